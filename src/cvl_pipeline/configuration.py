@@ -1,0 +1,33 @@
+"""Kedro's configuration loader, with the parameters checked and at hand in the catalog."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kedro.config import OmegaConfigLoader
+
+from cvl_pipeline.pipelines.parameters import check_parameters
+
+
+class CheckedConfigLoader(OmegaConfigLoader):
+    """Validates the parameters as soon as they are read and resolves ``${artifact_folder:}``.
+
+    The catalog files everything under ``data/<layer>/${artifact_folder:}/``, which is
+    ``<dataset>/seed_<n>`` of the parameters in force, ``--params`` included.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Register the resolver beside those of the settings."""
+        resolvers = {"artifact_folder": self._artifact_folder, **(kwargs.pop("custom_resolvers", None) or {})}
+        super().__init__(*args, custom_resolvers=resolvers, **kwargs)
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        """Load one kind of configuration; raises InputError on faulty parameters."""
+        config = super().__getitem__(key)
+        if key == "parameters":
+            check_parameters(config)
+        return config
+
+    def _artifact_folder(self) -> str:
+        parameters = check_parameters(super().__getitem__("parameters"))
+        return f"{parameters.dataset.folder}/seed_{parameters.seed}"

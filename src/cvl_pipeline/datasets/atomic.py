@@ -1,0 +1,94 @@
+"""Kedro's own datasets, made to write atomically and to name the fault when they cannot be read."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import kedro_datasets.json
+import kedro_datasets.matplotlib
+import kedro_datasets.pandas
+from kedro.io import DatasetError
+from kedro_datasets._typing import ImagePreview, JSONPreview, TablePreview
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.storage import write_atomically
+
+
+class _Atomic:
+    """Mixin over a stock file dataset: save beside the target and rename."""
+
+    _partial: PurePosixPath | None = None
+
+    def _get_save_path(self) -> PurePosixPath:
+        return self._partial or super()._get_save_path()  # type: ignore[misc,no-any-return]
+
+    def _write_atomically(self, save: Any, data: Any) -> None:
+        def write(partial: Path) -> None:
+            self._partial = PurePosixPath(partial)
+            try:
+                save(data)
+            finally:
+                self._partial = None
+
+        write_atomically(Path(self._get_save_path()), write)
+
+    def _read(self, load: Any) -> Any:
+        path = self._get_load_path()  # type: ignore[attr-defined]
+        try:
+            return load()
+        except DatasetError as error:
+            if not Path(path).exists():
+                raise InputError(f"{path} does not exist; run the stage that makes it") from error
+            raise InputError(
+                f"{path} is damaged ({error.__cause__}); delete it and rerun its stage"
+            ) from error
+
+
+class ParquetDataset(_Atomic, kedro_datasets.pandas.ParquetDataset):
+    """A table as Parquet."""
+
+    def save(self, data: Any) -> None:
+        """Write a DataFrame."""
+        self._write_atomically(super().save, data)
+
+    def load(self) -> Any:
+        """Read a DataFrame."""
+        return self._read(super().load)
+
+    def preview(self, nrows: int = 20) -> TablePreview:
+        """The first rows, for kedro-viz."""
+        table = self.load().head(nrows)
+        return TablePreview(table.to_dict(orient="split"))
+
+
+class JSONDataset(_Atomic, kedro_datasets.json.JSONDataset):
+    """Metrics and configurations as indented JSON."""
+
+    DEFAULT_SAVE_ARGS: dict[str, Any] = {"indent": 2}  # noqa: RUF012
+
+    def save(self, data: Any) -> None:
+        """Write plain values."""
+        self._write_atomically(super().save, data)
+
+    def load(self) -> Any:
+        """Read plain values."""
+        return self._read(super().load)
+
+    def preview(self) -> JSONPreview:
+        """The whole file, for kedro-viz."""
+        return JSONPreview(Path(self._get_load_path()).read_text())
+
+
+class FigureDataset(_Atomic, kedro_datasets.matplotlib.MatplotlibDataset):
+    """A Matplotlib figure as PNG."""
+
+    DEFAULT_SAVE_ARGS: dict[str, Any] = {"format": "png", "dpi": 120, "bbox_inches": "tight"}  # noqa: RUF012
+
+    def save(self, data: Any) -> None:
+        """Write a figure."""
+        self._write_atomically(super().save, data)
+
+    def preview(self) -> ImagePreview:
+        """The picture, for kedro-viz."""
+        return super().preview()

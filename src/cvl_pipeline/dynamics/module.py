@@ -1,0 +1,122 @@
+"""Contrastive training of the dynamics, without rewards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Generator, Tensor
+
+from cvl_pipeline.dynamics.losses import contrastive_loss, contrastive_metrics
+from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
+from cvl_pipeline.training.fit import fit, run_fingerprint
+from cvl_pipeline.training.module import OfflineModule
+from cvl_pipeline.training.seeds import stream_seed
+from cvl_pipeline.trajectories.container import Normalisation, Split, Transitions
+from cvl_pipeline.trajectories.sampling import SegmentSampler
+
+
+class ContrastiveDynamics(OfflineModule):
+    """Learns ``f(s, a, s') ~ log p_gamma(s' | s, a) / p(s')`` from transitions alone.
+
+    Positives are discounted future states of the same episode, negatives the other positives of the
+    batch (Mazoure et al. 2023, section 4.1).
+    """
+
+    def __init__(
+        self,
+        transitions: Transitions,
+        split: Split,
+        normalisation: Normalisation,
+        parameters: DynamicsParameters,
+        seed: int,
+    ) -> None:
+        """Build the critic and hold the episodes.
+
+        Args:
+            transitions: all episodes.
+            split: which of them train and which measure.
+            normalisation: statistics of the training episodes.
+            parameters: the stage's.
+            seed: of the initial weights and the batches.
+        """
+        super().__init__(parameters.training, seed)
+        self.parameters_of_stage = parameters
+        self._loss = contrastive_loss(parameters.loss)
+        self._train = transitions.select(split.train)
+        self._validation_data = transitions.select(split.validation)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(seed, "initialisation", 0))
+            self.critic = ContrastiveCritic(
+                CriticShape(
+                    observation_size=transitions.observations.shape[1],
+                    action_size=transitions.actions.shape[1],
+                    hidden=parameters.hidden,
+                    representation_size=parameters.representation_size,
+                    representation=parameters.representation,
+                    temperature=parameters.temperature,
+                    learned_temperature=parameters.learned_temperature,
+                ),
+                normalisation,
+            )
+
+    def on_fit_start(self) -> None:
+        """Put the episodes where the network is."""
+        discount = self.parameters_of_stage.discount
+        self._train_sampler = SegmentSampler(self._train.to(self.device), discount)
+        self._validation_sampler = SegmentSampler(self._validation_data.to(self.device), discount)
+
+    def training_loss(self, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Contrastive loss of one batch."""
+        logits = self._logits(self._train_sampler, self.training_parameters.batch_size, generator)
+        return self._loss(logits), {}
+
+    def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
+        """Loss and contrastive metrics on one fixed batch of held-out segments."""
+        logits = self._logits(
+            self._validation_sampler, self.parameters_of_stage.validation_segments, generator
+        )
+        return {
+            "loss": self._loss(logits),
+            **contrastive_metrics(logits),
+            "temperature": self.critic.temperature,
+        }
+
+    def _logits(self, sampler: SegmentSampler, count: int, generator: Generator) -> Tensor:
+        segments = sampler.sample(count, generator)
+        phi = self.critic.phi(segments.observations, segments.actions)
+        psi = self.critic.psi(segments.futures, segments.absorbed)
+        return self.critic.logits(phi, psi)
+
+
+def train_dynamics(
+    transitions: Transitions,
+    split: Split,
+    normalisation: Normalisation,
+    parameters: DynamicsParameters,
+    seed: int,
+    checkpoints: Path | None = None,
+) -> tuple[ContrastiveCritic, pd.DataFrame]:
+    """Train a contrastive critic on transitions alone.
+
+    Args:
+        transitions: all episodes.
+        split: which of them train and which measure.
+        normalisation: statistics of the training episodes.
+        parameters: the stage's.
+        seed: of the initial weights and the batches.
+        checkpoints: folder that unfinished training is kept in and resumed from.
+
+    Returns:
+        The critic, on the CPU, and the history (see ``fit``).
+    """
+    module = ContrastiveDynamics(transitions, split, normalisation, parameters, seed)
+    history = fit(
+        module,
+        description="Training the contrastive critic",
+        checkpoints=checkpoints,
+        fingerprint=run_fingerprint(parameters, seed, transitions, split),
+    )
+    return module.critic.cpu().eval(), history

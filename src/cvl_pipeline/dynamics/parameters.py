@@ -1,0 +1,23 @@
+"""Parameters of the contrastive_dynamics stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cvl_pipeline.training.parameters import Strict, TrainingParameters
+
+
+class DynamicsParameters(Strict):
+    """What the contrastive critic is and how it is trained."""
+
+    discount: float = Field(gt=0.0, lt=1.0)  # gamma of p_gamma, per step
+    loss: Literal["symmetric_infonce", "nce"]
+    representation: Literal["unit_norm", "raw"]
+    representation_size: int = Field(ge=1)  # D, size of phi and psi
+    hidden: tuple[int, ...]  # hidden layers of phi and psi
+    temperature: float = Field(gt=0.0)  # divides the logits
+    learned_temperature: bool  # train it, starting from the value above
+    validation_segments: int = Field(ge=2)  # held-out batch: its size sets the scale of accuracy and bound
+    training: TrainingParameters

@@ -1,0 +1,18 @@
+"""The one exception that a person is meant to read."""
+
+
+class InputError(ValueError):
+    """Something that the user gave is wrong: a parameter, a file, an artifact.
+
+    The message is one line that names the file or field, the value and the fix. The command line prints
+    that line alone, without a traceback; every other exception is a defect and keeps its traceback.
+    """
+
+
+def unknown_name(kind: str, name: str, known: list[str]) -> InputError:
+    """The error for a name that is not in a registry, listing the closest or all known names."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+    return InputError(f"unknown {kind} '{name}': {hint}")

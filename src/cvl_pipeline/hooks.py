@@ -1,0 +1,109 @@
+"""What surrounds a run: inputs are checked before it, results are told after it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kedro.framework.hooks import hook_impl
+from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
+from rich.console import Console
+from rich.table import Table
+
+from cvl_pipeline.datasets import ArtifactDataset
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.pipeline_registry import register_stages
+
+logger = logging.getLogger(__name__)
+
+
+class CheckInputs:
+    """Stops a run whose saved inputs are missing or foreign, before any node has run."""
+
+    @hook_impl
+    def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Check every input that the run reads from disk; raises InputError."""
+        stages = {name: stage for stage, nodes in register_stages().items() for name in nodes.all_outputs()}
+        missing = []
+        for name in sorted(pipeline.inputs()):
+            if name.startswith("params:") or name == "parameters":
+                continue
+            if not catalog.exists(name):
+                missing.append(name)
+                continue
+            dataset = catalog[name]
+            if isinstance(dataset, ArtifactDataset):
+                dataset.check()
+        if missing:
+            makers = ",".join(dict.fromkeys(stages[name] for name in missing if name in stages))
+            raise InputError(
+                f"missing artifacts: {', '.join(missing)}; make them first: kedro run --pipelines {makers} "
+                "(with the same --env and --params)"
+            )
+
+
+class NarrateNodes:
+    """Tells every finished node in one line: how many are done, what it made, how long it took."""
+
+    def __init__(self) -> None:
+        self._total = self._done = 0
+        self._start = 0.0
+
+    @hook_impl
+    def before_pipeline_run(self, pipeline: Pipeline) -> None:
+        """Count the nodes."""
+        self._total, self._done = len(pipeline.nodes), 0
+
+    @hook_impl
+    def before_node_run(self) -> None:
+        """Take the time."""
+        self._start = time.perf_counter()
+
+    @hook_impl
+    def after_node_run(self, node: Node) -> None:
+        """Tell."""
+        self._done += 1
+        seconds = time.perf_counter() - self._start
+        logger.info(
+            "%d/%d %s -> %s (%.1f s)", self._done, self._total, node.name, ", ".join(node.outputs), seconds
+        )
+
+
+class ReportResults:
+    """Ends an evaluated run with a table that says what came out and where it lies."""
+
+    @hook_impl
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Print the comparison if this run made one."""
+        if "metrics" not in pipeline.all_outputs():
+            return
+        path = Path(getattr(catalog["metrics"], "_filepath"))
+        _print_comparison(json.loads(path.read_text()), path)
+
+
+def _print_comparison(metrics: Mapping[str, Any], path: Path) -> None:
+    level = f"{100 * metrics['confidence']:g} %"
+    table = Table(title=f"{metrics['dataset']}, seed {metrics['seed']}", title_justify="left")
+    for heading in ("policy", "episodes", f"success rate [{level} interval]", f"return [{level} interval]"):
+        table.add_column(heading)
+    rows = {"cvl": "CVL", "bc": "BC (control)", "behaviour": "behaviour data"}
+    for key, label in rows.items():
+        episodes = metrics["behaviour_episodes" if key == "behaviour" else "episodes"]
+        success, value = f"{key}.success_rate", f"{key}.return_mean"
+        table.add_row(
+            label,
+            str(episodes),
+            f"{metrics[success]:.2f} [{metrics[f'{success}_ci_low']:.2f}, {metrics[f'{success}_ci_high']:.2f}]",
+            f"{metrics[value]:.0f} [{metrics[f'{value}_ci_low']:.0f}, {metrics[f'{value}_ci_high']:.0f}]",
+        )
+    console = Console()
+    console.print(table)
+    folder = path.parent
+    relative = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    console.print(f"Metrics, tables and plots: {relative}/", soft_wrap=True, highlight=False)

@@ -1,0 +1,1 @@
+"""Modules alone: no training, no data."""

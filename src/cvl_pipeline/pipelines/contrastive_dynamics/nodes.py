@@ -1,0 +1,36 @@
+"""Nodes of the contrastive_dynamics pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cvl_pipeline.dynamics.module import train_dynamics
+from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.pipelines import plots
+from cvl_pipeline.trajectories.container import Normalisation, Split, Transitions
+
+
+def train(
+    transitions: Transitions,
+    split: Split,
+    normalisation: Normalisation,
+    parameters: DynamicsParameters,
+    seed: int,
+    checkpoints: Path,
+) -> tuple[ContrastiveCritic, pd.DataFrame]:
+    """Train the contrastive critic on transitions alone."""
+    return train_dynamics(transitions, split, normalisation, parameters, seed, checkpoints)
+
+
+def report(history: pd.DataFrame) -> dict[str, float]:
+    """Held-out metrics at the end of training."""
+    return {str(name): float(value) for name, value in history.iloc[-1].items()}
+
+
+def plot(history: pd.DataFrame) -> Figure:
+    """Loss, accuracy and mutual-information bound over training."""
+    return plots.dynamics_history(history)

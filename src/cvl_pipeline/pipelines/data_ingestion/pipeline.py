@@ -1,0 +1,33 @@
+"""The data_ingestion pipeline."""
+
+from kedro.pipeline import Pipeline, node
+
+from cvl_pipeline.pipelines.data_ingestion import nodes
+
+
+def create_pipeline() -> Pipeline:
+    """Collect, check, split, measure and tabulate episodes."""
+    return Pipeline(
+        [
+            node(
+                nodes.collect,
+                ["params:dataset", "params:data_ingestion", "params:seed"],
+                ["transitions", "rewards"],
+                name="collect",
+                tags=["simulator"],
+            ),
+            node(nodes.split, ["transitions", "params:data_ingestion", "params:seed"], "split", name="split"),
+            node(
+                nodes.normalise,
+                ["transitions", "split", "params:data_ingestion"],
+                "normalisation",
+                name="normalise",
+            ),
+            node(nodes.tabulate, ["transitions", "rewards", "split"], "episodes", name="tabulate"),
+            node(nodes.report, "episodes", "data_report", name="report", tags=["report"]),
+            node(nodes.plot, "episodes", "data_plot", name="plot", tags=["report"]),
+        ],
+        namespace="data_ingestion",
+        prefix_datasets_with_namespace=False,
+        tags=["data_ingestion"],
+    )

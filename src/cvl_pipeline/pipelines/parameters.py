@@ -1,0 +1,67 @@
+"""All parameters of a run, checked together before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.policies.parameters import PolicyParameters
+from cvl_pipeline.readout.parameters import ReadoutParameters
+from cvl_pipeline.rollouts.parameters import EvaluationParameters
+from cvl_pipeline.training.parameters import Strict
+from cvl_pipeline.trajectories.parameters import DatasetParameters, IngestionParameters
+
+
+class RunParameters(Strict):
+    """The whole parameter file: what is common, and one model a stage."""
+
+    seed: int = Field(ge=0)  # of collection, initial weights, batches, references and evaluation
+    dataset: DatasetParameters
+    data_ingestion: IngestionParameters
+    contrastive_dynamics: DynamicsParameters
+    value_readout: ReadoutParameters
+    policy_extraction: PolicyParameters
+    evaluation: EvaluationParameters
+
+
+def check_parameters(raw: dict[str, Any]) -> RunParameters:
+    """Validate the merged parameter files and ``--params``.
+
+    Raises:
+        InputError: one line with every fault: the field's full name, its value, and what it may be.
+    """
+    try:
+        return RunParameters.model_validate(raw)
+    except ValidationError as error:
+        faults = "; ".join(_describe(detail) for detail in error.errors())
+        raise InputError(f"parameters: {faults}") from None
+
+
+def _describe(detail: ErrorDetails) -> str:
+    *parents, last = detail["loc"]
+    name = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        known = _fields(parents)
+        close = get_close_matches(str(last), known, n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        return f"unknown field '{name}': {hint}known here: {', '.join(known)}"
+    if detail["type"] == "missing":
+        return f"field '{name}' is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"'{name}' is {detail['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _fields(path: Iterable[Any]) -> list[str]:
+    model: Any = RunParameters
+    for part in path:
+        field = model.model_fields.get(part)
+        model = field.annotation if field else None
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return []
+    return list(model.model_fields)

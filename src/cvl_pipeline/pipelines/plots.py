@@ -1,0 +1,115 @@
+"""Pictures of what each stage made, as Matplotlib figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = {"CVL": "#1b6ca8", "BC": "#d98e04", "behaviour": "#7a7a7a"}
+
+
+def _axes(count: int, height: float = 3.4) -> tuple[Figure, list[Axes]]:
+    # A bare Figure, not pyplot: no global state, no display needed.
+    figure = Figure(figsize=(4.4 * count, height), layout="constrained")
+    axes = [figure.add_subplot(1, count, index + 1) for index in range(count)]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    return figure, axes
+
+
+def episode_returns(episodes: pd.DataFrame) -> Figure:
+    """Histogram of episode returns, solved and unsolved apart."""
+    figure, (axis,) = _axes(1)
+    bins = np.histogram_bin_edges(episodes["return"], bins=20)
+    for success, label, colour in ((True, "solved", "#2f7d4f"), (False, "not solved", "#b3423a")):
+        part = episodes.loc[episodes["success"] == success, "return"]
+        axis.hist(part, bins=bins, alpha=0.7, color=colour, label=f"{label} ({len(part)} episodes)")
+    axis.set(xlabel="return of the episode (undiscounted)", ylabel="episodes", title="Behaviour data")
+    axis.legend(frameon=False)
+    return figure
+
+
+def dynamics_history(history: pd.DataFrame) -> Figure:
+    """Loss, held-out accuracy in both directions and held-out mutual-information bound."""
+    figure, (loss, accuracy, bound) = _axes(3)
+    loss.plot(history["step"], history["train/loss"], "o-", ms=3, label="training")
+    loss.plot(history["step"], history["validation/loss"], "o-", ms=3, label="held out")
+    loss.set(title="Contrastive loss", ylabel="nats")
+    loss.legend(frameon=False)
+    for direction in ("future", "anchor"):
+        values = history[f"validation/categorical_accuracy_{direction}"]
+        accuracy.plot(history["step"], values, "o-", ms=3, label=f"which {direction}?")
+    accuracy.set(title="Held-out categorical accuracy", ylabel="share of the batch", ylim=(0, None))
+    accuracy.legend(frameon=False)
+    bound.plot(history["step"], history["validation/mutual_information_bound"], "o-", ms=3)
+    bound.set(title="Held-out mutual-information bound", ylabel="nats")
+    for axis in (loss, accuracy, bound):
+        axis.set_xlabel("gradient step")
+    return figure
+
+
+def values_against_returns(values: pd.DataFrame, report: Mapping[str, float]) -> Figure:
+    """Q against held-out returns, with the calibration line, and both along three episodes."""
+    figure, (scatter, course) = _axes(2, height=3.8)
+    scatter.scatter(values["q"], values["return"], s=4, alpha=0.25, color=COLOURS["CVL"], edgecolors="none")
+    span = np.array([values["q"].min(), values["q"].max()])
+    scatter.plot(span, span, ":", color="black", lw=1, label="calibrated")
+    line = report["slope"] * span + report["intercept"]
+    scatter.plot(span, line, color="#b3423a", lw=1.5, label=f"fitted, slope {report['slope']:.2f}")
+    scatter.set(
+        xlabel="Q(s, a)",
+        ylabel="discounted return",
+        title=f"Held-out transitions: Spearman {report['spearman']:.2f}, Pearson {report['pearson']:.2f}",
+    )
+    scatter.legend(frameon=False)
+    ranked = values.groupby("episode")["return"].mean().sort_values().index
+    for position, colour in ((0, "#b3423a"), (len(ranked) // 2, "#d98e04"), (len(ranked) - 1, "#2f7d4f")):
+        part = values[values["episode"] == ranked[position]]
+        course.plot(part["step"], part["return"], color=colour, lw=1, ls=":")
+        course.plot(part["step"], part["q"], color=colour, lw=1.5, label=f"episode {ranked[position]}")
+    course.set(xlabel="step", ylabel="Q (solid), return (dotted)", title="Worst, middle and best held-out episode")
+    course.legend(frameon=False)
+    return figure
+
+
+def policy_histories(histories: Mapping[str, pd.DataFrame]) -> Figure:
+    """Training loss and held-out distance to the logged actions of each policy."""
+    figure, (loss, error) = _axes(2)
+    for name, history in histories.items():
+        loss.plot(history["step"], history["train/loss"], "o-", ms=3, color=COLOURS[name], label=name)
+        error.plot(
+            history["step"], history["validation/action_error"], "o-", ms=3, color=COLOURS[name], label=name
+        )
+    loss.set(title="Training loss (each its own objective)", xlabel="gradient step")
+    error.set(title="Held-out squared distance to logged actions", xlabel="gradient step", ylim=(0, None))
+    for axis in (loss, error):
+        axis.legend(frameon=False)
+    return figure
+
+
+def comparison(metrics: Mapping[str, Any]) -> Figure:
+    """Success rate and mean return of CVL, BC and the behaviour data with their intervals."""
+    figure, axes = _axes(2, height=3.6)
+    keys = {"cvl": "CVL", "bc": "BC", "behaviour": "behaviour"}
+    panels = (("success_rate", "success rate"), ("return_mean", "mean return (undiscounted)"))
+    for axis, (metric, label) in zip(axes, panels, strict=True):
+        for position, (key, name) in enumerate(keys.items()):
+            mean, low, high = (metrics[f"{key}.{metric}{end}"] for end in ("", "_ci_low", "_ci_high"))
+            axis.bar(position, mean, color=COLOURS[name], width=0.65)
+            axis.errorbar(position, mean, [[mean - low], [high - mean]], color="black", capsize=4, lw=1.2)
+        axis.set_xticks(range(len(keys)), list(keys.values()))
+        axis.set(ylabel=label)
+        axis.grid(axis="x", visible=False)
+    axes[0].set_ylim(0, 1.05)
+    figure.suptitle(
+        f"{metrics['dataset']}, seed {metrics['seed']}: {metrics['episodes']} evaluation episodes, "
+        f"{100 * metrics['confidence']:g} % intervals",
+        fontsize=10,
+    )
+    return figure

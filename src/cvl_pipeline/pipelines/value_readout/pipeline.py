@@ -1,0 +1,38 @@
+"""The value_readout pipeline."""
+
+from kedro.pipeline import Pipeline, node
+
+from cvl_pipeline.pipelines.value_readout import nodes
+
+
+def create_pipeline() -> Pipeline:
+    """Draw references, read out values and judge them on held-out episodes."""
+    return Pipeline(
+        [
+            node(
+                nodes.read_out,
+                [
+                    "critic",
+                    "transitions",
+                    "rewards",
+                    "split",
+                    "params:value_readout",
+                    "params:contrastive_dynamics.discount",
+                    "params:seed",
+                ],
+                "readout",
+                name="read_out",
+            ),
+            node(
+                nodes.evaluate,
+                ["critic", "readout", "transitions", "rewards", "split"],
+                "values",
+                name="evaluate",
+            ),
+            node(nodes.report, ["values", "readout"], "value_report", name="report", tags=["report"]),
+            node(nodes.plot, ["values", "value_report"], "value_plot", name="plot", tags=["report"]),
+        ],
+        namespace="value_readout",
+        prefix_datasets_with_namespace=False,
+        tags=["value_readout"],
+    )

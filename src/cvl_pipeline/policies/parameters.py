@@ -1,0 +1,21 @@
+"""Parameters of the policy_extraction stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cvl_pipeline.training.parameters import Strict, TrainingParameters
+
+
+class PolicyParameters(Strict):
+    """How a policy is extracted from the frozen critic."""
+
+    objective: Literal["awr", "ddpg_bc", "bc"]
+    hidden: tuple[int, ...]  # hidden layers of the actor and of V
+    beta: float = Field(ge=0.0)  # awr: advantages count as exp(beta * advantage / its standard deviation)
+    max_weight: float = Field(gt=0.0)  # awr: no transition counts more than this
+    value_steps: int = Field(ge=1)  # awr: gradient steps that fit V to Q
+    alpha: float = Field(ge=0.0)  # ddpg_bc: weight of Q / mean |Q| against the cloning error
+    training: TrainingParameters

@@ -1,0 +1,1 @@
+"""From the dynamics and rewards to values."""

@@ -1,0 +1,1 @@
+"""Environments, collection and evaluation."""

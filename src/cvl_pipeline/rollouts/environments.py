@@ -1,0 +1,114 @@
+"""Environments that episodes are collected in and policies are evaluated in."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Protocol, SupportsFloat
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from cvl_pipeline.errors import unknown_name
+
+Array = NDArray[np.floating[Any]]
+
+
+class Environment(Protocol):
+    """What rollouts need of an environment: Gymnasium's interface with a seed for every episode."""
+
+    action_space: gymnasium.spaces.Box
+
+    def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
+        """Start the episode that ``seed`` determines."""
+
+    def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Gymnasium's step; ``info["success"]`` is truthy where the task counts as solved."""
+
+
+class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
+    """One Meta-World task with the goal visible and a fresh goal and object position every episode.
+
+    Meta-World's own ``gym.make`` draws fifty goals from the global NumPy generator and cycles through
+    them, so an episode depends on every episode before it. Here the seed given to ``reset`` determines
+    the whole episode, whatever the environment did before: the basis of collection that gives the same
+    bytes in any number of processes, and of evaluation on goals that collection never saw.
+
+    Observations are 39 numbers (hand, gripper, objects, the same one step earlier, goal; metres),
+    actions 4 numbers in [-1, 1] (hand displacement and gripper effort), rewards lie in [0, 10].
+    """
+
+    def __init__(self, task: str, episode_steps: int) -> None:
+        """Build the simulation.
+
+        Args:
+            task: one of ``metaworld_tasks()``, such as ``reach-v3``.
+            episode_steps: length after which the episode is truncated, at most 500.
+
+        Raises:
+            InputError: unknown task.
+        """
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+        if task not in ALL_V3_ENVIRONMENTS:
+            raise unknown_name("Meta-World task", task, metaworld_tasks())
+        environment = ALL_V3_ENVIRONMENTS[task]()
+        # The four fields that Meta-World's `set_task` would set from a pickled task description.
+        environment._partially_observable = False
+        environment._freeze_rand_vec = False
+        environment.seeded_rand_vec = True
+        environment._set_task_called = True
+        # Cached while the goal was still hidden, with bounds that would clip the goal to zero.
+        vars(environment).pop("sawyer_observation_space", None)
+        self._environment = environment
+        self._episode_steps = episode_steps
+        self._steps = 0
+        self.action_space = environment.action_space
+        self.observation_space = environment.sawyer_observation_space
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Start the episode that ``seed`` determines, or the next one of the last seed."""
+        if seed is not None:
+            self._environment.seed(seed)
+        self._steps = 0
+        observation, info = self._environment.reset()
+        return observation, info
+
+    def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Advance by one control step (0.0125 s of simulated time x frame skip)."""
+        observation, reward, terminated, _, info = self._environment.step(action)
+        self._steps += 1
+        return observation, reward, terminated, self._steps >= self._episode_steps, info
+
+    def close(self) -> None:
+        """Free the simulation."""
+        self._environment.close()
+
+
+def metaworld_tasks() -> list[str]:
+    """Names of the Meta-World tasks, sorted."""
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    return sorted(ALL_V3_ENVIRONMENTS)
+
+
+class MetaWorldExpert:
+    """The scripted policy that Meta-World ships for a task."""
+
+    def __init__(self, task: str) -> None:
+        """Look up the policy of ``task``; raises InputError on an unknown one."""
+        from metaworld.policies import ENV_POLICY_MAP
+
+        if task not in ENV_POLICY_MAP:
+            raise unknown_name("Meta-World task", task, sorted(ENV_POLICY_MAP))
+        self._policy = ENV_POLICY_MAP[task]()
+
+    def __call__(self, observation: Array) -> Array:
+        """Action for one observation, clipped to [-1, 1]."""
+        with warnings.catch_warnings():
+            # "Constant(s) may be too high": a remark to the author of the script, on every other step.
+            warnings.simplefilter("ignore")
+            action = self._policy.get_action(observation)
+        return np.clip(action, -1.0, 1.0)

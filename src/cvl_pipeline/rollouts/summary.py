@@ -1,0 +1,47 @@
+"""Means of rollouts with bootstrap confidence intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+RESAMPLES = 10_000
+
+
+def bootstrap_interval(values: NDArray[np.float64], confidence: float, seed: int) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean, episodes resampled (Efron 1979)."""
+    if np.ptp(values) == 0.0:  # nothing to resample; scipy would warn
+        return float(values[0]), float(values[0])
+    interval = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def summarise_rollouts(
+    tables: Mapping[str, pd.DataFrame], confidence: float, seed: int
+) -> dict[str, float]:
+    """``<name>.success_rate`` and ``<name>.return_mean`` of each table, each with ``_ci_low``/``_ci_high``.
+
+    Args:
+        tables: with columns ``success`` and ``return``, one row an episode.
+        confidence: level of the intervals, such as 0.95.
+        seed: of the resampling.
+    """
+    summary: dict[str, float] = {}
+    for name, table in tables.items():
+        for metric, column in (("success_rate", "success"), ("return_mean", "return")):
+            values = table[column].to_numpy(np.float64)
+            low, high = bootstrap_interval(values, confidence, seed)
+            key = f"{name}.{metric}"
+            summary |= {key: float(values.mean()), f"{key}_ci_low": low, f"{key}_ci_high": high}
+    return summary

@@ -1,0 +1,116 @@
+"""The one file format of tensors: safetensors, self-describing, checked and written atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cvl_pipeline.errors import InputError
+
+FORMAT = "cvl-pipeline"
+VERSION = 1
+
+
+def fingerprint(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
+    """SHA-256, in hexadecimal, of names, types, shapes, values and configuration."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it: whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        write(partial)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Write an artifact.
+
+    Args:
+        path: ends in ``.safetensors``; folders are made.
+        kind: what it is, such as ``critic``; checked when it is read.
+        tensors: its arrays.
+        config: plain values needed to make sense of them.
+    """
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "kind": kind,
+        "config": json.dumps(dict(config), sort_keys=True),
+        "checksum": fingerprint(tensors, config),
+    }
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda partial: save_file(plain, partial, metadata=metadata))
+
+
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read an artifact and check that it is whole.
+
+    Returns:
+        The tensors and the configuration.
+
+    Raises:
+        InputError: missing, truncated, altered, written by another program, of another kind, or of
+            another format version.
+    """
+    with _open(path, kind) as (file, metadata):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    config = json.loads(metadata["config"])
+    if fingerprint(tensors, config) != metadata["checksum"]:
+        raise InputError(f"{path}: content does not match its checksum; delete it and rerun its stage")
+    return tensors, config
+
+
+def check_header(path: Path, kind: str) -> None:
+    """All checks of ``read_tensors`` but the checksum, without reading the tensors."""
+    with _open(path, kind):
+        pass
+
+
+@contextmanager
+def _open(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, str]]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file, _checked_metadata(path, kind, file.metadata())
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; run the stage that makes it") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is damaged or not a safetensors file ({error}); delete it and rerun its stage"
+        ) from error
+
+
+def _checked_metadata(path: Path, kind: str, metadata: dict[str, str] | None) -> dict[str, str]:
+    if not metadata or metadata.get("format") != FORMAT:
+        raise InputError(f"{path} was not written by {FORMAT}; delete it and rerun its stage")
+    if metadata.get("version") != str(VERSION):
+        raise InputError(
+            f"{path} has format version {metadata.get('version')}, this program reads {VERSION}; "
+            "delete it and rerun its stage"
+        )
+    if metadata.get("kind") != kind:
+        raise InputError(
+            f"{path} holds a {metadata.get('kind')}, not a {kind}; delete it and rerun the stage that makes it"
+        )
+    return metadata

@@ -1,0 +1,141 @@
+"""One way to train, for every stage: launch, progress, checkpoints, resumption."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+
+from pydantic import BaseModel
+from torch import Tensor
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.storage import fingerprint as fingerprint_of
+from cvl_pipeline.training.module import OfflineModule
+from cvl_pipeline.training.progress import progress_bar
+
+logger = logging.getLogger(__name__)
+
+
+def fit(
+    module: OfflineModule, *, description: str, checkpoints: Path | None = None, fingerprint: str = ""
+) -> pd.DataFrame:
+    """Train the module in place.
+
+    Args:
+        module: what to train; it holds its data and its parameters.
+        description: what the progress bar says.
+        checkpoints: folder for the state of unfinished training, written after every validation
+            interval and removed when training is done. None: not resumable.
+        fingerprint: identifies parameters and data. Unfinished training is resumed only under the same
+            fingerprint, so a changed parameter or dataset starts anew.
+
+    Returns:
+        The history: one row a validation interval with ``step``, ``train/...`` (means over the
+        interval) and ``validation/...``.
+
+    Raises:
+        InputError: the checkpoint to resume from cannot be read.
+        FloatingPointError: the loss is not a number.
+    """
+    parameters = module.training_parameters
+    callbacks: list[Callback] = [_Progress(description, parameters.steps)]
+    resume: Path | None = None
+    if checkpoints is not None:
+        folder = checkpoints / fingerprint
+        callbacks.append(
+            ModelCheckpoint(
+                dirpath=folder, filename="last", save_top_k=1, save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            )
+        )  # fmt: skip
+        resume = _resumable(folder / "last.ckpt")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        # What it reports (which devices exist, which loops it runs) is not for the reader of a pipeline log.
+        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).handlers.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PossibleUserWarning)  # "checkpoint directory exists", "no logger"
+        # Lightning's own use of a name that torch has deprecated.
+        warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+        trainer = lightning.Trainer(
+            accelerator=parameters.accelerator,
+            devices=1,
+            max_epochs=math.ceil(parameters.steps / parameters.validation_interval),
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=checkpoints is not None,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(
+            module, train_dataloaders=module.chunks(), val_dataloaders=[0],
+            ckpt_path=resume, weights_only=True,
+        )  # fmt: skip
+    if checkpoints is not None:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return pd.DataFrame(module.rows).astype({"step": int})
+
+
+def run_fingerprint(parameters: BaseModel, seed: int, *inputs: Any) -> str:
+    """Identifies a training run by its parameters, seed and inputs, for ``fit``.
+
+    Args:
+        parameters: the stage's.
+        seed: the run's.
+        inputs: dataclasses of tensors, modules, or None.
+    """
+    tensors: dict[str, Tensor] = {}
+    for index, value in enumerate(inputs):
+        if value is None:
+            continue
+        parts = value.state_dict() if isinstance(value, torch.nn.Module) else vars(value)
+        tensors |= {f"{index}.{name}": tensor for name, tensor in parts.items()}
+    return fingerprint_of(tensors, {"parameters": parameters.model_dump(), "seed": seed})[:16]
+
+
+def _resumable(path: Path) -> Path | None:
+    """The checkpoint, if there is one; raises InputError if it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        step = state["global_step"]
+    except Exception as error:
+        raise InputError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}); delete it to train from the start"
+        ) from error
+    logger.info("Resuming from step %d (%s)", step, path)
+    return path
+
+
+class _Progress(Callback):
+    """Gradient steps done, of all."""
+
+    def __init__(self, description: str, steps: int) -> None:
+        self._description = description
+        self._steps = steps
+        self._bar = progress_bar()
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._bar = progress_bar()
+        self._task = self._bar.add_task(self._description, total=self._steps, completed=trainer.global_step)
+        self._bar.start()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self._bar.update(self._task, completed=trainer.global_step)
+
+    def teardown(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
+        self._bar.stop()

@@ -1,0 +1,21 @@
+"""Parameters that every training stage shares."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown fields, so that a typo never passes silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainingParameters(Strict):
+    """How a network is trained."""
+
+    steps: int = Field(ge=1)  # gradient steps
+    batch_size: int = Field(ge=2)
+    learning_rate: float = Field(gt=0.0)  # of Adam
+    validation_interval: int = Field(ge=1)  # gradient steps between held-out measurements and checkpoints
+    accelerator: str  # Lightning's: auto, cpu, gpu, ...

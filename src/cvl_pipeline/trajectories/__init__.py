@@ -1,0 +1,1 @@
+"""Episodes: the container, its checks, its preparation and the sampling of segments."""

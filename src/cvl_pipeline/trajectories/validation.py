@@ -1,0 +1,61 @@
+"""Checks that stand between a source and the pipeline: one clear error instead of a wrong result."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.trajectories.container import Rewards, Transitions
+
+
+def validate_transitions(transitions: Transitions) -> None:
+    """Raise InputError, naming field and place, unless the container's promises hold."""
+    data = transitions
+    episodes, steps = data.episodes, len(data)
+    if episodes < 1:
+        raise InputError("transitions: no episode; collect or load at least one")
+    if data.episode_starts[0] != 0 or data.episode_starts[-1] != steps:
+        raise InputError(
+            f"transitions.episode_starts: runs from {int(data.episode_starts[0])} to "
+            f"{int(data.episode_starts[-1])}, but there are {steps} transitions"
+        )
+    if (data.lengths < 1).any():
+        episode = int((data.lengths < 1).nonzero()[0])
+        raise InputError(f"transitions.episode_starts: episode {episode} has no step; leave it out")
+    if len(data.observations) != steps + episodes:
+        raise InputError(
+            f"transitions.observations: {len(data.observations)} rows, but {steps} transitions in "
+            f"{episodes} episodes need {steps + episodes} (one more than steps in every episode)"
+        )
+    for name in ("terminated", "truncated"):
+        if getattr(data, name).shape != (episodes,):
+            raise InputError(f"transitions.{name}: shape {tuple(getattr(data, name).shape)}, not ({episodes},)")
+    _check_finite("transitions.observations", data.observations)
+    _check_finite("transitions.actions", data.actions)
+    outside = (data.actions < data.action_low) | (data.actions > data.action_high)
+    if outside.any():
+        step, dimension = (int(i) for i in outside.nonzero()[0])
+        raise InputError(
+            f"transitions.actions: {float(data.actions[step, dimension]):g} at transition {step}, dimension "
+            f"{dimension} lies outside [{float(data.action_low[dimension]):g}, "
+            f"{float(data.action_high[dimension]):g}]; record actions as the environment executed them"
+        )
+
+
+def validate_rewards(rewards: Rewards, transitions: Transitions) -> None:
+    """Raise InputError unless there is one finite label for each transition."""
+    for name in ("rewards", "successes"):
+        if getattr(rewards, name).shape != (len(transitions),):
+            raise InputError(
+                f"rewards.{name}: shape {tuple(getattr(rewards, name).shape)}, but there are "
+                f"{len(transitions)} transitions; both must come from one ingestion"
+            )
+    _check_finite("rewards.rewards", rewards.rewards)
+
+
+def _check_finite(field: str, values: Tensor) -> None:
+    bad = ~torch.isfinite(values)
+    if bad.any():
+        place = tuple(int(i) for i in bad.nonzero()[0])
+        raise InputError(f"{field}: {float(values[place])} at index {place}; remove or repair that episode")
