@@ -35,6 +35,4 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-cli.add_command(
-    _Run("run", params=kedro_run.params, callback=kedro_run.callback, help=kedro_run.help)
-)
+cli.add_command(_Run("run", params=kedro_run.params, callback=kedro_run.callback, help=kedro_run.help))

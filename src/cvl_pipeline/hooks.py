@@ -52,6 +52,7 @@ class NarrateNodes:
     """Tells every finished node in one line: how many are done, what it made, how long it took."""
 
     def __init__(self) -> None:
+        """Start with nothing counted."""
         self._total = self._done = 0
         self._start = 0.0
 
@@ -83,7 +84,7 @@ class ReportResults:
         """Print the comparison if this run made one."""
         if "metrics" not in pipeline.all_outputs():
             return
-        path = Path(getattr(catalog["metrics"], "_filepath"))
+        path = Path(vars(catalog["metrics"])["_filepath"])
         _print_comparison(json.loads(path.read_text()), path)
 
 
@@ -95,13 +96,11 @@ def _print_comparison(metrics: Mapping[str, Any], path: Path) -> None:
     rows = {"cvl": "CVL", "bc": "BC (control)", "behaviour": "behaviour data"}
     for key, label in rows.items():
         episodes = metrics["behaviour_episodes" if key == "behaviour" else "episodes"]
-        success, value = f"{key}.success_rate", f"{key}.return_mean"
-        table.add_row(
-            label,
-            str(episodes),
-            f"{metrics[success]:.2f} [{metrics[f'{success}_ci_low']:.2f}, {metrics[f'{success}_ci_high']:.2f}]",
-            f"{metrics[value]:.0f} [{metrics[f'{value}_ci_low']:.0f}, {metrics[f'{value}_ci_high']:.0f}]",
-        )
+        cells = []
+        for name, digits in (("success_rate", 2), ("return_mean", 0)):
+            mean, low, high = (metrics[f"{key}.{name}{end}"] for end in ("", "_ci_low", "_ci_high"))
+            cells.append(f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
+        table.add_row(label, str(episodes), *cells)
     console = Console()
     console.print(table)
     folder = path.parent

@@ -111,6 +111,6 @@ def _checked_metadata(path: Path, kind: str, metadata: dict[str, str] | None) ->
         )
     if metadata.get("kind") != kind:
         raise InputError(
-            f"{path} holds a {metadata.get('kind')}, not a {kind}; delete it and rerun the stage that makes it"
+            f"{path} holds a {metadata.get('kind')}, not a {kind}; delete it and rerun its stage"
         )
     return metadata

@@ -59,7 +59,12 @@ class ArtifactDataset(AbstractVersionedDataset[Any, Any]):
     """One of this package's objects in a self-describing safetensors file (see ``storage``)."""
 
     def __init__(
-        self, *, filepath: str, kind: str, version: Version | None = None, metadata: dict[str, Any] | None = None
+        self,
+        *,
+        filepath: str,
+        kind: str,
+        version: Version | None = None,
+        metadata: dict[str, Any] | None = None,
     ) -> None:
         """Describe the file.
 

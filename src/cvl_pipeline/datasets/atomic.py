@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import kedro_datasets.json
-import kedro_datasets.matplotlib
-import kedro_datasets.pandas
 from kedro.io import DatasetError
 from kedro_datasets._typing import ImagePreview, JSONPreview, TablePreview
+from kedro_datasets.json import json_dataset
+from kedro_datasets.matplotlib import matplotlib_dataset
+from kedro_datasets.pandas import parquet_dataset
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.storage import write_atomically
@@ -21,7 +21,7 @@ class _Atomic:
     _partial: PurePosixPath | None = None
 
     def _get_save_path(self) -> PurePosixPath:
-        return self._partial or super()._get_save_path()  # type: ignore[misc,no-any-return]
+        return self._partial or super()._get_save_path()  # type: ignore[misc]
 
     def _write_atomically(self, save: Any, data: Any) -> None:
         def write(partial: Path) -> None:
@@ -45,7 +45,7 @@ class _Atomic:
             ) from error
 
 
-class ParquetDataset(_Atomic, kedro_datasets.pandas.ParquetDataset):
+class ParquetDataset(_Atomic, parquet_dataset.ParquetDataset):
     """A table as Parquet."""
 
     def save(self, data: Any) -> None:
@@ -62,7 +62,7 @@ class ParquetDataset(_Atomic, kedro_datasets.pandas.ParquetDataset):
         return TablePreview(table.to_dict(orient="split"))
 
 
-class JSONDataset(_Atomic, kedro_datasets.json.JSONDataset):
+class JSONDataset(_Atomic, json_dataset.JSONDataset):
     """Metrics and configurations as indented JSON."""
 
     DEFAULT_SAVE_ARGS: dict[str, Any] = {"indent": 2}  # noqa: RUF012
@@ -80,7 +80,7 @@ class JSONDataset(_Atomic, kedro_datasets.json.JSONDataset):
         return JSONPreview(Path(self._get_load_path()).read_text())
 
 
-class FigureDataset(_Atomic, kedro_datasets.matplotlib.MatplotlibDataset):
+class FigureDataset(_Atomic, matplotlib_dataset.MatplotlibDataset):
     """A Matplotlib figure as PNG."""
 
     DEFAULT_SAVE_ARGS: dict[str, Any] = {"format": "png", "dpi": 120, "bbox_inches": "tight"}  # noqa: RUF012

@@ -60,14 +60,15 @@ class GaussianActor(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """The mode of the policy, (..., O) -> (..., A), within the action bounds."""
-        squashed = torch.tanh(self.network(self.standardise_observation(observations)))
+        squashed: Tensor = torch.tanh(self.network(self.standardise_observation(observations)))
         return self.action_low + (squashed + 1.0) / 2.0 * (self.action_high - self.action_low)
 
     def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """log pi(a | s), (..., O) and (..., A) -> (...)."""
+        """Log pi(a | s), (..., O) and (..., A) -> (...)."""
         log_std = self.log_std.clamp(*self.LOG_STD_RANGE)
         error = (actions - self(observations)) * torch.exp(-log_std)
-        return (-0.5 * error**2 - log_std - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+        density: Tensor = -0.5 * error.square() - log_std - 0.5 * math.log(2.0 * math.pi)
+        return density.sum(-1)
 
     def description(self) -> dict[str, Any]:
         """The shape as plain values, for storage."""

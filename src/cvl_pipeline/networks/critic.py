@@ -92,14 +92,14 @@ class ContrastiveCritic(nn.Module):
         return self._finish(self.psi_network(torch.cat([inputs, flag.to(inputs.dtype)], dim=-1)))
 
     def logits(self, phi: Tensor, psi: Tensor) -> Tensor:
-        """f of all pairs, (B, D) and (K, D) -> (B, K)."""
+        """F of all pairs, (B, D) and (K, D) -> (B, K)."""
         return phi @ psi.T / self.temperature
 
     def _finish(self, representation: Tensor) -> Tensor:
         if self.shape.representation == "unit_norm":
             return functional.normalize(representation, dim=-1)
         # Divided by sqrt(D), the logits of a fresh network have a variance of order one whatever D is.
-        return representation / self.shape.representation_size**0.25
+        return representation / math.sqrt(math.sqrt(self.shape.representation_size))
 
     def description(self) -> dict[str, Any]:
         """The shape as plain values, for storage."""

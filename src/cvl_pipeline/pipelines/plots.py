@@ -26,7 +26,7 @@ def _axes(count: int, height: float = 3.4) -> tuple[Figure, list[Axes]]:
 def episode_returns(episodes: pd.DataFrame) -> Figure:
     """Histogram of episode returns, solved and unsolved apart."""
     figure, (axis,) = _axes(1)
-    bins = np.histogram_bin_edges(episodes["return"], bins=20)
+    bins = np.histogram_bin_edges(episodes["return"], bins=20).tolist()
     for success, label, colour in ((True, "solved", "#2f7d4f"), (False, "not solved", "#b3423a")):
         part = episodes.loc[episodes["success"] == success, "return"]
         axis.hist(part, bins=bins, alpha=0.7, color=colour, label=f"{label} ({len(part)} episodes)")
@@ -73,7 +73,9 @@ def values_against_returns(values: pd.DataFrame, report: Mapping[str, float]) ->
         part = values[values["episode"] == ranked[position]]
         course.plot(part["step"], part["return"], color=colour, lw=1, ls=":")
         course.plot(part["step"], part["q"], color=colour, lw=1.5, label=f"episode {ranked[position]}")
-    course.set(xlabel="step", ylabel="Q (solid), return (dotted)", title="Worst, middle and best held-out episode")
+    course.set(
+        xlabel="step", ylabel="Q (solid), return (dotted)", title="Worst, middle and best held-out episode"
+    )
     course.legend(frameon=False)
     return figure
 

@@ -1,56 +1,108 @@
-"""Advantages of logged actions: Q of the readout less a state value fitted to it."""
+"""Advantages of logged actions: their Q less what the state is worth under other actions."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from cvl_pipeline.errors import unknown_name
+from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.mlp import mlp
 from cvl_pipeline.policies.parameters import PolicyParameters
+from cvl_pipeline.readout.exact import Readout, state_action_values
 from cvl_pipeline.training.seeds import stream_seed
-from cvl_pipeline.trajectories.container import Normalisation
+from cvl_pipeline.trajectories.container import Transitions
+
+Baseline = Callable[[ContrastiveCritic, Readout, Transitions, Tensor, PolicyParameters, int], Tensor]
 
 
-def advantages(
-    observations: Tensor,
+def marginal_actions(
+    critic: ContrastiveCritic,
+    readout: Readout,
+    transitions: Transitions,
     values: Tensor,
-    normalisation: Normalisation,
     parameters: PolicyParameters,
     seed: int,
 ) -> Tensor:
-    """``A(s, a) = Q(s, a) - V(s)`` in units of its own standard deviation, (N,).
+    """``V(s) = 1/M sum_m Q(s, a_m)`` with a_m logged anywhere in the data, (N,).
 
-    V minimises the squared error to Q over the logged actions, so it is the mean of Q under the
-    behaviour policy. It is fitted for few steps on purpose: every state of a continuous log occurs
-    once, and a V that memorised them would leave no advantage.
+    Everything about Q that depends on the state alone (which goal, which episode: most of its variance)
+    cancels exactly in ``Q(s, a) - V(s)``, which no regression of V on states that each occur once can
+    promise. ``values`` is unused.
+    """
+    device = transitions.actions.device
+    generator = Generator(device=device).manual_seed(stream_seed(seed, "baseline", 0))
+    states = transitions.states()
+    total = torch.zeros(len(states), device=device)
+    for _ in range(parameters.baseline_actions):
+        index = torch.randint(len(states), (len(states),), generator=generator, device=device)
+        total += state_action_values(critic, readout, states, transitions.actions[index])[0]
+    return total / parameters.baseline_actions
 
-    Args:
-        observations: (N, O).
-        values: (N,), Q of the logged actions.
-        normalisation: statistics of the observations.
-        parameters: the stage's.
-        seed: of V's initial weights and batches.
+
+def fitted_value(
+    critic: ContrastiveCritic,
+    readout: Readout,
+    transitions: Transitions,
+    values: Tensor,
+    parameters: PolicyParameters,
+    seed: int,
+) -> Tensor:
+    """V(s) by least squares on the Q of the logged actions, (N,): its mean under the behaviour policy.
+
+    Fitted for few steps on purpose (``value_steps``): every state of a continuous log occurs once, and a
+    V that memorised them would leave no advantage. ``readout`` is unused.
     """
     device = values.device
-    inputs = (observations - normalisation.observation_mean.to(device)) / (
-        normalisation.observation_std.to(device)
-    )
-    targets = (values - values.mean()) / values.std().clamp(min=1e-8)
+    inputs = critic.standardise_observation(transitions.states())
+    mean, std = values.mean(), values.std().clamp(min=1e-8)
+    targets = (values - mean) / std
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "initialisation", 2))
+        torch.manual_seed(stream_seed(seed, "baseline", 1))
         network = mlp(inputs.shape[1], parameters.hidden, 1).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=parameters.training.learning_rate)
-    generator = Generator(device=device).manual_seed(stream_seed(seed, "initialisation", 3))
+    generator = Generator(device=device).manual_seed(stream_seed(seed, "baseline", 2))
+    batch = parameters.training.batch_size
     with torch.enable_grad():
         for _ in range(parameters.value_steps):
-            index = torch.randint(
-                len(inputs), (parameters.training.batch_size,), generator=generator, device=device
-            )
+            index = torch.randint(len(inputs), (batch,), generator=generator, device=device)
             loss = functional.mse_loss(network(inputs[index]).squeeze(-1), targets[index])
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    with torch.no_grad():
-        advantage = targets - network(inputs).squeeze(-1)
-    return advantage / advantage.std().clamp(min=1e-8)
+    fitted: Tensor = network(inputs).squeeze(-1)
+    return fitted * std + mean
+
+
+BASELINES: dict[str, Baseline] = {"marginal_actions": marginal_actions, "fitted_value": fitted_value}
+
+
+@torch.no_grad()
+def advantages(
+    critic: ContrastiveCritic,
+    readout: Readout,
+    transitions: Transitions,
+    parameters: PolicyParameters,
+    seed: int,
+) -> Tensor:
+    """``A(s, a) = Q(s, a) - V(s)`` of every logged action, in units of its own standard deviation, (N,).
+
+    Args:
+        critic: frozen, on the device of the transitions.
+        readout: likewise.
+        transitions: the training episodes.
+        parameters: the stage's; ``baseline`` chooses V.
+        seed: of the baseline's draws.
+
+    Raises:
+        InputError: unknown baseline.
+    """
+    if parameters.baseline not in BASELINES:
+        raise unknown_name("baseline", parameters.baseline, sorted(BASELINES))
+    values, _ = state_action_values(critic, readout, transitions.states(), transitions.actions)
+    baseline = BASELINES[parameters.baseline](critic, readout, transitions, values, parameters, seed)
+    advantage = values - baseline
+    return advantage / advantage.std(unbiased=False).clamp(min=1e-8)

@@ -10,16 +10,19 @@ import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from cvl_pipeline.errors import unknown_name
+from cvl_pipeline.errors import InputError, unknown_name
 from cvl_pipeline.networks.actor import ActorShape, GaussianActor
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.policies.advantages import advantages
 from cvl_pipeline.policies.parameters import PolicyParameters
-from cvl_pipeline.readout.exact import Readout, dataset_values
+from cvl_pipeline.readout.exact import Readout
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.trajectories.container import Normalisation, Split, Transitions
+
+VALIDATION_STATES = 2048
+"""Held-out states of one measurement; drawn by the same seed every time."""
 
 
 @dataclass(frozen=True)
@@ -74,53 +77,56 @@ class PolicyExtraction(OfflineModule):
                 normalisation,
                 (transitions.action_low, transitions.action_high),
             )
-        self._normalisation = normalisation
 
     def on_fit_start(self) -> None:
-        """Put the data where the network is and compute what stays constant: Q and the advantages."""
-        self._critic = [critic.to(self.device) for critic in self._frozen]
+        """Put the data where the network is and compute what stays constant: the advantages."""
+        self._frozen = [critic.to(self.device) for critic in self._frozen]
         if self._readout is not None:
             self._readout = self._readout.to(self.device)
-        self._train = self._train.to(self.device)
-        self._validation_data = self._validation_data.to(self.device)
-        self._train_batch = self._whole(self._train)
-        self._validation_batch = self._whole(self._validation_data)
-
-    def _whole(self, transitions: Transitions) -> Batch:
-        observations = transitions.states()
-        advantage = torch.zeros(len(transitions), device=self.device)
+        train = self._train.to(self.device)
+        advantage = torch.zeros(len(train), device=self.device)
         if self.parameters_of_stage.objective == "awr":
-            assert self._readout is not None
-            values, _ = dataset_values(self._critic[0], self._readout, transitions)
-            advantage = advantages(
-                observations, values, self._normalisation, self.parameters_of_stage, self.seed
-            )
-        return Batch(observations, transitions.actions, advantage)
+            critic, readout = self._critic_and_readout()
+            advantage = advantages(critic, readout, train, self.parameters_of_stage, self.seed)
+        held_out = self._validation_data.to(self.device)
+        self._train_batch = Batch(train.states(), train.actions, advantage)
+        self._validation_batch = Batch(held_out.states(), held_out.actions, torch.zeros(len(held_out)))
 
     def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Q of the frozen critic, (B, O) and (B, A) -> (B,)."""
-        assert self._readout is not None
-        return self._readout.values(self._critic[0].phi(observations, actions))
+        """Q of the frozen critic, (B, O) and (B, A) -> (B,), differentiable in the actions."""
+        critic, readout = self._critic_and_readout()
+        return readout.values(critic.phi(observations, actions))
 
     def training_loss(self, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective on one batch of logged transitions."""
-        data = self._train_batch
-        index = torch.randint(
-            len(data.actions), (self.training_parameters.batch_size,), generator=generator, device=self.device
+        return self._objective(
+            self, self._draw(self._train_batch, self.training_parameters.batch_size, generator)
         )
-        batch = Batch(data.observations[index], data.actions[index], data.advantages[index])
-        return self._objective(self, batch)
 
     def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
-        """The objective on all held-out transitions and the mean squared cloning error."""
-        data = self._validation_batch
-        index = torch.randint(
-            len(data.actions), (min(2048, len(data.actions)),), generator=generator, device=self.device
-        )
-        batch = Batch(data.observations[index], data.actions[index], data.advantages[index])
-        loss, info = self._objective(self, batch)
-        error = (self.actor(batch.observations) - batch.actions).square().mean()
-        return {"loss": loss, "action_error": error, **info}
+        """How far the policy is from the logged actions on held-out states, and what Q says it gains."""
+        batch = self._draw(self._validation_batch, VALIDATION_STATES, generator)
+        actions = self.actor(batch.observations)
+        metrics = {
+            "action_error": (actions - batch.actions).square().mean(),
+            "log_prob": self.actor.log_prob(batch.observations, batch.actions).mean(),
+        }
+        if self._frozen:
+            logged = self.q_values(batch.observations, batch.actions)
+            metrics["q_gain"] = (self.q_values(batch.observations, actions) - logged).mean()
+        return metrics
+
+    def _draw(self, data: Batch, count: int, generator: Generator) -> Batch:
+        index = torch.randint(len(data.actions), (count,), generator=generator, device=self.device)
+        return Batch(data.observations[index], data.actions[index], data.advantages[index])
+
+    def _critic_and_readout(self) -> tuple[ContrastiveCritic, Readout]:
+        if not self._frozen or self._readout is None:
+            raise InputError(
+                f"policy_extraction.objective '{self.parameters_of_stage.objective}' needs a critic and a "
+                "readout; only 'bc' does without"
+            )
+        return self._frozen[0], self._readout
 
 
 Objective = Callable[[PolicyExtraction, Batch], tuple[Tensor, dict[str, Tensor]]]
@@ -131,9 +137,7 @@ def behaviour_cloning(module: PolicyExtraction, batch: Batch) -> tuple[Tensor, d
     return -module.actor.log_prob(batch.observations, batch.actions).mean(), {}
 
 
-def advantage_weighted_regression(
-    module: PolicyExtraction, batch: Batch
-) -> tuple[Tensor, dict[str, Tensor]]:
+def advantage_weighted_regression(module: PolicyExtraction, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """``-exp(beta A / std A) log pi(a | s)``, weights clamped (Peng et al. 2019; Nair et al. 2020).
 
     The advantages arrive divided by their standard deviation, so ``beta`` means the same for any reward.

@@ -13,9 +13,11 @@ class PolicyParameters(Strict):
     """How a policy is extracted from the frozen critic."""
 
     objective: Literal["awr", "ddpg_bc", "bc"]
-    hidden: tuple[int, ...]  # hidden layers of the actor and of V
+    hidden: tuple[int, ...]  # hidden layers of the actor and of a fitted V
     beta: float = Field(ge=0.0)  # awr: advantages count as exp(beta * advantage / its standard deviation)
     max_weight: float = Field(gt=0.0)  # awr: no transition counts more than this
-    value_steps: int = Field(ge=1)  # awr: gradient steps that fit V to Q
+    baseline: Literal["marginal_actions", "fitted_value"]  # awr: V of the advantage Q(s, a) - V(s)
+    baseline_actions: int = Field(ge=1)  # marginal_actions: actions that V averages over
+    value_steps: int = Field(ge=1)  # fitted_value: gradient steps that fit V to Q
     alpha: float = Field(ge=0.0)  # ddpg_bc: weight of Q / mean |Q| against the cloning error
     training: TrainingParameters

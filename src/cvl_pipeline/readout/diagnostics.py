@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from cvl_pipeline.networks.critic import ContrastiveCritic
-from cvl_pipeline.readout.exact import Readout, dataset_values
+from cvl_pipeline.readout.exact import Readout, state_action_values
 from cvl_pipeline.trajectories.container import Rewards, Split, Transitions
 from cvl_pipeline.trajectories.preparation import discounted_returns
 
@@ -27,7 +27,7 @@ def value_table(
     """
     held_out = transitions.select(split.validation)
     labels = rewards.select(transitions.transition_index(split.validation))
-    values, sizes = dataset_values(critic, readout, held_out)
+    values, sizes = state_action_values(critic, readout, held_out.states(), held_out.actions)
     discount = float(readout.discount)
     index = torch.arange(len(held_out))
     episodes = held_out.episode_of(index)

@@ -14,7 +14,7 @@ from cvl_pipeline.trajectories.container import Rewards, Split, Transitions
 from cvl_pipeline.trajectories.sampling import SegmentSampler
 
 CHUNK = 4096
-"""References weighted at once; bounds the memory of a query at queries x CHUNK numbers."""
+"""Queries, and references, taken at once: bounds the memory at CHUNK^2 numbers."""
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,14 @@ def build_readout(
 
 
 @torch.no_grad()
-def dataset_values(
-    critic: ContrastiveCritic, readout: Readout, transitions: Transitions, batch: int = 4096
+def state_action_values(
+    critic: ContrastiveCritic, readout: Readout, observations: Tensor, actions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Q and effective sample size of every logged (s, a), (N,) each."""
-    states = transitions.states()
+    """Q and effective sample size of many pairs, (N, O) and (N, A) -> (N,) each, in batches."""
     values, sizes = [], []
-    for start in range(0, len(transitions), batch):
-        phi = critic.phi(states[start : start + batch], transitions.actions[start : start + batch])
-        value, size = readout.values_and_sample_size(phi)
+    for start in range(0, len(actions), CHUNK):
+        batch = slice(start, start + CHUNK)
+        value, size = readout.values_and_sample_size(critic.phi(observations[batch], actions[batch]))
         values.append(value)
         sizes.append(size)
     return torch.cat(values), torch.cat(sizes)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cvl_pipeline.errors import unknown_name
 
-Array = NDArray[np.floating[Any]]
+Array = NDArray[Any]
 
 
 class Environment(Protocol):
@@ -63,7 +63,7 @@ class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
         self._environment = environment
         self._episode_steps = episode_steps
         self._steps = 0
-        self.action_space = environment.action_space
+        self.action_space: gymnasium.spaces.Box = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
         self.observation_space = environment.sawyer_observation_space
 
     def reset(
@@ -84,7 +84,7 @@ class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
 
     def close(self) -> None:
         """Free the simulation."""
-        self._environment.close()
+        self._environment.close()  # type: ignore[no-untyped-call]
 
 
 def metaworld_tasks() -> list[str]:
@@ -103,7 +103,8 @@ class MetaWorldExpert:
 
         if task not in ENV_POLICY_MAP:
             raise unknown_name("Meta-World task", task, sorted(ENV_POLICY_MAP))
-        self._policy = ENV_POLICY_MAP[task]()
+        factory: Any = ENV_POLICY_MAP[task]  # declared as the abstract base class
+        self._policy = factory()
 
     def __call__(self, observation: Array) -> Array:
         """Action for one observation, clipped to [-1, 1]."""
@@ -111,4 +112,4 @@ class MetaWorldExpert:
             # "Constant(s) may be too high": a remark to the author of the script, on every other step.
             warnings.simplefilter("ignore")
             action = self._policy.get_action(observation)
-        return np.clip(action, -1.0, 1.0)
+        return np.asarray(np.clip(action, -1.0, 1.0))

@@ -33,7 +33,14 @@ class ActorPolicy:
 
 
 def evaluate_metaworld(
-    actor: GaussianActor, task: str, *, episodes: int, episode_steps: int, seed: int, workers: int | None, name: str
+    actor: GaussianActor,
+    task: str,
+    *,
+    episodes: int,
+    episode_steps: int,
+    seed: int,
+    workers: int | None,
+    name: str,
 ) -> pd.DataFrame:
     """Run ``episodes`` episodes of a Meta-World task on goals that collection never used.
 

@@ -27,9 +27,7 @@ def bootstrap_interval(values: NDArray[np.float64], confidence: float, seed: int
     return float(interval.low), float(interval.high)
 
 
-def summarise_rollouts(
-    tables: Mapping[str, pd.DataFrame], confidence: float, seed: int
-) -> dict[str, float]:
+def summarise_rollouts(tables: Mapping[str, pd.DataFrame], confidence: float, seed: int) -> dict[str, float]:
     """``<name>.success_rate`` and ``<name>.return_mean`` of each table, each with ``_ci_low``/``_ci_high``.
 
     Args:

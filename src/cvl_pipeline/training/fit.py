@@ -12,9 +12,8 @@ from typing import Any
 import lightning
 import pandas as pd
 import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.utilities.warnings import PossibleUserWarning
-
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -135,7 +134,5 @@ class _Progress(Callback):
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         self._bar.update(self._task, completed=trainer.global_step)
 
-    def teardown(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
-    ) -> None:
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         self._bar.stop()

@@ -103,4 +103,3 @@ class OfflineModule(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the history up again."""
         self.rows = checkpoint["history"]
-

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import torch
@@ -53,7 +55,7 @@ def discounted_returns(rewards: Tensor, transitions: Transitions, discount: floa
     values = rewards.double().numpy()
     result = np.empty_like(values)
     starts = transitions.episode_starts.numpy()
-    for start, end in zip(starts[:-1], starts[1:], strict=True):
+    for start, end in pairwise(starts):
         running = 0.0
         for t in range(end - 1, start - 1, -1):
             running = values[t] + discount * running

@@ -30,7 +30,9 @@ def validate_transitions(transitions: Transitions) -> None:
         )
     for name in ("terminated", "truncated"):
         if getattr(data, name).shape != (episodes,):
-            raise InputError(f"transitions.{name}: shape {tuple(getattr(data, name).shape)}, not ({episodes},)")
+            raise InputError(
+                f"transitions.{name}: shape {tuple(getattr(data, name).shape)}, not ({episodes},)"
+            )
     _check_finite("transitions.observations", data.observations)
     _check_finite("transitions.actions", data.actions)
     outside = (data.actions < data.action_low) | (data.actions > data.action_high)

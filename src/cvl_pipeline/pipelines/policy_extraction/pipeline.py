@@ -39,9 +39,7 @@ def create_pipeline() -> Pipeline:
                 name="clone",
                 tags=["training"],
             ),
-            node(
-                nodes.plot, ["policy_history", "bc_history"], "policy_plot", name="plot", tags=["report"]
-            ),
+            node(nodes.plot, ["policy_history", "bc_history"], "policy_plot", name="plot", tags=["report"]),
         ],
         namespace="policy_extraction",
         prefix_datasets_with_namespace=False,
