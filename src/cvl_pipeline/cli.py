@@ -8,7 +8,8 @@ from typing import Any
 import click
 from kedro.framework.cli.project import run as kedro_run
 
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.errors import InputError, unknown_name
+from cvl_pipeline.pipeline_registry import register_pipelines, register_stages
 
 
 @click.group(name=__file__)
@@ -19,6 +20,7 @@ def cli() -> None:
 class _Run(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            _check_names(ctx.params)
             return super().invoke(ctx)
         except click.ClickException:
             raise
@@ -27,6 +29,25 @@ class _Run(click.Command):
                 if isinstance(cause, InputError):
                     raise click.ClickException(str(cause)) from error
             raise
+
+
+def _check_names(options: dict[str, Any]) -> None:
+    """Raise InputError if an option names a pipeline, a node or a stage that does not exist."""
+    pipelines = register_pipelines()
+    known = {
+        "pipeline": list(pipelines),
+        "node": sorted(node.name for node in pipelines["__default__"].nodes),
+        "namespace": list(register_stages()),
+    }
+    asked = {
+        "pipeline": [*(options["pipelines"] or []), *filter(None, [options["pipeline"]])],
+        "node": [*options["node_names"], *options["from_nodes"], *options["to_nodes"]],
+        "namespace": options["namespaces"] or [],
+    }
+    for kind, names in asked.items():
+        for name in names:
+            if name not in known[kind]:
+                raise unknown_name(kind, name, known[kind])
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

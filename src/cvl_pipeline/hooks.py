@@ -19,16 +19,19 @@ from rich.table import Table
 from cvl_pipeline.datasets import ArtifactDataset
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.pipeline_registry import register_stages
+from cvl_pipeline.rollouts.environments import check_metaworld_task
 
 logger = logging.getLogger(__name__)
 
 
 class CheckInputs:
-    """Stops a run whose saved inputs are missing or foreign, before any node has run."""
+    """Stops a run whose task is unknown or whose saved inputs are missing or foreign, before it starts."""
 
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Check every input that the run reads from disk; raises InputError."""
+        """Check the task, if a simulator runs, and every input on disk; raises InputError."""
+        if any("simulator" in node.tags for node in pipeline.nodes):
+            check_metaworld_task(catalog.load("params:dataset").task)
         stages = {name: stage for stage, nodes in register_stages().items() for name in nodes.all_outputs()}
         missing = []
         for name in sorted(pipeline.inputs()):
@@ -41,7 +44,7 @@ class CheckInputs:
             if isinstance(dataset, ArtifactDataset):
                 dataset.check()
         if missing:
-            makers = ",".join(dict.fromkeys(stages[name] for name in missing if name in stages))
+            makers = ",".join(stage for stage in register_stages() if stage in map(stages.get, missing))
             raise InputError(
                 f"missing artifacts: {', '.join(missing)}; make them first: kedro run --pipelines {makers} "
                 "(with the same --env and --params)"

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from cvl_pipeline.errors import unknown_name
+from cvl_pipeline.errors import InputError, unknown_name
 
 Array = NDArray[Any]
 
@@ -50,8 +50,7 @@ class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
         """
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-        if task not in ALL_V3_ENVIRONMENTS:
-            raise unknown_name("Meta-World task", task, metaworld_tasks())
+        check_metaworld_task(task)
         environment = ALL_V3_ENVIRONMENTS[task]()
         # The four fields that Meta-World's `set_task` would set from a pickled task description.
         environment._partially_observable = False
@@ -94,15 +93,26 @@ def metaworld_tasks() -> list[str]:
     return sorted(ALL_V3_ENVIRONMENTS)
 
 
+def check_metaworld_task(task: str) -> None:
+    """Raise InputError, naming the nearest tasks, unless Meta-World is installed and has ``task``."""
+    try:
+        tasks = metaworld_tasks()
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"dataset.task '{task}' needs Meta-World: pip install 'cvl-pipeline[metaworld]'"
+        ) from error
+    if task not in tasks:
+        raise unknown_name("Meta-World task", task, tasks)
+
+
 class MetaWorldExpert:
     """The scripted policy that Meta-World ships for a task."""
 
     def __init__(self, task: str) -> None:
         """Look up the policy of ``task``; raises InputError on an unknown one."""
+        check_metaworld_task(task)
         from metaworld.policies import ENV_POLICY_MAP
 
-        if task not in ENV_POLICY_MAP:
-            raise unknown_name("Meta-World task", task, sorted(ENV_POLICY_MAP))
         factory: Any = ENV_POLICY_MAP[task]  # declared as the abstract base class
         self._policy = factory()
 

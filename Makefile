@@ -1,0 +1,61 @@
+# Everything here sets itself up: a virtual environment of its own with the versions of requirements.lock.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+KEDRO := $(BIN)/kedro
+ARGS ?=
+
+.PHONY: help run smoke test test-unit lint viz benchmark lock clean
+
+help:
+	@echo "make run        collect episodes, train, extract a policy, evaluate it (ARGS='--params dataset.task=reach-v3')"
+	@echo "make smoke      the same in seconds, to see that everything works"
+	@echo "make test       all tests"
+	@echo "make test-unit  the tests that do not run kedro"
+	@echo "make lint       style, types and import contracts"
+	@echo "make viz        the pipeline in kedro-viz, in a browser"
+	@echo "make benchmark  the table of docs/benchmarks.md: four tasks, three seeds (about 45 minutes)"
+	@echo "make lock       rewrite requirements.lock with the newest versions that fit pyproject.toml"
+	@echo "make clean      remove the virtual environment and caches; data stays"
+
+# Installed again when, and only when, the lock or the package's metadata change.
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: $(VENV)/installed
+	$(KEDRO) run $(ARGS)
+
+smoke: $(VENV)/installed
+	$(KEDRO) run --env smoke $(ARGS)
+
+test: $(VENV)/installed
+	$(BIN)/pytest $(ARGS)
+
+test-unit: $(VENV)/installed
+	$(BIN)/pytest -m "not integration" $(ARGS)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+viz: $(VENV)/installed
+	$(KEDRO) viz run $(ARGS)
+
+benchmark: $(VENV)/installed
+	$(BIN)/python benchmarks/success.py $(ARGS)
+
+# One torch version for everyone: pip finds each platform's build of it.
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools ".[metaworld,viz,dev]"
+	( sed -n '/^#/p' requirements.lock; build/lock/bin/pip freeze --all --exclude cvl-pipeline --exclude pip \
+		| sed 's/+cpu$$//' ) > build/requirements.lock
+	mv build/requirements.lock requirements.lock
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,27 @@
+"""Set-up of every test and the fixtures that several files share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+
+from cvl_pipeline.trajectories.container import Rewards, Transitions
+from tests.builders import make_rewards, make_transitions
+
+# Several threads change the order of sums, and the suite runs beside other work.
+torch.set_num_threads(1)
+# The same examples every time: a failure that cannot be repeated helps nobody.
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50, database=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def transitions() -> Transitions:
+    """Six short episodes, terminated and truncated ones mixed, one of a single step."""
+    return make_transitions([5, 1, 7, 3, 9, 4], [True, False, False, True, False, True])
+
+
+@pytest.fixture
+def rewards(transitions: Transitions) -> Rewards:
+    return make_rewards(transitions)

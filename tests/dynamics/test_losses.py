@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from cvl_pipeline.dynamics.losses import (
+    CONTRASTIVE_LOSSES,
+    contrastive_loss,
+    contrastive_metrics,
+    nce,
+    symmetric_infonce,
+)
+from cvl_pipeline.errors import InputError
+
+
+def _logits(batch: int, scale: float, seed: int) -> torch.Tensor:
+    return scale * torch.randn(batch, batch, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _naive_symmetric(logits: NDArray[np.float64]) -> float:
+    batch = len(logits)
+    total = 0.0
+    for i in range(batch):
+        row = np.exp(logits[i, i]) / sum(np.exp(logits[i, j]) for j in range(batch))
+        column = np.exp(logits[i, i]) / sum(np.exp(logits[j, i]) for j in range(batch))
+        total += -0.5 * (np.log(row) + np.log(column))
+    return total / batch
+
+
+def _naive_nce(logits: NDArray[np.float64]) -> float:
+    batch = len(logits)
+    total = 0.0
+    for i in range(batch):
+        for j in range(batch):
+            chance = 1.0 / (1.0 + np.exp(-logits[i, j]))
+            if i == j:
+                total -= np.log(chance) / batch
+            else:
+                total -= np.log(1.0 - chance) / (batch * (batch - 1))
+    return total
+
+
+SHAPES = (st.integers(2, 12), st.floats(0.0, 5.0), st.integers(0, 1000))
+
+
+@given(*SHAPES)
+def test_symmetric_infonce_equals_the_formula_written_out(batch: int, scale: float, seed: int) -> None:
+    logits = _logits(batch, scale, seed)
+    assert float(symmetric_infonce(logits)) == pytest.approx(_naive_symmetric(logits.numpy()), rel=1e-9, abs=1e-9)
+    assert float(symmetric_infonce(logits.float())) == pytest.approx(
+        _naive_symmetric(logits.numpy()), rel=1e-4, abs=1e-5
+    )
+
+
+@given(*SHAPES)
+def test_nce_equals_the_formula_written_out(batch: int, scale: float, seed: int) -> None:
+    logits = _logits(batch, scale, seed)
+    assert float(nce(logits)) == pytest.approx(_naive_nce(logits.numpy()), rel=1e-9, abs=1e-9)
+    assert float(nce(logits.float())) == pytest.approx(_naive_nce(logits.numpy()), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("value", [-3.0, 0.0, 7.5])
+def test_symmetric_infonce_of_constant_logits_is_log_batch(value: float) -> None:
+    assert float(symmetric_infonce(torch.full((10, 10), value))) == pytest.approx(math.log(10), rel=1e-6)
+
+
+@given(st.floats(-50.0, 50.0), st.integers(0, 1000))
+def test_symmetric_infonce_ignores_a_constant(constant: float, seed: int) -> None:
+    logits = _logits(8, 2.0, seed)
+    assert float(symmetric_infonce(logits + constant)) == pytest.approx(float(symmetric_infonce(logits)), rel=1e-9)
+
+
+def test_the_column_term_sees_what_rows_alone_leave_arbitrary() -> None:
+    logits = _logits(8, 1.0, 0)
+    shift = torch.linspace(-2.0, 2.0, 8, dtype=torch.float64)[:, None]  # a c(s, a)
+    rows = torch.logsumexp(logits, 1) - logits.diagonal()
+    shifted_rows = torch.logsumexp(logits + shift, 1) - (logits + shift).diagonal()
+    np.testing.assert_allclose(rows, shifted_rows, rtol=1e-12)
+    assert abs(float(symmetric_infonce(logits + shift)) - float(symmetric_infonce(logits))) > 0.1
+
+
+def test_a_constant_critic_is_best_at_zero_under_nce() -> None:
+    values = {c: float(nce(torch.full((16, 16), c))) for c in (-1.0, -0.1, 0.0, 0.1, 1.0)}
+    assert min(values, key=values.__getitem__) == 0.0
+    assert values[0.0] == pytest.approx(2.0 * math.log(2.0))
+
+
+@pytest.mark.parametrize("name", ["symmetric_infonce", "nce"])
+def test_the_optimum_is_the_log_density_ratio(name: str) -> None:
+    """Free logits of a small joint law, fitted to the expected loss, become log p(z | x) / p(z)."""
+    joint = torch.tensor([[0.20, 0.05, 0.05], [0.04, 0.30, 0.06], [0.10, 0.05, 0.15]], dtype=torch.float64)
+    ratio = (joint / (joint.sum(1, keepdim=True) * joint.sum(0))).log()
+    table = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
+    # A batch of 200 pairs whose counts are the joint law exactly.
+    counts = (joint * 200).round().long()
+    x = torch.repeat_interleave(torch.arange(9) // 3, counts.flatten())
+    z = torch.repeat_interleave(torch.arange(9) % 3, counts.flatten())
+    optimizer = torch.optim.Adam([table], lr=0.05)
+    for _ in range(600):
+        loss = contrastive_loss(name)(table[x][:, z])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    fitted = table.detach()
+    if name == "symmetric_infonce":  # up to a constant
+        fitted = fitted - fitted.mean() + ratio.mean()
+    # A finite batch's negatives leave the pair itself out (nce) or in (infonce): a bias of order 1 / B.
+    np.testing.assert_allclose(fitted, ratio, atol=0.04)
+
+
+@pytest.mark.parametrize("name", sorted(CONTRASTIVE_LOSSES))
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_losses_and_gradients_stay_finite_at_extreme_logits(name: str, sign: float) -> None:
+    logits = (sign * 1e4 * (2.0 * torch.eye(6) - 1.0)).requires_grad_()
+    loss = contrastive_loss(name)(logits)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    if sign > 0:
+        assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
+    else:
+        assert float(loss.detach()) == pytest.approx(2e4, rel=1e-3)
+
+
+def test_an_unknown_loss_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match="unknown loss 'xyz': known: nce, symmetric_infonce"):
+        contrastive_loss("xyz")
+    with pytest.raises(InputError, match="did you mean symmetric_infonce"):
+        contrastive_loss("symetric_infonce")
+
+
+def test_metrics_of_logits_made_by_hand() -> None:
+    logits = torch.tensor([[3.0, 1.0, 0.0], [4.0, 2.0, 0.0], [0.0, 0.0, 5.0]])
+    metrics = {name: float(value) for name, value in contrastive_metrics(logits).items()}
+    assert metrics["categorical_accuracy_future"] == pytest.approx(2 / 3)  # row 1 prefers future 0
+    assert metrics["categorical_accuracy_anchor"] == pytest.approx(2 / 3)  # column 0 prefers anchor 1
+    assert metrics["logit_positive"] == pytest.approx(10 / 3)
+    assert metrics["logit_negative"] == pytest.approx(5 / 6)
+    naive = math.log(3) - _naive_symmetric(logits.double().numpy())
+    assert metrics["mutual_information_bound"] == pytest.approx(naive, rel=1e-5)
+
+
+def test_the_two_accuracies_ask_two_questions() -> None:
+    # Every row prefers future 0; every column has its own anchor.
+    logits = torch.tensor([[9.0, 1.0, 1.0], [8.0, 2.0, 0.0], [8.0, 0.0, 2.0]])
+    metrics = contrastive_metrics(logits)
+    assert float(metrics["categorical_accuracy_future"]) == pytest.approx(1 / 3)
+    assert float(metrics["categorical_accuracy_anchor"]) == pytest.approx(1.0)
+
+
+@given(*SHAPES)
+def test_the_mutual_information_bound_never_exceeds_log_batch(batch: int, scale: float, seed: int) -> None:
+    bound = float(contrastive_metrics(_logits(batch, scale, seed))["mutual_information_bound"])
+    assert bound <= math.log(batch) + 1e-9

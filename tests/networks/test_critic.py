@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
+from cvl_pipeline.trajectories.container import Normalisation
+
+NORMALISATION = Normalisation(
+    torch.tensor([0.5, -1.0, 2.0]),
+    torch.tensor([0.1, 2.0, 1.0]),
+    torch.tensor([0.2, 0.0]),
+    torch.tensor([0.3, 0.7]),
+)
+
+
+def _critic(**changes: Any) -> ContrastiveCritic:
+    torch.manual_seed(0)
+    values: dict[str, Any] = {
+        "observation_size": 3,
+        "action_size": 2,
+        "hidden": (16, 16),
+        "representation_size": 8,
+        "representation": "unit_norm",
+        "temperature": 0.3,
+        "learned_temperature": False,
+    }
+    return ContrastiveCritic(CriticShape(**(values | changes)), NORMALISATION)
+
+
+def _inputs(count: int = 20) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return (
+        3.0 * torch.randn(count, 3, generator=generator),
+        torch.randn(count, 2, generator=generator),
+        torch.rand(count, generator=generator) < 0.3,
+    )
+
+
+def test_unit_norm_representations_lie_on_the_sphere_and_raw_ones_do_not() -> None:
+    observations, actions, absorbed = _inputs()
+    critic, raw = _critic(), _critic(representation="raw")
+    for representation in (critic.phi(observations, actions), critic.psi(observations, absorbed)):
+        np.testing.assert_allclose(representation.detach().norm(dim=-1), 1.0, atol=1e-6)
+    assert (raw.phi(observations, actions).detach().norm(dim=-1) - 1.0).abs().min() > 1e-3
+
+
+def test_raw_logits_of_a_fresh_critic_are_of_order_one_whatever_the_size() -> None:
+    generator = torch.Generator().manual_seed(2)
+    observations, actions = torch.randn(256, 3, generator=generator), torch.randn(256, 2, generator=generator)
+    none = torch.zeros(256, dtype=torch.bool)
+    spreads = []
+    for size in (16, 256):
+        critic = _critic(representation="raw", representation_size=size, temperature=1.0, hidden=(64, 64))
+        with torch.no_grad():
+            logits = critic.logits(critic.phi(observations, actions), critic.psi(observations, none))
+        spreads.append(float(logits.std()))
+    assert all(0.05 < spread < 3.0 for spread in spreads)
+    assert 0.5 < spreads[1] / spreads[0] < 2.0
+
+
+def test_logits_are_inner_products_over_the_temperature() -> None:
+    observations, actions, absorbed = _inputs()
+    critic = _critic()
+    with torch.no_grad():
+        phi, psi = critic.phi(observations, actions), critic.psi(observations[:7], absorbed[:7])
+        logits = critic.logits(phi, psi)
+    expected = phi.double().numpy() @ psi.double().numpy().T / 0.3
+    assert logits.shape == (20, 7)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_inputs_are_standardised_by_the_statistics_of_the_training_episodes() -> None:
+    observations, actions, absorbed = _inputs()
+    critic = _critic()
+    plain = ContrastiveCritic(critic.shape)
+    plain.load_state_dict(critic.state_dict())
+    plain.standardise_observation.fit(torch.zeros(3), torch.ones(3))
+    plain.standardise_action.fit(torch.zeros(2), torch.ones(2))
+    scaled = (observations - NORMALISATION.observation_mean) / NORMALISATION.observation_std
+    scaled_actions = (actions - NORMALISATION.action_mean) / NORMALISATION.action_std
+    assert torch.equal(critic.phi(observations, actions), plain.phi(scaled, scaled_actions))
+    assert torch.equal(critic.psi(observations, absorbed), plain.psi(scaled, absorbed))
+    assert not torch.equal(critic.phi(observations, actions), plain.phi(observations, actions))
+
+
+def test_the_absorbing_state_has_no_observation() -> None:
+    observations, _, _ = _inputs(4)
+    critic = _critic()
+    absorbed = critic.psi(observations, torch.ones(4, dtype=torch.bool))
+    assert torch.equal(absorbed, absorbed[:1].expand(4, -1))
+    assert torch.equal(critic.psi(observations * 1e30, torch.ones(4, dtype=torch.bool)), absorbed)
+    # An observation of zeros after standardisation is a state like any other.
+    mean = critic.psi(NORMALISATION.observation_mean[None], torch.tensor([False]))
+    assert not torch.allclose(mean[0], absorbed[0])
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_temperature_is_trained_only_if_asked_for(learned: bool) -> None:
+    observations, actions, absorbed = _inputs()
+    critic = _critic(learned_temperature=learned)
+    assert float(critic.temperature.detach()) == pytest.approx(0.3)
+    trained = [parameter for parameter in critic.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    critic.logits(critic.phi(observations, actions), critic.psi(observations, absorbed)).square().sum().backward()
+    optimizer.step()
+    changed = float(critic.temperature.detach()) != pytest.approx(0.3)
+    assert changed == learned
+    assert float(critic.temperature.detach()) > 0.0
+
+
+def test_state_dict_and_description_rebuild_the_critic() -> None:
+    observations, actions, absorbed = _inputs()
+    critic = _critic(temperature=0.7)
+    other = ContrastiveCritic(CriticShape(**critic.description()))
+    other.load_state_dict(critic.state_dict())
+    assert other.shape == critic.shape
+    assert torch.equal(other.phi(observations, actions), critic.phi(observations, actions))
+    assert torch.equal(other.psi(observations, absorbed), critic.psi(observations, absorbed))
+    assert float(other.temperature.detach()) == float(critic.temperature.detach())
