@@ -51,11 +51,12 @@ benchmark: $(VENV)/installed
 
 # One torch version for everyone: pip finds each platform's build of it.
 lock:
-	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools ".[metaworld,viz,dev]"
-	( sed -n '/^#/p' requirements.lock; build/lock/bin/pip freeze --all --exclude cvl-pipeline --exclude pip \
-		| sed 's/+cpu$$//' ) > build/requirements.lock
-	mv build/requirements.lock requirements.lock
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools ".[metaworld,viz,dev]"
+	( sed -n '/^#/p' requirements.lock; .venv-lock/bin/pip freeze --all --exclude cvl-pipeline --exclude pip \
+		| sed 's/+cpu$$//' ) > .venv-lock/requirements.lock
+	mv .venv-lock/requirements.lock requirements.lock
+	rm -rf .venv-lock build
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

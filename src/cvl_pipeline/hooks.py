@@ -20,6 +20,7 @@ from cvl_pipeline.datasets import ArtifactDataset
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.pipeline_registry import register_stages
 from cvl_pipeline.rollouts.environments import check_metaworld_task
+from cvl_pipeline.storage import shown
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,4 @@ def _print_comparison(metrics: Mapping[str, Any], path: Path) -> None:
         table.add_row(label, str(episodes), *cells)
     console = Console()
     console.print(table)
-    folder = path.parent
-    relative = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    console.print(f"Metrics, tables and plots: {relative}/", soft_wrap=True, highlight=False)
+    console.print(f"Metrics, tables and plots: {shown(path.parent)}/", soft_wrap=True, highlight=False)

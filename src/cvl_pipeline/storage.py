@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -29,6 +29,15 @@ def fingerprint(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()
+
+
+def shown(path: Path | PurePath) -> str:
+    """The path as a person should read it: from the working directory on, if it lies below it.
+
+    Also what the published page of the pipeline shows, which must not tell the machine it was made on.
+    """
+    absolute = Path(path).absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -78,7 +87,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     config = json.loads(metadata["config"])
     if fingerprint(tensors, config) != metadata["checksum"]:
-        raise InputError(f"{path}: content does not match its checksum; delete it and rerun its stage")
+        raise InputError(f"{shown(path)}: content does not match its checksum; delete it and rerun its stage")
     return tensors, config
 
 
@@ -94,23 +103,23 @@ def _open(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, str]]]:
         with safe_open(path, framework="pt") as file:
             yield file, _checked_metadata(path, kind, file.metadata())
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; run the stage that makes it") from error
+        raise InputError(f"{shown(path)} does not exist; run the stage that makes it") from error
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{path} is damaged or not a safetensors file ({error}); delete it and rerun its stage"
+            f"{shown(path)} is damaged or not a safetensors file ({error}); delete it and rerun its stage"
         ) from error
 
 
 def _checked_metadata(path: Path, kind: str, metadata: dict[str, str] | None) -> dict[str, str]:
     if not metadata or metadata.get("format") != FORMAT:
-        raise InputError(f"{path} was not written by {FORMAT}; delete it and rerun its stage")
+        raise InputError(f"{shown(path)} was not written by {FORMAT}; delete it and rerun its stage")
     if metadata.get("version") != str(VERSION):
         raise InputError(
-            f"{path} has format version {metadata.get('version')}, this program reads {VERSION}; "
+            f"{shown(path)} has format version {metadata.get('version')}, this program reads {VERSION}; "
             "delete it and rerun its stage"
         )
     if metadata.get("kind") != kind:
         raise InputError(
-            f"{path} holds a {metadata.get('kind')}, not a {kind}; delete it and rerun its stage"
+            f"{shown(path)} holds a {metadata.get('kind')}, not a {kind}; delete it and rerun its stage"
         )
     return metadata

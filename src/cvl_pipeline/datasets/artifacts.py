@@ -15,7 +15,7 @@ from cvl_pipeline.errors import unknown_name
 from cvl_pipeline.networks.actor import ActorShape, GaussianActor
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.readout.exact import Readout
-from cvl_pipeline.storage import check_header, read_tensors, write_tensors
+from cvl_pipeline.storage import check_header, read_tensors, shown, write_tensors
 from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
 
 Pack = Callable[[Any], tuple[dict[str, Tensor], dict[str, Any]]]
@@ -106,4 +106,4 @@ class ArtifactDataset(AbstractVersionedDataset[Any, Any]):
         return Path(self._get_load_path()).exists()
 
     def _describe(self) -> dict[str, Any]:
-        return {"filepath": self._filepath, "kind": self._kind, "version": self._version}
+        return {"filepath": shown(self._filepath), "kind": self._kind, "version": self._version}

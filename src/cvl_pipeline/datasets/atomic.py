@@ -12,7 +12,7 @@ from kedro_datasets.matplotlib import matplotlib_dataset
 from kedro_datasets.pandas import parquet_dataset
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.storage import write_atomically
+from cvl_pipeline.storage import shown, write_atomically
 
 
 class _Atomic:
@@ -22,6 +22,10 @@ class _Atomic:
 
     def _get_save_path(self) -> PurePosixPath:
         return self._partial or super()._get_save_path()  # type: ignore[misc]
+
+    def _describe(self) -> dict[str, Any]:
+        description: dict[str, Any] = super()._describe()  # type: ignore[misc]
+        return {**description, "filepath": shown(self._filepath)}  # type: ignore[attr-defined]
 
     def _write_atomically(self, save: Any, data: Any) -> None:
         def write(partial: Path) -> None:
@@ -39,9 +43,9 @@ class _Atomic:
             return load()
         except DatasetError as error:
             if not Path(path).exists():
-                raise InputError(f"{path} does not exist; run the stage that makes it") from error
+                raise InputError(f"{shown(path)} does not exist; run the stage that makes it") from error
             raise InputError(
-                f"{path} is damaged ({error.__cause__}); delete it and rerun its stage"
+                f"{shown(path)} is damaged ({error.__cause__}); delete it and rerun its stage"
             ) from error
 
 

@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 
 from kedro.io import AbstractDataset, DatasetError
 
+from cvl_pipeline.storage import shown
+
 
 class FolderDataset(AbstractDataset[None, Path]):
     """Loads as the path of a folder; the catalog decides where that is, the node what is in it."""
@@ -22,10 +24,10 @@ class FolderDataset(AbstractDataset[None, Path]):
 
     def save(self, data: None) -> NoReturn:
         """Refused: a folder is not an output."""
-        raise DatasetError(f"{self._folder} is a folder for unfinished work and cannot be saved to")
+        raise DatasetError(f"{shown(self._folder)} is a folder for unfinished work and cannot be saved to")
 
     def _exists(self) -> bool:
         return True
 
     def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._folder)}
+        return {"filepath": shown(self._folder)}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.storage import fingerprint as fingerprint_of
+from cvl_pipeline.storage import shown
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.progress import progress_bar
 
@@ -112,9 +113,9 @@ def _resumable(path: Path) -> Path | None:
         step = state["global_step"]
     except Exception as error:
         raise InputError(
-            f"checkpoint {path} cannot be read ({type(error).__name__}); delete it to train from the start"
+            f"checkpoint {shown(path)} cannot be read ({type(error).__name__}); delete it to train anew"
         ) from error
-    logger.info("Resuming from step %d (%s)", step, path)
+    logger.info("Resuming from step %d (%s)", step, shown(path))
     return path
 
 
