@@ -62,33 +62,39 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], config: 
         tensors: its arrays.
         config: plain values needed to make sense of them.
     """
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
+    header = {
+        "version": VERSION,
         "kind": kind,
-        "config": json.dumps(dict(config), sort_keys=True),
+        "config": dict(config),
         "checksum": fingerprint(tensors, config),
     }
+    # One entry: safetensors writes several in an order that changes from run to run, and the same content
+    # should be the same bytes.
+    metadata = {FORMAT: json.dumps(header, sort_keys=True)}
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, lambda partial: save_file(plain, partial, metadata=metadata))
 
 
-def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path, kind: str | None) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     """Read an artifact and check that it is whole.
 
+    Args:
+        path: the file.
+        kind: what it must be; None takes any.
+
     Returns:
-        The tensors and the configuration.
+        What it is, its tensors and its configuration.
 
     Raises:
         InputError: missing, truncated, altered, written by another program, of another kind, or of
             another format version.
     """
-    with _open(path, kind) as (file, metadata):
+    with _open(path, kind) as (file, header):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    config = json.loads(metadata["config"])
-    if fingerprint(tensors, config) != metadata["checksum"]:
+    config: dict[str, Any] = header["config"]
+    if fingerprint(tensors, config) != header["checksum"]:
         raise InputError(f"{shown(path)}: content does not match its checksum; delete it and rerun its stage")
-    return tensors, config
+    return header["kind"], tensors, config
 
 
 def check_header(path: Path, kind: str) -> None:
@@ -98,10 +104,10 @@ def check_header(path: Path, kind: str) -> None:
 
 
 @contextmanager
-def _open(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, str]]]:
+def _open(path: Path, kind: str | None) -> Iterator[tuple[Any, dict[str, Any]]]:
     try:
         with safe_open(path, framework="pt") as file:
-            yield file, _checked_metadata(path, kind, file.metadata())
+            yield file, _checked_header(path, kind, file.metadata())
     except FileNotFoundError as error:
         raise InputError(f"{shown(path)} does not exist; run the stage that makes it") from error
     except (SafetensorError, OSError) as error:
@@ -110,16 +116,21 @@ def _open(path: Path, kind: str) -> Iterator[tuple[Any, dict[str, str]]]:
         ) from error
 
 
-def _checked_metadata(path: Path, kind: str, metadata: dict[str, str] | None) -> dict[str, str]:
-    if not metadata or metadata.get("format") != FORMAT:
-        raise InputError(f"{shown(path)} was not written by {FORMAT}; delete it and rerun its stage")
-    if metadata.get("version") != str(VERSION):
+def _checked_header(path: Path, kind: str | None, metadata: dict[str, str] | None) -> dict[str, Any]:
+    try:
+        header = json.loads((metadata or {})[FORMAT])
+        found = {key: header[key] for key in ("version", "kind", "config", "checksum")}
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{shown(path)} has format version {metadata.get('version')}, this program reads {VERSION}; "
+            f"{shown(path)} was not written by {FORMAT}; delete it and rerun its stage"
+        ) from error
+    if found["version"] != VERSION:
+        raise InputError(
+            f"{shown(path)} has format version {found['version']}, this program reads {VERSION}; "
             "delete it and rerun its stage"
         )
-    if metadata.get("kind") != kind:
+    if kind is not None and found["kind"] != kind:
         raise InputError(
-            f"{shown(path)} holds a {metadata.get('kind')}, not a {kind}; delete it and rerun its stage"
+            f"{shown(path)} holds a {found['kind']}, not a {kind}; delete it and rerun its stage"
         )
-    return metadata
+    return found

@@ -57,11 +57,11 @@ def test_value_table_lays_q_beside_the_return_of_every_held_out_transition(termi
 @pytest.mark.parametrize("terminal", [False, True])
 def test_exact_values_are_calibrated_against_the_returns_of_the_table(terminal: bool) -> None:
     """The returns are normalised so that they estimate what the readout estimates: slope one, no offset."""
-    table, _ = _table(terminal, discount=0.8, episodes=1200 if terminal else 400, references=10_000)
+    table, _ = _table(terminal, discount=0.8, episodes=1200 if terminal else 300, references=10_000)
     early = table[table["step"] < 30] if not terminal else table
     line = stats.linregress(early["q"], early["return"])
     assert abs(line.slope - 1.0) < 0.1
-    assert abs(early["q"].mean() - early["return"].mean()) < 0.05 * early["return"].std()
+    assert abs(early["q"].mean() - early["return"].mean()) < 0.1 * early["return"].std()
 
 
 def _values(q: list[float], returns: list[float]) -> pd.DataFrame:

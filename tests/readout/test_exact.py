@@ -302,8 +302,8 @@ def test_sampled_futures_follow_the_solved_p_gamma(terminal: bool) -> None:
 
 def test_contrastive_training_on_one_hot_states_recovers_q() -> None:
     mdp = grid_world()
-    transitions, rewards = mdp.log_episodes(60, 200, seed=4)
-    split = Split(train=torch.arange(50), validation=torch.arange(50, 60))
+    transitions, rewards = mdp.log_episodes(200, 200, seed=4)
+    split = Split(train=torch.arange(190), validation=torch.arange(190, 200))
     critic, _ = train_dynamics(
         transitions,
         split,
@@ -311,8 +311,8 @@ def test_contrastive_training_on_one_hot_states_recovers_q() -> None:
         dynamics_parameters(
             hidden=(64,),
             representation_size=16,
-            temperature=0.25,
-            training={"steps": 700, "batch_size": 256, "learning_rate": 3e-3, "validation_interval": 350},
+            temperature=0.5,
+            training={"steps": 600, "batch_size": 400, "learning_rate": 1e-2, "validation_interval": 300},
         ),
         seed=0,
     )

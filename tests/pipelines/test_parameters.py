@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cvl_pipeline.configuration import CheckedConfigLoader
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.pipelines.parameters import RunParameters, check_parameters
+from cvl_pipeline.settings import CONFIG_LOADER_ARGS
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, Any]:
+    return CheckedConfigLoader(str(CONF), **CONFIG_LOADER_ARGS)["parameters"]
+
+
+def _changed(base: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    changed = copy.deepcopy(base)
+    *parents, last = name.split(".")
+    place = changed
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    return changed
+
+
+def _refusal(raw: dict[str, Any]) -> str:
+    with pytest.raises(InputError) as caught:
+        check_parameters(raw)
+    message = str(caught.value)
+    assert "\n" not in message, "one line"
+    return message
+
+
+def test_the_base_files_are_valid_and_arrive_typed(base: dict[str, Any]) -> None:
+    parameters = check_parameters(base)
+    assert isinstance(parameters, RunParameters)
+    assert parameters.contrastive_dynamics.hidden == (256, 256)
+    assert parameters.data_ingestion.workers is None
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion", "known"),
+    [
+        ("sed", "seed", "policy_extraction"),
+        ("dataset.episode", "episodes", "noise_max"),
+        ("contrastive_dynamics.temperatur", "temperature", "representation_size"),
+        ("contrastive_dynamics.training.step", "steps", "learning_rate"),
+        ("policy_extraction.training.batchsize", "batch_size", "accelerator"),
+        ("value_readout.reference", "references", "method"),
+        ("evaluation.confidense", "confidence", "workers"),
+    ],
+)
+def test_a_typo_names_the_field_the_closest_and_the_known_ones(
+    base: dict[str, Any], name: str, suggestion: str, known: str
+) -> None:
+    message = _refusal(_changed(base, name, 1))
+    assert f"unknown field '{name}': did you mean '{suggestion}'?" in message
+    assert known in message
+
+
+def test_a_field_like_no_other_lists_the_known_ones(base: dict[str, Any]) -> None:
+    message = _refusal(_changed(base, "value_readout.zzzz", 1))
+    assert "unknown field 'value_readout.zzzz': known here: method, references" in message
+
+
+@pytest.mark.parametrize("name", ["seed", "contrastive_dynamics.discount", "policy_extraction.training.steps"])
+def test_a_missing_field_is_named(base: dict[str, Any], name: str) -> None:
+    changed = copy.deepcopy(base)
+    *parents, last = name.split(".")
+    place = changed
+    for parent in parents:
+        place = place[parent]
+    del place[last]
+    assert f"field '{name}' is missing" in _refusal(changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "parts"),
+    [
+        ("seed", -1, ["greater than or equal to 0"]),
+        ("seed", "many", ["valid integer"]),
+        ("seed", None, ["valid integer"]),
+        ("dataset", 3, ["valid dictionary"]),
+        ("dataset.source", "ogbench", ["'metaworld'"]),
+        ("dataset.episodes", 1, ["greater than or equal to 2"]),
+        ("dataset.task", "a/b", ["such as door-open-v3"]),
+        ("dataset.name", "../x", ["it names a folder"]),
+        ("dataset.noise_max", float("inf"), ["finite"]),
+        ("contrastive_dynamics.discount", 1.0, ["less than 1"]),
+        ("contrastive_dynamics.discount", 0, ["greater than 0"]),
+        ("contrastive_dynamics.loss", "infonce", ["'symmetric_infonce' or 'nce'"]),
+        ("contrastive_dynamics.hidden", 256, ["valid tuple"]),
+        ("contrastive_dynamics.temperature", 0.0, ["greater than 0"]),
+        ("contrastive_dynamics.learned_temperature", "perhaps", ["valid boolean"]),
+        ("contrastive_dynamics.training.steps", 2.5, ["valid integer"]),
+        ("contrastive_dynamics.training.batch_size", 1, ["greater than or equal to 2"]),
+        ("value_readout.references", 0, ["greater than or equal to 1"]),
+        ("value_readout.method", "random_fourier", ["'exact'"]),
+        ("policy_extraction.objective", "sac", ["'awr', 'ddpg_bc' or 'bc'"]),
+        ("policy_extraction.beta", -1.0, ["greater than or equal to 0"]),
+        ("evaluation.confidence", 95, ["less than 1"]),
+        ("evaluation.workers", 0, ["greater than or equal to 1"]),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_with_what_may_be(
+    base: dict[str, Any], name: str, value: Any, parts: list[str]
+) -> None:
+    message = _refusal(_changed(base, name, value))
+    assert f"'{name}' is {value!r}: " in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize("stage", ["contrastive_dynamics", "policy_extraction"])
+@pytest.mark.parametrize("hidden", [[256, 0], [-3], ["wide"]])
+def test_a_layer_without_units_is_refused(base: dict[str, Any], stage: str, hidden: list[Any]) -> None:
+    assert f"'{stage}.hidden." in _refusal(_changed(base, f"{stage}.hidden", hidden))
+
+
+def test_an_accelerator_that_lightning_does_not_know_is_refused(base: dict[str, Any]) -> None:
+    # Before anything is collected, not after minutes in the simulator.
+    name = "contrastive_dynamics.training.accelerator"
+    assert name in _refusal(_changed(base, name, "quantum"))
+
+
+def test_all_faults_are_told_at_once(base: dict[str, Any]) -> None:
+    message = _refusal(_changed(_changed(base, "seed", -1), "evaluation.episodes", 0))
+    assert "'seed' is -1" in message
+    assert "'evaluation.episodes' is 0" in message

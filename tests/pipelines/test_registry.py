@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from cvl_pipeline import datasets
+from cvl_pipeline.configuration import CheckedConfigLoader
+from cvl_pipeline.pipeline_registry import register_pipelines, register_stages
+from cvl_pipeline.settings import CONFIG_LOADER_ARGS
+
+CONF = Path(__file__).parents[2] / "conf"
+LAYERS = {"01_raw": "raw", "02_intermediate": "intermediate", "06_models": "models"} | {
+    "07_model_output": "model_output",
+    "08_reporting": "reporting",
+}
+
+
+@pytest.fixture(scope="module")
+def catalog() -> dict[str, Any]:
+    OmegaConf.clear_resolver("artifact_folder")
+    return CheckedConfigLoader(str(CONF), **CONFIG_LOADER_ARGS)["catalog"]
+
+
+def _inputs(stage: str) -> set[str]:
+    return {name for node in register_stages()[stage].nodes for name in node.inputs}
+
+
+def test_there_are_five_stages_in_the_order_that_data_flows() -> None:
+    stages = register_stages()
+    assert list(stages) == [
+        "data_ingestion",
+        "contrastive_dynamics",
+        "value_readout",
+        "policy_extraction",
+        "evaluation",
+    ]
+    made: set[str] = set()
+    for stage, pipeline in stages.items():
+        needed = {name for name in pipeline.inputs() if not name.startswith("params:")}
+        assert {name for name in needed if not name.endswith("_checkpoints")} <= made, stage
+        made |= pipeline.all_outputs()
+
+
+def test_the_default_pipeline_is_all_stages() -> None:
+    pipelines = register_pipelines()
+    assert set(pipelines) == {"__default__", *register_stages()}
+    assert {node.name for node in pipelines["__default__"].nodes} == {
+        node.name for stage in register_stages().values() for node in stage.nodes
+    }
+    # Nothing but parameters and folders for unfinished work has to be there.
+    for name in pipelines["__default__"].inputs():
+        assert name.startswith("params:") or name.endswith("_checkpoints")
+
+
+def test_nodes_carry_the_namespace_and_the_tag_of_their_stage() -> None:
+    for stage, pipeline in register_stages().items():
+        assert pipeline.nodes
+        for node in pipeline.nodes:
+            assert node.namespace == stage
+            assert node.name.startswith(f"{stage}.")
+            assert stage in node.tags
+
+
+def test_the_dynamics_read_nothing_that_holds_a_reward() -> None:
+    inputs = _inputs("contrastive_dynamics")
+    assert inputs == {
+        "transitions",
+        "split",
+        "normalisation",
+        "params:contrastive_dynamics",
+        "params:seed",
+        "dynamics_checkpoints",
+        "dynamics_history",
+    }
+    # Upstream of the critic, the rewards are made beside the transitions and go elsewhere.
+    upstream = register_pipelines()["__default__"].to_outputs("critic")
+    consumers = {node.name for node in upstream.nodes if "rewards" in node.inputs}
+    assert consumers == set()
+
+
+def test_the_clone_needs_no_critic() -> None:
+    upstream = register_pipelines()["__default__"].to_outputs("bc_policy")
+    read = {name for node in upstream.nodes for name in node.inputs}
+    assert not read & {"critic", "readout", "rewards"}
+
+
+def test_every_dataset_of_the_pipelines_is_in_the_catalog_and_none_else(catalog: dict[str, Any]) -> None:
+    used = {
+        name
+        for name in register_pipelines()["__default__"].datasets()
+        if not name.startswith("params:") and name != "parameters"
+    }
+    assert set(catalog) == used
+
+
+def test_every_dataset_has_a_layer_that_fits_its_folder_and_a_description(catalog: dict[str, Any]) -> None:
+    for name, entry in catalog.items():
+        folder = Path(entry["filepath"]).parts[1]
+        assert entry["metadata"]["kedro-viz"]["layer"] == LAYERS[folder], name
+        assert len(entry["metadata"]["description"]) > 10, name
+        assert entry["metadata"]["description"].endswith("."), name
+
+
+def test_every_dataset_is_written_by_the_package_and_named_after_its_entry(catalog: dict[str, Any]) -> None:
+    files = set()
+    for name, entry in catalog.items():
+        module, kind = entry["type"].rsplit(".", 1)
+        assert module == "cvl_pipeline.datasets", name
+        assert kind in datasets.__all__, name
+        assert Path(entry["filepath"]).stem == name
+        files.add(entry["filepath"])
+    assert len(files) == len(catalog)
+
+
+def test_parameters_that_nodes_ask_for_exist(catalog: dict[str, Any]) -> None:
+    parameters = CheckedConfigLoader(str(CONF), **CONFIG_LOADER_ARGS)["parameters"]
+    for name in register_pipelines()["__default__"].inputs():
+        if name.startswith("params:"):
+            value: Any = parameters
+            for part in name.removeprefix("params:").split("."):
+                value = value[part]
+
+
+def test_names_are_plain() -> None:
+    for node in register_pipelines()["__default__"].nodes:
+        assert re.fullmatch(r"[a-z_]+\.[a-z_]+", node.name)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from cvl_pipeline.configuration import CheckedConfigLoader
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.settings import CONFIG_LOADER_ARGS
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+@pytest.fixture(autouse=True)
+def forgetful() -> Iterator[None]:
+    """OmegaConf's resolvers belong to the process; each test is to see its own loader's."""
+    OmegaConf.clear_resolver("artifact_folder")
+    yield
+    OmegaConf.clear_resolver("artifact_folder")
+
+
+def _loader(env: str | None = None, **runtime: Any) -> CheckedConfigLoader:
+    return CheckedConfigLoader(str(CONF), env=env, runtime_params=runtime, **CONFIG_LOADER_ARGS)
+
+
+def _folders(loader: CheckedConfigLoader) -> set[str]:
+    """What lies between the layer and the file, over all catalog entries that are files."""
+    folders = set()
+    for name, entry in loader["catalog"].items():
+        parts = Path(entry["filepath"]).parts
+        assert parts[0] == "data", name
+        folders.add("/".join(parts[2:4]))
+    return folders
+
+
+@pytest.mark.parametrize("env", [None, "smoke"])
+def test_the_parameter_files_of_every_environment_are_valid(env: str | None) -> None:
+    parameters = _loader(env)["parameters"]
+    assert parameters["contrastive_dynamics"]["loss"] == "symmetric_infonce"
+
+
+def test_smoke_changes_single_fields_and_keeps_the_others() -> None:
+    base, smoke = _loader()["parameters"], _loader("smoke")["parameters"]
+    assert smoke["contrastive_dynamics"]["training"]["steps"] < base["contrastive_dynamics"]["training"]["steps"]
+    for field in ("discount", "temperature", "loss"):
+        assert smoke["contrastive_dynamics"][field] == base["contrastive_dynamics"][field]
+    learning_rate = base["policy_extraction"]["training"]["learning_rate"]
+    assert smoke["policy_extraction"]["training"]["learning_rate"] == learning_rate
+
+
+def test_artifacts_are_filed_under_dataset_and_seed() -> None:
+    assert _folders(_loader()) == {"door-open-v3/seed_0"}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "folder"),
+    [
+        ({"seed": 7}, "door-open-v3/seed_7"),
+        ({"dataset": {"task": "reach-v3"}}, "reach-v3/seed_0"),
+        ({"dataset": {"task": "reach-v3", "name": "{task}-b"}, "seed": 2}, "reach-v3-b/seed_2"),
+    ],
+)
+def test_parameters_of_the_command_line_move_the_files(runtime: dict[str, Any], folder: str) -> None:
+    assert _folders(_loader(**runtime)) == {folder}
+
+
+def test_smoke_runs_are_filed_apart() -> None:
+    assert _folders(_loader("smoke")) == {"reach-v3-smoke/seed_0"}
+    OmegaConf.clear_resolver("artifact_folder")
+    assert _folders(_loader("smoke", seed=1)) == {"reach-v3-smoke/seed_1"}
+
+
+def test_parameters_of_the_command_line_win_over_the_environment() -> None:
+    loader = _loader("smoke", contrastive_dynamics={"training": {"steps": 5}})
+    training = loader["parameters"]["contrastive_dynamics"]["training"]
+    assert training["steps"] == 5
+    assert training["batch_size"] == 64
+
+
+def test_two_sessions_in_one_process_file_their_artifacts_apart() -> None:
+    # A notebook, or a sweep in one interpreter. The first session must not decide for all.
+    assert _folders(_loader(seed=1)) == {"door-open-v3/seed_1"}
+    assert _folders(_loader(seed=2)) == {"door-open-v3/seed_2"}
+
+
+@pytest.mark.parametrize("key", ["parameters", "catalog"])
+def test_faulty_parameters_stop_the_loading_of_anything_that_needs_them(key: str) -> None:
+    with pytest.raises(InputError, match=r"'dataset\.task' is '\.\./x'"):
+        _loader(dataset={"task": "../x"})[key]
+    OmegaConf.clear_resolver("artifact_folder")
+    with pytest.raises(InputError, match=r"unknown field 'sed': did you mean 'seed'"):
+        _loader(sed=1)[key]

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from cvl_pipeline.errors import InputError, unknown_name
+
+
+def test_a_near_name_is_suggested() -> None:
+    error = unknown_name("task", "reech-v3", ["push-v3", "reach-v3", "door-open-v3"])
+    assert isinstance(error, InputError)
+    assert str(error) == "unknown task 'reech-v3': did you mean reach-v3?"
+
+
+def test_several_near_names_are_suggested() -> None:
+    message = str(unknown_name("task", "door-v3", ["door-open-v3", "door-close-v3", "sweep-v3"]))
+    assert message.startswith("unknown task 'door-v3': did you mean ")
+    assert "door-open-v3" in message
+    assert "door-close-v3" in message
+    assert "sweep-v3" not in message
+
+
+def test_without_a_near_name_all_are_listed() -> None:
+    assert str(unknown_name("loss", "zzz", ["a", "b"])) == "unknown loss 'zzz': known: a, b"

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cvl_pipeline.dynamics.module import ContrastiveDynamics
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
+from cvl_pipeline.training.fit import fit, run_fingerprint
+from cvl_pipeline.trajectories.container import Transitions
+from tests.builders import (
+    dynamics_parameters,
+    identity_normalisation,
+    make_transitions,
+    split_first,
+    training_parameters,
+)
+from tests.training.toy import LineFit
+
+# Intervals of 30 steps are one full Lightning step of 25 and a rest; the last interval is cut short.
+TRAINING = training_parameters(steps=100, validation_interval=30, learning_rate=0.05)
+
+# What resumption does is proven apart from what it says; see test_resuming_warns_of_nothing.
+UNMOVED_BY_WARNINGS = pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
+
+
+def _train(module: LineFit, checkpoints: Path | None = None, fingerprint: str = "f") -> pd.DataFrame:
+    return fit(module, description="test", checkpoints=checkpoints, fingerprint=fingerprint)
+
+
+def _interrupt(checkpoints: Path, at: int, fingerprint: str = "f") -> None:
+    with pytest.raises(RuntimeError, match="the machine went away"):
+        _train(LineFit(TRAINING, 0, fail_at=at), checkpoints, fingerprint)
+
+
+def _checkpoint(checkpoints: Path) -> Path:
+    (path,) = checkpoints.rglob("*.ckpt")
+    return path
+
+
+def test_history_has_one_row_an_interval_with_means_over_it() -> None:
+    module = LineFit(TRAINING, 0)
+    history = _train(module)
+    assert history["step"].tolist() == [30, 60, 90, 100]
+    assert len(module.losses) == 100
+    for row, (start, end) in enumerate([(0, 30), (30, 60), (60, 90), (90, 100)]):
+        assert history["train/loss"][row] == pytest.approx(np.mean(module.losses[start:end]), rel=1e-5)
+        expected = np.mean(module.first_draws[start:end])
+        assert history["train/first_draw"][row] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_measurements_are_of_the_weights_at_the_end_of_the_interval() -> None:
+    module = LineFit(TRAINING, 0)
+    history = _train(module)
+    assert history["validation/slope"].tolist() == pytest.approx(list(module.weights_after.values()))
+    assert len(set(module.validation_draws)) == 1  # the same held-out draw at every measurement
+
+
+def test_training_solves_the_problem() -> None:
+    module = LineFit(training_parameters(steps=400, validation_interval=100, learning_rate=0.05), 0)
+    history = _train(module)
+    assert module.weight.tolist() == pytest.approx([2.0, -1.0], abs=0.02)
+    assert history["train/loss"].iloc[-1] < 0.01 * history["train/loss"].iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("steps", "interval", "rows"),
+    [(1, 1, [1]), (5, 100, [5]), (26, 26, [26]), (51, 25, [25, 50, 51]), (3, 1, [1, 2, 3])],
+)
+def test_exactly_the_steps_asked_for_are_taken(steps: int, interval: int, rows: list[int]) -> None:
+    module = LineFit(training_parameters(steps=steps, validation_interval=interval), 0)
+    assert _train(module)["step"].tolist() == rows
+    assert len(module.losses) == steps
+
+
+@UNMOVED_BY_WARNINGS
+@pytest.mark.parametrize("at", [31, 59, 60, 61, 85, 95, 99])
+def test_interrupted_training_resumes_to_the_very_same_weights(tmp_path: Path, at: int) -> None:
+    whole = LineFit(TRAINING, 0)
+    expected = _train(whole, tmp_path / "whole")
+    _interrupt(tmp_path / "parts", at)
+    resumed = LineFit(TRAINING, 0)
+    history = _train(resumed, tmp_path / "parts")
+    # Continued, not repeated: it began at the last interval that was complete.
+    assert len(resumed.losses) == 100 - at // 30 * 30
+    assert torch.equal(resumed.weight, whole.weight)
+    pd.testing.assert_frame_equal(history, expected, check_exact=True)
+
+
+@UNMOVED_BY_WARNINGS
+def test_training_interrupted_twice_resumes_twice(tmp_path: Path) -> None:
+    whole = LineFit(TRAINING, 0)
+    expected = _train(whole)
+    _interrupt(tmp_path, 35)
+    _interrupt(tmp_path, 75)
+    resumed = LineFit(TRAINING, 0)
+    history = _train(resumed, tmp_path)
+    assert len(resumed.losses) == 40
+    assert torch.equal(resumed.weight, whole.weight)
+    pd.testing.assert_frame_equal(history, expected, check_exact=True)
+
+
+def test_resuming_warns_of_nothing(tmp_path: Path) -> None:
+    """A resumed run is told in one line of the log; warnings are errors here."""
+    _interrupt(tmp_path, 70)
+    _train(LineFit(TRAINING, 0), tmp_path)
+
+
+@UNMOVED_BY_WARNINGS
+def test_a_keyboard_interrupt_stops_the_run_and_keeps_what_was_done(tmp_path: Path) -> None:
+    stopped = LineFit(TRAINING, 0, fail_at=70, failure=KeyboardInterrupt())
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            _train(stopped, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves the signal ignored
+    resumed, whole = LineFit(TRAINING, 0), LineFit(TRAINING, 0)
+    _train(resumed, tmp_path)
+    _train(whole)
+    assert len(resumed.losses) == 40
+    assert torch.equal(resumed.weight, whole.weight)
+
+
+@UNMOVED_BY_WARNINGS
+def test_contrastive_training_resumes_to_the_very_same_critic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_transitions([20] * 6, [True, False] * 3)
+    arguments = (
+        data,
+        split_first(data, 4),
+        identity_normalisation(data),
+        dynamics_parameters(
+            learned_temperature=True, training={"steps": 90, "validation_interval": 30, "learning_rate": 0.01}
+        ),
+        0,
+    )
+    whole = ContrastiveDynamics(*arguments)
+    expected = fit(whole, description="test", checkpoints=tmp_path / "whole", fingerprint="f")
+    broken = ContrastiveDynamics(*arguments)
+    original = broken.training_loss
+
+    def fails_at_70(generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if broken.global_step == 70:
+            raise RuntimeError("the machine went away")
+        return original(generator)
+
+    monkeypatch.setattr(broken, "training_loss", fails_at_70)
+    with pytest.raises(RuntimeError, match="went away"):
+        fit(broken, description="test", checkpoints=tmp_path / "parts", fingerprint="f")
+    resumed = ContrastiveDynamics(*arguments)
+    history = fit(resumed, description="test", checkpoints=tmp_path / "parts", fingerprint="f")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    pd.testing.assert_frame_equal(history, expected, check_exact=True)
+
+
+def test_another_fingerprint_starts_anew(tmp_path: Path) -> None:
+    _interrupt(tmp_path, 70, fingerprint="old")
+    module = LineFit(TRAINING, 0)
+    _train(module, tmp_path, fingerprint="new")
+    assert len(module.losses) == 100
+
+
+def test_nothing_but_weights_and_plain_values_is_in_a_checkpoint(tmp_path: Path) -> None:
+    _interrupt(tmp_path, 70)
+    state = torch.load(_checkpoint(tmp_path), weights_only=True)  # refuses anything that runs code
+    assert state["global_step"] == 60
+
+
+def test_checkpoints_are_removed_when_training_is_done(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    _interrupt(folder, 70, fingerprint="old")
+    assert _checkpoint(folder).exists()
+    _train(LineFit(TRAINING, 0), folder, fingerprint="new")
+    assert not folder.exists()
+
+
+def test_training_without_a_folder_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _train(LineFit(TRAINING, 0))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "cut to nothing", "overwritten", "another program's"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
+    _interrupt(tmp_path, 70)
+    path = _checkpoint(tmp_path)
+    content = path.read_bytes()
+    if damage == "another program's":
+        torch.save({"weights": torch.zeros(2)}, path)
+    else:
+        changed = {"cut": content[: len(content) // 2], "cut to nothing": b"", "overwritten": b"x" * 2000}
+        path.write_bytes(changed[damage])
+    with pytest.raises(InputError, match="cannot be read") as caught:
+        _train(LineFit(TRAINING, 0), tmp_path)
+    assert str(path) in str(caught.value)
+    assert "delete it" in str(caught.value)
+
+
+def test_a_loss_that_is_no_number_ends_the_training_and_names_the_steps(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"nan between steps 30 and 60 \(seed 3\)"):
+        _train(LineFit(TRAINING, 3, nan_at=41), tmp_path)
+    # What is kept is from before the fault.
+    state = torch.load(_checkpoint(tmp_path), weights_only=True)
+    assert state["global_step"] == 30
+    assert torch.isfinite(state["state_dict"]["weight"]).all()
+
+
+def test_fingerprint_tells_parameters_seeds_and_inputs_apart(transitions: Transitions) -> None:
+    split = split_first(transitions, 4)
+    parameters = dynamics_parameters()
+    base = run_fingerprint(parameters, 0, transitions, split)
+    assert run_fingerprint(dynamics_parameters(), 0, transitions, split_first(transitions, 4)) == base
+    nudged = transitions.observations.clone()
+    nudged[3, 1] += 1e-6
+    others = [
+        run_fingerprint(dynamics_parameters(discount=0.91), 0, transitions, split),
+        run_fingerprint(dynamics_parameters(training={"steps": 9}), 0, transitions, split),
+        run_fingerprint(parameters, 1, transitions, split),
+        run_fingerprint(parameters, 0, replace(transitions, observations=nudged), split),
+        run_fingerprint(parameters, 0, transitions, split_first(transitions, 3)),
+        run_fingerprint(parameters, 0, transitions),
+        run_fingerprint(parameters, 0, split, transitions),
+    ]
+    assert len({base, *others}) == len(others) + 1
+    assert base.isalnum()  # it names a folder
+
+
+def test_fingerprint_sees_the_weights_of_a_critic(transitions: Transitions) -> None:
+    torch.manual_seed(0)
+    critic = ContrastiveCritic(CriticShape(3, 2, (4,), 2, "raw", 1.0, False))
+    parameters = dynamics_parameters()
+    before = run_fingerprint(parameters, 0, transitions, critic, None)
+    assert run_fingerprint(parameters, 0, transitions, critic, None) == before
+    with torch.no_grad():
+        critic.psi_network[0].bias[0] += 1.0
+    assert run_fingerprint(parameters, 0, transitions, critic, None) != before

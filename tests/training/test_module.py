@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from cvl_pipeline.training import module as offline
+from cvl_pipeline.training.fit import fit
+from tests.builders import training_parameters
+from tests.training.toy import LineFit
+
+
+@given(steps=st.integers(1, 400), interval=st.integers(1, 400))
+def test_an_epoch_is_one_validation_interval_in_chunks(steps: int, interval: int) -> None:
+    chunks = LineFit(training_parameters(steps=steps, validation_interval=interval), 0).chunks()
+    assert sum(chunks) == min(steps, interval)
+    assert all(1 <= chunk <= offline.CHUNK for chunk in chunks)
+
+
+def test_the_chunk_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, histories = [], []
+    for chunk in (25, 1, 7):
+        monkeypatch.setattr(offline, "CHUNK", chunk)
+        line = LineFit(training_parameters(steps=40, validation_interval=30), 0)
+        histories.append(fit(line, description="test"))
+        weights.append(line.weight)
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+    assert histories[0].equals(histories[1])
+
+
+def test_the_batch_of_a_step_depends_on_the_seed_and_the_step_alone() -> None:
+    draws = []
+    for seed, learning_rate, steps in ((0, 0.01, 20), (0, 0.5, 35), (1, 0.01, 20)):
+        line = LineFit(
+            training_parameters(steps=steps, validation_interval=9, learning_rate=learning_rate), seed
+        )
+        torch.manual_seed(steps)  # the global generator is no part of it
+        fit(line, description="test")
+        draws.append(line.first_draws)
+    assert draws[0] == draws[1][:20]
+    assert not set(draws[0]) & set(draws[2])
+    assert len(set(draws[0])) == 20
+
+
+def test_only_parameters_that_ask_for_it_are_trained() -> None:
+    line = LineFit(training_parameters(), 0)
+    line.fixed = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+    assert [id(parameter) for parameter in line.trained_parameters()] == [id(line.weight)]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("batch_size", 1),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("validation_interval", 0),
+        ("momentum", 0.9),
+    ],
+)
+def test_training_parameters_out_of_range_are_refused(field: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=field):
+        training_parameters(**{field: value})
+
+
+def test_parameters_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        training_parameters().steps = 3  # type: ignore[misc]
