@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,3 +118,8 @@ def policy_parameters(training: dict[str, Any] | None = None, **changes: Any) ->
         "training": training_parameters(**(training or {})),
     }
     return PolicyParameters(**(values | changes))
+
+
+def names_in(folder: Path) -> list[str]:
+    """Everything in a folder, hidden files too."""
+    return sorted(path.name for path in folder.iterdir())

@@ -28,11 +28,11 @@ class FiniteMDP:
 
     @property
     def states(self) -> int:
-        return self.step.shape[0]
+        return int(self.step.shape[0])
 
     @property
     def actions(self) -> int:
-        return self.step.shape[1]
+        return int(self.step.shape[1])
 
     def p_gamma(self) -> Floats:
         """``p_gamma(s' | s, a)``, (S, A, S + 1); the last outcome is the absorbing state."""
@@ -69,9 +69,7 @@ class FiniteMDP:
             for length in range(1, steps + 1):
                 first, second = draws[length - 1]
                 action = min(int(np.searchsorted(cumulative_policy[state], first)), self.actions - 1)
-                state = min(
-                    int(np.searchsorted(cumulative_step[state, action], second)), self.states - 1
-                )
+                state = min(int(np.searchsorted(cumulative_step[state, action], second)), self.states - 1)
                 actions.append(action)
                 states.append(state)
                 rewards.append(self.reward[state])

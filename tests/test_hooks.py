@@ -62,7 +62,7 @@ def test_artifacts_that_are_there_are_not_asked_for(tmp_path: Path) -> None:
     catalog.save("transitions", transitions)
     catalog.save("rewards", make_rewards(transitions))
     catalog.save("split", split_first(transitions, 1))
-    with pytest.raises(InputError, match="missing artifacts: critic; .*--pipelines contrastive_dynamics "):
+    with pytest.raises(InputError, match=r"missing artifacts: critic; .*--pipelines contrastive_dynamics "):
         _check(_pipeline("value_readout"), catalog)
 
 
@@ -87,13 +87,13 @@ def test_parts_of_a_stage_need_only_their_own_inputs(tmp_path: Path) -> None:
     for name in ("policy", "bc_policy"):
         catalog.save(name, GaussianActor(ActorShape(3, 2, (4,))))
     _check(register_pipelines()["evaluation"].only_nodes("evaluation.roll_out"), catalog)
-    with pytest.raises(InputError, match="missing artifacts: episodes; .*--pipelines data_ingestion "):
+    with pytest.raises(InputError, match=r"missing artifacts: episodes; .*--pipelines data_ingestion "):
         _check(_pipeline("evaluation"), catalog)
 
 
 def test_an_unknown_task_stops_a_run_that_simulates_and_no_other(tmp_path: Path) -> None:
     catalog = _catalog(tmp_path, task="reech-v3")
-    with pytest.raises(InputError, match="'reech-v3'.*did you mean .*reach-v3"):
+    with pytest.raises(InputError, match=r"'reech-v3'.*did you mean .*reach-v3"):
         _check(_pipeline("__default__"), catalog)
     with pytest.raises(InputError, match="missing artifacts: normalisation, split, transitions"):
         _check(_pipeline("contrastive_dynamics"), catalog)

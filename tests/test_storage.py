@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -23,6 +22,7 @@ from cvl_pipeline.storage import (
     write_atomically,
     write_tensors,
 )
+from tests.builders import names_in
 
 TENSORS = {
     "floats": torch.arange(12, dtype=torch.float32).reshape(3, 4) / 7.0,
@@ -31,7 +31,7 @@ TENSORS = {
     "scalar": torch.tensor(0.25),
     "empty": torch.zeros(0, 3),
 }
-CONFIG: dict[str, Any] = {"hidden": [16, 8], "name": "ä \"quoted\"", "rate": 0.1, "learned": False}
+CONFIG: dict[str, Any] = {"hidden": [16, 8], "name": 'ä "quoted"', "rate": 0.1, "learned": False}
 
 
 def _write(path: Path) -> bytes:
@@ -48,9 +48,10 @@ def _header() -> dict[str, Any]:
     }
 
 
-def _same(tensors: dict[str, Tensor], config: dict[str, Any]) -> bool:
+def _same(kind: str, tensors: dict[str, Tensor], config: dict[str, Any]) -> bool:
     return (
-        config == CONFIG
+        kind == "thing"
+        and config == CONFIG
         and tensors.keys() == TENSORS.keys()
         and all(
             tensors[name].dtype == value.dtype and torch.equal(tensors[name], value)
@@ -59,16 +60,17 @@ def _same(tensors: dict[str, Tensor], config: dict[str, Any]) -> bool:
     )
 
 
-def _assert_refused_or_unharmed(path: Path, content: bytes) -> None:
+def _assert_refused_or_unharmed(path: Path, content: bytes, kind: str | None = "thing") -> None:
     """Whatever happened to the file: the right content, or one error that names it."""
     path.write_bytes(content)
     try:
-        tensors, config = read_tensors(path, "thing")
+        read = read_tensors(path, kind)
     except InputError as error:
-        assert str(path) in str(error)  # noqa: PT017
-        assert "rerun its stage" in str(error)  # noqa: PT017
+        message = str(error)
+        assert str(path) in message
+        assert "rerun its stage" in message
     else:
-        assert _same(tensors, config)
+        assert _same(*read)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     _write(path)
     check_header(path, "thing")
     assert _same(*read_tensors(path, "thing"))
-    assert os.listdir(path.parent) == ["x.safetensors"]
+    assert names_in(path.parent) == ["x.safetensors"]
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -96,7 +98,7 @@ def test_tensors_are_written_whatever_their_place_in_memory(tmp_path: Path) -> N
         "parameter": torch.nn.Parameter(torch.ones(2)),
     }
     write_tensors(tmp_path / "x.safetensors", "thing", tensors, {})
-    read, _ = read_tensors(tmp_path / "x.safetensors", "thing")
+    _, read, _ = read_tensors(tmp_path / "x.safetensors", "thing")
     for name, value in tensors.items():
         assert torch.equal(read[name], value), name
 
@@ -104,7 +106,7 @@ def test_tensors_are_written_whatever_their_place_in_memory(tmp_path: Path) -> N
 def test_two_names_may_share_one_tensor(tmp_path: Path) -> None:
     bound = torch.ones(3)
     write_tensors(tmp_path / "x.safetensors", "thing", {"low": bound, "high": bound}, {})
-    read, _ = read_tensors(tmp_path / "x.safetensors", "thing")
+    _, read, _ = read_tensors(tmp_path / "x.safetensors", "thing")
     assert torch.equal(read["low"], bound)
     assert torch.equal(read["high"], bound)
 
@@ -127,6 +129,15 @@ def test_a_byte_changed_anywhere_is_refused_or_does_no_harm(tmp_path: Path, mask
         changed = bytearray(content)
         changed[offset] ^= mask
         _assert_refused_or_unharmed(path, bytes(changed))
+
+
+def test_the_kind_that_a_file_claims_is_protected_like_its_content(tmp_path: Path) -> None:
+    content = _write(tmp_path / "whole.safetensors")
+    start = content.index(b"thing")
+    for offset in range(start, start + len("thing")):
+        changed = bytearray(content)
+        changed[offset] ^= 0x01
+        _assert_refused_or_unharmed(tmp_path / "changed.safetensors", bytes(changed), kind=None)
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +239,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, fails)
     assert path.read_bytes() == content
-    assert os.listdir(tmp_path) == ["x.safetensors"]
+    assert names_in(tmp_path) == ["x.safetensors"]
 
 
 def test_a_write_is_not_seen_until_it_is_whole(tmp_path: Path) -> None:
@@ -244,7 +255,7 @@ def test_a_write_is_not_seen_until_it_is_whole(tmp_path: Path) -> None:
     write_atomically(path, write)
     assert seen == [b"old"]
     assert path.read_bytes() == b"new and longer"
-    assert os.listdir(tmp_path) == ["x.bin"]
+    assert names_in(tmp_path) == ["x.bin"]
 
 
 def test_a_tensor_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
@@ -253,7 +264,7 @@ def test_a_tensor_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> 
     with pytest.raises(TypeError):
         write_tensors(path, "thing", TENSORS, {"not": object()})
     assert path.read_bytes() == content
-    assert os.listdir(tmp_path) == ["x.safetensors"]
+    assert names_in(tmp_path) == ["x.safetensors"]
 
 
 @pytest.mark.parametrize(

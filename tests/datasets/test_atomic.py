@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 
 from cvl_pipeline.datasets import FigureDataset, JSONDataset, ParquetDataset
 from cvl_pipeline.errors import InputError
+from tests.builders import names_in
 
 TABLE = pd.DataFrame(
     {"episode": [0, 1, 2], "part": ["train", "train", "validation"], "return": [0.1, np.nan, 1e9]}
@@ -42,7 +42,7 @@ def test_a_table_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     dataset = ParquetDataset(filepath=str(tmp_path / "new" / "x.parquet"))
     dataset.save(TABLE)
     pd.testing.assert_frame_equal(dataset.load(), TABLE)
-    assert os.listdir(tmp_path / "new") == ["x.parquet"]
+    assert names_in(tmp_path / "new") == ["x.parquet"]
 
 
 def test_a_report_is_loaded_as_it_was_saved_and_can_be_read_by_eye(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_report_is_loaded_as_it_was_saved_and_can_be_read_by_eye(tmp_path: Pat
     dataset.save(REPORT)
     assert dataset.load() == REPORT
     assert path.read_text().splitlines()[1] == '  "success_rate": 0.5,'
-    assert os.listdir(path.parent) == ["x.json"]
+    assert names_in(path.parent) == ["x.json"]
 
 
 def test_a_correlation_that_is_no_number_survives(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_figure_becomes_a_picture(tmp_path: Path) -> None:
     picture = matplotlib.image.imread(path)
     assert picture.shape[0] > 100
     assert picture[..., :3].min() < 0.9 < picture[..., :3].max()
-    assert os.listdir(path.parent) == ["x.png"]
+    assert names_in(path.parent) == ["x.png"]
 
 
 class _Unwritable:
@@ -90,9 +90,9 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
     with pytest.raises(DatasetError):
         dataset.save(bad)
     assert (tmp_path / name).read_bytes() == before
-    assert os.listdir(tmp_path) == [name]
+    assert names_in(tmp_path) == [name]
     dataset.save(good)  # and the dataset still knows its own path
-    assert os.listdir(tmp_path) == [name]
+    assert names_in(tmp_path) == [name]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ from cvl_pipeline.errors import InputError
 
 
 def _logits(batch: int, scale: float, seed: int) -> torch.Tensor:
-    return scale * torch.randn(batch, batch, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return scale * torch.randn(
+        batch, batch, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def _naive_symmetric(logits: NDArray[np.float64]) -> float:
@@ -52,7 +54,9 @@ SHAPES = (st.integers(2, 12), st.floats(0.0, 5.0), st.integers(0, 1000))
 @given(*SHAPES)
 def test_symmetric_infonce_equals_the_formula_written_out(batch: int, scale: float, seed: int) -> None:
     logits = _logits(batch, scale, seed)
-    assert float(symmetric_infonce(logits)) == pytest.approx(_naive_symmetric(logits.numpy()), rel=1e-9, abs=1e-9)
+    assert float(symmetric_infonce(logits)) == pytest.approx(
+        _naive_symmetric(logits.numpy()), rel=1e-9, abs=1e-9
+    )
     assert float(symmetric_infonce(logits.float())) == pytest.approx(
         _naive_symmetric(logits.numpy()), rel=1e-4, abs=1e-5
     )
@@ -73,7 +77,9 @@ def test_symmetric_infonce_of_constant_logits_is_log_batch(value: float) -> None
 @given(st.floats(-50.0, 50.0), st.integers(0, 1000))
 def test_symmetric_infonce_ignores_a_constant(constant: float, seed: int) -> None:
     logits = _logits(8, 2.0, seed)
-    assert float(symmetric_infonce(logits + constant)) == pytest.approx(float(symmetric_infonce(logits)), rel=1e-9)
+    assert float(symmetric_infonce(logits + constant)) == pytest.approx(
+        float(symmetric_infonce(logits)), rel=1e-9
+    )
 
 
 def test_the_column_term_sees_what_rows_alone_leave_arbitrary() -> None:

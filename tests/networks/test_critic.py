@@ -105,7 +105,9 @@ def test_temperature_is_trained_only_if_asked_for(learned: bool) -> None:
     assert float(critic.temperature.detach()) == pytest.approx(0.3)
     trained = [parameter for parameter in critic.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.1)
-    critic.logits(critic.phi(observations, actions), critic.psi(observations, absorbed)).square().sum().backward()
+    critic.logits(
+        critic.phi(observations, actions), critic.psi(observations, absorbed)
+    ).square().sum().backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     changed = float(critic.temperature.detach()) != pytest.approx(0.3)
     assert changed == learned

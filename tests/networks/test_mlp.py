@@ -18,8 +18,10 @@ def test_hidden_layers_are_normalised_and_the_last_layer_is_bare() -> None:
 
 def test_without_hidden_layers_it_is_one_linear_map() -> None:
     network = mlp(3, (), 2)
+    layer = network[0]
+    assert isinstance(layer, nn.Linear)
     inputs = torch.randn(4, 3)
-    assert torch.equal(network(inputs), inputs @ network[0].weight.T + network[0].bias)
+    assert torch.equal(network(inputs), inputs @ layer.weight.T + layer.bias)
 
 
 def test_standardise_starts_as_the_identity_and_then_divides_by_the_spread() -> None:

@@ -69,7 +69,9 @@ def test_a_field_like_no_other_lists_the_known_ones(base: dict[str, Any]) -> Non
     assert "unknown field 'value_readout.zzzz': known here: method, references" in message
 
 
-@pytest.mark.parametrize("name", ["seed", "contrastive_dynamics.discount", "policy_extraction.training.steps"])
+@pytest.mark.parametrize(
+    "name", ["seed", "contrastive_dynamics.discount", "policy_extraction.training.steps"]
+)
 def test_a_missing_field_is_named(base: dict[str, Any], name: str) -> None:
     changed = copy.deepcopy(base)
     *parents, last = name.split(".")

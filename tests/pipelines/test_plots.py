@@ -111,7 +111,9 @@ def test_comparison_shows_means_and_intervals() -> None:
         assert bars == [0.8, 0.5, 0.6]
         assert [label.get_text() for label in axis.get_xticklabels()] == ["CVL", "BC", "behaviour"]
         spans = [
-            tuple(segment[:, 1]) for collection in axis.collections for segment in collection.get_segments()  # type: ignore[attr-defined]
+            tuple(segment[:, 1])
+            for collection in axis.collections
+            for segment in collection.get_segments()  # type: ignore[attr-defined]
         ]
         expected = [(0.7, 0.85), (0.4, 0.55), (0.5, 0.65)]
         np.testing.assert_allclose(spans, expected, atol=1e-9)

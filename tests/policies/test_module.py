@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from cvl_pipeline.policies.module import (
     train_policy,
 )
 from cvl_pipeline.readout.exact import Readout
+from cvl_pipeline.training.fit import fit
 from cvl_pipeline.trajectories.container import Transitions
 from tests.builders import (
     identity_normalisation,
@@ -121,26 +123,32 @@ def test_a_step_of_ddpg_bc_raises_q_and_moves_towards_the_best_action(data: Tran
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    assert all(later > earlier for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later > earlier for earlier, later in pairwise(values))
     assert _distance(module, data) < before
 
 
-def test_no_gradient_reaches_the_frozen_critic(data: Transitions) -> None:
+@pytest.mark.parametrize("objective", ["awr", "ddpg_bc"])
+def test_the_critic_stays_as_it_is_and_the_callers_stays_trainable(data: Transitions, objective: str) -> None:
+    torch.manual_seed(0)
     critic = ContrastiveCritic(CriticShape(3, 2, (8,), 2, "unit_norm", 0.5, True))
     before = copy.deepcopy(critic.state_dict())
-    actor, _ = train_policy(
+    module = PolicyExtraction(
         data,
         split_first(data, 4),
         identity_normalisation(data),
-        policy_parameters(objective="ddpg_bc", alpha=10.0),
+        policy_parameters(objective=objective, alpha=10.0),
         0,
-        critic=critic,
-        readout=READOUT,
+        critic,
+        READOUT,
     )
-    for name, value in critic.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    assert not any(parameter.requires_grad for parameter in critic.parameters())
-    assert not any("critic" in name for name in actor.state_dict())
+    actor = copy.deepcopy(module.actor.state_dict())
+    fit(module, description="test")
+    for used in (critic, *module._frozen):
+        for name, value in used.state_dict().items():
+            assert torch.equal(value, before[name]), name
+    assert not torch.equal(module.actor.state_dict()["network.0.weight"], actor["network.0.weight"])
+    assert all(parameter.requires_grad for parameter in critic.parameters())
+    assert not any(parameter.requires_grad for parameter in module._frozen[0].parameters())
 
 
 def test_the_frozen_critic_is_no_part_of_the_checkpoint(data: Transitions) -> None:
@@ -188,7 +196,11 @@ def test_extraction_beats_cloning_on_a_critic_that_knows_better(data: Transition
 def test_an_objective_that_needs_a_critic_says_so(data: Transitions, objective: str) -> None:
     with pytest.raises(InputError, match=f"'{objective}' needs a critic.*only 'bc' does without"):
         train_policy(
-            data, split_first(data, 4), identity_normalisation(data), policy_parameters(objective=objective), 0
+            data,
+            split_first(data, 4),
+            identity_normalisation(data),
+            policy_parameters(objective=objective),
+            0,
         )
 
 
@@ -199,7 +211,9 @@ def test_validation_measures_the_held_out_episodes(data: Transitions) -> None:
         metrics = module.validation_metrics(torch.Generator().manual_seed(0))
         held_out = data.select(torch.arange(4, 6))
         actions = module.actor(held_out.states())
-        gain = module.q_values(held_out.states(), actions) - module.q_values(held_out.states(), held_out.actions)
+        gain = module.q_values(held_out.states(), actions) - module.q_values(
+            held_out.states(), held_out.actions
+        )
         error = (actions - held_out.actions).square().mean()
         log_prob = module.actor.log_prob(held_out.states(), held_out.actions).mean()
     # 2048 draws with replacement from 100 held-out transitions: equal up to their sampling error.

@@ -83,8 +83,11 @@ def test_gradients_are_those_of_the_formula(monkeypatch: pytest.MonkeyPatch, chu
 
 
 @given(
-    references=st.integers(1, 40), seed=st.integers(0, 1000), temperature=st.floats(0.01, 10.0), chunk=st.integers(1, 41)
-)  # fmt: skip
+    references=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+    temperature=st.floats(0.01, 10.0),
+    chunk=st.integers(1, 41),
+)
 def test_values_lie_between_the_rewards_and_sample_sizes_between_one_and_all(
     references: int, seed: int, temperature: float, chunk: int
 ) -> None:

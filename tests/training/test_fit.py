@@ -243,5 +243,5 @@ def test_fingerprint_sees_the_weights_of_a_critic(transitions: Transitions) -> N
     before = run_fingerprint(parameters, 0, transitions, critic, None)
     assert run_fingerprint(parameters, 0, transitions, critic, None) == before
     with torch.no_grad():
-        critic.psi_network[0].bias[0] += 1.0
+        critic.state_dict()["psi_network.0.bias"][0] += 1.0
     assert run_fingerprint(parameters, 0, transitions, critic, None) != before

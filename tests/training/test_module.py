@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from torch import Generator, Tensor
 
 from cvl_pipeline.training import module as offline
 from cvl_pipeline.training.fit import fit
+from cvl_pipeline.training.module import OfflineModule
+from cvl_pipeline.training.parameters import TrainingParameters
 from tests.builders import training_parameters
 from tests.training.toy import LineFit
 
@@ -49,6 +53,33 @@ def test_only_parameters_that_ask_for_it_are_trained() -> None:
     line = LineFit(training_parameters(), 0)
     line.fixed = torch.nn.Parameter(torch.ones(1), requires_grad=False)
     assert [id(parameter) for parameter in line.trained_parameters()] == [id(line.weight)]
+
+
+class Slope(OfflineModule):
+    """A loss of slope one under plain gradient descent: the weight is minus the sum of the learning rates."""
+
+    def __init__(self, training: TrainingParameters) -> None:
+        super().__init__(training, 0)
+        self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.trained_parameters(), lr=1.0)
+
+    def training_loss(self, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.weight.sum(), {}
+
+    def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
+        return {"weight": self.weight.detach().clone()}
+
+
+def test_the_learning_rate_falls_along_half_a_cosine() -> None:
+    history = fit(
+        Slope(training_parameters(steps=60, validation_interval=20, learning_rate=0.3)), description="test"
+    )
+    rates = 0.3 * 0.5 * (1.0 + np.cos(np.pi * np.arange(60) / 60))
+    assert rates[0] == 0.3
+    expected = [-rates[:20].sum(), -rates[:40].sum(), -rates.sum()]
+    assert history["validation/weight"].tolist() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -59,9 +59,7 @@ def test_normalisation_measures_the_training_episodes_alone(transitions: Transit
     spoilt[4 + 16 :] = 1e6  # every row of episodes 4 and 5
     spoilt_actions = transitions.actions.clone()
     spoilt_actions[16:] = 1e6
-    fitted = fit_normalisation(
-        replace(transitions, observations=spoilt, actions=spoilt_actions), split, 1e-3
-    )
+    fitted = fit_normalisation(replace(transitions, observations=spoilt, actions=spoilt_actions), split, 1e-3)
     observations = torch.cat([part["observations"] for part in slices(transitions)[:4]]).double().numpy()
     actions = transitions.actions[:16].double().numpy()
     np.testing.assert_allclose(fitted.observation_mean, observations.mean(0), rtol=1e-6)

@@ -42,7 +42,7 @@ def test_offsets_of_truncated_episodes_follow_the_truncated_geometric_law(discou
     for anchor in range(length):
         offsets = segments.offsets[segments.anchors == anchor].numpy()
         left = length - anchor
-        law = discount ** np.arange(left)
+        law = np.float64(discount) ** np.arange(left)
         counts = np.bincount(offsets - 1, minlength=left).astype(np.float64)
         assert len(counts) == left, "an offset past the end of the log"
         if left > 1:

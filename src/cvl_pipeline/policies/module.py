@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +64,9 @@ class PolicyExtraction(OfflineModule):
         self._objective = policy_objective(parameters.objective)
         self._train = transitions.select(split.train)
         self._validation_data = transitions.select(split.validation)
-        # In a list, so that the frozen critic is neither a submodule, nor trained, nor checkpointed.
-        self._frozen = [critic.requires_grad_(False)] if critic is not None else []
+        # A copy, so that the caller's stays trainable and where it is; in a list, so that it is neither a
+        # submodule, nor trained, nor checkpointed.
+        self._frozen = [copy.deepcopy(critic).requires_grad_(False)] if critic is not None else []
         self._readout = readout
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "initialisation", 1))
@@ -90,7 +92,9 @@ class PolicyExtraction(OfflineModule):
             advantage = advantages(critic, readout, train, self.parameters_of_stage, self.seed)
         held_out = self._validation_data.to(self.device)
         self._train_batch = Batch(train.states(), train.actions, advantage)
-        self._validation_batch = Batch(held_out.states(), held_out.actions, torch.zeros(len(held_out)))
+        self._validation_batch = Batch(
+            held_out.states(), held_out.actions, torch.zeros(len(held_out), device=self.device)
+        )
 
     def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Q of the frozen critic, (B, O) and (B, A) -> (B,), differentiable in the actions."""

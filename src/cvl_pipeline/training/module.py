@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +55,11 @@ class OfflineModule(lightning.LightningModule):
             self.trained_parameters(), lr=self.training_parameters.learning_rate, foreach=True
         )
 
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step: from the parameter's value down to zero along half a cosine."""
+        parameters = self.training_parameters
+        return parameters.learning_rate * 0.5 * (1.0 + math.cos(math.pi * step / parameters.steps))
+
     def chunks(self) -> list[int]:
         """Gradient steps of each Lightning step of one epoch; an epoch is one validation interval."""
         interval = min(self.training_parameters.validation_interval, self.training_parameters.steps)
@@ -71,6 +77,8 @@ class OfflineModule(lightning.LightningModule):
             loss, metrics = self.training_loss(generator)
             optimizer.zero_grad(set_to_none=True)
             self.manual_backward(loss)
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate(step)
             optimizer.step()
             for name, value in {"loss": loss, **metrics}.items():
                 self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value.detach()

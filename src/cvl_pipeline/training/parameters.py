@@ -16,6 +16,6 @@ class TrainingParameters(Strict):
 
     steps: int = Field(ge=1)  # gradient steps
     batch_size: int = Field(ge=2)
-    learning_rate: float = Field(gt=0.0)  # of Adam
+    learning_rate: float = Field(gt=0.0)  # of Adam at the first step; falls to zero along half a cosine
     validation_interval: int = Field(ge=1)  # gradient steps between held-out measurements and checkpoints
     accelerator: str  # Lightning's: auto, cpu, gpu, ...

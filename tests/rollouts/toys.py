@@ -1,0 +1,44 @@
+"""An environment of one number, importable by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, SupportsFloat
+
+import gymnasium
+import numpy as np
+
+from cvl_pipeline.rollouts.environments import Array, Environment
+
+
+class Walk(Environment):
+    """The seed is the place, actions move it; ends past 3 (a termination) or after ``steps`` steps."""
+
+    def __init__(self, steps: int = 6) -> None:
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.steps = steps
+        self.executed: list[float] = []
+
+    def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
+        self.place = float(seed % 10) / 10.0
+        self.taken = 0
+        return np.array([self.place, 0.0]), {}
+
+    def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
+        self.executed.append(float(action[0]))
+        self.place += float(action[0])
+        self.taken += 1
+        fallen = self.place > 3.0
+        info = {"success": 1.0} if self.place > 2.0 else {}
+        return np.array([self.place, self.taken]), self.place, fallen, self.taken >= self.steps, info
+
+
+class Push:
+    """Moves by five times the digit of the episode's seed less two: often beyond the bounds."""
+
+    def start(self, seeds: Sequence[int]) -> None:
+        self.seeds = list(seeds)
+
+    def act(self, observations: list[Array], running: list[int]) -> list[Array]:
+        assert len(observations) == len(running)
+        return [np.array([5.0 * (self.seeds[i] % 10) / 10.0 - 2.0]) for i in running]
