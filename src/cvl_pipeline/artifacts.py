@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from cvl_pipeline.errors import unknown_name
+from cvl_pipeline.errors import InputError, unknown_name
 from cvl_pipeline.networks.actor import ActorShape, GaussianActor
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.readout.exact import Readout
-from cvl_pipeline.storage import read_tensors, write_tensors
+from cvl_pipeline.storage import read_tensors, shown, write_tensors
 from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
 
 Pack = Callable[[Any], tuple[dict[str, Tensor], dict[str, Any]]]
@@ -88,4 +88,10 @@ def load_artifact(path: Path | str, kind: str | None = None) -> Any:
     found, tensors, config = read_tensors(Path(path), kind)
     check_kind(found)
     _, unpack = KINDS[found]
-    return unpack(tensors, config)
+    try:
+        return unpack(tensors, config)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"{shown(Path(path))}: its content does not make a {found} ({type(error).__name__}); "
+            "delete it and rerun its stage"
+        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kedro.config import OmegaConfigLoader
+from omegaconf import OmegaConf
 
 from cvl_pipeline.pipelines.parameters import check_parameters
 
@@ -16,13 +17,11 @@ class CheckedConfigLoader(OmegaConfigLoader):
     ``<dataset>/seed_<n>`` of the parameters in force, ``--params`` included.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Register the resolver beside those of the settings."""
-        resolvers = {"artifact_folder": self._artifact_folder, **(kwargs.pop("custom_resolvers", None) or {})}
-        super().__init__(*args, custom_resolvers=resolvers, **kwargs)
-
     def __getitem__(self, key: str) -> dict[str, Any]:
         """Load one kind of configuration; raises InputError on faulty parameters."""
+        # Resolvers are global and Kedro never replaces one: without this, a second session in the same
+        # process would file its artifacts under the first one's seed.
+        OmegaConf.register_new_resolver("artifact_folder", self._artifact_folder, replace=True)
         config = super().__getitem__(key)
         if key == "parameters":
             check_parameters(config)

@@ -66,12 +66,13 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], config: 
         "version": VERSION,
         "kind": kind,
         "config": dict(config),
-        "checksum": fingerprint(tensors, config),
+        "checksum": _checksum(kind, tensors, config),
     }
     # One entry: safetensors writes several in an order that changes from run to run, and the same content
     # should be the same bytes.
     metadata = {FORMAT: json.dumps(header, sort_keys=True)}
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Cloned, because safetensors refuses two names for one memory.
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_atomically(path, lambda partial: save_file(plain, partial, metadata=metadata))
 
 
@@ -92,7 +93,7 @@ def read_tensors(path: Path, kind: str | None) -> tuple[str, dict[str, Tensor], 
     with _open(path, kind) as (file, header):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     config: dict[str, Any] = header["config"]
-    if fingerprint(tensors, config) != header["checksum"]:
+    if _checksum(header["kind"], tensors, config) != header["checksum"]:
         raise InputError(f"{shown(path)}: content does not match its checksum; delete it and rerun its stage")
     return header["kind"], tensors, config
 
@@ -114,6 +115,10 @@ def _open(path: Path, kind: str | None) -> Iterator[tuple[Any, dict[str, Any]]]:
         raise InputError(
             f"{shown(path)} is damaged or not a safetensors file ({error}); delete it and rerun its stage"
         ) from error
+
+
+def _checksum(kind: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
+    return fingerprint(tensors, {"version": VERSION, "kind": kind, "config": dict(config)})
 
 
 def _checked_header(path: Path, kind: str | None, metadata: dict[str, str] | None) -> dict[str, Any]:

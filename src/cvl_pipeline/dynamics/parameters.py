@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from cvl_pipeline.training.parameters import Strict, TrainingParameters
+from cvl_pipeline.training.parameters import Hidden, Strict, TrainingParameters
 
 
 class DynamicsParameters(Strict):
@@ -16,8 +16,14 @@ class DynamicsParameters(Strict):
     loss: Literal["symmetric_infonce", "nce"]
     representation: Literal["unit_norm", "raw"]
     representation_size: int = Field(ge=1)  # D, size of phi and psi
-    hidden: tuple[int, ...]  # hidden layers of phi and psi
+    hidden: Hidden  # hidden layers of phi and psi
     temperature: float = Field(gt=0.0)  # divides the logits
     learned_temperature: bool  # train it, starting from the value above
     validation_segments: int = Field(ge=2)  # held-out batch: its size sets the scale of accuracy and bound
     training: TrainingParameters
+
+    @model_validator(mode="after")
+    def _raw_representations_scale_themselves(self) -> DynamicsParameters:
+        if self.representation == "raw" and self.learned_temperature:
+            raise ValueError("learned_temperature needs unit_norm representations: raw ones scale themselves")
+        return self

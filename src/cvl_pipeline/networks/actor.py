@@ -61,7 +61,8 @@ class GaussianActor(nn.Module):
     def forward(self, observations: Tensor) -> Tensor:
         """The mode of the policy, (..., O) -> (..., A), within the action bounds."""
         squashed: Tensor = torch.tanh(self.network(self.standardise_observation(observations)))
-        return self.action_low + (squashed + 1.0) / 2.0 * (self.action_high - self.action_low)
+        scaled = self.action_low + (squashed + 1.0) / 2.0 * (self.action_high - self.action_low)
+        return torch.minimum(torch.maximum(scaled, self.action_low), self.action_high)  # rounding
 
     def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Log pi(a | s), (..., O) and (..., A) -> (...)."""

@@ -69,7 +69,9 @@ def values_against_returns(values: pd.DataFrame, report: Mapping[str, float]) ->
     )
     scatter.legend(frameon=False)
     ranked = values.groupby("episode")["return"].mean().sort_values().index
-    for position, colour in ((0, "#b3423a"), (len(ranked) // 2, "#d98e04"), (len(ranked) - 1, "#2f7d4f")):
+    # As a dict, so that one or two held-out episodes are drawn once.
+    shown = {0: "#b3423a", len(ranked) // 2: "#d98e04", len(ranked) - 1: "#2f7d4f"}
+    for position, colour in shown.items():
         part = values[values["episode"] == ranked[position]]
         course.plot(part["step"], part["return"], color=colour, lw=1, ls=":")
         course.plot(part["step"], part["q"], color=colour, lw=1.5, label=f"episode {ranked[position]}")

@@ -6,14 +6,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from cvl_pipeline.training.parameters import Strict, TrainingParameters
+from cvl_pipeline.training.parameters import Hidden, Strict, TrainingParameters
 
 
 class PolicyParameters(Strict):
     """How a policy is extracted from the frozen critic."""
 
     objective: Literal["awr", "ddpg_bc", "bc"]
-    hidden: tuple[int, ...]  # hidden layers of the actor and of a fitted V
+    hidden: Hidden  # hidden layers of the actor and of a fitted V
     beta: float = Field(ge=0.0)  # awr: advantages count as exp(beta * advantage / its standard deviation)
     max_weight: float = Field(gt=0.0)  # awr: no transition counts more than this
     baseline: Literal["marginal_actions", "fitted_value"]  # awr: V of the advantage Q(s, a) - V(s)

@@ -36,7 +36,10 @@ class MixedQualityPolicy:
     def start(self, seeds: Sequence[int]) -> None:
         """Draw the disturbances of a batch of episodes."""
         self._episodes = [
-            _Disturbance(np.random.default_rng(seed), self._noise_max, self._random_max, self._random_hold)
+            # Not default_rng(seed): that is the stream Meta-World draws the goal from.
+            _Disturbance(
+                np.random.default_rng([seed, 1]), self._noise_max, self._random_max, self._random_hold
+            )
             for seed in seeds
         ]
 

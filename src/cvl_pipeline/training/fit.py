@@ -64,7 +64,8 @@ def fit(
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(name).handlers.clear()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PossibleUserWarning)  # "checkpoint directory exists", "no logger"
+        warnings.simplefilter("ignore", PossibleUserWarning)  # "no logger configured", "few batches"
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         # Lightning's own use of a name that torch has deprecated.
         warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
         trainer = lightning.Trainer(

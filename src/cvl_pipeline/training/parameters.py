@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import BaseModel, ConfigDict, Field
+
+Hidden = tuple[Annotated[int, Field(ge=1)], ...]
+"""Sizes of hidden layers, first to last."""
 
 
 class Strict(BaseModel):
     """A frozen model that refuses unknown fields, so that a typo never passes silently."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TrainingParameters(Strict):
@@ -18,4 +23,4 @@ class TrainingParameters(Strict):
     batch_size: int = Field(ge=2)
     learning_rate: float = Field(gt=0.0)  # of Adam at the first step; falls to zero along half a cosine
     validation_interval: int = Field(ge=1)  # gradient steps between held-out measurements and checkpoints
-    accelerator: str  # Lightning's: auto, cpu, gpu, ...
+    accelerator: Literal["auto", "cpu", "gpu", "mps"]  # Lightning's; auto takes a GPU if there is one

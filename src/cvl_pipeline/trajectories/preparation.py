@@ -23,7 +23,7 @@ def split_episodes(transitions: Transitions, validation_fraction: float, seed: i
     if episodes < 2:
         raise InputError(f"data_ingestion: {episodes} episode cannot be split; at least 2 are needed")
     held_out = min(max(1, round(validation_fraction * episodes)), episodes - 1)
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(episodes))
+    order = torch.from_numpy(np.random.default_rng([seed, 2]).permutation(episodes))
     return Split(train=order[held_out:].sort().values, validation=order[:held_out].sort().values)
 
 

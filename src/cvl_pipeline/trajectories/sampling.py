@@ -71,7 +71,7 @@ class SegmentSampler:
         # Double precision: at discount 0.999 and L = 1000 single precision visibly bends the law.
         u = torch.rand(count, generator=generator, device=device, dtype=torch.float64)
         open_ended = data.terminated[episodes]
-        mass = torch.where(open_ended, 1.0, -torch.expm1(steps_left * self._log_discount))
+        mass = torch.where(open_ended, 1.0, -torch.expm1(steps_left.double() * self._log_discount))
         offsets = 1 + (torch.log1p(-u * mass) / self._log_discount).floor().long()
         absorbed = open_ended & (offsets > steps_left)
         reached = torch.minimum(offsets, steps_left)
