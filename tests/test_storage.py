@@ -44,7 +44,7 @@ def _header() -> dict[str, Any]:
         "version": 1,
         "kind": "thing",
         "config": CONFIG,
-        "checksum": fingerprint(TENSORS, CONFIG),
+        "checksum": fingerprint(TENSORS, {"version": 1, "kind": "thing", "config": CONFIG}),
     }
 
 

@@ -1,11 +1,13 @@
 """Kedro settings."""
 
+from typing import Any
+
 from cvl_pipeline.configuration import CheckedConfigLoader
 from cvl_pipeline.hooks import CheckInputs, NarrateNodes, ReportResults
 
 HOOKS = (CheckInputs(), NarrateNodes(), ReportResults())
 CONFIG_LOADER_CLASS = CheckedConfigLoader
-CONFIG_LOADER_ARGS = {
+CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",
     "default_run_env": "local",
     # An environment changes single fields of a stage, not the whole stage.

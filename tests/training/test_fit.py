@@ -27,7 +27,6 @@ from tests.training.toy import LineFit
 TRAINING = training_parameters(steps=100, validation_interval=30, learning_rate=0.05)
 
 # What resumption does is proven apart from what it says; see test_resuming_warns_of_nothing.
-UNMOVED_BY_WARNINGS = pytest.mark.filterwarnings("ignore:Checkpoint directory:UserWarning")
 
 
 def _train(module: LineFit, checkpoints: Path | None = None, fingerprint: str = "f") -> pd.DataFrame:
