@@ -113,9 +113,7 @@ def main() -> None:
         "--tasks", nargs="+", default=["reach-v3", "door-open-v3", "push-v3", "drawer-close-v3"]
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument(
-        "--params", default="", help="more kedro --params, such as evaluation.episodes=100"
-    )
+    parser.add_argument("--params", default="", help="more kedro --params, such as evaluation.episodes=100")
     parser.add_argument("--again", action="store_true", help="rerun what is already there")
     arguments = parser.parse_args()
     seconds = [

@@ -78,7 +78,6 @@ def test_exactly_the_steps_asked_for_are_taken(steps: int, interval: int, rows: 
     assert len(module.losses) == steps
 
 
-@UNMOVED_BY_WARNINGS
 @pytest.mark.parametrize("at", [31, 59, 60, 61, 85, 95, 99])
 def test_interrupted_training_resumes_to_the_very_same_weights(tmp_path: Path, at: int) -> None:
     whole = LineFit(TRAINING, 0)
@@ -92,7 +91,6 @@ def test_interrupted_training_resumes_to_the_very_same_weights(tmp_path: Path, a
     pd.testing.assert_frame_equal(history, expected, check_exact=True)
 
 
-@UNMOVED_BY_WARNINGS
 def test_training_interrupted_twice_resumes_twice(tmp_path: Path) -> None:
     whole = LineFit(TRAINING, 0)
     expected = _train(whole)
@@ -111,7 +109,6 @@ def test_resuming_warns_of_nothing(tmp_path: Path) -> None:
     _train(LineFit(TRAINING, 0), tmp_path)
 
 
-@UNMOVED_BY_WARNINGS
 def test_a_keyboard_interrupt_stops_the_run_and_keeps_what_was_done(tmp_path: Path) -> None:
     stopped = LineFit(TRAINING, 0, fail_at=70, failure=KeyboardInterrupt())
     handler = signal.getsignal(signal.SIGINT)
@@ -127,7 +124,6 @@ def test_a_keyboard_interrupt_stops_the_run_and_keeps_what_was_done(tmp_path: Pa
     assert torch.equal(resumed.weight, whole.weight)
 
 
-@UNMOVED_BY_WARNINGS
 def test_contrastive_training_resumes_to_the_very_same_critic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
