@@ -99,7 +99,7 @@ def dynamics_parameters(training: dict[str, Any] | None = None, **changes: Any) 
         "hidden": (8,),
         "temperature": 0.25,
         "learned_temperature": False,
-        "validation_segments": 16,
+        "validation_batches": 2,
         "training": training_parameters(**(training or {})),
     }
     return DynamicsParameters(**(values | changes))

@@ -134,7 +134,7 @@ def test_episodes_that_say_where_they_lead_are_told_apart() -> None:
         dynamics_parameters(
             hidden=(32,),
             representation_size=8,
-            validation_segments=64,
+            validation_batches=2,
             training={"steps": 300, "batch_size": 64, "validation_interval": 150, "learning_rate": 3e-3},
         ),
         0,

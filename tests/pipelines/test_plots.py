@@ -100,7 +100,8 @@ def test_policy_histories_show_both_policies() -> None:
     figure = plots.policy_histories({"CVL": history, "BC": history + 1})
     _draw(figure)
     assert _lines(figure, 0)["CVL"].tolist() == [2.0, 1.0]
-    assert _lines(figure, 1)["BC"].tolist() == [1.4, 1.3]
+    assert _lines(figure, 1)["BC"].tolist() == [3.0, 2.0]
+    assert _lines(figure, 2)["BC"].tolist() == [1.4, 1.3]
 
 
 def test_comparison_shows_means_and_intervals() -> None:

@@ -70,22 +70,24 @@ class ContrastiveDynamics(OfflineModule):
 
     def training_loss(self, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Contrastive loss of one batch."""
-        logits = self._logits(self._train_sampler, self.training_parameters.batch_size, generator)
-        return self._loss(logits), {}
+        return self._loss(self._logits(self._train_sampler, generator)), {}
 
     def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
-        """Loss and contrastive metrics on one fixed batch of held-out segments."""
-        logits = self._logits(
-            self._validation_sampler, self.parameters_of_stage.validation_segments, generator
-        )
-        return {
-            "loss": self._loss(logits),
-            **contrastive_metrics(logits),
-            "temperature": self.critic.temperature,
-        }
+        """Loss and contrastive metrics of held-out segments, the mean over a few batches.
 
-    def _logits(self, sampler: SegmentSampler, count: int, generator: Generator) -> Tensor:
-        segments = sampler.sample(count, generator)
+        They depend on the number of negatives, so the batches are as large as in training: the two losses
+        can then be compared.
+        """
+        count = self.parameters_of_stage.validation_batches
+        totals: dict[str, Tensor] = {}
+        for _ in range(count):
+            logits = self._logits(self._validation_sampler, generator)
+            for name, value in {"loss": self._loss(logits), **contrastive_metrics(logits)}.items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value / count
+        return {**totals, "temperature": self.critic.temperature}
+
+    def _logits(self, sampler: SegmentSampler, generator: Generator) -> Tensor:
+        segments = sampler.sample(self.training_parameters.batch_size, generator)
         phi = self.critic.phi(segments.observations, segments.actions)
         psi = self.critic.psi(segments.futures, segments.absorbed)
         return self.critic.logits(phi, psi)

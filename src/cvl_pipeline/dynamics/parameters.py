@@ -19,7 +19,9 @@ class DynamicsParameters(Strict):
     hidden: Hidden  # hidden layers of phi and psi
     temperature: float = Field(gt=0.0)  # divides the logits
     learned_temperature: bool  # train it, starting from the value above
-    validation_segments: int = Field(ge=2)  # held-out batch: its size sets the scale of accuracy and bound
+    validation_batches: int = Field(
+        ge=1
+    )  # held-out batches, of the training batch's size, that metrics average
     training: TrainingParameters
 
     @model_validator(mode="after")

@@ -83,17 +83,15 @@ def values_against_returns(values: pd.DataFrame, report: Mapping[str, float]) ->
 
 
 def policy_histories(histories: Mapping[str, pd.DataFrame]) -> Figure:
-    """Training loss and held-out distance to the logged actions of each policy."""
-    figure, (loss, error) = _axes(2)
-    for name, history in histories.items():
-        loss.plot(history["step"], history["train/loss"], "o-", ms=3, color=COLOURS[name], label=name)
-        error.plot(
-            history["step"], history["validation/action_error"], "o-", ms=3, color=COLOURS[name], label=name
-        )
-    loss.set(title="Training loss (each its own objective)", xlabel="gradient step")
+    """Training loss of each policy, each on its own scale, and held-out distance to the logged actions."""
+    figure, (*losses, error) = _axes(len(histories) + 1)
+    for loss, (name, history) in zip(losses, histories.items(), strict=True):
+        style: dict[str, Any] = {"color": COLOURS[name], "label": name, "marker": "o", "markersize": 3}
+        loss.plot(history["step"], history["train/loss"], **style)
+        loss.set(title=f"{name}: training loss", xlabel="gradient step")
+        error.plot(history["step"], history["validation/action_error"], **style)
     error.set(title="Held-out squared distance to logged actions", xlabel="gradient step", ylim=(0, None))
-    for axis in (loss, error):
-        axis.legend(frameon=False)
+    error.legend(frameon=False)
     return figure
 
 
