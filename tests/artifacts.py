@@ -24,7 +24,7 @@ def make_artifacts() -> dict[str, Any]:
         "rewards": make_rewards(transitions),
         "split": split,
         "normalisation": normalisation,
-        "critic": ContrastiveCritic(CriticShape(3, 2, (8, 4), 6, "unit_norm", 0.3, True), normalisation),
+        "critic": ContrastiveCritic(CriticShape(3, 2, (8, 4), 6, "unit_norm", 0.3, True, 0.9), normalisation),
         "readout": Readout(torch.randn(9, 6), torch.rand(9), torch.tensor(0.3), torch.tensor(0.97)),
         "actor": GaussianActor(
             ActorShape(3, 2, (8, 4)), normalisation, (torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 0.5]))

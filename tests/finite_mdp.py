@@ -142,7 +142,7 @@ class ExactCritic(ContrastiveCritic):
     def __init__(self, log_ratio: Floats, temperature: float) -> None:
         """Look up ``log_ratio[s, a, z]``; the last z is the absorbing state."""
         states, actions, outcomes = log_ratio.shape
-        super().__init__(CriticShape(states, actions, (), outcomes, "raw", temperature, False))
+        super().__init__(CriticShape(states, actions, (), outcomes, "raw", temperature, False, 0.9))
         self.table = torch.from_numpy(log_ratio).float()
 
     def phi(self, observations: Tensor, actions: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class LogitCritic(ContrastiveCritic):
     """Two references worth 1 and 0: Q = 2 sigmoid(g(s) + h(a)), with g and h given."""
 
     def __init__(self, state_weight: float, action_weight: float) -> None:
-        super().__init__(CriticShape(3, 2, (), 2, "raw", 1.0, False))
+        super().__init__(CriticShape(3, 2, (), 2, "raw", 1.0, False, 0.9))
         self.weights = (state_weight, action_weight)
 
     def phi(self, observations: Tensor, actions: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class TargetCritic(ContrastiveCritic):
     TARGET = (0.5, -0.5)
 
     def __init__(self) -> None:
-        super().__init__(CriticShape(3, 2, (), 2, "raw", 1.0, False))
+        super().__init__(CriticShape(3, 2, (), 2, "raw", 1.0, False, 0.9))
 
     def phi(self, observations: Tensor, actions: Tensor) -> Tensor:
         distance = (actions - torch.tensor(self.TARGET)).square().sum(-1)
@@ -130,7 +130,7 @@ def test_a_step_of_ddpg_bc_raises_q_and_moves_towards_the_best_action(data: Tran
 @pytest.mark.parametrize("objective", ["awr", "ddpg_bc"])
 def test_the_critic_stays_as_it_is_and_the_callers_stays_trainable(data: Transitions, objective: str) -> None:
     torch.manual_seed(0)
-    critic = ContrastiveCritic(CriticShape(3, 2, (8,), 2, "unit_norm", 0.5, True))
+    critic = ContrastiveCritic(CriticShape(3, 2, (8,), 2, "unit_norm", 0.5, True, 0.9))
     before = copy.deepcopy(critic.state_dict())
     module = PolicyExtraction(
         data,
@@ -235,7 +235,7 @@ def test_every_objective_that_the_parameters_allow_is_there() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("objective", ["awr", "ddpg_bc", "bc"])
 def test_policies_train_on_a_gpu_and_come_back_to_the_cpu(data: Transitions, objective: str) -> None:
-    critic = ContrastiveCritic(CriticShape(3, 2, (8,), 2, "unit_norm", 0.5, False))
+    critic = ContrastiveCritic(CriticShape(3, 2, (8,), 2, "unit_norm", 0.5, False, 0.9))
     actor, history = train_policy(
         data,
         split_first(data, 4),

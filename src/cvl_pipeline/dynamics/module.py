@@ -58,6 +58,7 @@ class ContrastiveDynamics(OfflineModule):
                     representation=parameters.representation,
                     temperature=parameters.temperature,
                     learned_temperature=parameters.learned_temperature,
+                    discount=parameters.discount,
                 ),
                 normalisation,
             )
@@ -119,6 +120,6 @@ def train_dynamics(
         module,
         description="Training the contrastive critic",
         checkpoints=checkpoints,
-        fingerprint=run_fingerprint(parameters, seed, transitions, split),
+        fingerprint=run_fingerprint(parameters, seed, transitions, split, normalisation),
     )
     return module.critic.cpu().eval(), history

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cvl_pipeline.errors import unknown_name
 from cvl_pipeline.networks.mlp import Standardise, mlp
 from cvl_pipeline.trajectories.container import Normalisation
 
@@ -28,6 +29,7 @@ class CriticShape:
         representation: ``unit_norm`` (on the unit sphere) or ``raw``.
         temperature: its initial, or fixed, value.
         learned_temperature: train it (unit_norm only; raw representations scale themselves).
+        discount: gamma of the p_gamma that the critic was trained on; the readout must use the same.
     """
 
     observation_size: int
@@ -37,6 +39,12 @@ class CriticShape:
     representation: str
     temperature: float
     learned_temperature: bool
+    discount: float
+
+    def __post_init__(self) -> None:
+        """Raise InputError on an unknown kind of representation."""
+        if self.representation not in REPRESENTATIONS:
+            raise unknown_name("representation", self.representation, list(REPRESENTATIONS))
 
 
 class ContrastiveCritic(nn.Module):
@@ -98,7 +106,7 @@ class ContrastiveCritic(nn.Module):
     def _finish(self, representation: Tensor) -> Tensor:
         if self.shape.representation == "unit_norm":
             return functional.normalize(representation, dim=-1)
-        # Divided by sqrt(D), the logits of a fresh network have a variance of order one whatever D is.
+        # The logits are then divided by sqrt(D), so their spread does not grow with D.
         return representation / math.sqrt(math.sqrt(self.shape.representation_size))
 
     def description(self) -> dict[str, Any]:

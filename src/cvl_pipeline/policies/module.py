@@ -197,6 +197,6 @@ def train_policy(
         module,
         description=f"Training the policy ({parameters.objective})",
         checkpoints=checkpoints,
-        fingerprint=run_fingerprint(parameters, seed, transitions, split, critic, readout),
+        fingerprint=run_fingerprint(parameters, seed, transitions, split, normalisation, critic, readout),
     )
     return module.actor.cpu().eval(), history

@@ -25,7 +25,7 @@ class Readout:
         psi: (K, D) representations of the references.
         rewards: (K,) reward on arrival at each reference; 0 in the absorbing state.
         temperature: scalar, the critic's.
-        discount: scalar, gamma.
+        discount: scalar float64, the critic's gamma.
     """
 
     psi: Tensor
@@ -76,7 +76,6 @@ def build_readout(
     rewards: Rewards,
     split: Split,
     parameters: ReadoutParameters,
-    discount: float,
     seed: int,
 ) -> Readout:
     """Draw references from the marginal of the future states that training contrasted, and label them.
@@ -87,18 +86,17 @@ def build_readout(
         rewards: their labels.
         split: which episodes train.
         parameters: the stage's.
-        discount: the critic's gamma.
         seed: of the draw.
     """
     train = transitions.select(split.train)
     labels = rewards.select(transitions.transition_index(split.train))
     generator = Generator().manual_seed(stream_seed(seed, "references", 0))
-    segments = SegmentSampler(train, discount).sample(parameters.references, generator)
+    segments = SegmentSampler(train, critic.shape.discount).sample(parameters.references, generator)
     return Readout(
         psi=critic.psi(segments.futures, segments.absorbed),
         rewards=labels.rewards[segments.arrivals].masked_fill(segments.absorbed, 0.0),
         temperature=critic.temperature.detach().clone(),
-        discount=torch.tensor(discount),
+        discount=torch.tensor(critic.shape.discount, dtype=torch.float64),
     )
 
 

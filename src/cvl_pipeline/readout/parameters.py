@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from cvl_pipeline.training.parameters import Strict
@@ -12,5 +10,4 @@ from cvl_pipeline.training.parameters import Strict
 class ReadoutParameters(Strict):
     """How values are read out of the critic."""
 
-    method: Literal["exact"]
     references: int = Field(ge=1)  # K, reference states drawn by the training sampler

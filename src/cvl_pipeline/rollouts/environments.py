@@ -76,7 +76,7 @@ class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
         return observation, info
 
     def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Advance by one control step (0.0125 s of simulated time x frame skip)."""
+        """Advance by one control step, 0.0125 s of simulated time."""
         observation, reward, terminated, _, info = self._environment.step(action)
         self._steps += 1
         return observation, reward, terminated, self._steps >= self._episode_steps, info

@@ -72,10 +72,14 @@ def run_episodes(
     with progress_bar() as progress:
         bar = progress.add_task(description, total=len(seeds))
         if processes == 1:
-            worker = _Worker(task)
-            for index, batch in enumerate(batches):
-                results[index] = worker.run(batch)
-                progress.advance(bar, len(batch))
+            threads = torch.get_num_threads()
+            _start_worker(task)  # one thread, as in a worker process: a policy's rounding may depend on it
+            try:
+                for index, batch in enumerate(batches):
+                    results[index] = _run_in_worker(batch)
+                    progress.advance(bar, len(batch))
+            finally:
+                torch.set_num_threads(threads)
         else:
             # A fresh interpreter, not a fork: the parent's torch threads do not survive one.
             with ProcessPoolExecutor(
@@ -87,12 +91,16 @@ def run_episodes(
                 pending: dict[Future[list[Episode]], int] = {
                     pool.submit(_run_in_worker, batch): index for index, batch in enumerate(batches)
                 }
-                while pending:
-                    done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        index = pending.pop(future)
-                        results[index] = future.result()
-                        progress.advance(bar, len(batches[index]))
+                try:
+                    while pending:
+                        done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                        for future in done:
+                            index = pending.pop(future)
+                            results[index] = future.result()
+                            progress.advance(bar, len(batches[index]))
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
     return [episode for index in range(len(batches)) for episode in results[index]]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from cvl_pipeline.networks.actor import GaussianActor
 from cvl_pipeline.rollouts.collection import episode_seeds
-from cvl_pipeline.rollouts.environments import Array, MetaWorldEnvironment
+from cvl_pipeline.rollouts.environments import Array, MetaWorldEnvironment, check_metaworld_task
 from cvl_pipeline.rollouts.episodes import Episode, RolloutTask, run_episodes
 
 
@@ -51,7 +51,7 @@ def evaluate_metaworld(
     Raises:
         InputError: unknown task.
     """
-    MetaWorldEnvironment(task, episode_steps).close()  # raises before any process starts
+    check_metaworld_task(task)  # before any process starts
     seeds = episode_seeds(seed, "evaluation", episodes)
     recorded = run_episodes(
         RolloutTask(

@@ -47,7 +47,8 @@ class SegmentSampler:
     * a **terminated** episode stays at its end for ever, so k is not truncated and k > L is the
       absorbing state, whose reward is zero.
 
-    All of it is index arithmetic on the device that holds the transitions: constant work per segment.
+    All of it is index arithmetic on the device that holds the transitions; the work per segment does not grow
+    with the data, but for one binary search among the episodes.
     """
 
     def __init__(self, transitions: Transitions, discount: float) -> None:

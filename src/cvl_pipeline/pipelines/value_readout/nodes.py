@@ -19,11 +19,10 @@ def read_out(
     rewards: Rewards,
     split: Split,
     parameters: ReadoutParameters,
-    discount: float,
     seed: int,
 ) -> Readout:
     """Draw and label the references, from the training episodes."""
-    return build_readout(critic, transitions, rewards, split, parameters, discount, seed)
+    return build_readout(critic, transitions, rewards, split, parameters, seed)
 
 
 def evaluate(

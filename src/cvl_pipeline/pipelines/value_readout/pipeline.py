@@ -17,7 +17,6 @@ def create_pipeline() -> Pipeline:
                     "rewards",
                     "split",
                     "params:value_readout",
-                    "params:contrastive_dynamics.discount",
                     "params:seed",
                 ],
                 "readout",
