@@ -139,10 +139,10 @@ def sampler_marginal(mdp: FiniteMDP, transitions: Transitions) -> Floats:
 class ExactCritic(ContrastiveCritic):
     """The critic that contrastive learning would end at: ``phi . psi / T = log p_gamma / p`` by table."""
 
-    def __init__(self, log_ratio: Floats, temperature: float) -> None:
+    def __init__(self, log_ratio: Floats, temperature: float, discount: float) -> None:
         """Look up ``log_ratio[s, a, z]``; the last z is the absorbing state."""
         states, actions, outcomes = log_ratio.shape
-        super().__init__(CriticShape(states, actions, (), outcomes, "raw", temperature, False, 0.9))
+        super().__init__(CriticShape(states, actions, (), outcomes, "raw", temperature, False, discount))
         self.table = torch.from_numpy(log_ratio).float()
 
     def phi(self, observations: Tensor, actions: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
+from kedro.config import MissingConfigException
 from kedro.framework.cli.project import run as kedro_run
 
 from cvl_pipeline.errors import InputError, unknown_name
@@ -28,26 +29,38 @@ class _Run(click.Command):
             for cause in _causes(error):
                 if isinstance(cause, InputError):
                     raise click.ClickException(str(cause)) from error
+            if isinstance(error, ValueError | MissingConfigException) and _raised_by_kedro(error):
+                # A tag, a dataset or an environment that does not exist.
+                raise click.ClickException(" ".join(str(error).split())) from error
             raise
 
 
 def _check_names(options: dict[str, Any]) -> None:
-    """Raise InputError if an option names a pipeline, a node or a stage that does not exist."""
+    """Raise InputError if an option names a pipeline, a node, a stage or a tag that does not exist."""
     pipelines = register_pipelines()
     known = {
         "pipeline": list(pipelines),
         "node": sorted(node.name for node in pipelines["__default__"].nodes),
         "namespace": list(register_stages()),
+        "tag": sorted({tag for node in pipelines["__default__"].nodes for tag in node.tags}),
     }
     asked = {
         "pipeline": [*(options["pipelines"] or []), *filter(None, [options["pipeline"]])],
         "node": [*options["node_names"], *options["from_nodes"], *options["to_nodes"]],
         "namespace": options["namespaces"] or [],
+        "tag": options["tags"] or [],
     }
     for kind, names in asked.items():
         for name in names:
             if name not in known[kind]:
                 raise unknown_name(kind, name, known[kind])
+
+
+def _raised_by_kedro(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("kedro.")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -56,4 +69,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-cli.add_command(_Run("run", params=kedro_run.params, callback=kedro_run.callback, help=kedro_run.help))
+# Also a name of this module: Kedro's find_run_command looks for it here.
+run = _Run("run", params=kedro_run.params, callback=kedro_run.callback, help=kedro_run.help)
+cli.add_command(run)

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from kedro.framework.hooks import hook_impl
-from kedro.io import DataCatalog
+from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from rich.console import Console
 from rich.table import Table
 
-from cvl_pipeline.datasets import ArtifactDataset
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.pipeline_registry import register_stages
 from cvl_pipeline.rollouts.environments import check_metaworld_task
@@ -41,9 +40,10 @@ class CheckInputs:
             if not catalog.exists(name):
                 missing.append(name)
                 continue
-            dataset = catalog[name]
-            if isinstance(dataset, ArtifactDataset):
-                dataset.check()
+            try:
+                catalog.load(name)  # whole and of the right kind, before anything is overwritten
+            except DatasetError as error:
+                raise InputError(str(error.__cause__ or error)) from error
         if missing:
             makers = ",".join(stage for stage in register_stages() if stage in map(stages.get, missing))
             raise InputError(

@@ -98,12 +98,6 @@ def read_tensors(path: Path, kind: str | None) -> tuple[str, dict[str, Tensor], 
     return header["kind"], tensors, config
 
 
-def check_header(path: Path, kind: str) -> None:
-    """All checks of ``read_tensors`` but the checksum, without reading the tensors."""
-    with _open(path, kind):
-        pass
-
-
 @contextmanager
 def _open(path: Path, kind: str | None) -> Iterator[tuple[Any, dict[str, Any]]]:
     try:

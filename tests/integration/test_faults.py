@@ -31,6 +31,8 @@ def assert_refused(project: Project, arguments: list[str], *words: str) -> None:
         (["--params", "contrastive_dynamics.loss=infonc"], ["infonc", "symmetric_infonce"]),
         (["--params", "seed=7", "--pipelines", "value_readout"], ["critic", "--pipelines data_ingestion"]),
         (["--pipelines", "value_reedout"], ["value_reedout", "did you mean value_readout"]),
+        (["--tags", "reporting"], ["unknown tag", "reporting", "report"]),
+        (["--env", "smok"], ["smok"]),
         (["--nodes", "value_readout.reprt"], ["value_readout.reprt", "value_readout.report"]),
     ],
 )
@@ -58,7 +60,7 @@ def test_a_flipped_bit(scratch: Project) -> None:
     assert_refused(scratch, ["--pipelines", "value_readout"], "rewards.safetensors", "checksum")
 
 
-def test_a_damaged_table(scratch: Project) -> None:
+def test_a_damaged_table_that_only_the_last_node_reads(scratch: Project) -> None:
     path = scratch.artifact("02_intermediate", "episodes.parquet")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert_refused(scratch, ["--nodes", "evaluation.summarise"], "episodes.parquet", "damaged")
+    assert_refused(scratch, ["--pipelines", "evaluation"], "episodes.parquet", "damaged")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import pandas as pd
@@ -66,6 +68,22 @@ def test_from_nodes_runs_the_rest_of_the_pipeline(scratch: Project) -> None:
     assert result.returncode == 0, result.stdout
     assert "1/2 value_readout.report" in result.stdout
     assert "2/2 value_readout.plot" in result.stdout
+
+
+def test_python_m_runs_the_pipeline_too(scratch: Project) -> None:
+    before = scratch.fingerprints()
+    result = subprocess.run(
+        [sys.executable, "-m", "cvl_pipeline", "--pipelines", "value_readout"],
+        cwd=scratch.root,
+        env=scratch.environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "4/4 value_readout.plot" in result.stdout
+    assert scratch.fingerprints() == before
 
 
 def test_another_task_and_seed_lie_beside_the_first(scratch: Project) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.trajectories.container import Normalisation
 
@@ -27,6 +28,7 @@ def _critic(**changes: Any) -> ContrastiveCritic:
         "representation": "unit_norm",
         "temperature": 0.3,
         "learned_temperature": False,
+        "discount": 0.9,
     }
     return ContrastiveCritic(CriticShape(**(values | changes)), NORMALISATION)
 
@@ -123,3 +125,8 @@ def test_state_dict_and_description_rebuild_the_critic() -> None:
     assert torch.equal(other.phi(observations, actions), critic.phi(observations, actions))
     assert torch.equal(other.psi(observations, absorbed), critic.psi(observations, absorbed))
     assert float(other.temperature.detach()) == float(critic.temperature.detach())
+
+
+def test_an_unknown_kind_of_representation_is_refused() -> None:
+    with pytest.raises(InputError, match="unit_norm"):
+        _critic(representation="unitnorm")

@@ -24,9 +24,9 @@ def _table(
     marginal = sampler_marginal(mdp, transitions)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(marginal > 0.0, np.log(mdp.p_gamma()) - np.log(marginal), 0.0)
-    critic = ExactCritic(ratio, 1.0)
-    parameters = ReadoutParameters(method="exact", references=references)
-    readout = build_readout(critic, transitions, rewards, split, parameters, discount, seed=0)
+    critic = ExactCritic(ratio, 1.0, mdp.discount)
+    parameters = ReadoutParameters(references=references)
+    readout = build_readout(critic, transitions, rewards, split, parameters, seed=0)
     table = value_table(critic, readout, transitions, rewards, split)
     expected: dict[str, list[float]] = {"episode": [], "step": [], "return": []}
     whole = slices(transitions)
@@ -86,15 +86,16 @@ def test_report_of_numbers_made_by_hand() -> None:
 def test_spearman_looks_at_ranks_and_pearson_at_lines() -> None:
     report = value_report(_values([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 1000.0]), references=5)
     assert report["spearman"] == pytest.approx(1.0)
+    assert report["pearson"] is not None
     assert report["pearson"] < 0.9
     assert value_report(_values([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]), 5)["spearman"] == pytest.approx(-1.0)
 
 
 @pytest.mark.parametrize(("q", "returns"), [([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]), ([1.0, 2.0, 3.0], [0.0] * 3)])
-def test_a_correlation_with_a_constant_is_not_a_number_and_warns_of_nothing(
+def test_a_correlation_with_a_constant_is_none_and_warns_of_nothing(
     q: list[float], returns: list[float]
 ) -> None:
     report = value_report(_values(q, returns), references=5)
     for name in ("spearman", "pearson", "slope", "intercept"):
-        assert np.isnan(report[name])
+        assert report[name] is None
     assert report["q_mean"] == pytest.approx(np.mean(q))

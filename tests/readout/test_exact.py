@@ -157,7 +157,7 @@ def _exact_critic(mdp: FiniteMDP, marginal: Floats, temperature: float = 0.5) ->
         marginal = np.append(marginal, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(marginal > 0.0, np.log(law) - np.log(marginal), 0.0)
-    return ExactCritic(ratio, temperature)
+    return ExactCritic(ratio, temperature, mdp.discount)
 
 
 def _all_pairs(mdp: FiniteMDP) -> tuple[torch.Tensor, torch.Tensor]:
@@ -225,8 +225,7 @@ def test_references_drawn_by_the_sampler_read_out_the_exact_q(terminal: bool) ->
         transitions,
         rewards,
         everything,
-        ReadoutParameters(method="exact", references=references),
-        mdp.discount,
+        ReadoutParameters(references=references),
         seed=0,
     )
     absorbed = readout.psi[:, -1] == 1.0
@@ -250,9 +249,7 @@ def test_every_reference_carries_the_reward_of_its_own_arrival() -> None:
     # A reward that depends on the episode too: references of held-out episodes would show.
     episode = transitions.episode_of(torch.arange(len(transitions)))
     marked = Rewards(rewards.rewards + 10.0 * episode, rewards.successes)
-    readout = build_readout(
-        critic, transitions, marked, split, ReadoutParameters(method="exact", references=500), 0.9, seed=0
-    )
+    readout = build_readout(critic, transitions, marked, split, ReadoutParameters(references=500), seed=0)
     assert len(readout.psi) == 500
     of_episode = (readout.rewards / 10.0).floor()
     assert set(of_episode.tolist()) == {1.0, 3.0, 4.0}
@@ -268,9 +265,7 @@ def test_the_seed_determines_the_references() -> None:
     split = Split(train=torch.arange(5), validation=torch.tensor([5]))
     critic = _exact_critic(mdp, np.full(mdp.states, 1.0 / mdp.states))
     first, again, other = (
-        build_readout(
-            critic, transitions, rewards, split, ReadoutParameters(method="exact", references=99), 0.9, seed
-        )
+        build_readout(critic, transitions, rewards, split, ReadoutParameters(references=99), seed)
         for seed in (0, 0, 1)
     )
     assert torch.equal(first.psi, again.psi)
@@ -319,9 +314,7 @@ def test_contrastive_training_on_one_hot_states_recovers_q() -> None:
         ),
         seed=0,
     )
-    readout = build_readout(
-        critic, transitions, rewards, split, ReadoutParameters(method="exact", references=8192), 0.9, seed=0
-    )
+    readout = build_readout(critic, transitions, rewards, split, ReadoutParameters(references=8192), seed=0)
     values, _ = state_action_values(critic, readout, *_all_pairs(mdp))
     q, exact_q = values.numpy().astype(np.float64), mdp.q().ravel()
     assert np.corrcoef(q, exact_q)[0, 1] > 0.9

@@ -9,15 +9,19 @@ import pandas as pd
 import pytest
 import torch
 
-from cvl_pipeline.dynamics.module import ContrastiveDynamics
+from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
+from cvl_pipeline.policies.module import train_policy
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.trajectories.container import Transitions
+from cvl_pipeline.trajectories.preparation import fit_normalisation
 from tests.builders import (
     dynamics_parameters,
     identity_normalisation,
     make_transitions,
+    names_in,
+    policy_parameters,
     split_first,
     training_parameters,
 )
@@ -174,8 +178,8 @@ def test_checkpoints_are_removed_when_training_is_done(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     _interrupt(folder, 70, fingerprint="old")
     assert _checkpoint(folder).exists()
-    _train(LineFit(TRAINING, 0), folder, fingerprint="new")
-    assert not folder.exists()
+    _train(LineFit(TRAINING, 0), folder, fingerprint="old")
+    assert names_in(folder) == []
 
 
 def test_training_without_a_folder_leaves_nothing_behind(
@@ -240,3 +244,31 @@ def test_fingerprint_sees_the_weights_of_a_critic(transitions: Transitions) -> N
     with torch.no_grad():
         critic.state_dict()["psi_network.0.bias"][0] += 1.0
     assert run_fingerprint(parameters, 0, transitions, critic, None) != before
+
+
+def test_other_normalisation_is_other_training(
+    transitions: Transitions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The statistics are buffers of the network: resuming under others would bring the old ones back.
+    fingerprints: list[str] = []
+
+    def remember(_: object, *, fingerprint: str, **__: object) -> None:
+        fingerprints.append(fingerprint)
+
+    monkeypatch.setattr("cvl_pipeline.dynamics.module.fit", remember)
+    monkeypatch.setattr("cvl_pipeline.policies.module.fit", remember)
+    split = split_first(transitions, 4)
+    for floor in (1e-3, 5.0):
+        normalisation = fit_normalisation(transitions, split, floor)
+        train_dynamics(transitions, split, normalisation, dynamics_parameters(), 0)
+        train_policy(transitions, split, normalisation, policy_parameters(objective="bc"), 0)
+    assert len(set(fingerprints)) == 4
+
+
+def test_finished_training_removes_its_own_folder_and_nothing_else(tmp_path: Path) -> None:
+    neighbour = tmp_path / "other" / "last.ckpt"
+    neighbour.parent.mkdir()
+    neighbour.write_bytes(b"unfinished")
+    fit(LineFit(TRAINING, 0), description="line", checkpoints=tmp_path, fingerprint="this")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert neighbour.read_bytes() == b"unfinished"

@@ -10,7 +10,7 @@ from kedro.io import AbstractVersionedDataset, Version
 from kedro_datasets._typing import JSONPreview
 
 from cvl_pipeline.artifacts import check_kind, load_artifact, save_artifact
-from cvl_pipeline.storage import check_header, read_tensors, shown
+from cvl_pipeline.storage import read_tensors, shown
 
 
 class ArtifactDataset(AbstractVersionedDataset[Any, Any]):
@@ -47,10 +47,6 @@ class ArtifactDataset(AbstractVersionedDataset[Any, Any]):
     def save(self, data: Any) -> None:
         """Write the object atomically."""
         save_artifact(Path(self._get_save_path()), self._kind, data)
-
-    def check(self) -> None:
-        """Raise InputError unless the file is there, whole and of the right kind; cheap."""
-        check_header(Path(self._get_load_path()), self._kind)
 
     def preview(self) -> JSONPreview:
         """Names, types and shapes of the tensors and the configuration, for kedro-viz."""

@@ -54,7 +54,10 @@ def _describe(detail: ErrorDetails) -> str:
     if detail["type"] == "missing":
         return f"field '{name}' is missing"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"'{name}' is {detail['input']!r}: {message[0].lower()}{message[1:]}"
+    text = f"{message[0].lower()}{message[1:]}"
+    if isinstance(detail["input"], dict):  # a whole stage's values would bury the message
+        return f"'{name}': {text}"
+    return f"'{name}' is {detail['input']!r}: {text}"
 
 
 def _fields(path: Iterable[Any]) -> list[str]:

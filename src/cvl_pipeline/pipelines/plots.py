@@ -54,19 +54,20 @@ def dynamics_history(history: pd.DataFrame) -> Figure:
     return figure
 
 
-def values_against_returns(values: pd.DataFrame, report: Mapping[str, float]) -> Figure:
+def values_against_returns(values: pd.DataFrame, report: Mapping[str, float | None]) -> Figure:
     """Q against held-out returns, with the calibration line, and both along three episodes."""
     figure, (scatter, course) = _axes(2, height=3.8)
     scatter.scatter(values["q"], values["return"], s=4, alpha=0.25, color=COLOURS["CVL"], edgecolors="none")
     span = np.array([values["q"].min(), values["q"].max()])
     scatter.plot(span, span, ":", color="black", lw=1, label="calibrated")
-    line = report["slope"] * span + report["intercept"]
-    scatter.plot(span, line, color="#b3423a", lw=1.5, label=f"fitted, slope {report['slope']:.2f}")
-    scatter.set(
-        xlabel="Q(s, a)",
-        ylabel="discounted return",
-        title=f"Held-out transitions: Spearman {report['spearman']:.2f}, Pearson {report['pearson']:.2f}",
-    )
+    title = "Held-out transitions: values or returns are all equal"
+    slope, intercept = report["slope"], report["intercept"]
+    if slope is not None and intercept is not None:
+        scatter.plot(
+            span, slope * span + intercept, color="#b3423a", lw=1.5, label=f"fitted, slope {slope:.2f}"
+        )
+        title = f"Held-out transitions: Spearman {report['spearman']:.2f}, Pearson {report['pearson']:.2f}"
+    scatter.set(xlabel="Q(s, a)", ylabel="discounted return", title=title)
     scatter.legend(frameon=False)
     ranked = values.groupby("episode")["return"].mean().sort_values().index
     # As a dict, so that one or two held-out episodes are drawn once.

@@ -45,7 +45,7 @@ def value_table(
     )
 
 
-def value_report(values: pd.DataFrame, references: int) -> dict[str, float]:
+def value_report(values: pd.DataFrame, references: int) -> dict[str, float | None]:
     """Correlation and calibration of Q against held-out returns, and the weights' effective sample size.
 
     Args:
@@ -55,18 +55,18 @@ def value_report(values: pd.DataFrame, references: int) -> dict[str, float]:
     Returns:
         ``spearman`` and ``pearson`` over all held-out transitions, ``slope`` and ``intercept`` of the
         least-squares line return = slope * Q + intercept (1 and 0 where values are calibrated), the median
-        and tenth percentile of the effective sample size, K, and the number of transitions. A correlation
-        is NaN where values or returns are all equal.
+        and tenth percentile of the effective sample size, K, and the number of transitions. Correlation,
+        slope and intercept are None where values or returns are all equal.
     """
     q, returns = values["q"].to_numpy(np.float64), values["return"].to_numpy(np.float64)
     constant = np.ptp(q) == 0.0 or np.ptp(returns) == 0.0
     line = None if constant else stats.linregress(q, returns)
     sizes = values["effective_sample_size"]
     return {
-        "spearman": float("nan") if constant else float(stats.spearmanr(q, returns).statistic),
-        "pearson": float("nan") if line is None else float(line.rvalue),
-        "slope": float("nan") if line is None else float(line.slope),
-        "intercept": float("nan") if line is None else float(line.intercept),
+        "spearman": None if constant else float(stats.spearmanr(q, returns).statistic),
+        "pearson": None if line is None else float(line.rvalue),
+        "slope": None if line is None else float(line.slope),
+        "intercept": None if line is None else float(line.intercept),
         "q_mean": float(q.mean()),
         "return_mean": float(returns.mean()),
         "effective_sample_size_median": float(sizes.median()),

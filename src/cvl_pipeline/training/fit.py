@@ -12,6 +12,7 @@ from typing import Any
 import lightning
 import pandas as pd
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from pydantic import BaseModel
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.storage import fingerprint as fingerprint_of
-from cvl_pipeline.storage import shown
+from cvl_pipeline.storage import shown, write_atomically
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.progress import progress_bar
 
@@ -34,8 +35,9 @@ def fit(
     Args:
         module: what to train; it holds its data and its parameters.
         description: what the progress bar says.
-        checkpoints: folder for the state of unfinished training, written after every validation
-            interval and removed when training is done. None: not resumable.
+        checkpoints: folder whose subfolder ``fingerprint`` keeps the state of unfinished training; it is
+            written after every validation interval and removed when training is done. None: not
+            resumable.
         fingerprint: identifies parameters and data. Unfinished training is resumed only under the same
             fingerprint, so a changed parameter or dataset starts anew.
 
@@ -59,6 +61,10 @@ def fit(
             )
         )  # fmt: skip
         resume = _resumable(folder / "last.ckpt")
+    # Not Lightning's auto: it would take Apple's GPU, which has no double precision to draw offsets in.
+    accelerator: str = parameters.accelerator
+    if accelerator == "auto":
+        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     for name in ("lightning.pytorch", "lightning.fabric"):
         # What it reports (which devices exist, which loops it runs) is not for the reader of a pipeline log.
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -69,10 +75,11 @@ def fit(
         # Lightning's own use of a name that torch has deprecated.
         warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
         trainer = lightning.Trainer(
-            accelerator=parameters.accelerator,
+            accelerator=accelerator,
             devices=1,
             max_epochs=math.ceil(parameters.steps / parameters.validation_interval),
             callbacks=callbacks,
+            plugins=[_AtomicCheckpoints()],
             logger=False,
             enable_checkpointing=checkpoints is not None,
             enable_progress_bar=False,
@@ -84,7 +91,7 @@ def fit(
             ckpt_path=resume, weights_only=True,
         )  # fmt: skip
     if checkpoints is not None:
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        shutil.rmtree(checkpoints / fingerprint)
     return pd.DataFrame(module.rows).astype({"step": int})
 
 
@@ -136,5 +143,23 @@ class _Progress(Callback):
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         self._bar.update(self._task, completed=trainer.global_step)
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._bar.stop()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        self._bar.stop()
+
+
+class _AtomicCheckpoints(TorchCheckpointIO):
+    """Writes beside the old checkpoint and renames.
+
+    Lightning's own moves a file from the temporary folder, which is a copy, and so not atomic, where
+    that folder lies on another file system.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        write_atomically(Path(path), lambda partial: torch.save(checkpoint, partial))

@@ -23,4 +23,4 @@ class TrainingParameters(Strict):
     batch_size: int = Field(ge=2)
     learning_rate: float = Field(gt=0.0)  # of Adam at the first step; falls to zero along half a cosine
     validation_interval: int = Field(ge=1)  # gradient steps between held-out measurements and checkpoints
-    accelerator: Literal["auto", "cpu", "gpu", "mps"]  # Lightning's; auto takes a GPU if there is one
+    accelerator: Literal["auto", "cpu", "gpu"]  # auto takes an NVIDIA or AMD GPU if there is one

@@ -32,11 +32,11 @@ def evaluate(
     return value_table(critic, readout, transitions, rewards, split)
 
 
-def report(values: pd.DataFrame, readout: Readout) -> dict[str, float]:
+def report(values: pd.DataFrame, readout: Readout) -> dict[str, float | None]:
     """Correlation, calibration and effective sample size."""
     return value_report(values, references=len(readout.psi))
 
 
-def plot(values: pd.DataFrame, report: dict[str, float]) -> Figure:
+def plot(values: pd.DataFrame, report: dict[str, float | None]) -> Figure:
     """Values against returns."""
     return plots.values_against_returns(values, report)
