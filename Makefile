@@ -14,12 +14,14 @@ help:
 	@echo "make test-unit  the tests that do not run kedro"
 	@echo "make lint       style, types and import contracts"
 	@echo "make viz        the pipeline in kedro-viz, in a browser"
-	@echo "make benchmark  the table of docs/benchmarks.md: four tasks, three seeds (about 45 minutes)"
+	@echo "make benchmark  the table of docs/benchmarks.md: four tasks, three seeds (about half an hour)"
 	@echo "make lock       rewrite requirements.lock with the newest versions that fit pyproject.toml"
 	@echo "make clean      remove the virtual environment and caches; data stays"
 
 # Installed again when, and only when, the lock or the package's metadata change.
 $(VENV)/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit( \
+		f"requirements.lock needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}; choose one: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

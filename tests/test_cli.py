@@ -64,3 +64,9 @@ def test_a_pipeline_or_node_that_does_not_exist_is_refused_with_a_near_one(
     assert result.exit_code == 1
     assert message in result.output
     assert "Traceback" not in result.output
+
+
+def test_training_that_diverged_is_told_in_one_line() -> None:
+    result = CliRunner().invoke(_run_that_raises(FloatingPointError("the loss became nan")), [])
+    assert result.exit_code == 1
+    assert result.output == "Error: the loss became nan\n"

@@ -27,7 +27,7 @@ class _Run(click.Command):
             raise
         except Exception as error:
             for cause in _causes(error):
-                if isinstance(cause, InputError):
+                if isinstance(cause, InputError | FloatingPointError):  # the latter: training diverged
                     raise click.ClickException(str(cause)) from error
             if isinstance(error, ValueError | MissingConfigException) and _raised_by_kedro(error):
                 # A tag, a dataset or an environment that does not exist.

@@ -28,7 +28,11 @@ logger = logging.getLogger(__name__)
 
 
 def fit(
-    module: OfflineModule, *, description: str, checkpoints: Path | None = None, fingerprint: str = ""
+    module: OfflineModule,
+    *,
+    description: str,
+    checkpoints: Path | None = None,
+    fingerprint: str = "unfinished",
 ) -> pd.DataFrame:
     """Train the module in place.
 
