@@ -8,9 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cvl_pipeline.cli import _causes
 from cvl_pipeline.configuration import CheckedConfigLoader
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.errors import InputError, causes
 from cvl_pipeline.settings import CONFIG_LOADER_ARGS
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -104,6 +103,6 @@ def test_faulty_parameters_stop_the_loading_of_anything_that_needs_them(
     with pytest.raises((InputError, OmegaConfBaseException)) as caught:
         _loader(**runtime)[key]
     # OmegaConf raises an error of its own over that of a resolver; the command line looks beneath it.
-    told = [str(cause) for cause in _causes(caught.value) if isinstance(cause, InputError)]
+    told = [str(cause) for cause in causes(caught.value) if isinstance(cause, InputError)]
     assert told
     assert told[0].startswith(message)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import click
 from kedro.config import MissingConfigException
 from kedro.framework.cli.project import run as kedro_run
 
-from cvl_pipeline.errors import InputError, unknown_name
+from cvl_pipeline.errors import InputError, causes, unknown_name
 from cvl_pipeline.pipeline_registry import register_pipelines, register_stages
 
 
@@ -26,7 +25,7 @@ class _Run(click.Command):
         except click.ClickException:
             raise
         except Exception as error:
-            for cause in _causes(error):
+            for cause in causes(error):
                 if isinstance(cause, InputError | FloatingPointError):  # the latter: training diverged
                     raise click.ClickException(str(cause)) from error
             if isinstance(error, ValueError | MissingConfigException) and _raised_by_kedro(error):
@@ -61,12 +60,6 @@ def _raised_by_kedro(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("kedro.")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 # Also a name of this module: Kedro's find_run_command looks for it here.

@@ -1,5 +1,8 @@
 """The one exception that a person is meant to read."""
 
+from collections.abc import Iterator
+from difflib import get_close_matches
+
 
 class InputError(ValueError):
     """Something that the user gave is wrong: a parameter, a file, an artifact.
@@ -9,10 +12,15 @@ class InputError(ValueError):
     """
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it was raised from, what that was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def unknown_name(kind: str, name: str, known: list[str]) -> InputError:
     """The error for a name that is not in a registry, listing the closest or all known names."""
-    from difflib import get_close_matches
-
     close = get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
     return InputError(f"unknown {kind} '{name}': {hint}")

@@ -16,7 +16,7 @@ from kedro.pipeline.node import Node
 from rich.console import Console
 from rich.table import Table
 
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.errors import InputError, causes
 from cvl_pipeline.pipeline_registry import register_stages
 from cvl_pipeline.rollouts.environments import check_metaworld_task
 from cvl_pipeline.storage import shown
@@ -43,7 +43,9 @@ class CheckInputs:
             try:
                 catalog.load(name)  # whole and of the right kind, before anything is overwritten
             except DatasetError as error:
-                raise InputError(str(error.__cause__ or error)) from error
+                # Kedro wraps what a dataset raises, once or twice.
+                faults = [cause for cause in causes(error) if isinstance(cause, InputError)]
+                raise (faults[0] if faults else error) from None
         if missing:
             makers = ",".join(stage for stage in register_stages() if stage in map(stages.get, missing))
             raise InputError(
