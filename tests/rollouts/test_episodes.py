@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.rollouts import episodes as module
 from cvl_pipeline.rollouts.episodes import (
     Episode,
@@ -13,7 +14,7 @@ from cvl_pipeline.rollouts.episodes import (
     stack_episodes,
 )
 from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
-from tests.rollouts.toys import Push, Walk
+from tests.rollouts.toys import Dying, Push, Walk
 
 TASK = RolloutTask(make_environment=Walk, make_policy=Push)
 
@@ -102,3 +103,9 @@ def test_stacked_episodes_hold_every_row_in_its_place() -> None:
         assert getattr(transitions, name).dtype == torch.float32
     assert transitions.episode_starts.dtype == torch.int64
     assert transitions.terminated.dtype == rewards.successes.dtype == torch.bool
+
+
+def test_a_worker_that_dies_is_told_with_what_to_do() -> None:
+    task = RolloutTask(make_environment=Dying, make_policy=Push)
+    with pytest.raises(InputError, match=r"evaluation\.workers"):
+        run_episodes(task, range(20), workers=2, description="dying")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
@@ -42,3 +43,10 @@ class Push:
     def act(self, observations: list[Array], running: list[int]) -> list[Array]:
         assert len(observations) == len(running)
         return [np.array([5.0 * (self.seeds[i] % 10) / 10.0 - 2.0]) for i in running]
+
+
+class Dying(Walk):
+    """Takes its process with it, as the kernel does with one that uses too much memory."""
+
+    def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
+        os._exit(9)

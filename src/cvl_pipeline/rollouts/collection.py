@@ -119,6 +119,7 @@ def collect_metaworld(
         workers=workers,
         description=f"Collecting {task}",
     )
+    environment.close()
     return stack_episodes(recorded, environment.action_space)
 
 

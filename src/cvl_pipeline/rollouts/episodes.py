@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.rollouts.environments import Array, Environment
 from cvl_pipeline.training.progress import progress_bar
 from cvl_pipeline.trajectories.container import Rewards, Transitions
@@ -73,10 +75,11 @@ def run_episodes(
         bar = progress.add_task(description, total=len(seeds))
         if processes == 1:
             threads = torch.get_num_threads()
-            _start_worker(task)  # one thread, as in a worker process: a policy's rounding may depend on it
+            torch.set_num_threads(1)  # as in a worker process: a policy's rounding may depend on it
             try:
+                worker = _Worker(task)
                 for index, batch in enumerate(batches):
-                    results[index] = _run_in_worker(batch)
+                    results[index] = worker.run(batch)
                     progress.advance(bar, len(batch))
             finally:
                 torch.set_num_threads(threads)
@@ -98,6 +101,11 @@ def run_episodes(
                             index = pending.pop(future)
                             results[index] = future.result()
                             progress.advance(bar, len(batches[index]))
+                except BrokenProcessPool as error:
+                    raise InputError(
+                        "a process that steps environments died, most likely for lack of memory; set "
+                        "data_ingestion.workers or evaluation.workers lower"
+                    ) from error
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
