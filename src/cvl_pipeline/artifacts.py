@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cvl_pipeline.errors import InputError, unknown_name
+from cvl_pipeline.errors import InputError, look_up
 from cvl_pipeline.networks.actor import ActorShape, GaussianActor
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.readout.exact import Readout
@@ -53,10 +53,9 @@ KINDS: dict[str, tuple[Pack, Unpack]] = {
 """How each kind of artifact becomes tensors and plain values, and back."""
 
 
-def check_kind(kind: str) -> None:
-    """Raise InputError, listing the known ones, unless ``kind`` is one of KINDS."""
-    if kind not in KINDS:
-        raise unknown_name("kind of artifact", kind, sorted(KINDS))
+def codec(kind: str) -> tuple[Pack, Unpack]:
+    """How that kind is packed and unpacked; raises InputError, listing the known ones, on another."""
+    return look_up("kind of artifact", kind, KINDS)
 
 
 def save_artifact(path: Path | str, kind: str, artifact: Any) -> None:
@@ -70,8 +69,7 @@ def save_artifact(path: Path | str, kind: str, artifact: Any) -> None:
     Raises:
         InputError: unknown kind.
     """
-    check_kind(kind)
-    pack, _ = KINDS[kind]
+    pack, _ = codec(kind)
     write_tensors(Path(path), kind, *pack(artifact))
 
 
@@ -86,8 +84,7 @@ def load_artifact(path: Path | str, kind: str | None = None) -> Any:
         InputError: missing, damaged, foreign, or of another or an unknown kind.
     """
     found, tensors, config = read_tensors(Path(path), kind)
-    check_kind(found)
-    _, unpack = KINDS[found]
+    _, unpack = codec(found)
     try:
         return unpack(tensors, config)
     except (KeyError, RuntimeError, TypeError) as error:

@@ -1,7 +1,10 @@
 """The one exception that a person is meant to read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -17,6 +20,13 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def look_up(kind: str, name: str, registry: Mapping[str, T]) -> T:
+    """The entry of a registry of named choices; raises InputError listing the closest or all names."""
+    if name not in registry:
+        raise unknown_name(kind, name, sorted(registry))
+    return registry[name]
 
 
 def unknown_name(kind: str, name: str, known: list[str]) -> InputError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -32,13 +31,12 @@ class CheckInputs:
         """Check the task, if a simulator runs, and every input on disk; raises InputError."""
         if any("simulator" in node.tags for node in pipeline.nodes):
             check_metaworld_task(catalog.load("params:dataset").task)
-        stages = {name: stage for stage, nodes in register_stages().items() for name in nodes.all_outputs()}
-        missing = []
+        missing = set()
         for name in sorted(pipeline.inputs()):
             if name.startswith("params:") or name == "parameters":
                 continue
             if not catalog.exists(name):
-                missing.append(name)
+                missing.add(name)
                 continue
             try:
                 catalog.load(name)  # whole and of the right kind, before anything is overwritten
@@ -47,10 +45,11 @@ class CheckInputs:
                 faults = [cause for cause in causes(error) if isinstance(cause, InputError)]
                 raise (faults[0] if faults else error) from None
         if missing:
-            makers = ",".join(stage for stage in register_stages() if stage in map(stages.get, missing))
+            stages = register_stages().items()
+            makers = ",".join(stage for stage, nodes in stages if missing & nodes.all_outputs())
             raise InputError(
-                f"missing artifacts: {', '.join(missing)}; make them first: kedro run --pipelines {makers} "
-                "(with the same --env and --params)"
+                f"missing artifacts: {', '.join(sorted(missing))}; make them first: "
+                f"kedro run --pipelines {makers} (with the same --env and --params)"
             )
 
 
@@ -91,7 +90,7 @@ class ReportResults:
         if "metrics" not in pipeline.all_outputs():
             return
         path = Path(vars(catalog["metrics"])["_filepath"])
-        _print_comparison(json.loads(path.read_text()), path)
+        _print_comparison(catalog.load("metrics"), path)
 
 
 def _print_comparison(metrics: Mapping[str, Any], path: Path) -> None:

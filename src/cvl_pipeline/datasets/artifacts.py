@@ -9,7 +9,7 @@ from typing import Any
 from kedro.io import AbstractVersionedDataset, Version
 from kedro_datasets._typing import JSONPreview
 
-from cvl_pipeline.artifacts import check_kind, load_artifact, save_artifact
+from cvl_pipeline.artifacts import codec, load_artifact, save_artifact
 from cvl_pipeline.storage import read_tensors, shown
 
 
@@ -35,7 +35,7 @@ class ArtifactDataset(AbstractVersionedDataset[Any, Any]):
         Raises:
             InputError: unknown kind.
         """
-        check_kind(kind)
+        codec(kind)  # raises on an unknown one
         super().__init__(filepath=PurePosixPath(filepath), version=version)
         self._kind = kind
         self.metadata = metadata

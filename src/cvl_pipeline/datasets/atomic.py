@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kedro.io import DatasetError
-from kedro_datasets._typing import ImagePreview, JSONPreview, TablePreview
+from kedro_datasets._typing import JSONPreview, TablePreview
 from kedro_datasets.json import json_dataset
 from kedro_datasets.matplotlib import matplotlib_dataset
 from kedro_datasets.pandas import parquet_dataset
@@ -92,7 +92,3 @@ class FigureDataset(_Atomic, matplotlib_dataset.MatplotlibDataset):
     def save(self, data: Any) -> None:
         """Write a figure."""
         self._write_atomically(super().save, data)
-
-    def preview(self) -> ImagePreview:
-        """The picture, for kedro-viz."""
-        return super().preview()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cvl_pipeline.errors import unknown_name
+from cvl_pipeline.errors import look_up
 
 ContrastiveLoss = Callable[[Tensor], Tensor]
 
@@ -29,8 +29,8 @@ def symmetric_infonce(logits: Tensor) -> Tensor:
 def nce(logits: Tensor) -> Tensor:
     """Binary cross-entropy of every pair against the identity, (B, B) -> scalar.
 
-    Each of the B positives counts as much as the mean of its B - 1 negatives, so that with B classes a
-    constant critic sits at zero and the optimum stays ``f = log p_gamma / p``.
+    The positives together count as much as the negatives together, so that the optimum is
+    ``f = log p_gamma / p`` whatever B is; equal weights for all B^2 pairs would shift it by -log(B - 1).
     """
     batch = len(logits)
     positive = functional.softplus(-logits.diagonal()).mean()
@@ -43,9 +43,7 @@ CONTRASTIVE_LOSSES: dict[str, ContrastiveLoss] = {"symmetric_infonce": symmetric
 
 def contrastive_loss(name: str) -> ContrastiveLoss:
     """The loss of that name; raises InputError listing the known ones."""
-    if name not in CONTRASTIVE_LOSSES:
-        raise unknown_name("loss", name, sorted(CONTRASTIVE_LOSSES))
-    return CONTRASTIVE_LOSSES[name]
+    return look_up("loss", name, CONTRASTIVE_LOSSES)
 
 
 def contrastive_metrics(logits: Tensor) -> dict[str, Tensor]:

@@ -100,7 +100,7 @@ class ContrastiveCritic(nn.Module):
         return self._finish(self.psi_network(torch.cat([inputs, flag.to(inputs.dtype)], dim=-1)))
 
     def logits(self, phi: Tensor, psi: Tensor) -> Tensor:
-        """F of all pairs, (B, D) and (K, D) -> (B, K)."""
+        """The logits f of all pairs, (B, D) and (K, D) -> (B, K)."""
         return phi @ psi.T / self.temperature
 
     def _finish(self, representation: Tensor) -> Tensor:

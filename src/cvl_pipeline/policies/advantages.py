@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from cvl_pipeline.errors import unknown_name
+from cvl_pipeline.errors import look_up
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.mlp import mlp
 from cvl_pipeline.policies.parameters import PolicyParameters
@@ -100,9 +100,7 @@ def advantages(
     Raises:
         InputError: unknown baseline.
     """
-    if parameters.baseline not in BASELINES:
-        raise unknown_name("baseline", parameters.baseline, sorted(BASELINES))
+    baseline = look_up("baseline", parameters.baseline, BASELINES)
     values, _ = state_action_values(critic, readout, transitions.states(), transitions.actions)
-    baseline = BASELINES[parameters.baseline](critic, readout, transitions, values, parameters, seed)
-    advantage = values - baseline
+    advantage = values - baseline(critic, readout, transitions, values, parameters, seed)
     return advantage / advantage.std(unbiased=False).clamp(min=1e-8)

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from cvl_pipeline.errors import InputError, unknown_name
+from cvl_pipeline.errors import InputError, look_up
 from cvl_pipeline.networks.actor import ActorShape, GaussianActor
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.policies.advantages import advantages
@@ -171,9 +171,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 def policy_objective(name: str) -> Objective:
     """The objective of that name; raises InputError listing the known ones."""
-    if name not in OBJECTIVES:
-        raise unknown_name("objective", name, sorted(OBJECTIVES))
-    return OBJECTIVES[name]
+    return look_up("objective", name, OBJECTIVES)
 
 
 def train_policy(

@@ -45,14 +45,13 @@ class Readout:
         weights (Mazoure et al. 2023, equation 6, with the normaliser estimated on the same references,
         which cancels any constant c(s, a) in f).
         """
-        return self._stream(phi)[0]
+        return self.values_and_sample_size(phi)[0]
 
     def values_and_sample_size(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Q and the effective sample size ``1 / sum_j w_j^2`` in [1, K] of each query, (B,) each."""
-        return self._stream(phi)
+        """Q and the effective sample size ``1 / sum_j w_j^2`` in [1, K] of each query, (B,) each.
 
-    def _stream(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Pass over the references once, keeping sums relative to the largest logit so far."""
+        One pass over the references, with sums relative to the largest logit so far.
+        """
         queries = phi / self.temperature
         highest = phi.new_full((len(phi), 1), -torch.inf)
         total, squares, reward = (phi.new_zeros(len(phi)) for _ in range(3))

@@ -48,9 +48,9 @@ class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
         Raises:
             InputError: unknown task.
         """
+        check_metaworld_task(task)  # before the import, whose failure it explains
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-        check_metaworld_task(task)
         environment = ALL_V3_ENVIRONMENTS[task]()
         # The four fields that Meta-World's `set_task` would set from a pickled task description.
         environment._partially_observable = False

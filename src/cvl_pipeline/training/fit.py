@@ -55,9 +55,9 @@ def fit(
     """
     parameters = module.training_parameters
     callbacks: list[Callback] = [_Progress(description, parameters.steps)]
+    folder = checkpoints / fingerprint if checkpoints is not None else None
     resume: Path | None = None
-    if checkpoints is not None:
-        folder = checkpoints / fingerprint
+    if folder is not None:
         callbacks.append(
             ModelCheckpoint(
                 dirpath=folder, filename="last", save_top_k=1, save_on_train_epoch_end=True,
@@ -85,7 +85,7 @@ def fit(
             callbacks=callbacks,
             plugins=[_AtomicCheckpoints()],
             logger=False,
-            enable_checkpointing=checkpoints is not None,
+            enable_checkpointing=folder is not None,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -94,8 +94,8 @@ def fit(
             module, train_dataloaders=module.chunks(), val_dataloaders=[0],
             ckpt_path=resume, weights_only=True,
         )  # fmt: skip
-    if checkpoints is not None:
-        shutil.rmtree(checkpoints / fingerprint)
+    if folder is not None:
+        shutil.rmtree(folder)
     return pd.DataFrame(module.rows).astype({"step": int})
 
 
@@ -140,7 +140,6 @@ class _Progress(Callback):
         self._bar = progress_bar()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._bar = progress_bar()
         self._task = self._bar.add_task(self._description, total=self._steps, completed=trainer.global_step)
         self._bar.start()
 
