@@ -10,9 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from cvl_pipeline.errors import InputError, look_up
-from cvl_pipeline.networks.actor import ActorShape, GaussianActor
+from cvl_pipeline.networks.actor import Actor, ActorShape, CategoricalActor, GaussianActor
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
-from cvl_pipeline.readout.exact import Readout
+from cvl_pipeline.policies.best_of_n import BestOfN
+from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.readout.readouts import ExactReadout, FeatureReadout, Readout
 from cvl_pipeline.storage import read_tensors, shown, write_tensors
 from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
 
@@ -21,15 +23,17 @@ Unpack = Callable[[dict[str, Tensor], dict[str, Any]], Any]
 
 
 def _pack_fields(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    return {field.name: getattr(data, field.name) for field in fields(data)}, {}
+    values = {field.name: getattr(data, field.name) for field in fields(data)}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in values.items() if name not in tensors}
+
+
+def _unpack_fields(cls: type[Any]) -> Unpack:
+    return lambda tensors, config: cls(**tensors, **config)
 
 
 def _pack_module(module: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return dict(module.state_dict()), module.description()
-
-
-def _unpack_fields(cls: type[Any]) -> Unpack:
-    return lambda tensors, _: cls(**tensors)
 
 
 def _unpack_module(cls: type[Any], shape: type[Any]) -> Unpack:
@@ -41,14 +45,66 @@ def _unpack_module(cls: type[Any], shape: type[Any]) -> Unpack:
     return unpack
 
 
+READOUTS = {cls.__name__: cls for cls in (ExactReadout, FeatureReadout)}
+ACTORS = {cls.__name__: cls for cls in (GaussianActor, CategoricalActor)}
+
+
+def _pack_readout(readout: Readout) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, config = _pack_fields(readout)
+    return tensors, {**config, "class": type(readout).__name__}
+
+
+def _unpack_readout(tensors: dict[str, Tensor], config: dict[str, Any]) -> Readout:
+    values = dict(config)
+    cls = look_up("readout", values.pop("class"), READOUTS)
+    return cls(**tensors, **values)
+
+
+def _pack_policy(policy: Actor | BestOfN) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if isinstance(policy, Actor):
+        tensors, config = _pack_module(policy)
+        return tensors, {**config, "class": type(policy).__name__}
+    packed = {
+        "actor": _pack_policy(policy.actor),
+        "critic": _pack_module(policy.critic),
+        "readout": _pack_readout(policy.readout),
+    }
+    tensors = {
+        f"{part}.{name}": value for part, (values, _) in packed.items() for name, value in values.items()
+    }
+    config = {part: values for part, (_, values) in packed.items()}
+    return {**tensors, "proposals": policy.proposals}, {**config, "class": BestOfN.__name__}
+
+
+def _unpack_policy(tensors: dict[str, Tensor], config: dict[str, Any]) -> Actor | BestOfN:
+    values = dict(config)
+    name = values.pop("class")
+    if name != BestOfN.__name__:
+        actor: Actor = _unpack_module(look_up("policy", name, ACTORS), ActorShape)(tensors, values)
+        return actor
+
+    def part(name: str) -> dict[str, Tensor]:
+        return {
+            key.removeprefix(f"{name}."): value
+            for key, value in tensors.items()
+            if key.startswith(f"{name}.")
+        }
+
+    critic = _unpack_module(ContrastiveCritic, CriticShape)(part("critic"), values["critic"])
+    q = QFunction(critic.requires_grad_(False), _unpack_readout(part("readout"), values["readout"]))
+    proposer = _unpack_policy(part("actor"), values["actor"])
+    assert isinstance(proposer, Actor)
+    return BestOfN(proposer, q, tensors["proposals"]).eval()
+
+
 KINDS: dict[str, tuple[Pack, Unpack]] = {
     "transitions": (_pack_fields, _unpack_fields(Transitions)),
     "rewards": (_pack_fields, _unpack_fields(Rewards)),
     "split": (_pack_fields, _unpack_fields(Split)),
     "normalisation": (_pack_fields, _unpack_fields(Normalisation)),
     "critic": (_pack_module, _unpack_module(ContrastiveCritic, CriticShape)),
-    "readout": (_pack_fields, _unpack_fields(Readout)),
-    "actor": (_pack_module, _unpack_module(GaussianActor, ActorShape)),
+    "readout": (_pack_readout, _unpack_readout),
+    "policy": (_pack_policy, _unpack_policy),
 }
 """How each kind of artifact becomes tensors and plain values, and back."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Any
 
 from kedro.config import OmegaConfigLoader
@@ -13,8 +14,10 @@ from cvl_pipeline.pipelines.parameters import check_parameters
 class CheckedConfigLoader(OmegaConfigLoader):
     """Validates the parameters as soon as they are read and resolves ``${artifact_folder:}``.
 
-    The catalog files everything under ``data/<layer>/${artifact_folder:}/``, which is
-    ``<dataset>/seed_<n>`` of the parameters in force, ``--params`` included.
+    The catalog files what no reward touches under ``data/<layer>/${artifact_folder:}/``, which is
+    ``<dataset>/seed_<n>`` of the parameters in force, ``--params`` included, and what follows from a reward
+    under ``data/<layer>/${reward_folder:}/``, which is the same folder for the dataset's own reward and one
+    named after the reward inside it for any other.
     """
 
     def __getitem__(self, key: str) -> dict[str, Any]:
@@ -22,6 +25,7 @@ class CheckedConfigLoader(OmegaConfigLoader):
         # Resolvers are global and Kedro never replaces one: without this, a second session in the same
         # process would file its artifacts under the first one's seed.
         OmegaConf.register_new_resolver("artifact_folder", self._artifact_folder, replace=True)
+        OmegaConf.register_new_resolver("reward_folder", self._reward_folder, replace=True)
         config = super().__getitem__(key)
         if key == "parameters":
             check_parameters(config)
@@ -30,3 +34,7 @@ class CheckedConfigLoader(OmegaConfigLoader):
     def _artifact_folder(self) -> str:
         parameters = check_parameters(super().__getitem__("parameters"))
         return f"{parameters.dataset.folder}/seed_{parameters.seed}"
+
+    def _reward_folder(self) -> str:
+        parameters = check_parameters(super().__getitem__("parameters"))
+        return str(PurePosixPath(self._artifact_folder(), parameters.reward.folder))

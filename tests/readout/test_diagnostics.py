@@ -11,7 +11,7 @@ from cvl_pipeline.readout.exact import build_readout, state_action_values
 from cvl_pipeline.readout.parameters import ReadoutParameters
 from cvl_pipeline.trajectories.container import Split
 from tests.builders import slices
-from tests.finite_mdp import ExactCritic, grid_world, sampler_marginal
+from benchmarks.finite_mdp import ExactCritic, grid_world, sampler_marginal
 
 
 def _table(

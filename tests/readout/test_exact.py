@@ -16,7 +16,7 @@ from cvl_pipeline.readout.parameters import ReadoutParameters
 from cvl_pipeline.trajectories.container import Rewards, Split, Transitions
 from cvl_pipeline.trajectories.sampling import SegmentSampler
 from tests.builders import dynamics_parameters, identity_normalisation
-from tests.finite_mdp import ExactCritic, FiniteMDP, grid_world, sampler_marginal
+from benchmarks.finite_mdp import ExactCritic, FiniteMDP, grid_world, sampler_marginal
 
 Floats = NDArray[np.float64]
 

@@ -20,10 +20,17 @@ def symmetric_infonce(logits: Tensor) -> Tensor:
     ``logits[i, j] = f(s_i, a_i, s'_j)``, (B, B), positives on the diagonal; returns a scalar. Rows alone
     leave an arbitrary c(s, a) in f; the columns remove it.
     """
-    positives = logits.diagonal()
-    rows = torch.logsumexp(logits, dim=1) - positives  # (B,)
-    columns = torch.logsumexp(logits, dim=0) - positives  # (B,)
-    return 0.5 * (rows.mean() + columns.mean())
+    columns = torch.logsumexp(logits, dim=0) - logits.diagonal()  # (B,)
+    return 0.5 * (infonce(logits) + columns.mean())
+
+
+def infonce(logits: Tensor) -> Tensor:
+    """Row-wise cross-entropy against the diagonal, (B, B) -> scalar (van den Oord et al. 2018).
+
+    Which of the batch's futures belongs to this pair? A term c(s, a) of f cancels in every row, so the loss
+    says nothing about it; ``logsumexp_penalty`` holds it back, a self-normalised readout cancels it again.
+    """
+    return (torch.logsumexp(logits, dim=1) - logits.diagonal()).mean()
 
 
 def nce(logits: Tensor) -> Tensor:
@@ -38,12 +45,37 @@ def nce(logits: Tensor) -> Tensor:
     return positive + off_diagonal / (batch * (batch - 1))
 
 
-CONTRASTIVE_LOSSES: dict[str, ContrastiveLoss] = {"symmetric_infonce": symmetric_infonce, "nce": nce}
+def logsumexp_penalty(logits: Tensor) -> Tensor:
+    """``mean_i (log 1/B sum_j exp L_ij)^2``, (B, B) -> scalar: keeps each row's normaliser near one.
+
+    The published code squares the sum, not the mean; that pulls f down by log B, and by another amount at
+    every batch size.
+    """
+    return (torch.logsumexp(logits, dim=1) - math.log(len(logits))).square().mean()
 
 
-def contrastive_loss(name: str) -> ContrastiveLoss:
-    """The loss of that name; raises InputError listing the known ones."""
-    return look_up("loss", name, CONTRASTIVE_LOSSES)
+CONTRASTIVE_LOSSES: dict[str, ContrastiveLoss] = {
+    "symmetric_infonce": symmetric_infonce,
+    "infonce": infonce,
+    "nce": nce,
+}
+
+
+def contrastive_loss(name: str, penalty: float = 0.0) -> ContrastiveLoss:
+    """The loss of that name, plus ``penalty`` times the log-sum-exp penalty, in single precision.
+
+    Logits may come in bfloat16, whose eight bits would lose what a sum over a batch adds up.
+
+    Raises:
+        InputError: unknown name; the message lists the known ones.
+    """
+    chosen = look_up("loss", name, CONTRASTIVE_LOSSES)
+
+    def loss(logits: Tensor) -> Tensor:
+        wide = logits.float()
+        return chosen(wide) + penalty * logsumexp_penalty(wide) if penalty else chosen(wide)
+
+    return loss
 
 
 def contrastive_metrics(logits: Tensor) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,10 @@ from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.trajectories.container import Normalisation, Split, Transitions
-from cvl_pipeline.trajectories.sampling import SegmentSampler
+from cvl_pipeline.trajectories.sampling import Segments, SegmentSampler
+
+Observer = Callable[[Segments, Tensor], None]
+"""Sees every training batch and the psi of its futures, without a gradient; see ``readout.moving_average``."""
 
 
 class ContrastiveDynamics(OfflineModule):
@@ -32,6 +36,7 @@ class ContrastiveDynamics(OfflineModule):
         normalisation: Normalisation,
         parameters: DynamicsParameters,
         seed: int,
+        observer: Observer | None = None,
     ) -> None:
         """Build the critic and hold the episodes.
 
@@ -41,10 +46,12 @@ class ContrastiveDynamics(OfflineModule):
             normalisation: statistics of the training episodes.
             parameters: the stage's.
             seed: of the initial weights and the batches.
+            observer: is shown every training batch.
         """
         super().__init__(parameters.training, seed)
         self.parameters_of_stage = parameters
-        self._loss = contrastive_loss(parameters.loss)
+        self._observer = observer
+        self._loss = contrastive_loss(parameters.loss, parameters.logsumexp_penalty)
         self._train = transitions.select(split.train)
         self._validation_data = transitions.select(split.validation)
         with torch.random.fork_rng(devices=[]):
@@ -59,6 +66,7 @@ class ContrastiveDynamics(OfflineModule):
                     temperature=parameters.temperature,
                     learned_temperature=parameters.learned_temperature,
                     discount=parameters.discount,
+                    horizon_conditioning=parameters.horizon_conditioning,
                 ),
                 normalisation,
             )
@@ -71,7 +79,10 @@ class ContrastiveDynamics(OfflineModule):
 
     def training_loss(self, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Contrastive loss of one batch."""
-        return self._loss(self._logits(self._train_sampler, generator)), {}
+        logits, segments, psi = self._contrast(self._train_sampler, generator)
+        if self._observer is not None:
+            self._observer(segments, psi.detach())
+        return self._loss(logits), {}
 
     def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
         """Loss and contrastive metrics of held-out segments, the mean over a few batches.
@@ -82,16 +93,18 @@ class ContrastiveDynamics(OfflineModule):
         count = self.parameters_of_stage.validation_batches
         totals: dict[str, Tensor] = {}
         for _ in range(count):
-            logits = self._logits(self._validation_sampler, generator)
+            logits, _, _ = self._contrast(self._validation_sampler, generator)
             for name, value in {"loss": self._loss(logits), **contrastive_metrics(logits)}.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value / count
         return {**totals, "temperature": self.critic.temperature}
 
-    def _logits(self, sampler: SegmentSampler, generator: Generator) -> Tensor:
+    def _contrast(self, sampler: SegmentSampler, generator: Generator) -> tuple[Tensor, Segments, Tensor]:
+        """Logits (B, B) of a fresh batch, the batch, and the psi of its futures (B, D)."""
         segments = sampler.sample(self.training_parameters.batch_size, generator)
-        phi = self.critic.phi(segments.observations, segments.actions)
+        offsets = segments.offsets if self.parameters_of_stage.horizon_conditioning else None
+        phi = self.critic.phi(segments.observations, segments.actions, offsets)
         psi = self.critic.psi(segments.futures, segments.absorbed)
-        return self.critic.logits(phi, psi)
+        return self.critic.logits(phi, psi), segments, psi
 
 
 def train_dynamics(
@@ -101,6 +114,7 @@ def train_dynamics(
     parameters: DynamicsParameters,
     seed: int,
     checkpoints: Path | None = None,
+    observer: Observer | None = None,
 ) -> tuple[ContrastiveCritic, pd.DataFrame]:
     """Train a contrastive critic on transitions alone.
 
@@ -111,11 +125,12 @@ def train_dynamics(
         parameters: the stage's.
         seed: of the initial weights and the batches.
         checkpoints: folder that unfinished training is kept in and resumed from.
+        observer: is shown every training batch; it is not resumed, so give it no checkpoints.
 
     Returns:
         The critic, on the CPU, and the history (see ``fit``).
     """
-    module = ContrastiveDynamics(transitions, split, normalisation, parameters, seed)
+    module = ContrastiveDynamics(transitions, split, normalisation, parameters, seed, observer)
     history = fit(
         module,
         description="Training the contrastive critic",

@@ -13,7 +13,11 @@ class DynamicsParameters(Strict):
     """What the contrastive critic is and how it is trained."""
 
     discount: float = Field(gt=0.0, lt=1.0)  # gamma of p_gamma, per step
-    loss: Literal["symmetric_infonce", "nce"]
+    loss: Literal["symmetric_infonce", "infonce", "nce"]
+    logsumexp_penalty: float = Field(
+        ge=0.0
+    )  # weight of the mean squared log-normaliser; 0.01 as published, with infonce
+    horizon_conditioning: bool  # phi also takes the offset k: one critic then serves any discount
     representation: Literal["unit_norm", "raw"]
     representation_size: int = Field(ge=1)  # D, size of phi and psi
     hidden: Hidden  # hidden layers of phi and psi

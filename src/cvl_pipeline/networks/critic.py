@@ -15,6 +15,8 @@ from cvl_pipeline.networks.mlp import Standardise, mlp
 from cvl_pipeline.trajectories.container import Normalisation
 
 REPRESENTATIONS = ("unit_norm", "raw")
+OFFSET_FREQUENCIES = 8
+"""Sines, and cosines, that describe an offset; their periods run from 2 pi to some 20 000 steps."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class CriticShape:
         representation: ``unit_norm`` (on the unit sphere) or ``raw``.
         temperature: its initial, or fixed, value.
         learned_temperature: train it (unit_norm only; raw representations scale themselves).
-        discount: gamma of the p_gamma that the critic was trained on; the readout must use the same.
+        discount: gamma of the p_gamma that the critic was trained on. Without horizon conditioning, the
+            readout can use no other.
+        horizon_conditioning: phi also takes the offset k of the future state.
     """
 
     observation_size: int
@@ -40,6 +44,7 @@ class CriticShape:
     temperature: float
     learned_temperature: bool
     discount: float
+    horizon_conditioning: bool
 
     def __post_init__(self) -> None:
         """Raise InputError on an unknown kind of representation."""
@@ -47,12 +52,23 @@ class CriticShape:
             raise unknown_name("representation", self.representation, list(REPRESENTATIONS))
 
 
+def offset_code(offsets: Tensor) -> Tensor:
+    """Sines and cosines of an offset at geometrically spaced frequencies, (...) -> (..., 2 F).
+
+    The positional code of Vaswani et al. (2017), section 3.5, with F = OFFSET_FREQUENCIES.
+    """
+    frequencies = 10_000.0 ** (-torch.arange(OFFSET_FREQUENCIES, device=offsets.device) / OFFSET_FREQUENCIES)
+    angles = offsets.unsqueeze(-1) * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
 class ContrastiveCritic(nn.Module):
     """``f(s, a, s') = phi(s, a) . psi(s') / temperature``, the log density ratio that CVL learns.
 
     At the optimum of the contrastive loss ``f = log p_gamma(s' | s, a) / p(s')`` up to a constant
     (Mazoure et al. 2023, section 4.1). Inputs are standardised inside, so callers pass observations and
-    actions as the log has them.
+    actions as the log has them. With horizon conditioning it is ``f(s, a, k, s') = log p_k(s' | s, a) / p(s')``,
+    p_k being the law of the state k steps ahead.
     """
 
     def __init__(self, shape: CriticShape, normalisation: Normalisation | None = None) -> None:
@@ -69,8 +85,9 @@ class ContrastiveCritic(nn.Module):
         if normalisation is not None:
             self.standardise_observation.fit(normalisation.observation_mean, normalisation.observation_std)
             self.standardise_action.fit(normalisation.action_mean, normalisation.action_std)
+        offset_size = 2 * OFFSET_FREQUENCIES if shape.horizon_conditioning else 0
         self.phi_network = mlp(
-            shape.observation_size + shape.action_size, shape.hidden, shape.representation_size
+            shape.observation_size + shape.action_size + offset_size, shape.hidden, shape.representation_size
         )
         # One more input marks the absorbing state, whose observation does not exist.
         self.psi_network = mlp(shape.observation_size + 1, shape.hidden, shape.representation_size)
@@ -83,12 +100,23 @@ class ContrastiveCritic(nn.Module):
         """Scalar, positive."""
         return self.log_temperature.exp()
 
-    def phi(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Representation of state-action pairs, (..., O) and (..., A) -> (..., D)."""
-        inputs = torch.cat(
-            [self.standardise_observation(observations), self.standardise_action(actions)], dim=-1
-        )
-        return self._finish(self.phi_network(inputs))
+    def phi(self, observations: Tensor, actions: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Representation of state-action pairs, (..., O) and (..., A) -> (..., D).
+
+        Args:
+            observations: s.
+            actions: a.
+            offsets: k, (...) int64, if and only if the critic is conditioned on it.
+
+        Raises:
+            ValueError: offsets given to a critic that takes none, or the reverse.
+        """
+        if (offsets is not None) != self.shape.horizon_conditioning:
+            raise ValueError("offsets are for a critic with horizon_conditioning, and for no other")
+        inputs = [self.standardise_observation(observations), self.standardise_action(actions)]
+        if offsets is not None:
+            inputs.append(offset_code(offsets))
+        return self._finish(self.phi_network(torch.cat(inputs, dim=-1)))
 
     def psi(self, futures: Tensor, absorbed: Tensor) -> Tensor:
         """Representation of future states, (..., O) and (...) bool -> (..., D).
@@ -100,10 +128,15 @@ class ContrastiveCritic(nn.Module):
         return self._finish(self.psi_network(torch.cat([inputs, flag.to(inputs.dtype)], dim=-1)))
 
     def logits(self, phi: Tensor, psi: Tensor) -> Tensor:
-        """The logits f of all pairs, (B, D) and (K, D) -> (B, K)."""
-        return phi @ psi.T / self.temperature
+        """The logits f of all pairs, (B, D) and (K, D) -> (B, K), in single precision.
+
+        Not in bfloat16, even under autocast: at temperature 0.1 its rounding of the product would be 0.04 in f.
+        """
+        with torch.autocast(phi.device.type, enabled=False):
+            return phi.float() @ psi.float().T / self.temperature
 
     def _finish(self, representation: Tensor) -> Tensor:
+        representation = representation.float()  # autocast leaves bfloat16, whose norm is off by 0.4 %
         if self.shape.representation == "unit_norm":
             return functional.normalize(representation, dim=-1)
         # The logits are then divided by sqrt(D), so their spread does not grow with D.

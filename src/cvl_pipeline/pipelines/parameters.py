@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.policies.parameters import PolicyParameters
-from cvl_pipeline.readout.parameters import ReadoutParameters
+from cvl_pipeline.readout.parameters import ReadoutParameters, RewardParameters
 from cvl_pipeline.rollouts.parameters import EvaluationParameters
 from cvl_pipeline.training.parameters import Strict
 from cvl_pipeline.trajectories.parameters import DatasetParameters, IngestionParameters
@@ -23,6 +23,7 @@ class RunParameters(Strict):
 
     seed: int = Field(ge=0)  # of collection, initial weights, batches, references and evaluation
     dataset: DatasetParameters
+    reward: RewardParameters
     data_ingestion: IngestionParameters
     contrastive_dynamics: DynamicsParameters
     value_readout: ReadoutParameters

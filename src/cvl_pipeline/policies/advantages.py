@@ -9,55 +9,49 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from cvl_pipeline.errors import look_up
-from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.mlp import mlp
 from cvl_pipeline.policies.parameters import PolicyParameters
-from cvl_pipeline.readout.exact import Readout, state_action_values
+from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.readout.references import CHUNK
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.trajectories.container import Transitions
 
-Baseline = Callable[[ContrastiveCritic, Readout, Transitions, Tensor, PolicyParameters, int], Tensor]
+Baseline = Callable[[QFunction, Transitions, Tensor, PolicyParameters, int], Tensor]
 
 
 def marginal_actions(
-    critic: ContrastiveCritic,
-    readout: Readout,
-    transitions: Transitions,
-    values: Tensor,
-    parameters: PolicyParameters,
-    seed: int,
+    q: QFunction, transitions: Transitions, values: Tensor, parameters: PolicyParameters, seed: int
 ) -> Tensor:
     """``V(s) = 1/M sum_m Q(s, a_m)`` with a_m logged anywhere in the data, (N,).
 
     Everything about Q that depends on the state alone (which goal, which episode: most of its variance)
     cancels exactly in ``Q(s, a) - V(s)``, which no regression of V on states that each occur once can
-    promise. ``values`` is unused.
+    promise. Discrete actions are not drawn: V is the mean over all of them, by their frequency in the data.
+    ``values`` is unused.
     """
+    states = transitions.states()
+    if transitions.discrete:
+        frequency = transitions.actions.mean(0)
+        return torch.cat([q.of_all_actions(part) @ frequency for part in states.split(CHUNK)])
     device = transitions.actions.device
     generator = Generator(device=device).manual_seed(stream_seed(seed, "baseline", 0))
-    states = transitions.states()
     total = torch.zeros(len(states), device=device)
     for _ in range(parameters.baseline_actions):
         index = torch.randint(len(states), (len(states),), generator=generator, device=device)
-        total += state_action_values(critic, readout, states, transitions.actions[index])[0]
+        total += q.in_batches(states, transitions.actions[index])[0]
     return total / parameters.baseline_actions
 
 
 def fitted_value(
-    critic: ContrastiveCritic,
-    readout: Readout,
-    transitions: Transitions,
-    values: Tensor,
-    parameters: PolicyParameters,
-    seed: int,
+    q: QFunction, transitions: Transitions, values: Tensor, parameters: PolicyParameters, seed: int
 ) -> Tensor:
     """V(s) by least squares on the Q of the logged actions, (N,): its mean under the behaviour policy.
 
     Fitted for few steps on purpose (``value_steps``): every state of a continuous log occurs once, and a
-    V that memorised them would leave no advantage. ``readout`` is unused.
+    V that memorised them would leave no advantage.
     """
     device = values.device
-    inputs = critic.standardise_observation(transitions.states())
+    inputs = q.critic.standardise_observation(transitions.states())
     mean, std = values.mean(), values.std().clamp(min=1e-8)
     targets = (values - mean) / std
     with torch.random.fork_rng(devices=[]):
@@ -81,18 +75,11 @@ BASELINES: dict[str, Baseline] = {"marginal_actions": marginal_actions, "fitted_
 
 
 @torch.no_grad()
-def advantages(
-    critic: ContrastiveCritic,
-    readout: Readout,
-    transitions: Transitions,
-    parameters: PolicyParameters,
-    seed: int,
-) -> Tensor:
+def advantages(q: QFunction, transitions: Transitions, parameters: PolicyParameters, seed: int) -> Tensor:
     """``A(s, a) = Q(s, a) - V(s)`` of every logged action, in units of its own standard deviation, (N,).
 
     Args:
-        critic: frozen, on the device of the transitions.
-        readout: likewise.
+        q: frozen, on the device of the transitions.
         transitions: the training episodes.
         parameters: the stage's; ``baseline`` chooses V.
         seed: of the baseline's draws.
@@ -101,6 +88,6 @@ def advantages(
         InputError: unknown baseline.
     """
     baseline = look_up("baseline", parameters.baseline, BASELINES)
-    values, _ = state_action_values(critic, readout, transitions.states(), transitions.actions)
-    advantage = values - baseline(critic, readout, transitions, values, parameters, seed)
+    values, _ = q.in_batches(transitions.states(), transitions.actions)
+    advantage = values - baseline(q, transitions, values, parameters, seed)
     return advantage / advantage.std(unbiased=False).clamp(min=1e-8)

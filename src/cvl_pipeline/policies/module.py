@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,16 @@ import torch
 from torch import Generator, Tensor
 
 from cvl_pipeline.errors import InputError, look_up
-from cvl_pipeline.networks.actor import ActorShape, GaussianActor
-from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.networks.actor import Actor, ActorShape, CategoricalActor, GaussianActor
 from cvl_pipeline.policies.advantages import advantages
+from cvl_pipeline.policies.best_of_n import BestOfN
 from cvl_pipeline.policies.parameters import PolicyParameters
-from cvl_pipeline.readout.exact import Readout
+from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.seeds import stream_seed
-from cvl_pipeline.trajectories.container import Normalisation, Split, Transitions
+from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
+from cvl_pipeline.trajectories.sampling import SegmentSampler
 
 VALIDATION_STATES = 2048
 """Held-out states of one measurement; drawn by the same seed every time."""
@@ -45,8 +45,8 @@ class PolicyExtraction(OfflineModule):
         normalisation: Normalisation,
         parameters: PolicyParameters,
         seed: int,
-        critic: ContrastiveCritic | None = None,
-        readout: Readout | None = None,
+        q: QFunction | None = None,
+        labels: Rewards | None = None,
     ) -> None:
         """Build the actor and hold the episodes.
 
@@ -56,56 +56,63 @@ class PolicyExtraction(OfflineModule):
             normalisation: statistics of the training episodes.
             parameters: the stage's.
             seed: of the initial weights and the batches.
-            critic: needed by every objective but ``bc``.
-            readout: likewise.
+            q: needed by every objective but ``bc``.
+            labels: rewards of all transitions, needed by ``published`` alone.
+
+        Raises:
+            InputError: unknown objective, or one that lacks what it needs.
         """
         super().__init__(parameters.training, seed)
         self.parameters_of_stage = parameters
         self._objective = policy_objective(parameters.objective)
+        for needed, name, by in ((q, "a critic and a readout", _NEEDS_Q), (labels, "rewards", _NEEDS_LABELS)):
+            if needed is None and parameters.objective in by:
+                raise InputError(f"policy_extraction.objective '{parameters.objective}' needs {name}")
         self._train = transitions.select(split.train)
         self._validation_data = transitions.select(split.validation)
-        # A copy, so that the caller's stays trainable and where it is; in a list, so that it is neither a
-        # submodule, nor trained, nor checkpointed.
-        self._frozen = [copy.deepcopy(critic).requires_grad_(False)] if critic is not None else []
-        self._readout = readout
+        self._q = q
+        self._labels = labels.select(transitions.transition_index(split.train)) if labels else None
+        shape = ActorShape(
+            observation_size=transitions.observations.shape[1],
+            action_size=transitions.actions.shape[1],
+            hidden=parameters.hidden,
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "initialisation", 1))
-            self.actor = GaussianActor(
-                ActorShape(
-                    observation_size=transitions.observations.shape[1],
-                    action_size=transitions.actions.shape[1],
-                    hidden=parameters.hidden,
-                ),
-                normalisation,
-                (transitions.action_low, transitions.action_high),
+            self.actor: Actor = (
+                CategoricalActor(shape, normalisation)
+                if transitions.discrete
+                else GaussianActor(shape, normalisation, (transitions.action_low, transitions.action_high))
             )
 
     def on_fit_start(self) -> None:
         """Put the data where the network is and compute what stays constant: the advantages."""
-        self._frozen = [critic.to(self.device) for critic in self._frozen]
-        if self._readout is not None:
-            self._readout = self._readout.to(self.device)
+        # A frozen copy, so that the caller's critic stays trainable and where it is. Its holder is no module, so
+        # it is neither trained nor checkpointed.
+        self._q = self._q.frozen(self.device) if self._q else None
         train = self._train.to(self.device)
         advantage = torch.zeros(len(train), device=self.device)
         if self.parameters_of_stage.objective == "awr":
-            critic, readout = self._critic_and_readout()
-            advantage = advantages(critic, readout, train, self.parameters_of_stage, self.seed)
+            advantage = advantages(self.q, train, self.parameters_of_stage, self.seed)
+        if self.parameters_of_stage.objective == "published" and self._labels is not None:
+            self.sampler = SegmentSampler(train, self.q.critic.shape.discount)
+            self.rewards = self._labels.rewards.to(self.device)
         held_out = self._validation_data.to(self.device)
         self._train_batch = Batch(train.states(), train.actions, advantage)
         self._validation_batch = Batch(
             held_out.states(), held_out.actions, torch.zeros(len(held_out), device=self.device)
         )
 
-    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Q of the frozen critic, (B, O) and (B, A) -> (B,), differentiable in the actions."""
-        critic, readout = self._critic_and_readout()
-        return readout.values(critic.phi(observations, actions))
+    @property
+    def q(self) -> QFunction:
+        """Q of the behaviour policy."""
+        assert self._q is not None  # checked where it was given
+        return self._q
 
     def training_loss(self, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective on one batch of logged transitions."""
-        return self._objective(
-            self, self._draw(self._train_batch, self.training_parameters.batch_size, generator)
-        )
+        batch = self._draw(self._train_batch, self.training_parameters.batch_size, generator)
+        return self._objective(self, batch, generator)
 
     def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
         """How far the policy is from the logged actions on held-out states, and what Q says it gains."""
@@ -115,33 +122,29 @@ class PolicyExtraction(OfflineModule):
             "action_error": (actions - batch.actions).square().mean(),
             "log_prob": self.actor.log_prob(batch.observations, batch.actions).mean(),
         }
-        if self._frozen:
-            logged = self.q_values(batch.observations, batch.actions)
-            metrics["q_gain"] = (self.q_values(batch.observations, actions) - logged).mean()
+        if self._q is not None:
+            logged = self.q(batch.observations, batch.actions)
+            metrics["q_gain"] = (self.q(batch.observations, actions) - logged).mean()
         return metrics
 
     def _draw(self, data: Batch, count: int, generator: Generator) -> Batch:
         index = torch.randint(len(data.actions), (count,), generator=generator, device=self.device)
         return Batch(data.observations[index], data.actions[index], data.advantages[index])
 
-    def _critic_and_readout(self) -> tuple[ContrastiveCritic, Readout]:
-        if not self._frozen or self._readout is None:
-            raise InputError(
-                f"policy_extraction.objective '{self.parameters_of_stage.objective}' needs a critic and a "
-                "readout; only 'bc' does without"
-            )
-        return self._frozen[0], self._readout
+
+Objective = Callable[[PolicyExtraction, Batch, Generator], tuple[Tensor, dict[str, Tensor]]]
 
 
-Objective = Callable[[PolicyExtraction, Batch], tuple[Tensor, dict[str, Tensor]]]
-
-
-def behaviour_cloning(module: PolicyExtraction, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """``-log pi(a | s)``: the control."""
+def behaviour_cloning(
+    module: PolicyExtraction, batch: Batch, generator: Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """``-log pi(a | s)``: the control, and the proposals of ``best_of_n``."""
     return -module.actor.log_prob(batch.observations, batch.actions).mean(), {}
 
 
-def advantage_weighted_regression(module: PolicyExtraction, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def advantage_weighted_regression(
+    module: PolicyExtraction, batch: Batch, generator: Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
     """``-exp(beta A / std A) log pi(a | s)``, weights clamped (Peng et al. 2019; Nair et al. 2020).
 
     The advantages arrive divided by their standard deviation, so ``beta`` means the same for any reward.
@@ -152,21 +155,69 @@ def advantage_weighted_regression(module: PolicyExtraction, batch: Batch) -> tup
     return loss, {"weight_mean": weights.mean(), "weight_max": weights.max()}
 
 
-def ddpg_bc(module: PolicyExtraction, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """``-alpha Q(s, pi(s)) / mean |Q| + (pi(s) - a)^2`` (Fujimoto and Gu 2021, with CVL's Q)."""
-    actions = module.actor(batch.observations)
-    values = module.q_values(batch.observations, actions)
+def ddpg_bc(module: PolicyExtraction, batch: Batch, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """``-alpha Q(s, pi(s)) / mean |Q| + (pi(s) - a)^2`` (Fujimoto and Gu 2021, with CVL's Q).
+
+    With discrete actions Q is the policy's mean over all of them and the second term ``-log pi(a | s)``.
+    """
+    if isinstance(module.actor, CategoricalActor):
+        log_probs = module.actor.log_probs(batch.observations)
+        values = (log_probs.exp() * module.q.of_all_actions(batch.observations)).sum(-1)
+        error = -(log_probs * batch.actions).sum(-1).mean()
+    else:
+        actions = module.actor(batch.observations)
+        values = module.q(batch.observations, actions)
+        error = (actions - batch.actions).square().mean()
     scale = values.detach().abs().mean().clamp(min=1e-6)
-    error = (actions - batch.actions).square().mean()
     loss = error - module.parameters_of_stage.alpha * values.mean() / scale
     return loss, {"q": values.mean()}
+
+
+def published(
+    module: PolicyExtraction, batch: Batch, generator: Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """``0.95 (alpha log pi - exp(f(s, pi(s), s+)) r+) + 0.05 (-log pi(a | s))``, s+ a positive of (s, a).
+
+    The published code's objective: one future state, with its reward r+, stands for the whole readout. 0.05 is
+    ``cloning_share``, alpha ``entropy_weight``. The batch is drawn with its futures, so ``batch`` is unused.
+    """
+    parameters, critic = module.parameters_of_stage, module.q.critic
+    segments = module.sampler.sample(len(batch.actions), generator)
+    observations = segments.observations
+    rewards = module.rewards[segments.arrivals].masked_fill(segments.absorbed, 0.0)
+    psi = critic.psi(segments.futures, segments.absorbed)
+    offsets = segments.offsets if critic.shape.horizon_conditioning else None
+    if isinstance(module.actor, CategoricalActor):
+        count = module.actor.shape.action_size
+        candidates = torch.eye(count, device=observations.device).expand(len(observations), -1, -1)
+        log_pi = module.actor.log_probs(observations)
+        probabilities = log_pi.exp()  # (B, A): the mean over all actions
+    else:
+        noise = module.actor.noise(len(observations), generator).unsqueeze(1)
+        candidates = module.actor.act_with_noise(observations, noise)  # (B, 1, A): one sample
+        log_pi = module.actor.log_prob(observations, candidates.squeeze(1)).unsqueeze(1)
+        probabilities = torch.ones_like(log_pi)
+    count = candidates.shape[1]
+    phi = critic.phi(
+        observations.unsqueeze(1).expand(-1, count, -1),
+        candidates,
+        None if offsets is None else offsets.unsqueeze(1).expand(-1, count),
+    )
+    ratio = ((phi * psi.unsqueeze(1)).sum(-1) / critic.temperature).exp()  # (B, count)
+    gain = (probabilities * (ratio * rewards.unsqueeze(1) - parameters.entropy_weight * log_pi)).sum(1).mean()
+    cloning = -module.actor.log_prob(observations, segments.actions).mean()
+    return parameters.cloning_share * cloning - (1.0 - parameters.cloning_share) * gain, {"gain": gain}
 
 
 OBJECTIVES: dict[str, Objective] = {
     "awr": advantage_weighted_regression,
     "bc": behaviour_cloning,
+    "best_of_n": behaviour_cloning,
     "ddpg_bc": ddpg_bc,
+    "published": published,
 }
+_NEEDS_Q = ("awr", "best_of_n", "ddpg_bc", "published")
+_NEEDS_LABELS = ("published",)
 
 
 def policy_objective(name: str) -> Objective:
@@ -182,19 +233,38 @@ def train_policy(
     seed: int,
     checkpoints: Path | None = None,
     *,
-    critic: ContrastiveCritic | None = None,
-    readout: Readout | None = None,
-) -> tuple[GaussianActor, pd.DataFrame]:
-    """Extract a policy by ``parameters.objective``; ``bc`` needs neither critic nor readout.
+    q: QFunction | None = None,
+    labels: Rewards | None = None,
+) -> tuple[Actor | BestOfN, pd.DataFrame]:
+    """Extract a policy by ``parameters.objective``.
+
+    Args:
+        transitions: all episodes.
+        split: which of them train and which measure.
+        normalisation: statistics of the training episodes.
+        parameters: the stage's.
+        seed: of the initial weights and the batches.
+        checkpoints: folder that unfinished training is kept in and resumed from.
+        q: needed by every objective but ``bc``.
+        labels: rewards of all transitions, needed by ``published`` alone.
 
     Returns:
-        The actor, on the CPU, and the history (see ``fit``).
+        The policy, on the CPU, and the history (see ``fit``).
+
+    Raises:
+        InputError: unknown objective, or one that lacks what it needs.
     """
-    module = PolicyExtraction(transitions, split, normalisation, parameters, seed, critic, readout)
+    module = PolicyExtraction(transitions, split, normalisation, parameters, seed, q, labels)
     history = fit(
         module,
         description=f"Training the policy ({parameters.objective})",
         checkpoints=checkpoints,
-        fingerprint=run_fingerprint(parameters, seed, transitions, split, normalisation, critic, readout),
+        fingerprint=run_fingerprint(
+            parameters, seed, transitions, split, normalisation, *((q.critic, q.readout) if q else ()), labels
+        ),
     )
-    return module.actor.cpu().eval(), history
+    actor = module.actor.cpu().eval()
+    if parameters.objective != "best_of_n" or q is None:
+        return actor, history
+    generator = Generator().manual_seed(stream_seed(seed, "proposals", 0))
+    return BestOfN(actor, q.frozen("cpu"), actor.noise(parameters.proposals, generator)).eval(), history

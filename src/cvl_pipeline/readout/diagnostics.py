@@ -2,37 +2,73 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from scipy import stats
+from torch import Generator
 
-from cvl_pipeline.networks.critic import ContrastiveCritic
-from cvl_pipeline.readout.exact import Readout, state_action_values
+from cvl_pipeline.readout.build import exact_readout
+from cvl_pipeline.readout.parameters import ReadoutParameters
+from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.readout.references import all_references
+from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.trajectories.container import Rewards, Split, Transitions
 from cvl_pipeline.trajectories.preparation import discounted_returns
 
+logger = logging.getLogger(__name__)
+
+RANK_CORRELATION_NEEDED = 0.9
+"""Below it, a readout orders actions by its own error as much as by the critic's values, and a warning is due."""
+
 
 def value_table(
-    critic: ContrastiveCritic, readout: Readout, transitions: Transitions, rewards: Rewards, split: Split
+    q: QFunction,
+    transitions: Transitions,
+    labels: Rewards,
+    split: Split,
+    parameters: ReadoutParameters,
+    seed: int,
 ) -> pd.DataFrame:
-    """Values beside discounted Monte Carlo returns, one row a held-out transition.
+    """Values beside discounted Monte Carlo returns and the exact readout, one row a held-out transition.
 
-    The critic's p_gamma is renormalised over what a truncated episode shows, and so is the return: with
+    The critic's p_gamma is normalised over what a truncated episode shows, and so is the return: with
     L steps left it is divided by ``1 - gamma^L``, which makes it an unbiased sample of the very quantity
     that the readout estimates. A terminated episode's return is complete as it is.
 
+    Args:
+        q: critic and readout.
+        transitions: all episodes.
+        labels: their rewards.
+        split: which episodes are held out.
+        parameters: the stage's; ``compared_transitions`` rows get the exact value too.
+        seed: chooses those rows.
+
     Returns:
-        ``episode`` (id), ``step`` (within it), ``q``, ``return`` and ``effective_sample_size``.
+        ``episode`` (id), ``step`` (within it), ``q``, ``return``, ``effective_sample_size``, and ``q_exact``: by
+        the exact, self-normalised readout over every logged future state; NaN where it was not computed.
     """
     held_out = transitions.select(split.validation)
-    labels = rewards.select(transitions.transition_index(split.validation))
-    values, sizes = state_action_values(critic, readout, held_out.states(), held_out.actions)
-    discount = float(readout.discount)
+    held_out_labels = labels.select(transitions.transition_index(split.validation))
+    states = held_out.states()
+    values, sizes = q.in_batches(states, held_out.actions)
+    generator = Generator().manual_seed(stream_seed(seed, "references", 1))
+    compared = torch.randperm(len(held_out), generator=generator)[: parameters.compared_transitions]
+    exact, exact_sizes = _exact(q, transitions, labels, split).in_batches(
+        states[compared], held_out.actions[compared]
+    )
+    values_exact = torch.full_like(values, torch.nan)
+    values_exact[compared] = exact
+    if sizes.isnan().all():  # random features never weigh single references
+        sizes[compared] = exact_sizes
+    discount = q.readout.discount
     index = torch.arange(len(held_out))
     episodes = held_out.episode_of(index)
     steps_left = held_out.episode_starts[episodes + 1] - index
-    returns = discounted_returns(labels.rewards, held_out, discount)
+    returns = discounted_returns(held_out_labels.rewards, held_out, discount)
     seen = torch.where(held_out.terminated[episodes], 1.0, 1.0 - discount ** steps_left.double())
     return pd.DataFrame(
         {
@@ -41,27 +77,55 @@ def value_table(
             "q": values.numpy(),
             "return": (returns / seen).numpy(),
             "effective_sample_size": sizes.numpy(),
+            "q_exact": values_exact.numpy(),
         }
     )
 
 
-def value_report(values: pd.DataFrame, references: int) -> dict[str, float | None]:
-    """Correlation and calibration of Q against held-out returns, and the weights' effective sample size.
+def _exact(q: QFunction, transitions: Transitions, labels: Rewards, split: Split) -> QFunction:
+    references = all_references(
+        q.critic, transitions.select(split.train), labels.select(transitions.transition_index(split.train))
+    )
+    return QFunction(q.critic, exact_readout(q.critic, references, q.readout.horizons, q.readout.discount))
+
+
+def value_report(values: pd.DataFrame, parameters: ReadoutParameters) -> dict[str, float | None]:
+    """Correlation and calibration of Q against held-out returns, and how far the readout is from the exact one.
+
+    Logs a warning if the readout's order of values is not the exact one's.
 
     Args:
         values: of ``value_table``.
-        references: K of the readout.
+        parameters: the stage's.
 
     Returns:
         ``spearman`` and ``pearson`` over all held-out transitions, ``slope`` and ``intercept`` of the
         least-squares line return = slope * Q + intercept (1 and 0 where values are calibrated), the median
-        and tenth percentile of the effective sample size, K, and the number of transitions. Correlation,
-        slope and intercept are None where values or returns are all equal.
+        and tenth percentile of the effective sample size, ``readout_error`` (root mean square difference from the
+        exact readout, over the exact values' standard deviation), ``readout_rank_correlation`` (Spearman, with the
+        exact readout), and the number of transitions. Correlations, slope, intercept and error are None where
+        values or returns are all equal.
     """
     q, returns = values["q"].to_numpy(np.float64), values["return"].to_numpy(np.float64)
     constant = np.ptp(q) == 0.0 or np.ptp(returns) == 0.0
     line = None if constant else stats.linregress(q, returns)
     sizes = values["effective_sample_size"]
+    compared = values.dropna(subset=["q_exact"])
+    error, rank = readout_error(compared["q"].to_numpy(), compared["q_exact"].to_numpy())
+    if rank is not None and rank < RANK_CORRELATION_NEEDED:
+        size = (
+            "features"
+            if parameters.method != "exact"
+            else "prototypes"
+            if parameters.prototypes
+            else "references"
+        )
+        logger.warning(
+            "value_readout: %s with %s %s misses the exact values by %.2g of their standard deviations (rank "
+            "correlation %.2f): they cannot carry the critic's temperature; take more, method exact, or a higher "
+            "temperature",
+            parameters.method, getattr(parameters, size), size, error, rank,
+        )  # fmt: skip
     return {
         "spearman": None if constant else float(stats.spearmanr(q, returns).statistic),
         "pearson": None if line is None else float(line.rvalue),
@@ -71,6 +135,20 @@ def value_report(values: pd.DataFrame, references: int) -> dict[str, float | Non
         "return_mean": float(returns.mean()),
         "effective_sample_size_median": float(sizes.median()),
         "effective_sample_size_p10": float(sizes.quantile(0.1)),
-        "references": float(references),
+        "readout_error": error,
+        "readout_rank_correlation": rank,
         "transitions": float(len(values)),
     }
+
+
+def readout_error(
+    values: NDArray[np.float64], exact: NDArray[np.float64]
+) -> tuple[float | None, float | None]:
+    """Root mean square difference over the standard deviation of ``exact``, and Spearman correlation.
+
+    None where either is constant.
+    """
+    if np.ptp(values) == 0.0 or np.ptp(exact) == 0.0:
+        return None, None
+    error = np.sqrt(np.mean((values - exact) ** 2)) / exact.std()
+    return float(error), float(stats.spearmanr(values, exact).statistic)

@@ -120,7 +120,7 @@ def collect_metaworld(
         description=f"Collecting {task}",
     )
     environment.close()
-    return stack_episodes(recorded, environment.action_space)
+    return stack_episodes(recorded, environment)
 
 
 def episode_seeds(seed: int, purpose: str, count: int) -> list[int]:

@@ -18,6 +18,7 @@ class Environment(Protocol):
     """What rollouts need of an environment: Gymnasium's interface with a seed for every episode."""
 
     action_space: gymnasium.spaces.Box
+    discrete: bool  # actions are one-hot vectors
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
         """Start the episode that ``seed`` determines."""
@@ -62,6 +63,7 @@ class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
         self._environment = environment
         self._episode_steps = episode_steps
         self._steps = 0
+        self.discrete = False
         self.action_space: gymnasium.spaces.Box = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
         self.observation_space = environment.sawyer_observation_space
 
@@ -84,6 +86,64 @@ class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
     def close(self) -> None:
         """Free the simulation."""
         self._environment.close()  # type: ignore[no-untyped-call]
+
+
+class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
+    """Any registered Gymnasium environment with vector observations, as rollouts need it.
+
+    Discrete actions are one-hot vectors here, as they are in the episode container; the environment gets the
+    index of the largest entry.
+    """
+
+    def __init__(self, environment_id: str, episode_steps: int | None = None) -> None:
+        """Make the environment.
+
+        Args:
+            environment_id: such as ``CartPole-v1``.
+            episode_steps: steps after which an episode is truncated; None keeps the registered number.
+
+        Raises:
+            InputError: unknown id, or spaces other than vector observations and vector or discrete actions.
+        """
+        try:
+            environment = gymnasium.make(environment_id, max_episode_steps=episode_steps)
+        except gymnasium.error.Error as error:
+            raise InputError(
+                f"Gymnasium environment '{environment_id}': {' '.join(str(error).split())}"
+            ) from error
+        spaces = (environment.observation_space, environment.action_space)
+        self.discrete = isinstance(spaces[1], gymnasium.spaces.Discrete)
+        if not isinstance(spaces[0], gymnasium.spaces.Box) or len(spaces[0].shape) != 1:
+            raise InputError(
+                f"Gymnasium environment '{environment_id}': observations are {spaces[0]}, not a vector"
+            )
+        if isinstance(spaces[1], gymnasium.spaces.Discrete):
+            self.action_space = gymnasium.spaces.Box(0.0, 1.0, (int(spaces[1].n),), np.float32)
+        elif isinstance(spaces[1], gymnasium.spaces.Box) and len(spaces[1].shape) == 1:
+            self.action_space = spaces[1]
+        else:
+            raise InputError(
+                f"Gymnasium environment '{environment_id}': actions are {spaces[1]}, neither a vector nor discrete"
+            )
+        self._environment = environment
+        self.observation_space = spaces[0]
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Start an episode; the seed determines it."""
+        observation, info = self._environment.reset(seed=seed)
+        return np.asarray(observation), info
+
+    def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Gymnasium's step."""
+        executed = int(np.argmax(action)) if self.discrete else action
+        observation, reward, terminated, truncated, info = self._environment.step(executed)
+        return np.asarray(observation), reward, terminated, truncated, info
+
+    def close(self) -> None:
+        """Free the environment."""
+        self._environment.close()
 
 
 def metaworld_tasks() -> list[str]:

@@ -165,8 +165,9 @@ def _run_in_worker(seeds: Sequence[int]) -> list[Episode]:
     return _worker.run(seeds)
 
 
-def stack_episodes(episodes: Sequence[Episode], action_space: Any) -> tuple[Transitions, Rewards]:
-    """Lay recorded episodes end to end in the container."""
+def stack_episodes(episodes: Sequence[Episode], environment: Environment) -> tuple[Transitions, Rewards]:
+    """Lay recorded episodes end to end in the container; the environment says what its actions are."""
+    action_space = environment.action_space
 
     def joined(parts: list[list[Array]]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate([np.asarray(part) for part in parts]).astype(np.float32))
@@ -180,6 +181,7 @@ def stack_episodes(episodes: Sequence[Episode], action_space: Any) -> tuple[Tran
         truncated=torch.tensor([episode.truncated for episode in episodes]),
         action_low=torch.from_numpy(np.asarray(action_space.low, dtype=np.float32)),
         action_high=torch.from_numpy(np.asarray(action_space.high, dtype=np.float32)),
+        discrete=torch.tensor(environment.discrete),
     )
     rewards = Rewards(
         rewards=torch.tensor([r for episode in episodes for r in episode.rewards], dtype=torch.float32),

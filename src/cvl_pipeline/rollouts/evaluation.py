@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
-from cvl_pipeline.networks.actor import GaussianActor
 from cvl_pipeline.rollouts.collection import episode_seeds
-from cvl_pipeline.rollouts.environments import Array, MetaWorldEnvironment, check_metaworld_task
-from cvl_pipeline.rollouts.episodes import Episode, RolloutTask, run_episodes
+from cvl_pipeline.rollouts.environments import (
+    Array,
+    Environment,
+    MetaWorldEnvironment,
+    check_metaworld_task,
+)
+from cvl_pipeline.rollouts.episodes import RolloutTask, run_episodes, stack_episodes
+from cvl_pipeline.trajectories.container import Rewards, Transitions
+from cvl_pipeline.trajectories.preparation import episode_summary
 
 
 class ActorPolicy:
-    """The mode of a trained actor, for all running episodes in one forward pass."""
+    """A trained policy, for all running episodes in one forward pass."""
 
-    def __init__(self, actor: GaussianActor) -> None:
-        """Act with ``actor`` on the CPU."""
-        self._actor = actor.cpu().eval()
+    def __init__(self, policy: nn.Module) -> None:
+        """Act with ``policy``, observations (B, O) to actions (B, A), on the CPU."""
+        self._policy = policy.cpu().eval()
 
     def start(self, seeds: Sequence[int]) -> None:
         """Nothing to draw: the mode is deterministic."""
@@ -29,11 +36,43 @@ class ActorPolicy:
     def act(self, observations: list[Array], running: list[int]) -> list[Array]:
         """Actions within the bounds, one an observation."""
         batch = torch.from_numpy(np.stack(observations).astype(np.float32))
-        return list(self._actor(batch).numpy())
+        return list(self._policy(batch).numpy())
+
+
+def evaluate(
+    policy: nn.Module,
+    make_environment: Callable[[], Environment],
+    *,
+    episodes: int,
+    seed: int,
+    workers: int | None,
+    name: str,
+) -> tuple[Transitions, Rewards]:
+    """Record episodes of a policy, on episode seeds that collection never uses.
+
+    Args:
+        policy: observations (B, O) to actions (B, A).
+        make_environment: importable, so that other processes can call it.
+        episodes: how many.
+        seed: determines the episodes.
+        workers: processes; None takes as many as there are cores.
+        name: what the progress bar calls the policy.
+
+    Returns:
+        The episodes and what the environment said of them.
+    """
+    environment = make_environment()
+    recorded = run_episodes(
+        RolloutTask(make_environment=make_environment, make_policy=partial(ActorPolicy, policy)),
+        episode_seeds(seed, "evaluation", episodes),
+        workers=workers,
+        description=f"Evaluating {name}",
+    )
+    return stack_episodes(recorded, environment)
 
 
 def evaluate_metaworld(
-    actor: GaussianActor,
+    policy: nn.Module,
     task: str,
     *,
     episodes: int,
@@ -41,37 +80,24 @@ def evaluate_metaworld(
     seed: int,
     workers: int | None,
     name: str,
-) -> pd.DataFrame:
-    """Run ``episodes`` episodes of a Meta-World task on goals that collection never used.
-
-    Returns:
-        One row an episode: ``episode_seed``, ``return`` (undiscounted), ``success`` (the task counted as
-        solved at any step) and ``length`` (steps).
+) -> tuple[Transitions, Rewards]:
+    """Record ``episodes`` episodes of a Meta-World task on goals that collection never used (see ``evaluate``).
 
     Raises:
         InputError: unknown task.
     """
     check_metaworld_task(task)  # before any process starts
-    seeds = episode_seeds(seed, "evaluation", episodes)
-    recorded = run_episodes(
-        RolloutTask(
-            make_environment=partial(MetaWorldEnvironment, task, episode_steps),
-            make_policy=partial(ActorPolicy, actor),
-        ),
-        seeds,
+    return evaluate(
+        policy,
+        partial(MetaWorldEnvironment, task, episode_steps),
+        episodes=episodes,
+        seed=seed,
         workers=workers,
-        description=f"Evaluating {name}",
+        name=name,
     )
-    return rollout_table(seeds, recorded)
 
 
-def rollout_table(seeds: Sequence[int], recorded: Sequence[Episode]) -> pd.DataFrame:
-    """One row an episode: seed, return, success at any step, length."""
-    return pd.DataFrame(
-        {
-            "episode_seed": list(seeds),
-            "return": [float(np.sum(episode.rewards)) for episode in recorded],
-            "success": [any(episode.successes) for episode in recorded],
-            "length": [len(episode.actions) for episode in recorded],
-        }
-    )
+def rollout_table(transitions: Transitions, labels: Rewards, seed: int) -> pd.DataFrame:
+    """One row an evaluation episode: seed, return (undiscounted), success at any step, length (steps)."""
+    seeds = episode_seeds(seed, "evaluation", transitions.episodes)
+    return episode_summary(transitions, labels).assign(episode_seed=seeds)

@@ -7,7 +7,7 @@ import math
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import pandas as pd
@@ -25,6 +25,9 @@ from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.progress import progress_bar
 
 logger = logging.getLogger(__name__)
+
+PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+"""Lightning's names: weights and optimiser stay in float32 either way."""
 
 
 def fit(
@@ -81,6 +84,7 @@ def fit(
         trainer = lightning.Trainer(
             accelerator=accelerator,
             devices=1,
+            precision=PRECISIONS[parameters.precision],
             max_epochs=math.ceil(parameters.steps / parameters.validation_interval),
             callbacks=callbacks,
             plugins=[_AtomicCheckpoints()],
@@ -105,14 +109,14 @@ def run_fingerprint(parameters: BaseModel, seed: int, *inputs: Any) -> str:
     Args:
         parameters: the stage's.
         seed: the run's.
-        inputs: dataclasses of tensors, modules, or None.
+        inputs: dataclasses of tensors and numbers, modules, or None.
     """
     tensors: dict[str, Tensor] = {}
     for index, value in enumerate(inputs):
         if value is None:
             continue
         parts = value.state_dict() if isinstance(value, torch.nn.Module) else vars(value)
-        tensors |= {f"{index}.{name}": tensor for name, tensor in parts.items()}
+        tensors |= {f"{index}.{name}": torch.as_tensor(part) for name, part in parts.items()}
     return fingerprint_of(tensors, {"parameters": parameters.model_dump(), "seed": seed})[:16]
 
 

@@ -23,4 +23,5 @@ class TrainingParameters(Strict):
     batch_size: int = Field(ge=2)
     learning_rate: float = Field(gt=0.0)  # of Adam at the first step; falls to zero along half a cosine
     validation_interval: int = Field(ge=1)  # gradient steps between held-out measurements and checkpoints
+    precision: Literal["float32", "bfloat16"]  # of the networks' matrix products; losses stay in float32
     accelerator: Literal["auto", "cpu", "gpu"]  # auto takes an NVIDIA or AMD GPU if there is one

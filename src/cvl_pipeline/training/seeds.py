@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-STREAMS = ("training", "validation", "initialisation", "references", "baseline")
+STREAMS = ("training", "validation", "initialisation", "references", "baseline", "proposals")
 
 
 def stream_seed(seed: int, stream: str, step: int) -> int:

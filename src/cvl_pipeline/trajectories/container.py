@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class Transitions:
         truncated: (E,) bool, the log stopped and the world did not (a time limit).
         action_low: (A,) float32, the smallest action the environment accepts.
         action_high: (A,) float32, the largest.
+        discrete: () bool, there are A actions to choose from and each logged one is a one-hot vector.
     """
 
     observations: Tensor
@@ -33,6 +34,7 @@ class Transitions:
     truncated: Tensor
     action_low: Tensor
     action_high: Tensor
+    discrete: Tensor = field(default_factory=lambda: torch.tensor(False))
 
     def __len__(self) -> int:
         """Number of transitions, N."""
@@ -85,6 +87,7 @@ class Transitions:
             truncated=self.truncated[episodes],
             action_low=self.action_low,
             action_high=self.action_high,
+            discrete=self.discrete,
         )
 
     def transition_index(self, episodes: Tensor) -> Tensor:

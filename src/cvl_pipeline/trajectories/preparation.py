@@ -65,17 +65,23 @@ def discounted_returns(rewards: Tensor, transitions: Transitions, discount: floa
 
 def episode_table(transitions: Transitions, rewards: Rewards, split: Split) -> pd.DataFrame:
     """One row an episode: id, part, length (steps), return (undiscounted), success (at any step), ending."""
-    starts = transitions.episode_starts[:-1].numpy()
     part = np.full(transitions.episodes, "train", dtype=object)
     part[split.validation.numpy()] = "validation"
+    return episode_summary(transitions, rewards).assign(
+        episode=np.arange(transitions.episodes),
+        part=part.astype(str),
+        terminated=transitions.terminated.numpy(),
+        truncated=transitions.truncated.numpy(),
+    )
+
+
+def episode_summary(transitions: Transitions, rewards: Rewards) -> pd.DataFrame:
+    """One row an episode: length (steps), return (undiscounted), success (at any step)."""
+    starts = transitions.episode_starts[:-1].numpy()
     return pd.DataFrame(
         {
-            "episode": np.arange(transitions.episodes),
-            "part": part.astype(str),
             "length": transitions.lengths.numpy(),
             "return": np.add.reduceat(rewards.rewards.double().numpy(), starts),
             "success": np.logical_or.reduceat(rewards.successes.numpy(), starts),
-            "terminated": transitions.terminated.numpy(),
-            "truncated": transitions.truncated.numpy(),
         }
     )

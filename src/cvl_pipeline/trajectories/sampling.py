@@ -36,19 +36,23 @@ class Segments:
 
 
 class SegmentSampler:
-    """Draws segments whose future state follows the discounted future-state distribution p_gamma.
+    """Draws pairs of a transition and a later state of its episode, each in proportion to ``gamma^(k-1)``.
 
-    The anchor t is uniform over transitions and the offset k ~ Geometric(1 - discount), k >= 1
-    (Mazoure et al. 2023, section 4.1). With L steps left in the episode:
+    Over the states that the log shows, that is the discounted future-state distribution p_gamma
+    (Mazoure et al. 2023, section 4.1): the offset k is geometric, k >= 1. With L steps left in the episode:
 
-    * a **truncated** episode says nothing of what lies past its end, so k is drawn from the geometric
-      distribution truncated to 1..L and renormalised, by its inverse distribution function
-      ``k = 1 + floor(log(1 - u (1 - discount^L)) / log discount)``;
-    * a **terminated** episode stays at its end for ever, so k is not truncated and k > L is the
-      absorbing state, whose reward is zero.
+    * a **truncated** episode says nothing of what lies past its end, so pairs that reach past it do not
+      exist: anchors are drawn in proportion to ``1 - gamma^L``, the share of their future that was logged,
+      and k from the geometric distribution truncated to 1..L, by its inverse distribution function
+      ``k = 1 + floor(log(1 - u (1 - gamma^L)) / log gamma)``;
+    * a **terminated** episode stays at its end for ever, so k is not truncated, every anchor counts fully,
+      and k > L is the absorbing state, whose reward is zero.
+
+    Drawing anchors uniformly, as the paper does, would let the last steps before a timeout, of whose future
+    next to nothing was seen, say as much as any other (measured in docs/truth.md).
 
     All of it is index arithmetic on the device that holds the transitions; the work per segment does not grow
-    with the data, but for one binary search among the episodes.
+    with the data, but for one binary search.
     """
 
     def __init__(self, transitions: Transitions, discount: float) -> None:
@@ -61,30 +65,63 @@ class SegmentSampler:
         self.transitions = transitions
         self.discount = discount
         self._log_discount = math.log(discount)
+        index = torch.arange(len(transitions), device=transitions.actions.device)
+        self._cumulative_mass = self._mass(index).cumsum(0)  # (N,)
 
     def sample(self, count: int, generator: Generator | None = None) -> Segments:
         """Draw ``count`` independent segments."""
-        data = self.transitions
-        device = data.actions.device
-        anchors = torch.randint(len(data), (count,), generator=generator, device=device)
-        episodes = data.episode_of(anchors)
-        steps_left = data.episode_starts[episodes + 1] - anchors  # L >= 1
+        device = self.transitions.actions.device
         # Double precision: at discount 0.999 and L = 1000 single precision visibly bends the law.
-        u = torch.rand(count, generator=generator, device=device, dtype=torch.float64)
-        open_ended = data.terminated[episodes]
-        mass = torch.where(open_ended, 1.0, -torch.expm1(steps_left.double() * self._log_discount))
-        offsets = 1 + (torch.log1p(-u * mass) / self._log_discount).floor().long()
-        absorbed = open_ended & (offsets > steps_left)
-        reached = torch.minimum(offsets, steps_left)
-        # Rounding can put a truncated offset one past its end; the law gives that no mass.
-        offsets = torch.where(open_ended, offsets, reached)
+        draws = torch.rand(2, count, generator=generator, device=device, dtype=torch.float64)
+        anchors = torch.searchsorted(self._cumulative_mass, draws[0] * self._cumulative_mass[-1], right=True)
+        anchors = anchors.clamp(max=len(self.transitions) - 1)  # rounding
+        return self.segments(anchors, self._offsets(anchors, draws[1]))
+
+    def segments(self, anchors: Tensor, offsets: Tensor) -> Segments:
+        """The segments that start at the given transitions and reach ``offsets`` steps ahead, (B,) each."""
+        data = self.transitions
+        episodes = data.episode_of(anchors)
+        steps_left = data.episode_starts[episodes + 1] - anchors
         rows = anchors + episodes
+        reached = torch.minimum(offsets, steps_left)
         return Segments(
             observations=data.observations[rows],
             actions=data.actions[anchors],
             futures=data.observations[rows + reached],
-            absorbed=absorbed,
+            absorbed=offsets > steps_left,
             arrivals=anchors + reached - 1,
             anchors=anchors,
             offsets=offsets,
         )
+
+    def marginal(self) -> tuple[Tensor, Tensor]:
+        """Exact probability of every future state under ``sample``.
+
+        The state that the p-th transition of its episode led to is reached from p anchors, with
+        ``gamma^0 + ... + gamma^(p-1)``.
+
+        Returns:
+            Of the state that each transition led to, (N,) float64, and of the absorbing state, a scalar; they
+            sum to one.
+        """
+        data = self.transitions
+        index = torch.arange(len(data), device=data.actions.device)
+        position = index - data.episode_starts[data.episode_of(index)] + 1
+        states = -torch.expm1(position.double() * self._log_discount) / self._cumulative_mass[-1]
+        return states, (1.0 - states.sum()).clamp(min=0.0) * data.terminated.any()
+
+    def _steps_left(self, anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """L of each anchor, and whether its episode terminated."""
+        episodes = self.transitions.episode_of(anchors)
+        return self.transitions.episode_starts[episodes + 1] - anchors, self.transitions.terminated[episodes]
+
+    def _mass(self, anchors: Tensor) -> Tensor:
+        """Share of each anchor's discounted future that the log shows, float64."""
+        steps_left, terminated = self._steps_left(anchors)
+        return torch.where(terminated, 1.0, -torch.expm1(steps_left.double() * self._log_discount))
+
+    def _offsets(self, anchors: Tensor, u: Tensor) -> Tensor:
+        steps_left, terminated = self._steps_left(anchors)
+        offsets = 1 + (torch.log1p(-u * self._mass(anchors)) / self._log_discount).floor().long()
+        # Rounding can put a truncated offset one past its end; the law gives that no mass.
+        return torch.where(terminated, offsets, torch.minimum(offsets, steps_left))

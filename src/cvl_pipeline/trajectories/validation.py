@@ -44,6 +44,12 @@ def validate_transitions(transitions: Transitions) -> None:
             f"{float(data.action_high[dimension]):g}]; record actions as the environment executed them"
         )
 
+    if (
+        data.discrete
+        and not ((data.actions == 0) | (data.actions == 1)).all(1).logical_and(data.actions.sum(1) == 1).all()
+    ):
+        raise InputError("transitions.actions: discrete actions must be one-hot vectors, a row each")
+
 
 def validate_rewards(rewards: Rewards, transitions: Transitions) -> None:
     """Raise InputError unless there is one finite label for each transition."""

@@ -6,30 +6,33 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from torch import nn
 
-from cvl_pipeline.networks.actor import GaussianActor
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.pipelines import plots
 from cvl_pipeline.policies.module import train_policy
 from cvl_pipeline.policies.parameters import PolicyParameters
-from cvl_pipeline.readout.exact import Readout
-from cvl_pipeline.trajectories.container import Normalisation, Split, Transitions
+from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.readout.readouts import Readout
+from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
 
 
 def extract(
     critic: ContrastiveCritic,
     readout: Readout,
     transitions: Transitions,
+    labels: Rewards,
     split: Split,
     normalisation: Normalisation,
     parameters: PolicyParameters,
     seed: int,
     checkpoints: Path,
-) -> tuple[GaussianActor, pd.DataFrame]:
+) -> tuple[nn.Module, pd.DataFrame]:
     """Extract a policy from the frozen critic."""
     return train_policy(
-        transitions, split, normalisation, parameters, seed, checkpoints, critic=critic, readout=readout
-    )
+        transitions, split, normalisation, parameters, seed, checkpoints,
+        q=QFunction(critic, readout), labels=labels,
+    )  # fmt: skip
 
 
 def clone(
@@ -39,7 +42,7 @@ def clone(
     parameters: PolicyParameters,
     seed: int,
     checkpoints: Path,
-) -> tuple[GaussianActor, pd.DataFrame]:
+) -> tuple[nn.Module, pd.DataFrame]:
     """Clone the behaviour: same data, network and gradient steps, no critic."""
     control = parameters.model_copy(update={"objective": "bc"})
     return train_policy(transitions, split, normalisation, control, seed, checkpoints)

@@ -15,6 +15,7 @@ def create_pipeline() -> Pipeline:
                     "critic",
                     "readout",
                     "transitions",
+                    "labels",
                     "split",
                     "normalisation",
                     "params:policy_extraction",

@@ -6,29 +6,37 @@ from cvl_pipeline.pipelines.value_readout import nodes
 
 
 def create_pipeline() -> Pipeline:
-    """Draw references, read out values and judge them on held-out episodes."""
+    """Label the transitions, read out values and judge them on held-out episodes."""
     return Pipeline(
         [
+            node(nodes.label, ["transitions", "rewards", "params:reward"], "labels", name="label"),
             node(
                 nodes.read_out,
-                [
-                    "critic",
-                    "transitions",
-                    "rewards",
-                    "split",
-                    "params:value_readout",
-                    "params:seed",
-                ],
+                ["critic", "transitions", "labels", "split", "params:value_readout", "params:seed"],
                 "readout",
                 name="read_out",
             ),
             node(
                 nodes.evaluate,
-                ["critic", "readout", "transitions", "rewards", "split"],
+                [
+                    "critic",
+                    "readout",
+                    "transitions",
+                    "labels",
+                    "split",
+                    "params:value_readout",
+                    "params:seed",
+                ],
                 "values",
                 name="evaluate",
             ),
-            node(nodes.report, ["values", "readout"], "value_report", name="report", tags=["report"]),
+            node(
+                nodes.report,
+                ["values", "params:value_readout"],
+                "value_report",
+                name="report",
+                tags=["report"],
+            ),
             node(nodes.plot, ["values", "value_report"], "value_plot", name="plot", tags=["report"]),
         ],
         namespace="value_readout",

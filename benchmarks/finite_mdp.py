@@ -13,7 +13,6 @@ from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.trajectories.container import Rewards, Transitions
 
 Floats = NDArray[np.float64]
-SIDE = 3
 
 
 @dataclass(frozen=True)
@@ -57,61 +56,83 @@ class FiniteMDP:
         return q
 
     def log_episodes(self, episodes: int, steps: int, seed: int) -> tuple[Transitions, Rewards]:
-        """Episodes with one-hot observations and actions, cut off after ``steps`` steps."""
+        """Episodes with one-hot observations and actions, all side by side, cut off after ``steps`` steps."""
         generator = np.random.default_rng(seed)
-        states, actions, lengths, terminated, rewards = [], [], [], [], []
         cumulative_policy, cumulative_step = self.policy.cumsum(-1), self.step.cumsum(-1)
-        starts = np.flatnonzero(~self.terminal)
-        for _ in range(episodes):
-            state = int(generator.choice(starts))
-            states.append(state)
-            draws = generator.random((steps, 2))
-            for length in range(1, steps + 1):
-                first, second = draws[length - 1]
-                action = min(int(np.searchsorted(cumulative_policy[state], first)), self.actions - 1)
-                state = min(int(np.searchsorted(cumulative_step[state, action], second)), self.states - 1)
-                actions.append(action)
-                states.append(state)
-                rewards.append(self.reward[state])
-                if self.terminal[state]:
-                    break
-            lengths.append(length)
-            terminated.append(bool(self.terminal[state]))
-        ends = torch.tensor(terminated)
+        states = np.empty((episodes, steps + 1), dtype=np.int64)
+        actions = np.empty((episodes, steps), dtype=np.int64)
+        states[:, 0] = generator.choice(np.flatnonzero(~self.terminal), size=episodes)
+        for t in range(steps):
+            state, draws = states[:, t], generator.random((2, episodes, 1))
+            actions[:, t] = (draws[0] > cumulative_policy[state]).sum(-1).clip(max=self.actions - 1)
+            laws = cumulative_step[state, actions[:, t]]
+            states[:, t + 1] = (draws[1] > laws).sum(-1).clip(max=self.states - 1)
+        arrived = self.terminal[states[:, 1:]]
+        terminated = arrived.any(1)
+        lengths = np.where(terminated, arrived.argmax(1) + 1, steps)
+        column = np.arange(steps + 1)
+        labels = torch.from_numpy(self.reward[states[:, 1:]][column[:-1] < lengths[:, None]]).float()
         transitions = Transitions(
-            observations=torch.eye(self.states)[torch.tensor(states)],
-            actions=torch.eye(self.actions)[torch.tensor(actions)],
-            episode_starts=torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int64),
-            terminated=ends,
-            truncated=~ends,
+            observations=torch.eye(self.states)[torch.from_numpy(states[column <= lengths[:, None]])],
+            actions=torch.eye(self.actions)[torch.from_numpy(actions[column[:-1] < lengths[:, None]])],
+            episode_starts=torch.from_numpy(np.concatenate([[0], lengths.cumsum()])),
+            terminated=torch.from_numpy(terminated),
+            truncated=torch.from_numpy(~terminated),
             action_low=torch.zeros(self.actions),
             action_high=torch.ones(self.actions),
         )
-        labels = torch.tensor(rewards, dtype=torch.float32)
         return transitions, Rewards(rewards=labels, successes=labels > 0.9)
 
 
-def grid_world(*, discount: float = 0.9, terminal: bool = False) -> FiniteMDP:
-    """A 3 x 3 grid, four moves that slip to a random state one time in ten, a policy that favours some.
+def grid_world(
+    *, side: int = 3, slip: float = 0.1, discount: float = 0.9, terminal: bool = False, seed: int = 7
+) -> FiniteMDP:
+    """A square grid, four moves that slip to a random state, and a policy that favours some actions.
 
-    With ``terminal``, the centre ends the episode.
+    With ``terminal``, entering the centre ends the episode.
     """
-    size = SIDE * SIDE
+    size = side * side
     step = np.zeros((size, 4, size))
     for state in range(size):
-        row, column = divmod(state, SIDE)
+        row, column = divmod(state, side)
         for action, (down, right) in enumerate([(-1, 0), (1, 0), (0, -1), (0, 1)]):
-            target_row = min(max(row + down, 0), SIDE - 1)
-            target_column = min(max(column + right, 0), SIDE - 1)
-            step[state, action, target_row * SIDE + target_column] += 0.9
-            step[state, action] += 0.1 / size
-    generator = np.random.default_rng(7)
+            target_row = min(max(row + down, 0), side - 1)
+            target_column = min(max(column + right, 0), side - 1)
+            step[state, action, target_row * side + target_column] += 1.0 - slip
+            step[state, action] += slip / size
+    generator = np.random.default_rng(seed)
     ends = np.zeros(size, dtype=bool)
-    ends[4] = terminal
+    ends[side // 2 * side + side // 2] = terminal
     return FiniteMDP(
         step=step,
         policy=generator.dirichlet(np.full(4, 2.0), size=size),
         reward=generator.random(size),
+        terminal=ends,
+        discount=discount,
+    )
+
+
+def chain(
+    *, states: int = 12, slip: float = 0.1, discount: float = 0.9, terminal: bool = False, seed: int = 7
+) -> FiniteMDP:
+    """States in a row, a step left or right that fails or reverses at times; reward grows to the right.
+
+    With ``terminal``, falling off the left end stops the episode.
+    """
+    step = np.zeros((states, 2, states))
+    for state in range(states):
+        left, right = max(state - 1, 0), min(state + 1, states - 1)
+        for action, (meant, other) in enumerate([(left, right), (right, left)]):
+            step[state, action, meant] += 1.0 - 2.0 * slip
+            step[state, action, other] += slip
+            step[state, action, state] += slip
+    generator = np.random.default_rng(seed)
+    ends = np.zeros(states, dtype=bool)
+    ends[0] = terminal
+    return FiniteMDP(
+        step=step,
+        policy=generator.dirichlet(np.full(2, 3.0), size=states),
+        reward=np.linspace(0.0, 1.0, states) ** 2,
         terminal=ends,
         discount=discount,
     )
@@ -142,7 +163,9 @@ class ExactCritic(ContrastiveCritic):
     def __init__(self, log_ratio: Floats, temperature: float, discount: float) -> None:
         """Look up ``log_ratio[s, a, z]``; the last z is the absorbing state."""
         states, actions, outcomes = log_ratio.shape
-        super().__init__(CriticShape(states, actions, (), outcomes, "raw", temperature, False, discount))
+        super().__init__(
+            CriticShape(states, actions, (), outcomes, "raw", temperature, False, discount, False)
+        )
         self.table = torch.from_numpy(log_ratio).float()
 
     def phi(self, observations: Tensor, actions: Tensor) -> Tensor:

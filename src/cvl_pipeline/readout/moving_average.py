@@ -1,0 +1,66 @@
+"""Random features summed while the critic still learns, as the paper does it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.readout.readouts import FeatureReadout, draw_directions, random_features
+from cvl_pipeline.trajectories.sampling import Segments
+
+
+class MovingFeatures:
+    """``xi <- decay xi + (1 - decay) mean F(psi(s')) r(s')`` over the batches of contrastive training.
+
+    An observer of ``train_dynamics``: it sees the batches and changes nothing. It saves the pass over the data
+    that a readout otherwise takes after training, and pays with a xi that lags behind psi and with a reward
+    fixed beforehand; so it is offered to code, and the pipeline, whose dynamics see no reward, takes the pass.
+    """
+
+    def __init__(
+        self, rewards: Tensor, *, features: int, size: int, temperature: float, decay: float, seed: int
+    ) -> None:
+        """Draw random Fourier features.
+
+        Args:
+            rewards: of the training transitions, (N,).
+            features: M, how many.
+            size: D of the representations.
+            temperature: of the critic; it must be fixed, for the features are drawn for it.
+            decay: per training step, in [0, 1).
+            seed: of the features.
+        """
+        generator = Generator().manual_seed(seed)
+        self._rewards = rewards
+        self._decay = decay
+        self._temperature = torch.tensor(temperature)
+        self._directions = draw_directions(features, size, self._temperature, False, generator)
+        self._phases = torch.rand(features, generator=generator) * 2.0 * math.pi
+        self._xi, self._normaliser = torch.zeros(2, features)
+        self._weight = 0.0  # that the averages so far add up to
+
+    @torch.no_grad()
+    def __call__(self, segments: Segments, psi: Tensor) -> None:
+        """Take in one batch."""
+        rewards = self._rewards[segments.arrivals].masked_fill(segments.absorbed, 0.0)
+        features = random_features(psi, self._directions, self._phases, self._temperature)  # (B, M)
+        self._xi.lerp_(rewards @ features / len(psi), 1.0 - self._decay)
+        self._normaliser.lerp_(features.mean(0), 1.0 - self._decay)
+        self._weight = self._decay * self._weight + 1.0 - self._decay
+
+    def readout(self, critic: ContrastiveCritic, *, self_normalised: bool = True) -> FeatureReadout:
+        """The readout of the trained critic; raises InputError if its temperature is not the features'."""
+        if not math.isclose(float(critic.temperature.detach()), float(self._temperature), rel_tol=1e-4):
+            raise InputError(
+                f"the features were drawn for temperature {float(self._temperature):g}, but the critic learned "
+                f"{float(critic.temperature.detach()):g}; fix it: learned_temperature=false"
+            )
+        return FeatureReadout(
+            temperature=self._temperature, horizons=torch.zeros(0, dtype=torch.int64),
+            discount=critic.shape.discount, self_normalised=self_normalised, directions=self._directions,
+            phases=self._phases, xi=self._xi / self._weight, normaliser=self._normaliser / self._weight,
+        )  # fmt: skip

@@ -1,0 +1,59 @@
+"""Q(s, a) of the behaviour policy: a critic and a readout together."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.readout.readouts import Readout
+from cvl_pipeline.readout.references import CHUNK
+
+
+@dataclass(frozen=True)
+class QFunction:
+    """Values of actions, from the critic that was trained without rewards and a readout that knows them."""
+
+    critic: ContrastiveCritic
+    readout: Readout
+
+    def __call__(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q, (B, O) and (B, A) -> (B,); differentiable in both."""
+        return self.readout.values(self.phi(observations, actions))
+
+    def phi(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Representations that the readout takes: (B, D), or (B, H, D) of a horizon-conditioned critic."""
+        horizons = self.readout.horizons
+        if not len(horizons):
+            return self.critic.phi(observations, actions)
+        count = len(horizons)
+        return self.critic.phi(
+            observations.unsqueeze(1).expand(-1, count, -1),
+            actions.unsqueeze(1).expand(-1, count, -1),
+            horizons.expand(len(observations), count),
+        )
+
+    @torch.no_grad()
+    def in_batches(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Q and effective sample size of many pairs, (N, O) and (N, A) -> (N,) each."""
+        values, sizes = [], []
+        for start in range(0, len(actions), CHUNK):
+            part = slice(start, start + CHUNK)
+            value, size = self.readout.values_and_sample_size(self.phi(observations[part], actions[part]))
+            values.append(value)
+            sizes.append(size)
+        return torch.cat(values), torch.cat(sizes)
+
+    def of_all_actions(self, observations: Tensor) -> Tensor:
+        """Q of every discrete action at once, (B, O) -> (B, A); actions are one-hot."""
+        count = self.critic.shape.action_size
+        actions = torch.eye(count, device=observations.device)
+        values = self(observations.repeat_interleave(count, dim=0), actions.repeat(len(observations), 1))
+        return values.reshape(len(observations), count)
+
+    def frozen(self, device: torch.device | str) -> QFunction:
+        """A copy on another device whose weights take no gradient; the original stays as it is."""
+        return QFunction(copy.deepcopy(self.critic).to(device).requires_grad_(False), self.readout.to(device))

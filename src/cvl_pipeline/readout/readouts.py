@@ -1,0 +1,204 @@
+"""Readouts: from representations of state-action pairs to values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Generator, Tensor
+
+from cvl_pipeline.readout.references import CHUNK, References
+
+ReadoutT = TypeVar("ReadoutT", bound="Readout")
+
+
+@dataclass(frozen=True)
+class Readout(ABC):
+    """Turns phi(s, a) into ``Q(s, a) = 1/(1 - gamma) E_{s' ~ p_gamma(. | s, a)} r(s')``.
+
+    Attributes:
+        temperature: scalar, the critic's.
+        horizons: (H,) int64, offsets k that the critic is averaged over; empty unless it is conditioned on k.
+        discount: gamma.
+        self_normalised: whether the weights are divided by their sum.
+    """
+
+    temperature: Tensor
+    horizons: Tensor
+    discount: float
+    self_normalised: bool
+
+    @abstractmethod
+    def expectation(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected reward and effective sample size of each query, (B, D) -> (B,) each."""
+
+    def values(self, phi: Tensor) -> Tensor:
+        """Q of each query, (B, D) or (B, H, D) -> (B,); differentiable with respect to ``phi``."""
+        return self.values_and_sample_size(phi)[0]
+
+    def values_and_sample_size(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Q and the effective sample size ``(sum_j w_j)^2 / sum_j w_j^2`` of the weights behind it.
+
+        Args:
+            phi: (B, D), or (B, H, D) with one representation a horizon, whose mean is taken.
+
+        Returns:
+            (B,) each; the sample size is NaN for random features, which never weigh single references.
+        """
+        rows = phi.shape[:-1]
+        expectation, size = self.expectation(phi.reshape(-1, phi.shape[-1]))
+        expectation, size = expectation.reshape(rows), size.reshape(rows)
+        if phi.ndim == 3:
+            expectation, size = expectation.mean(1), size.mean(1)
+        return expectation / (1.0 - self.discount), size
+
+    def to(self: ReadoutT, device: torch.device | str) -> ReadoutT:
+        """The same readout on another device."""
+        moved: dict[str, Any] = {
+            field.name: value.to(device)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class ExactReadout(Readout):
+    """Self-normalised importance sampling over reference states z_1..z_K.
+
+    ``Q(s, a) = 1/(1 - gamma) sum_j w_j r_j``, ``w_j`` in proportion to ``p_j exp f(s, a, z_j)``: the references
+    follow p(s') with probabilities p_j and ``f = log p_gamma(s' | s, a) / p(s')`` (Mazoure et al. 2023,
+    equation 6; self-normalising cancels any constant c(s, a) in f). Unnormalised, the sum is
+    ``sum_j p_j exp(f) r_j`` as it stands.
+
+    Attributes:
+        psi: (K, D) representations of the references.
+        rewards: (K,) reward on arrival at each reference; 0 in the absorbing state.
+        log_weights: (K,) log p_j.
+    """
+
+    psi: Tensor
+    rewards: Tensor
+    log_weights: Tensor
+
+    def expectation(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass over the references, with sums relative to the largest logit so far."""
+        queries = phi / self.temperature
+        highest = phi.new_full((len(phi), 1), -torch.inf)
+        total, squares, reward = (phi.new_zeros(len(phi)) for _ in range(3))
+        for start in range(0, len(self.psi), CHUNK):
+            part = slice(start, start + CHUNK)
+            logits = torch.addmm(self.log_weights[part], queries, self.psi[part].T)  # (B, chunk)
+            # The maximum cancels in every ratio, so no gradient need pass through it.
+            new_highest = torch.maximum(highest, logits.detach().amax(1, keepdim=True))
+            fade = (highest - new_highest).exp().squeeze(1)
+            weights = (logits - new_highest).exp()
+            total = total * fade + weights.sum(1)
+            squares = squares * fade**2 + (weights**2).sum(1)
+            reward = reward * fade + weights @ self.rewards[part]
+            highest = new_highest
+        expectation = reward / total if self.self_normalised else reward * highest.squeeze(1).exp()
+        return expectation, total**2 / squares
+
+
+@dataclass(frozen=True)
+class FeatureReadout(Readout):
+    """``Q = F(phi) . xi / (1 - gamma)`` with random features F of the kernel ``exp(x . y / T)``.
+
+    ``xi = E[F(psi(z)) r(z)]`` is summed once over the references, so a query costs as much as there are
+    features, whatever the dataset's size; self-normalised, it is divided by ``F(phi) . E[F(psi(z))]``.
+
+    Attributes:
+        directions: (M, D), rows of W.
+        phases: (M,), b of the Fourier features; empty for the positive ones.
+        xi: (M,), E[F(psi) r].
+        normaliser: (M,), E[F(psi)].
+    """
+
+    directions: Tensor
+    phases: Tensor
+    xi: Tensor
+    normaliser: Tensor
+
+    def expectation(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Two inner products a query; the sample size is NaN."""
+        features = random_features(phi, self.directions, self.phases, self.temperature)
+        expectation = features @ self.xi
+        if self.self_normalised:
+            normaliser = features @ self.normaliser
+            # Fourier features may sum to nothing or less where they fail; a value that is wrong but finite is
+            # what the report measures.
+            expectation = expectation / normaliser.clamp(min=1e-3 * float(normaliser.detach().abs().mean()))
+        return expectation, torch.full_like(expectation, torch.nan)
+
+
+def random_features(inputs: Tensor, directions: Tensor, phases: Tensor, temperature: Tensor) -> Tensor:
+    """Features F with ``E[F(x) . F(y)] = exp(x . y / T)``, (..., D) -> (..., M).
+
+    With phases, ``F(x) = sqrt(2/M) exp(|x|^2 / 2T) cos(W x + b)`` (Rahimi and Recht 2007; Mazoure et al. 2023,
+    section 4.2); without, ``F(x) = exp(W x - |x|^2 / 2T) / sqrt(M)``, which is positive (Choromanski et al.
+    2021). Rows of W ~ N(0, I/T), b ~ U(0, 2 pi).
+    """
+    half_norms = inputs.square().sum(-1, keepdim=True) / (2.0 * temperature)
+    projected = inputs @ directions.T
+    if len(phases):
+        return math.sqrt(2.0 / len(phases)) * half_norms.exp() * torch.cos(projected + phases)
+    return (projected - half_norms).exp() / math.sqrt(len(directions))
+
+
+def draw_directions(
+    count: int, size: int, temperature: Tensor, orthogonal: bool, generator: Generator
+) -> Tensor:
+    """Rows of W, (M, D), each N(0, I/T); ``orthogonal`` ones are so in blocks of D (Yu et al. 2016)."""
+    normal = torch.randn(count, size, generator=generator)
+    if orthogonal:
+        blocks = [
+            torch.linalg.qr(torch.randn(size, size, generator=generator)).Q for _ in range(0, count, size)
+        ]
+        normal = torch.cat(blocks)[:count] * normal.norm(dim=1, keepdim=True)
+    return normal / temperature.cpu().sqrt()
+
+
+def feature_readout(
+    references: References,
+    method: str,
+    features: int,
+    generator: Generator,
+    *,
+    temperature: Tensor,
+    horizons: Tensor,
+    discount: float,
+    self_normalised: bool,
+) -> FeatureReadout:
+    """Sum the features of all references once.
+
+    Args:
+        references: weighted reference states.
+        method: ``random_fourier`` or ``positive_random``.
+        features: M.
+        generator: of W and b, on the CPU.
+        temperature: see Readout, likewise the rest.
+        horizons: see Readout.
+        discount: see Readout.
+        self_normalised: see Readout.
+    """
+    fourier = method == "random_fourier"
+    device = references.psi.device
+    size = references.psi.shape[1]
+    directions = draw_directions(features, size, temperature, not fourier, generator).to(device)
+    phases = (torch.rand(features if fourier else 0, generator=generator) * 2.0 * math.pi).to(device)
+    xi, normaliser = torch.zeros(2, features, device=device)
+    weights = references.log_weights.exp()
+    for start in range(0, len(references), CHUNK):
+        part = slice(start, start + CHUNK)
+        mapped = random_features(references.psi[part], directions, phases, temperature)  # (chunk, M)
+        xi += (weights[part] * references.rewards[part]) @ mapped
+        normaliser += weights[part] @ mapped
+    return FeatureReadout(
+        temperature=temperature, horizons=horizons, discount=discount, self_normalised=self_normalised,
+        directions=directions, phases=phases, xi=xi, normaliser=normaliser,
+    )  # fmt: skip

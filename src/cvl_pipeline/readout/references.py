@@ -1,0 +1,138 @@
+"""Reference states: what the critic's density ratio is weighed against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.trajectories.container import Rewards, Transitions
+from cvl_pipeline.trajectories.sampling import SegmentSampler
+
+CHUNK = 4096
+"""Rows taken at once, here and in the readouts: bounds the memory at CHUNK^2 numbers."""
+ITERATIONS = 5
+"""Of Lloyd's algorithm; more changed the values by less than the compression itself does."""
+DEFENSIVE_SHARE = 0.5
+"""Share of reward-proportional references drawn from the marginal, so that no weight exceeds twice its own
+and the normaliser is estimated too (a defensive mixture, Hesterberg 1995)."""
+
+
+@dataclass(frozen=True)
+class References:
+    """Future states that stand for the marginal p(s'), with their weights.
+
+    Attributes:
+        psi: (K, D) representations.
+        rewards: (K,) reward on arrival; 0 in the absorbing state.
+        log_weights: (K,) logarithm of the probability that each stands for; together one.
+    """
+
+    psi: Tensor
+    rewards: Tensor
+    log_weights: Tensor
+
+    def __len__(self) -> int:
+        """K."""
+        return len(self.psi)
+
+
+@torch.no_grad()
+def all_references(critic: ContrastiveCritic, transitions: Transitions, rewards: Rewards) -> References:
+    """Every logged future state, with its exact probability under the training sampler.
+
+    Args:
+        critic: gives psi and the discount that training sampled with.
+        transitions: N transitions; the absorbing state is added if any episode terminated.
+        rewards: their labels.
+    """
+    probabilities, absorbed = SegmentSampler(transitions, critic.shape.discount).marginal()
+    index = torch.arange(len(transitions), device=transitions.actions.device)
+    arrivals = transitions.observations[index + transitions.episode_of(index) + 1]
+    psi = _psi(critic, arrivals)
+    labels = rewards.rewards
+    if absorbed > 0:
+        flag = torch.ones(1, dtype=torch.bool, device=index.device)
+        psi = torch.cat([psi, critic.psi(arrivals[:1], flag)])
+        labels = torch.cat([labels, labels.new_zeros(1)])
+        probabilities = torch.cat([probabilities, absorbed.reshape(1)])
+    return References(psi, labels, probabilities.log().float())
+
+
+def draw_references(everything: References, count: int, by_reward: bool, generator: Generator) -> References:
+    """Draw ``count`` of the references with replacement, so that weighted means stay unbiased.
+
+    Args:
+        everything: of ``all_references``.
+        count: K.
+        by_reward: draw half of them in proportion to |reward|, for rewards that most states do not have.
+        generator: of the draw.
+    """
+    probabilities = everything.log_weights.double().exp()
+    proposal = probabilities / probabilities.sum()
+    magnitude = proposal * everything.rewards.double().abs()
+    if by_reward and magnitude.sum() > 0:
+        proposal = DEFENSIVE_SHARE * proposal + (1.0 - DEFENSIVE_SHARE) * magnitude / magnitude.sum()
+    # Systematic resampling: one uniform number, every stretch of the distribution as often as it should be.
+    offset = torch.rand(1, generator=generator, device=proposal.device, dtype=torch.float64)
+    points = (torch.arange(count, device=proposal.device) + offset) / count
+    index = torch.searchsorted(proposal.cumsum(0), points, right=True).clamp(max=len(proposal) - 1)
+    log_weights = (probabilities[index] / proposal[index] / count).log()
+    return References(
+        psi=everything.psi[index],
+        rewards=everything.rewards[index],
+        log_weights=(log_weights - log_weights.logsumexp(0)).float(),
+    )
+
+
+def compress(references: References, count: int, temperature: Tensor, generator: Generator) -> References:
+    """Replace the references by ``count`` weighted prototypes: clusters in psi space, by Lloyd's algorithm.
+
+    A prototype stands for its cluster with the cluster's probability, mean psi and mean reward. Of
+    ``log mean exp(phi . psi / T)`` over a cluster it keeps the first two cumulants: the mean psi gives the
+    first, and the second, with phi's direction unknown, is ``|phi|^2 trace(cov psi) / (2 D T^2)``, |phi| = 1.
+
+    Args:
+        references: K of them.
+        count: prototypes; references that are fewer are returned as they are.
+        temperature: of the critic.
+        generator: of the first centres.
+    """
+    if len(references) <= count:
+        return references
+    weights = references.log_weights.double().exp().float()
+    order = torch.randperm(len(references), generator=generator, device=weights.device)
+    centres = references.psi[order[:count]]
+    for _ in range(ITERATIONS):
+        nearest = _nearest(references.psi, centres)
+        mass = weights.new_zeros(count).index_add_(0, nearest, weights)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, weights.unsqueeze(1) * references.psi)
+        kept = mass > 0
+        centres = torch.where(kept.unsqueeze(1), sums / mass.clamp(min=1e-30).unsqueeze(1), centres)
+    nearest = _nearest(references.psi, centres)
+    mass = weights.new_zeros(count).index_add_(0, nearest, weights)
+    reward = weights.new_zeros(count).index_add_(0, nearest, weights * references.rewards)
+    spread = (references.psi - centres[nearest]).square().sum(1)
+    variance = weights.new_zeros(count).index_add_(0, nearest, weights * spread)
+    kept = mass > 0
+    mass, centres = mass[kept], centres[kept]
+    second_cumulant = variance[kept] / mass / centres.shape[1] / (2.0 * temperature**2)
+    return References(centres, reward[kept] / mass, mass.log() + second_cumulant)
+
+
+def _psi(critic: ContrastiveCritic, futures: Tensor) -> Tensor:
+    alive = torch.zeros(len(futures), dtype=torch.bool, device=futures.device)
+    return torch.cat(
+        [
+            critic.psi(rows, flags)
+            for rows, flags in zip(futures.split(CHUNK), alive.split(CHUNK), strict=True)
+        ]
+    )
+
+
+def _nearest(points: Tensor, centres: Tensor) -> Tensor:
+    """Index of the nearest centre of each point, (K,)."""
+    half_norms = 0.5 * centres.square().sum(1)
+    return torch.cat([(rows @ centres.T - half_norms).argmax(1) for rows in points.split(CHUNK)])

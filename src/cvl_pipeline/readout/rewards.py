@@ -1,0 +1,102 @@
+"""Rewards as labels: what the logged states are worth, decided after the dynamics were learned."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.readout.parameters import RewardParameters
+from cvl_pipeline.trajectories.container import Rewards, Transitions
+from cvl_pipeline.trajectories.validation import validate_rewards
+
+RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
+"""From observations (N, O), actions (N, A) and next observations (N, O) to rewards (N,), on arrival in the next
+observation, or to rewards and successes (N,) bool."""
+
+
+def label(transitions: Transitions, logged: Rewards, parameters: RewardParameters) -> Rewards:
+    """Label every transition with the reward in force.
+
+    Args:
+        transitions: N transitions.
+        logged: what the log itself says.
+        parameters: which reward.
+
+    Returns:
+        Rewards and successes, (N,) each. ``dataset``: as logged. ``success``: 1 where the log counts the task as
+        solved. ``goal_distance``: ``1 / (1 + (d / scale)^2)``, d the Euclidean distance to the target in the
+        given dimensions of the state arrived in; solved within the tolerance.
+
+    Raises:
+        InputError: a dimension that the observations do not have; a function that cannot be imported, fails, or
+            returns something else than one finite number a transition.
+    """
+    if parameters.source == "dataset":
+        return logged
+    if parameters.source == "success":
+        return Rewards(logged.successes.float(), logged.successes)
+    states = transitions.states()
+    index = torch.arange(len(transitions))
+    arrivals = transitions.observations[index + transitions.episode_of(index) + 1]
+    if parameters.source == "goal_distance":
+        labels = _goal_distance(arrivals, parameters)
+    else:
+        labels = _user_function(parameters.source, states, transitions.actions, arrivals)
+    validate_rewards(labels, transitions)
+    return labels
+
+
+def _goal_distance(arrivals: Tensor, parameters: RewardParameters) -> Rewards:
+    assert parameters.indices is not None
+    assert parameters.target is not None
+    assert parameters.scale is not None
+    assert parameters.tolerance is not None
+    size = arrivals.shape[1]
+    outside = [i for i in parameters.indices if not -size <= i < size]
+    if outside:
+        raise InputError(f"reward.indices: {outside[0]} is no dimension of observations that have {size}")
+    distance = (arrivals[:, list(parameters.indices)] - torch.tensor(parameters.target)).norm(dim=1)
+    return Rewards(
+        rewards=1.0 / (1.0 + (distance / parameters.scale).square()),
+        successes=distance <= parameters.tolerance,
+    )
+
+
+def reward_function(source: str) -> RewardFunction:
+    """The function that ``module:function`` names; raises InputError if it cannot be had."""
+    module_name, _, name = source.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"reward.source '{source}' cannot be imported ({error}); is the module on the Python path?"
+        ) from error
+    if not callable(function):
+        raise InputError(f"reward.source '{source}' is {type(function).__name__}, not a function")
+    chosen: RewardFunction = function
+    return chosen
+
+
+def _user_function(source: str, states: Tensor, actions: Tensor, arrivals: Tensor) -> Rewards:
+    function = reward_function(source)
+    try:
+        result = function(states, actions, arrivals)
+    except Exception as error:
+        raise InputError(
+            f"reward.source '{source}' failed on {len(states)} transitions ({type(error).__name__}: {error}); it is "
+            "called with observations, actions and next observations"
+        ) from error
+    rewards, successes = result if isinstance(result, tuple) else (result, None)
+    if not isinstance(rewards, Tensor) or rewards.shape != (len(states),):
+        found = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards).__name__
+        raise InputError(
+            f"reward.source '{source}' returned {found}, not a tensor of one reward for each of the "
+            f"{len(states)} transitions"
+        )
+    if successes is None:
+        successes = torch.zeros(len(rewards), dtype=torch.bool)
+    return Rewards(rewards.float(), torch.as_tensor(successes).bool())
