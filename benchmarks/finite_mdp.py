@@ -168,7 +168,7 @@ class ExactCritic(ContrastiveCritic):
         )
         self.table = torch.from_numpy(log_ratio).float()
 
-    def phi(self, observations: Tensor, actions: Tensor) -> Tensor:
+    def phi(self, observations: Tensor, actions: Tensor, offsets: Tensor | None = None) -> Tensor:
         return self.temperature * self.table[observations.argmax(-1), actions.argmax(-1)]
 
     def psi(self, futures: Tensor, absorbed: Tensor) -> Tensor:

@@ -56,8 +56,8 @@ def _pack_readout(readout: Readout) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _unpack_readout(tensors: dict[str, Tensor], config: dict[str, Any]) -> Readout:
     values = dict(config)
-    cls = look_up("readout", values.pop("class"), READOUTS)
-    return cls(**tensors, **values)
+    readout: Readout = _unpack_fields(look_up("readout", values.pop("class"), READOUTS))(tensors, values)
+    return readout
 
 
 def _pack_policy(policy: Actor | BestOfN) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -32,7 +32,7 @@ def marginal_actions(
     states = transitions.states()
     if transitions.discrete:
         frequency = transitions.actions.mean(0)
-        return torch.cat([q.of_all_actions(part) @ frequency for part in states.split(CHUNK)])
+        return torch.cat([q.of_all_actions(part) @ frequency for part in torch.split(states, CHUNK)])
     device = transitions.actions.device
     generator = Generator(device=device).manual_seed(stream_seed(seed, "baseline", 0))
     total = torch.zeros(len(states), device=device)

@@ -38,7 +38,7 @@ class RewardParameters(Strict):
     @field_validator("name")
     @classmethod
     def _name_is_a_folder_name(cls, name: str | None) -> str | None:
-        if name is not None and not all(c.isalnum() or c in "._-" for c in name) or name in ("", ".", ".."):
+        if (name is not None and not all(c.isalnum() or c in "._-" for c in name)) or name in ("", ".", ".."):
             raise ValueError("must be letters, digits, '.', '_' and '-': it names a folder")
         return name
 

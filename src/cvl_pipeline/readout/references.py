@@ -127,7 +127,7 @@ def _psi(critic: ContrastiveCritic, futures: Tensor) -> Tensor:
     return torch.cat(
         [
             critic.psi(rows, flags)
-            for rows, flags in zip(futures.split(CHUNK), alive.split(CHUNK), strict=True)
+            for rows, flags in zip(torch.split(futures, CHUNK), torch.split(alive, CHUNK), strict=True)
         ]
     )
 
@@ -135,4 +135,4 @@ def _psi(critic: ContrastiveCritic, futures: Tensor) -> Tensor:
 def _nearest(points: Tensor, centres: Tensor) -> Tensor:
     """Index of the nearest centre of each point, (K,)."""
     half_norms = 0.5 * centres.square().sum(1)
-    return torch.cat([(rows @ centres.T - half_norms).argmax(1) for rows in points.split(CHUNK)])
+    return torch.cat([(rows @ centres.T - half_norms).argmax(1) for rows in torch.split(points, CHUNK)])
