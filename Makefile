@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KEDRO := $(BIN)/kedro
 ARGS ?=
 
-.PHONY: help run smoke test test-unit lint viz benchmark lock clean
+.PHONY: help run smoke test test-unit lint viz benchmark truth readouts goals lock clean
 
 help:
 	@echo "make run        collect episodes, train, extract a policy, evaluate it (ARGS='--params dataset.task=reach-v3')"
@@ -14,7 +14,10 @@ help:
 	@echo "make test-unit  the tests that do not run kedro"
 	@echo "make lint       style, types and import contracts"
 	@echo "make viz        the pipeline in kedro-viz, in a browser"
-	@echo "make benchmark  the table of docs/benchmarks.md: four tasks, three seeds (about half an hour)"
+	@echo "make benchmark  the table of docs/benchmarks.md: CVL, BC and IQL on four tasks, three seeds (about an hour)"
+	@echo "make truth      losses and readouts against exact values on finite MDPs (docs/truth.md, minutes)"
+	@echo "make readouts   readouts at equal cost: error and microseconds a query (docs/truth.md, minutes)"
+	@echo "make goals      one dynamics model, eight goals (docs/benchmarks.md, minutes)"
 	@echo "make lock       rewrite requirements.lock with the newest versions that fit pyproject.toml"
 	@echo "make clean      remove the virtual environment and caches; data stays"
 
@@ -49,7 +52,10 @@ viz: $(VENV)/installed
 	$(KEDRO) viz run $(ARGS)
 
 benchmark: $(VENV)/installed
-	$(BIN)/python benchmarks/success.py $(ARGS)
+	$(BIN)/python -m benchmarks.success $(ARGS)
+
+truth readouts goals: $(VENV)/installed
+	$(BIN)/python -m benchmarks.$@ $(ARGS)
 
 # One torch version for everyone: pip finds each platform's build of it.
 lock:

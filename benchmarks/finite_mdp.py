@@ -27,10 +27,12 @@ class FiniteMDP:
 
     @property
     def states(self) -> int:
+        """S, how many."""
         return int(self.step.shape[0])
 
     @property
     def actions(self) -> int:
+        """A, how many."""
         return int(self.step.shape[1])
 
     def p_gamma(self) -> Floats:
@@ -85,11 +87,18 @@ class FiniteMDP:
 
 
 def grid_world(
-    *, side: int = 3, slip: float = 0.1, discount: float = 0.9, terminal: bool = False, seed: int = 7
+    *,
+    side: int = 3,
+    slip: float = 0.1,
+    discount: float = 0.9,
+    terminal: bool = False,
+    goal: bool = False,
+    seed: int = 7,
 ) -> FiniteMDP:
     """A square grid, four moves that slip to a random state, and a policy that favours some actions.
 
-    With ``terminal``, entering the centre ends the episode.
+    Rewards are random, or, with ``goal``, fall off exponentially with the distance from the last corner. With
+    ``terminal``, entering the centre ends the episode.
     """
     size = side * side
     step = np.zeros((size, 4, size))
@@ -103,10 +112,14 @@ def grid_world(
     generator = np.random.default_rng(seed)
     ends = np.zeros(size, dtype=bool)
     ends[side // 2 * side + side // 2] = terminal
+    rows, columns = np.divmod(np.arange(size), side)
+    closeness = np.exp(-(2 * (side - 1) - rows - columns) / 2.0)
+    # Where episodes can end, being alive pays too, and the end itself nothing: dying early costs.
+    rewards = np.where(ends, 0.0, 0.5 + closeness) if terminal else closeness
     return FiniteMDP(
         step=step,
         policy=generator.dirichlet(np.full(4, 2.0), size=size),
-        reward=generator.random(size),
+        reward=rewards if goal else generator.random(size),
         terminal=ends,
         discount=discount,
     )
@@ -169,9 +182,11 @@ class ExactCritic(ContrastiveCritic):
         self.table = torch.from_numpy(log_ratio).float()
 
     def phi(self, observations: Tensor, actions: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """The row of the table, times the temperature, (..., S) and (..., A) -> (..., S + 1)."""
         return self.temperature * self.table[observations.argmax(-1), actions.argmax(-1)]
 
     def psi(self, futures: Tensor, absorbed: Tensor) -> Tensor:
+        """One-hot outcome, (..., S) and (...) bool -> (..., S + 1)."""
         outcomes = self.table.shape[2]
         index = futures.argmax(-1).masked_fill(absorbed, outcomes - 1)
         return torch.eye(outcomes)[index]

@@ -30,9 +30,7 @@ class IQLParameters(Strict):
     beta: float = Field(ge=0.0)  # inverse temperature of the advantage weights
     max_weight: float = Field(gt=0.0)
     target_rate: float = Field(gt=0.0, le=1.0)
-    scale_advantage: (
-        bool  # divide by the batch's standard deviation, so that beta means the same for any reward
-    )
+    scale_advantage: bool  # divide by the batch's standard deviation: beta means the same for any reward
     training: TrainingParameters
 
 
@@ -40,6 +38,7 @@ class TwinQ(nn.Module):
     """Two Q functions of standardised inputs."""
 
     def __init__(self, normalisation: Normalisation, hidden: Hidden) -> None:
+        """Build both networks; inputs are standardised by the given statistics."""
         super().__init__()
         observation, action = len(normalisation.observation_mean), len(normalisation.action_mean)
         self.standardise_observation = Standardise(observation)
@@ -66,6 +65,7 @@ class ImplicitQLearning(OfflineModule):
         parameters: IQLParameters,
         seed: int,
     ) -> None:
+        """Build the networks and hold the episodes; see ``train_iql``."""
         super().__init__(parameters.training, seed)
         self.iql = parameters
         train = transitions.select(split.train)

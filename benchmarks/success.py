@@ -1,17 +1,16 @@
-"""Success of CVL, BC and the behaviour data on Meta-World tasks, over seeds: the table of docs/benchmarks.md.
+"""Success of CVL, BC, IQL and the behaviour data on Meta-World tasks: the table of docs/benchmarks.md.
 
-Every cell comes from a whole ``kedro run``, so the numbers are those that a user gets. The default seeds
-were never used while settings were tuned (docs/tuning.md), so neither were their data and goals.
+CVL and BC come from whole ``kedro run``s, so the numbers are those that a user gets; IQL is trained on the
+artifacts of the same run, for as many gradient steps as critic and policy together, and evaluated on the same
+goals. The default seeds were never used while settings were tuned (docs/tuning.md).
 
-    python benchmarks/success.py --tasks reach-v3 door-open-v3 push-v3 drawer-close-v3 --seeds 10 11 12
+    python -m benchmarks.success --tasks reach-v3 door-open-v3 push-v3 drawer-close-v3 --seeds 10 11 12
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -21,18 +20,70 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
+import yaml
 from numpy.typing import NDArray
 
-PROJECT = Path(__file__).parents[1]
-POLICIES = {"cvl": "rollouts", "bc": "bc_rollouts", "behaviour": "episodes"}
-LAYERS = {"rollouts": "07_model_output", "bc_rollouts": "07_model_output", "episodes": "02_intermediate"}
+from benchmarks.common import PROJECT, RESULTS, machine
+from benchmarks.iql import IQLParameters, train_iql
+from cvl_pipeline.artifacts import load_artifact
+from cvl_pipeline.rollouts.evaluation import evaluate_metaworld, rollout_table
+from cvl_pipeline.training.parameters import TrainingParameters
+
+POLICIES = {"cvl": "rollouts", "iql": "iql_rollouts", "bc": "bc_rollouts", "behaviour": "episodes"}
+DIFFERENCES = (("cvl", "bc"), ("cvl", "iql"))
 RESAMPLES = 10_000
+
+
+def table_path(table: str, task: str, seed: int) -> Path:
+    """Where the episodes of a policy are tabulated."""
+    layer = "02_intermediate" if table == "episodes" else "07_model_output"
+    return PROJECT / f"data/{layer}/{task}/seed_{seed}/{table}.parquet"
+
+
+def defaults(stage: str) -> dict[str, Any]:
+    """The pipeline's default parameters of a stage."""
+    files = (PROJECT / "conf/base").glob("parameters*.yml")
+    merged: dict[str, Any] = {}
+    for file in files:
+        merged |= yaml.safe_load(file.read_text())
+    values: dict[str, Any] = merged[stage]
+    return values
+
+
+def iql_parameters() -> IQLParameters:
+    """The published settings, with the pipeline's networks, batch and gradient steps."""
+    critic, policy = defaults("contrastive_dynamics"), defaults("policy_extraction")
+    steps = critic["training"]["steps"] + policy["training"]["steps"]
+    return IQLParameters(
+        discount=0.99, expectile=0.7, beta=3.0, max_weight=100.0, target_rate=0.005, scale_advantage=False,
+        hidden=tuple(critic["hidden"]),
+        training=TrainingParameters(**critic["training"] | {"steps": steps, "validation_interval": steps}),
+    )  # fmt: skip
+
+
+def run_iql(task: str, seed: int) -> None:
+    """Train IQL on the run's own artifacts and tabulate its rollouts beside the others."""
+    folder = f"{task}/seed_{seed}"
+    transitions, rewards, split, normalisation = (
+        load_artifact(PROJECT / f"data/{layer}/{folder}/{name}.safetensors")
+        for layer, name in (
+            ("01_raw", "transitions"),
+            ("01_raw", "rewards"),
+            ("02_intermediate", "split"),
+            ("02_intermediate", "normalisation"),
+        )
+    )
+    actor = train_iql(transitions, rewards, split, normalisation, iql_parameters(), seed)
+    episodes, steps = defaults("evaluation")["episodes"], defaults("dataset")["episode_steps"]
+    recorded = evaluate_metaworld(
+        actor, task, episodes=episodes, episode_steps=steps, seed=seed, workers=None, name="IQL"
+    )
+    rollout_table(*recorded, seed).to_parquet(table_path("iql_rollouts", task, seed))
 
 
 def run(task: str, seed: int, params: str, keep: bool) -> float | None:
     """Run the pipeline for one task and seed; seconds, or None if its results are kept."""
-    if keep and (PROJECT / f"data/08_reporting/{task}/seed_{seed}/metrics.json").exists():
+    if keep and all(table_path(table, task, seed).exists() for table in POLICIES.values()):
         return None
     command = [
         str(Path(sys.executable).with_name("kedro")),
@@ -43,15 +94,17 @@ def run(task: str, seed: int, params: str, keep: bool) -> float | None:
     print(shlex.join(["kedro", *command[1:]]), flush=True)  # noqa: T201
     start = time.perf_counter()
     subprocess.run(command, cwd=PROJECT, check=True)
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    run_iql(task, seed)
+    return seconds
 
 
 def episodes(task: str, seed: int) -> dict[str, NDArray[np.float64]]:
     """Success (0 or 1) of every episode of each policy."""
     return {
-        policy: pd.read_parquet(
-            PROJECT / f"data/{LAYERS[table]}/{task}/seed_{seed}/{table}.parquet", columns=["success"]
-        )["success"].to_numpy(np.float64)
+        policy: pd.read_parquet(table_path(table, task, seed), columns=["success"])["success"].to_numpy(
+            np.float64
+        )
         for policy, table in POLICIES.items()
     }
 
@@ -65,10 +118,10 @@ def resampled_means(runs: list[NDArray[np.float64]], generator: np.random.Genera
 
 
 def summarise(tasks: list[str], seeds: list[int]) -> dict[str, Any]:
-    """Means and 95 % intervals per task and policy, and of the difference CVL - BC over all tasks."""
+    """Means and 95 % intervals per task and policy, over all tasks, and of CVL's differences."""
     generator = np.random.default_rng(0)
     summary: dict[str, Any] = {}
-    differences = []
+    resampled_tasks = []
     for task in tasks:
         runs = [episodes(task, seed) for seed in seeds]
         resampled = {name: resampled_means([r[name] for r in runs], generator) for name in POLICIES}
@@ -80,29 +133,41 @@ def summarise(tasks: list[str], seeds: list[int]) -> dict[str, Any]:
             }
             for name in POLICIES
         }
-        differences.append(resampled["cvl"] - resampled["bc"])
-    gains = [summary[task]["cvl"]["mean"] - summary[task]["bc"]["mean"] for task in tasks]
-    summary["cvl - bc"] = {
-        "mean": float(np.mean(gains)),
-        "ci": np.quantile(np.mean(differences, axis=0), [0.025, 0.975]).tolist(),
+        resampled_tasks.append(resampled)
+    over_tasks = {name: np.mean([task[name] for task in resampled_tasks], axis=0) for name in POLICIES}
+    means = {name: float(np.mean([summary[task][name]["mean"] for task in tasks])) for name in POLICIES}
+    summary["mean"] = {
+        name: {"mean": means[name], "ci": np.quantile(over_tasks[name], [0.025, 0.975]).tolist()}
+        for name in POLICIES
     }
+    for one, other in DIFFERENCES:
+        summary[f"{one} - {other}"] = {
+            "mean": means[one] - means[other],
+            "ci": np.quantile(over_tasks[one] - over_tasks[other], [0.025, 0.975]).tolist(),
+        }
     return summary
 
 
 def table(summary: dict[str, Any], tasks: list[str]) -> str:
     """The summary as a Markdown table."""
-    lines = ["| task | behaviour data | BC | CVL | CVL, each seed |", "|---|---|---|---|---|"]
-    for task in tasks:
+    lines = ["| task | behaviour data | BC | IQL | CVL | CVL, each seed | IQL, each seed |", "|" + "---|" * 7]
+    for task in [*tasks, "mean"]:
         cells = [
             "{mean:.2f} [{ci[0]:.2f}, {ci[1]:.2f}]".format(**summary[task][name])
-            for name in ("behaviour", "bc", "cvl")
+            for name in ("behaviour", "bc", "iql", "cvl")
         ]
-        cells.append(", ".join(f"{value:.2f}" for value in summary[task]["cvl"]["seeds"]))
+        cells += [
+            ", ".join(f"{value:.2f}" for value in summary[task][name].get("seeds", []))
+            for name in ("cvl", "iql")
+        ]
         lines.append(f"| {task} | {' | '.join(cells)} |")
-    gain = summary["cvl - bc"]
-    lines.append(
-        f"\nCVL - BC, mean over tasks: {gain['mean']:+.2f} [{gain['ci'][0]:+.2f}, {gain['ci'][1]:+.2f}]"
-    )
+    lines.append("")
+    for one, other in DIFFERENCES:
+        gain = summary[f"{one} - {other}"]
+        lines.append(
+            f"{one.upper()} - {other.upper()}, mean over tasks: {gain['mean']:+.2f} "
+            f"[{gain['ci'][0]:+.2f}, {gain['ci'][1]:+.2f}]"
+        )
     return "\n".join(lines)
 
 
@@ -126,15 +191,14 @@ def main() -> None:
     timed = [value for value in seconds if value is not None]
     summary = summarise(arguments.tasks, arguments.seeds)
     record = {
-        "command": shlex.join(["python", "benchmarks/success.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.success", *sys.argv[1:]]),
         "seeds": arguments.seeds,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+        "machine": machine(),
         "seconds_per_run": {"mean": float(np.mean(timed)), "max": max(timed)} if timed else None,
         "success": summary,
     }
-    results = PROJECT / "benchmarks/results/success.json"
-    results.parent.mkdir(exist_ok=True)
-    results.write_text(json.dumps(record, indent=2) + "\n")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "success.json").write_text(json.dumps(record, indent=2) + "\n")
     print(table(summary, arguments.tasks))  # noqa: T201
 
 

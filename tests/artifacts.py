@@ -1,4 +1,4 @@
-"""One small object of every kind of artifact."""
+"""Small objects of every kind of artifact."""
 
 from __future__ import annotations
 
@@ -6,32 +6,96 @@ from typing import Any
 
 import torch
 
-from cvl_pipeline.networks.actor import ActorShape, GaussianActor
+from cvl_pipeline.networks.actor import ActorShape, CategoricalActor, GaussianActor
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
-from cvl_pipeline.readout.exact import Readout
+from cvl_pipeline.policies.best_of_n import BestOfN
+from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.readout.readouts import ExactReadout, FeatureReadout
 from cvl_pipeline.trajectories.preparation import fit_normalisation, split_episodes
-from tests.builders import make_rewards, make_transitions
+from tests.builders import make_discrete_transitions, make_rewards, make_transitions
+
+HORIZONS = torch.tensor([1, 4, 9])
+NO_HORIZONS = torch.zeros(0, dtype=torch.int64)
+
+NAMES = (
+    "transitions", "transitions, discrete", "rewards", "split", "normalisation",
+    "critic", "critic, of horizons",
+    "readout", "readout, of horizons", "readout, fourier", "readout, positive",
+    "policy", "policy, categorical",
+    "policy, best of n", "policy, best of n of horizons", "policy, best of n categorical",
+)  # fmt: skip
+"""Of ``make_artifacts``; what stands before the comma is the kind."""
+
+
+def kind_of(name: str) -> str:
+    """The kind of artifact of that name."""
+    return name.split(",")[0]
 
 
 def make_artifacts() -> dict[str, Any]:
-    """One object of every kind that is stored."""
+    """One object of every class that is stored, by name."""
     transitions = make_transitions([5, 1, 7], [True, False, False])
+    discrete = make_discrete_transitions([5, 1, 7], [True, False, False], action_size=2)
     split = split_episodes(transitions, 0.3, 0)
     normalisation = fit_normalisation(transitions, split, 1e-3)
     torch.manual_seed(0)
-    return {
-        "transitions": transitions,
-        "rewards": make_rewards(transitions),
-        "split": split,
-        "normalisation": normalisation,
-        "critic": ContrastiveCritic(CriticShape(3, 2, (8, 4), 6, "unit_norm", 0.3, True, 0.9), normalisation),
-        "readout": Readout(torch.randn(9, 6), torch.rand(9), torch.tensor(0.3), torch.tensor(0.97)),
-        "actor": GaussianActor(
-            ActorShape(3, 2, (8, 4)), normalisation, (torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 0.5]))
-        ),
+    bounds = (torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 0.5]))
+    # Temperatures learned and fixed.
+    shapes = [CriticShape(3, 2, (8, 4), 6, "unit_norm", 0.3, not k, 0.9, k) for k in (False, True)]
+    critic, conditioned = (ContrastiveCritic(shape, normalisation) for shape in shapes)
+    common: dict[str, Any] = {"temperature": torch.tensor(0.3), "discount": 0.9, "self_normalised": True}
+    references: dict[str, Any] = {
+        "psi": torch.randn(9, 6),
+        "rewards": torch.rand(9),
+        "log_weights": torch.rand(9),
     }
+    exact = ExactReadout(**common, **references, horizons=NO_HORIZONS)
+    of_horizons = ExactReadout(**common | {"discount": 0.97}, **references, horizons=HORIZONS)
+    sums: dict[str, Any] = {
+        "directions": torch.randn(16, 6),
+        "xi": torch.randn(16),
+        "normaliser": torch.rand(16),
+    }
+    fourier = FeatureReadout(
+        **common | {"self_normalised": False}, **sums, phases=torch.rand(16), horizons=NO_HORIZONS
+    )
+    positive = FeatureReadout(**common, **sums, phases=torch.zeros(0), horizons=NO_HORIZONS)
+    gaussian = GaussianActor(ActorShape(3, 2, (8, 4)), normalisation, bounds)
+    categorical = CategoricalActor(ActorShape(3, 2, (8, 4)), normalisation)
+    with torch.no_grad():
+        categorical.network[-1].bias.zero_()  # type: ignore[operator]  # else one action wins everywhere
+    proposals = torch.randn(5, 2)
+    artifacts = (
+        transitions, discrete, make_rewards(transitions), split, normalisation,
+        critic, conditioned,
+        exact, of_horizons, fourier, positive,
+        gaussian, categorical,
+        BestOfN(gaussian, QFunction(critic, exact).frozen("cpu"), proposals),
+        BestOfN(gaussian, QFunction(conditioned, of_horizons).frozen("cpu"), proposals),
+        BestOfN(categorical, QFunction(critic, positive).frozen("cpu"), proposals),
+    )  # fmt: skip
+    return dict(zip(NAMES, artifacts, strict=True))
 
 
-def tensors_of(artifact: Any) -> dict[str, torch.Tensor]:
-    """The tensors of a dataclass of tensors or of a module, by name."""
-    return dict(artifact.state_dict()) if isinstance(artifact, torch.nn.Module) else dict(vars(artifact))
+def contents_of(artifact: Any) -> dict[str, Any]:
+    """Every tensor and plain value of a dataclass or of a module, by name."""
+    if not isinstance(artifact, torch.nn.Module):
+        return dict(vars(artifact))
+    contents = dict(artifact.state_dict())
+    if isinstance(artifact, BestOfN):  # whose readout is no module
+        contents |= {f"readout.{name}": value for name, value in vars(artifact.readout).items()}
+    return contents
+
+
+def assert_alike(one: Any, other: Any) -> None:
+    """Of one class, with the same contents to the bit."""
+    assert type(one) is type(other)
+    ours, theirs = contents_of(one), contents_of(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert type(ours[name]) is type(value), name
+        if isinstance(value, torch.Tensor):
+            assert ours[name].dtype == value.dtype, name
+            assert torch.equal(ours[name], value), name
+        else:
+            assert ours[name] == value, name

@@ -13,6 +13,7 @@ import torch
 
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.policies.parameters import PolicyParameters
+from cvl_pipeline.readout.parameters import ReadoutParameters, RewardParameters
 from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
 
@@ -36,6 +37,23 @@ def make_transitions(
         truncated=~ends,
         action_low=-torch.ones(action_size),
         action_high=torch.ones(action_size),
+    )
+
+
+def make_discrete_transitions(
+    lengths: Sequence[int], terminated: Sequence[bool], action_size: int = 3, seed: int = 0
+) -> Transitions:
+    """Random episodes with one-hot actions, the later ones rarer than the first."""
+    data = make_transitions(lengths, terminated, seed=seed)
+    law = torch.arange(action_size, 0, -1, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed + 1)
+    chosen = torch.multinomial(law, len(data), replacement=True, generator=generator)
+    return replace(
+        data,
+        actions=torch.eye(action_size)[chosen],
+        action_low=torch.zeros(action_size),
+        action_high=torch.ones(action_size),
+        discrete=torch.tensor(True),
     )
 
 
@@ -85,6 +103,7 @@ def training_parameters(**changes: Any) -> TrainingParameters:
         "batch_size": 16,
         "learning_rate": 1e-3,
         "validation_interval": 4,
+        "precision": "float32",
         "accelerator": "cpu",
     }
     return TrainingParameters(**(values | changes))
@@ -94,15 +113,45 @@ def dynamics_parameters(training: dict[str, Any] | None = None, **changes: Any) 
     values: dict[str, Any] = {
         "discount": 0.9,
         "loss": "symmetric_infonce",
+        "logsumexp_penalty": 0.0,
+        "horizon_conditioning": False,
         "representation": "unit_norm",
         "representation_size": 4,
         "hidden": (8,),
         "temperature": 0.25,
         "learned_temperature": False,
+        "segments_per_episode": 1,
         "validation_batches": 2,
         "training": training_parameters(**(training or {})),
     }
     return DynamicsParameters(**(values | changes))
+
+
+def reward_parameters(**changes: Any) -> RewardParameters:
+    values: dict[str, Any] = {
+        "source": "dataset",
+        "name": None,
+        "indices": None,
+        "target": None,
+        "scale": None,
+        "tolerance": None,
+    }
+    return RewardParameters(**(values | changes))
+
+
+def readout_parameters(**changes: Any) -> ReadoutParameters:
+    values: dict[str, Any] = {
+        "method": "exact",
+        "self_normalised": True,
+        "references": None,
+        "reference_distribution": "marginal",
+        "prototypes": None,
+        "features": 64,
+        "discount": None,
+        "horizons": 4,
+        "compared_transitions": 20,
+    }
+    return ReadoutParameters(**(values | changes))
 
 
 def policy_parameters(training: dict[str, Any] | None = None, **changes: Any) -> PolicyParameters:
@@ -115,6 +164,9 @@ def policy_parameters(training: dict[str, Any] | None = None, **changes: Any) ->
         "baseline_actions": 4,
         "value_steps": 20,
         "alpha": 1.0,
+        "proposals": 8,
+        "cloning_share": 0.05,
+        "entropy_weight": 0.0,
         "training": training_parameters(**(training or {})),
     }
     return PolicyParameters(**(values | changes))

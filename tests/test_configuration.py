@@ -18,9 +18,14 @@ CONF = Path(__file__).parents[1] / "conf"
 @pytest.fixture(autouse=True)
 def forgetful() -> Iterator[None]:
     """OmegaConf's resolvers belong to the process; each test is to see its own loader's."""
-    OmegaConf.clear_resolver("artifact_folder")
+    _forget()
     yield
-    OmegaConf.clear_resolver("artifact_folder")
+    _forget()
+
+
+def _forget() -> None:
+    for resolver in ("artifact_folder", "reward_folder"):
+        OmegaConf.clear_resolver(resolver)
 
 
 def _loader(env: str | None = None, **runtime: Any) -> CheckedConfigLoader:
@@ -70,9 +75,52 @@ def test_parameters_of_the_command_line_move_the_files(runtime: dict[str, Any], 
     assert _folders(_loader(**runtime)) == {folder}
 
 
+@pytest.mark.parametrize(
+    ("reward", "folder"),
+    [
+        ({}, "seed_3"),
+        ({"source": "success"}, "seed_3/success"),
+        ({"source": "success", "name": "solved"}, "seed_3/solved"),
+        ({"source": "dataset", "name": "as_logged"}, "seed_3/as_logged"),
+        ({"source": "my_rewards:speed"}, "seed_3/my_rewards.speed"),
+        (
+            {
+                "source": "goal_distance",
+                "indices": "0 1 2",
+                "target": "0.1 0.8 0.2",
+                "scale": 0.1,
+                "tolerance": 0.05,
+                "name": "corner",
+            },
+            "seed_3/corner",
+        ),
+    ],
+)
+def test_what_follows_from_a_reward_is_filed_under_its_name(reward: dict[str, Any], folder: str) -> None:
+    catalog = _loader(seed=3, reward=reward)["catalog"]
+
+    def place(name: str) -> str:
+        return str(Path(catalog[name]["filepath"]).parent.relative_to("data"))
+
+    assert place("readout") == f"06_models/door-open-v3/{folder}"
+    assert place("metrics") == f"08_reporting/door-open-v3/{folder}"
+    assert place("labels") == f"03_primary/door-open-v3/{folder}"
+    assert place("policy_checkpoints") == f"06_models/door-open-v3/{folder}/checkpoints"
+    # What no reward touches stays where it is, to be used again.
+    assert place("critic") == "06_models/door-open-v3/seed_3"
+    assert place("bc_policy") == "06_models/door-open-v3/seed_3"
+    assert place("transitions") == "01_raw/door-open-v3/seed_3"
+
+
+def test_no_two_artifacts_share_a_file_under_any_reward() -> None:
+    for reward in ({}, {"source": "success"}, {"source": "dataset", "name": "checkpoints"}):
+        files = [entry["filepath"] for entry in _loader(reward=reward)["catalog"].values()]
+        assert len(set(files)) == len(files)
+
+
 def test_smoke_runs_are_filed_apart() -> None:
     assert _folders(_loader("smoke")) == {"reach-v3-smoke/seed_0"}
-    OmegaConf.clear_resolver("artifact_folder")
+    _forget()
     assert _folders(_loader("smoke", seed=1)) == {"reach-v3-smoke/seed_1"}
 
 
@@ -87,6 +135,9 @@ def test_two_sessions_in_one_process_file_their_artifacts_apart() -> None:
     # A notebook, or a sweep in one interpreter. The first session must not decide for all.
     assert _folders(_loader(seed=1)) == {"door-open-v3/seed_1"}
     assert _folders(_loader(seed=2)) == {"door-open-v3/seed_2"}
+    places = [_loader(reward={"source": s})["catalog"]["metrics"]["filepath"] for s in ("success", "dataset")]
+    assert Path(places[0]).parent.name == "success"
+    assert Path(places[1]).parent.name == "seed_0"
 
 
 @pytest.mark.parametrize("key", ["parameters", "catalog"])
@@ -95,6 +146,8 @@ def test_two_sessions_in_one_process_file_their_artifacts_apart() -> None:
     [
         ({"dataset": {"task": "../x"}}, "parameters: 'dataset.task' is '../x': "),
         ({"sed": 1}, "parameters: unknown field 'sed': did you mean 'seed'?"),
+        ({"reward": {"source": "succes"}}, "parameters: 'reward.source' is 'succes': must be dataset"),
+        ({"reward": {"name": "a/b"}}, "parameters: 'reward.name' is 'a/b': "),
     ],
 )
 def test_faulty_parameters_stop_the_loading_of_anything_that_needs_them(

@@ -25,7 +25,8 @@ CONF = Path(__file__).parents[1] / "conf"
 
 def _catalog(root: Path, task: str = "reach-v3") -> DataCatalog:
     """The project's own catalog, its files moved below ``root``, and the parameters of nodes."""
-    OmegaConf.clear_resolver("artifact_folder")
+    for resolver in ("artifact_folder", "reward_folder"):
+        OmegaConf.clear_resolver(resolver)
     loader = CheckedConfigLoader(str(CONF), runtime_params={"dataset": {"task": task}}, **CONFIG_LOADER_ARGS)
     entries: dict[str, Any] = {
         name: entry | {"filepath": str(root / entry["filepath"])} for name, entry in loader["catalog"].items()
@@ -53,6 +54,7 @@ def test_missing_artifacts_are_named_with_the_stages_that_make_them(tmp_path: Pa
         _check(_pipeline("value_readout"), _catalog(tmp_path))
     message = str(caught.value)
     assert "missing artifacts: critic, rewards, split, transitions;" in message
+    assert "labels" not in message, "the stage makes them itself"
     assert "kedro run --pipelines data_ingestion,contrastive_dynamics" in message
 
 
@@ -75,7 +77,7 @@ def test_an_artifact_of_another_kind_stops_the_run_before_it_starts(tmp_path: Pa
     catalog.save("rewards", make_rewards(make_transitions([2], [False])))
     path.write_bytes(Path(vars(catalog["rewards"])["_filepath"]).read_bytes())
     stage = register_pipelines()["evaluation"].only_nodes("evaluation.roll_out")
-    with pytest.raises(InputError, match=r"policy\.safetensors holds a rewards, not a actor"):
+    with pytest.raises(InputError, match=r"policy\.safetensors holds a rewards, not a policy"):
         _check(stage, catalog)
     path.write_bytes(b"")
     with pytest.raises(InputError, match=r"policy\.safetensors is damaged"):
@@ -87,7 +89,10 @@ def test_parts_of_a_stage_need_only_their_own_inputs(tmp_path: Path) -> None:
     for name in ("policy", "bc_policy"):
         catalog.save(name, GaussianActor(ActorShape(3, 2, (4,))))
     _check(register_pipelines()["evaluation"].only_nodes("evaluation.roll_out"), catalog)
-    with pytest.raises(InputError, match=r"missing artifacts: episodes; .*--pipelines data_ingestion "):
+    with pytest.raises(
+        InputError,
+        match=r"missing artifacts: labels, split, transitions; .*--pipelines data_ingestion,value_readout ",
+    ):
         _check(_pipeline("evaluation"), catalog)
 
 
@@ -108,8 +113,8 @@ def test_every_finished_node_is_told_in_one_line(caplog: pytest.LogCaptureFixtur
             hook.before_node_run()
             hook.after_node_run(node)
     assert len(caplog.messages) == len(pipeline.nodes)
-    assert re.fullmatch(r"1/4 value_readout\.read_out -> readout \(\d+\.\d s\)", caplog.messages[0])
-    assert caplog.messages[-1].startswith("4/4 ")
+    assert re.fullmatch(r"1/5 value_readout\.label -> labels \(\d+\.\d s\)", caplog.messages[0])
+    assert caplog.messages[-1].startswith("5/5 ")
 
 
 def test_an_evaluated_run_ends_in_its_table(

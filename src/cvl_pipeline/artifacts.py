@@ -143,7 +143,7 @@ def load_artifact(path: Path | str, kind: str | None = None) -> Any:
     _, unpack = codec(found)
     try:
         return unpack(tensors, config)
-    except (KeyError, RuntimeError, TypeError) as error:
+    except (InputError, KeyError, RuntimeError, TypeError) as error:
         raise InputError(
             f"{shown(Path(path))}: its content does not make a {found} ({type(error).__name__}); "
             "delete it and rerun its stage"

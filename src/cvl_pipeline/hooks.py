@@ -17,6 +17,7 @@ from rich.table import Table
 
 from cvl_pipeline.errors import InputError, causes
 from cvl_pipeline.pipeline_registry import register_stages
+from cvl_pipeline.readout.rewards import check_reward
 from cvl_pipeline.rollouts.environments import check_metaworld_task
 from cvl_pipeline.storage import shown
 
@@ -24,13 +25,15 @@ logger = logging.getLogger(__name__)
 
 
 class CheckInputs:
-    """Stops a run whose task is unknown or whose saved inputs are missing or foreign, before it starts."""
+    """Stops a run whose task or reward is unknown or whose saved inputs are missing or foreign."""
 
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Check the task, if a simulator runs, and every input on disk; raises InputError."""
+        """Check the task, if a simulator runs, the reward and every input on disk; raises InputError."""
         if any("simulator" in node.tags for node in pipeline.nodes):
             check_metaworld_task(catalog.load("params:dataset").task)
+        if "params:reward" in pipeline.inputs():
+            check_reward(catalog.load("params:reward"))
         missing = set()
         for name in sorted(pipeline.inputs()):
             if name.startswith("params:") or name == "parameters":
@@ -95,7 +98,10 @@ class ReportResults:
 
 def _print_comparison(metrics: Mapping[str, Any], path: Path) -> None:
     level = f"{100 * metrics['confidence']:g} %"
-    table = Table(title=f"{metrics['dataset']}, seed {metrics['seed']}", title_justify="left")
+    title = f"{metrics['dataset']}, seed {metrics['seed']}"
+    if metrics["reward"] != "dataset":
+        title += f", reward {metrics['reward']}"
+    table = Table(title=title, title_justify="left")
     for heading in ("policy", "episodes", f"success rate [{level} interval]", f"return [{level} interval]"):
         table.add_column(heading)
     rows = {"cvl": "CVL", "bc": "BC (control)", "behaviour": "behaviour data"}

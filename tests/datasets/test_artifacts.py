@@ -4,13 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from kedro.io import DatasetError
 
-from cvl_pipeline.artifacts import KINDS
 from cvl_pipeline.datasets.artifacts import ArtifactDataset
 from cvl_pipeline.errors import InputError
-from tests.artifacts import make_artifacts, tensors_of
+from tests.artifacts import NAMES, assert_alike, kind_of, make_artifacts
 
 
 def _dataset(path: Path, kind: str) -> ArtifactDataset:
@@ -26,30 +24,25 @@ def _cause(error: BaseException) -> InputError:
     return cause
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
-def test_what_is_saved_is_loaded(tmp_path: Path, kind: str) -> None:
-    saved = make_artifacts()[kind]
-    dataset = _dataset(tmp_path / "new" / "x.safetensors", kind)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_saved_is_loaded(tmp_path: Path, name: str) -> None:
+    saved = make_artifacts()[name]
+    dataset = _dataset(tmp_path / "new" / "x.safetensors", kind_of(name))
     assert not dataset.exists()
     dataset.save(saved)
     assert dataset.exists()
-    loaded = dataset.load()
-    assert type(loaded) is type(saved)
-    ours, theirs = tensors_of(loaded), tensors_of(saved)
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        assert torch.equal(ours[name], value), name
+    assert_alike(dataset.load(), saved)
 
 
 def test_an_artifact_of_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    _dataset(path, "actor").save(make_artifacts()["actor"])
+    _dataset(path, "policy").save(make_artifacts()["policy"])
     critic = _dataset(path, "critic")
     with pytest.raises(DatasetError) as caught:
         critic.load()
     message = str(_cause(caught.value))
     assert str(path) in message
-    assert "holds a actor, not a critic" in message
+    assert "holds a policy, not a critic" in message
 
 
 def test_missing_and_damaged_artifacts_are_named(tmp_path: Path) -> None:
@@ -74,15 +67,22 @@ def test_an_unknown_kind_is_refused_with_the_near_ones() -> None:
 
 
 def test_preview_tells_kind_shapes_and_configuration(tmp_path: Path) -> None:
-    dataset = _dataset(tmp_path / "x.safetensors", "actor")
-    dataset.save(make_artifacts()["actor"])
+    dataset = _dataset(tmp_path / "x.safetensors", "policy")
+    dataset.save(make_artifacts()["policy"])
     preview = json.loads(dataset.preview())
-    assert preview["kind"] == "actor"
-    assert preview["config"] == {"observation_size": 3, "action_size": 2, "hidden": [8, 4]}
+    assert preview["kind"] == "policy"
+    actor = {"observation_size": 3, "action_size": 2, "hidden": [8, 4], "class": "GaussianActor"}
+    assert preview["config"] == actor
     assert preview["tensors"]["action_low"] == "torch.float32 [2]"
     assert preview["tensors"]["network.0.weight"] == "torch.float32 [8, 3]"
+    dataset.save(make_artifacts()["policy, best of n"])
+    preview = json.loads(dataset.preview())
+    assert preview["config"]["class"] == "BestOfN"
+    assert preview["config"]["actor"] == actor
+    assert preview["config"]["readout"] == {"discount": 0.9, "self_normalised": True, "class": "ExactReadout"}
+    assert preview["tensors"]["readout.psi"] == "torch.float32 [9, 6]"
 
 
 def test_metadata_is_kept_for_the_viewer() -> None:
     metadata = {"kedro-viz": {"layer": "models"}}
-    assert ArtifactDataset(filepath="x", kind="actor", metadata=metadata).metadata == metadata
+    assert ArtifactDataset(filepath="x", kind="policy", metadata=metadata).metadata == metadata

@@ -8,15 +8,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from cvl_pipeline.dynamics.losses import (
     CONTRASTIVE_LOSSES,
     contrastive_loss,
     contrastive_metrics,
+    infonce,
+    logsumexp_penalty,
     nce,
     symmetric_infonce,
 )
 from cvl_pipeline.errors import InputError
+from tests.builders import dynamics_parameters
 
 
 def _logits(batch: int, scale: float, seed: int) -> torch.Tensor:
@@ -82,13 +86,79 @@ def test_symmetric_infonce_ignores_a_constant(constant: float, seed: int) -> Non
     )
 
 
+def _naive_infonce(logits: NDArray[np.float64]) -> float:
+    rows = [np.exp(logits[i, i]) / np.exp(logits[i]).sum() for i in range(len(logits))]
+    return float(-np.log(rows).mean())
+
+
+@given(*SHAPES)
+def test_infonce_equals_the_formula_written_out(batch: int, scale: float, seed: int) -> None:
+    logits = _logits(batch, scale, seed)
+    assert float(infonce(logits)) == pytest.approx(_naive_infonce(logits.numpy()), rel=1e-9, abs=1e-9)
+
+
+def test_infonce_asks_for_the_future_and_not_for_the_anchor() -> None:
+    # Every row has its own future; every column prefers anchor 0.
+    logits = torch.tensor([[9.0, 8.0, 8.0], [0.0, 5.0, 0.0], [0.0, 0.0, 5.0]])
+    assert float(infonce(logits)) < 0.3
+    assert float(infonce(logits.T)) > 1.0
+
+
+@given(shift=st.lists(st.floats(-20.0, 20.0), min_size=8, max_size=8), seed=st.integers(0, 1000))
+def test_infonce_ignores_a_constant_of_every_row(shift: list[float], seed: int) -> None:
+    logits = _logits(8, 1.0, seed)
+    shifted = logits + torch.tensor(shift, dtype=torch.float64)[:, None]  # a c(s, a)
+    assert float(infonce(shifted)) == pytest.approx(float(infonce(logits)), rel=1e-9)
+
+
 def test_the_column_term_sees_what_rows_alone_leave_arbitrary() -> None:
     logits = _logits(8, 1.0, 0)
-    shift = torch.linspace(-2.0, 2.0, 8, dtype=torch.float64)[:, None]  # a c(s, a)
-    rows = torch.logsumexp(logits, 1) - logits.diagonal()
-    shifted_rows = torch.logsumexp(logits + shift, 1) - (logits + shift).diagonal()
-    np.testing.assert_allclose(rows, shifted_rows, rtol=1e-12)
+    shift = torch.linspace(-2.0, 2.0, 8, dtype=torch.float64)[:, None]
     assert abs(float(symmetric_infonce(logits + shift)) - float(symmetric_infonce(logits))) > 0.1
+
+
+@given(*SHAPES)
+def test_the_penalty_equals_the_formula_written_out(batch: int, scale: float, seed: int) -> None:
+    logits = _logits(batch, scale, seed)
+    expected = np.square(np.log(np.exp(logits.numpy()).mean(1))).mean()
+    assert float(logsumexp_penalty(logits)) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("batch", [2, 7, 64])
+def test_the_penalty_is_zero_exactly_where_every_row_has_a_mean_exponential_of_one(batch: int) -> None:
+    logits = _logits(batch, 2.0, batch)
+    normalised = logits - logits.logsumexp(1, keepdim=True) + math.log(batch)
+    assert float(logsumexp_penalty(normalised)) == pytest.approx(0.0, abs=1e-24)
+    for row in (0, batch - 1):
+        for shift in (-0.3, 0.3):
+            changed = normalised.clone()
+            changed[row] += shift
+            assert float(logsumexp_penalty(changed)) == pytest.approx(0.3**2 / batch, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(CONTRASTIVE_LOSSES))
+def test_the_penalty_is_added_with_its_weight(name: str) -> None:
+    logits = _logits(8, 1.0, 0).float()
+    plain, penalised = contrastive_loss(name)(logits), contrastive_loss(name, 0.25)(logits)
+    assert float(plain) == pytest.approx(float(CONTRASTIVE_LOSSES[name](logits)), rel=1e-6)
+    assert float(penalised - plain) == pytest.approx(0.25 * float(logsumexp_penalty(logits)), rel=1e-4)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.01])
+@pytest.mark.parametrize("name", sorted(CONTRASTIVE_LOSSES))
+def test_logits_in_bfloat16_cost_what_they_cost_in_float32(name: str, penalty: float) -> None:
+    # So many terms that their sum in bfloat16, of eight bits, would stop growing.
+    logits = _logits(512, 1.0, 0).float()
+    narrow = logits.bfloat16().requires_grad_()
+    loss = contrastive_loss(name, penalty)(narrow)
+    assert loss.dtype == torch.float32
+    assert float(loss.detach()) == pytest.approx(float(contrastive_loss(name, penalty)(logits)), rel=2e-3)
+    # What is left is the rounding of the logits themselves.
+    rounded = contrastive_loss(name, penalty)(narrow.detach().float())
+    assert float(loss.detach()) == pytest.approx(float(rounded), rel=1e-6)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert narrow.grad is not None
+    assert torch.isfinite(narrow.grad).all()
 
 
 def test_a_constant_critic_is_best_at_zero_under_nce() -> None:
@@ -97,8 +167,10 @@ def test_a_constant_critic_is_best_at_zero_under_nce() -> None:
     assert values[0.0] == pytest.approx(2.0 * math.log(2.0))
 
 
-@pytest.mark.parametrize("name", ["symmetric_infonce", "nce"])
-def test_the_optimum_is_the_log_density_ratio(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "penalty"), [("symmetric_infonce", 0.0), ("nce", 0.0), ("infonce", 0.0), ("infonce", 0.01)]
+)
+def test_the_optimum_is_the_log_density_ratio(name: str, penalty: float) -> None:
     """Free logits of a small joint law, fitted to the expected loss, become log p(z | x) / p(z)."""
     joint = torch.tensor([[0.20, 0.05, 0.05], [0.04, 0.30, 0.06], [0.10, 0.05, 0.15]], dtype=torch.float64)
     ratio = (joint / (joint.sum(1, keepdim=True) * joint.sum(0))).log()
@@ -109,13 +181,15 @@ def test_the_optimum_is_the_log_density_ratio(name: str) -> None:
     z = torch.repeat_interleave(torch.arange(9) % 3, counts.flatten())
     optimizer = torch.optim.Adam([table], lr=0.05)
     for _ in range(600):
-        loss = contrastive_loss(name)(table[x][:, z])
+        loss = contrastive_loss(name, penalty)(table[x][:, z])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     fitted = table.detach()
     if name == "symmetric_infonce":  # up to a constant
         fitted = fitted - fitted.mean() + ratio.mean()
+    if name == "infonce" and not penalty:  # up to a constant of every row
+        fitted = fitted - fitted.mean(1, keepdim=True) + ratio.mean(1, keepdim=True)
     # A finite batch's negatives leave the pair itself out (nce) or in (infonce): a bias of order 1 / B.
     np.testing.assert_allclose(fitted, ratio, atol=0.04)
 
@@ -135,7 +209,7 @@ def test_losses_and_gradients_stay_finite_at_extreme_logits(name: str, sign: flo
 
 
 def test_an_unknown_loss_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="unknown loss 'xyz': known: nce, symmetric_infonce"):
+    with pytest.raises(InputError, match="unknown loss 'xyz': known: infonce, nce, symmetric_infonce"):
         contrastive_loss("xyz")
     with pytest.raises(InputError, match="did you mean symmetric_infonce"):
         contrastive_loss("symetric_infonce")
@@ -164,3 +238,15 @@ def test_the_two_accuracies_ask_two_questions() -> None:
 def test_the_mutual_information_bound_never_exceeds_log_batch(batch: int, scale: float, seed: int) -> None:
     bound = float(contrastive_metrics(_logits(batch, scale, seed))["mutual_information_bound"])
     assert bound <= math.log(batch) + 1e-9
+
+
+def test_every_loss_that_the_parameters_allow_is_there() -> None:
+    for name in CONTRASTIVE_LOSSES:
+        assert dynamics_parameters(loss=name).loss == name
+    with pytest.raises(ValidationError, match="loss"):
+        dynamics_parameters(loss="hinge")
+
+
+def test_a_negative_penalty_is_refused() -> None:
+    with pytest.raises(ValidationError, match="logsumexp_penalty"):
+        dynamics_parameters(logsumexp_penalty=-0.01)

@@ -5,11 +5,14 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from cvl_pipeline.dynamics.losses import nce, symmetric_infonce
+from cvl_pipeline.dynamics.losses import CONTRASTIVE_LOSSES, logsumexp_penalty
 from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
+from cvl_pipeline.training.fit import fit
+from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.trajectories.container import Rewards, Transitions
-from cvl_pipeline.trajectories.sampling import SegmentSampler
+from cvl_pipeline.trajectories.sampling import Segments, SegmentSampler
 from tests.builders import (
     dynamics_parameters,
     identity_normalisation,
@@ -28,21 +31,36 @@ def _module(transitions: Transitions, seed: int = 0, **changes: object) -> Contr
     )
 
 
-@pytest.mark.parametrize("loss", ["symmetric_infonce", "nce"])
+@pytest.mark.parametrize(
+    ("loss", "penalty", "conditioned", "per_episode"),
+    [
+        ("symmetric_infonce", 0.0, False, 1),
+        ("symmetric_infonce", 0.0, False, 4),
+        ("infonce", 0.5, False, 1),
+        ("nce", 0.0, False, 1),
+        ("symmetric_infonce", 0.0, True, 1),
+    ],
+)
 def test_one_step_minimises_the_loss_of_sampled_segments_of_the_training_episodes(
-    transitions: Transitions, loss: str
+    transitions: Transitions, loss: str, penalty: float, conditioned: bool, per_episode: int
 ) -> None:
-    module = _module(transitions, loss=loss)
+    module = _module(
+        transitions,
+        loss=loss,
+        logsumexp_penalty=penalty,
+        horizon_conditioning=conditioned,
+        segments_per_episode=per_episode,
+    )
     module.on_fit_start()
     result, _ = module.training_loss(torch.Generator().manual_seed(3))
     train = transitions.select(torch.arange(4))
-    segments = SegmentSampler(train, 0.9).sample(16, torch.Generator().manual_seed(3))
+    segments = SegmentSampler(train, 0.9).sample(16, torch.Generator().manual_seed(3), per_episode)
     logits = module.critic.logits(
-        module.critic.phi(segments.observations, segments.actions),
+        module.critic.phi(segments.observations, segments.actions, segments.offsets if conditioned else None),
         module.critic.psi(segments.futures, segments.absorbed),
     )
     assert segments.absorbed.any(), "the batch is to show the absorbing state"
-    expected = {"symmetric_infonce": symmetric_infonce, "nce": nce}[loss](logits)
+    expected = CONTRASTIVE_LOSSES[loss](logits) + penalty * logsumexp_penalty(logits)
     assert float(result.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
 
 
@@ -107,6 +125,137 @@ def test_training_twice_gives_the_same_critic_to_the_bit(transitions: Transition
         assert torch.equal(value, again[name]), name
     assert first_history.equals(again_history)
     assert not torch.equal(first["phi_network.0.weight"], other["phi_network.0.weight"])
+
+
+class Watcher:
+    """An observer that keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[Segments, Tensor]] = []
+
+    def __call__(self, segments: Segments, psi: Tensor) -> None:
+        self.batches.append((segments, psi))
+
+
+def test_an_observer_sees_every_training_batch_and_changes_nothing(transitions: Transitions) -> None:
+    arguments = (
+        transitions,
+        split_first(transitions, 4),
+        identity_normalisation(transitions),
+        dynamics_parameters(),
+        0,
+    )
+    watcher = Watcher()
+    unseen, unseen_history = train_dynamics(*arguments)
+    seen, seen_history = train_dynamics(*arguments, observer=watcher)
+    for name, value in unseen.state_dict().items():
+        assert torch.equal(seen.state_dict()[name], value), name
+    assert seen_history.equals(unseen_history)
+    # Eight training steps, and none of the held-out batches.
+    sampler = SegmentSampler(transitions.select(torch.arange(4)), 0.9)
+    assert len(watcher.batches) == 8
+    for step, (segments, psi) in enumerate(watcher.batches):
+        drawn = sampler.sample(16, torch.Generator().manual_seed(stream_seed(0, "training", step)))
+        assert torch.equal(segments.anchors, drawn.anchors)
+        assert torch.equal(segments.offsets, drawn.offsets)
+        assert psi.shape == (16, 4)
+        assert not psi.requires_grad
+
+
+def test_an_observer_is_shown_psi_as_it_was_at_that_step(transitions: Transitions) -> None:
+    watcher = Watcher()
+    module = ContrastiveDynamics(
+        transitions,
+        split_first(transitions, 4),
+        identity_normalisation(transitions),
+        dynamics_parameters(),
+        0,
+        watcher,
+    )
+    module.on_fit_start()
+    module.training_loss(torch.Generator().manual_seed(3))
+    ((segments, psi),) = watcher.batches
+    assert torch.equal(psi, module.critic.psi(segments.futures, segments.absorbed).detach())
+
+
+def test_training_in_bfloat16_ends_near_training_in_float32() -> None:
+    data = make_transitions([30] * 6, [False, True] * 3)
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        critic, history = train_dynamics(
+            data,
+            split_first(data, 4),
+            identity_normalisation(data),
+            dynamics_parameters(
+                hidden=(32,), training={"precision": precision, "steps": 100, "validation_interval": 50}
+            ),
+            0,
+        )
+        assert np.isfinite(history.to_numpy()).all()
+        losses[precision] = history["train/loss"].iloc[-1]
+        # Weights stay in single precision whatever the products are taken in.
+        assert {value.dtype for value in critic.state_dict().values()} == {torch.float32}
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
+def test_the_penalty_holds_the_normalisers_near_one() -> None:
+    """Rows alone leave c(s, a) open; where it drifts to shows in the log-sum-exp of the logits."""
+    data = make_transitions([20] * 8, [False] * 8)
+    drift = {}
+    for penalty in (0.0, 1.0):
+        module = ContrastiveDynamics(
+            data,
+            split_first(data, 6),
+            identity_normalisation(data),
+            dynamics_parameters(
+                loss="infonce",
+                logsumexp_penalty=penalty,
+                representation="raw",
+                temperature=1.0,
+                hidden=(32,),
+                training={"steps": 150, "validation_interval": 150, "learning_rate": 1e-2, "batch_size": 64},
+            ),
+            0,
+        )
+        fit(module, description="test")
+        with torch.no_grad():
+            logits, _, _ = module._contrast(module._train_sampler, torch.Generator().manual_seed(0))
+        drift[penalty] = float(logsumexp_penalty(logits))
+    assert drift[1.0] < 0.1
+    assert drift[1.0] < 0.2 * drift[0.0]
+
+
+def test_a_conditioned_critic_learns_where_each_offset_leads() -> None:
+    """A clock: the state k steps ahead of time t is t + k, so phi has to use k."""
+    length = 12
+    data = make_transitions([length] * 40, [False] * 40, observation_size=1)
+    clock = torch.arange(length + 1, dtype=torch.float32).repeat(40)[:, None]
+    data = replace(data, observations=clock - length / 2)
+    critic, _ = train_dynamics(
+        data,
+        split_first(data, 36),
+        identity_normalisation(data),
+        dynamics_parameters(
+            horizon_conditioning=True,
+            hidden=(64, 64),
+            representation_size=16,
+            temperature=0.1,
+            training={"steps": 400, "batch_size": 64, "validation_interval": 200, "learning_rate": 3e-3},
+        ),
+        0,
+    )
+    assert critic.shape.horizon_conditioning
+    times = torch.arange(length + 1)
+    anchors, offsets = (grid.flatten() for grid in torch.meshgrid(times[:-1], times[1:8], indexing="ij"))
+    inside = anchors + offsets <= length
+    anchors, offsets = anchors[inside], offsets[inside]
+    with torch.no_grad():
+        states = times.float()[:, None] - length / 2
+        phi = critic.phi(states[anchors], torch.zeros(len(anchors), 2), offsets)
+        psi = critic.psi(states, torch.zeros(length + 1, dtype=torch.bool))
+        likeliest = critic.logits(phi, psi).argmax(1)
+    assert float((likeliest - anchors - offsets).abs().double().mean()) < 0.5
 
 
 def test_a_learned_temperature_moves_and_is_reported() -> None:

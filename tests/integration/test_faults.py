@@ -49,7 +49,7 @@ def test_a_truncated_artifact(scratch: Project) -> None:
 def test_a_foreign_artifact(scratch: Project) -> None:
     path = scratch.artifact("06_models", "critic.safetensors")
     path.write_bytes(scratch.artifact("06_models", "policy.safetensors").read_bytes())
-    assert_refused(scratch, ["--pipelines", "value_readout"], "critic.safetensors", "actor, not a critic")
+    assert_refused(scratch, ["--pipelines", "value_readout"], "critic.safetensors", "policy, not a critic")
 
 
 def test_a_flipped_bit(scratch: Project) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
+from cvl_pipeline.networks.critic import OFFSET_FREQUENCIES, ContrastiveCritic, CriticShape, offset_code
 from cvl_pipeline.trajectories.container import Normalisation
 
 NORMALISATION = Normalisation(
@@ -29,6 +29,7 @@ def _critic(**changes: Any) -> ContrastiveCritic:
         "temperature": 0.3,
         "learned_temperature": False,
         "discount": 0.9,
+        "horizon_conditioning": False,
     }
     return ContrastiveCritic(CriticShape(**(values | changes)), NORMALISATION)
 
@@ -130,3 +131,69 @@ def test_state_dict_and_description_rebuild_the_critic() -> None:
 def test_an_unknown_kind_of_representation_is_refused() -> None:
     with pytest.raises(InputError, match="unit_norm"):
         _critic(representation="unitnorm")
+
+
+def test_a_conditioned_critic_tells_offsets_apart_and_others_take_none() -> None:
+    observations, actions, absorbed = _inputs()
+    critic = _critic(horizon_conditioning=True)
+    first, again, other = (
+        critic.phi(observations, actions, torch.full((20,), offset)) for offset in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert ((first - other).detach().norm(dim=-1) > 1e-3).all()
+    with pytest.raises(ValueError, match="horizon_conditioning"):
+        critic.phi(observations, actions)
+    with pytest.raises(ValueError, match="horizon_conditioning"):
+        _critic().phi(observations, actions, torch.ones(20, dtype=torch.int64))
+    # The future state is a state, whenever it comes.
+    assert critic.psi(observations, absorbed).shape == (20, 8)
+
+
+def test_a_conditioned_critic_takes_several_offsets_of_one_pair_at_once() -> None:
+    observations, actions, _ = _inputs()
+    critic = _critic(horizon_conditioning=True)
+    offsets = torch.tensor([1, 5, 40])
+    together = critic.phi(
+        observations[:, None].expand(-1, 3, -1), actions[:, None].expand(-1, 3, -1), offsets.expand(20, 3)
+    )
+    assert together.shape == (20, 3, 8)
+    for i in range(3):
+        alone = critic.phi(observations, actions, offsets[i].expand(20))
+        np.testing.assert_allclose(together[:, i].detach(), alone.detach(), atol=1e-6)
+
+
+def test_the_code_of_an_offset_is_bounded_and_its_own() -> None:
+    offsets = torch.cat([torch.arange(1, 2001), torch.tensor([10_000, 100_000])])
+    code = offset_code(offsets)
+    assert code.shape == (2002, 2 * OFFSET_FREQUENCIES)
+    assert torch.isfinite(code).all()
+    assert float(code.abs().max()) <= 1.0
+    # Sines and cosines of one angle.
+    squares = code[:, :OFFSET_FREQUENCIES].square() + code[:, OFFSET_FREQUENCIES:].square()
+    np.testing.assert_allclose(squares, 1.0, atol=1e-5)
+    distances = torch.cdist(code[:2000], code[:2000]).fill_diagonal_(9.0)
+    assert float(distances.min()) > 0.1, "two offsets of one code"
+
+
+@pytest.mark.parametrize("representation", ["unit_norm", "raw"])
+def test_logits_are_in_single_precision_even_where_the_networks_are_not(representation: str) -> None:
+    observations, actions, absorbed = _inputs()
+    critic = _critic(representation=representation, temperature=0.1)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert critic.phi_network[0](torch.zeros(1, 5)).dtype == torch.bfloat16
+        phi, psi = critic.phi(observations, actions), critic.psi(observations, absorbed)
+        logits = critic.logits(phi, psi)
+    assert phi.dtype == psi.dtype == logits.dtype == torch.float32
+    expected = phi.double().numpy() @ psi.double().numpy().T / 0.1
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    if representation == "unit_norm":
+        np.testing.assert_allclose(phi.norm(dim=-1), 1.0, atol=1e-6)
+
+
+def test_a_conditioned_critic_is_rebuilt_as_one() -> None:
+    observations, actions, _ = _inputs()
+    critic = _critic(horizon_conditioning=True)
+    other = ContrastiveCritic(CriticShape(**critic.description()))
+    other.load_state_dict(critic.state_dict())
+    offsets = torch.arange(20)
+    assert torch.equal(other.phi(observations, actions, offsets), critic.phi(observations, actions, offsets))

@@ -53,6 +53,9 @@ def test_the_base_files_are_valid_and_arrive_typed(base: dict[str, Any]) -> None
         ("contrastive_dynamics.training.step", "steps", "learning_rate"),
         ("policy_extraction.training.batchsize", "batch_size", "accelerator"),
         ("value_readout.reference", "references", "references"),
+        ("value_readout.prototype", "prototypes", "self_normalised"),
+        ("reward.sourc", "source", "tolerance"),
+        ("policy_extraction.proposal", "proposals", "cloning_share"),
         ("evaluation.confidense", "confidence", "workers"),
     ],
 )
@@ -66,7 +69,7 @@ def test_a_typo_names_the_field_the_closest_and_the_known_ones(
 
 def test_a_field_like_no_other_lists_the_known_ones(base: dict[str, Any]) -> None:
     message = _refusal(_changed(base, "value_readout.zzzz", 1))
-    assert "unknown field 'value_readout.zzzz': known here: references" in message
+    assert "unknown field 'value_readout.zzzz': known here: method, self_normalised, references" in message
 
 
 @pytest.mark.parametrize(
@@ -96,15 +99,27 @@ def test_a_missing_field_is_named(base: dict[str, Any], name: str) -> None:
         ("dataset.noise_max", float("inf"), ["finite"]),
         ("contrastive_dynamics.discount", 1.0, ["less than 1"]),
         ("contrastive_dynamics.discount", 0, ["greater than 0"]),
-        ("contrastive_dynamics.loss", "infonce", ["'symmetric_infonce' or 'nce'"]),
+        ("contrastive_dynamics.loss", "hinge", ["'symmetric_infonce', 'infonce' or 'nce'"]),
+        ("contrastive_dynamics.logsumexp_penalty", -0.1, ["greater than or equal to 0"]),
+        ("contrastive_dynamics.segments_per_episode", 0, ["greater than or equal to 1"]),
+        ("contrastive_dynamics.horizon_conditioning", "perhaps", ["valid boolean"]),
+        ("contrastive_dynamics.training.precision", "float16", ["'float32' or 'bfloat16'"]),
         ("contrastive_dynamics.hidden", 256, ["valid tuple"]),
         ("contrastive_dynamics.temperature", 0.0, ["greater than 0"]),
         ("contrastive_dynamics.learned_temperature", "perhaps", ["valid boolean"]),
         ("contrastive_dynamics.training.steps", 2.5, ["valid integer"]),
         ("contrastive_dynamics.training.batch_size", 1, ["greater than or equal to 2"]),
+        ("reward.source", "returns", ["must be dataset, success, goal_distance or module:function"]),
+        ("reward.name", "../x", ["it names a folder"]),
+        ("reward.scale", -1.0, ["greater than 0"]),
         ("value_readout.references", 0, ["greater than or equal to 1"]),
-        ("policy_extraction.objective", "sac", ["'awr', 'ddpg_bc' or 'bc'"]),
+        ("value_readout.method", "fourier", ["'exact', 'random_fourier' or 'positive_random'"]),
+        ("value_readout.discount", 1.0, ["less than 1"]),
+        ("policy_extraction.objective", "sac", ["'awr', 'ddpg_bc', 'best_of_n', 'published' or 'bc'"]),
         ("policy_extraction.beta", -1.0, ["greater than or equal to 0"]),
+        ("policy_extraction.proposals", 0, ["greater than or equal to 1"]),
+        ("policy_extraction.cloning_share", 1.5, ["less than or equal to 1"]),
+        ("policy_extraction.entropy_weight", -1.0, ["greater than or equal to 0"]),
         ("evaluation.confidence", 95, ["less than 1"]),
         ("evaluation.workers", 0, ["greater than or equal to 1"]),
     ],
@@ -128,6 +143,16 @@ def test_an_accelerator_that_lightning_does_not_know_is_refused(base: dict[str, 
     # Before anything is collected, not after minutes in the simulator.
     name = "contrastive_dynamics.training.accelerator"
     assert name in _refusal(_changed(base, name, "quantum"))
+
+
+def test_values_that_do_not_go_together_are_told_by_the_stage_that_they_are_in(base: dict[str, Any]) -> None:
+    raw = _changed(base, "contrastive_dynamics.representation", "raw")
+    message = _refusal(_changed(raw, "contrastive_dynamics.learned_temperature", True))
+    assert "'contrastive_dynamics': learned_temperature needs unit_norm representations" in message
+    raw = _changed(base, "value_readout.method", "positive_random")
+    message = _refusal(_changed(raw, "value_readout.prototypes", 8))
+    assert "'value_readout': prototypes are for method exact, not positive_random" in message
+    assert "'reward': goal_distance needs" in _refusal(_changed(base, "reward.source", "goal_distance"))
 
 
 def test_all_faults_are_told_at_once(base: dict[str, Any]) -> None:

@@ -13,7 +13,11 @@ from cvl_pipeline.pipeline_registry import register_pipelines, register_stages
 from cvl_pipeline.settings import CONFIG_LOADER_ARGS
 
 CONF = Path(__file__).parents[2] / "conf"
-LAYERS = {"01_raw": "raw", "02_intermediate": "intermediate", "06_models": "models"} | {
+LAYERS = {
+    "01_raw": "raw",
+    "02_intermediate": "intermediate",
+    "03_primary": "primary",
+    "06_models": "models",
     "07_model_output": "model_output",
     "08_reporting": "reporting",
 }
@@ -21,8 +25,13 @@ LAYERS = {"01_raw": "raw", "02_intermediate": "intermediate", "06_models": "mode
 
 @pytest.fixture(scope="module")
 def catalog() -> dict[str, Any]:
-    OmegaConf.clear_resolver("artifact_folder")
-    return CheckedConfigLoader(str(CONF), **CONFIG_LOADER_ARGS)["catalog"]
+    return _catalog()
+
+
+def _catalog(**runtime: Any) -> dict[str, Any]:
+    for resolver in ("artifact_folder", "reward_folder"):
+        OmegaConf.clear_resolver(resolver)
+    return CheckedConfigLoader(str(CONF), runtime_params=runtime, **CONFIG_LOADER_ARGS)["catalog"]
 
 
 def _inputs(stage: str) -> set[str]:
@@ -78,14 +87,39 @@ def test_the_dynamics_read_nothing_that_holds_a_reward() -> None:
     }
     # Upstream of the critic, the rewards are made beside the transitions and go elsewhere.
     upstream = register_pipelines()["__default__"].to_outputs("critic")
-    consumers = {node.name for node in upstream.nodes if "rewards" in node.inputs}
-    assert consumers == set()
+    read = {name for node in upstream.nodes for name in node.inputs}
+    assert not read & {"rewards", "labels", "params:reward"}
+
+
+def test_what_follows_from_a_reward_is_filed_under_it_and_nothing_else_is() -> None:
+    """Another reward must not overwrite what the first one gave, nor move what none of them touches."""
+    plain, other = _catalog(), _catalog(reward={"source": "success"})
+    moved = {name for name in plain if plain[name]["filepath"] != other[name]["filepath"]}
+    pipeline = register_pipelines()["__default__"]
+    follows: set[str] = set()
+    for node in pipeline.nodes:  # in the order of the run
+        if {"params:reward", *follows} & set(node.inputs):
+            follows |= set(node.outputs)
+    assert {"labels", "readout", "policy", "metrics", "rollouts", "bc_rollouts"} <= follows
+    assert not follows & {"critic", "bc_policy", "bc_rollout_transitions", "bc_rollout_rewards"}
+    assert moved == follows | {"policy_checkpoints"}
+
+
+def test_rollouts_are_scored_by_the_reward_in_force_without_the_simulator() -> None:
+    nodes = {node.name: node for node in register_stages()["evaluation"].nodes}
+    for name in ("evaluation.roll_out", "evaluation.roll_out_bc"):
+        assert "simulator" in nodes[name].tags
+        assert "params:reward" not in nodes[name].inputs
+    assert "simulator" not in nodes["evaluation.score"].tags
+    assert "params:reward" in nodes["evaluation.score"].inputs
+    # The behaviour is scored by the same reward.
+    assert "labels" in nodes["evaluation.summarise"].inputs
 
 
 def test_the_clone_needs_no_critic() -> None:
     upstream = register_pipelines()["__default__"].to_outputs("bc_policy")
     read = {name for node in upstream.nodes for name in node.inputs}
-    assert not read & {"critic", "readout", "rewards"}
+    assert not read & {"critic", "readout", "rewards", "labels"}
 
 
 def test_every_dataset_of_the_pipelines_is_in_the_catalog_and_none_else(catalog: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,29 +9,12 @@ import torch
 from torch import Tensor
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.policies import advantages as module
 from cvl_pipeline.policies.advantages import advantages, fitted_value, marginal_actions
-from cvl_pipeline.readout.exact import Readout, state_action_values
+from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.trajectories.container import Transitions
-from tests.builders import make_transitions, policy_parameters
-
-DISCOUNT = 0.5
-
-
-class LogitCritic(ContrastiveCritic):
-    """Two references worth 1 and 0: Q = 2 sigmoid(g(s) + h(a)), with g and h given."""
-
-    def __init__(self, state_weight: float, action_weight: float) -> None:
-        super().__init__(CriticShape(3, 2, (), 2, "raw", 1.0, False, 0.9))
-        self.weights = (state_weight, action_weight)
-
-    def phi(self, observations: Tensor, actions: Tensor) -> Tensor:
-        logit = self.weights[0] * observations[:, 0] + self.weights[1] * actions[:, 0]
-        return torch.stack([logit, torch.zeros_like(logit)], dim=-1)
-
-
-READOUT = Readout(torch.eye(2), torch.tensor([1.0, 0.0]), torch.tensor(1.0), torch.tensor(DISCOUNT))
+from tests.builders import make_discrete_transitions, make_transitions, policy_parameters
+from tests.policies.toys import DISCOUNT, READOUT, LinearCritic, SignCritic, q_of
 
 
 @pytest.fixture
@@ -38,23 +22,25 @@ def data() -> Transitions:
     return make_transitions([40] * 5, [False] * 5)
 
 
-def _values(critic: ContrastiveCritic, data: Transitions) -> Tensor:
-    return state_action_values(critic, READOUT, data.states(), data.actions)[0]
+def _values(q: QFunction, data: Transitions) -> Tensor:
+    return q.in_batches(data.states(), data.actions)[0]
+
+
+def _marginal(q: QFunction, data: Transitions, seed: int = 0, **changes: Any) -> Tensor:
+    with torch.no_grad():
+        return marginal_actions(q, data, _values(q, data), policy_parameters(**changes), seed)
 
 
 def test_a_value_of_the_state_alone_cancels_exactly_against_marginal_actions(data: Transitions) -> None:
-    critic = LogitCritic(2.0, 0.0)
-    values = _values(critic, data)
+    q = q_of(LinearCritic(2.0, 0.0))
+    values = _values(q, data)
     assert values.std() > 0.1
-    baseline = marginal_actions(critic, READOUT, data, values, policy_parameters(baseline_actions=4), 0)
-    assert torch.equal(values - baseline, torch.zeros_like(values))
-    assert torch.equal(advantages(critic, READOUT, data, policy_parameters(), 0), torch.zeros(200))
+    assert torch.equal(values - _marginal(q, data, baseline_actions=4), torch.zeros_like(values))
+    assert torch.equal(advantages(q, data, policy_parameters(), 0), torch.zeros(200))
 
 
 def test_marginal_actions_averages_q_over_logged_actions(data: Transitions) -> None:
-    critic = LogitCritic(1.0, 2.0)
-    values = _values(critic, data)
-    baseline = marginal_actions(critic, READOUT, data, values, policy_parameters(baseline_actions=400), 0)
+    baseline = _marginal(q_of(LinearCritic(1.0, 2.0)), data, baseline_actions=400)
     logits = data.states()[:, None, 0] + 2.0 * data.actions[None, :, 0]
     expected = (logits.sigmoid() / (1.0 - DISCOUNT)).mean(1)
     np.testing.assert_allclose(baseline, expected, atol=0.12)  # the spread of Q over actions is about 0.4
@@ -62,41 +48,61 @@ def test_marginal_actions_averages_q_over_logged_actions(data: Transitions) -> N
 
 
 def test_marginal_actions_is_determined_by_the_seed(data: Transitions) -> None:
-    critic = LogitCritic(1.0, 2.0)
-    values = _values(critic, data)
-    first, again, other = (
-        marginal_actions(critic, READOUT, data, values, policy_parameters(), seed) for seed in (0, 0, 1)
-    )
+    q = q_of(LinearCritic(1.0, 2.0))
+    first, again, other = (_marginal(q, data, seed) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
+def test_the_mean_over_discrete_actions_is_exact_and_weighs_them_by_their_frequency() -> None:
+    data = make_discrete_transitions([40] * 5, [False] * 5)
+    frequency = data.actions.double().mean(0)
+    assert frequency[0] > frequency[1] > frequency[2], "the frequencies are to differ"
+    baseline = _marginal(q_of(SignCritic()), data, baseline_actions=1)
+    place = 2.0 * data.states()[:, 0].double()
+    of_actions = torch.stack([place, -place, torch.zeros_like(place)], dim=1).sigmoid() / (1.0 - DISCOUNT)
+    np.testing.assert_allclose(baseline, of_actions @ frequency, rtol=1e-5)
+    # Nothing is drawn.
+    assert torch.equal(_marginal(q_of(SignCritic()), data, seed=1, baseline_actions=7), baseline)
+
+
+def test_advantages_of_discrete_actions_are_those_of_the_better_ones() -> None:
+    data = make_discrete_transitions([40] * 5, [False] * 5)
+    result = advantages(q_of(SignCritic()), data, policy_parameters(), 0)
+    chosen, best = data.actions.argmax(1), SignCritic.best(data.states())
+    worst = 1 - best
+    assert float(result.std(unbiased=False)) == pytest.approx(1.0, rel=1e-5)
+    assert (result[chosen == best] > 0.0).all()
+    assert (result[chosen == worst] < 0.0).all()
+
+
 @pytest.mark.parametrize("baseline", ["marginal_actions", "fitted_value"])
 def test_advantages_have_unit_standard_deviation_and_rank_actions(data: Transitions, baseline: str) -> None:
-    critic = LogitCritic(1.5, 1.0)
+    q = q_of(LinearCritic(1.5, 1.0))
     parameters = policy_parameters(
         baseline=baseline, baseline_actions=64, value_steps=300, training={"learning_rate": 3e-3}
     )
-    result = advantages(critic, READOUT, data, parameters, 0)
+    result = advantages(q, data, parameters, 0)
     assert result.shape == (200,)
+    assert not result.requires_grad
     assert float(result.std(unbiased=False)) == pytest.approx(1.0, rel=1e-5)
     correlation = np.corrcoef(result, data.actions[:, 0])[0, 1]
     # Q itself says more about the state than about the action: the baseline turns that round.
-    assert correlation > 0.8 > np.corrcoef(_values(critic, data), data.actions[:, 0])[0, 1]
+    assert correlation > 0.8 > np.corrcoef(_values(q, data), data.actions[:, 0])[0, 1]
 
 
 def test_advantages_do_not_depend_on_the_scale_of_the_rewards(data: Transitions) -> None:
-    critic = LogitCritic(1.0, 2.0)
-    scaled = replace(READOUT, rewards=1000.0 * READOUT.rewards)
-    plain = advantages(critic, READOUT, data, policy_parameters(), 0)
-    np.testing.assert_allclose(advantages(critic, scaled, data, policy_parameters(), 0), plain, atol=1e-3)
+    critic = LinearCritic(1.0, 2.0)
+    scaled = QFunction(critic, replace(READOUT, rewards=1000.0 * READOUT.rewards))
+    plain = advantages(q_of(critic), data, policy_parameters(), 0)
+    np.testing.assert_allclose(advantages(scaled, data, policy_parameters(), 0), plain, atol=1e-3)
 
 
 def test_a_fitted_value_is_the_mean_of_q_given_the_state(data: Transitions) -> None:
-    critic = LogitCritic(1.5, 1.0)
-    values = _values(critic, data)
+    q = q_of(LinearCritic(1.5, 1.0))
+    values = _values(q, data)
     parameters = policy_parameters(value_steps=400, hidden=(32,), training={"learning_rate": 3e-3})
-    fitted = fitted_value(critic, READOUT, data, values, parameters, 0)
+    fitted = fitted_value(q, data, values, parameters, 0)
     assert fitted.shape == values.shape
     state_only = (1.5 * data.states()[:, 0]).sigmoid() / (1.0 - DISCOUNT)
     assert np.corrcoef(fitted.detach(), state_only)[0, 1] > 0.95
@@ -104,17 +110,17 @@ def test_a_fitted_value_is_the_mean_of_q_given_the_state(data: Transitions) -> N
 
 
 def test_fitting_leaves_the_global_generator_alone(data: Transitions) -> None:
-    critic = LogitCritic(1.0, 1.0)
+    q = q_of(LinearCritic(1.0, 1.0))
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    advantages(critic, READOUT, data, policy_parameters(baseline="fitted_value"), 0)
+    advantages(q, data, policy_parameters(baseline="fitted_value"), 0)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_an_unknown_baseline_is_refused_with_the_known_ones(data: Transitions) -> None:
     parameters = policy_parameters().model_copy(update={"baseline": "mean"})
     with pytest.raises(InputError, match="unknown baseline 'mean': known: fitted_value, marginal_actions"):
-        advantages(LogitCritic(1.0, 1.0), READOUT, data, parameters, 0)
+        advantages(q_of(LinearCritic(1.0, 1.0)), data, parameters, 0)
 
 
 def test_every_baseline_that_the_parameters_allow_is_there() -> None:

@@ -1,33 +1,48 @@
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from benchmarks.finite_mdp import FiniteMDP, grid_world
+from numpy.typing import NDArray
 from scipy import stats
 
-from cvl_pipeline.readout.diagnostics import value_report, value_table
-from cvl_pipeline.readout.exact import build_readout, state_action_values
-from cvl_pipeline.readout.parameters import ReadoutParameters
-from cvl_pipeline.trajectories.container import Split
-from tests.builders import slices
-from benchmarks.finite_mdp import ExactCritic, grid_world, sampler_marginal
+from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
+from cvl_pipeline.readout.build import build_readout
+from cvl_pipeline.readout.diagnostics import readout_error, value_report, value_table
+from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.trajectories.container import Rewards, Split, Transitions
+from tests.builders import make_rewards, make_transitions, readout_parameters, slices, split_first
+from tests.readout.laws import critic_of, log_law
+
+LOGGER = "cvl_pipeline.readout.diagnostics"
 
 
-def _table(
-    terminal: bool, discount: float = 0.9, episodes: int = 120, references: int = 4000
-) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """The table of an exact critic, and the same columns written out episode by episode."""
-    mdp = grid_world(terminal=terminal, discount=discount)
+def _logged(
+    terminal: bool, discount: float, episodes: int
+) -> tuple[FiniteMDP, Transitions, Rewards, Split, ContrastiveCritic]:
+    """A log, half of it held out, and the critic that fits it perfectly."""
+    mdp = replace(grid_world(terminal=terminal), discount=discount)
     transitions, rewards = mdp.log_episodes(episodes, 60, seed=0)
     split = Split(train=torch.arange(0, episodes // 2), validation=torch.arange(episodes // 2, episodes))
-    marginal = sampler_marginal(mdp, transitions)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(marginal > 0.0, np.log(mdp.p_gamma()) - np.log(marginal), 0.0)
-    critic = ExactCritic(ratio, 1.0, mdp.discount)
-    parameters = ReadoutParameters(references=references)
+    return mdp, transitions, rewards, split, critic_of(log_law(mdp, transitions), discount)
+
+
+def _table(terminal: bool, discount: float = 0.9, episodes: int = 60, **changes: Any) -> pd.DataFrame:
+    _, transitions, rewards, split, critic = _logged(terminal, discount, episodes)
+    parameters = readout_parameters(**changes)
     readout = build_readout(critic, transitions, rewards, split, parameters, seed=0)
-    table = value_table(critic, readout, transitions, rewards, split)
+    return value_table(QFunction(critic, readout), transitions, rewards, split, parameters, seed=0)
+
+
+def _expected(terminal: bool, discount: float = 0.9, episodes: int = 60) -> dict[str, NDArray[np.float64]]:
+    """Episode, step and return of the table, written out episode by episode."""
+    _, transitions, rewards, split, _ = _logged(terminal, discount, episodes)
     expected: dict[str, list[float]] = {"episode": [], "step": [], "return": []}
     whole = slices(transitions)
     for e in split.validation.tolist():
@@ -40,37 +55,75 @@ def _table(
             expected["episode"].append(e)
             expected["step"].append(t)
             expected["return"].append(total)
-    held_out = transitions.select(split.validation)
-    q, sizes = state_action_values(critic, readout, held_out.states(), held_out.actions)
-    columns = {name: np.array(values) for name, values in expected.items()}
-    return table, columns | {"q": q.numpy(), "effective_sample_size": sizes.numpy()}
+    return {name: np.array(values) for name, values in expected.items()}
 
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_value_table_lays_q_beside_the_return_of_every_held_out_transition(terminal: bool) -> None:
-    table, expected = _table(terminal)
-    assert set(table.columns) == set(expected)
-    for name, values in expected.items():
+    _, transitions, rewards, split, critic = _logged(terminal, 0.9, 60)
+    table, held_out = _table(terminal, references=500), transitions.select(split.validation)
+    for name, values in _expected(terminal).items():
         np.testing.assert_allclose(table[name], values, rtol=1e-5, err_msg=name)
+    readout = build_readout(critic, transitions, rewards, split, readout_parameters(references=500), seed=0)
+    q, sizes = QFunction(critic, readout).in_batches(held_out.states(), held_out.actions)
+    np.testing.assert_array_equal(table["q"], q)
+    np.testing.assert_array_equal(table["effective_sample_size"], sizes)
+    assert list(table.columns) == ["episode", "step", "q", "return", "effective_sample_size", "q_exact"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"references": 300}, {"prototypes": 4}, {"self_normalised": False, "references": 300}],
+    ids=str,
+)
+def test_some_transitions_get_the_value_of_the_exact_readout_too(changes: dict[str, Any]) -> None:
+    exact, table = _table(True), _table(True, compared_transitions=50, **changes)
+    compared = table["q_exact"].notna()
+    assert compared.sum() == 50
+    np.testing.assert_allclose(table["q_exact"][compared], exact["q"][compared], rtol=1e-5)
+    assert (table["q"] - exact["q"]).abs().mean() > 1e-2, "the readout itself is another"
+    # Not the first of them, which would all be of one episode.
+    assert table["episode"][compared].nunique() > 5
+
+
+def test_of_few_held_out_transitions_all_are_compared() -> None:
+    table = _table(False, episodes=4, compared_transitions=10_000)
+    assert len(table) == 120
+    np.testing.assert_allclose(table["q_exact"], table["q"], rtol=1e-5)
+
+
+def test_features_have_the_sample_size_of_the_exact_readout() -> None:
+    exact = _table(True)
+    table = _table(True, method="positive_random", compared_transitions=50)
+    compared = table["q_exact"].notna()
+    sizes = table["effective_sample_size"]
+    np.testing.assert_allclose(sizes[compared], exact["effective_sample_size"][compared], rtol=1e-5)
+    assert sizes[~compared].isna().all()
 
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_exact_values_are_calibrated_against_the_returns_of_the_table(terminal: bool) -> None:
     """The returns are normalised so that they estimate what the readout estimates: slope one, no offset."""
-    table, _ = _table(terminal, discount=0.8, episodes=1200 if terminal else 300, references=10_000)
+    table = _table(terminal, discount=0.8, episodes=1200 if terminal else 300)
     early = table[table["step"] < 30] if not terminal else table
     line = stats.linregress(early["q"], early["return"])
     assert abs(line.slope - 1.0) < 0.1
     assert abs(early["q"].mean() - early["return"].mean()) < 0.1 * early["return"].std()
 
 
-def _values(q: list[float], returns: list[float]) -> pd.DataFrame:
+# The report.
+
+
+def _values(q: list[float], returns: list[float], exact: list[float] | None = None) -> pd.DataFrame:
     sizes = [float(10 * (i + 1)) for i in range(len(q))]
-    return pd.DataFrame({"q": q, "return": returns, "effective_sample_size": sizes})
+    return pd.DataFrame(
+        {"q": q, "return": returns, "effective_sample_size": sizes, "q_exact": q if exact is None else exact}
+    )
 
 
 def test_report_of_numbers_made_by_hand() -> None:
-    report = value_report(_values([1.0, 2.0, 3.0, 4.0], [3.0, 5.0, 7.0, 9.0]), references=50)
+    values = _values([1.0, 2.0, 3.0, 4.0], [3.0, 5.0, 7.0, 9.0], exact=[0.0, np.nan, 4.0, 5.0])
+    report = value_report(values, readout_parameters())
     assert report["slope"] == pytest.approx(2.0)
     assert report["intercept"] == pytest.approx(1.0)
     assert report["pearson"] == pytest.approx(1.0)
@@ -79,23 +132,105 @@ def test_report_of_numbers_made_by_hand() -> None:
     assert report["return_mean"] == pytest.approx(6.0)
     assert report["effective_sample_size_median"] == pytest.approx(25.0)
     assert report["effective_sample_size_p10"] == pytest.approx(13.0)
-    assert report["references"] == 50.0
+    # Off by one on each of the three compared; the standard deviation of 0, 4, 5 is sqrt(14/3).
+    assert report["readout_error"] == pytest.approx(np.sqrt(3.0 / 14.0))
+    assert report["readout_rank_correlation"] == pytest.approx(1.0)
     assert report["transitions"] == 4.0
 
 
 def test_spearman_looks_at_ranks_and_pearson_at_lines() -> None:
-    report = value_report(_values([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 1000.0]), references=5)
+    report = value_report(_values([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 1000.0]), readout_parameters())
     assert report["spearman"] == pytest.approx(1.0)
     assert report["pearson"] is not None
     assert report["pearson"] < 0.9
-    assert value_report(_values([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]), 5)["spearman"] == pytest.approx(-1.0)
+    falling = value_report(_values([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]), readout_parameters())
+    assert falling["spearman"] == pytest.approx(-1.0)
 
 
 @pytest.mark.parametrize(("q", "returns"), [([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]), ([1.0, 2.0, 3.0], [0.0] * 3)])
 def test_a_correlation_with_a_constant_is_none_and_warns_of_nothing(
     q: list[float], returns: list[float]
 ) -> None:
-    report = value_report(_values(q, returns), references=5)
+    report = value_report(_values(q, returns), readout_parameters())
     for name in ("spearman", "pearson", "slope", "intercept"):
         assert report[name] is None
     assert report["q_mean"] == pytest.approx(np.mean(q))
+
+
+def test_the_readouts_own_error_is_in_standard_deviations_of_the_exact_values() -> None:
+    exact = np.array([1.0, 2.0, 3.0, 4.0])
+    for shift in (0.0, 1.0, -2.5):
+        error, rank = readout_error(exact + shift * exact.std(), exact)
+        assert error == pytest.approx(abs(shift))
+        assert rank == pytest.approx(1.0)
+    assert readout_error(-exact, exact)[1] == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize(("values", "exact"), [([1.0, 1.0], [1.0, 2.0]), ([1.0, 2.0], [3.0, 3.0])])
+def test_a_constant_readout_has_no_error_to_speak_of(values: list[float], exact: list[float]) -> None:
+    assert readout_error(np.array(values), np.array(exact)) == (None, None)
+    report = value_report(_values(values, [1.0, 2.0], exact), readout_parameters())
+    assert report["readout_error"] is None
+    assert report["readout_rank_correlation"] is None
+
+
+# The warning.
+
+
+def _report(temperature: float, **changes: Any) -> dict[str, float | None]:
+    """Of an untrained critic on the unit sphere, whose actions matter to it."""
+    data = make_transitions([30] * 8, [False] * 8)
+    split, rewards = split_first(data, 6), make_rewards(data)
+    torch.manual_seed(0)
+    critic = ContrastiveCritic(CriticShape(3, 2, (32,), 16, "unit_norm", temperature, False, 0.9, False))
+    parameters = readout_parameters(**changes)
+    readout = build_readout(critic, data, rewards, split, parameters, seed=0)
+    return value_report(
+        value_table(QFunction(critic, readout), data, rewards, split, parameters, seed=0), parameters
+    )
+
+
+def test_features_that_cannot_carry_the_temperature_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger=LOGGER):
+        report = _report(0.1, method="random_fourier", features=64)
+    assert report["readout_rank_correlation"] is not None
+    assert report["readout_rank_correlation"] < 0.9
+    (message,) = caplog.messages
+    assert message.startswith("value_readout: random_fourier with 64 features misses the exact values by ")
+    assert f"(rank correlation {report['readout_rank_correlation']:.2f})" in message
+    assert message.endswith("take more, method exact, or a higher temperature")
+
+
+@pytest.mark.parametrize(
+    ("temperature", "changes"),
+    [(0.1, {}), (0.1, {"references": 5000}), (1.0, {"method": "random_fourier", "features": 65536})],
+    ids=str,
+)
+def test_a_readout_that_keeps_the_exact_order_is_not_warned_of(
+    caplog: pytest.LogCaptureFixture, temperature: float, changes: dict[str, Any]
+) -> None:
+    with caplog.at_level(logging.WARNING, logger=LOGGER):
+        report = _report(temperature, **changes)
+    assert report["readout_rank_correlation"] is not None
+    assert report["readout_rank_correlation"] > 0.95
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"references": 50}, "exact with 50 references misses"),
+        ({"prototypes": 7}, "exact with 7 prototypes misses"),
+        ({"method": "positive_random", "references": 50}, "positive_random with 64 features misses"),
+        ({"self_normalised": False}, "exact with all references misses"),
+        ({"self_normalised": False}, "take self_normalised=true, more, method exact"),
+    ],
+)
+def test_the_warning_names_what_there_is_too_little_of(
+    caplog: pytest.LogCaptureFixture, changes: dict[str, Any], words: str
+) -> None:
+    values = _values([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], exact=[3.0, 1.0, 2.0])
+    with caplog.at_level(logging.WARNING, logger=LOGGER):
+        value_report(values, readout_parameters(**changes))
+    (message,) = caplog.messages
+    assert words in message

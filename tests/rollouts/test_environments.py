@@ -1,18 +1,22 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Space
 from numpy.typing import NDArray
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.rollouts.environments import (
+    GymnasiumEnvironment,
     MetaWorldEnvironment,
     MetaWorldExpert,
     metaworld_tasks,
 )
+from tests.rollouts.toys import Spaces
 
 TASKS = ("reach-v3", "door-open-v3", "push-v3")
 
@@ -117,3 +121,119 @@ def test_the_expert_solves_reach_because_it_sees_the_goal() -> None:
                 break
         solved += bool(info["success"])
     assert solved == 3
+
+
+VECTOR = Box(-1.0, 1.0, (2,), np.float32)
+
+
+@pytest.fixture
+def register() -> Iterator[Callable[[Space[Any], Space[Any]], str]]:
+    """Registers an environment of the given spaces and returns its id."""
+    name = "tests/Spaces-v0"
+
+    def register(observations: Space[Any], actions: Space[Any]) -> str:
+        gymnasium.register(
+            name,
+            entry_point="tests.rollouts.toys:Spaces",
+            max_episode_steps=3,
+            kwargs={"observations": observations, "actions": actions},
+            disable_env_checker=True,
+        )
+        return name
+
+    yield register
+    gymnasium.registry.pop(name, None)
+
+
+def test_discrete_actions_are_one_hot_vectors_of_which_the_environment_gets_the_index() -> None:
+    ours, theirs = GymnasiumEnvironment("CartPole-v1"), gymnasium.make("CartPole-v1")
+    assert ours.discrete
+    assert ours.action_space == Box(0.0, 1.0, (2,), np.float32)
+    observation, _ = ours.reset(seed=5)
+    np.testing.assert_array_equal(observation, theirs.reset(seed=5)[0])
+    for chosen in (0, 1, 1, 0):
+        observation, reward, terminated, truncated, _ = ours.step(np.eye(2, dtype=np.float32)[chosen])
+        expected = theirs.step(chosen)
+        np.testing.assert_array_equal(observation, expected[0])
+        assert (reward, terminated, truncated) == expected[1:4]
+    ours.close()
+    theirs.close()
+
+
+def test_continuous_actions_pass_as_they_are() -> None:
+    ours, theirs = GymnasiumEnvironment("Pendulum-v1"), gymnasium.make("Pendulum-v1")
+    assert not ours.discrete
+    assert ours.action_space == theirs.action_space
+    assert ours.observation_space == theirs.observation_space
+    np.testing.assert_array_equal(ours.reset(seed=5)[0], theirs.reset(seed=5)[0])
+    for torque in (-2.0, 0.3, 1.7):
+        action = np.array([torque], dtype=np.float32)
+        observation, reward, *_ = ours.step(action)
+        expected = theirs.step(action)
+        np.testing.assert_array_equal(observation, expected[0])
+        assert reward == expected[1]
+
+
+@pytest.mark.parametrize(("steps", "length"), [(7, 7), (None, 200)])
+def test_episodes_end_at_the_length_asked_for_or_registered(steps: int | None, length: int) -> None:
+    environment = GymnasiumEnvironment("Pendulum-v1", steps)
+    for _ in range(2):
+        environment.reset(seed=0)
+        ends = [environment.step(np.zeros(1, dtype=np.float32))[2:4] for _ in range(length)]
+        assert ends == [(False, False)] * (length - 1) + [(False, True)]
+
+
+def test_the_seed_determines_a_gymnasium_episode_whatever_happened_before() -> None:
+    environment = GymnasiumEnvironment("CartPole-v1")
+    first, _ = environment.reset(seed=3)
+    other, _ = environment.reset(seed=4)
+    environment.step(np.array([1.0, 0.0], dtype=np.float32))
+    np.testing.assert_array_equal(environment.reset(seed=3)[0], first)
+    assert not np.array_equal(first, other)
+
+
+def test_observations_are_copies_that_the_environment_cannot_change(
+    register: Callable[[Space[Any], Space[Any]], str],
+) -> None:
+    environment = GymnasiumEnvironment(register(VECTOR, VECTOR))
+    rows = [environment.reset(seed=0)[0]]
+    rows += [environment.step(np.zeros(2, dtype=np.float32))[0] for _ in range(3)]
+    assert np.stack(rows)[:, 0].tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_discrete_actions_need_not_start_at_zero(register: Callable[[Space[Any], Space[Any]], str]) -> None:
+    environment = GymnasiumEnvironment(register(VECTOR, Discrete(3, start=-1)))
+    environment.reset(seed=0)
+    for row in np.eye(3, dtype=np.float32):
+        environment.step(row)
+    inner = environment._environment.unwrapped
+    assert isinstance(inner, Spaces)
+    assert inner.executed == [-1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions", "message"),
+    [
+        (Dict({"place": VECTOR}), VECTOR, r"observations are Dict\(.*, not a vector"),
+        (Discrete(5), VECTOR, r"observations are Discrete\(5\), not a vector"),
+        (Box(0, 255, (4, 4, 3), np.uint8), VECTOR, r"observations are Box.*, not a vector"),
+        (VECTOR, MultiDiscrete([2, 3]), r"actions are MultiDiscrete.*, neither a vector nor discrete"),
+        (VECTOR, Box(-1.0, 1.0, (2, 2), np.float32), r"actions are Box.*, neither a vector nor discrete"),
+        (VECTOR, Box(-np.inf, np.inf, (2,), np.float32), r"actions are Box.*, not bounded"),
+    ],
+)
+def test_spaces_that_the_method_cannot_take_are_refused(
+    register: Callable[[Space[Any], Space[Any]], str],
+    observations: Space[Any],
+    actions: Space[Any],
+    message: str,
+) -> None:
+    with pytest.raises(InputError, match=rf"'tests/Spaces-v0': {message}"):
+        GymnasiumEnvironment(register(observations, actions))
+
+
+@pytest.mark.parametrize("name", ["NoSuch-v0", "CartPole-v99", "not an id", "no_such_module:CartPole-v1"])
+def test_an_unknown_gymnasium_environment_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(InputError, match=f"^Gymnasium environment '{name}': ") as caught:
+        GymnasiumEnvironment(name)
+    assert "\n" not in str(caught.value)

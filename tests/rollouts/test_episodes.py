@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.rollouts import episodes as module
+from cvl_pipeline.rollouts.environments import Array, GymnasiumEnvironment
 from cvl_pipeline.rollouts.episodes import (
     Episode,
     RolloutTask,
@@ -86,7 +90,7 @@ def test_cores_are_those_that_this_process_may_use() -> None:
 
 def test_stacked_episodes_hold_every_row_in_its_place() -> None:
     recorded = _run([9, 0, 8])
-    transitions, rewards = stack_episodes(recorded, Walk().action_space)
+    transitions, rewards = stack_episodes(recorded, Walk())
     validate_transitions(transitions)
     validate_rewards(rewards, transitions)
     assert transitions.lengths.tolist() == [len(episode.actions) for episode in recorded]
@@ -103,6 +107,35 @@ def test_stacked_episodes_hold_every_row_in_its_place() -> None:
         assert getattr(transitions, name).dtype == torch.float32
     assert transitions.episode_starts.dtype == torch.int64
     assert transitions.terminated.dtype == rewards.successes.dtype == torch.bool
+    assert not transitions.discrete
+
+
+class Lever:
+    """Two actions by turns, the one that the seed says first, as one-hot vectors."""
+
+    def start(self, seeds: Sequence[int]) -> None:
+        self.seeds = list(seeds)
+        self.steps = 0
+
+    def act(self, observations: list[Array], running: list[int]) -> list[Array]:
+        self.steps += 1
+        return [np.eye(2)[(self.seeds[i] + self.steps) % 2] for i in running]
+
+
+def test_episodes_of_discrete_actions_say_so_and_hold_one_hot_vectors() -> None:
+    make = partial(GymnasiumEnvironment, "CartPole-v1", 12)
+    recorded = run_episodes(RolloutTask(make, Lever), list(range(12)), workers=1, description="test")
+    transitions, rewards = stack_episodes(recorded, make())
+    validate_transitions(transitions)
+    validate_rewards(rewards, transitions)
+    assert transitions.discrete.dtype == torch.bool
+    assert transitions.discrete
+    assert transitions.action_low.tolist() == [0.0, 0.0]
+    assert transitions.action_high.tolist() == [1.0, 1.0]
+    assert (transitions.terminated ^ transitions.truncated).all()
+    for e, episode in enumerate(recorded):
+        expected = [(e + step) % 2 for step in range(1, len(episode.actions) + 1)]
+        assert [int(np.argmax(action)) for action in episode.actions] == expected
 
 
 def test_a_worker_that_dies_is_told_with_what_to_do() -> None:

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.networks.actor import ActorShape, GaussianActor
+from cvl_pipeline.networks.actor import Actor, ActorShape, CategoricalActor, GaussianActor
+from cvl_pipeline.policies.best_of_n import BestOfN
 from cvl_pipeline.rollouts import episodes as module
 from cvl_pipeline.rollouts.collection import episode_seeds
-from cvl_pipeline.rollouts.environments import MetaWorldEnvironment
-from cvl_pipeline.rollouts.episodes import Episode
-from cvl_pipeline.rollouts.evaluation import ActorPolicy, evaluate_metaworld, rollout_table
+from cvl_pipeline.rollouts.environments import GymnasiumEnvironment, MetaWorldEnvironment
+from cvl_pipeline.rollouts.evaluation import ActorPolicy, evaluate, evaluate_metaworld, rollout_table
+from cvl_pipeline.trajectories.container import Rewards, Transitions
+from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
+from tests.builders import make_transitions
+from tests.policies.toys import TargetCritic, q_of
+from tests.rollouts.toys import Walk
 
 
 def _actor() -> GaussianActor:
@@ -19,32 +25,38 @@ def _actor() -> GaussianActor:
     return GaussianActor(ActorShape(39, 4, (16,)))
 
 
-def _evaluate(workers: int, episodes: int = 3) -> pd.DataFrame:
+def _evaluate(workers: int, episodes: int = 3) -> tuple[Transitions, Rewards]:
     return evaluate_metaworld(
         _actor(), "reach-v3", episodes=episodes, episode_steps=5, seed=2, workers=workers, name="test"
     )
 
 
-def test_a_row_is_the_episode_that_its_seed_and_the_mode_of_the_policy_determine() -> None:
-    table = _evaluate(workers=1)
-    assert table["episode_seed"].tolist() == episode_seeds(2, "evaluation", 3)
+def test_a_rollout_is_the_episode_that_its_seed_and_the_mode_of_the_policy_determine() -> None:
+    transitions, rewards = _evaluate(workers=1)
+    validate_transitions(transitions)
+    validate_rewards(rewards, transitions)
+    assert transitions.lengths.tolist() == [5, 5, 5]
     environment, actor = MetaWorldEnvironment("reach-v3", 5), _actor()
-    for row in table.itertuples():
-        observation, _ = environment.reset(seed=int(str(row.episode_seed)))
-        total = 0.0
+    for episode, seed in enumerate(episode_seeds(2, "evaluation", 3)):
+        observation, _ = environment.reset(seed=seed)
+        observations, labels = [observation], []
         for _ in range(5):
             with torch.no_grad():
                 action = actor(torch.from_numpy(observation.astype(np.float32)))
             observation, reward, *_ = environment.step(action.numpy())
-            total += float(reward)
+            observations.append(observation)
+            labels.append(float(reward))
+        part = transitions.select(torch.tensor([episode]))
         # One forward pass for all episodes rounds differently from one for each.
-        assert table.loc[int(str(row.Index)), "return"] == pytest.approx(total, rel=1e-4)
-    assert table["length"].tolist() == [5, 5, 5]
+        np.testing.assert_allclose(part.observations, np.stack(observations), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(rewards.rewards[5 * episode : 5 * episode + 5], labels, rtol=1e-4)
 
 
 def test_processes_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH", 2)  # two batches of few simulations
-    pd.testing.assert_frame_equal(_evaluate(1, episodes=4), _evaluate(2, episodes=4), check_exact=True)
+    for one, other in zip(_evaluate(1, episodes=4), _evaluate(2, episodes=4), strict=True):
+        for name in vars(one):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
 def test_acting_is_deterministic_and_needs_no_gradient() -> None:
@@ -58,11 +70,57 @@ def test_acting_is_deterministic_and_needs_no_gradient() -> None:
     assert np.abs(first).max() <= 1.0
 
 
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
+def test_any_environment_of_gymnasium_is_evaluated_in(name: str) -> None:
+    discrete = name == "CartPole-v1"
+    torch.manual_seed(0)
+    actor: Actor = (
+        CategoricalActor(ActorShape(4, 2, (8,)))
+        if discrete
+        else GaussianActor(ActorShape(3, 1, (8,)), None, (torch.tensor([-2.0]), torch.tensor([2.0])))
+    )
+    make = partial(GymnasiumEnvironment, name, 15)
+    transitions, rewards = evaluate(actor, make, episodes=12, seed=0, workers=1, name="test")
+    validate_transitions(transitions)
+    validate_rewards(rewards, transitions)
+    assert transitions.episodes == 12
+    assert bool(transitions.discrete) == discrete
+    with torch.no_grad():
+        np.testing.assert_allclose(actor(transitions.states()), transitions.actions, atol=1e-5)
+    # Where each episode starts is what its seed says.
+    environment = make()
+    for episode, seed in enumerate(episode_seeds(0, "evaluation", 12)):
+        start = transitions.observations[int(transitions.episode_starts[episode]) + episode]
+        np.testing.assert_array_equal(start, environment.reset(seed=seed)[0])
+
+
+def test_a_policy_that_asks_its_critic_is_evaluated_like_any_other() -> None:
+    torch.manual_seed(0)
+
+    class Padded(torch.nn.Module):
+        """The walk has two numbers where the critic looks at three."""
+
+        def __init__(self, policy: BestOfN) -> None:
+            super().__init__()
+            self.policy = policy
+
+        def forward(self, observations: torch.Tensor) -> torch.Tensor:
+            actions: torch.Tensor = self.policy(torch.nn.functional.pad(observations, (0, 1)))
+            return actions[:, :1]
+
+    actor = GaussianActor(ActorShape(3, 2, (8,)))
+    policy = BestOfN(actor, q_of(TargetCritic()), actor.noise(64, torch.Generator().manual_seed(0)))
+    transitions, _ = evaluate(Padded(policy), Walk, episodes=3, seed=0, workers=1, name="test")
+    assert float((transitions.actions - TargetCritic.TARGET[0]).abs().max()) < 0.4
+
+
 def test_success_counts_at_any_step_and_returns_are_not_discounted() -> None:
-    solved = Episode([np.zeros(1)] * 4, [np.zeros(1)] * 3, [1.0, 2.0, 4.0], [False, True, False])
-    failed = Episode([np.zeros(1)] * 2, [np.zeros(1)], [0.5], [False])
-    table = rollout_table([7, 9], [solved, failed])
-    assert table["episode_seed"].tolist() == [7, 9]
+    transitions = make_transitions([3, 1], [False, True])
+    labels = Rewards(
+        torch.tensor([1.0, 2.0, 4.0, 0.5]), torch.tensor([False, True, False, False], dtype=torch.bool)
+    )
+    table = rollout_table(transitions, labels, 2)
+    assert table["episode_seed"].tolist() == episode_seeds(2, "evaluation", 2)
     assert table["return"].tolist() == [7.0, 0.5]
     assert table["success"].tolist() == [True, False]
     assert table["length"].tolist() == [3, 1]

@@ -1,4 +1,4 @@
-"""An environment of one number, importable by worker processes."""
+"""Small environments, importable by worker processes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Walk(Environment):
 
     def __init__(self, steps: int = 6) -> None:
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.discrete = False
         self.steps = steps
         self.executed: list[float] = []
 
@@ -50,3 +51,24 @@ class Dying(Walk):
 
     def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
         os._exit(9)
+
+
+class Spaces(gymnasium.Env[Any, Any]):
+    """An environment of any spaces. It fills one array for ever and remembers what it was asked to do."""
+
+    def __init__(self, observations: gymnasium.Space[Any], actions: gymnasium.Space[Any]) -> None:
+        self.observation_space = observations
+        self.action_space = actions
+        self.executed: list[Any] = []
+        self._buffer = np.zeros(observations.shape or (), dtype=np.float32)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        self._buffer[:] = 0.0
+        return self._buffer, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.executed.append(action)
+        self._buffer += 1.0
+        return self._buffer, 1.0, False, False, {"success": True}

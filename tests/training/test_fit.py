@@ -13,7 +13,8 @@ from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.policies.module import train_policy
-from cvl_pipeline.training.fit import fit, run_fingerprint
+from cvl_pipeline.readout.readouts import ExactReadout
+from cvl_pipeline.training.fit import PRECISIONS, fit, run_fingerprint
 from cvl_pipeline.trajectories.container import Transitions
 from cvl_pipeline.trajectories.preparation import fit_normalisation
 from tests.builders import (
@@ -128,8 +129,9 @@ def test_a_keyboard_interrupt_stops_the_run_and_keeps_what_was_done(tmp_path: Pa
     assert torch.equal(resumed.weight, whole.weight)
 
 
+@pytest.mark.parametrize("precision", sorted(PRECISIONS))
 def test_contrastive_training_resumes_to_the_very_same_critic(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     data = make_transitions([20] * 6, [True, False] * 3)
     arguments = (
@@ -137,7 +139,13 @@ def test_contrastive_training_resumes_to_the_very_same_critic(
         split_first(data, 4),
         identity_normalisation(data),
         dynamics_parameters(
-            learned_temperature=True, training={"steps": 90, "validation_interval": 30, "learning_rate": 0.01}
+            learned_temperature=True,
+            training={
+                "steps": 90,
+                "validation_interval": 30,
+                "learning_rate": 0.01,
+                "precision": precision,
+            },
         ),
         0,
     )
@@ -159,6 +167,26 @@ def test_contrastive_training_resumes_to_the_very_same_critic(
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
     pd.testing.assert_frame_equal(history, expected, check_exact=True)
+
+
+def test_every_precision_that_the_parameters_allow_is_there() -> None:
+    for name in PRECISIONS:
+        assert training_parameters(precision=name).precision == name
+
+
+@pytest.mark.parametrize("precision", sorted(PRECISIONS))
+def test_products_are_taken_in_the_precision_asked_for_and_weights_kept_in_single(precision: str) -> None:
+    seen = []
+
+    class Product(LineFit):
+        def training_loss(self, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            seen.append((torch.ones(1, 2) @ self.weight[:, None]).dtype)
+            return super().training_loss(generator)
+
+    module = Product(training_parameters(precision=precision), 0)
+    _train(module)
+    assert set(seen) == {getattr(torch, precision)}
+    assert module.weight.dtype == torch.float32
 
 
 def test_another_fingerprint_starts_anew(tmp_path: Path) -> None:
@@ -237,13 +265,39 @@ def test_fingerprint_tells_parameters_seeds_and_inputs_apart(transitions: Transi
 
 def test_fingerprint_sees_the_weights_of_a_critic(transitions: Transitions) -> None:
     torch.manual_seed(0)
-    critic = ContrastiveCritic(CriticShape(3, 2, (4,), 2, "raw", 1.0, False, 0.9))
+    critic = ContrastiveCritic(CriticShape(3, 2, (4,), 2, "raw", 1.0, False, 0.9, False))
     parameters = dynamics_parameters()
     before = run_fingerprint(parameters, 0, transitions, critic, None)
     assert run_fingerprint(parameters, 0, transitions, critic, None) == before
     with torch.no_grad():
         critic.state_dict()["psi_network.0.bias"][0] += 1.0
     assert run_fingerprint(parameters, 0, transitions, critic, None) != before
+
+
+def test_fingerprint_sees_the_numbers_of_a_readout() -> None:
+    readout = ExactReadout(
+        temperature=torch.tensor(0.5),
+        horizons=torch.zeros(0, dtype=torch.int64),
+        discount=0.9,
+        self_normalised=True,
+        psi=torch.eye(2),
+        rewards=torch.ones(2),
+        log_weights=torch.zeros(2),
+    )
+    parameters = dynamics_parameters()
+    prints = [
+        run_fingerprint(parameters, 0, changed)
+        for changed in (
+            readout,
+            replace(readout),
+            replace(readout, discount=0.91),
+            replace(readout, self_normalised=False),
+            replace(readout, rewards=torch.zeros(2)),
+            replace(readout, horizons=torch.tensor([1])),
+        )
+    ]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 5
 
 
 def test_other_normalisation_is_other_training(

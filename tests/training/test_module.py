@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Generator, Tensor
 
+from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.training import module as offline
 from cvl_pipeline.training.fit import fit
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.parameters import TrainingParameters
-from tests.builders import training_parameters
+from cvl_pipeline.trajectories.container import Transitions
+from tests.builders import dynamics_parameters, identity_normalisation, split_first, training_parameters
 from tests.training.toy import LineFit
 
 
@@ -32,6 +34,24 @@ def test_the_chunk_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
         weights.append(line.weight)
     assert torch.equal(weights[0], weights[1])
     assert torch.equal(weights[0], weights[2])
+    assert histories[0].equals(histories[1])
+
+
+def test_the_chunk_changes_no_result_in_bfloat16_either(
+    monkeypatch: pytest.MonkeyPatch, transitions: Transitions
+) -> None:
+    # Autocast may keep the narrow copy of a weight until its context ends, which here holds many steps.
+    histories = []
+    for chunk in (25, 1):
+        monkeypatch.setattr(offline, "CHUNK", chunk)
+        _, history = train_dynamics(
+            transitions,
+            split_first(transitions, 4),
+            identity_normalisation(transitions),
+            dynamics_parameters(training={"precision": "bfloat16", "steps": 30, "learning_rate": 0.01}),
+            0,
+        )
+        histories.append(history)
     assert histories[0].equals(histories[1])
 
 
@@ -91,6 +111,7 @@ def test_the_learning_rate_falls_along_half_a_cosine() -> None:
         ("learning_rate", float("nan")),
         ("learning_rate", float("inf")),
         ("validation_interval", 0),
+        ("precision", "float16"),
         ("momentum", 0.9),
     ],
 )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvl_pipeline.trajectories.container import Transitions
-from tests.builders import make_rewards, make_transitions, slices
+from tests.builders import make_discrete_transitions, make_rewards, make_transitions, slices
 
 EPISODES = st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=6)
 
@@ -82,10 +82,20 @@ def test_rewards_follow_the_transitions_that_are_selected(transitions: Transitio
     assert labels.successes.tolist() == rewards.successes[[13, 14, 15, 5]].tolist()
 
 
-def test_to_keeps_every_field(transitions: Transitions) -> None:
-    moved = transitions.to("cpu")
+def test_to_keeps_every_field() -> None:
+    data = make_discrete_transitions([5, 1, 7], [True, False, False])
+    moved = data.to("cpu")
     for field in fields(Transitions):
-        assert torch.equal(getattr(moved, field.name), getattr(transitions, field.name))
+        assert torch.equal(getattr(moved, field.name), getattr(data, field.name)), field.name
+
+
+def test_episodes_are_continuous_unless_they_say_otherwise_and_a_selection_says_the_same(
+    transitions: Transitions,
+) -> None:
+    discrete = make_discrete_transitions([5, 1, 7], [True, False, False])
+    for data, expected in ((transitions, False), (discrete, True)):
+        assert bool(data.discrete) is expected
+        assert bool(data.select(torch.tensor([2, 0])).discrete) is expected
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -12,6 +12,7 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.trajectories.container import Rewards, Transitions
 from cvl_pipeline.trajectories.preparation import (
     discounted_returns,
+    episode_summary,
     episode_table,
     fit_normalisation,
     split_episodes,
@@ -112,3 +113,15 @@ def test_episode_table_has_one_true_row_an_episode(transitions: Transitions, rew
         labels = rewards.select(torch.tensor(part["index"]))
         assert table["return"][e] == pytest.approx(float(labels.rewards.double().sum()), rel=1e-12)
         assert table["success"][e] == bool(labels.successes.any())
+
+
+def test_a_summary_counts_steps_adds_rewards_up_and_asks_for_success_at_any_step() -> None:
+    data = make_transitions([3, 1, 2], [False, True, False])
+    labels = Rewards(
+        rewards=torch.tensor([1.0, 2.0, 4.0, 0.5, -1.0, -2.0]),
+        successes=torch.tensor([False, True, False, False, False, True]),
+    )
+    table = episode_summary(data, labels)
+    assert table["length"].tolist() == [3, 1, 2]
+    assert table["return"].tolist() == [7.0, 0.5, -3.0]
+    assert table["success"].tolist() == [True, False, True]

@@ -9,6 +9,7 @@ import torch
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.trajectories.container import Rewards, Transitions
 from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
+from tests.builders import make_discrete_transitions
 
 
 def _with(values: torch.Tensor, place: tuple[int, int], value: float) -> torch.Tensor:
@@ -75,6 +76,22 @@ def test_faulty_episodes_are_refused_by_field_place_and_value(
         validate_transitions(replace(transitions, **change(transitions)))
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_discrete_actions_that_are_one_hot_pass() -> None:
+    validate_transitions(make_discrete_transitions([5, 1, 7], [True, False, False]))
+
+
+@pytest.mark.parametrize("row", [[0.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.7, 0.0]])
+def test_discrete_actions_that_are_not_one_hot_are_refused(row: list[float]) -> None:
+    data = make_discrete_transitions([5, 1, 7], [True, False, False])
+    actions = data.actions.clone()
+    actions[11] = torch.tensor(row)
+    faulty = replace(data, actions=actions)
+    with pytest.raises(InputError, match=r"transitions\.actions.* at transition 11 is not one-hot"):
+        validate_transitions(faulty)
+    # As vectors of a continuous space they are sound.
+    validate_transitions(replace(faulty, discrete=torch.tensor(False)))
 
 
 def test_no_episode_at_all_is_refused(transitions: Transitions) -> None:

@@ -19,7 +19,9 @@ from cvl_pipeline.trajectories.container import Normalisation, Split, Transition
 from cvl_pipeline.trajectories.sampling import Segments, SegmentSampler
 
 Observer = Callable[[Segments, Tensor], None]
-"""Sees every training batch and the psi of its futures, without a gradient; see ``readout.moving_average``."""
+"""Sees every training batch and the psi of its futures, without a gradient.
+
+See ``readout.moving_average``."""
 
 
 class ContrastiveDynamics(OfflineModule):
@@ -100,7 +102,9 @@ class ContrastiveDynamics(OfflineModule):
 
     def _contrast(self, sampler: SegmentSampler, generator: Generator) -> tuple[Tensor, Segments, Tensor]:
         """Logits (B, B) of a fresh batch, the batch, and the psi of its futures (B, D)."""
-        segments = sampler.sample(self.training_parameters.batch_size, generator)
+        segments = sampler.sample(
+            self.training_parameters.batch_size, generator, self.parameters_of_stage.segments_per_episode
+        )
         offsets = segments.offsets if self.parameters_of_stage.horizon_conditioning else None
         phi = self.critic.phi(segments.observations, segments.actions, offsets)
         psi = self.critic.psi(segments.futures, segments.absorbed)

@@ -14,18 +14,15 @@ class DynamicsParameters(Strict):
 
     discount: float = Field(gt=0.0, lt=1.0)  # gamma of p_gamma, per step
     loss: Literal["symmetric_infonce", "infonce", "nce"]
-    logsumexp_penalty: float = Field(
-        ge=0.0
-    )  # weight of the mean squared log-normaliser; 0.01 as published, with infonce
+    logsumexp_penalty: float = Field(ge=0.0)  # weight of the squared log-normaliser; published: 0.01, infonce
     horizon_conditioning: bool  # phi also takes the offset k: one critic then serves any discount
     representation: Literal["unit_norm", "raw"]
     representation_size: int = Field(ge=1)  # D, size of phi and psi
     hidden: Hidden  # hidden layers of phi and psi
     temperature: float = Field(gt=0.0)  # divides the logits
     learned_temperature: bool  # train it, starting from the value above
-    validation_batches: int = Field(
-        ge=1
-    )  # held-out batches, of the training batch's size, that metrics average
+    segments_per_episode: int = Field(ge=1)  # of a batch; with more, some negatives come from within it
+    validation_batches: int = Field(ge=1)  # held-out batches, as large as in training, that metrics average
     training: TrainingParameters
 
     @model_validator(mode="after")

@@ -67,8 +67,8 @@ class ContrastiveCritic(nn.Module):
 
     At the optimum of the contrastive loss ``f = log p_gamma(s' | s, a) / p(s')`` up to a constant
     (Mazoure et al. 2023, section 4.1). Inputs are standardised inside, so callers pass observations and
-    actions as the log has them. With horizon conditioning it is ``f(s, a, k, s') = log p_k(s' | s, a) / p(s')``,
-    p_k being the law of the state k steps ahead.
+    actions as the log has them. With horizon conditioning it is
+    ``f(s, a, k, s') = log p_k(s' | s, a) / p(s')``, p_k being the law of the state k steps ahead.
     """
 
     def __init__(self, shape: CriticShape, normalisation: Normalisation | None = None) -> None:
@@ -130,7 +130,8 @@ class ContrastiveCritic(nn.Module):
     def logits(self, phi: Tensor, psi: Tensor) -> Tensor:
         """The logits f of all pairs, (B, D) and (K, D) -> (B, K), in single precision.
 
-        Not in bfloat16, even under autocast: at temperature 0.1 its rounding of the product would be 0.04 in f.
+        Not in bfloat16, even under autocast: at temperature 0.1 its rounding of the product would be 0.04
+        in f.
         """
         with torch.autocast(phi.device.type, enabled=False):
             return phi.float() @ psi.float().T / self.temperature

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
@@ -29,6 +29,16 @@ class RunParameters(Strict):
     value_readout: ReadoutParameters
     policy_extraction: PolicyParameters
     evaluation: EvaluationParameters
+
+    @model_validator(mode="after")
+    def _readout_has_the_critics_discount(self) -> RunParameters:
+        wanted, dynamics = self.value_readout.discount, self.contrastive_dynamics
+        if wanted not in (None, dynamics.discount) and not dynamics.horizon_conditioning:
+            raise ValueError(
+                f"value_readout.discount is {wanted}, but contrastive_dynamics.discount {dynamics.discount}; "
+                "only with contrastive_dynamics.horizon_conditioning=true does one critic serve any discount"
+            )
+        return self
 
 
 def check_parameters(raw: dict[str, Any]) -> RunParameters:

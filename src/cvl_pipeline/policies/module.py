@@ -87,15 +87,15 @@ class PolicyExtraction(OfflineModule):
 
     def on_fit_start(self) -> None:
         """Put the data where the network is and compute what stays constant: the advantages."""
-        # A frozen copy, so that the caller's critic stays trainable and where it is. Its holder is no module, so
-        # it is neither trained nor checkpointed.
+        # A frozen copy, so that the caller's critic stays trainable and where it is. Its holder is no module,
+        # so it is neither trained nor checkpointed.
         self._q = self._q.frozen(self.device) if self._q else None
         train = self._train.to(self.device)
         advantage = torch.zeros(len(train), device=self.device)
         if self.parameters_of_stage.objective == "awr":
             advantage = advantages(self.q, train, self.parameters_of_stage, self.seed)
         if self.parameters_of_stage.objective == "published" and self._labels is not None:
-            self.sampler = SegmentSampler(train, self.q.critic.shape.discount)
+            self.sampler = SegmentSampler(train, self.q.readout.discount)
             self.rewards = self._labels.rewards.to(self.device)
         held_out = self._validation_data.to(self.device)
         self._train_batch = Batch(train.states(), train.actions, advantage)
@@ -178,8 +178,9 @@ def published(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """``0.95 (alpha log pi - exp(f(s, pi(s), s+)) r+) + 0.05 (-log pi(a | s))``, s+ a positive of (s, a).
 
-    The published code's objective: one future state, with its reward r+, stands for the whole readout. 0.05 is
-    ``cloning_share``, alpha ``entropy_weight``. The batch is drawn with its futures, so ``batch`` is unused.
+    The published code's objective: one future state, with its reward r+, stands for the whole readout.
+    0.05 is ``cloning_share``, alpha ``entropy_weight``. The batch is drawn with its futures, so ``batch`` is
+    unused.
     """
     parameters, critic = module.parameters_of_stage, module.q.critic
     segments = module.sampler.sample(len(batch.actions), generator)

@@ -41,8 +41,8 @@ def build_readout(
     discount = parameters.discount or critic.shape.discount
     if discount != critic.shape.discount and not critic.shape.horizon_conditioning:
         raise InputError(
-            f"value_readout.discount is {discount}, but the critic was trained for {critic.shape.discount} alone; "
-            "train it with contrastive_dynamics.horizon_conditioning=true to read out any discount"
+            f"value_readout.discount is {discount}, but the critic was trained for {critic.shape.discount} "
+            "alone; train it with contrastive_dynamics.horizon_conditioning=true to read out any discount"
         )
     generator = Generator().manual_seed(stream_seed(seed, "references", 0))
     train = transitions.select(split.train)

@@ -22,7 +22,7 @@ from cvl_pipeline.trajectories.preparation import discounted_returns
 logger = logging.getLogger(__name__)
 
 RANK_CORRELATION_NEEDED = 0.9
-"""Below it, a readout orders actions by its own error as much as by the critic's values, and a warning is due."""
+"""Below it, a readout orders actions by its own error as much as by the critic's values: a warning is due."""
 
 
 def value_table(
@@ -48,8 +48,8 @@ def value_table(
         seed: chooses those rows.
 
     Returns:
-        ``episode`` (id), ``step`` (within it), ``q``, ``return``, ``effective_sample_size``, and ``q_exact``: by
-        the exact, self-normalised readout over every logged future state; NaN where it was not computed.
+        ``episode`` (id), ``step`` (within it), ``q``, ``return``, ``effective_sample_size``, and ``q_exact``:
+        by the exact, self-normalised readout over every logged future state; NaN where it was not computed.
     """
     held_out = transitions.select(split.validation)
     held_out_labels = labels.select(transitions.transition_index(split.validation))
@@ -90,9 +90,9 @@ def _exact(q: QFunction, transitions: Transitions, labels: Rewards, split: Split
 
 
 def value_report(values: pd.DataFrame, parameters: ReadoutParameters) -> dict[str, float | None]:
-    """Correlation and calibration of Q against held-out returns, and how far the readout is from the exact one.
+    """Correlation and calibration of Q against held-out returns, and the readout's own error.
 
-    Logs a warning if the readout's order of values is not the exact one's.
+    Logs a warning if the readout's order of values is not the exact readout's.
 
     Args:
         values: of ``value_table``.
@@ -101,10 +101,10 @@ def value_report(values: pd.DataFrame, parameters: ReadoutParameters) -> dict[st
     Returns:
         ``spearman`` and ``pearson`` over all held-out transitions, ``slope`` and ``intercept`` of the
         least-squares line return = slope * Q + intercept (1 and 0 where values are calibrated), the median
-        and tenth percentile of the effective sample size, ``readout_error`` (root mean square difference from the
-        exact readout, over the exact values' standard deviation), ``readout_rank_correlation`` (Spearman, with the
-        exact readout), and the number of transitions. Correlations, slope, intercept and error are None where
-        values or returns are all equal.
+        and tenth percentile of the effective sample size, ``readout_error`` (root mean square difference from
+        the exact readout, over the exact values' standard deviation), ``readout_rank_correlation`` (Spearman,
+        with the exact readout), and the number of transitions. Correlations, slope, intercept and error are
+        None where values or returns are all equal.
     """
     q, returns = values["q"].to_numpy(np.float64), values["return"].to_numpy(np.float64)
     constant = np.ptp(q) == 0.0 or np.ptp(returns) == 0.0
@@ -113,18 +113,18 @@ def value_report(values: pd.DataFrame, parameters: ReadoutParameters) -> dict[st
     compared = values.dropna(subset=["q_exact"])
     error, rank = readout_error(compared["q"].to_numpy(), compared["q_exact"].to_numpy())
     if rank is not None and rank < RANK_CORRELATION_NEEDED:
-        size = (
-            "features"
-            if parameters.method != "exact"
-            else "prototypes"
-            if parameters.prototypes
-            else "references"
-        )
+        if parameters.method != "exact":
+            size = f"{parameters.features} features"
+        elif parameters.prototypes is not None:
+            size = f"{parameters.prototypes} prototypes"
+        else:
+            size = f"{parameters.references or 'all'} references"
         logger.warning(
-            "value_readout: %s with %s %s misses the exact values by %.2g of their standard deviations (rank "
-            "correlation %.2f): they cannot carry the critic's temperature; take more, method exact, or a higher "
-            "temperature",
-            parameters.method, getattr(parameters, size), size, error, rank,
+            "value_readout: %s with %s misses the exact values by %.2g of their standard deviations (rank "
+            "correlation %.2f): they cannot carry the critic's temperature; take %smore, method exact, or a "
+            "higher temperature",
+            parameters.method, size, error, rank,
+            "" if parameters.self_normalised else "self_normalised=true, ",
         )  # fmt: skip
     return {
         "spearman": None if constant else float(stats.spearmanr(q, returns).statistic),

@@ -16,9 +16,10 @@ from cvl_pipeline.trajectories.sampling import Segments
 class MovingFeatures:
     """``xi <- decay xi + (1 - decay) mean F(psi(s')) r(s')`` over the batches of contrastive training.
 
-    An observer of ``train_dynamics``: it sees the batches and changes nothing. It saves the pass over the data
-    that a readout otherwise takes after training, and pays with a xi that lags behind psi and with a reward
-    fixed beforehand; so it is offered to code, and the pipeline, whose dynamics see no reward, takes the pass.
+    An observer of ``train_dynamics``: it sees the batches and changes nothing. It saves the pass over the
+    data that a readout otherwise takes after training, and pays with a xi that lags behind psi and with a
+    reward fixed beforehand; so it is offered to code, and the pipeline, whose dynamics see no reward, takes
+    the pass.
     """
 
     def __init__(
@@ -46,21 +47,26 @@ class MovingFeatures:
     @torch.no_grad()
     def __call__(self, segments: Segments, psi: Tensor) -> None:
         """Take in one batch."""
+        if psi.device != self._xi.device:  # where training runs, which is known only now
+            for name, value in list(vars(self).items()):
+                if isinstance(value, Tensor):
+                    setattr(self, name, value.to(psi.device))
         rewards = self._rewards[segments.arrivals].masked_fill(segments.absorbed, 0.0)
-        features = random_features(psi, self._directions, self._phases, self._temperature)  # (B, M)
-        self._xi.lerp_(rewards @ features / len(psi), 1.0 - self._decay)
-        self._normaliser.lerp_(features.mean(0), 1.0 - self._decay)
+        with torch.autocast(psi.device.type, enabled=False):  # bfloat16 would blur the cosines
+            features = random_features(psi.float(), self._directions, self._phases, self._temperature)
+            self._xi.lerp_(rewards @ features / len(psi), 1.0 - self._decay)
+            self._normaliser.lerp_(features.mean(0), 1.0 - self._decay)
         self._weight = self._decay * self._weight + 1.0 - self._decay
 
     def readout(self, critic: ContrastiveCritic, *, self_normalised: bool = True) -> FeatureReadout:
         """The readout of the trained critic; raises InputError if its temperature is not the features'."""
         if not math.isclose(float(critic.temperature.detach()), float(self._temperature), rel_tol=1e-4):
             raise InputError(
-                f"the features were drawn for temperature {float(self._temperature):g}, but the critic learned "
-                f"{float(critic.temperature.detach()):g}; fix it: learned_temperature=false"
+                f"the features were drawn for temperature {float(self._temperature):g}, but the critic "
+                f"learned {float(critic.temperature.detach()):g}; fix it: learned_temperature=false"
             )
         return FeatureReadout(
             temperature=self._temperature, horizons=torch.zeros(0, dtype=torch.int64),
             discount=critic.shape.discount, self_normalised=self_normalised, directions=self._directions,
             phases=self._phases, xi=self._xi / self._weight, normaliser=self._normaliser / self._weight,
-        )  # fmt: skip
+        ).to(critic.temperature.device)  # fmt: skip

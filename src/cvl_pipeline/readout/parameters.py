@@ -9,13 +9,16 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from cvl_pipeline.training.parameters import Strict
 
 
-def _split_words(value: Any) -> Any:
-    return value.split() if isinstance(value, str) else value
+def _listed(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.split()
+    return [value] if isinstance(value, int | float) else value
 
 
-# Kedro's --params cannot carry a list: there, several numbers are one string with spaces between them.
-Integers = Annotated[tuple[int, ...], BeforeValidator(_split_words)]
-Floats = Annotated[tuple[float, ...], BeforeValidator(_split_words)]
+# Kedro's --params cannot carry a list: there, several numbers are one string with spaces between them, and a
+# single one is a bare number.
+Integers = Annotated[tuple[int, ...], BeforeValidator(_listed)]
+Floats = Annotated[tuple[float, ...], BeforeValidator(_listed)]
 
 
 class RewardParameters(Strict):
@@ -76,9 +79,7 @@ class ReadoutParameters(Strict):
     features: int = Field(ge=2)  # random features: how many
     discount: float | None = Field(gt=0.0, lt=1.0)  # null: the critic's; another needs horizon_conditioning
     horizons: int = Field(ge=1)  # offsets that a horizon-conditioned critic is averaged over
-    compared_transitions: int = Field(
-        ge=2
-    )  # held-out transitions that the readout's own error is measured on
+    compared_transitions: int = Field(ge=2)  # held-out ones that the readout's own error is measured on
 
     @model_validator(mode="after")
     def _prototypes_are_for_exact(self) -> ReadoutParameters:

@@ -40,8 +40,9 @@ class QFunction:
     def in_batches(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Q and effective sample size of many pairs, (N, O) and (N, A) -> (N,) each."""
         values, sizes = [], []
-        for start in range(0, len(actions), CHUNK):
-            part = slice(start, start + CHUNK)
+        rows = max(1, CHUNK // max(1, len(self.readout.horizons)))
+        for start in range(0, len(actions), rows):
+            part = slice(start, start + rows)
             value, size = self.readout.values_and_sample_size(self.phi(observations[part], actions[part]))
             values.append(value)
             sizes.append(size)

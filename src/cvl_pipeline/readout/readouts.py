@@ -50,7 +50,9 @@ class Readout(ABC):
             (B,) each; the sample size is NaN for random features, which never weigh single references.
         """
         rows = phi.shape[:-1]
-        expectation, size = self.expectation(phi.reshape(-1, phi.shape[-1]))
+        # In single precision even under autocast, as the critic's own logits are.
+        with torch.autocast(phi.device.type, enabled=False):
+            expectation, size = self.expectation(phi.float().reshape(-1, phi.shape[-1]))
         expectation, size = expectation.reshape(rows), size.reshape(rows)
         if phi.ndim == 3:
             expectation, size = expectation.mean(1), size.mean(1)
@@ -70,9 +72,9 @@ class Readout(ABC):
 class ExactReadout(Readout):
     """Self-normalised importance sampling over reference states z_1..z_K.
 
-    ``Q(s, a) = 1/(1 - gamma) sum_j w_j r_j``, ``w_j`` in proportion to ``p_j exp f(s, a, z_j)``: the references
-    follow p(s') with probabilities p_j and ``f = log p_gamma(s' | s, a) / p(s')`` (Mazoure et al. 2023,
-    equation 6; self-normalising cancels any constant c(s, a) in f). Unnormalised, the sum is
+    ``Q(s, a) = 1/(1 - gamma) sum_j w_j r_j``, ``w_j`` in proportion to ``p_j exp f(s, a, z_j)``: the
+    references follow p(s') with probabilities p_j and ``f = log p_gamma(s' | s, a) / p(s')`` (Mazoure et al.
+    2023, equation 6; self-normalising cancels any constant c(s, a) in f). Unnormalised, the sum is
     ``sum_j p_j exp(f) r_j`` as it stands.
 
     Attributes:
@@ -131,17 +133,18 @@ class FeatureReadout(Readout):
         if self.self_normalised:
             normaliser = features @ self.normaliser
             # Fourier features may sum to nothing or less where they fail; a value that is wrong but finite is
-            # what the report measures.
-            expectation = expectation / normaliser.clamp(min=1e-3 * float(normaliser.detach().abs().mean()))
+            # what the report measures. The floor is the query's own, so that no value depends on its batch.
+            floor = 1e-3 * features.detach().norm(dim=-1) * self.normaliser.norm()
+            expectation = expectation / torch.maximum(normaliser, floor)
         return expectation, torch.full_like(expectation, torch.nan)
 
 
 def random_features(inputs: Tensor, directions: Tensor, phases: Tensor, temperature: Tensor) -> Tensor:
     """Features F with ``E[F(x) . F(y)] = exp(x . y / T)``, (..., D) -> (..., M).
 
-    With phases, ``F(x) = sqrt(2/M) exp(|x|^2 / 2T) cos(W x + b)`` (Rahimi and Recht 2007; Mazoure et al. 2023,
-    section 4.2); without, ``F(x) = exp(W x - |x|^2 / 2T) / sqrt(M)``, which is positive (Choromanski et al.
-    2021). Rows of W ~ N(0, I/T), b ~ U(0, 2 pi).
+    With phases, ``F(x) = sqrt(2/M) exp(|x|^2 / 2T) cos(W x + b)`` (Rahimi and Recht 2007; Mazoure et al.
+    2023, section 4.2); without, ``F(x) = exp(W x - |x|^2 / 2T) / sqrt(M)``, which is positive (Choromanski et
+    al. 2021). Rows of W ~ N(0, I/T), b ~ U(0, 2 pi).
     """
     half_norms = inputs.square().sum(-1, keepdim=True) / (2.0 * temperature)
     projected = inputs @ directions.T
@@ -156,11 +159,19 @@ def draw_directions(
     """Rows of W, (M, D), each N(0, I/T); ``orthogonal`` ones are so in blocks of D (Yu et al. 2016)."""
     normal = torch.randn(count, size, generator=generator)
     if orthogonal:
-        blocks = [
-            torch.linalg.qr(torch.randn(size, size, generator=generator)).Q for _ in range(0, count, size)
-        ]
+        blocks = [_rotation(size, generator) for _ in range(0, count, size)]
         normal = torch.cat(blocks)[:count] * normal.norm(dim=1, keepdim=True)
     return normal / temperature.cpu().sqrt()
+
+
+def _rotation(size: int, generator: Generator) -> Tensor:
+    """A uniformly distributed orthogonal matrix.
+
+    The Q of LAPACK's decomposition is not: its signs are fixed, which would bias the kernel (Mezzadri 2007).
+    """
+    q, r = torch.linalg.qr(torch.randn(size, size, generator=generator))
+    rotation: Tensor = q * r.diagonal().sign()
+    return rotation
 
 
 def feature_readout(

@@ -27,7 +27,8 @@ class References:
     Attributes:
         psi: (K, D) representations.
         rewards: (K,) reward on arrival; 0 in the absorbing state.
-        log_weights: (K,) logarithm of the probability that each stands for; together one.
+        log_weights: (K,) logarithm of the probability that each stands for; together one, but only on average
+            where they were drawn by reward, and more by a factor where ``compress`` corrected them.
     """
 
     psi: Tensor
@@ -80,11 +81,7 @@ def draw_references(everything: References, count: int, by_reward: bool, generat
     points = (torch.arange(count, device=proposal.device) + offset) / count
     index = torch.searchsorted(proposal.cumsum(0), points, right=True).clamp(max=len(proposal) - 1)
     log_weights = (probabilities[index] / proposal[index] / count).log()
-    return References(
-        psi=everything.psi[index],
-        rewards=everything.rewards[index],
-        log_weights=(log_weights - log_weights.logsumexp(0)).float(),
-    )
+    return References(everything.psi[index], everything.rewards[index], log_weights.float())
 
 
 def compress(references: References, count: int, temperature: Tensor, generator: Generator) -> References:
@@ -111,12 +108,9 @@ def compress(references: References, count: int, temperature: Tensor, generator:
         sums = torch.zeros_like(centres).index_add_(0, nearest, weights.unsqueeze(1) * references.psi)
         kept = mass > 0
         centres = torch.where(kept.unsqueeze(1), sums / mass.clamp(min=1e-30).unsqueeze(1), centres)
-    nearest = _nearest(references.psi, centres)
-    mass = weights.new_zeros(count).index_add_(0, nearest, weights)
     reward = weights.new_zeros(count).index_add_(0, nearest, weights * references.rewards)
     spread = (references.psi - centres[nearest]).square().sum(1)
     variance = weights.new_zeros(count).index_add_(0, nearest, weights * spread)
-    kept = mass > 0
     mass, centres = mass[kept], centres[kept]
     second_cumulant = variance[kept] / mass / centres.shape[1] / (2.0 * temperature**2)
     return References(centres, reward[kept] / mass, mass.log() + second_cumulant)

@@ -14,8 +14,8 @@ from cvl_pipeline.trajectories.container import Rewards, Transitions
 from cvl_pipeline.trajectories.validation import validate_rewards
 
 RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
-"""From observations (N, O), actions (N, A) and next observations (N, O) to rewards (N,), on arrival in the next
-observation, or to rewards and successes (N,) bool."""
+"""From observations (N, O), actions (N, A) and next observations (N, O) to rewards (N,), on arrival in the
+next observation, or to rewards and successes (N,) bool."""
 
 
 def label(transitions: Transitions, logged: Rewards, parameters: RewardParameters) -> Rewards:
@@ -27,13 +27,13 @@ def label(transitions: Transitions, logged: Rewards, parameters: RewardParameter
         parameters: which reward.
 
     Returns:
-        Rewards and successes, (N,) each. ``dataset``: as logged. ``success``: 1 where the log counts the task as
-        solved. ``goal_distance``: ``1 / (1 + (d / scale)^2)``, d the Euclidean distance to the target in the
-        given dimensions of the state arrived in; solved within the tolerance.
+        Rewards and successes, (N,) each. ``dataset``: as logged. ``success``: 1 where the log counts the task
+        as solved. ``goal_distance``: ``1 / (1 + (d / scale)^2)``, d the Euclidean distance to the target in
+        the given dimensions of the state arrived in; solved within the tolerance.
 
     Raises:
-        InputError: a dimension that the observations do not have; a function that cannot be imported, fails, or
-            returns something else than one finite number a transition.
+        InputError: a dimension that the observations do not have; a function that cannot be imported, fails,
+            or returns something else than one finite number a transition.
     """
     if parameters.source == "dataset":
         return logged
@@ -66,14 +66,21 @@ def _goal_distance(arrivals: Tensor, parameters: RewardParameters) -> Rewards:
     )
 
 
+def check_reward(parameters: RewardParameters) -> None:
+    """Raise InputError if the reward is a function that cannot be imported."""
+    if ":" in parameters.source:
+        reward_function(parameters.source)
+
+
 def reward_function(source: str) -> RewardFunction:
     """The function that ``module:function`` names; raises InputError if it cannot be had."""
     module_name, _, name = source.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the module runs here, and may fail in any way
         raise InputError(
-            f"reward.source '{source}' cannot be imported ({error}); is the module on the Python path?"
+            f"reward.source '{source}' cannot be imported ({_one_line(error)}); is the module on the Python "
+            "path?"
         ) from error
     if not callable(function):
         raise InputError(f"reward.source '{source}' is {type(function).__name__}, not a function")
@@ -87,16 +94,25 @@ def _user_function(source: str, states: Tensor, actions: Tensor, arrivals: Tenso
         result = function(states, actions, arrivals)
     except Exception as error:
         raise InputError(
-            f"reward.source '{source}' failed on {len(states)} transitions ({type(error).__name__}: {error}); it is "
+            f"reward.source '{source}' failed on {len(states)} transitions ({_one_line(error)}); it is "
             "called with observations, actions and next observations"
         ) from error
-    rewards, successes = result if isinstance(result, tuple) else (result, None)
-    if not isinstance(rewards, Tensor) or rewards.shape != (len(states),):
-        found = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards).__name__
-        raise InputError(
-            f"reward.source '{source}' returned {found}, not a tensor of one reward for each of the "
-            f"{len(states)} transitions"
-        )
-    if successes is None:
-        successes = torch.zeros(len(rewards), dtype=torch.bool)
-    return Rewards(rewards.float(), torch.as_tensor(successes).bool())
+    no_successes = torch.zeros(len(states), dtype=torch.bool)
+    rewards, successes = result if isinstance(result, tuple) and len(result) == 2 else (result, no_successes)
+    for name, values in (("reward", rewards), ("success", successes)):
+        if not isinstance(values, Tensor) or values.shape != (len(states),):
+            found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise InputError(
+                f"reward.source '{source}' returned {found}, not a tensor of one {name} for each of the "
+                f"{len(states)} transitions"
+            )
+    rewards = rewards.detach().float()
+    bad = ~torch.isfinite(rewards)
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        raise InputError(f"reward.source '{source}' returned {float(rewards[first])} for transition {first}")
+    return Rewards(rewards, successes.bool())
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -103,11 +103,12 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
             episode_steps: steps after which an episode is truncated; None keeps the registered number.
 
         Raises:
-            InputError: unknown id, or spaces other than vector observations and vector or discrete actions.
+            InputError: unknown id, or spaces other than vector observations and bounded vector or discrete
+                actions.
         """
         try:
             environment = gymnasium.make(environment_id, max_episode_steps=episode_steps)
-        except gymnasium.error.Error as error:
+        except (gymnasium.error.Error, ImportError) as error:  # an id may name a module
             raise InputError(
                 f"Gymnasium environment '{environment_id}': {' '.join(str(error).split())}"
             ) from error
@@ -117,13 +118,21 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
             raise InputError(
                 f"Gymnasium environment '{environment_id}': observations are {spaces[0]}, not a vector"
             )
+        self._first_action = 0
         if isinstance(spaces[1], gymnasium.spaces.Discrete):
-            self.action_space = gymnasium.spaces.Box(0.0, 1.0, (int(spaces[1].n),), np.float32)
+            self._first_action = int(spaces[1].start)
+            one_hot = gymnasium.spaces.Box(0.0, 1.0, (int(spaces[1].n),), np.float32)
+            self.action_space: gymnasium.spaces.Box = one_hot
         elif isinstance(spaces[1], gymnasium.spaces.Box) and len(spaces[1].shape) == 1:
+            if not spaces[1].is_bounded():
+                raise InputError(
+                    f"Gymnasium environment '{environment_id}': actions are {spaces[1]}, not bounded"
+                )
             self.action_space = spaces[1]
         else:
             raise InputError(
-                f"Gymnasium environment '{environment_id}': actions are {spaces[1]}, neither a vector nor discrete"
+                f"Gymnasium environment '{environment_id}': actions are {spaces[1]}, neither a vector nor "
+                "discrete"
             )
         self._environment = environment
         self.observation_space = spaces[0]
@@ -133,13 +142,13 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
     ) -> tuple[Array, dict[str, Any]]:
         """Start an episode; the seed determines it."""
         observation, info = self._environment.reset(seed=seed)
-        return np.asarray(observation), info
+        return np.array(observation), info  # a copy: some environments fill one array for ever
 
     def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
         """Gymnasium's step."""
-        executed = int(np.argmax(action)) if self.discrete else action
+        executed = int(np.argmax(action)) + self._first_action if self.discrete else action
         observation, reward, terminated, truncated, info = self._environment.step(executed)
-        return np.asarray(observation), reward, terminated, truncated, info
+        return np.array(observation), reward, terminated, truncated, info
 
     def close(self) -> None:
         """Free the environment."""

@@ -81,7 +81,7 @@ def evaluate_metaworld(
     workers: int | None,
     name: str,
 ) -> tuple[Transitions, Rewards]:
-    """Record ``episodes`` episodes of a Meta-World task on goals that collection never used (see ``evaluate``).
+    """Record episodes of a Meta-World task on goals that collection never used (see ``evaluate``).
 
     Raises:
         InputError: unknown task.

@@ -68,13 +68,27 @@ class SegmentSampler:
         index = torch.arange(len(transitions), device=transitions.actions.device)
         self._cumulative_mass = self._mass(index).cumsum(0)  # (N,)
 
-    def sample(self, count: int, generator: Generator | None = None) -> Segments:
-        """Draw ``count`` independent segments."""
+    def sample(self, count: int, generator: Generator | None = None, per_episode: int = 1) -> Segments:
+        """Draw ``count`` segments, each of which follows the law above.
+
+        Args:
+            count: B.
+            generator: of the draws.
+            per_episode: segments that share an episode; 1: all are independent. With more, some of a batch's
+                negatives come from the anchor's own episode, and to tell those from the positive the critic
+                has to know what happens in an episode, not which episode it is.
+        """
         device = self.transitions.actions.device
         # Double precision: at discount 0.999 and L = 1000 single precision visibly bends the law.
-        draws = torch.rand(2, count, generator=generator, device=device, dtype=torch.float64)
-        anchors = torch.searchsorted(self._cumulative_mass, draws[0] * self._cumulative_mass[-1], right=True)
-        anchors = anchors.clamp(max=len(self.transitions) - 1)  # rounding
+        draws = torch.rand(3, count, generator=generator, device=device, dtype=torch.float64)
+        mass = self._cumulative_mass
+        anchors = self._anchors(draws[0] * mass[-1])
+        if per_episode > 1:
+            first = anchors[: -(-count // per_episode)].repeat_interleave(per_episode)[:count]
+            episodes = self.transitions.episode_of(first)
+            starts = self.transitions.episode_starts
+            low = torch.where(starts[episodes] > 0, mass[starts[episodes] - 1], 0.0)
+            anchors = self._anchors(low + draws[2] * (mass[starts[episodes + 1] - 1] - low))
         return self.segments(anchors, self._offsets(anchors, draws[1]))
 
     def segments(self, anchors: Tensor, offsets: Tensor) -> Segments:
@@ -109,6 +123,11 @@ class SegmentSampler:
         position = index - data.episode_starts[data.episode_of(index)] + 1
         states = -torch.expm1(position.double() * self._log_discount) / self._cumulative_mass[-1]
         return states, (1.0 - states.sum()).clamp(min=0.0) * data.terminated.any()
+
+    def _anchors(self, mass: Tensor) -> Tensor:
+        """The transitions at which the cumulative mass passes the given values."""
+        anchors = torch.searchsorted(self._cumulative_mass, mass, right=True)
+        return anchors.clamp(max=len(self.transitions) - 1)  # rounding
 
     def _steps_left(self, anchors: Tensor) -> tuple[Tensor, Tensor]:
         """L of each anchor, and whether its episode terminated."""

@@ -43,12 +43,13 @@ def validate_transitions(transitions: Transitions) -> None:
             f"{dimension} lies outside [{float(data.action_low[dimension]):g}, "
             f"{float(data.action_high[dimension]):g}]; record actions as the environment executed them"
         )
-
-    if (
-        data.discrete
-        and not ((data.actions == 0) | (data.actions == 1)).all(1).logical_and(data.actions.sum(1) == 1).all()
-    ):
-        raise InputError("transitions.actions: discrete actions must be one-hot vectors, a row each")
+    one_hot = ((data.actions == 0) | (data.actions == 1)).all(1) & (data.actions.sum(1) == 1)
+    if data.discrete and not one_hot.all():
+        step = int((~one_hot).nonzero()[0])
+        raise InputError(
+            f"transitions.actions: {data.actions[step].tolist()} at transition {step} is not one-hot, as a "
+            "discrete action must be"
+        )
 
 
 def validate_rewards(rewards: Rewards, transitions: Transitions) -> None:

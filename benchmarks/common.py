@@ -1,0 +1,36 @@
+"""What the benchmarks share: where results are kept, what machine made them, how tables look."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+PROJECT = Path(__file__).parents[1]
+RESULTS = PROJECT / "benchmarks/results"
+
+
+def machine() -> str:
+    """Cores, architecture and torch version, for the record."""
+    return f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
+
+
+def markdown(table: pd.DataFrame, digits: int = 3) -> str:
+    """A table whose column ``x`` is joined with ``x_ci``, where there is one, as ``x +- ci``."""
+    shown = pd.DataFrame()
+    for column in table.columns:
+        if column.endswith("_ci"):
+            continue
+        cells = table[column]
+        if pd.api.types.is_numeric_dtype(cells):
+            text = cells.map(f"{{:.{digits}f}}".format)
+            if f"{column}_ci" in table:
+                text += table[f"{column}_ci"].map(f" ± {{:.{digits}f}}".format)
+            cells = text
+        shown[column] = cells
+    lines = ["| " + " | ".join(map(str, shown.columns)) + " |", "|" + "---|" * len(shown.columns)]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in shown.itertuples(index=False)]
+    return "\n".join(lines)

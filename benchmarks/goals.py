@@ -1,0 +1,102 @@
+"""One dynamics model, many goals: what swapping the reward costs and brings (docs/benchmarks.md).
+
+Trains the dynamics once, on reach-v3; then every goal is a `kedro run` of its own that starts at the reward's
+label and ends with rollouts, in which the goal that the task shows is another one.
+
+    python -m benchmarks.goals
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.common import PROJECT, RESULTS, machine, markdown
+
+# Corners of a box within the region of reach-v3's goals, in metres; the hand starts at (0, 0.6, 0.2).
+GOALS = tuple(itertools.product((-0.08, 0.08), (0.82, 0.88), (0.08, 0.27)))
+SCALE = 0.1  # metres, at which the reward has fallen to a half
+TOLERANCE = 0.05  # metres, as the task has it
+
+
+def kedro_run(*arguments: str) -> tuple[str, float]:
+    """Output and seconds of a run; its failure ends the benchmark."""
+    command = [str(Path(sys.executable).with_name("kedro")), "run", *arguments]
+    print(shlex.join(["kedro", *command[1:]]), flush=True)  # noqa: T201
+    start = time.perf_counter()
+    done = subprocess.run(
+        command, cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    if done.returncode:
+        sys.exit(done.stdout)
+    return done.stdout, time.perf_counter() - start
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def swap(number: int, goal: tuple[float, ...], common: str, folder: str) -> dict[str, Any]:
+    """Run one goal; its row of the table."""
+    critic = PROJECT / f"data/06_models/{folder}/critic.safetensors"
+    before = digest(critic)
+    name = f"goal_{number}"
+    target = " ".join(f"{value:g}" for value in goal)
+    reward = (
+        f"reward.source=goal_distance,reward.name={name},reward.indices=0 1 2,reward.target={target},"
+        f"reward.scale={SCALE},reward.tolerance={TOLERANCE}"
+    )
+    output, seconds = kedro_run("--from-nodes", "value_readout.label", "--params", f"{common},{reward}")
+    assert "contrastive_dynamics.train" not in output
+    assert digest(critic) == before
+    metrics = json.loads((PROJECT / f"data/08_reporting/{folder}/{name}/metrics.json").read_text())
+    return {
+        "goal": f"({', '.join(f'{value:g}' for value in goal)})",
+        **{
+            column: "{:.2f} [{:.2f}, {:.2f}]".format(
+                *(metrics[f"{policy}.success_rate{end}"] for end in ("", "_ci_low", "_ci_high"))
+            )
+            for policy, column in (("cvl", "CVL"), ("bc", "BC"), ("behaviour", "behaviour data"))
+        },
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    """Train once, swap the goal eight times, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--task", default="reach-v3")
+    parser.add_argument("--seed", type=int, default=10)
+    parser.add_argument("--keep", action="store_true", help="the dynamics are trained already")
+    arguments = parser.parse_args()
+    common = f"dataset.task={arguments.task},seed={arguments.seed}"
+    folder = f"{arguments.task}/seed_{arguments.seed}"
+    if not arguments.keep:
+        kedro_run("--params", common)
+    table = pd.DataFrame([swap(number, goal, common, folder) for number, goal in enumerate(GOALS)])
+    record = {
+        "command": shlex.join(["python", "-m", "benchmarks.goals", *sys.argv[1:]]),
+        "machine": machine(),
+        "scale": SCALE,
+        "tolerance": TOLERANCE,
+        "rows": table.to_dict("records"),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "goals.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(markdown(table, digits=0))  # noqa: T201
+    print(f"\nslowest swap: {table['seconds'].max():.0f} s")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

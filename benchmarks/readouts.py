@@ -1,0 +1,216 @@
+"""Readouts at equal cost: error, rank correlation, microseconds a query (docs/truth.md).
+
+Against the exact readout, on the truth bench's grid and on critics trained on Meta-World episodes, over the
+temperature and the number of references, prototypes or random features, each of which costs one inner product
+and one exponential a query.
+
+    python -m benchmarks.readouts
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Generator, Tensor
+
+from benchmarks import truth
+from benchmarks.common import RESULTS, machine, markdown
+from cvl_pipeline.dynamics.module import train_dynamics
+from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.readout.build import exact_readout, horizon_quantiles
+from cvl_pipeline.readout.diagnostics import readout_error
+from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.readout.readouts import Readout, feature_readout
+from cvl_pipeline.readout.references import References, all_references, compress, draw_references
+from cvl_pipeline.rollouts.collection import collect_metaworld
+from cvl_pipeline.training.parameters import TrainingParameters
+from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
+from cvl_pipeline.trajectories.preparation import fit_normalisation, split_episodes
+
+TEMPERATURES = (0.05, 0.1, 0.25, 0.5, 1.0)
+SIZES = (256, 1024, 4096, 16384, 65536)
+MOST_PROTOTYPES = 4096  # Lloyd's algorithm over more takes longer than it saves
+QUERIES = 1000
+
+
+def grid_critics(steps: int) -> Iterator[tuple[float, ContrastiveCritic, Transitions, Rewards, Split]]:
+    """Critics of the truth bench's grid."""
+    transitions, rewards = truth.cases(30_000)["grid"].log(0)
+    split = split_episodes(transitions, 0.1, 0)
+    for temperature in TEMPERATURES:
+        parameters = truth.parameters(steps, temperature=temperature)
+        critic, _ = train_dynamics(transitions, split, truth.identity(transitions, split), parameters, 0)
+        yield temperature, critic, transitions, rewards, split
+
+
+def metaworld_critics(
+    task: str, episodes: int, steps: int
+) -> Iterator[tuple[float, ContrastiveCritic, Transitions, Rewards, Split]]:
+    """Critics of a Meta-World task, with the pipeline's default settings but for the temperature."""
+    transitions, rewards = collect_metaworld(
+        task, episodes=episodes, episode_steps=200, noise_max=0.3, random_max=1.0, random_hold=20, seed=0,
+        workers=None,
+    )  # fmt: skip
+    split = split_episodes(transitions, 0.1, 0)
+    normalisation: Normalisation = fit_normalisation(transitions, split, 1e-3)
+    for temperature in TEMPERATURES:
+        parameters = DynamicsParameters(
+            discount=0.97, loss="symmetric_infonce", logsumexp_penalty=0.0, horizon_conditioning=False,
+            representation="unit_norm", representation_size=64, hidden=(256, 256), temperature=temperature,
+            learned_temperature=False, segments_per_episode=4, validation_batches=1,
+            training=TrainingParameters(
+                steps=steps, batch_size=256, learning_rate=1e-3, validation_interval=steps,
+                precision="float32", accelerator="cpu",
+            ),
+        )  # fmt: skip
+        critic, _ = train_dynamics(transitions, split, normalisation, parameters, 0)
+        yield temperature, critic, transitions, rewards, split
+
+
+def made_readouts(
+    critic: ContrastiveCritic, everything: References, sizes: tuple[int, ...]
+) -> Iterator[tuple[str, int, Readout, float]]:
+    """Name, size, readout and the seconds it took to make."""
+    none: Tensor = horizon_quantiles(0.5, 0)
+    temperature, discount = critic.temperature.detach(), critic.shape.discount
+    for size in sizes:
+        generator = Generator().manual_seed(size)
+        recipes: dict[str, Any] = {
+            "references": lambda g, n: exact_readout(
+                critic, draw_references(everything, n, False, g), none, discount
+            ),
+            "references by reward": lambda g, n: exact_readout(
+                critic, draw_references(everything, n, True, g), none, discount
+            ),
+            "prototypes": lambda g, n: exact_readout(
+                critic, compress(everything, n, temperature, g), none, discount
+            ),
+        }
+        for method in ("random_fourier", "positive_random"):
+            recipes[method] = lambda g, n, method=method: feature_readout(
+                everything, method, n, g,
+                temperature=temperature, horizons=none, discount=discount, self_normalised=True,
+            )  # fmt: skip
+        for name, make in recipes.items():
+            if name == "prototypes" and size > MOST_PROTOTYPES:
+                continue
+            start = time.perf_counter()
+            readout = make(generator, size)
+            yield name, size, readout, time.perf_counter() - start
+
+
+@torch.no_grad()
+def measure(
+    where: str,
+    temperature: float,
+    critic: ContrastiveCritic,
+    transitions: Transitions,
+    rewards: dict[str, Tensor],
+    split: Split,
+    sizes: tuple[int, ...],
+) -> list[dict[str, Any]]:
+    """Every readout of a critic against the exact one, on held-out pairs."""
+    train, held_out = transitions.select(split.train), transitions.select(split.validation)
+    index = torch.randint(len(held_out), (QUERIES,), generator=Generator().manual_seed(0))
+    queries = (held_out.states()[index], held_out.actions[index])
+    phi = critic.phi(*queries)
+    rows = []
+    for reward, values in rewards.items():
+        labels = values[transitions.transition_index(split.train)]
+        everything = all_references(critic, train, Rewards(labels, labels > 0))
+        none = horizon_quantiles(0.5, 0)
+        exact = QFunction(critic, exact_readout(critic, everything, none, critic.shape.discount))
+        truth_values, ess = exact.in_batches(*queries)
+        for name, size, readout, seconds in made_readouts(critic, everything, sizes):
+            if reward == "sparse" and not name.startswith("references"):
+                continue
+            start = time.perf_counter()
+            found = readout.values(phi)
+            micros = (time.perf_counter() - start) / QUERIES * 1e6
+            error, rank = readout_error(found.numpy(), truth_values.numpy())
+            rows.append(
+                {
+                    "critic": where, "temperature": temperature, "reward": reward, "readout": name,
+                    "size": size, "error": error, "rank_correlation": rank, "microseconds": micros,
+                    "build_seconds": seconds, "effective_sample_size": float(ess.median()),
+                }
+            )  # fmt: skip
+    return rows
+
+
+def plot(rows: pd.DataFrame) -> Figure:
+    """Error against size, one panel a critic and temperature."""
+    critics = list(dict.fromkeys(rows["critic"]))
+    figure = Figure(figsize=(4.0 * len(TEMPERATURES), 3.4 * len(critics)), layout="constrained")
+    axes = figure.subplots(len(critics), len(TEMPERATURES), sharex=True, sharey=True, squeeze=False)
+    dense = rows[rows["reward"] == "dense"]
+    for row, critic in zip(axes, critics, strict=True):
+        for axis, temperature in zip(row, TEMPERATURES, strict=True):
+            part = dense[(dense["critic"] == critic) & (dense["temperature"] == temperature)]
+            for name, line in part.groupby("readout", sort=False):
+                axis.plot(line["size"], line["error"].clip(1e-4, 10.0), "o-", ms=3, label=name)
+            axis.set(xscale="log", yscale="log", title=f"{critic}, T = {temperature:g}")
+            axis.grid(alpha=0.25)
+        row[0].set_ylabel("error (standard deviations of Q; cut off at 10)")
+    for axis in axes[-1]:
+        axis.set_xlabel("references, prototypes or features")
+    axes[0][0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def wide(rows: pd.DataFrame, value: str, digits: int) -> str:
+    """One column a size."""
+    table = rows.pivot_table(
+        index=["critic", "reward", "temperature", "readout"], columns="size", values=value, sort=False
+    )
+    return markdown(
+        table.map(lambda x: f"{x:.{digits}f}" if x == x and x < 100 else ("" if x != x else "> 100"))
+        .reset_index()
+        .astype(str)
+    )
+
+
+def main() -> None:
+    """Train the critics, measure, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--task", default="reach-v3")
+    parser.add_argument("--episodes", type=int, default=100, help="of Meta-World, 200 steps each")
+    parser.add_argument("--steps", type=int, default=4000, help="of contrastive training")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    arguments = parser.parse_args()
+    start = time.perf_counter()
+    rows = []
+    for where, critics in (
+        ("grid", grid_critics(arguments.steps // 4)),
+        (arguments.task, metaworld_critics(arguments.task, arguments.episodes, arguments.steps)),
+    ):
+        for temperature, critic, transitions, rewards, split in critics:
+            labels = {"dense": rewards.rewards, "sparse": rewards.successes.float()}
+            rows += measure(where, temperature, critic, transitions, labels, split, tuple(arguments.sizes))
+    table = pd.DataFrame(rows)
+    RESULTS.mkdir(exist_ok=True)
+    record = {
+        "command": shlex.join(["python", "-m", "benchmarks.readouts", *sys.argv[1:]]),
+        "machine": machine(),
+        "seconds": time.perf_counter() - start,
+        "rows": rows,
+    }
+    (RESULTS / "readouts.json").write_text(json.dumps(record, indent=2) + "\n")
+    plot(table).savefig(RESULTS / "readouts.png", dpi=80)
+    print("\nError, in standard deviations of the exact Q\n\n" + wide(table, "error", 3))  # noqa: T201
+    print("\nRank correlation with the exact Q\n\n" + wide(table, "rank_correlation", 3))  # noqa: T201
+    print("\nMicroseconds a query\n\n" + wide(table, "microseconds", 1))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from cvl_pipeline.dynamics.module import train_dynamics
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
+from cvl_pipeline.readout.moving_average import MovingFeatures
+from cvl_pipeline.readout.readouts import FeatureReadout, feature_readout
+from cvl_pipeline.readout.references import References, all_references
+from cvl_pipeline.trajectories.container import Rewards, Transitions
+from cvl_pipeline.trajectories.sampling import Segments, SegmentSampler
+from tests.builders import (
+    dynamics_parameters,
+    identity_normalisation,
+    make_rewards,
+    make_transitions,
+    split_first,
+)
+
+FEATURES, SIZE, TEMPERATURE = 64, 4, 1.0
+
+
+def _critic(temperature: float = TEMPERATURE) -> ContrastiveCritic:
+    torch.manual_seed(0)
+    return ContrastiveCritic(CriticShape(3, 2, (8,), SIZE, "unit_norm", temperature, False, 0.9, False))
+
+
+def _moving(rewards: Rewards, **changes: Any) -> MovingFeatures:
+    values: dict[str, Any] = {
+        "features": FEATURES, "size": SIZE, "temperature": TEMPERATURE, "decay": 0.9, "seed": 3,
+    }  # fmt: skip
+    return MovingFeatures(rewards.rewards, **(values | changes))
+
+
+def _one_pass(references: References) -> FeatureReadout:
+    """What the pipeline does after training, with the same features: they follow from the seed alone."""
+    return feature_readout(
+        references, "random_fourier", FEATURES, torch.Generator().manual_seed(3),
+        temperature=torch.tensor(TEMPERATURE), horizons=torch.zeros(0, dtype=torch.int64), discount=0.9,
+        self_normalised=True,
+    )  # fmt: skip
+
+
+def _batch(transitions: Transitions, count: int, seed: int = 0) -> Segments:
+    return SegmentSampler(transitions, 0.9).sample(count, torch.Generator().manual_seed(seed))
+
+
+def _psi(critic: ContrastiveCritic, segments: Segments) -> Tensor:
+    return critic.psi(segments.futures, segments.absorbed).detach()
+
+
+def _references_of(segments: Segments, psi: Tensor, rewards: Rewards) -> References:
+    labels = torch.where(segments.absorbed, 0.0, rewards.rewards[segments.arrivals])
+    return References(psi, labels, torch.full((len(psi),), 1.0 / len(psi)).log())
+
+
+def _queries(count: int = 9) -> Tensor:
+    return normalize(torch.randn(count, SIZE, generator=torch.Generator().manual_seed(8)), dim=-1)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9, 0.999])
+@pytest.mark.parametrize("times", [1, 20])
+def test_a_psi_that_stays_the_same_gives_the_feature_sum_of_one_pass(
+    transitions: Transitions, rewards: Rewards, decay: float, times: int
+) -> None:
+    """From the first batch on: what the average starts at has no weight."""
+    segments, critic = _batch(transitions, 50), _critic()
+    assert segments.absorbed.any(), "the absorbing state takes part, without a reward"
+    psi = _psi(critic, segments)
+    moving = _moving(rewards, decay=decay)
+    for _ in range(times):
+        moving(segments, psi)
+    found, expected = moving.readout(critic), _one_pass(_references_of(segments, psi, rewards))
+    for name in ("xi", "normaliser", "directions", "phases"):
+        np.testing.assert_allclose(
+            getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-5, err_msg=name
+        )
+    np.testing.assert_allclose(found.values(_queries()), expected.values(_queries()), rtol=1e-3)
+    assert found.discount == 0.9
+    assert len(found.horizons) == 0
+
+
+def test_batches_of_the_sampler_average_to_all_references(transitions: Transitions, rewards: Rewards) -> None:
+    critic, moving = _critic(), _moving(rewards, decay=0.998)
+    for seed in range(1500):
+        segments = _batch(transitions, 64, seed)
+        moving(segments, _psi(critic, segments))
+    found = moving.readout(critic)
+    expected = _one_pass(all_references(critic, transitions, rewards))
+    np.testing.assert_allclose(found.xi, expected.xi, atol=2e-3)
+    np.testing.assert_allclose(found.normaliser, expected.normaliser, atol=2e-3)
+    assert expected.xi.std() > 0.02, "the tolerance means something"
+
+
+def test_later_batches_count_more(transitions: Transitions, rewards: Rewards) -> None:
+    critic, moving = _critic(), _moving(rewards, decay=0.5)
+    batches = [_batch(transitions, 20, seed) for seed in range(3)]
+    for segments in batches:
+        moving(segments, _psi(critic, segments))
+    each = torch.stack([_one_pass(_references_of(part, _psi(critic, part), rewards)).xi for part in batches])
+    expected = torch.tensor([1.0, 2.0, 4.0]) / 7.0 @ each
+    np.testing.assert_allclose(moving.readout(critic).xi, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_readout_may_be_left_unnormalised(transitions: Transitions, rewards: Rewards) -> None:
+    critic, moving, segments = _critic(), _moving(rewards), _batch(transitions, 50)
+    moving(segments, _psi(critic, segments))
+    assert moving.readout(critic).self_normalised
+    assert not moving.readout(critic, self_normalised=False).self_normalised
+
+
+def test_averages_are_as_precise_under_autocast(transitions: Transitions, rewards: Rewards) -> None:
+    critic, segments = _critic(), _batch(transitions, 50)
+    psi, plain, mixed = _psi(critic, segments), _moving(rewards), _moving(rewards)
+    plain(segments, psi)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed(segments, psi)
+    assert torch.equal(mixed.readout(critic).xi, plain.readout(critic).xi)
+
+
+@pytest.mark.parametrize("learned", [0.9, 0.25])
+def test_a_learned_temperature_is_refused(transitions: Transitions, rewards: Rewards, learned: float) -> None:
+    moving, segments = _moving(rewards), _batch(transitions, 50)
+    moving(segments, _psi(_critic(), segments))
+    with pytest.raises(
+        InputError, match=rf"drawn for temperature 1, .*learned {learned}.*learned_temperature=false"
+    ):
+        moving.readout(_critic(learned))
+
+
+def test_it_watches_training_and_changes_nothing() -> None:
+    data = make_transitions([20] * 10, [False, True] * 5)
+    split, rewards = split_first(data, 8), make_rewards(data)
+    labels = rewards.select(data.transition_index(split.train))
+    parameters = dynamics_parameters(
+        temperature=TEMPERATURE,
+        # So slow that psi stays the same, and the averages are those of one pass.
+        training={"steps": 150, "batch_size": 256, "learning_rate": 1e-12, "validation_interval": 150},
+    )
+    moving = _moving(labels, decay=0.99)
+    arguments = (data, split, identity_normalisation(data), parameters, 0)
+    watched, _ = train_dynamics(*arguments, observer=moving)
+    alone, _ = train_dynamics(*arguments)
+    for name, value in alone.state_dict().items():
+        assert torch.equal(watched.state_dict()[name], value), name
+    expected = _one_pass(all_references(watched, data.select(split.train), labels))
+    found = moving.readout(watched)
+    np.testing.assert_allclose(found.xi, expected.xi, atol=5e-3)
+    np.testing.assert_allclose(found.normaliser, expected.normaliser, atol=5e-3)
+    assert expected.xi.std() > 0.02

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from benchmarks.finite_mdp import FiniteMDP, chain, grid_world
+from torch import Tensor
+
+from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
+from cvl_pipeline.readout import q_function as module
+from cvl_pipeline.readout.build import exact_readout
+from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.readout.references import References, all_references
+from cvl_pipeline.trajectories.container import Rewards, Transitions
+from tests.readout.laws import all_pairs, critic_of, expected_values, log_law
+
+HORIZONS = torch.tensor([1, 4, 30])
+
+
+def _q(horizons: Tensor | None = None, references: int = 20) -> QFunction:
+    """An untrained critic with any references."""
+    torch.manual_seed(0)
+    shape = CriticShape(3, 2, (8,), 4, "unit_norm", 0.25, False, 0.9, horizons is not None)
+    generator = torch.Generator().manual_seed(1)
+    some = References(
+        psi=torch.randn(references, 4, generator=generator),
+        rewards=torch.rand(references, generator=generator),
+        log_weights=torch.full((references,), 1.0 / references).log(),
+    )
+    critic = ContrastiveCritic(shape)
+    return QFunction(
+        critic, exact_readout(critic, some, torch.zeros(0) if horizons is None else horizons, 0.9)
+    )
+
+
+def _pairs(count: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(count, 3, generator=generator), torch.rand(count, 2, generator=generator)
+
+
+def test_q_is_the_readout_of_phi() -> None:
+    q, pairs = _q(), _pairs(5)
+    expected = q.readout.values(q.critic.phi(*pairs))
+    assert torch.equal(q(*pairs), expected)
+    assert q(*pairs).std() > 1e-3
+
+
+def test_a_critic_of_horizons_is_asked_about_each_and_averaged() -> None:
+    q, (observations, actions) = _q(HORIZONS), _pairs(5)
+    phi = q.phi(observations, actions)
+    assert phi.shape == (5, 3, 4)
+    values = []
+    for index, offset in enumerate(HORIZONS):
+        alone = q.critic.phi(observations, actions, offset.expand(5))
+        np.testing.assert_allclose(phi[:, index].detach(), alone.detach(), rtol=1e-5, atol=1e-6)
+        values.append(q.readout.values(alone).detach())
+    np.testing.assert_allclose(q(observations, actions).detach(), torch.stack(values).mean(0), rtol=1e-5)
+    assert torch.stack(values).std(0).min() > 1e-4, "the horizons differ"
+
+
+@pytest.mark.parametrize("horizons", [None, HORIZONS], ids=["no horizons", "horizons"])
+@pytest.mark.parametrize("chunk", [1, 7, 4096])
+def test_pairs_in_batches_equal_pairs_at_once(
+    monkeypatch: pytest.MonkeyPatch, horizons: Tensor | None, chunk: int
+) -> None:
+    q, pairs = _q(horizons), _pairs(60)
+    values, sizes = q.readout.values_and_sample_size(q.phi(*pairs))
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    batched, batched_sizes = q.in_batches(*pairs)
+    assert not batched.requires_grad
+    np.testing.assert_allclose(batched, values.detach(), rtol=1e-5)
+    np.testing.assert_allclose(batched_sizes, sizes.detach(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("horizons", [None, HORIZONS], ids=["no horizons", "horizons"])
+def test_no_batch_has_more_representations_than_a_chunk(
+    monkeypatch: pytest.MonkeyPatch, horizons: Tensor | None
+) -> None:
+    """The memory that a batch takes in the readout goes with them, horizons included."""
+    seen = []
+    original = ContrastiveCritic.phi
+
+    def phi(
+        critic: ContrastiveCritic, observations: Tensor, actions: Tensor, offsets: Tensor | None = None
+    ) -> Tensor:
+        result = original(critic, observations, actions, offsets)
+        seen.append(result.shape[:-1].numel())
+        return result
+
+    monkeypatch.setattr(ContrastiveCritic, "phi", phi)
+    monkeypatch.setattr(module, "CHUNK", 12)
+    _q(horizons).in_batches(*_pairs(60))
+    assert max(seen) == 12
+
+
+def test_all_actions_at_once_equal_each_by_itself() -> None:
+    q, (observations, _) = _q(), _pairs(5)
+    values = q.of_all_actions(observations)
+    assert values.shape == (5, 2)
+    for index, action in enumerate(torch.eye(2)):
+        expected = q(observations, action.expand(5, 2))
+        np.testing.assert_allclose(values[:, index].detach(), expected.detach(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("horizons", [None, HORIZONS], ids=["no horizons", "horizons"])
+def test_q_is_differentiable_in_states_and_actions(horizons: Tensor | None) -> None:
+    q, pairs = _q(horizons), _pairs(5)
+    observations, actions = (values.requires_grad_() for values in pairs)
+    q(observations, actions).sum().backward()  # type: ignore[no-untyped-call]
+    for values in (observations, actions):
+        assert values.grad is not None
+        assert (values.grad.abs().sum(1) > 0.0).all()
+
+
+def test_a_frozen_copy_takes_no_gradient_and_leaves_the_original_alone() -> None:
+    q, pairs = _q(), _pairs(5)
+    frozen = q.frozen("cpu")
+    assert torch.equal(frozen(*pairs), q(*pairs))
+    assert not any(parameter.requires_grad for parameter in frozen.critic.parameters())
+    assert all(parameter.requires_grad for parameter in q.critic.phi_network.parameters())
+    with torch.no_grad():
+        next(q.critic.phi_network.parameters()).add_(1.0)
+    assert not torch.equal(frozen(*pairs), q(*pairs))
+
+
+# From here on: finite MDPs, whose p_gamma and Q come from one linear solve.
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("make", [grid_world, chain])
+def test_the_solve_itself_agrees_with_the_definition_of_q(
+    make: Callable[..., FiniteMDP], terminal: bool
+) -> None:
+    """Q = 1/(1 - gamma) E_{p_gamma} r, the identity that the method rests on, on this MDP."""
+    mdp = make(terminal=terminal)
+    law = mdp.p_gamma()
+    np.testing.assert_allclose(law.sum(-1), 1.0, rtol=1e-12)
+    assert (law[..., -1].max() > 0.05) == terminal
+    alive = ~mdp.terminal
+    expected = law @ np.append(mdp.reward, 0.0) / (1.0 - mdp.discount)
+    np.testing.assert_allclose(mdp.q()[alive], expected[alive], rtol=1e-10)
+
+
+def _over_all_references(mdp: FiniteMDP, transitions: Transitions, rewards: Rewards) -> tuple[Tensor, Tensor]:
+    """Q of all pairs by the critic that fits this log perfectly, self-normalised and not."""
+    critic = critic_of(log_law(mdp, transitions), mdp.discount)
+    references = all_references(critic, transitions, rewards)
+    values = [
+        QFunction(critic, exact_readout(critic, references, torch.zeros(0), mdp.discount, choice))(
+            *all_pairs(mdp)
+        )
+        for choice in (True, False)
+    ]
+    return values[0].detach(), values[1].detach()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_perfect_critic_reads_out_what_its_log_says(terminal: bool) -> None:
+    """Exactly, absorbing state included, however few episodes there are."""
+    mdp = grid_world(terminal=terminal)
+    transitions, rewards = mdp.log_episodes(25, 15, seed=1)
+    expected = expected_values(mdp, log_law(mdp, transitions)).ravel()
+    seen = np.isfinite(expected)
+    assert seen.sum() >= 30
+    for values in _over_all_references(mdp, transitions, rewards):
+        np.testing.assert_allclose(values[seen], expected[seen], rtol=1e-4)
+    # Far from the truth, so that it is this log that is read out.
+    assert np.abs(expected - mdp.q().ravel())[seen].mean() > 0.1
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_a_long_log_says_is_q(terminal: bool) -> None:
+    mdp = grid_world(terminal=terminal)
+    transitions, rewards = mdp.log_episodes(4000 if terminal else 500, 200, seed=2)
+    values, _ = _over_all_references(mdp, transitions, rewards)
+    exact = mdp.q()[~mdp.terminal]
+    errors = values.reshape(mdp.states, mdp.actions).numpy()[~mdp.terminal] - exact
+    assert np.sqrt((errors**2).mean()) < 0.12 * exact.std()

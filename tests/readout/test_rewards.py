@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.readout.rewards import label, reward_function
+from cvl_pipeline.trajectories.container import Rewards, Transitions
+from tests.builders import labelled_transitions, make_rewards, reward_parameters
+
+HERE = "tests.readout.test_rewards"
+
+
+@pytest.fixture
+def data() -> Transitions:
+    """Two episodes, of 3 and 2 steps, whose observations are (episode, time)."""
+    return labelled_transitions([3, 2], [False, True])
+
+
+@pytest.fixture
+def logged(data: Transitions) -> Rewards:
+    return make_rewards(data)
+
+
+# Reward functions of a user.
+
+
+def time_times_action(observations: Tensor, actions: Tensor, arrivals: Tensor) -> Tensor:
+    assert torch.equal(arrivals - observations, torch.tensor([0.0, 1.0]).expand(5, 2))
+    return arrivals[:, 1] * actions[:, 0]
+
+
+def at_the_second_step(observations: Tensor, actions: Tensor, arrivals: Tensor) -> tuple[Tensor, Tensor]:
+    return (arrivals[:, 1] == 2.0).int(), arrivals[:, 1] == 2.0
+
+
+def of_a_network(observations: Tensor, actions: Tensor, arrivals: Tensor) -> Tensor:
+    return observations @ torch.ones(2, requires_grad=True)
+
+
+def with_an_error(observations: Tensor, actions: Tensor, arrivals: Tensor) -> Tensor:
+    raise RuntimeError("no such\n  dimension")
+
+
+def of_two_arguments(observations: Tensor, actions: Tensor) -> Tensor:
+    return actions[:, 0]
+
+
+def of_a_column(observations: Tensor, actions: Tensor, arrivals: Tensor) -> Tensor:
+    return actions[:, :1]
+
+
+def of_numpy(observations: Tensor, actions: Tensor, arrivals: Tensor) -> Any:
+    return actions[:, 0].numpy()
+
+
+def of_nothing(observations: Tensor, actions: Tensor, arrivals: Tensor) -> Any:
+    return None
+
+
+def of_three(observations: Tensor, actions: Tensor, arrivals: Tensor) -> Any:
+    return actions[:, 0], actions[:, 0] > 0.0, actions
+
+
+def with_one_success(observations: Tensor, actions: Tensor, arrivals: Tensor) -> Any:
+    return actions[:, 0], torch.tensor(True)
+
+
+def with_a_word_for_success(observations: Tensor, actions: Tensor, arrivals: Tensor) -> Any:
+    return actions[:, 0], "solved"
+
+
+def with_a_hole(observations: Tensor, actions: Tensor, arrivals: Tensor) -> Tensor:
+    return torch.where(torch.arange(5) == 3, torch.nan, actions[:, 0])
+
+
+NOT_A_FUNCTION = 3.0
+
+
+# What comes out.
+
+
+def test_the_datasets_own_reward_is_left_alone(data: Transitions, logged: Rewards) -> None:
+    assert label(data, logged, reward_parameters()) is logged
+
+
+def test_success_is_worth_one_and_nothing_else_anything(data: Transitions, logged: Rewards) -> None:
+    logged = Rewards(logged.rewards, torch.tensor([True, False, False, True, True]))
+    labels = label(data, logged, reward_parameters(source="success"))
+    assert labels.rewards.tolist() == [1.0, 0.0, 0.0, 1.0, 1.0]
+    assert labels.rewards.dtype == torch.float32
+    assert torch.equal(labels.successes, logged.successes)
+
+
+def _goal(**changes: Any) -> Any:
+    values = {
+        "source": "goal_distance",
+        "indices": (0, 1),
+        "target": (0.0, 2.0),
+        "scale": 2.0,
+        "tolerance": 1.0,
+    }
+    return reward_parameters(**(values | changes))
+
+
+def test_goal_distance_is_of_the_state_arrived_in(data: Transitions, logged: Rewards) -> None:
+    # Arrivals: (0, 1), (0, 2), (0, 3), (1, 1), (1, 2); squared distances 1, 0, 1, 2, 1, over scale^2 = 4.
+    labels = label(data, logged, _goal())
+    np.testing.assert_allclose(labels.rewards, [0.8, 1.0, 0.8, 2.0 / 3.0, 0.8], rtol=1e-6)
+    assert labels.successes.tolist() == [True, True, True, False, True]
+    assert labels.rewards.dtype == torch.float32
+
+
+def test_goal_distance_looks_at_the_given_dimensions_alone(data: Transitions, logged: Rewards) -> None:
+    for index in (1, -1):
+        labels = label(data, logged, _goal(indices=(index,), target=(3.0,), scale=1.0, tolerance=1e-3))
+        np.testing.assert_allclose(labels.rewards, [0.2, 0.5, 1.0, 0.2, 0.5], rtol=1e-6)
+        assert labels.successes.tolist() == [False, False, True, False, False]
+
+
+def test_the_reward_at_the_scale_is_a_half(data: Transitions, logged: Rewards) -> None:
+    labels = label(data, logged, _goal(target=(0.0, 1.0), scale=math.sqrt(2.0)))
+    # The fifth arrival, (1, 2), is sqrt(2) from the target.
+    assert float(labels.rewards[4]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("index", [2, -3])
+def test_a_dimension_that_observations_lack_is_named(data: Transitions, logged: Rewards, index: int) -> None:
+    with pytest.raises(
+        InputError, match=rf"reward\.indices: {index} is no dimension of observations that have 2"
+    ):
+        label(data, logged, _goal(indices=(0, index)))
+
+
+def _by(function: str, data: Transitions, logged: Rewards) -> Rewards:
+    return label(data, logged, reward_parameters(source=f"{HERE}:{function}"))
+
+
+def test_a_function_sees_states_actions_and_arrivals(data: Transitions, logged: Rewards) -> None:
+    labels = _by("time_times_action", data, logged)
+    np.testing.assert_allclose(labels.rewards, torch.tensor([1.0, 2.0, 3.0, 1.0, 2.0]) * data.actions[:, 0])
+    assert labels.successes.tolist() == [False] * 5
+
+
+def test_a_function_may_say_what_success_is(data: Transitions, logged: Rewards) -> None:
+    labels = _by("at_the_second_step", data, logged)
+    assert labels.rewards.tolist() == [0.0, 1.0, 0.0, 0.0, 1.0]
+    assert labels.rewards.dtype == torch.float32
+    assert labels.successes.tolist() == [False, True, False, False, True]
+    assert labels.successes.dtype == torch.bool
+
+
+def test_a_learned_reward_is_a_number_and_no_more(data: Transitions, logged: Rewards) -> None:
+    labels = _by("of_a_network", data, logged)
+    assert not labels.rewards.requires_grad
+    assert labels.rewards.tolist() == [0.0, 1.0, 2.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("with_an_error", "failed on 5 transitions .RuntimeError: no such dimension."),
+        (
+            "of_two_arguments",
+            "failed on 5 transitions .TypeError.*it is called with observations, actions and next",
+        ),
+        ("of_a_column", r"returned \(5, 1\), not a tensor of one reward for each of the 5 transitions"),
+        ("of_numpy", "returned ndarray, not a tensor of one reward"),
+        ("of_nothing", "returned NoneType, not a tensor of one reward"),
+        ("of_three", "returned tuple, not a tensor of one reward"),
+        ("with_one_success", r"returned \(\), not a tensor of one success for each of the 5 transitions"),
+        ("with_a_word_for_success", "returned str, not a tensor of one success"),
+        ("with_a_hole", "returned nan for transition 3"),
+        ("NOT_A_FUNCTION", "is float, not a function"),
+        ("missing", r"cannot be imported \(AttributeError: .*is the module on the Python path\?"),
+    ],
+)
+def test_a_function_that_does_not_do_is_named_with_what_is_wrong(
+    data: Transitions, logged: Rewards, function: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=rf"^reward\.source '{HERE}:{function}' {message}") as caught:
+        _by(function, data, logged)
+    assert "\n" not in str(caught.value), "one line"
+
+
+@pytest.mark.parametrize(
+    "source", ["no_such_module:f", "tests.no_such_module:f", ":f", ".relative:f", "math:"]
+)
+def test_a_module_that_cannot_be_imported_is_named(source: str) -> None:
+    with pytest.raises(InputError, match=r"^reward\.source '.*' cannot be imported") as caught:
+        reward_function(source)
+    assert f"'{source}'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error"),
+    [("broken_syntax", "def f(:", "SyntaxError"), ("broken_import", "1 / 0", "ZeroDivisionError")],
+)
+def test_a_module_that_fails_on_import_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, text: str, error: str
+) -> None:
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=rf"^reward\.source '{name}:f' cannot be imported \({error}"):
+        reward_function(f"{name}:f")
