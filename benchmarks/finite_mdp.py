@@ -114,8 +114,8 @@ def grid_world(
     ends[side // 2 * side + side // 2] = terminal
     rows, columns = np.divmod(np.arange(size), side)
     closeness = np.exp(-(2 * (side - 1) - rows - columns) / 2.0)
-    # Where episodes can end, being alive pays too, and the end itself nothing: dying early costs.
-    rewards = np.where(ends, 0.0, 0.5 + closeness) if terminal else closeness
+    # Where episodes can end, every step pays, the last one too, as where a robot falls: dying early costs.
+    rewards = 1.0 + 0.3 * closeness if terminal else closeness
     return FiniteMDP(
         step=step,
         policy=generator.dirichlet(np.full(4, 2.0), size=size),

@@ -338,7 +338,7 @@ def run(transitions: int, seeds: int, steps: int, workers: int) -> tuple[pd.Data
 def main() -> None:
     """Run everything, print the tables, record them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--transitions", type=int, default=100_000, help="logged in each MDP")
+    parser.add_argument("--transitions", type=int, default=200_000, help="logged in each MDP")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2500, help="of contrastive training")
     parser.add_argument("--workers", type=int, default=available_cores())

@@ -62,8 +62,8 @@ def make_artifacts() -> dict[str, Any]:
     positive = FeatureReadout(**common, **sums, phases=torch.zeros(0), horizons=NO_HORIZONS)
     gaussian = GaussianActor(ActorShape(3, 2, (8, 4)), normalisation, bounds)
     categorical = CategoricalActor(ActorShape(3, 2, (8, 4)), normalisation)
-    with torch.no_grad():
-        categorical.network[-1].bias.zero_()  # type: ignore[operator]  # else one action wins everywhere
+    with torch.no_grad():  # the bias alone would choose the same action everywhere
+        categorical.network[-1].bias.zero_()  # type: ignore[operator]
     proposals = torch.randn(5, 2)
     artifacts = (
         transitions, discrete, make_rewards(transitions), split, normalisation,

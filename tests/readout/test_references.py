@@ -254,6 +254,17 @@ def test_a_prototype_weighs_more_by_the_spread_of_its_cluster() -> None:
     np.testing.assert_allclose(prototype.log_weights, [0.625], rtol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_clusters_are_of_what_lies_together(seed: int) -> None:
+    # Along one ray, so that only the distance tells them apart, whichever points the centres start at.
+    psi = torch.tensor([[1.0, 0.0], [1.2, 0.0], [3.0, 0.0], [3.4, 0.0]])
+    references = References(psi, torch.tensor([1.0, 2.0, 5.0, 7.0]), torch.full((4,), math.log(0.25)))
+    prototypes = compress(references, 2, HOT, _seeded(seed))
+    order = prototypes.rewards.argsort()
+    np.testing.assert_allclose(prototypes.psi[order], [[1.1, 0.0], [3.2, 0.0]], rtol=1e-5)
+    np.testing.assert_allclose(prototypes.rewards[order], [1.5, 6.0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("temperature", [0.1, 0.25])
 def test_prototypes_err_less_than_as_many_drawn_references(temperature: float) -> None:
     references = _references(2000, size=16)
