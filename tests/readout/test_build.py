@@ -81,6 +81,18 @@ def test_references_are_compressed_to_the_prototypes_asked_for(
     assert (readout.psi.norm(dim=1) < 1.0).all(), "means of points on the sphere"
 
 
+def test_prototypes_are_made_for_the_temperature_of_the_critic(
+    transitions: Transitions, rewards: Rewards
+) -> None:
+    everything, one = _exact(transitions, rewards), _exact(transitions, rewards, prototypes=1)
+    weights = everything.log_weights.exp()
+    mean = weights @ everything.psi
+    spread = weights @ (everything.psi - mean).square().sum(1)
+    np.testing.assert_allclose(one.psi[0], mean, rtol=1e-4, atol=1e-6)
+    # See compress: the trace of the covariance over 2 D T^2.
+    assert float(one.log_weights[0]) == pytest.approx(float(spread) / (2.0 * 4.0 * 0.25**2), rel=1e-4)
+
+
 @pytest.mark.parametrize("self_normalised", [True, False])
 @pytest.mark.parametrize("method", ["exact", "random_fourier", "positive_random"])
 def test_the_readout_is_what_the_parameters_say(
@@ -283,7 +295,7 @@ def test_contrastive_training_on_one_hot_states_recovers_q() -> None:
             hidden=(64,),
             representation_size=16,
             temperature=0.5,
-            training={"steps": 600, "batch_size": 400, "learning_rate": 1e-2, "validation_interval": 300},
+            training={"steps": 600, "batch_size": 400, "learning_rate": 1e-2, "validation_interval": 600},
         ),
         seed=0,
     )
@@ -298,4 +310,4 @@ def test_contrastive_training_on_one_hot_states_recovers_q() -> None:
     differences = [
         values.reshape(9, 4) - values.reshape(9, 4).mean(1, keepdims=True) for values in (q, exact_q)
     ]
-    assert np.corrcoef(differences[0].ravel(), differences[1].ravel())[0, 1] > 0.9
+    assert np.corrcoef(differences[0].ravel(), differences[1].ravel())[0, 1] > 0.85

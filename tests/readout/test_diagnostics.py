@@ -104,7 +104,7 @@ def test_features_have_the_sample_size_of_the_exact_readout() -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_exact_values_are_calibrated_against_the_returns_of_the_table(terminal: bool) -> None:
     """The returns are normalised so that they estimate what the readout estimates: slope one, no offset."""
-    table = _table(terminal, discount=0.8, episodes=1200 if terminal else 300)
+    table = _table(terminal, discount=0.8, episodes=1200 if terminal else 160)
     early = table[table["step"] < 30] if not terminal else table
     line = stats.linregress(early["q"], early["return"])
     assert abs(line.slope - 1.0) < 0.1

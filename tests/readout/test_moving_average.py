@@ -88,14 +88,14 @@ def test_a_psi_that_stays_the_same_gives_the_feature_sum_of_one_pass(
 
 
 def test_batches_of_the_sampler_average_to_all_references(transitions: Transitions, rewards: Rewards) -> None:
-    critic, moving = _critic(), _moving(rewards, decay=0.998)
-    for seed in range(1500):
+    critic, moving = _critic(), _moving(rewards, decay=0.996)
+    for seed in range(800):
         segments = _batch(transitions, 64, seed)
         moving(segments, _psi(critic, segments))
     found = moving.readout(critic)
     expected = _one_pass(all_references(critic, transitions, rewards))
-    np.testing.assert_allclose(found.xi, expected.xi, atol=2e-3)
-    np.testing.assert_allclose(found.normaliser, expected.normaliser, atol=2e-3)
+    np.testing.assert_allclose(found.xi, expected.xi, atol=4e-3)
+    np.testing.assert_allclose(found.normaliser, expected.normaliser, atol=4e-3)
     assert expected.xi.std() > 0.02, "the tolerance means something"
 
 
@@ -123,6 +123,18 @@ def test_averages_are_as_precise_under_autocast(transitions: Transitions, reward
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed(segments, psi)
     assert torch.equal(mixed.readout(critic).xi, plain.readout(critic).xi)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_it_follows_training_to_the_gpu(transitions: Transitions, rewards: Rewards) -> None:
+    critic, segments = _critic(), _batch(transitions, 50)
+    psi, here, there = _psi(critic, segments), _moving(rewards), _moving(rewards)
+    on_gpu = Segments(**{name: value.to("cuda") for name, value in vars(segments).items()})
+    for _ in range(2):
+        here(segments, psi)
+        there(on_gpu, psi.to("cuda"))
+    # The trained critic is back on the CPU, and so is its readout.
+    np.testing.assert_allclose(there.readout(critic).xi, here.readout(critic).xi, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("learned", [0.9, 0.25])

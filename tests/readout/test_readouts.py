@@ -195,7 +195,7 @@ def _kernel_estimates(fourier: bool, x: Tensor, y: Tensor, temperature: Tensor) 
     """F(x) . F(y) of many draws of few features, (draws, pairs)."""
     generator = _seeded(1)
     found = []
-    for _ in range(3000):
+    for _ in range(2000):
         directions = draw_directions(12, x.shape[1], temperature, not fourier, generator)
         phases = torch.rand(12 if fourier else 0, generator=generator) * 2.0 * math.pi
         features = [random_features(some, directions, phases, temperature) for some in (x, y)]

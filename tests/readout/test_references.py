@@ -155,7 +155,7 @@ def _sparse(count: int = 60) -> References:
 @pytest.mark.parametrize("by_reward", [False, True])
 def test_weighted_sums_over_drawn_references_are_unbiased(by_reward: bool) -> None:
     """Of the weight, of psi and of psi times reward: what a readout sums is of this kind."""
-    everything, repeats = _sparse(), 4000
+    everything, repeats = _sparse(), 2500
 
     def sums(references: References) -> Tensor:
         columns = [
