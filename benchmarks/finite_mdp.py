@@ -151,25 +151,6 @@ def chain(
     )
 
 
-def sampler_marginal(mdp: FiniteMDP, transitions: Transitions) -> Floats:
-    """The law of the sampler's future states on this very log, (S + 1,), summed anchor by anchor."""
-    marginal = np.zeros(mdp.states + 1)
-    rows = transitions.observations.argmax(1).numpy()
-    starts = transitions.episode_starts.numpy()
-    for e in range(transitions.episodes):
-        states = rows[starts[e] + e : starts[e + 1] + e + 1]
-        for t in range(len(states) - 1):
-            left = len(states) - 1 - t
-            law = (1.0 - mdp.discount) * mdp.discount ** np.arange(left)
-            if bool(transitions.terminated[e]):
-                marginal[mdp.states] += 1.0 - law.sum()
-            else:
-                law /= law.sum()
-            np.add.at(marginal, states[t + 1 :], law)
-    result: Floats = marginal / len(transitions)
-    return result
-
-
 class ExactCritic(ContrastiveCritic):
     """The critic that contrastive learning would end at: ``phi . psi / T = log p_gamma / p`` by table."""
 

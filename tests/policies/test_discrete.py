@@ -98,7 +98,7 @@ def test_a_policy_balances_the_pole_far_longer_than_the_log_it_comes_from(
     behaviour = float(episode_summary(transitions, rewards)["return"].mean())
     reached = float(episode_summary(rollouts, labels)["return"].mean())
     assert 20.0 < behaviour < 50.0
-    # Over six seeds it was 4.3 to 12.8 times the behaviour; for this one it is some nine times.
+    # Over six seeds it was 2.9 to 15 times the behaviour; for this one it is more than ten times.
     assert reached > 3.0 * behaviour
 
 

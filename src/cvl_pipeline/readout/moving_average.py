@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.readout.build import horizon_quantiles
 from cvl_pipeline.readout.readouts import FeatureReadout, draw_directions, random_features
 from cvl_pipeline.trajectories.sampling import Segments
 
@@ -58,15 +59,29 @@ class MovingFeatures:
             self._normaliser.lerp_(features.mean(0), 1.0 - self._decay)
         self._weight = self._decay * self._weight + 1.0 - self._decay
 
-    def readout(self, critic: ContrastiveCritic, *, self_normalised: bool = True) -> FeatureReadout:
-        """The readout of the trained critic; raises InputError if its temperature is not the features'."""
+    def readout(
+        self, critic: ContrastiveCritic, *, self_normalised: bool = True, horizons: int = 8
+    ) -> FeatureReadout:
+        """The readout of the trained critic.
+
+        Args:
+            critic: whose training this observed.
+            self_normalised: see Readout.
+            horizons: offsets that a horizon-conditioned critic is averaged over.
+
+        Raises:
+            InputError: the critic's temperature is not the features'.
+        """
         if not math.isclose(float(critic.temperature.detach()), float(self._temperature), rel_tol=1e-4):
             raise InputError(
                 f"the features were drawn for temperature {float(self._temperature):g}, but the critic "
                 f"learned {float(critic.temperature.detach()):g}; fix it: learned_temperature=false"
             )
         return FeatureReadout(
-            temperature=self._temperature, horizons=torch.zeros(0, dtype=torch.int64),
+            temperature=self._temperature,
+            horizons=horizon_quantiles(
+                critic.shape.discount, horizons if critic.shape.horizon_conditioning else 0
+            ),
             discount=critic.shape.discount, self_normalised=self_normalised, directions=self._directions,
             phases=self._phases, xi=self._xi / self._weight, normaliser=self._normaliser / self._weight,
         ).to(critic.temperature.device)  # fmt: skip
