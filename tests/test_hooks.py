@@ -23,17 +23,19 @@ from tests.pipelines.test_plots import METRICS
 CONF = Path(__file__).parents[1] / "conf"
 
 
-def _catalog(root: Path, task: str = "reach-v3") -> DataCatalog:
+def _catalog(root: Path, task: str = "reach-v3", reward: str = "dataset") -> DataCatalog:
     """The project's own catalog, its files moved below ``root``, and the parameters of nodes."""
     for resolver in ("artifact_folder", "reward_folder"):
         OmegaConf.clear_resolver(resolver)
-    loader = CheckedConfigLoader(str(CONF), runtime_params={"dataset": {"task": task}}, **CONFIG_LOADER_ARGS)
+    given = {"dataset": {"task": task}, "reward": {"source": reward}}
+    loader = CheckedConfigLoader(str(CONF), runtime_params=given, **CONFIG_LOADER_ARGS)
     entries: dict[str, Any] = {
         name: entry | {"filepath": str(root / entry["filepath"])} for name, entry in loader["catalog"].items()
     }
     catalog = DataCatalog.from_config(entries)
     parameters = check_parameters(loader["parameters"])
     catalog["params:dataset"] = parameters.dataset
+    catalog["params:reward"] = parameters.reward
     return catalog
 
 
@@ -104,6 +106,15 @@ def test_an_unknown_task_stops_a_run_that_simulates_and_no_other(tmp_path: Path)
         _check(_pipeline("contrastive_dynamics"), catalog)
 
 
+def test_a_reward_that_cannot_be_imported_stops_a_run_that_needs_it_and_no_other(tmp_path: Path) -> None:
+    catalog = _catalog(tmp_path, reward="no_such_module:speed")
+    for stage in ("__default__", "value_readout", "evaluation"):
+        with pytest.raises(InputError, match=r"reward\.source 'no_such_module:speed' cannot be imported"):
+            _check(_pipeline(stage), catalog)
+    with pytest.raises(InputError, match="missing artifacts: normalisation, split, transitions"):
+        _check(_pipeline("contrastive_dynamics"), catalog)
+
+
 def test_every_finished_node_is_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     pipeline = _pipeline("value_readout")
     hook = NarrateNodes()
@@ -128,8 +139,21 @@ def test_an_evaluated_run_ends_in_its_table(
     assert capsys.readouterr().out == ""
     ReportResults().after_pipeline_run(_pipeline("evaluation"), catalog)
     out = capsys.readouterr().out
-    assert "reach-v3, seed 3" in out
+    assert "reach-v3, seed 3\n" in re.sub(" +\n", "\n", out)
     assert re.search(r"CVL .* 50 .* 0\.80 \[0\.70, 0\.85\]", out)
     assert re.search(r"behaviour data .* 180 .* 0\.60 \[0\.50, 0\.65\]", out)
     assert "90 % interval" in out
     assert "Metrics, tables and plots: data/08_reporting/reach-v3/seed_0/" in out
+
+
+def test_the_table_of_another_reward_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    catalog = _catalog(tmp_path, reward="success")
+    catalog.save("metrics", METRICS | {"behaviour_episodes": 180, "reward": "success"})
+    ReportResults().after_pipeline_run(_pipeline("evaluation"), catalog)
+    out = capsys.readouterr().out
+    assert "reach-v3, seed 3, reward success" in out
+    assert "data/08_reporting/reach-v3/seed_0/success/" in out

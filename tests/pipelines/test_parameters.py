@@ -155,6 +155,15 @@ def test_values_that_do_not_go_together_are_told_by_the_stage_that_they_are_in(b
     assert "'reward': goal_distance needs" in _refusal(_changed(base, "reward.source", "goal_distance"))
 
 
+def test_values_of_two_stages_that_do_not_go_together_are_told_with_both(base: dict[str, Any]) -> None:
+    raw = _changed(base, "value_readout.discount", 0.5)
+    message = _refusal(raw)
+    assert message.startswith("parameters: value_readout.discount is 0.5, but contrastive_dynamics.discount")
+    assert "horizon_conditioning=true" in message
+    check_parameters(_changed(raw, "contrastive_dynamics.horizon_conditioning", True))
+    check_parameters(_changed(base, "value_readout.discount", base["contrastive_dynamics"]["discount"]))
+
+
 def test_all_faults_are_told_at_once(base: dict[str, Any]) -> None:
     message = _refusal(_changed(_changed(base, "seed", -1), "evaluation.episodes", 0))
     assert "'seed' is -1" in message

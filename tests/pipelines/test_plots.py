@@ -14,6 +14,7 @@ METRICS = {
     "seed": 3,
     "episodes": 50,
     "confidence": 0.9,
+    "reward": "dataset",
     **{
         f"{name}.{metric}{end}": value + shift
         for name, value in (("cvl", 0.8), ("bc", 0.5), ("behaviour", 0.6))

@@ -55,7 +55,7 @@ def check_parameters(raw: dict[str, Any]) -> RunParameters:
 
 
 def _describe(detail: ErrorDetails) -> str:
-    *parents, last = detail["loc"]
+    *parents, last = detail["loc"] or ("",)
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         known = _fields(parents)
@@ -66,6 +66,8 @@ def _describe(detail: ErrorDetails) -> str:
         return f"field '{name}' is missing"
     message = detail["msg"].removeprefix("Value error, ")
     text = f"{message[0].lower()}{message[1:]}"
+    if not name:  # about several stages together: the message names them
+        return text
     if isinstance(detail["input"], dict):  # a whole stage's values would bury the message
         return f"'{name}': {text}"
     return f"'{name}' is {detail['input']!r}: {text}"
