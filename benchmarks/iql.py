@@ -73,7 +73,7 @@ class ImplicitQLearning(OfflineModule):
         index = torch.arange(len(train))
         episodes = train.episode_of(index)
         self._states = train.states()
-        self._next_states = train.observations[index + episodes + 1]
+        self._next_states = train.arrivals()
         self._actions = train.actions
         # Rewards in units of their spread: a Q of order 1 to 100 whatever the task pays.
         self._rewards = labels / labels.std().clamp(min=1e-6)

@@ -41,6 +41,13 @@ def test_states_are_all_rows_but_the_last_of_each_episode(episodes: list[tuple[i
 
 
 @given(EPISODES)
+def test_arrivals_are_all_rows_but_the_first_of_each_episode(episodes: list[tuple[int, bool]]) -> None:
+    data = _build(episodes)
+    expected = torch.cat([part["observations"][1:] for part in slices(data)])
+    assert torch.equal(data.arrivals(), expected)
+
+
+@given(EPISODES)
 def test_selecting_all_episodes_is_the_identity(episodes: list[tuple[int, bool]]) -> None:
     data = _build(episodes)
     selected = data.select(torch.arange(data.episodes))

@@ -50,12 +50,11 @@ def all_references(critic: ContrastiveCritic, transitions: Transitions, rewards:
         rewards: their labels.
     """
     probabilities, absorbed = SegmentSampler(transitions, critic.shape.discount).marginal()
-    index = torch.arange(len(transitions), device=transitions.actions.device)
-    arrivals = transitions.observations[index + transitions.episode_of(index) + 1]
+    arrivals = transitions.arrivals()
     psi = _psi(critic, arrivals)
     labels = rewards.rewards
     if absorbed > 0:
-        flag = torch.ones(1, dtype=torch.bool, device=index.device)
+        flag = torch.ones(1, dtype=torch.bool, device=arrivals.device)
         psi = torch.cat([psi, critic.psi(arrivals[:1], flag)])
         labels = torch.cat([labels, labels.new_zeros(1)])
         probabilities = torch.cat([probabilities, absorbed.reshape(1)])

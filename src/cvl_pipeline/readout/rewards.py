@@ -39,13 +39,10 @@ def label(transitions: Transitions, logged: Rewards, parameters: RewardParameter
         return logged
     if parameters.source == "success":
         return Rewards(logged.successes.float(), logged.successes)
-    states = transitions.states()
-    index = torch.arange(len(transitions))
-    arrivals = transitions.observations[index + transitions.episode_of(index) + 1]
     if parameters.source == "goal_distance":
-        labels = _goal_distance(arrivals, parameters)
+        labels = _goal_distance(transitions.arrivals(), parameters)
     else:
-        labels = _user_function(parameters.source, states, transitions.actions, arrivals)
+        labels = _user_function(parameters.source, transitions)
     validate_rewards(labels, transitions)
     return labels
 
@@ -88,10 +85,11 @@ def reward_function(source: str) -> RewardFunction:
     return chosen
 
 
-def _user_function(source: str, states: Tensor, actions: Tensor, arrivals: Tensor) -> Rewards:
+def _user_function(source: str, transitions: Transitions) -> Rewards:
     function = reward_function(source)
+    states = transitions.states()
     try:
-        result = function(states, actions, arrivals)
+        result = function(states, transitions.actions, transitions.arrivals())
     except Exception as error:
         raise InputError(
             f"reward.source '{source}' failed on {len(states)} transitions ({_one_line(error)}); it is "

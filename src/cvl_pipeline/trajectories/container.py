@@ -59,6 +59,11 @@ class Transitions:
         index = torch.arange(len(self), device=self.actions.device)
         return self.observations[index + self.episode_of(index)]
 
+    def arrivals(self) -> Tensor:
+        """Observation each transition leads to, (N, O): s_{t+1}."""
+        index = torch.arange(len(self), device=self.actions.device)
+        return self.observations[index + self.episode_of(index) + 1]
+
     def to(self, device: torch.device | str) -> Transitions:
         """The same episodes on another device."""
         return Transitions(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
