@@ -21,7 +21,7 @@ def test_a_notebook_runs_from_top_to_bottom(
     monkeypatch.setenv("CVL_NOTEBOOK_STEPS", "40")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(PROJECT / "src"))
-    notebook = nbformat.read(path, as_version=4)
+    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
     figures = [
