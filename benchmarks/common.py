@@ -22,7 +22,7 @@ def markdown(table: pd.DataFrame, digits: int = 3) -> str:
     """A table whose column ``x`` is joined with ``x_ci``, where there is one, as ``x +- ci``."""
     shown = pd.DataFrame()
     for column in table.columns:
-        if column.endswith("_ci"):
+        if str(column).endswith("_ci"):
             continue
         cells = table[column]
         if pd.api.types.is_numeric_dtype(cells):
@@ -30,7 +30,7 @@ def markdown(table: pd.DataFrame, digits: int = 3) -> str:
             if f"{column}_ci" in table:
                 text += table[f"{column}_ci"].map(f" ± {{:.{digits}f}}".format)
             cells = text
-        shown[column] = cells
+        shown[str(column)] = cells
     lines = ["| " + " | ".join(map(str, shown.columns)) + " |", "|" + "---|" * len(shown.columns)]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in shown.itertuples(index=False)]
     return "\n".join(lines)

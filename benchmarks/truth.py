@@ -143,16 +143,18 @@ def score(mdp: FiniteMDP, values: Floats, noise: float) -> dict[str, float]:
 
     ``correlation`` is Pearson's over all pairs; ``error`` the root mean square difference after the best
     scaling of the values, over the exact values' standard deviation; ``greedy_agreement`` the share of states
-    whose best action is found, among those whose exact gap between best and second action exceeds ``noise``.
+    whose best action is found, among those whose exact gap between best and second action exceeds ``noise``
+    (NaN where no state's does).
     """
     exact, found = mdp.q()[~mdp.terminal], values[~mdp.terminal]
     scale = (exact * found).sum() / (found * found).sum()
     ordered = np.sort(exact, axis=1)
     clear = ordered[:, -1] - ordered[:, -2] > noise
+    agrees = exact.argmax(1) == found.argmax(1)
     return {
         "correlation": float(np.corrcoef(exact.ravel(), found.ravel())[0, 1]),
         "error": float(np.sqrt(np.mean((scale * found - exact) ** 2)) / exact.std()),
-        "greedy_agreement": float((exact.argmax(1) == found.argmax(1))[clear].mean()),
+        "greedy_agreement": float(agrees[clear].mean()) if clear.any() else float("nan"),
         "clear_states": float(clear.mean()),
     }
 

@@ -61,6 +61,6 @@ def test_a_flipped_bit(scratch: Project) -> None:
 
 
 def test_a_damaged_table_that_only_the_last_node_reads(scratch: Project) -> None:
-    path = scratch.artifact("02_intermediate", "episodes.parquet")
+    path = scratch.artifact("07_model_output", "bc_history.parquet")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert_refused(scratch, ["--pipelines", "evaluation"], "episodes.parquet", "damaged")
+    assert_refused(scratch, ["--from-nodes", "policy_extraction.extract"], "bc_history.parquet", "damaged")
