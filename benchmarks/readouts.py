@@ -1,4 +1,4 @@
-"""Readouts at equal cost: error, rank correlation, processor microseconds a query (docs/truth.md).
+"""Readouts at equal cost: error, rank correlation, processor microseconds a query.
 
 Against the exact readout, on the truth bench's grid and on critics trained on Meta-World episodes, over the
 temperature and the number of references, prototypes or random features, each of which costs one inner product
