@@ -1,16 +1,28 @@
-"""What the benchmarks share: where results are kept, what machine made them, how tables look."""
+"""What the benchmarks share: the pipeline's defaults, where results are kept, how tables look."""
 
 from __future__ import annotations
 
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
+import yaml
 
 PROJECT = Path(__file__).parents[1]
 RESULTS = PROJECT / "benchmarks/results"
+
+
+def defaults(stage: str) -> dict[str, Any]:
+    """The pipeline's default parameters of a stage."""
+    files = (PROJECT / "conf/base").glob("parameters*.yml")
+    merged: dict[str, Any] = {}
+    for file in files:
+        merged |= yaml.safe_load(file.read_text())
+    values: dict[str, Any] = merged[stage]
+    return values
 
 
 def machine() -> str:

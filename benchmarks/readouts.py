@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from torch import Generator, Tensor
 
 from benchmarks import truth
-from benchmarks.common import RESULTS, machine, markdown
+from benchmarks.common import RESULTS, defaults, machine, markdown
 from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.networks.critic import ContrastiveCritic
@@ -33,7 +33,6 @@ from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout, feature_readout
 from cvl_pipeline.readout.references import References, all_references, compress, draw_references
 from cvl_pipeline.rollouts.collection import collect_metaworld
-from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
 from cvl_pipeline.trajectories.preparation import fit_normalisation, split_episodes
 
@@ -57,30 +56,23 @@ def metaworld_critics(
     task: str, episodes: int, steps: int
 ) -> Iterator[tuple[float, ContrastiveCritic, Transitions, Rewards, Split]]:
     """Critics of a Meta-World task, with the pipeline's default settings but for the temperature."""
-    transitions, rewards = collect_metaworld(
-        task, episodes=episodes, episode_steps=200, noise_max=0.3, random_max=1.0, random_hold=20, seed=0,
-        workers=None,
-    )  # fmt: skip
+    dataset = defaults("dataset")
+    recipe = {name: dataset[name] for name in ("episode_steps", "noise_max", "random_max", "random_hold")}
+    transitions, rewards = collect_metaworld(task, episodes=episodes, **recipe, seed=0, workers=None)
     split = split_episodes(transitions, 0.1, 0)
     normalisation: Normalisation = fit_normalisation(transitions, split, 1e-3)
     for temperature in TEMPERATURES:
-        parameters = DynamicsParameters(
-            discount=0.97, loss="symmetric_infonce", logsumexp_penalty=0.0, horizon_conditioning=False,
-            representation="unit_norm", representation_size=64, hidden=(256, 256), temperature=temperature,
-            learned_temperature=False, segments_per_episode=4, validation_batches=1,
-            training=TrainingParameters(
-                steps=steps, batch_size=256, learning_rate=1e-3, validation_interval=steps,
-                precision="float32", accelerator="cpu",
-            ),
-        )  # fmt: skip
+        values = defaults("contrastive_dynamics")
+        training = values["training"] | {"steps": steps, "validation_interval": steps}
+        parameters = DynamicsParameters(**values | {"temperature": temperature, "training": training})
         critic, _ = train_dynamics(transitions, split, normalisation, parameters, 0)
         yield temperature, critic, transitions, rewards, split
 
 
 def made_readouts(
-    critic: ContrastiveCritic, everything: References, sizes: tuple[int, ...]
+    critic: ContrastiveCritic, everything: References, sizes: tuple[int, ...], drawn_only: bool
 ) -> Iterator[tuple[str, int, Readout, float]]:
-    """Name, size, readout and the seconds it took to make."""
+    """Name, size, readout and the seconds it took to make; ``drawn_only``: of drawn references alone."""
     none: Tensor = horizon_quantiles(0.5, 0)
     temperature, discount = critic.temperature.detach(), critic.shape.discount
     for size in sizes:
@@ -103,6 +95,8 @@ def made_readouts(
             )  # fmt: skip
         for name, make in recipes.items():
             if name == "prototypes" and size > MOST_PROTOTYPES:
+                continue
+            if drawn_only and not name.startswith("references"):
                 continue
             start = time.perf_counter()
             readout = make(generator, size)
@@ -131,9 +125,8 @@ def measure(
         none = horizon_quantiles(0.5, 0)
         exact = QFunction(critic, exact_readout(critic, everything, none, critic.shape.discount))
         truth_values, ess = exact.in_batches(*queries)
-        for name, size, readout, seconds in made_readouts(critic, everything, sizes):
-            if reward == "sparse" and not name.startswith("references"):
-                continue
+        drawn_only = reward == "sparse"
+        for name, size, readout, seconds in made_readouts(critic, everything, sizes, drawn_only):
             start = time.process_time()  # of the processor, so that other work on the machine does not count
             found = readout.values(phi)
             micros = (time.process_time() - start) / QUERIES * 1e6

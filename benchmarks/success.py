@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from numpy.typing import NDArray
 
-from benchmarks.common import PROJECT, RESULTS, machine
+from benchmarks.common import PROJECT, RESULTS, defaults, machine
 from benchmarks.iql import IQLParameters, train_iql
 from cvl_pipeline.artifacts import load_artifact
 from cvl_pipeline.rollouts.evaluation import evaluate_metaworld, rollout_table
@@ -38,16 +37,6 @@ def table_path(table: str, task: str, seed: int) -> Path:
     """Where the episodes of a policy are tabulated."""
     layer = "02_intermediate" if table == "episodes" else "07_model_output"
     return PROJECT / f"data/{layer}/{task}/seed_{seed}/{table}.parquet"
-
-
-def defaults(stage: str) -> dict[str, Any]:
-    """The pipeline's default parameters of a stage."""
-    files = (PROJECT / "conf/base").glob("parameters*.yml")
-    merged: dict[str, Any] = {}
-    for file in files:
-        merged |= yaml.safe_load(file.read_text())
-    values: dict[str, Any] = merged[stage]
-    return values
 
 
 def iql_parameters() -> IQLParameters:
