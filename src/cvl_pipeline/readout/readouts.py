@@ -16,7 +16,7 @@ from cvl_pipeline.readout.references import CHUNK, References
 ReadoutT = TypeVar("ReadoutT", bound="Readout")
 
 QUERY_TILE, REFERENCE_TILE = 512, 1024
-"""Logits taken at once: 2 MiB, which a processor's cache holds; by 4096 x 4096 it takes seven times as long."""
+"""Logits taken at once: 2 MiB, which a processor's cache holds; 4096 x 4096 takes seven times as long."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class ExactReadout(Readout):
         return expectation, size
 
     def _expectation(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Of one tile of queries, divided by the temperature, with sums relative to the largest logit so far."""
+        """Of queries over temperature, (tile, D), with sums relative to the largest logit so far."""
         highest = queries.new_full((len(queries), 1), -torch.inf)
         total, squares, reward = (queries.new_zeros(len(queries)) for _ in range(3))
         for start in range(0, len(self.psi), REFERENCE_TILE):

@@ -1,0 +1,402 @@
+"""Ideas for sharper action values: what each, alone, gives the policy (docs/tuning.md).
+
+Besides, numbers of held-out episodes, each ranked against the policies' returns: which of them would have
+told the better critic without the environment? The seeds are those that settings may be chosen on.
+
+    python -m benchmarks.ideas --tasks reach-v3 door-open-v3 push-v3 drawer-close-v3 --seeds 0 1 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Generator, Tensor
+
+from benchmarks.common import PROJECT, RESULTS, defaults, machine, markdown
+from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
+from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.networks.actor import Actor
+from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.networks.mlp import mlp
+from cvl_pipeline.policies.advantages import BASELINES, advantages
+from cvl_pipeline.policies.module import train_policy
+from cvl_pipeline.policies.parameters import PolicyParameters
+from cvl_pipeline.readout.build import build_readout
+from cvl_pipeline.readout.parameters import ReadoutParameters
+from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.rollouts.collection import collect_metaworld
+from cvl_pipeline.rollouts.evaluation import evaluate_metaworld, rollout_table
+from cvl_pipeline.training.fit import fit
+from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
+from cvl_pipeline.trajectories.preparation import discounted_returns, fit_normalisation, split_episodes
+from cvl_pipeline.trajectories.sampling import SegmentSampler
+
+FOLDER = PROJECT / "data/ideas"
+DISCOUNTS = (0.9, 0.97, 0.99)
+"""Of the held-out returns that all critics are measured on, whatever their own."""
+STEPS_LEFT = 30
+"""Fewer logged steps than these say too little of a return."""
+
+
+class OtherActions(ContrastiveDynamics):
+    """Besides: which of five actions at this state led to this future? The other four are logged anywhere."""
+
+    weight = 0.5
+    others = 4
+
+    def training_loss(self, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The contrastive loss, and the cross-entropy of that choice."""
+        logits, segments, psi = self._contrast(self._train_sampler, generator)
+        count = len(segments.actions)
+        index = torch.randint(len(self._train), (count, self.others), generator=generator)
+        states = segments.observations.unsqueeze(1).expand(-1, self.others, -1)
+        phi = self.critic.phi(states, self._train.actions[index])  # (B, M, D)
+        other = (phi * psi.unsqueeze(1)).sum(-1) / self.critic.temperature
+        choice = torch.cat([logits.diagonal().unsqueeze(1), other], 1)
+        return self._loss(logits) - self.weight * choice.log_softmax(1)[:, 0].mean(), {}
+
+
+@dataclass(frozen=True)
+class Ensemble(QFunction):
+    """The mean Q of several critics."""
+
+    members: tuple[QFunction, ...]
+
+    def in_batches(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """See QFunction; the sample size is the mean too."""
+        found = [member.in_batches(observations, actions) for member in self.members]
+        values, sizes = (torch.stack(parts).mean(0) for parts in zip(*found, strict=True))
+        return values, sizes
+
+    def frozen(self, device: torch.device | str) -> Ensemble:
+        """See QFunction."""
+        members = tuple(member.frozen(device) for member in self.members)
+        return Ensemble(members[0].critic, members[0].readout, members)
+
+
+@dataclass(frozen=True)
+class Idea:
+    """What an idea changes.
+
+    Attributes:
+        dynamics: parameters of the critic.
+        module: trains it.
+        members: critics whose Q is averaged.
+        action_free: V comes from a critic that sees no action.
+    """
+
+    dynamics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    module: type[ContrastiveDynamics] = ContrastiveDynamics
+    members: int = 1
+    action_free: bool = False
+
+
+IDEAS = {
+    "defaults": Idea(),
+    "1 segment an episode": Idea({"segments_per_episode": 1}),
+    "16 segments an episode": Idea({"segments_per_episode": 16}),
+    "other actions as negatives": Idea(module=OtherActions),
+    "V of an action-free critic": Idea(action_free=True),
+    "representation 16": Idea({"representation_size": 16}),
+    "representation 256": Idea({"representation_size": 256}),
+    "temperature 0.05": Idea({"temperature": 0.05}),
+    "temperature 0.25": Idea({"temperature": 0.25}),
+    "discount 0.95": Idea({"discount": 0.95}),
+    "discount 0.99": Idea({"discount": 0.99}),
+    "ensemble of 3": Idea(members=3),
+}
+
+
+@dataclass(frozen=True)
+class Log:
+    """What every idea learns from."""
+
+    transitions: Transitions
+    rewards: Rewards
+    split: Split
+    normalisation: Normalisation
+
+    def without_actions(self) -> Log:
+        """The same with every action zero, so that a critic of it is one of states alone."""
+        blank = dataclasses.replace(self.transitions, actions=torch.zeros_like(self.transitions.actions))
+        return dataclasses.replace(
+            self, transitions=blank, normalisation=fit_normalisation(blank, self.split, 1.0)
+        )
+
+
+def collected(task: str, seed: int, workers: int | None) -> Log:
+    """The pipeline's default episodes of a task."""
+    dataset, ingestion = defaults("dataset"), defaults("data_ingestion")
+    recipe = {
+        name: dataset[name]
+        for name in ("episodes", "episode_steps", "noise_max", "random_max", "random_hold")
+    }
+    transitions, rewards = collect_metaworld(task, **recipe, seed=seed, workers=workers)
+    split = split_episodes(transitions, ingestion["validation_fraction"], seed)
+    return Log(transitions, rewards, split, fit_normalisation(transitions, split, ingestion["std_floor"]))
+
+
+class Critics:
+    """Critics with their readouts, each trained once however many ideas use it."""
+
+    def __init__(self, log: Log, seed: int) -> None:
+        """Train on ``log``, member m of an ensemble with a seed of its own."""
+        self._log = log
+        self._seed = seed
+        self._trained: dict[str, QFunction] = {}
+
+    def __call__(self, idea: Idea, member: int = 0, blind: bool = False) -> QFunction:
+        """Q of one critic; ``blind`` to actions."""
+        key = repr((sorted(idea.dynamics.items()), idea.module.__name__, member, blind))
+        if key not in self._trained:
+            log = self._log.without_actions() if blind else self._log
+            seed = self._seed + 1000 * member
+            critic = trained(log, idea, seed)
+            readout = ReadoutParameters(**defaults("value_readout"))
+            self._trained[key] = QFunction(
+                critic, build_readout(critic, log.transitions, log.rewards, log.split, readout, seed)
+            )
+        return self._trained[key]
+
+    def q(self, idea: Idea) -> QFunction:
+        """Q of an idea."""
+        members = tuple(self(idea, member) for member in range(idea.members))
+        return members[0] if len(members) == 1 else Ensemble(members[0].critic, members[0].readout, members)
+
+    def baseline(self, idea: Idea) -> AbstractContextManager[Any]:
+        """While it lasts, ``marginal_actions`` is the idea's V."""
+        if not idea.action_free:
+            return nullcontext()
+        blind = self(idea, blind=True)
+        return patch.dict(
+            BASELINES,
+            marginal_actions=lambda q, transitions, *_: blind.in_batches(
+                transitions.states(), torch.zeros_like(transitions.actions)
+            )[0],
+        )
+
+
+def trained(log: Log, idea: Idea, seed: int) -> ContrastiveCritic:
+    """A critic by the pipeline's settings, but for what the idea changes."""
+    parameters = DynamicsParameters(**defaults("contrastive_dynamics") | idea.dynamics)
+    arguments = (log.transitions, log.split, log.normalisation, parameters, seed)
+    if idea.module is ContrastiveDynamics:
+        return train_dynamics(*arguments)[0]
+    module = idea.module(*arguments)
+    fit(module, description="Training the contrastive critic")
+    return module.critic.cpu().eval()
+
+
+def returns_per_step(log: Log, episodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """States (N, O), returns (N, discounts) as ``value_table`` has them, and steps left (N,)."""
+    data = log.transitions.select(episodes)
+    labels = log.rewards.select(log.transitions.transition_index(episodes))
+    index = torch.arange(len(data))
+    left = data.episode_starts[data.episode_of(index) + 1] - index
+    returns = [
+        discounted_returns(labels.rewards, data, discount) / (1.0 - discount ** left.double())
+        for discount in DISCOUNTS
+    ]
+    return data.states(), torch.stack(returns, 1).float(), left
+
+
+def held_out_table(log: Log, seed: int) -> pd.DataFrame:
+    """Returns of the held-out transitions, and less what a network predicts of the state alone."""
+    states, returns, left = returns_per_step(log, log.split.validation)
+    train_states, train_returns, train_left = returns_per_step(log, log.split.train)
+    mean, std = log.normalisation.observation_mean, log.normalisation.observation_std
+    train_states, train_returns = (part[train_left > STEPS_LEFT] for part in (train_states, train_returns))
+    centre, spread = train_returns.mean(0), train_returns.std(0)
+    generator = Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = mlp(states.shape[1], (256, 256), len(DISCOUNTS))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.1)
+    for _ in range(1000):  # few: to remember episodes would not help on others
+        index = torch.randint(len(train_states), (512,), generator=generator)
+        predicted = network((train_states[index] - mean) / std)
+        loss = (predicted - (train_returns[index] - centre) / spread).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        expected = network((states - mean) / std) * spread + centre
+    columns = {"left": left.numpy()}
+    for number, discount in enumerate(DISCOUNTS):
+        columns[f"return {discount}"] = returns[:, number].numpy()
+        columns[f"residual {discount}"] = (returns - expected)[:, number].numpy()
+    return pd.DataFrame(columns)
+
+
+@torch.no_grad()
+def telling_actions(q: QFunction, data: Transitions) -> float:
+    """How often f(s, a, s') exceeds f(s, b, s') for an action b logged anywhere, on held-out segments."""
+    generator = Generator().manual_seed(0)
+    segments = SegmentSampler(data, q.critic.shape.discount).sample(8192, generator)
+    other = data.actions[torch.randint(len(data), (8192,), generator=generator)]
+    psi = q.critic.psi(segments.futures, segments.absorbed)
+    logged, another = (
+        (q.critic.phi(segments.observations, actions) * psi).sum(1) for actions in (segments.actions, other)
+    )
+    return float((logged > another).float().mean())
+
+
+def study(task: str, seed: int, chosen: dict[str, Idea], folder: Path, workers: int | None) -> None:
+    """All ideas on one log; tables of held-out transitions and a record of every idea."""
+    log = collected(task, seed, workers)
+    critics = Critics(log, seed)
+    data = log.transitions.select(log.split.validation)
+    states = data.states()
+    parameters = PolicyParameters(**defaults("policy_extraction"))
+    evaluation, steps = defaults("evaluation"), defaults("dataset")["episode_steps"]
+    folder.mkdir(parents=True, exist_ok=True)
+    table = held_out_table(log, seed)
+    records: list[dict[str, Any]] = []
+    actions: dict[str, Tensor] = {}
+    judges: dict[str, QFunction] = {}
+    for name, idea in chosen.items():
+        start = time.perf_counter()
+        q = critics.q(idea)
+        with critics.baseline(idea):
+            actor, _ = train_policy(log.transitions, log.split, log.normalisation, parameters, seed, q=q)
+            table[f"advantage: {name}"] = advantages(q, data, parameters, seed).numpy()
+        recorded = evaluate_metaworld(
+            actor, task, episodes=evaluation["episodes"], episode_steps=steps, seed=seed, workers=workers,
+            name=name,
+        )  # fmt: skip
+        rollouts = rollout_table(*recorded, seed)
+        with torch.no_grad():
+            assert isinstance(actor, Actor)
+            actions[name] = actor(states)
+            table[f"log_prob: {name}"] = actor.log_prob(states, data.actions).numpy()
+        table[f"q: {name}"] = q.in_batches(states, data.actions)[0].numpy()
+        judges[name] = q
+        records.append(
+            {
+                "idea": name,
+                "success": float(rollouts["success"].mean()),
+                "return": float(rollouts["return"].mean()),
+                "telling actions": telling_actions(q, data),
+                "seconds": time.perf_counter() - start,
+            }
+        )
+        print(task, seed, records[-1], flush=True)  # noqa: T201
+    for name, q in judges.items():
+        logged, _ = q.in_batches(states, data.actions)
+        for record in records:
+            gain = q.in_batches(states, actions[record["idea"]])[0] - logged
+            record[f"judged by: {name}"] = float(gain.mean() / logged.std())
+    table.to_parquet(folder / "held_out.parquet")
+    (folder / "records.json").write_text(json.dumps(records, indent=2) + "\n")
+
+
+def spearman(one: pd.Series[float], other: pd.Series[float]) -> float:
+    """Rank correlation."""
+    return float(stats.spearmanr(one, other).statistic)
+
+
+def numbers(table: pd.DataFrame, record: dict[str, Any]) -> dict[str, float]:
+    """What can be said of a critic from held-out episodes alone."""
+    name = record["idea"]
+    table = table[table["left"] > STEPS_LEFT]
+    q, advantage, log_prob = (table[f"{kind}: {name}"] for kind in ("q", "advantage", "log_prob"))
+    judgements = [value for key, value in record.items() if key.startswith("judged by: ") and name not in key]
+    found = {"telling the logged action from another": record["telling actions"]}
+    for discount in DISCOUNTS:
+        returns, residual = table[f"return {discount}"], table[f"residual {discount}"]
+        weights = np.exp(3.0 * advantage).clip(upper=100.0)
+        found |= {
+            f"Q with returns, gamma {discount}": spearman(q, returns),
+            f"A with returns less V(s), gamma {discount}": spearman(advantage, residual),
+            f"the same, weighted as awr does, gamma {discount}": float(
+                (weights * residual).sum() / weights.sum() / residual.std()
+            ),
+            f"the policy's log-likelihood with the same, gamma {discount}": spearman(log_prob, residual),
+        }
+    if judgements:
+        found["its policy's actions, judged by the other critics"] = float(np.mean(judgements))
+    return found
+
+
+def cells(tasks: list[str], seeds: list[int]) -> Iterator[tuple[str, int, Path]]:
+    """Where each task and seed is kept."""
+    for task in tasks:
+        for seed in seeds:
+            yield task, seed, FOLDER / task / f"seed_{seed}"
+
+
+def summarise(tasks: list[str], seeds: list[int]) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:
+    """The table of ideas, that of numbers, and all records."""
+    records: list[dict[str, Any]] = []
+    predicted = []
+    for task, seed, folder in cells(tasks, seeds):
+        found = json.loads((folder / "records.json").read_text())
+        table = pd.read_parquet(folder / "held_out.parquet")
+        measured = pd.DataFrame([numbers(table, record) for record in found])
+        returns = pd.Series([record["return"] for record in found])
+        predicted.append({"task": task} | {name: spearman(measured[name], returns) for name in measured})
+        records += [{"task": task, "seed": seed} | record for record in found]
+    frame = pd.DataFrame(records)
+    success = frame.pivot_table(index="idea", columns=["task", "seed"], values="success", sort=False)
+    ideas = pd.DataFrame({"idea": success.index})
+    for task in tasks:
+        ideas[task] = success[task].apply(lambda row: ", ".join(f"{x:.2f}" for x in row), axis=1).to_numpy()
+    ideas["mean"] = success.mean(axis=1).to_numpy()
+    gain = success - success.loc["defaults"]
+    ideas["gain"] = gain.mean(axis=1).to_numpy()
+    ideas["gain_ci"] = (gain.sem(axis=1) * stats.t.ppf(0.975, max(gain.shape[1] - 1, 1))).to_numpy()
+    ranks = pd.DataFrame(predicted).groupby("task", sort=False).mean().T
+    ranks["mean"] = ranks.mean(axis=1)
+    ranks.insert(0, "number", ranks.index)
+    return ideas, ranks, records
+
+
+def main() -> None:
+    """Run what is missing, then print and record the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "--tasks", nargs="+", default=["reach-v3", "door-open-v3", "push-v3", "drawer-close-v3"]
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--ideas", nargs="+", choices=IDEAS, default=list(IDEAS))
+    parser.add_argument(
+        "--workers", type=int, help="processes that run episodes; as many as cores by default"
+    )
+    parser.add_argument("--keep", action="store_true", help="do not rerun what has finished")
+    arguments = parser.parse_args()
+    chosen = {name: IDEAS[name] for name in dict.fromkeys(["defaults", *arguments.ideas])}
+    for task, seed, folder in cells(arguments.tasks, arguments.seeds):
+        if not (arguments.keep and (folder / "records.json").exists()):
+            study(task, seed, chosen, folder, arguments.workers)
+    ideas, ranks, records = summarise(arguments.tasks, arguments.seeds)
+    record = {
+        "command": shlex.join(["python", "-m", "benchmarks.ideas", *sys.argv[1:]]),
+        "machine": machine(),
+        "ideas": ideas.to_dict("records"),
+        "numbers": ranks.to_dict("records"),
+        "records": records,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "ideas.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(markdown(ideas, digits=2))  # noqa: T201
+    print("\nRank correlation of each number with the policies' returns, over the ideas\n")  # noqa: T201
+    print(markdown(ranks, digits=2))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
