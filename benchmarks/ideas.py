@@ -109,10 +109,8 @@ class Idea:
 IDEAS = {
     "defaults": Idea(),
     "1 segment an episode": Idea({"segments_per_episode": 1}),
-    "16 segments an episode": Idea({"segments_per_episode": 16}),
     "other actions as negatives": Idea(module=OtherActions),
     "V of an action-free critic": Idea(action_free=True),
-    "representation 16": Idea({"representation_size": 16}),
     "representation 256": Idea({"representation_size": 256}),
     "temperature 0.05": Idea({"temperature": 0.05}),
     "temperature 0.25": Idea({"temperature": 0.25}),
