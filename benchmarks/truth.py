@@ -43,7 +43,7 @@ from cvl_pipeline.trajectories.preparation import fit_normalisation, split_episo
 
 DEFAULT_LOSS, DEFAULT_READOUT = "symmetric_infonce", "exact, self-normalised"
 HORIZONS = 16
-FEATURES = 4096
+FEATURES = 1024
 REFERENCES = 256
 SUMMED = 8192  # references that features are summed over; with some 30 states, more say nothing new
 
@@ -90,7 +90,7 @@ def parameters(steps: int, **changes: Any) -> DynamicsParameters:
         "representation": "unit_norm", "representation_size": 32, "hidden": (64, 64), "temperature": 0.1,
         "learned_temperature": False, "segments_per_episode": 4, "validation_batches": 1,
         "training": TrainingParameters(
-            steps=steps, batch_size=512, learning_rate=1e-3, validation_interval=steps, precision="float32",
+            steps=steps, batch_size=256, learning_rate=1e-3, validation_interval=steps, precision="float32",
             accelerator="cpu",
         ),
     }  # fmt: skip

@@ -34,6 +34,9 @@ class Walk(Environment):
         info = {"success": 1.0} if self.place > 2.0 else {}
         return np.array([self.place, self.taken]), self.place, fallen, self.taken >= self.steps, info
 
+    def close(self) -> None:
+        self.closed = True
+
 
 class Push:
     """Moves by five times the digit of the episode's seed less two: often beyond the bounds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -109,18 +110,18 @@ def collect_metaworld(
     Raises:
         InputError: unknown task.
     """
-    environment = MetaWorldEnvironment(task, episode_steps)  # raises before any process starts
-    recorded = run_episodes(
-        RolloutTask(
-            make_environment=partial(MetaWorldEnvironment, task, episode_steps),
-            make_policy=partial(MixedQualityPolicy, task, noise_max, random_max, random_hold),
-        ),
-        episode_seeds(seed, "collection", episodes),
-        workers=workers,
-        description=f"Collecting {task}",
-    )
-    environment.close()
-    return stack_episodes(recorded, environment)
+    make_environment = partial(MetaWorldEnvironment, task, episode_steps)
+    with closing(make_environment()) as environment:  # raises before any process starts
+        recorded = run_episodes(
+            RolloutTask(
+                make_environment=make_environment,
+                make_policy=partial(MixedQualityPolicy, task, noise_max, random_max, random_hold),
+            ),
+            episode_seeds(seed, "collection", episodes),
+            workers=workers,
+            description=f"Collecting {task}",
+        )
+        return stack_episodes(recorded, environment)
 
 
 def episode_seeds(seed: int, purpose: str, count: int) -> list[int]:

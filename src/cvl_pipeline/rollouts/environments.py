@@ -26,6 +26,9 @@ class Environment(Protocol):
     def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
         """Gymnasium's step; ``info["success"]`` is truthy where the task counts as solved."""
 
+    def close(self) -> None:
+        """Give back what the simulation holds."""
+
 
 class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
     """One Meta-World task with the goal visible and a fresh goal and object position every episode.

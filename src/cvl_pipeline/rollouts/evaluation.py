@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -61,14 +62,14 @@ def evaluate(
     Returns:
         The episodes and what the environment said of them.
     """
-    environment = make_environment()
-    recorded = run_episodes(
-        RolloutTask(make_environment=make_environment, make_policy=partial(ActorPolicy, policy)),
-        episode_seeds(seed, "evaluation", episodes),
-        workers=workers,
-        description=f"Evaluating {name}",
-    )
-    return stack_episodes(recorded, environment)
+    with closing(make_environment()) as environment:
+        recorded = run_episodes(
+            RolloutTask(make_environment=make_environment, make_policy=partial(ActorPolicy, policy)),
+            episode_seeds(seed, "evaluation", episodes),
+            workers=workers,
+            description=f"Evaluating {name}",
+        )
+        return stack_episodes(recorded, environment)
 
 
 def evaluate_metaworld(
