@@ -28,6 +28,7 @@ from scipy import stats
 from torch import Generator, Tensor
 
 from benchmarks.common import PROJECT, RESULTS, defaults, machine, markdown
+from cvl_pipeline.artifacts import load_artifact
 from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.networks.actor import Actor
@@ -138,13 +139,17 @@ class Log:
 
 
 def collected(task: str, seed: int, workers: int | None) -> Log:
-    """The pipeline's default episodes of a task."""
+    """The pipeline's default episodes of a task: those that a ``kedro run`` left, or new ones."""
     dataset, ingestion = defaults("dataset"), defaults("data_ingestion")
-    recipe = {
-        name: dataset[name]
-        for name in ("episodes", "episode_steps", "noise_max", "random_max", "random_hold")
-    }
-    transitions, rewards = collect_metaworld(task, **recipe, seed=seed, workers=workers)
+    files = [
+        PROJECT / f"data/01_raw/{task}/seed_{seed}/{name}.safetensors" for name in ("transitions", "rewards")
+    ]
+    if all(file.exists() for file in files):
+        transitions, rewards = (load_artifact(file) for file in files)
+    else:
+        settings = ("episodes", "episode_steps", "noise_max", "random_max", "random_hold")
+        recipe = {name: dataset[name] for name in settings}
+        transitions, rewards = collect_metaworld(task, **recipe, seed=seed, workers=workers)
     split = split_episodes(transitions, ingestion["validation_fraction"], seed)
     return Log(transitions, rewards, split, fit_normalisation(transitions, split, ingestion["std_floor"]))
 
