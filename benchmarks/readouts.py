@@ -177,7 +177,7 @@ def main() -> None:
     """Train the critics, measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--task", default="reach-v3")
-    parser.add_argument("--episodes", type=int, default=60, help="of Meta-World, 200 steps each")
+    parser.add_argument("--episodes", type=int, default=400, help="of Meta-World, 200 steps each")
     parser.add_argument("--steps", type=int, default=4000, help="of contrastive training")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     arguments = parser.parse_args()
