@@ -358,13 +358,17 @@ def summarise(tasks: list[str], seeds: list[int]) -> tuple[pd.DataFrame, pd.Data
     success = frame.pivot_table(index="idea", columns=["task", "seed"], values="success", sort=False)
     ideas = pd.DataFrame({"idea": success.index})
     for task in tasks:
-        ideas[task] = success[task].apply(lambda row: ", ".join(f"{x:.2f}" for x in row), axis=1).to_numpy()
-    ideas["mean"] = success.mean(axis=1).to_numpy()
-    gain = success - success.loc["defaults"]
-    ideas["gain"] = gain.mean(axis=1).to_numpy()
-    ideas["gain_ci"] = (gain.sem(axis=1) * stats.t.ppf(0.975, max(gain.shape[1] - 1, 1))).to_numpy()
-    ranks = pd.DataFrame(predicted).groupby("task", sort=False).mean().T
-    ranks["mean"] = ranks.mean(axis=1)
+        ideas[task] = [
+            ", ".join("-" if x != x else f"{x:.2f}" for x in row) for row in success[task].to_numpy()
+        ]
+    gain = (success - success.loc["defaults"]).T  # of a cell: one task and seed
+    ideas["cells"] = gain.count().astype(str).to_numpy()
+    ideas["gain"] = gain.mean().to_numpy()
+    ideas["gain_ci"] = (gain.sem() * stats.t.ppf(0.975, (gain.count() - 1).clip(lower=1))).to_numpy()
+    by_cell = pd.DataFrame(predicted)
+    ranks = by_cell.groupby("task", sort=False).mean().T
+    ranks["mean"] = by_cell.drop(columns="task").mean()
+    ranks["lowest"] = by_cell.drop(columns="task").min()
     ranks.insert(0, "number", ranks.index)
     return ideas, ranks, records
 
