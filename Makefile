@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KEDRO := $(BIN)/kedro
 ARGS ?=
 
-.PHONY: help run smoke test test-unit lint viz benchmark truth readouts goals lock clean
+.PHONY: help run smoke test test-unit lint viz benchmark truth readouts goals ideas lock clean
 
 help:
 	@echo "make run        collect episodes, train, extract a policy, evaluate it (ARGS='--params dataset.task=reach-v3')"
@@ -18,6 +18,7 @@ help:
 	@echo "make truth      losses and readouts against exact values on finite MDPs (docs/truth.md, minutes)"
 	@echo "make readouts   readouts at equal cost: error and microseconds a query (minutes)"
 	@echo "make goals      one dynamics model, eight goals (docs/benchmarks.md, minutes)"
+	@echo "make ideas      what each idea for sharper action values gives (docs/tuning.md, hours)"
 	@echo "make lock       rewrite requirements.lock with the newest versions that fit pyproject.toml"
 	@echo "make clean      remove the virtual environment and caches; data stays"
 
@@ -54,7 +55,7 @@ viz: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(BIN)/python -m benchmarks.success $(ARGS)
 
-truth readouts goals: $(VENV)/installed
+truth readouts goals ideas: $(VENV)/installed
 	$(BIN)/python -m benchmarks.$@ $(ARGS)
 
 # One torch version for everyone: pip finds each platform's build of it.
