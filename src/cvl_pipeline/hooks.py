@@ -18,7 +18,7 @@ from rich.table import Table
 from cvl_pipeline.errors import InputError, causes
 from cvl_pipeline.pipeline_registry import register_stages
 from cvl_pipeline.readout.rewards import check_reward
-from cvl_pipeline.rollouts.environments import check_metaworld_task
+from cvl_pipeline.sources.simulators import check_environment
 from cvl_pipeline.storage import shown
 
 logger = logging.getLogger(__name__)
@@ -29,9 +29,9 @@ class CheckInputs:
 
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Check the task, if a simulator runs, the reward and every input on disk; raises InputError."""
+        """Check the environment, if one will run, the reward and every input on disk; raises InputError."""
         if any("simulator" in node.tags for node in pipeline.nodes):
-            check_metaworld_task(catalog.load("params:dataset").task)
+            check_environment(catalog.load("params:dataset"), catalog.load("params:evaluation"))
         if "params:reward" in pipeline.inputs():
             check_reward(catalog.load("params:reward"))
         missing = set()
