@@ -102,7 +102,9 @@ def _print_comparison(metrics: Mapping[str, Any], path: Path) -> None:
     if metrics["reward"] != "dataset":
         title += f", reward {metrics['reward']}"
     table = Table(title=title, title_justify="left")
-    for heading in ("policy", "episodes", f"success rate [{level} interval]", f"return [{level} interval]"):
+    columns = ["policy", "episodes", f"success rate [{level} interval]", f"return [{level} interval]"]
+    scored = "cvl.normalised_score" in metrics
+    for heading in [*columns, *(["D4RL score"] if scored else [])]:
         table.add_column(heading)
     rows = {"cvl": "CVL", "bc": "BC (control)", "behaviour": "behaviour data"}
     for key, label in rows.items():
@@ -111,6 +113,8 @@ def _print_comparison(metrics: Mapping[str, Any], path: Path) -> None:
         for name, digits in (("success_rate", 2), ("return_mean", 0)):
             mean, low, high = (metrics[f"{key}.{name}{end}"] for end in ("", "_ci_low", "_ci_high"))
             cells.append(f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
+        if scored:
+            cells.append(f"{metrics[f'{key}.normalised_score']:.1f}")
         table.add_row(label, str(episodes), *cells)
     console = Console()
     console.print(table)
