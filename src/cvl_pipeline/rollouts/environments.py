@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr, suppress
 from typing import Any, Protocol, SupportsFloat
 
 import gymnasium
@@ -177,14 +179,9 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
 
 def register_installed() -> None:
     """Make the ids of Gymnasium-Robotics known, if it is installed: importing it is what registers them."""
-    level = gymnasium.logger.min_level
-    gymnasium.logger.min_level = gymnasium.logger.ERROR  # it warns of Adroit's old versions whoever asks
-    try:
+    # It prints a notice of Adroit's old versions, whoever asks for whatever, in every process.
+    with redirect_stderr(io.StringIO()), suppress(ModuleNotFoundError):
         import gymnasium_robotics  # noqa: F401
-    except ModuleNotFoundError:
-        pass
-    finally:
-        gymnasium.logger.min_level = level
 
 
 def metaworld_tasks() -> list[str]:
