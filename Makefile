@@ -29,6 +29,8 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@# The tables of D4RL's datasets and scores; its own requirements (gym, mujoco_py) are of no use here.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps d4rl==1.1
 	@touch $@
 
 run: $(VENV)/installed
@@ -61,7 +63,7 @@ truth readouts goals ideas: $(VENV)/installed
 # One torch version for everyone: pip finds each platform's build of it.
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools ".[metaworld,viz,dev]"
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools ".[metaworld,robotics,minari,viz,dev]"
 	( sed -n '/^#/p' requirements.lock; .venv-lock/bin/pip freeze --all --exclude cvl-pipeline --exclude pip \
 		| sed 's/+cpu$$//' ) > .venv-lock/requirements.lock
 	mv .venv-lock/requirements.lock requirements.lock

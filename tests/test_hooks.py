@@ -36,6 +36,7 @@ def _catalog(root: Path, task: str = "reach-v3", reward: str = "dataset") -> Dat
     parameters = check_parameters(loader["parameters"])
     catalog["params:dataset"] = parameters.dataset
     catalog["params:reward"] = parameters.reward
+    catalog["params:evaluation"] = parameters.evaluation
     return catalog
 
 

@@ -34,3 +34,8 @@ def unknown_name(kind: str, name: str, known: list[str]) -> InputError:
     close = get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
     return InputError(f"unknown {kind} '{name}': {hint}")
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong elsewhere, for a message of our own."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -18,7 +18,7 @@ from rich.table import Table
 from cvl_pipeline.errors import InputError, causes
 from cvl_pipeline.pipeline_registry import register_stages
 from cvl_pipeline.readout.rewards import check_reward
-from cvl_pipeline.rollouts.environments import check_metaworld_task
+from cvl_pipeline.sources.simulators import check_environment
 from cvl_pipeline.storage import shown
 
 logger = logging.getLogger(__name__)
@@ -29,9 +29,9 @@ class CheckInputs:
 
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Check the task, if a simulator runs, the reward and every input on disk; raises InputError."""
+        """Check the environment, if one will run, the reward and every input on disk; raises InputError."""
         if any("simulator" in node.tags for node in pipeline.nodes):
-            check_metaworld_task(catalog.load("params:dataset").task)
+            check_environment(catalog.load("params:dataset"), catalog.load("params:evaluation"))
         if "params:reward" in pipeline.inputs():
             check_reward(catalog.load("params:reward"))
         missing = set()
@@ -102,7 +102,9 @@ def _print_comparison(metrics: Mapping[str, Any], path: Path) -> None:
     if metrics["reward"] != "dataset":
         title += f", reward {metrics['reward']}"
     table = Table(title=title, title_justify="left")
-    for heading in ("policy", "episodes", f"success rate [{level} interval]", f"return [{level} interval]"):
+    columns = ["policy", "episodes", f"success rate [{level} interval]", f"return [{level} interval]"]
+    scored = "cvl.normalised_score" in metrics
+    for heading in [*columns, *(["D4RL score"] if scored else [])]:
         table.add_column(heading)
     rows = {"cvl": "CVL", "bc": "BC (control)", "behaviour": "behaviour data"}
     for key, label in rows.items():
@@ -111,6 +113,8 @@ def _print_comparison(metrics: Mapping[str, Any], path: Path) -> None:
         for name, digits in (("success_rate", 2), ("return_mean", 0)):
             mean, low, high = (metrics[f"{key}.{name}{end}"] for end in ("", "_ci_low", "_ci_high"))
             cells.append(f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
+        if scored:
+            cells.append(f"{metrics[f'{key}.normalised_score']:.1f}")
         table.add_row(label, str(episodes), *cells)
     console = Console()
     console.print(table)

@@ -17,9 +17,10 @@ from cvl_pipeline.policies.module import OBJECTIVES
 from cvl_pipeline.readout.parameters import RewardParameters
 from cvl_pipeline.rollouts.collection import episode_seeds
 from cvl_pipeline.rollouts.parameters import EvaluationParameters
+from cvl_pipeline.sources.parameters import DatasetParameters
 from cvl_pipeline.trajectories.container import Rewards, Transitions
-from cvl_pipeline.trajectories.parameters import DatasetParameters
 from tests.builders import (
+    DATASET,
     identity_normalisation,
     make_discrete_transitions,
     make_rewards,
@@ -79,10 +80,7 @@ def test_the_summary_judges_the_behaviour_by_the_same_labels() -> None:
     ours, clone = evaluation.score(**_evaluation_inputs(), reward=_reward(), seed=4)
     behaviour = make_transitions([2, 2, 2], [False] * 3)
     labels = Rewards(torch.full((6,), 0.25), torch.tensor([True, False, False, False, False, True]))
-    dataset = DatasetParameters(
-        source="metaworld", task="reach-v3", name="{task}", episodes=3, episode_steps=2, noise_max=0.0,
-        random_max=0.0, random_hold=1,
-    )  # fmt: skip
+    dataset = DatasetParameters(**DATASET | {"task": "reach-v3"})
     metrics = evaluation.summarise(
         ours,
         clone,
@@ -91,7 +89,7 @@ def test_the_summary_judges_the_behaviour_by_the_same_labels() -> None:
         split_first(behaviour, 2),
         dataset,
         _reward(source="success"),
-        EvaluationParameters(episodes=2, confidence=0.9, workers=1),
+        EvaluationParameters(environment=None, episode_steps=None, episodes=2, confidence=0.9, workers=1),
         4,
     )
     assert metrics["cvl.return_mean"] == 4.0

@@ -33,18 +33,28 @@ def _lines(figure: Figure, axis: int) -> dict[str, np.ndarray]:
     return {str(line.get_label()): np.asarray(line.get_ydata()) for line in figure.axes[axis].lines}
 
 
-def test_histogram_shows_every_episode_once_solved_and_unsolved_apart() -> None:
-    table = pd.DataFrame({"return": [1.0, 2.0, 2.5, 9.0], "success": [False, False, True, True]})
-    figure = plots.episode_returns(table)
+PLACES = pd.DataFrame({"first": [0.0, 1.0, 1.0], "second": [0.0, 2.0, -2.0]})
+
+
+def test_histograms_show_every_episode_once_solved_and_unsolved_apart() -> None:
+    table = pd.DataFrame(
+        {"return": [1.0, 2.0, 2.5, 9.0], "length": [3, 3, 4, 5], "success": [False, False, True, True]}
+    )
+    figure = plots.behaviour_data(table, PLACES)
     _draw(figure)
-    heights = sum(patch.get_height() for patch in figure.axes[0].patches)  # type: ignore[attr-defined]
-    assert heights == 4
+    for axis in figure.axes[:2]:
+        assert sum(patch.get_height() for patch in axis.patches) == 4  # type: ignore[attr-defined]
     _, labels = figure.axes[0].get_legend_handles_labels()
     assert labels == ["solved (2 episodes)", "not solved (2 episodes)"]
+    counts = figure.axes[2].collections[0].get_array()
+    assert counts is not None
+    assert counts.sum() == len(PLACES)
 
 
-def test_histogram_of_equal_returns_can_be_drawn() -> None:
-    _draw(plots.episode_returns(pd.DataFrame({"return": [1.0, 1.0], "success": [True, True]})))
+@pytest.mark.parametrize("returns", [[1.0, 1.0], [np.nan, np.nan]])
+def test_equal_and_missing_returns_can_be_drawn(returns: list[float]) -> None:
+    table = pd.DataFrame({"return": returns, "length": [2, 2], "success": [True, True]})
+    _draw(plots.behaviour_data(table, PLACES))
 
 
 def test_dynamics_history_shows_the_columns_of_the_history() -> None:

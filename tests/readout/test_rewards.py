@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.readout.rewards import label, reward_function
+from cvl_pipeline.readout.rewards import label
 from cvl_pipeline.trajectories.container import Rewards, Transitions
 from tests.builders import labelled_transitions, make_rewards, reward_parameters
 
@@ -187,25 +186,3 @@ def test_a_function_that_does_not_do_is_named_with_what_is_wrong(
     with pytest.raises(InputError, match=rf"^reward\.source '{HERE}:{function}' {message}") as caught:
         _by(function, data, logged)
     assert "\n" not in str(caught.value), "one line"
-
-
-@pytest.mark.parametrize(
-    "source", ["no_such_module:f", "tests.no_such_module:f", ":f", ".relative:f", "math:"]
-)
-def test_a_module_that_cannot_be_imported_is_named(source: str) -> None:
-    with pytest.raises(InputError, match=r"^reward\.source '.*' cannot be imported") as caught:
-        reward_function(source)
-    assert f"'{source}'" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "error"),
-    [("broken_syntax", "def f(:", "SyntaxError"), ("broken_import", "1 / 0", "ZeroDivisionError")],
-)
-def test_a_module_that_fails_on_import_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, text: str, error: str
-) -> None:
-    (tmp_path / f"{name}.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match=rf"^reward\.source '{name}:f' cannot be imported \({error}"):
-        reward_function(f"{name}:f")

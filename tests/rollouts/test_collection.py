@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from scipy import stats
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.rollouts.collection import (
+    Disturbances,
     MixedQualityPolicy,
     _Disturbance,
     collect_metaworld,
@@ -16,10 +19,22 @@ from cvl_pipeline.rollouts.environments import MetaWorldEnvironment, MetaWorldEx
 from cvl_pipeline.trajectories.container import Rewards, Transitions
 from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
 
+BOUNDS = -np.ones(4), np.ones(4)
+
+
+def _disturbance(seed: int, noise_max: float, random_max: float, hold: int) -> _Disturbance:
+    return _Disturbance(np.random.default_rng(seed), Disturbances(noise_max, random_max, hold), *BOUNDS)
+
+
+def _policy(task: str, noise_max: float, random_max: float, hold: int) -> MixedQualityPolicy:
+    return MixedQualityPolicy(
+        partial(MetaWorldExpert, task), Disturbances(noise_max, random_max, hold), *BOUNDS
+    )
+
 
 def _random_steps(seed: int, random_max: float, hold: int, steps: int) -> np.ndarray:
     """Which steps of an undisturbed policy that always says 5 became random ones."""
-    disturbance = _Disturbance(np.random.default_rng(seed), 0.0, random_max, hold)
+    disturbance = _disturbance(seed, 0.0, random_max, hold)
     five = np.full(4, 5.0)
     return np.array([disturbance.apply(five)[0] != 5.0 for _ in range(steps)])
 
@@ -35,7 +50,7 @@ def test_the_share_of_random_steps_of_an_episode_is_uniform_up_to_its_limit(
 
 
 def test_a_random_burst_holds_one_action_within_the_bounds() -> None:
-    disturbance = _Disturbance(np.random.default_rng(3), 0.0, 0.5, 7)
+    disturbance = _disturbance(3, 0.0, 0.5, 7)
     actions = np.stack([disturbance.apply(np.full(4, 5.0)) for _ in range(4000)])
     random = actions[:, 0] != 5.0
     starts = np.flatnonzero(random & ~np.append(False, random[:-1]))
@@ -52,7 +67,7 @@ def test_a_random_burst_holds_one_action_within_the_bounds() -> None:
 def test_the_noise_of_an_episode_is_gaussian_with_a_uniform_spread() -> None:
     spreads = []
     for seed in range(150):
-        disturbance = _Disturbance(np.random.default_rng(seed), 0.3, 0.0, 5)
+        disturbance = _disturbance(seed, 0.3, 0.0, 5)
         noise = np.stack([disturbance.apply(np.zeros(4)) for _ in range(200)]).ravel()
         spreads.append(noise.std())
         assert abs(noise.mean()) < 5 * noise.std() / np.sqrt(800)
@@ -61,7 +76,7 @@ def test_the_noise_of_an_episode_is_gaussian_with_a_uniform_spread() -> None:
 
 def test_without_disturbance_the_policy_is_the_script() -> None:
     environment, expert = MetaWorldEnvironment("reach-v3", 5), MetaWorldExpert("reach-v3")
-    policy = MixedQualityPolicy("reach-v3", 0.0, 0.0, 5)
+    policy = _policy("reach-v3", 0.0, 0.0, 5)
     policy.start([1, 2])
     observations = [environment.reset(seed=seed)[0] for seed in (1, 2)]
     for action, observation in zip(policy.act(observations, [0, 1]), observations, strict=True):
@@ -71,7 +86,7 @@ def test_without_disturbance_the_policy_is_the_script() -> None:
 def test_disturbances_belong_to_the_episode_and_not_to_its_place_among_those_running() -> None:
     environment = MetaWorldEnvironment("reach-v3", 5)
     observation, _ = environment.reset(seed=1)
-    both, second = (MixedQualityPolicy("reach-v3", 0.3, 1.0, 3) for _ in range(2))
+    both, second = (_policy("reach-v3", 0.3, 1.0, 3) for _ in range(2))
     both.start([4, 6])
     second.start([6])
     for _ in range(10):
@@ -89,7 +104,7 @@ def test_disturbances_share_no_random_numbers_with_the_goal() -> None:
     expert = MetaWorldExpert(task)
     space = environment._environment._random_reset_space
     assert space is not None
-    policy = MixedQualityPolicy(task, 0.0, 1.0, hold)
+    policy = _policy(task, 0.0, 1.0, hold)
     places, actions = [], []
     for seed in episode_seeds(0, "collection", 120):
         observation, _ = environment.reset(seed=seed)

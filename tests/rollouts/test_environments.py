@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Space
+from gymnasium.spaces import Box, Discrete, MultiDiscrete, Sequence, Space
 from numpy.typing import NDArray
 
 from cvl_pipeline.errors import InputError
@@ -214,9 +214,8 @@ def test_discrete_actions_need_not_start_at_zero(register: Callable[[Space[Any],
 @pytest.mark.parametrize(
     ("observations", "actions", "message"),
     [
-        (Dict({"place": VECTOR}), VECTOR, r"observations are Dict\(.*, not a vector"),
-        (Discrete(5), VECTOR, r"observations are Discrete\(5\), not a vector"),
-        (Box(0, 255, (4, 4, 3), np.uint8), VECTOR, r"observations are Box.*, not a vector"),
+        (Sequence(VECTOR), VECTOR, r"observations are Sequence\(.*, not numbers that make one vector"),
+        (Box(0, 255, (4, 4, 3), np.uint8), VECTOR, r"observations are Box.*, not numbers"),
         (VECTOR, MultiDiscrete([2, 3]), r"actions are MultiDiscrete.*, neither a vector nor discrete"),
         (VECTOR, Box(-1.0, 1.0, (2, 2), np.float32), r"actions are Box.*, neither a vector nor discrete"),
         (VECTOR, Box(-np.inf, np.inf, (2,), np.float32), r"actions are Box.*, not bounded"),

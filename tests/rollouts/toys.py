@@ -16,6 +16,7 @@ class Walk(Environment):
     """The seed is the place, actions move it; ends past 3 (a termination) or after ``steps`` steps."""
 
     def __init__(self, steps: int = 6) -> None:
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.discrete = False
         self.steps = steps

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.trajectories.container import Rewards, Transitions
 from cvl_pipeline.trajectories.preparation import (
+    coverage,
     discounted_returns,
+    duplicate_episodes,
     episode_summary,
     episode_table,
     fit_normalisation,
@@ -125,3 +127,40 @@ def test_a_summary_counts_steps_adds_rewards_up_and_asks_for_success_at_any_step
     assert table["length"].tolist() == [3, 1, 2]
     assert table["return"].tolist() == [7.0, 0.5, -3.0]
     assert table["success"].tolist() == [True, False, True]
+
+
+def test_an_episode_that_repeats_an_earlier_one_is_found_wherever_it_stands() -> None:
+    data = make_transitions([3, 5, 3, 5], [False, True, False, True])
+    order = torch.tensor([0, 1, 2, 0, 3, 1])
+    assert duplicate_episodes(data.select(order)).tolist() == [False, False, False, True, False, True]
+
+
+def test_episodes_that_differ_in_one_action_are_not_duplicates() -> None:
+    data = make_transitions([3, 3], [False, False])
+    same = data.select(torch.tensor([0, 0]))
+    actions = same.actions.clone()
+    actions[-1, 0] += 0.25
+    assert duplicate_episodes(same).tolist() == [False, True]
+    assert not duplicate_episodes(replace(same, actions=actions)).any()
+
+
+def test_coverage_is_the_plane_of_most_spread() -> None:
+    data = make_transitions([500], [False], observation_size=3)
+    spread = data.observations * torch.tensor([1.0, 10.0, 0.01])
+    data = replace(data, observations=spread)
+    split = split_first(data, 1)
+    plain = replace(fit_normalisation(data, split, 1e-6), observation_std=torch.ones(3))
+    found = coverage(data, plain, count=10_000, seed=0)
+    assert len(found) == 501
+    order = torch.randperm(501, generator=torch.Generator().manual_seed(0))
+    wide = (spread[order] - spread.mean(0))[:, 1].numpy()
+    assert abs(np.corrcoef(found["first"], wide)[0, 1]) > 0.999
+    assert found["first"].std() == pytest.approx(10.0, rel=0.1)
+    assert found["second"].std() == pytest.approx(1.0, rel=0.1)
+    assert len(coverage(data, plain, count=20, seed=0)) == 20
+
+
+def test_coverage_of_a_single_dimension_is_a_line() -> None:
+    data = make_transitions([30], [False], observation_size=1)
+    found = coverage(data, fit_normalisation(data, split_first(data, 1), 1e-3), count=10, seed=0)
+    assert (found["second"] == 0.0).all()

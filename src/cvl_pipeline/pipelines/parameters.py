@@ -14,8 +14,9 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.policies.parameters import PolicyParameters
 from cvl_pipeline.readout.parameters import ReadoutParameters, RewardParameters
 from cvl_pipeline.rollouts.parameters import EvaluationParameters
+from cvl_pipeline.sources.parameters import DatasetParameters
 from cvl_pipeline.training.parameters import Strict
-from cvl_pipeline.trajectories.parameters import DatasetParameters, IngestionParameters
+from cvl_pipeline.trajectories.parameters import IngestionParameters
 
 
 class RunParameters(Strict):

@@ -23,15 +23,24 @@ def _axes(count: int, height: float = 3.4) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def episode_returns(episodes: pd.DataFrame) -> Figure:
-    """Histogram of episode returns, solved and unsolved apart."""
-    figure, (axis,) = _axes(1)
-    bins = np.histogram_bin_edges(episodes["return"], bins=20).tolist()
-    for success, label, colour in ((True, "solved", "#2f7d4f"), (False, "not solved", "#b3423a")):
-        part = episodes.loc[episodes["success"] == success, "return"]
-        axis.hist(part, bins=bins, alpha=0.7, color=colour, label=f"{label} ({len(part)} episodes)")
-    axis.set(xlabel="return of the episode (undiscounted)", ylabel="episodes", title="Behaviour data")
-    axis.legend(frameon=False)
+def behaviour_data(episodes: pd.DataFrame, coverage: pd.DataFrame) -> Figure:
+    """Returns of solved and unsolved episodes, their lengths, and where their observations lie."""
+    figure, (returns, lengths, places) = _axes(3)
+    for axis, column in ((returns, "return"), (lengths, "length")):
+        known = episodes.dropna(subset=[column])
+        bins = np.histogram_bin_edges(known[column], bins=20).tolist()
+        for success, label, colour in ((True, "solved", "#2f7d4f"), (False, "not solved", "#b3423a")):
+            part = known.loc[known["success"] == success, column]
+            axis.hist(part, bins=bins, alpha=0.7, color=colour, label=f"{label} ({len(part)} episodes)")
+        axis.set(ylabel="episodes")
+    returns.set(xlabel="return of the episode (undiscounted)", title="Behaviour data")
+    returns.legend(frameon=False)
+    lengths.set(xlabel="steps", title="Lengths")
+    image = places.hexbin(
+        coverage["first"], coverage["second"], gridsize=40, bins="log", mincnt=1, cmap="viridis"
+    )
+    figure.colorbar(image, ax=places, label="observations")
+    places.set(xlabel="first principal component", ylabel="second", title="Coverage (standardised)")
     return figure
 
 

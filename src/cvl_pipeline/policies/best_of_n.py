@@ -28,6 +28,7 @@ class BestOfN(nn.Module):
         """
         super().__init__()
         self.actor = actor
+        self.shape = actor.shape
         self.critic = q.critic
         self.readout = q.readout
         self.register_buffer("proposals", proposals)

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from cvl_pipeline.training.parameters import Strict
-
-
-def _listed(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.split()
-    return [value] if isinstance(value, int | float) else value
-
-
-# Kedro's --params cannot carry a list: there, several numbers are one string with spaces between them, and a
-# single one is a bare number.
-Integers = Annotated[tuple[int, ...], BeforeValidator(_listed)]
-Floats = Annotated[tuple[float, ...], BeforeValidator(_listed)]
+from cvl_pipeline.training.parameters import Floats, Integers, Strict
 
 
 class RewardParameters(Strict):

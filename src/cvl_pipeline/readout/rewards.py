@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.errors import InputError, one_line
+from cvl_pipeline.imports import user_function
 from cvl_pipeline.readout.parameters import RewardParameters
 from cvl_pipeline.trajectories.container import Rewards, Transitions
 from cvl_pipeline.trajectories.validation import validate_rewards
@@ -36,6 +36,11 @@ def label(transitions: Transitions, logged: Rewards, parameters: RewardParameter
             or returns something else than one finite number a transition.
     """
     if parameters.source == "dataset":
+        if logged.missing:
+            raise InputError(
+                "the log has no rewards: say what is good by reward.source (goal_distance, success or a "
+                "module:function of yours)"
+            )
         return logged
     if parameters.source == "success":
         return Rewards(logged.successes.float(), logged.successes)
@@ -66,33 +71,17 @@ def _goal_distance(arrivals: Tensor, parameters: RewardParameters) -> Rewards:
 def check_reward(parameters: RewardParameters) -> None:
     """Raise InputError if the reward is a function that cannot be imported."""
     if ":" in parameters.source:
-        reward_function(parameters.source)
-
-
-def reward_function(source: str) -> RewardFunction:
-    """The function that ``module:function`` names; raises InputError if it cannot be had."""
-    module_name, _, name = source.partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), name)
-    except Exception as error:  # the module runs here, and may fail in any way
-        raise InputError(
-            f"reward.source '{source}' cannot be imported ({_one_line(error)}); is the module on the Python "
-            "path?"
-        ) from error
-    if not callable(function):
-        raise InputError(f"reward.source '{source}' is {type(function).__name__}, not a function")
-    chosen: RewardFunction = function
-    return chosen
+        user_function("reward.source", parameters.source)
 
 
 def _user_function(source: str, transitions: Transitions) -> Rewards:
-    function = reward_function(source)
+    function = user_function("reward.source", source)
     states = transitions.states()
     try:
         result = function(states, transitions.actions, transitions.arrivals())
     except Exception as error:
         raise InputError(
-            f"reward.source '{source}' failed on {len(states)} transitions ({_one_line(error)}); it is "
+            f"reward.source '{source}' failed on {len(states)} transitions ({one_line(error)}); it is "
             "called with observations, actions and next observations"
         ) from error
     no_successes = torch.zeros(len(states), dtype=torch.bool)
@@ -110,7 +99,3 @@ def _user_function(source: str, transitions: Transitions) -> Rewards:
         first = int(bad.nonzero()[0])
         raise InputError(f"reward.source '{source}' returned {float(rewards[first])} for transition {first}")
     return Rewards(rewards, successes.bool())
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import warnings
+from collections.abc import Mapping
+from contextlib import redirect_stderr, suppress
 from typing import Any, Protocol, SupportsFloat
 
 import gymnasium
@@ -17,7 +20,8 @@ Array = NDArray[Any]
 class Environment(Protocol):
     """What rollouts need of an environment: Gymnasium's interface with a seed for every episode."""
 
-    action_space: gymnasium.spaces.Box
+    observation_space: gymnasium.spaces.Box  # (O,)
+    action_space: gymnasium.spaces.Box  # (A,)
     discrete: bool  # actions are one-hot vectors
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
@@ -68,7 +72,7 @@ class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
         self._steps = 0
         self.discrete = False
         self.action_space: gymnasium.spaces.Box = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
-        self.observation_space = environment.sawyer_observation_space
+        self.observation_space: gymnasium.spaces.Box = environment.sawyer_observation_space
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -92,34 +96,44 @@ class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
 
 
 class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
-    """Any registered Gymnasium environment with vector observations, as rollouts need it.
+    """Any registered Gymnasium environment with numeric observations, as rollouts need it.
 
-    Discrete actions are one-hot vectors here, as they are in the episode container; the environment gets the
-    index of the largest entry.
+    Observations are laid flat by ``gymnasium.spaces.flatten``, those of a dictionary entry by entry in the
+    order of its space. Discrete actions are one-hot vectors here, as they are in the episode container; the
+    environment gets the index of the largest entry.
     """
 
-    def __init__(self, environment_id: str, episode_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        environment_id: str,
+        episode_steps: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         """Make the environment.
 
         Args:
             environment_id: such as ``CartPole-v1``.
             episode_steps: steps after which an episode is truncated; None keeps the registered number.
+            settings: arguments of the environment itself; None keeps the registered ones.
 
         Raises:
-            InputError: unknown id, or spaces other than vector observations and bounded vector or discrete
+            InputError: unknown id, or spaces other than numeric observations and bounded vector or discrete
                 actions.
         """
+        register_installed()
         try:
-            environment = gymnasium.make(environment_id, max_episode_steps=episode_steps)
-        except (gymnasium.error.Error, ImportError) as error:  # an id may name a module
+            environment = gymnasium.make(environment_id, max_episode_steps=episode_steps, **(settings or {}))
+        except (gymnasium.error.Error, ImportError, TypeError) as error:  # an id may name a module
             raise InputError(
                 f"Gymnasium environment '{environment_id}': {' '.join(str(error).split())}"
             ) from error
         spaces = (environment.observation_space, environment.action_space)
         self.discrete = isinstance(spaces[1], gymnasium.spaces.Discrete)
-        if not isinstance(spaces[0], gymnasium.spaces.Box) or len(spaces[0].shape) != 1:
+        flat = gymnasium.spaces.flatten_space(spaces[0]) if spaces[0].is_np_flattenable else None
+        if not isinstance(flat, gymnasium.spaces.Box) or flat.dtype == np.uint8:
             raise InputError(
-                f"Gymnasium environment '{environment_id}': observations are {spaces[0]}, not a vector"
+                f"Gymnasium environment '{environment_id}': observations are {spaces[0]}, not numbers that "
+                "make one vector"
             )
         self._first_action = 0
         if isinstance(spaces[1], gymnasium.spaces.Discrete):
@@ -138,24 +152,36 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
                 "discrete"
             )
         self._environment = environment
-        self.observation_space = spaces[0]
+        self._space = spaces[0]
+        self.observation_space: gymnasium.spaces.Box = flat
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         """Start an episode; the seed determines it."""
         observation, info = self._environment.reset(seed=seed)
-        return np.array(observation), info  # a copy: some environments fill one array for ever
+        return self._flat(observation), info
 
     def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
         """Gymnasium's step."""
         executed = int(np.argmax(action)) + self._first_action if self.discrete else action
         observation, reward, terminated, truncated, info = self._environment.step(executed)
-        return np.array(observation), reward, terminated, truncated, info
+        return self._flat(observation), reward, terminated, truncated, info
 
     def close(self) -> None:
         """Free the environment."""
         self._environment.close()
+
+    def _flat(self, observation: Any) -> Array:
+        flat = gymnasium.spaces.flatten(self._space, observation)
+        return np.array(flat)  # a copy: some environments fill one array for ever
+
+
+def register_installed() -> None:
+    """Make the ids of Gymnasium-Robotics known, if it is installed: importing it is what registers them."""
+    # It prints a notice of Adroit's old versions, whoever asks for whatever, in every process.
+    with redirect_stderr(io.StringIO()), suppress(ModuleNotFoundError):
+        import gymnasium_robotics  # noqa: F401
 
 
 def metaworld_tasks() -> list[str]:

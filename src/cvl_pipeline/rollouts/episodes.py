@@ -138,9 +138,7 @@ class _Worker:
             actions = self._policy.act([episodes[i].observations[-1] for i in running], running)
             for i, action in zip(running, actions, strict=True):
                 episode, environment = episodes[i], self._environments[i]
-                executed = np.clip(
-                    action, environment.action_space.low, environment.action_space.high
-                ).astype(np.float32)
+                executed = _executed(action, environment)
                 observation, reward, terminated, truncated, info = environment.step(executed)
                 episode.observations.append(observation)
                 episode.actions.append(executed)
@@ -149,6 +147,16 @@ class _Worker:
                 episode.terminated, episode.truncated = bool(terminated), bool(truncated)
             running = [i for i in running if not (episodes[i].terminated or episodes[i].truncated)]
         return episodes
+
+
+def _executed(action: Array, environment: Environment) -> Array:
+    """The action that the environment will take: within its bounds, one-hot where it is a choice."""
+    space = environment.action_space
+    if environment.discrete:
+        executed: Array = np.eye(space.shape[0], dtype=np.float32)[int(np.argmax(action))]
+    else:
+        executed = np.clip(action, space.low, space.high).astype(np.float32)
+    return executed
 
 
 _worker: _Worker | None = None

@@ -11,6 +11,8 @@ import pandas as pd
 import torch
 from torch import nn
 
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.networks.actor import ActorShape
 from cvl_pipeline.rollouts.collection import episode_seeds
 from cvl_pipeline.rollouts.environments import (
     Array,
@@ -61,8 +63,12 @@ def evaluate(
 
     Returns:
         The episodes and what the environment said of them.
+
+    Raises:
+        InputError: the environment's observations or actions are not the policy's.
     """
     with closing(make_environment()) as environment:
+        _check_sizes(policy, environment)
         recorded = run_episodes(
             RolloutTask(make_environment=make_environment, make_policy=partial(ActorPolicy, policy)),
             episode_seeds(seed, "evaluation", episodes),
@@ -70,6 +76,23 @@ def evaluate(
             description=f"Evaluating {name}",
         )
         return stack_episodes(recorded, environment)
+
+
+def _check_sizes(policy: nn.Module, environment: Environment) -> None:
+    """The environment of a log need not be the one it came from."""
+    shape = getattr(policy, "shape", None)
+    if not isinstance(shape, ActorShape):
+        return
+    sizes = {
+        "observations": (shape.observation_size, environment.observation_space.shape),
+        "actions": (shape.action_size, environment.action_space.shape),
+    }
+    for name, (ours, theirs) in sizes.items():
+        if theirs != (ours,):
+            raise InputError(
+                f"evaluation.environment: {name} have shape {theirs} there and ({ours},) in the "
+                "dataset; name the environment that the log came from"
+            )
 
 
 def evaluate_metaworld(

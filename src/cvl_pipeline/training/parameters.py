@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Hidden = tuple[Annotated[int, Field(ge=1)], ...]
 """Sizes of hidden layers, first to last."""
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.split()
+    return [value] if isinstance(value, int | float) else value
+
+
+# Kedro's --params cannot carry a list: there, several numbers are one string with spaces between them, and a
+# single one is a bare number.
+Integers = Annotated[tuple[int, ...], BeforeValidator(_listed)]
+Floats = Annotated[tuple[float, ...], BeforeValidator(_listed)]
 
 
 class Strict(BaseModel):

@@ -108,12 +108,18 @@ class Rewards:
     """What the log says about how good each transition was, apart from the transitions themselves.
 
     Attributes:
-        rewards: (N,) float32, counted on arrival: entry n belongs to the state that transition n led to.
+        rewards: (N,) float32, counted on arrival: entry n belongs to the state that transition n led to; all
+            NaN where the log has none.
         successes: (N,) bool, the task counts as solved in the state that transition n led to.
     """
 
     rewards: Tensor
     successes: Tensor
+
+    @property
+    def missing(self) -> bool:
+        """Whether the log says nothing of rewards."""
+        return bool(self.rewards.isnan().all())
 
     def select(self, transition_index: Tensor) -> Rewards:
         """The labels of the given transitions, in the given order."""

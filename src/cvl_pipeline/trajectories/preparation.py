@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from itertools import pairwise
 
 import numpy as np
@@ -63,8 +64,49 @@ def discounted_returns(rewards: Tensor, transitions: Transitions, discount: floa
     return torch.from_numpy(result)
 
 
+def coverage(transitions: Transitions, normalisation: Normalisation, count: int, seed: int) -> pd.DataFrame:
+    """Where the data lie: the two principal components of up to ``count`` standardised observations.
+
+    Args:
+        transitions: all episodes.
+        normalisation: their statistics.
+        count: observations, drawn at random.
+        seed: of the draw.
+
+    Returns:
+        ``first`` and ``second``, in standard deviations of a dimension; ``second`` is zero if observations
+        have but one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(len(transitions.observations), generator=generator)[:count]
+    rows = (transitions.observations[index] - normalisation.observation_mean) / normalisation.observation_std
+    centred = (rows - rows.mean(0)).double()
+    _, directions = torch.linalg.eigh(centred.T @ centred)  # ascending
+    found = (centred @ directions.flip(1)[:, :2]).numpy()
+    second = found[:, 1] if found.shape[1] > 1 else np.zeros(len(found))
+    return pd.DataFrame({"first": found[:, 0], "second": second})
+
+
+def duplicate_episodes(transitions: Transitions) -> Tensor:
+    """Whether each episode repeats an earlier one to the last bit, (E,) bool."""
+    seen: set[bytes] = set()
+    repeated = []
+    for episode, (start, end) in enumerate(pairwise(transitions.episode_starts.tolist())):
+        digest = hashlib.sha256(
+            transitions.observations[start + episode : end + episode + 1].numpy().tobytes()
+        )
+        digest.update(transitions.actions[start:end].numpy().tobytes())
+        repeated.append(digest.digest() in seen)
+        seen.add(digest.digest())
+    return torch.tensor(repeated)
+
+
 def episode_table(transitions: Transitions, rewards: Rewards, split: Split) -> pd.DataFrame:
-    """One row an episode: id, part, length (steps), return (undiscounted), success (at any step), ending."""
+    """One row an episode.
+
+    Columns: id, part, length (steps), return (undiscounted; NaN without rewards), success (at any step), how
+    it ended, and whether it repeats an earlier one.
+    """
     part = np.full(transitions.episodes, "train", dtype=object)
     part[split.validation.numpy()] = "validation"
     return episode_summary(transitions, rewards).assign(
@@ -72,6 +114,7 @@ def episode_table(transitions: Transitions, rewards: Rewards, split: Split) -> p
         part=part.astype(str),
         terminated=transitions.terminated.numpy(),
         truncated=transitions.truncated.numpy(),
+        duplicate=duplicate_episodes(transitions).numpy(),
     )
 
 

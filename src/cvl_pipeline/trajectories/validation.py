@@ -35,6 +35,13 @@ def validate_transitions(transitions: Transitions) -> None:
             )
     _check_finite("transitions.observations", data.observations)
     _check_finite("transitions.actions", data.actions)
+    for name in ("action_low", "action_high"):
+        if getattr(data, name).shape != data.actions.shape[1:]:
+            raise InputError(
+                f"transitions.{name}: shape {tuple(getattr(data, name).shape)}, but actions have "
+                f"{data.actions.shape[1]} dimensions"
+            )
+        _check_finite(f"transitions.{name}", getattr(data, name))
     outside = (data.actions < data.action_low) | (data.actions > data.action_high)
     if outside.any():
         step, dimension = (int(i) for i in outside.nonzero()[0])
@@ -53,14 +60,15 @@ def validate_transitions(transitions: Transitions) -> None:
 
 
 def validate_rewards(rewards: Rewards, transitions: Transitions) -> None:
-    """Raise InputError unless there is one finite label for each transition."""
+    """Raise InputError unless there is one finite label for each transition, or none at all."""
     for name in ("rewards", "successes"):
         if getattr(rewards, name).shape != (len(transitions),):
             raise InputError(
                 f"rewards.{name}: shape {tuple(getattr(rewards, name).shape)}, but there are "
                 f"{len(transitions)} transitions; both must come from one ingestion"
             )
-    _check_finite("rewards.rewards", rewards.rewards)
+    if not rewards.missing:
+        _check_finite("rewards.rewards", rewards.rewards)
 
 
 def _check_finite(field: str, values: Tensor) -> None:

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from cvl_pipeline.pipelines import plots
-from cvl_pipeline.rollouts.collection import collect_metaworld
+from cvl_pipeline.sources.load import load
+from cvl_pipeline.sources.parameters import DatasetParameters
 from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
-from cvl_pipeline.trajectories.parameters import DatasetParameters, IngestionParameters
-from cvl_pipeline.trajectories.preparation import episode_table, fit_normalisation, split_episodes
-from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
+from cvl_pipeline.trajectories.parameters import IngestionParameters
+from cvl_pipeline.trajectories.preparation import (
+    coverage,
+    episode_table,
+    fit_normalisation,
+    split_episodes,
+)
+
+PLOTTED_OBSERVATIONS = 50_000
 
 
-def collect(
+def ingest(
     dataset: DatasetParameters, parameters: IngestionParameters, seed: int
 ) -> tuple[Transitions, Rewards]:
-    """Collect episodes from the simulator and check them."""
-    transitions, rewards = collect_metaworld(
-        dataset.task,
-        episodes=dataset.episodes,
-        episode_steps=dataset.episode_steps,
-        noise_max=dataset.noise_max,
-        random_max=dataset.random_max,
-        random_hold=dataset.random_hold,
-        seed=seed,
-        workers=parameters.workers,
-    )
-    validate_transitions(transitions)
-    validate_rewards(rewards, transitions)
-    return transitions, rewards
+    """Collect, download or read the episodes, and check them."""
+    return load(dataset, seed, parameters.workers)
 
 
 def split(transitions: Transitions, parameters: IngestionParameters, seed: int) -> Split:
@@ -57,15 +53,19 @@ def report(episodes: pd.DataFrame) -> dict[str, Any]:
         "train_episodes": int((episodes["part"] == "train").sum()),
         "validation_episodes": int((episodes["part"] == "validation").sum()),
         "terminated_episodes": int(episodes["terminated"].sum()),
+        "duplicate_episodes": int(episodes["duplicate"].sum()),
         "length_min": int(episodes["length"].min()),
         "length_max": int(episodes["length"].max()),
-        "return_mean": float(episodes["return"].mean()),
-        "return_min": float(episodes["return"].min()),
-        "return_max": float(episodes["return"].max()),
+        **{f"return_{name}": _known(episodes["return"].agg(name)) for name in ("mean", "min", "max")},
         "success_rate": float(episodes["success"].mean()),
     }
 
 
-def plot(episodes: pd.DataFrame) -> Figure:
-    """Returns of solved and unsolved episodes."""
-    return plots.episode_returns(episodes)
+def plot(transitions: Transitions, episodes: pd.DataFrame, normalisation: Normalisation, seed: int) -> Figure:
+    """Returns, lengths and coverage."""
+    return plots.behaviour_data(episodes, coverage(transitions, normalisation, PLOTTED_OBSERVATIONS, seed))
+
+
+def _known(value: float) -> float | None:
+    """JSON has no NaN: a log without rewards has no returns."""
+    return None if math.isnan(value) else float(value)

@@ -6,15 +6,14 @@ from cvl_pipeline.pipelines.data_ingestion import nodes
 
 
 def create_pipeline() -> Pipeline:
-    """Collect, check, split, measure and tabulate episodes."""
+    """Load, check, split, measure and tabulate episodes."""
     return Pipeline(
         [
             node(
-                nodes.collect,
+                nodes.ingest,
                 ["params:dataset", "params:data_ingestion", "params:seed"],
                 ["transitions", "rewards"],
-                name="collect",
-                tags=["simulator"],
+                name="ingest",
             ),
             node(nodes.split, ["transitions", "params:data_ingestion", "params:seed"], "split", name="split"),
             node(
@@ -25,7 +24,13 @@ def create_pipeline() -> Pipeline:
             ),
             node(nodes.tabulate, ["transitions", "rewards", "split"], "episodes", name="tabulate"),
             node(nodes.report, "episodes", "data_report", name="report", tags=["report"]),
-            node(nodes.plot, "episodes", "data_plot", name="plot", tags=["report"]),
+            node(
+                nodes.plot,
+                ["transitions", "episodes", "normalisation", "params:seed"],
+                "data_plot",
+                name="plot",
+                tags=["report"],
+            ),
         ],
         namespace="data_ingestion",
         prefix_datasets_with_namespace=False,

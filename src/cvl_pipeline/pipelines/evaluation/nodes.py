@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 from torch import nn
 
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.pipelines import plots
 from cvl_pipeline.readout.parameters import RewardParameters
 from cvl_pipeline.readout.rewards import label
-from cvl_pipeline.rollouts.evaluation import evaluate_metaworld, rollout_table
+from cvl_pipeline.rollouts.evaluation import evaluate, rollout_table
 from cvl_pipeline.rollouts.parameters import EvaluationParameters
 from cvl_pipeline.rollouts.summary import summarise_rollouts
+from cvl_pipeline.sources.d4rl import normalised_score
+from cvl_pipeline.sources.parameters import DatasetParameters
+from cvl_pipeline.sources.simulators import environment_name, make_environment
 from cvl_pipeline.trajectories.container import Rewards, Split, Transitions
-from cvl_pipeline.trajectories.parameters import DatasetParameters
 from cvl_pipeline.trajectories.preparation import episode_table
 
 
@@ -66,15 +70,16 @@ def summarise(
     )
     return {
         **summaries,
+        **_normalised(summaries, dataset),
         "episodes": len(rollouts),
         "behaviour_episodes": len(behaviour),
         "task": dataset.task,
         "dataset": dataset.folder,
         "reward": reward.source,
         "seed": seed,
-        "episode_steps": dataset.episode_steps,
+        "environment": environment_name(dataset, parameters),
         "confidence": parameters.confidence,
-        "protocol": "deterministic policy; success at any step of an episode; goals unseen in collection",
+        "protocol": "deterministic policy; success at any step of an episode; seeds unseen in collection",
     }
 
 
@@ -83,14 +88,24 @@ def plot(metrics: dict[str, Any]) -> Figure:
     return plots.comparison(metrics)
 
 
+def _normalised(summaries: dict[str, float], dataset: DatasetParameters) -> dict[str, float]:
+    """D4RL's scores (0: a random policy, 100: an expert) of the mean returns; none of other datasets."""
+    scores: dict[str, float] = {}
+    if dataset.source == "d4rl":
+        with suppress(InputError):  # a local file under a name of its own, or no tables
+            for policy in ("cvl", "bc", "behaviour"):
+                score = normalised_score(dataset.task, summaries[f"{policy}.return_mean"])
+                scores |= {} if score is None else {f"{policy}.normalised_score": score}
+    return scores
+
+
 def _roll_out(
     policy: nn.Module, dataset: DatasetParameters, parameters: EvaluationParameters, seed: int, name: str
 ) -> tuple[Transitions, Rewards]:
-    return evaluate_metaworld(
+    return evaluate(
         policy,
-        dataset.task,
+        make_environment(dataset, parameters),
         episodes=parameters.episodes,
-        episode_steps=dataset.episode_steps,
         seed=seed,
         workers=parameters.workers,
         name=name,

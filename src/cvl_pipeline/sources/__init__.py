@@ -1,0 +1,1 @@
+"""Where episodes come from: simulators, published datasets, people's own logs; all fill one container."""

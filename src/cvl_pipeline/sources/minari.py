@@ -1,0 +1,462 @@
+"""Minari, the Farama Foundation's format of offline datasets: read anyone's, write one's own."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from numpy.typing import NDArray
+
+from cvl_pipeline.errors import InputError, unknown_name
+from cvl_pipeline.storage import shown
+from cvl_pipeline.trajectories.container import Rewards, Transitions
+from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
+
+if TYPE_CHECKING:
+    from minari import EpisodeData, MinariDataset
+    from minari.data_collector import EpisodeBuffer
+
+Array = NDArray[Any]
+SUCCESSES = ("success", "is_success", "goal_achieved")
+"""What environments call the entry of ``infos`` that says whether the task is solved, first found first."""
+
+
+def load_minari(
+    dataset_id: str, root: Path | None = None, download: bool = True
+) -> tuple[Transitions, Rewards]:
+    """Read a Minari dataset.
+
+    Observations are flattened as ``gymnasium.spaces.utils.flatten`` does it, subspaces in the order that the
+    dataset was recorded with. An infinite bound of the action space becomes the smallest or largest action of
+    the log. An episode whose last step says neither terminated nor truncated counts as truncated. Successes
+    are those of ``infos`` where it has one of ``SUCCESSES``, and False elsewhere.
+
+    Args:
+        dataset_id: such as ``D4RL/pointmaze/umaze-v2``.
+        root: folder of datasets; None takes Minari's own, ``MINARI_DATASETS_PATH`` or one in the home folder.
+        download: whether to fetch a dataset that is not there, which needs a network.
+
+    Returns:
+        The episodes and their rewards.
+
+    Raises:
+        InputError: Minari is not installed, the id is malformed or unknown, the download failed, the dataset
+            is damaged or empty, or its spaces are not supported.
+    """
+    dataset, folder, described = _open(dataset_id, root, download)
+    source = shown(folder)
+    observation_space = _in_recorded_order(dataset.observation_space, described)
+    _check_observation_space(observation_space, f"{source}: observation space")
+    action_space = dataset.action_space
+    if not isinstance(action_space, spaces.Box | spaces.Discrete):
+        raise InputError(f"{source}: action space {_line(action_space)}; only Box and Discrete are supported")
+    if dataset.total_episodes == 0:
+        raise InputError(f"{source}: no episode; delete the folder and record or download it again")
+    episodes = [
+        _read_episode(data, observation_space, action_space, f"{source}: episode {data.id}")
+        for data in _episodes_of(dataset, folder)
+    ]
+    lengths = [len(episode.actions) for episode in episodes]
+    if sum(lengths) != dataset.total_steps:
+        raise InputError(
+            f"{source}: {sum(lengths)} steps, but its metadata says {dataset.total_steps}; it is damaged, so "
+            "delete the folder and download it again"
+        )
+    return _joined(episodes, action_space)
+
+
+def environment_spec(dataset_id: str, root: Path | None = None) -> EnvSpec | None:
+    """What a local dataset says of its environment.
+
+    Args:
+        dataset_id: such as ``D4RL/pointmaze/umaze-v2``.
+        root: as in ``load_minari``.
+
+    Returns:
+        The environment meant for evaluation, else the one that the dataset was recorded in, or None. To make
+        it is to call whatever the dataset names, so make it only if you trust the dataset.
+
+    Raises:
+        InputError: as ``load_minari`` without a download.
+    """
+    dataset, _, _ = _open(dataset_id, root, download=False)
+    # Minari 0.5.4 reads both, mends what older versions of Gymnasium wrote, and shows only one in public.
+    spec: EnvSpec | None = dataset._eval_env_spec or dataset.env_spec
+    return spec
+
+
+def save_minari(
+    transitions: Transitions,
+    rewards: Rewards,
+    dataset_id: str,
+    root: Path | None = None,
+    environment: str | None = None,
+    description: str = "",
+) -> Path:
+    """Write episodes as a Minari dataset, whole or not at all.
+
+    ``load_minari`` gives the same episodes back. Successes become ``infos["success"]``, which as usual in
+    Minari has one more entry than the episode has steps, the first for the reset: False.
+
+    Args:
+        transitions: the episodes.
+        rewards: their rewards and successes.
+        dataset_id: such as ``mine/door-open-v0``.
+        root: as in ``load_minari``.
+        environment: Gymnasium id to store as the environment of the dataset, such as ``CartPole-v1``, or
+            ``package:id`` where a package has to be imported for it; it is looked up, not made.
+        description: text for the readers of the dataset.
+
+    Returns:
+        The folder of the dataset.
+
+    Raises:
+        InputError: Minari is not installed, the id is malformed, the dataset exists already, the episodes are
+            not sound, the environment is unknown, or the folder cannot be written.
+    """
+    root, folder = _place(dataset_id, root)
+    validate_transitions(transitions)
+    validate_rewards(rewards, transitions)
+    spec = None if environment is None else _registered(environment)
+    try:
+        if folder.exists():
+            raise InputError(
+                f"{shown(folder)} exists already; delete it first, or save another version of '{dataset_id}'"
+            )
+        _create_namespace(dataset_id, root)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # A dot hides it from Minari, whose ids have none.
+        with TemporaryDirectory(prefix=".partial-", dir=folder.parent) as partial:
+            whole = Path(partial) / folder.name
+            whole.mkdir()
+            _write(whole / "data", transitions, rewards, dataset_id, spec, description)
+            whole.rename(folder)
+    except (ImportError, OSError, RuntimeError) as error:  # h5py also raises RuntimeError for a full disk
+        raise InputError(f"{shown(folder)} cannot be written: {_line(error)}") from error
+    return folder
+
+
+@dataclass(frozen=True)
+class _Episode:
+    """T + 1 flat observations, T of everything else, and the flags of the last step."""
+
+    observations: Array
+    actions: Array
+    rewards: Array
+    successes: Array
+    terminated: bool
+    truncated: bool
+
+
+def _place(dataset_id: str, root: Path | None) -> tuple[Path, Path]:
+    """The folder of all datasets and the one of this."""
+    try:
+        from minari.dataset.minari_dataset import parse_dataset_id
+        from minari.storage.datasets_root_dir import get_dataset_path
+    except ImportError as error:
+        raise InputError(
+            f"Minari dataset '{dataset_id}' needs Minari: pip install \"cvl-pipeline[minari]\""
+        ) from error
+    try:
+        parse_dataset_id(dataset_id)
+    except (TypeError, ValueError) as error:  # TypeError is what an id without a version meets
+        raise InputError(
+            f"Minari dataset '{dataset_id}': an id reads name-v0 or namespace/name-v0, of letters, digits, "
+            "'_' and '-', such as D4RL/pointmaze/umaze-v2"
+        ) from error
+    root = get_dataset_path() if root is None else root
+    return root, root / dataset_id
+
+
+def _open(dataset_id: str, root: Path | None, download: bool) -> tuple[MinariDataset, Path, dict[str, Any]]:
+    """The dataset, its folder and the description of its observation space as the file has it."""
+    root, folder = _place(dataset_id, root)
+    from minari import MinariDataset
+    from minari.dataset.minari_storage import MinariStorage
+
+    data = folder / "data"
+    with _reading(folder):
+        local = data.exists()
+    if not local:
+        if not download:
+            raise _unknown(dataset_id, root)
+        _download(dataset_id, root)
+    with _reading(folder):
+        metadata = MinariStorage.read_raw_metadata(data)
+        for field in ("observation_space", "action_space"):
+            # Minari would make the environment to ask it, and so run whatever the file names.
+            if field not in metadata:
+                raise InputError(f"{shown(folder)}: its metadata has no {field}; record it again with Minari")
+        described: dict[str, Any] = json.loads(metadata["observation_space"])
+        return MinariDataset(data), folder, described
+
+
+def _unknown(dataset_id: str, root: Path) -> InputError:
+    found = [path.parents[1].relative_to(root) for path in root.glob("**/data/metadata.json")]
+    local = sorted(path.as_posix() for path in found if not any(part[0] == "." for part in path.parts))
+    fix = f"{_by_hand(dataset_id)} to {shown(root / dataset_id)}"
+    if not local:
+        return InputError(f"Minari dataset '{dataset_id}': {shown(root)} holds no dataset; {fix}")
+    return InputError(f"{unknown_name('Minari dataset', dataset_id, local)} (in {shown(root)}); {fix}")
+
+
+def _by_hand(dataset_id: str) -> str:
+    return f"run `minari download {dataset_id}` where there is a network and copy the folder that it makes"
+
+
+def _download(dataset_id: str, root: Path) -> None:
+    from minari import download_dataset
+
+    try:
+        with _minari_root(root):
+            download_dataset(dataset_id)
+    except Exception as error:  # whatever a network, a remote storage and its client can raise
+        raise InputError(
+            f"Minari dataset '{dataset_id}' is not in {shown(root)} and could not be downloaded "
+            f"({type(error).__name__}: {_line(error)}); {_by_hand(dataset_id)} to {shown(root / dataset_id)}"
+        ) from error
+
+
+@contextmanager
+def _minari_root(root: Path) -> Iterator[None]:
+    """Minari takes its folder from the environment alone, at every call."""
+    name = "MINARI_DATASETS_PATH"
+    before = os.environ.get(name)
+    os.environ[name] = str(root)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Minari asserts what it expects of a file, so a damaged one can raise anything."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{shown(folder)}: Minari cannot read it ({type(error).__name__}: {_line(error)}); delete the "
+            "folder and download or record it again"
+        ) from error
+
+
+def _line(text: object) -> str:
+    return shorten(str(text), width=300, placeholder=" ...")
+
+
+def _episodes_of(dataset: MinariDataset, folder: Path) -> Iterator[EpisodeData]:
+    with _reading(folder):
+        yield from dataset.iterate_episodes()
+
+
+def _in_recorded_order(space: spaces.Space[Any], described: Mapping[str, Any]) -> spaces.Space[Any]:
+    """Minari sorts the keys of a Dict when it reads one; the environment that is flattened may not."""
+    if isinstance(space, spaces.Dict):
+        parts = described["subspaces"]
+        return spaces.Dict([(key, _in_recorded_order(space[key], parts[key])) for key in parts])
+    if isinstance(space, spaces.Tuple):
+        pairs = zip(space.spaces, described["subspaces"], strict=True)
+        return spaces.Tuple([_in_recorded_order(part, of) for part, of in pairs])
+    return space
+
+
+def _check_observation_space(space: spaces.Space[Any], place: str) -> None:
+    match space:
+        case spaces.Dict():
+            for key, part in space.spaces.items():
+                _check_observation_space(part, f"{place}['{key}']")
+        case spaces.Tuple():
+            for index, part in enumerate(space.spaces):
+                _check_observation_space(part, f"{place}[{index}]")
+        case spaces.Box(dtype=np.uint8, shape=(_, _, *_)):
+            raise InputError(f"{place} holds images, {_line(space)}; only vectors are supported for now")
+        case spaces.Box() | spaces.Discrete() | spaces.MultiDiscrete() | spaces.MultiBinary():
+            pass
+        case _:
+            raise InputError(
+                f"{place} is {_line(space)}; only Box, Discrete, MultiDiscrete, MultiBinary, and Dict and "
+                "Tuple of these, can be flattened to a vector of fixed size"
+            )
+
+
+def _read_episode(
+    data: EpisodeData, observation_space: spaces.Space[Any], action_space: spaces.Space[Any], place: str
+) -> _Episode:
+    rewards, terminations, truncations = (
+        np.asarray(values) for values in (data.rewards, data.terminations, data.truncations)
+    )
+    steps = rewards.size
+    if steps == 0:
+        raise InputError(f"{place} has no step; leave it out")
+    for name, values in (("rewards", rewards), ("terminations", terminations), ("truncations", truncations)):
+        if values.shape != (steps,) or values.dtype.kind not in "biuf":
+            raise InputError(
+                f"{place}, {name}: {values.dtype} of shape {values.shape}, but there are {steps} rewards and "
+                "each step has one number"
+            )
+    for word, flags in (("terminated", terminations), ("truncated", truncations)):
+        if flags[:-1].any():
+            raise InputError(
+                f"{place}: step {int(flags.argmax())} of {steps} says {word}, but the episode goes on; end "
+                "the episode there"
+            )
+    return _Episode(
+        observations=_flattened(observation_space, data.observations, steps + 1, f"{place}, observations"),
+        actions=_flattened(action_space, data.actions, steps, f"{place}, actions"),
+        rewards=rewards,
+        successes=_successes(data.infos or {}, steps, place),
+        terminated=bool(terminations[-1]),
+        truncated=bool(truncations[-1] or not terminations[-1]),
+    )
+
+
+def _flattened(space: spaces.Space[Any], values: Any, rows: int, place: str) -> Array:
+    """Elements of a space, laid out as Minari does it, as Gymnasium flattens each: (rows, size)."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        if len(values) != len(space.spaces):
+            raise InputError(f"{place}: {len(values)} parts, but {_line(space)} has {len(space.spaces)}")
+        named = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        return np.concatenate([_flattened(s, values[n], rows, f"{place}[{n!r}]") for n, s in named], axis=1)
+    array = np.asarray(values)
+    shape = (rows, *(space.shape or ()))
+    if array.shape != shape or array.dtype.kind not in "biuf":
+        raise InputError(f"{place}: {array.dtype} of shape {array.shape}, but {_line(space)} needs {shape}")
+    if isinstance(space, spaces.Box):
+        return array.reshape(rows, -1).astype(np.float32)
+    for row, value in enumerate(array):
+        if not space.contains(value):
+            raise InputError(f"{place}: {value} at row {row} lies outside {_line(space)}")
+    return np.array([spaces.flatten(space, value) for value in array], dtype=np.float32)
+
+
+def _successes(infos: Mapping[str, Any], steps: int, place: str) -> Array:
+    name = next((name for name in SUCCESSES if name in infos), None)
+    if name is None:
+        return np.zeros(steps, dtype=bool)
+    values = np.asarray(infos[name])
+    flat = values.shape[:1] == (values.size,)  # (steps,) or (steps, 1)
+    if values.dtype.kind not in "biuf" or values.size not in (steps, steps + 1) or not flat:
+        raise InputError(
+            f"{place}, infos['{name}']: {values.dtype} of shape {values.shape}, but {steps} steps have "
+            f"{steps} numbers, or {steps + 1} with the one of the reset"
+        )
+    return np.asarray(values.reshape(-1)[-steps:] > 0)
+
+
+def _joined(
+    episodes: list[_Episode], action_space: spaces.Box | spaces.Discrete
+) -> tuple[Transitions, Rewards]:
+    def all_of(name: str) -> Array:
+        return np.concatenate([getattr(episode, name) for episode in episodes])
+
+    actions = all_of("actions")
+    low, high = np.zeros_like(actions[0]), np.ones_like(actions[0])
+    if isinstance(action_space, spaces.Box):
+        smallest, largest = action_space.low.reshape(-1), action_space.high.reshape(-1)
+        low = np.where(np.isfinite(smallest), smallest, actions.min(0))
+        high = np.where(np.isfinite(largest), largest, actions.max(0))
+    starts = np.cumsum([0, *(len(episode.actions) for episode in episodes)])
+    transitions = Transitions(
+        observations=torch.from_numpy(all_of("observations")),
+        actions=torch.from_numpy(actions),
+        episode_starts=torch.from_numpy(starts.astype(np.int64)),
+        terminated=torch.tensor([episode.terminated for episode in episodes]),
+        truncated=torch.tensor([episode.truncated for episode in episodes]),
+        action_low=torch.from_numpy(low.astype(np.float32)),
+        action_high=torch.from_numpy(high.astype(np.float32)),
+        discrete=torch.tensor(isinstance(action_space, spaces.Discrete)),
+    )
+    rewards = torch.from_numpy(all_of("rewards").astype(np.float32))
+    return transitions, Rewards(rewards, torch.from_numpy(all_of("successes")))
+
+
+def _registered(environment: str) -> EnvSpec:
+    package, _, name = environment.rpartition(":")
+    try:
+        if package:
+            import_module(package)
+        spec = gymnasium.spec(name)
+        spec.to_json()  # raises for an environment that was registered by its class
+    except (ImportError, TypeError, ValueError, gymnasium.error.Error) as error:
+        raise InputError(
+            f"environment '{environment}' cannot be stored with the dataset ({_line(error)}); give an id "
+            "that Gymnasium knows, with its package in front if that has to be imported: package:id"
+        ) from error
+    return spec
+
+
+def _create_namespace(dataset_id: str, root: Path) -> None:
+    """What Minari wants to have before it shares a dataset."""
+    from minari.dataset.minari_dataset import parse_dataset_id
+    from minari.namespace import create_namespace, list_local_namespaces
+
+    namespace = parse_dataset_id(dataset_id)[0]
+    with _minari_root(root):
+        if namespace is not None and namespace not in list_local_namespaces():
+            create_namespace(namespace)
+
+
+def _write(
+    data: Path,
+    transitions: Transitions,
+    rewards: Rewards,
+    dataset_id: str,
+    spec: EnvSpec | None,
+    description: str,
+) -> None:
+    # Not minari.create_dataset_from_buffers: it makes the environment, and writes to its final place.
+    import minari
+    from minari.dataset.minari_storage import MinariStorage
+
+    transitions = transitions.to("cpu")
+    actions, observation = transitions.actions.shape[1], transitions.observations.shape[1]
+    storage = MinariStorage.new(
+        data,
+        observation_space=spaces.Box(-np.inf, np.inf, (observation,), np.float32),
+        action_space=spaces.Discrete(actions)
+        if transitions.discrete
+        else spaces.Box(transitions.action_low.numpy(), transitions.action_high.numpy(), dtype=np.float32),
+        env_spec=spec,
+    )
+    storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__})
+    if description:
+        storage.update_metadata({"description": description})
+    storage.update_episodes(_buffers(transitions, rewards))
+
+
+def _buffers(transitions: Transitions, rewards: Rewards) -> Iterator[EpisodeBuffer]:
+    from minari.data_collector import EpisodeBuffer
+
+    actions = transitions.actions.argmax(1) if transitions.discrete else transitions.actions
+    for episode, (start, end) in enumerate(pairwise(transitions.episode_starts.tolist())):
+        last = np.arange(start, end) == end - 1
+        # Arrays, where Minari's annotations say lists: its files are the same and quicker written.
+        columns: dict[str, Any] = {
+            "observations": transitions.observations[start + episode : end + episode + 1].numpy(),
+            "actions": actions[start:end].numpy(),
+            "rewards": rewards.rewards[start:end].cpu().numpy(),
+            "terminations": last & bool(transitions.terminated[episode]),
+            "truncations": last & bool(transitions.truncated[episode]),
+            "infos": {"success": np.append(False, rewards.successes[start:end].cpu().numpy())},
+        }
+        yield EpisodeBuffer(**columns)

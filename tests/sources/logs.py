@@ -1,0 +1,50 @@
+"""One small collection in Hopper, written in every format that sources read."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import torch
+
+from cvl_pipeline.rollouts.collection import Disturbances, collect
+from cvl_pipeline.rollouts.environments import GymnasiumEnvironment
+from cvl_pipeline.sources.minari import save_minari
+from cvl_pipeline.sources.simulators import UserController
+from cvl_pipeline.trajectories.container import Rewards, Transitions
+
+ENVIRONMENT = "Hopper-v5"
+MINARI_ID = "mine/hopper-v0"
+
+
+def collect_hopper(episodes: int) -> tuple[Transitions, Rewards]:
+    """Falls after some ten steps each, by random actions."""
+    make = partial(GymnasiumEnvironment, ENVIRONMENT)
+    return collect(
+        make, partial(UserController, None, make), Disturbances(0.0, 1.0, 5, random_min=1.0),
+        episodes=episodes, seed=0, workers=1, name=ENVIRONMENT,
+    )  # fmt: skip
+
+
+def write_all(folder: Path, transitions: Transitions, rewards: Rewards) -> None:
+    """``hopper.hdf5`` as D4RL has it, ``hopper.csv`` as people have it, and a Minari dataset."""
+    rows = torch.arange(len(transitions))
+    episodes = transitions.episode_of(rows)
+    last = rows == transitions.episode_starts[episodes + 1] - 1
+    fell = (last & transitions.terminated[episodes]).numpy()
+    with h5py.File(folder / "hopper.hdf5", "w") as file:
+        file["observations"] = transitions.states().numpy()
+        file["next_observations"] = transitions.arrivals().numpy()
+        file["actions"] = transitions.actions.numpy()
+        file["rewards"] = rewards.rewards.numpy()
+        file["terminals"] = fell
+        file["timeouts"] = last.numpy() & ~fell
+    table = {"episode": episodes.numpy(), "fell": fell.astype(int), "reward": rewards.rewards.numpy()}
+    for prefix, values in (("obs", transitions.states()), ("next", transitions.arrivals())):
+        table |= {f"{prefix}_{i}": values[:, i].numpy() for i in range(values.shape[1])}
+    table |= {f"act_{i}": transitions.actions[:, i].numpy() for i in range(transitions.actions.shape[1])}
+    pd.DataFrame(table).astype({"reward": np.float64}).to_csv(folder / "hopper.csv", index=False)
+    save_minari(transitions, rewards, MINARI_ID, root=folder / "minari", environment=ENVIRONMENT)

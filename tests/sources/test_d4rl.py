@@ -1,0 +1,514 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.sources import d4rl
+from cvl_pipeline.sources.d4rl import fetch_d4rl, load_d4rl, normalised_score, read_tables
+from cvl_pipeline.trajectories.container import Transitions
+from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
+from tests.builders import names_in, slices
+from tests.sources.test_download import sending, serving
+
+Arrays = dict[str, Any]
+
+
+def write(path: Path, arrays: Arrays) -> Path:
+    """A file as D4RL writes them: arrays compressed, texts and single numbers not."""
+    with h5py.File(path, "w") as file:
+        for name, values in arrays.items():
+            array = np.asarray(values)
+            file.create_dataset(name, data=array, compression="gzip" if array.ndim else None)
+    return path
+
+
+def rows(count: int, size: int, start: float = 0.0) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Rows that say which they are: row n is (start + n, start + n + 0.1, ...)."""
+    return (start + np.arange(count)[:, None] + 0.1 * np.arange(size)).astype(np.float32)
+
+
+def flags(count: int, *places: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return np.isin(np.arange(count), places)
+
+
+def a_log(count: int = 8, **changes: Any) -> Arrays:
+    """A log of two episodes, one that fell and one that the time limit ended."""
+    arrays: Arrays = {
+        "observations": rows(count, 3),
+        "actions": np.tanh(rows(count, 2) - 4.0),
+        "rewards": np.arange(count, dtype=np.float32) / 8.0,
+        "terminals": flags(count, 2),
+        "timeouts": flags(count, count - 1),
+    }
+    return {name: values for name, values in (arrays | changes).items() if values is not None}
+
+
+def episode_ids(transitions: Transitions) -> list[list[int]]:
+    """The numbers of the rows that each episode's observations are, of a log made by ``rows``."""
+    return [part["observations"][:, 0].round().int().tolist() for part in slices(transitions)]
+
+
+def endings(transitions: Transitions) -> list[str]:
+    return ["terminated" if ended else "truncated" for ended in transitions.terminated.tolist()]
+
+
+# The layouts that D4RL published.
+
+
+def test_locomotion_with_next_observations_keeps_every_step(tmp_path: Path) -> None:
+    """Locomotion v1 and v2: everything is said, and there is much besides."""
+    besides: Arrays = {
+        "infos/action_log_probs": np.zeros(8, np.float32),
+        "infos/qpos": np.zeros((8, 5)),
+        "metadata/algorithm": np.bytes_("SAC"),
+        "metadata/iteration": np.int32(3),
+        "metadata/policy/fc0/weight": np.zeros((4, 3), np.float32),
+    }
+    log = a_log(next_observations=rows(8, 3, start=1.0), timeouts=flags(8, 5), **besides)
+    transitions, rewards = load_d4rl(write(tmp_path / "hopper.hdf5", log), "hopper-medium-v2")
+    assert episode_ids(transitions) == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8]]
+    assert endings(transitions) == ["terminated", "truncated", "truncated"]
+    torch.testing.assert_close(transitions.states(), torch.from_numpy(log["observations"]), rtol=0, atol=0)
+    torch.testing.assert_close(
+        transitions.arrivals(), torch.from_numpy(log["next_observations"]), rtol=0, atol=0
+    )
+    torch.testing.assert_close(transitions.actions, torch.from_numpy(log["actions"]), rtol=0, atol=0)
+    assert rewards.rewards.tolist() == log["rewards"].tolist()
+    assert not rewards.successes.any()
+    assert transitions.action_low.tolist() == [-1.0, -1.0]
+    assert transitions.action_high.tolist() == [1.0, 1.0]
+    validate_transitions(transitions)
+    validate_rewards(rewards, transitions)
+
+
+def test_locomotion_without_next_observations_loses_the_last_step_of_a_truncated_episode(
+    tmp_path: Path,
+) -> None:
+    """Locomotion v0, and replay buffers, whose columns are matrices and whose numbers are wide."""
+    log = a_log(
+        observations=rows(8, 3).astype(np.float64),
+        rewards=np.arange(8.0)[:, None],
+        terminals=flags(8, 2).astype(np.float64)[:, None],
+        timeouts=flags(8, 5)[:, None],
+    )
+    transitions, rewards = load_d4rl(write(tmp_path / "walker.hdf5", log), "walker2d-medium-replay-v0")
+    # Behind the fall the last observation stands in.
+    assert episode_ids(transitions) == [[0, 1, 2, 2], [3, 4, 5], [6, 7]]
+    assert endings(transitions) == ["terminated", "truncated", "truncated"]
+    assert rewards.rewards.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 6.0]
+    torch.testing.assert_close(
+        transitions.actions, torch.from_numpy(log["actions"][[0, 1, 2, 3, 4, 6]]), rtol=0, atol=0
+    )
+    assert {transitions.observations.dtype, transitions.actions.dtype, rewards.rewards.dtype} == {
+        torch.float32
+    }
+
+
+def test_a_step_with_both_flags_is_a_termination(tmp_path: Path) -> None:
+    log = a_log(terminals=flags(8, 2, 7), timeouts=flags(8, 2))
+    transitions, _ = load_d4rl(write(tmp_path / "log.hdf5", log), "ant-expert-v2")
+    assert episode_ids(transitions) == [[0, 1, 2, 2], [3, 4, 5, 6, 7, 7]]
+    assert endings(transitions) == ["terminated", "terminated"]
+
+
+@pytest.mark.parametrize(
+    ("dataset_id", "kind"),
+    [("pen-human-v0", np.float32), ("door-cloned-v0", np.float64), ("relocate-expert-v1", np.float32)],
+)
+def test_adroit_ends_demonstrations_by_timeouts(
+    tmp_path: Path, dataset_id: str, kind: type[np.floating[Any]]
+) -> None:
+    besides: Arrays = {"infos/qpos": np.zeros((8, 6), kind), "metadata/algorithm": np.bytes_("DAPG")}
+    log = a_log(observations=rows(8, 5).astype(kind), terminals=flags(8), timeouts=flags(8, 3, 7), **besides)
+    transitions, rewards = load_d4rl(write(tmp_path / "pen.hdf5", log), dataset_id)
+    assert episode_ids(transitions) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert endings(transitions) == ["truncated", "truncated"]
+    assert rewards.rewards.tolist() == [0.0, 0.125, 0.25, 0.5, 0.625, 0.75]
+    assert not rewards.successes.any()
+
+
+def an_antmaze(**changes: Any) -> Arrays:
+    """Twelve steps. The ant is at the goal from step 3 to 5 and at step 7, and starts anew after step 9."""
+    goal = flags(12, 3, 4, 5, 7).astype(np.float32)
+    observations = rows(12, 29)
+    observations[:, 1] = np.where(np.arange(12) < 10, 0.0, 30.0)
+    stays: Arrays = {"rewards": goal, "terminals": goal, "timeouts": flags(12, 9)}
+    return a_log(12, observations=observations, **(stays | changes))
+
+
+def test_antmaze_ends_at_the_goal_and_passes_over_the_stay_there(tmp_path: Path) -> None:
+    log = an_antmaze(**{"infos/goal": np.zeros((12, 2), np.float32), "infos/qpos": np.zeros((12, 15))})
+    transitions, rewards = load_d4rl(write(tmp_path / "maze.hdf5", log), "antmaze-umaze-v2")
+    assert episode_ids(transitions) == [[0, 1, 2, 3, 3], [6, 7, 7], [8, 9], [10, 11]]
+    assert endings(transitions) == ["terminated", "terminated", "truncated", "truncated"]
+    assert rewards.rewards.tolist() == [0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0]
+    assert rewards.successes.tolist() == (rewards.rewards == 1.0).tolist()
+    torch.testing.assert_close(
+        transitions.actions, torch.from_numpy(log["actions"][[0, 1, 2, 3, 6, 7, 8, 10]]), rtol=0, atol=0
+    )
+
+
+def test_antmaze_that_starts_anew_at_the_goal_loses_nothing(tmp_path: Path) -> None:
+    """As in antmaze-umaze-diverse: one terminal, and the next step is of the next episode."""
+    observations = rows(6, 29)
+    observations[3:, 1] = 30.0
+    log = a_log(6, observations=observations, terminals=flags(6, 2), timeouts=flags(6, 5))
+    transitions, _ = load_d4rl(write(tmp_path / "maze.hdf5", log), "antmaze-umaze-diverse-v2")
+    assert episode_ids(transitions) == [[0, 1, 2, 2], [3, 4, 5]]
+
+
+def test_a_goal_behind_a_timeout_is_no_stay_at_the_goal(tmp_path: Path) -> None:
+    log = an_antmaze(terminals=flags(12, 9, 10), timeouts=flags(12, 9))
+    transitions, _ = load_d4rl(write(tmp_path / "maze.hdf5", log), "antmaze-large-play-v2")
+    assert [len(ids) - 1 for ids in episode_ids(transitions)] == [10, 1]
+    assert endings(transitions) == ["terminated", "terminated"]
+
+
+def test_antmaze_whose_timeouts_miss_the_starts_is_refused(tmp_path: Path) -> None:
+    """As v0 is."""
+    path = write(tmp_path / "maze.hdf5", an_antmaze(timeouts=flags(12, 8)))
+    with pytest.raises(
+        InputError, match=r"maze\.hdf5: the ant jumps 30\.0 after step 9 \(1 such steps\).*v2"
+    ):
+        load_d4rl(path, "antmaze-medium-play-v0")
+
+
+def a_maze2d(**changes: Any) -> Arrays:
+    """One walk; the walker is at the target in the states that steps 4 and 7 start from."""
+    target = flags(8, 4, 7).astype(np.float32)
+    walk: Arrays = {"rewards": target, "terminals": flags(8), "timeouts": flags(8, 2)}
+    return a_log(**(walk | changes))
+
+
+@pytest.mark.parametrize("dataset_id", ["maze2d-umaze-v1", "bullet-maze2d-large-v0"])
+def test_maze2d_counts_rewards_on_arrival(tmp_path: Path, dataset_id: str) -> None:
+    transitions, rewards = load_d4rl(write(tmp_path / "maze.hdf5", a_maze2d()), dataset_id)
+    assert episode_ids(transitions) == [[0, 1, 2], [3, 4, 5, 6, 7]]
+    assert endings(transitions) == ["truncated", "truncated"]
+    # The rewarded states, 4 and 7, are those that the third and the last kept step lead to.
+    assert rewards.rewards.tolist() == [0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
+    assert rewards.successes.tolist() == [False, False, True, False, False, True]
+
+
+def test_rewards_do_not_move_across_episodes_nor_in_a_log_that_says_where_steps_led(tmp_path: Path) -> None:
+    log = a_maze2d(rewards=np.arange(8, dtype=np.float32), timeouts=flags(8, 3, 7))
+    _, rewards = load_d4rl(write(tmp_path / "maze.hdf5", log), "maze2d-umaze-dense-v1")
+    assert rewards.rewards.tolist() == [1.0, 2.0, 3.0, 5.0, 6.0, 7.0]
+    log["next_observations"] = rows(8, 3, start=1.0)
+    _, rewards = load_d4rl(write(tmp_path / "maze.hdf5", log), "maze2d-umaze-dense-v1")
+    assert rewards.rewards.tolist() == list(range(8))
+
+
+def test_maze2d_with_dense_rewards_knows_no_success(tmp_path: Path) -> None:
+    path = write(tmp_path / "maze.hdf5", a_maze2d())
+    assert not load_d4rl(path, "maze2d-umaze-dense-v1")[1].successes.any()
+    assert load_d4rl(path, "maze2d-umaze-dense-v1", success_reward=1.0)[1].successes.sum() == 2
+
+
+@pytest.mark.parametrize("timeouts", [None, flags(1000)])
+@pytest.mark.parametrize(
+    ("dataset_id", "lengths"),
+    [
+        ("maze2d-open-v0", [149] * 6 + [99]),
+        ("maze2d-umaze-v1", [299] * 3 + [99]),
+        ("maze2d-eval-medium-dense-v1", [599, 399]),
+        ("maze2d-large-dense-v1", [799, 199]),
+    ],
+)
+def test_maze2d_without_a_flag_is_cut_at_the_step_limit(
+    tmp_path: Path, timeouts: Any, dataset_id: str, lengths: list[int]
+) -> None:
+    log = a_log(1000, terminals=flags(1000), timeouts=timeouts)
+    transitions, _ = load_d4rl(write(tmp_path / "maze.hdf5", log), dataset_id)
+    assert transitions.lengths.tolist() == lengths
+    assert not transitions.terminated.any()
+
+
+def a_kitchen() -> Arrays:
+    """Two demonstrations, the second of which solves all four subtasks."""
+    return a_log(
+        rewards=np.array([0, 1, 1, 2, 2, 2, 3, 4], np.float32),
+        terminals=flags(8, 3, 7).astype(np.float32),
+        timeouts=None,
+        infos=np.repeat([0, 1], 4),
+    )
+
+
+def test_kitchen_terminates_where_the_task_is_solved(tmp_path: Path) -> None:
+    transitions, rewards = load_d4rl(write(tmp_path / "kitchen.hdf5", a_kitchen()), "kitchen-mixed-v0")
+    assert episode_ids(transitions) == [[0, 1, 2, 3], [4, 5, 6, 7, 7]]
+    assert endings(transitions) == ["truncated", "terminated"]
+    assert rewards.rewards.tolist() == [1.0, 1.0, 2.0, 2.0, 3.0, 4.0, 4.0]
+    assert rewards.successes.tolist() == [False] * 5 + [True] * 2
+
+
+def test_what_counts_as_success_does_not_move_the_ends(tmp_path: Path) -> None:
+    path = write(tmp_path / "kitchen.hdf5", a_kitchen())
+    transitions, rewards = load_d4rl(path, "kitchen-partial-v0", success_reward=2.0)
+    assert endings(transitions) == ["truncated", "terminated"]
+    assert rewards.successes.tolist() == [False, False, True, True, True, True, True]
+
+
+# Logs of one's own.
+
+
+def test_a_log_of_ones_own_is_taken_as_it_is(tmp_path: Path) -> None:
+    log = an_antmaze(timeouts=None)
+    transitions, rewards = load_d4rl(write(tmp_path / "own.hdf5", log))
+    assert episode_ids(transitions) == [[0, 1, 2, 3, 3], [4, 4], [5, 5], [6, 7, 7], [8, 9, 10, 11]]
+    assert not rewards.successes.any()
+    assert load_d4rl(tmp_path / "own.hdf5", success_reward=0.5)[1].successes.sum() == 4
+
+
+def test_actions_beyond_one_bound_themselves(tmp_path: Path) -> None:
+    actions = rows(8, 2) - 3.0
+    transitions, _ = load_d4rl(write(tmp_path / "own.hdf5", a_log(actions=actions, timeouts=flags(8))))
+    kept = np.delete(actions, 7, axis=0)
+    assert transitions.action_low.tolist() == kept.min(0).tolist()
+    assert transitions.action_high.tolist() == kept.max(0).tolist()
+    validate_transitions(transitions)
+
+
+def test_numbers_that_are_none_are_left_to_validation(tmp_path: Path) -> None:
+    observations = rows(8, 3).astype(np.float64)
+    observations[4, 1] = 1e300
+    transitions, _ = load_d4rl(write(tmp_path / "own.hdf5", a_log(observations=observations)))
+    with pytest.raises(InputError, match=r"transitions\.observations: inf at index \(5, 1\)"):
+        validate_transitions(transitions)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ends=st.lists(st.sampled_from(["none", "terminal", "timeout", "both"]), min_size=1, max_size=30))
+def test_a_log_that_says_where_steps_led_is_kept_whole(tmp_path: Path, ends: list[str]) -> None:
+    count = len(ends)
+    last = np.array([end != "none" for end in ends])
+    first = np.append(True, last[:-1])
+    # Every episode has numbers of its own, so that a state of the wrong one is seen.
+    observations = rows(count, 2) + np.float32(1000.0) * np.cumsum(first, dtype=np.float32)[:, None]
+    terminals = np.array([end in ("terminal", "both") for end in ends])
+    log = a_log(
+        count,
+        observations=observations,
+        next_observations=observations + np.float32(1.0),
+        terminals=terminals,
+        timeouts=np.array([end in ("timeout", "both") for end in ends]),
+    )
+    path = write(tmp_path / "own.hdf5", log)
+    if not last.any():
+        with pytest.raises(InputError, match="no step is a timeout and no step is a terminal"):
+            load_d4rl(path)
+        return
+    transitions, rewards = load_d4rl(path)
+    assert transitions.states().tolist() == log["observations"].tolist()
+    assert transitions.arrivals().tolist() == log["next_observations"].tolist()
+    assert transitions.actions.tolist() == log["actions"].tolist()
+    assert rewards.rewards.tolist() == log["rewards"].tolist()
+    assert transitions.episode_starts.tolist() == [*np.flatnonzero(first).tolist(), count]
+    assert transitions.terminated.tolist() == terminals[np.append(first[1:], True)].tolist()
+    assert (transitions.truncated ^ transitions.terminated).all()
+    validate_transitions(transitions)
+
+
+# Files that are not what they should be.
+
+
+@pytest.mark.parametrize(
+    ("change", "dataset_id", "message"),
+    [
+        ({"observations": None}, None, "no array 'observations', but actions, rewards, terminals, timeouts;"),
+        ({"actions": None, "actions/left": rows(8, 2)}, None, "no array 'actions', but actions, obs"),
+        ({"rewards": None}, None, "no array 'rewards', but actions, "),
+        ({"terminals": None}, None, "no array 'terminals', but actions, "),
+        ({"actions": rows(7, 2)}, None, "7 rows of actions, but 8 of observations"),
+        ({"rewards": np.zeros(9)}, None, "9 rows of rewards, but 8 of observations"),
+        ({"timeouts": flags(5)}, None, "5 rows of timeouts, but 8 of observations"),
+        ({"next_observations": rows(1, 3)}, None, "1 rows of next_observations, but 8"),
+        ({"next_observations": rows(8, 2)}, None, r"next_observations have shape \(8, 2\), obs.* \(8, 3\)"),
+        ({"observations": np.zeros((8, 4, 4, 3), np.uint8)}, None, r"have shape \(8, 4, 4, 3\), .*images"),
+        ({"actions": np.arange(8)}, None, r"actions have shape \(8,\), .*discrete"),
+        ({"rewards": np.zeros((8, 2))}, None, r"rewards have shape \(8, 2\), not \(8,\)"),
+        ({"terminals": np.zeros((8, 3))}, None, r"terminals have shape \(8, 3\), not \(8,\)"),
+        ({"rewards": np.float32(1.0)}, None, "rewards have no rows"),
+        ({"rewards": np.array([b"1"] * 8)}, None, r"rewards have type \|S1; give numbers"),
+        ({"observations": rows(8, 3) * 1j}, None, "observations have type complex"),
+        ({"terminals": np.arange(8) / 4}, None, "terminals have 0.25 at step 1; they must be 0 or 1"),
+        ({"timeouts": np.full(8, np.nan)}, None, "timeouts have nan at step 0"),
+        (a_log(0), None, "observations have no row"),
+        ({"timeouts": None}, "hopper-medium-v0", "there are no timeouts, so where episodes end is not kn"),
+        ({"timeouts": None}, "antmaze-umaze-v2", "there are no timeouts, so where"),
+        ({"timeouts": None}, "hammer-human-v1", "there are no timeouts, so where"),
+        ({"timeouts": None, "terminals": flags(8)}, None, "there are no timeouts and no step is a termin"),
+        ({"timeouts": None, "terminals": flags(8)}, "kitchen-complete-v0", "there are no time.* and"),
+        ({"timeouts": flags(8), "terminals": flags(8)}, "pen-human-v1", "no step is a timeout and no"),
+        ({}, "hoper-medium-v2", "unknown family of D4RL's datasets 'hoper': did you mean hopper"),
+    ],
+)  # fmt: skip
+def test_a_log_that_cannot_be_right_is_refused(
+    tmp_path: Path, change: Arrays, dataset_id: str | None, message: str
+) -> None:
+    path = write(tmp_path / "log.hdf5", a_log(**change))
+    with pytest.raises(InputError, match=message) as caught:
+        load_d4rl(path, dataset_id)
+    assert "\n" not in str(caught.value)
+    assert dataset_id == "hoper-medium-v2" or str(path) in str(caught.value)
+
+
+def test_an_empty_file_of_the_format_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no array 'observations', but nothing at all"):
+        load_d4rl(write(tmp_path / "log.hdf5", {}))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>403 Forbidden</html>", b"\x89HDF\r\n\x1a\n"])
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "log.hdf5"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"log\.hdf5 cannot be read as HDF5 .* download it again"):
+        load_d4rl(path)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "log.hdf5"):
+        with pytest.raises(InputError, match=r"is not a file; correct dataset\.path, or put the file there"):
+            load_d4rl(path)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0.0, 1.0, exclude_max=True))
+def test_a_file_cut_anywhere_is_refused(tmp_path: Path, share: float) -> None:
+    path = write(tmp_path / "log.hdf5", a_log())
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match="cannot be read as HDF5"):
+        load_d4rl(path)
+
+
+@settings(  # the same ones always: some damage asks for more memory than there is
+    max_examples=80,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_a_damaged_file_ends_in_one_clear_error_or_in_other_numbers(
+    tmp_path: Path, data: st.DataObject
+) -> None:
+    path = write(tmp_path / "log.hdf5", a_log())
+    content = bytearray(path.read_bytes())
+    for place, value in data.draw(
+        st.dictionaries(st.integers(0, len(content) - 1), st.integers(0, 255), min_size=1, max_size=30)
+    ).items():
+        content[place] = value
+    path.write_bytes(content)
+    try:
+        load_d4rl(path)
+    except InputError as error:
+        message = str(error)
+    else:
+        message = ""
+    assert "\n" not in message
+
+
+# Tables, scores and downloads.
+
+
+def test_the_tables_know_the_published_datasets() -> None:
+    tables = read_tables()
+    assert tables.urls["halfcheetah-medium-replay-v2"].endswith(
+        "/gym_mujoco_v2/halfcheetah_medium_replay-v2.hdf5"
+    )
+    assert tables.urls["kitchen-mixed-v0"].endswith("kitchen_microwave_kettle_bottomburner_light-v0.hdf5")
+    assert tables.min_scores["hopper-medium-v2"] == -20.272305
+    assert tables.max_scores["hopper-medium-v2"] == 3234.3
+    for dataset_id, url in tables.urls.items():
+        assert url.startswith("http")
+        assert d4rl._family(dataset_id) in d4rl._FAMILIES.values()
+    # The cache folder is one for all.
+    assert len({url.rsplit("/", 1)[1] for url in tables.urls.values()}) == len(tables.urls)
+
+
+def test_scores_are_0_and_100_at_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = read_tables()
+    monkeypatch.setattr(d4rl, "read_tables", lambda: tables)  # read once
+    for dataset_id, low in tables.min_scores.items():
+        high = tables.max_scores[dataset_id]
+        assert normalised_score(dataset_id, low) == 0.0
+        assert normalised_score(dataset_id, high) == pytest.approx(100.0)
+        assert normalised_score(dataset_id, (low + high) / 2.0) == pytest.approx(50.0)
+
+
+def test_a_dataset_without_references_has_no_score() -> None:
+    assert normalised_score("ant-random-expert-v0", 1000.0) is None
+    assert normalised_score("maze2d-eval-umaze-v1", 1000.0) is None
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda name: normalised_score(name, 1.0), lambda name: fetch_d4rl(name, Path())]
+)
+def test_an_unknown_dataset_is_told_its_neighbours(ask: Callable[[str], object]) -> None:
+    with pytest.raises(
+        InputError, match=r"unknown D4RL dataset 'hopper-medum-v2': did you mean hopper-medium-v2"
+    ):
+        ask("hopper-medum-v2")
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda: normalised_score("hopper-medium-v2", 1.0), lambda: fetch_d4rl("hopper-medium-v2", Path())]
+)
+def test_without_the_package_the_error_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, ask: Callable[[], object]
+) -> None:
+    monkeypatch.setitem(sys.modules, "d4rl", None)
+    with pytest.raises(InputError, match=r"pip install --no-deps d4rl==1\.1 .*dataset\.path"):
+        ask()
+
+
+@pytest.mark.parametrize(
+    "content", ["import gym", "DATASET_URLS = {}", "DATASET_URLS = {", "1 / 0", "print('hello')", None]
+)
+def test_another_package_of_that_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    folder = tmp_path / "d4rl"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    if content is not None:
+        (folder / "infos.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"pip install --no-deps d4rl==1\.1"):
+        read_tables()
+
+
+def test_neither_d4rl_nor_its_simulators_are_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("gym", "mujoco_py"):  # importable, so that an import would be seen
+        (tmp_path / f"{name}.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    load_d4rl(write(tmp_path / "log.hdf5", a_log()), "hopper-medium-v2")
+    normalised_score("hopper-medium-v2", 1.0)
+    assert not {"d4rl", "d4rl.infos", "gym", "mujoco_py"} & set(sys.modules)
+
+
+def test_a_dataset_is_fetched_once_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    content = write(tmp_path / "published.hdf5", a_log()).read_bytes()
+    with serving(sending(content, len(content))) as server:
+        tables = read_tables()
+        tables = replace(tables, urls=tables.urls | {"hopper-medium-v2": server.url})
+        monkeypatch.setattr(d4rl, "read_tables", lambda: tables)
+        path = fetch_d4rl("hopper-medium-v2", tmp_path / "cache")
+        assert fetch_d4rl("hopper-medium-v2", tmp_path / "cache") == path
+        assert server.requests == 1
+    assert names_in(tmp_path / "cache") == ["log.hdf5"]
+    assert load_d4rl(path, "hopper-medium-v2")[0].lengths.tolist() == [3, 4]

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.imports import user_function
+
+
+@pytest.mark.parametrize(
+    "source", ["no_such_module:f", "tests.no_such_module:f", ":f", ".relative:f", "math:"]
+)
+def test_a_module_that_cannot_be_imported_is_named(source: str) -> None:
+    with pytest.raises(InputError, match=r"^reward\.source '.*' cannot be imported") as caught:
+        user_function("reward.source", source)
+    assert f"'{source}'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error"),
+    [("broken_syntax", "def f(:", "SyntaxError"), ("broken_import", "1 / 0", "ZeroDivisionError")],
+)
+def test_a_module_that_fails_on_import_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, text: str, error: str
+) -> None:
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=rf"^reward\.source '{name}:f' cannot be imported \({error}"):
+        user_function("reward.source", f"{name}:f")
