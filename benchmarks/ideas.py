@@ -348,6 +348,8 @@ def summarise(tasks: list[str], seeds: list[int]) -> tuple[pd.DataFrame, pd.Data
     records: list[dict[str, Any]] = []
     predicted = []
     for task, seed, folder in cells(tasks, seeds):
+        if not (folder / "records.json").exists():
+            continue
         found = json.loads((folder / "records.json").read_text())
         table = pd.read_parquet(folder / "held_out.parquet")
         measured = pd.DataFrame([numbers(table, record) for record in found])
@@ -385,10 +387,11 @@ def main() -> None:
         "--workers", type=int, help="processes that run episodes; as many as cores by default"
     )
     parser.add_argument("--keep", action="store_true", help="do not rerun what has finished")
+    parser.add_argument("--report", action="store_true", help="run nothing, tabulate what has finished")
     arguments = parser.parse_args()
     chosen = {name: IDEAS[name] for name in dict.fromkeys(["defaults", *arguments.ideas])}
     for task, seed, folder in cells(arguments.tasks, arguments.seeds):
-        if not (arguments.keep and (folder / "records.json").exists()):
+        if not (arguments.report or (arguments.keep and (folder / "records.json").exists())):
             study(task, seed, chosen, folder, arguments.workers)
     ideas, ranks, records = summarise(arguments.tasks, arguments.seeds)
     record = {
