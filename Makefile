@@ -16,7 +16,7 @@ help:
 	@echo "make viz        the pipeline in kedro-viz, in a browser"
 	@echo "make benchmark  the table of docs/benchmarks.md: CVL, BC and IQL on four tasks, three seeds (about an hour)"
 	@echo "make truth      losses and readouts against exact values on finite MDPs (docs/truth.md, minutes)"
-	@echo "make readouts   readouts at equal cost: error and microseconds a query (minutes)"
+	@echo "make readouts   readouts at equal cost: error and microseconds a query (docs/truth.md, minutes)"
 	@echo "make goals      one dynamics model, eight goals (docs/benchmarks.md, minutes)"
 	@echo "make ideas      what each idea for sharper action values gives (docs/tuning.md, hours)"
 	@echo "make lock       rewrite requirements.lock with the newest versions that fit pyproject.toml"

@@ -154,7 +154,7 @@ def plot(rows: pd.DataFrame) -> Figure:
                 axis.plot(line["size"], line["error"].clip(1e-4, 10.0), "o-", ms=3, label=name)
             axis.set(xscale="log", yscale="log", title=f"{critic}, T = {temperature:g}")
             axis.grid(alpha=0.25)
-        row[0].set_ylabel("error (standard deviations of Q; cut off at 10)")
+        row[0].set_ylabel("error, in deviations of Q (up to 10)")
     for axis in axes[-1]:
         axis.set_xlabel("references, prototypes or features")
     axes[0][0].legend(frameon=False, fontsize=8)
@@ -166,11 +166,13 @@ def wide(rows: pd.DataFrame, value: str, digits: int) -> str:
     table = rows.pivot_table(
         index=["critic", "reward", "temperature", "readout"], columns="size", values=value, sort=False
     )
-    return markdown(
-        table.map(lambda x: f"{x:.{digits}f}" if x == x and x < 100 else ("" if x != x else "> 100"))
-        .reset_index()
-        .astype(str)
-    )
+
+    def cell(number: float) -> str:
+        if number != number:  # not made
+            return ""
+        return "> 100" if value == "error" and number >= 100 else f"{number:.{digits}f}"
+
+    return markdown(table.map(cell).reset_index().astype(str))
 
 
 def main() -> None:
