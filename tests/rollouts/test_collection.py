@@ -97,6 +97,18 @@ def test_disturbances_belong_to_the_episode_and_not_to_its_place_among_those_run
         np.testing.assert_array_equal(both.act([observation], [1])[0], second.act([observation], [0])[0])
 
 
+def test_bounds_in_single_precision_do_not_round_the_actions() -> None:
+    observation, _ = MetaWorldEnvironment("reach-v3", 5).reset(seed=1)
+    actions = []
+    for kind in (np.float32, np.float64):
+        policy = MixedQualityPolicy(
+            partial(MetaWorldExpert, "reach-v3"), Disturbances(0.3, 0.5, 3), *(b.astype(kind) for b in BOUNDS)
+        )
+        policy.start([3])
+        actions.append(np.stack([policy.act([observation], [0])[0] for _ in range(20)]))
+    np.testing.assert_array_equal(actions[0], actions[1])
+
+
 def test_disturbances_share_no_random_numbers_with_the_goal() -> None:
     """Where an object lies must say nothing about what the hands that move it do."""
     task, hold = "door-open-v3", 1

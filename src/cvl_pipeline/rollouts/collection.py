@@ -53,7 +53,8 @@ class MixedQualityPolicy:
         """Make the controller, which raises InputError if there is none of that name; bounds are (A,)."""
         self._controller = make_controller()
         self._disturbances = disturbances
-        self._bounds = (low, high)
+        # In double precision, as the disturbances are drawn: single would round every action.
+        self._bounds = (low.astype(np.float64), high.astype(np.float64))
         self._episodes: list[_Disturbance] = []
 
     def start(self, seeds: Sequence[int]) -> None:
