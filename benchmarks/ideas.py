@@ -40,11 +40,12 @@ from cvl_pipeline.policies.parameters import PolicyParameters
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.parameters import ReadoutParameters
 from cvl_pipeline.readout.q_function import QFunction
-from cvl_pipeline.rollouts.collection import collect_metaworld
 from cvl_pipeline.rollouts.evaluation import evaluate_metaworld, rollout_table
+from cvl_pipeline.sources.load import load
+from cvl_pipeline.sources.parameters import DatasetParameters
 from cvl_pipeline.training.fit import fit
 from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
-from cvl_pipeline.trajectories.preparation import discounted_returns, fit_normalisation, split_episodes
+from cvl_pipeline.trajectories.preparation import fit_normalisation, observed_returns, split_episodes
 from cvl_pipeline.trajectories.sampling import SegmentSampler
 
 FOLDER = PROJECT / "data/ideas"
@@ -147,9 +148,7 @@ def collected(task: str, seed: int, workers: int | None) -> Log:
     if all(file.exists() for file in files):
         transitions, rewards = (load_artifact(file) for file in files)
     else:
-        settings = ("episodes", "episode_steps", "noise_max", "random_max", "random_hold")
-        recipe = {name: dataset[name] for name in settings}
-        transitions, rewards = collect_metaworld(task, **recipe, seed=seed, workers=workers)
+        transitions, rewards = load(DatasetParameters(**dataset | {"task": task}), seed, workers)
     split = split_episodes(transitions, ingestion["validation_fraction"], seed)
     return Log(transitions, rewards, split, fit_normalisation(transitions, split, ingestion["std_floor"]))
 
@@ -211,10 +210,7 @@ def returns_per_step(log: Log, episodes: Tensor) -> tuple[Tensor, Tensor, Tensor
     labels = log.rewards.select(log.transitions.transition_index(episodes))
     index = torch.arange(len(data))
     left = data.episode_starts[data.episode_of(index) + 1] - index
-    returns = [
-        discounted_returns(labels.rewards, data, discount) / (1.0 - discount ** left.double())
-        for discount in DISCOUNTS
-    ]
+    returns = [observed_returns(labels.rewards, data, discount) for discount in DISCOUNTS]
     return data.states(), torch.stack(returns, 1).float(), left
 
 

@@ -32,7 +32,8 @@ from cvl_pipeline.readout.diagnostics import readout_error
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout, feature_readout
 from cvl_pipeline.readout.references import References, all_references, compress, draw_references
-from cvl_pipeline.rollouts.collection import collect_metaworld
+from cvl_pipeline.sources.load import load
+from cvl_pipeline.sources.parameters import DatasetParameters
 from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
 from cvl_pipeline.trajectories.preparation import fit_normalisation, split_episodes
 
@@ -56,9 +57,8 @@ def metaworld_critics(
     task: str, episodes: int, steps: int
 ) -> Iterator[tuple[float, ContrastiveCritic, Transitions, Rewards, Split]]:
     """Critics of a Meta-World task, with the pipeline's default settings but for the temperature."""
-    dataset = defaults("dataset")
-    recipe = {name: dataset[name] for name in ("episode_steps", "noise_max", "random_max", "random_hold")}
-    transitions, rewards = collect_metaworld(task, episodes=episodes, **recipe, seed=0, workers=None)
+    dataset = DatasetParameters(**defaults("dataset") | {"task": task, "episodes": episodes})
+    transitions, rewards = load(dataset, seed=0, workers=None)
     split = split_episodes(transitions, 0.1, 0)
     normalisation: Normalisation = fit_normalisation(transitions, split, 1e-3)
     for temperature in TEMPERATURES:

@@ -69,31 +69,29 @@ def _array_missing(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
     return _d4rl(folder)
 
 
+def _replace(folder: Path, name: str, change: Callable[[Any], Any]) -> dict[str, Any]:
+    with h5py.File(folder / "hopper.hdf5", "r+") as file:
+        values = change(file[name][()])
+        del file[name]
+        file[name] = values
+    return _d4rl(folder)
+
+
 def _array_of_another_length(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
     name = str(rng.choice(D4RL_ARRAYS))
-    with h5py.File(folder / "hopper.hdf5", "r+") as file:
-        values = file[name][()]
-        del file[name]
-        file[name] = values[: int(rng.integers(0, len(values)))]
-    return _d4rl(folder)
+    return _replace(folder, name, lambda values: values[: int(rng.integers(0, len(values)))])
 
 
 def _array_of_another_rank(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
     name = str(rng.choice(D4RL_ARRAYS))
-    with h5py.File(folder / "hopper.hdf5", "r+") as file:
-        values = file[name][()]
-        del file[name]
-        file[name] = np.stack([values, values], axis=1) if rng.random() < 0.5 else values[..., None, None]
-    return _d4rl(folder)
+    if rng.random() < 0.5:
+        return _replace(folder, name, lambda values: np.stack([values, values], axis=1))
+    return _replace(folder, name, lambda values: values[..., None, None])
 
 
 def _array_of_text(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
     name = str(rng.choice(D4RL_ARRAYS))
-    with h5py.File(folder / "hopper.hdf5", "r+") as file:
-        count = len(file[name])
-        del file[name]
-        file[name] = np.array([b"one"] * count)
-    return _d4rl(folder)
+    return _replace(folder, name, lambda values: np.array([b"one"] * len(values)))
 
 
 def _number_that_is_none(folder: Path, rng: np.random.Generator) -> dict[str, Any]:

@@ -188,16 +188,21 @@ def test_a_maze_with_goals_comes_in_flat_and_with_its_successes(tmp_path: Path) 
     assert rewards.successes.nonzero().flatten().tolist() == (transitions.episode_starts[1:] - 1).tolist()
 
 
+def _recorded_in(space: spaces.Space[Any], root: Path) -> tuple[Transitions, list[Any], np.ndarray]:
+    """What is loaded of elements of a space, the elements, and each as Gymnasium flattens it."""
+    space.seed(0)
+    values = [space.sample() for _ in range(4)]
+    buffer = _buffer(observations=_laid_out(space, values))
+    _create_vectors(root, "flat-v0", buffer, observation_space=space)
+    transitions, _ = load_minari("flat-v0", root, download=False)
+    return transitions, values, np.array([spaces.flatten(space, value) for value in values])
+
+
 def test_subspaces_keep_the_order_that_they_were_recorded_in(tmp_path: Path) -> None:
     space = spaces.Dict(
         [("goal", VECTOR), ("arm", spaces.Tuple([spaces.Dict([("b", spaces.Discrete(3)), ("a", VECTOR)])]))]
     )
-    space.seed(0)
-    values = [space.sample() for _ in range(4)]
-    buffer = _buffer(observations=_laid_out(space, values))
-    _create_vectors(tmp_path, "ordered-v0", buffer, observation_space=space)
-    transitions, _ = load_minari("ordered-v0", tmp_path, download=False)
-    expected = np.array([spaces.flatten(space, value) for value in values])
+    transitions, values, expected = _recorded_in(space, tmp_path)
     assert np.array_equal(transitions.observations.numpy(), expected)
     assert np.array_equal(transitions.observations[:, :2].numpy(), [value["goal"] for value in values])
 
@@ -216,12 +221,7 @@ def test_subspaces_keep_the_order_that_they_were_recorded_in(tmp_path: Path) -> 
     ids=str,
 )
 def test_observations_are_flattened_as_gymnasium_does_it(tmp_path: Path, space: spaces.Space[Any]) -> None:
-    space.seed(0)
-    values = [space.sample() for _ in range(4)]
-    buffer = _buffer(observations=_laid_out(space, values))
-    _create_vectors(tmp_path, "flat-v0", buffer, observation_space=space)
-    transitions, _ = load_minari("flat-v0", tmp_path, download=False)
-    expected = np.array([spaces.flatten(space, value) for value in values])
+    transitions, _, expected = _recorded_in(space, tmp_path)
     assert np.array_equal(transitions.observations.numpy(), expected.astype(np.float32))
 
 

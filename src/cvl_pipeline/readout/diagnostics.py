@@ -17,7 +17,7 @@ from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.references import all_references
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.trajectories.container import Rewards, Split, Transitions
-from cvl_pipeline.trajectories.preparation import discounted_returns
+from cvl_pipeline.trajectories.preparation import observed_returns
 
 logger = logging.getLogger(__name__)
 
@@ -67,15 +67,13 @@ def value_table(
     discount = q.readout.discount
     index = torch.arange(len(held_out))
     episodes = held_out.episode_of(index)
-    steps_left = held_out.episode_starts[episodes + 1] - index
-    returns = discounted_returns(held_out_labels.rewards, held_out, discount)
-    seen = torch.where(held_out.terminated[episodes], 1.0, 1.0 - discount ** steps_left.double())
+    returns = observed_returns(held_out_labels.rewards, held_out, discount)
     return pd.DataFrame(
         {
             "episode": split.validation[episodes].numpy(),
             "step": (index - held_out.episode_starts[episodes]).numpy(),
             "q": values.numpy(),
-            "return": (returns / seen).numpy(),
+            "return": returns.numpy(),
             "effective_sample_size": sizes.numpy(),
             "q_exact": values_exact.numpy(),
         }

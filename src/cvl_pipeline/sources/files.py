@@ -19,7 +19,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.sources.steps import Steps, episodes_from_steps
 from cvl_pipeline.storage import shown
 from cvl_pipeline.training.parameters import Strict
@@ -493,7 +493,7 @@ def _reading(path: Path, name: str | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # what is damaged may fail in any way, deep in a library
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(error)
         where = f", '{name}'" if name else ""
         if "allow_pickle" in reason:
             raise InputError(

@@ -64,6 +64,19 @@ def discounted_returns(rewards: Tensor, transitions: Transitions, discount: floa
     return torch.from_numpy(result)
 
 
+def observed_returns(rewards: Tensor, transitions: Transitions, discount: float) -> Tensor:
+    """Returns over the share of their discounted future that was logged, (N,) float64.
+
+    With L steps left in a truncated episode the return is divided by ``1 - gamma^L``; that of a terminated
+    episode is complete as it is.
+    """
+    index = torch.arange(len(transitions))
+    episodes = transitions.episode_of(index)
+    steps_left = transitions.episode_starts[episodes + 1] - index
+    seen = torch.where(transitions.terminated[episodes], 1.0, 1.0 - discount ** steps_left.double())
+    return discounted_returns(rewards, transitions, discount) / seen
+
+
 def coverage(transitions: Transitions, normalisation: Normalisation, count: int, seed: int) -> pd.DataFrame:
     """Where the data lie: the two principal components of up to ``count`` standardised observations.
 
