@@ -65,9 +65,10 @@ class OtherActions(ContrastiveDynamics):
         """The contrastive loss, and the cross-entropy of that choice."""
         logits, segments, psi = self._contrast(self._train_sampler, generator)
         count = len(segments.actions)
-        index = torch.randint(len(self._train), (count, self.others), generator=generator)
+        train = self._transitions.transition_index(self._split.train)
+        index = train[torch.randint(len(train), (count, self.others), generator=generator)]
         states = segments.observations.unsqueeze(1).expand(-1, self.others, -1)
-        phi = self.critic.phi(states, self._train.actions[index])  # (B, M, D)
+        phi = self.critic.phi(states, self._transitions.actions[index])  # (B, M, D)
         other = (phi * psi.unsqueeze(1)).sum(-1) / self.critic.temperature
         choice = torch.cat([logits.diagonal().unsqueeze(1), other], 1)
         return self._loss(logits) - self.weight * choice.log_softmax(1)[:, 0].mean(), {}
@@ -187,8 +188,8 @@ class Critics:
         blind = self(idea, blind=True)
         return patch.dict(
             BASELINES,
-            marginal_actions=lambda q, transitions, *_: blind.in_batches(
-                transitions.states(), torch.zeros_like(transitions.actions)
+            marginal_actions=lambda q, transitions, index, *_: blind.in_batches(
+                transitions.states(index), torch.zeros_like(transitions.actions[index])
             )[0],
         )
 
@@ -273,7 +274,9 @@ def study(task: str, seed: int, chosen: dict[str, Idea], folder: Path, workers: 
         q = critics.q(idea)
         with critics.baseline(idea):
             actor, _ = train_policy(log.transitions, log.split, log.normalisation, parameters, seed, q=q)
-            table[f"advantage: {name}"] = advantages(q, data, parameters, seed).numpy()
+            table[f"advantage: {name}"] = advantages(
+                q, data, torch.arange(len(data)), parameters, seed
+            ).numpy()
         recorded = evaluate_metaworld(
             actor, task, episodes=evaluation["episodes"], episode_steps=steps, seed=seed, workers=workers,
             name=name,

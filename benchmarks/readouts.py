@@ -114,14 +114,13 @@ def measure(
     sizes: tuple[int, ...],
 ) -> list[dict[str, Any]]:
     """Every readout of a critic against the exact one, on held-out pairs."""
-    train, held_out = transitions.select(split.train), transitions.select(split.validation)
-    index = torch.randint(len(held_out), (QUERIES,), generator=Generator().manual_seed(0))
-    queries = (held_out.states()[index], held_out.actions[index])
+    held_out = transitions.transition_index(split.validation)
+    index = held_out[torch.randint(len(held_out), (QUERIES,), generator=Generator().manual_seed(0))]
+    queries = (transitions.states(index), transitions.actions[index])
     phi = critic.phi(*queries)
     rows = []
     for reward, values in rewards.items():
-        labels = values[transitions.transition_index(split.train)]
-        everything = all_references(critic, train, Rewards(labels, labels > 0))
+        everything = all_references(critic, transitions, Rewards(values, values > 0), split.train)
         none = horizon_quantiles(0.5, 0)
         exact = QFunction(critic, exact_readout(critic, everything, none, critic.shape.discount))
         truth_values, ess = exact.in_batches(*queries)

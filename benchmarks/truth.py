@@ -98,11 +98,15 @@ def parameters(steps: int, **changes: Any) -> DynamicsParameters:
 
 
 def readouts(
-    critic: ContrastiveCritic, transitions: Transitions, rewards: Rewards, moving: MovingFeatures | None
+    critic: ContrastiveCritic,
+    transitions: Transitions,
+    rewards: Rewards,
+    split: Split,
+    moving: MovingFeatures | None,
 ) -> dict[str, Readout]:
     """Every readout of a critic."""
     generator = Generator().manual_seed(0)
-    everything = all_references(critic, transitions, rewards)
+    everything = all_references(critic, transitions, rewards, split.train)
     summed = draw_references(everything, SUMMED, False, generator)
     discount, temperature = critic.shape.discount, critic.temperature.detach()
     horizons = horizon_quantiles(discount, HORIZONS if critic.shape.horizon_conditioning else 0)
@@ -220,15 +224,14 @@ def one_critic(job: tuple[str, str, int, int, int]) -> list[dict[str, Any]]:
         )
     settings = parameters(steps, **LOSSES.get(loss, {}))
     moving = None
-    train_labels = labels.select(used.transition_index(split.train))
     if loss == DEFAULT_LOSS:
         moving = MovingFeatures(
-            train_labels.rewards, features=FEATURES, size=settings.representation_size,
+            labels.rewards, features=FEATURES, size=settings.representation_size,
             temperature=settings.temperature, decay=0.99, seed=seed,
         )  # fmt: skip
     critic, _ = train_dynamics(used, split, identity(used, split), settings, seed, observer=moving)
     critic.requires_grad_(False)
-    made = readouts(critic, used.select(split.train), train_labels, moving)
+    made = readouts(critic, used, labels, split, moving)
     rows = []
     for name, readout in made.items():
         start = time.perf_counter()

@@ -40,10 +40,10 @@ def _write(path: Path) -> bytes:
 
 def _header() -> dict[str, Any]:
     return {
-        "version": 1,
+        "version": 2,
         "kind": "thing",
         "config": CONFIG,
-        "checksum": fingerprint(TENSORS, {"version": 1, "kind": "thing", "config": CONFIG}),
+        "checksum": fingerprint(TENSORS, {"version": 2, "kind": "thing", "config": CONFIG}),
     }
 
 
@@ -183,8 +183,8 @@ def test_files_that_are_not_what_they_should_be_say_so(tmp_path: Path) -> None:
     refused("was not written by cvl-pipeline")
     write_tensors(path, "another", TENSORS, CONFIG)
     refused("holds a another, not a thing")
-    save_file(TENSORS, path, metadata={"cvl-pipeline": json.dumps(_header() | {"version": 2})})
-    refused("has format version 2, this program reads 1")
+    save_file(TENSORS, path, metadata={"cvl-pipeline": json.dumps(_header() | {"version": 3})})
+    refused("has format version 3, this program reads 2")
     for foreign in ("", "{", "[]", "null", '"text"', "3"):
         save_file(TENSORS, path, metadata={"cvl-pipeline": foreign})
         refused("was not written by cvl-pipeline")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -18,7 +19,13 @@ from torch import Tensor
 from cvl_pipeline.errors import InputError
 
 FORMAT = "cvl-pipeline"
-VERSION = 1
+VERSION = 2
+CHECKED_ONCE = 1 << 26
+"""Bytes from which on a file that has not changed is checked once a process, not at every read."""
+SETTLED = 2.0
+"""Age in seconds at which the time of a file tells whether it changes: clocks of file systems are coarse."""
+
+_checked: set[tuple[int, ...]] = set()
 
 
 def fingerprint(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
@@ -71,13 +78,22 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], config: 
     # One entry: safetensors writes several in an order that changes from run to run, and the same content
     # should be the same bytes.
     metadata = {FORMAT: json.dumps(header, sort_keys=True)}
-    # Cloned, because safetensors refuses two names for one memory.
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    owners: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        memory = value.untyped_storage().data_ptr()
+        # Safetensors refuses two names for one memory. No other copy: it may be a mapped file of any size.
+        plain[name] = value.clone() if memory in owners else value
+        owners.add(memory)
     write_atomically(path, lambda partial: save_file(plain, partial, metadata=metadata))
 
 
 def read_tensors(path: Path, kind: str | None) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     """Read an artifact and check that it is whole.
+
+    Its tensors are the file, mapped into memory: pages are read when they are used and given back when memory
+    runs short. Writing to a tensor leaves the file as it is.
 
     Args:
         path: the file.
@@ -93,8 +109,15 @@ def read_tensors(path: Path, kind: str | None) -> tuple[str, dict[str, Tensor], 
     with _open(path, kind) as (file, header):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     config: dict[str, Any] = header["config"]
-    if _checksum(header["kind"], tensors, config) != header["checksum"]:
-        raise InputError(f"{shown(path)}: content does not match its checksum; delete it and rerun its stage")
+    state = path.stat()
+    identity = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+    if identity not in _checked:
+        if _checksum(header["kind"], tensors, config) != header["checksum"]:
+            raise InputError(
+                f"{shown(path)}: content does not match its checksum; delete it and rerun its stage"
+            )
+        if state.st_size >= CHECKED_ONCE and time.time() - state.st_mtime > SETTLED:
+            _checked.add(identity)
     return header["kind"], tensors, config
 
 

@@ -301,11 +301,12 @@ def test_the_frozen_critic_is_no_part_of_the_checkpoint(data: Transitions) -> No
 def test_awr_uses_the_advantages_of_the_training_episodes(data: Transitions) -> None:
     module = _module(data, beta=1.0)
     module.on_fit_start()
-    train = data.select(torch.arange(4))
-    expected = advantages(_q(data), train, policy_parameters(), 0)
-    index = torch.randint(200, (16,), generator=torch.Generator().manual_seed(8))
+    train = data.transition_index(torch.arange(4))
+    expected = advantages(_q(data), data, train, policy_parameters(), 0)
+    drawn = torch.randint(200, (16,), generator=torch.Generator().manual_seed(8))
     loss, _ = module.training_loss(torch.Generator().manual_seed(8))
-    by_hand, _ = _loss(module, Batch(train.states()[index], train.actions[index], expected[index]))
+    index = train[drawn]
+    by_hand, _ = _loss(module, Batch(data.states(index), data.actions[index], expected[drawn]))
     assert float(loss.detach()) == pytest.approx(by_hand, rel=1e-5)
 
 

@@ -150,19 +150,18 @@ def test_a_learned_temperature_is_refused(transitions: Transitions, rewards: Rew
 def test_it_watches_training_and_changes_nothing() -> None:
     data = make_transitions([20] * 10, [False, True] * 5)
     split, rewards = split_first(data, 8), make_rewards(data)
-    labels = rewards.select(data.transition_index(split.train))
     parameters = dynamics_parameters(
         temperature=TEMPERATURE,
         # So slow that psi stays the same, and the averages are those of one pass.
         training={"steps": 150, "batch_size": 256, "learning_rate": 1e-12, "validation_interval": 150},
     )
-    moving = _moving(labels, decay=0.99)
+    moving = _moving(rewards, decay=0.99)
     arguments = (data, split, identity_normalisation(data), parameters, 0)
     watched, _ = train_dynamics(*arguments, observer=moving)
     alone, _ = train_dynamics(*arguments)
     for name, value in alone.state_dict().items():
         assert torch.equal(watched.state_dict()[name], value), name
-    expected = _one_pass(all_references(watched, data.select(split.train), labels))
+    expected = _one_pass(all_references(watched, data, rewards, split.train))
     found = moving.readout(watched)
     np.testing.assert_allclose(found.xi, expected.xi, atol=5e-3)
     np.testing.assert_allclose(found.normaliser, expected.normaliser, atol=5e-3)

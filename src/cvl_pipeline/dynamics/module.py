@@ -54,8 +54,8 @@ class ContrastiveDynamics(OfflineModule):
         self.parameters_of_stage = parameters
         self._observer = observer
         self._loss = contrastive_loss(parameters.loss, parameters.logsumexp_penalty)
-        self._train = transitions.select(split.train)
-        self._validation_data = transitions.select(split.validation)
+        self._transitions = transitions
+        self._split = split
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "initialisation", 0))
             self.critic = ContrastiveCritic(
@@ -76,8 +76,9 @@ class ContrastiveDynamics(OfflineModule):
     def on_fit_start(self) -> None:
         """Put the episodes where the network is."""
         discount = self.parameters_of_stage.discount
-        self._train_sampler = SegmentSampler(self._train.to(self.device), discount)
-        self._validation_sampler = SegmentSampler(self._validation_data.to(self.device), discount)
+        transitions = self._transitions.to(self.device)
+        self._train_sampler = SegmentSampler(transitions, discount, self._split.train)
+        self._validation_sampler = SegmentSampler(transitions, discount, self._split.validation)
 
     def training_loss(self, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Contrastive loss of one batch."""

@@ -16,42 +16,54 @@ from cvl_pipeline.readout.references import CHUNK
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.trajectories.container import Transitions
 
-Baseline = Callable[[QFunction, Transitions, Tensor, PolicyParameters, int], Tensor]
+Baseline = Callable[[QFunction, Transitions, Tensor, Tensor, PolicyParameters, int], Tensor]
+"""V(s) where each of the given transitions starts, (M,), from Q, all transitions, the indices of those meant,
+the Q of their actions, the parameters and the seed."""
 
 
 def marginal_actions(
-    q: QFunction, transitions: Transitions, values: Tensor, parameters: PolicyParameters, seed: int
+    q: QFunction,
+    transitions: Transitions,
+    index: Tensor,
+    values: Tensor,
+    parameters: PolicyParameters,
+    seed: int,
 ) -> Tensor:
-    """``V(s) = 1/M sum_m Q(s, a_m)`` with a_m logged anywhere in the data, (N,).
+    """``V(s) = 1/M sum_m Q(s, a_m)`` with a_m logged anywhere in the data.
 
     Everything about Q that depends on the state alone (which goal, which episode: most of its variance)
     cancels exactly in ``Q(s, a) - V(s)``, which no regression of V on states that each occur once can
     promise. Discrete actions are not drawn: V is the mean over all of them, by their frequency in the data.
     ``values`` is unused.
     """
-    states = transitions.states()
     if transitions.discrete:
-        frequency = transitions.actions.mean(0)
-        return torch.cat([q.of_all_actions(part) @ frequency for part in torch.split(states, CHUNK)])
-    device = transitions.actions.device
-    generator = Generator(device=device).manual_seed(stream_seed(seed, "baseline", 0))
-    total = torch.zeros(len(states), device=device)
+        frequency = transitions.actions[index].mean(0)
+        return torch.cat(
+            [q.of_all_actions(transitions.states(part)) @ frequency for part in torch.split(index, CHUNK)]
+        )
+    generator = Generator(device=index.device).manual_seed(stream_seed(seed, "baseline", 0))
+    total = torch.zeros(len(index), device=index.device)
     for _ in range(parameters.baseline_actions):
-        index = torch.randint(len(states), (len(states),), generator=generator, device=device)
-        total += q.in_batches(states, transitions.actions[index])[0]
+        drawn = torch.randint(len(index), (len(index),), generator=generator, device=index.device)
+        total += q.of_transitions(transitions, index, index[drawn])[0]
     return total / parameters.baseline_actions
 
 
 def fitted_value(
-    q: QFunction, transitions: Transitions, values: Tensor, parameters: PolicyParameters, seed: int
+    q: QFunction,
+    transitions: Transitions,
+    index: Tensor,
+    values: Tensor,
+    parameters: PolicyParameters,
+    seed: int,
 ) -> Tensor:
-    """V(s) by least squares on the Q of the logged actions, (N,): its mean under the behaviour policy.
+    """V(s) by least squares on the Q of the logged actions: its mean under the behaviour policy.
 
     Fitted for few steps on purpose (``value_steps``): every state of a continuous log occurs once, and a
     V that memorised them would leave no advantage.
     """
     device = values.device
-    inputs = q.critic.standardise_observation(transitions.states())
+    inputs = q.critic.standardise_observation(transitions.states(index))
     mean, std = values.mean(), values.std().clamp(min=1e-8)
     targets = (values - mean) / std
     with torch.random.fork_rng(devices=[]):
@@ -62,8 +74,8 @@ def fitted_value(
     batch = parameters.training.batch_size
     with torch.enable_grad():
         for _ in range(parameters.value_steps):
-            index = torch.randint(len(inputs), (batch,), generator=generator, device=device)
-            loss = functional.mse_loss(network(inputs[index]).squeeze(-1), targets[index])
+            drawn = torch.randint(len(inputs), (batch,), generator=generator, device=device)
+            loss = functional.mse_loss(network(inputs[drawn]).squeeze(-1), targets[drawn])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -75,12 +87,15 @@ BASELINES: dict[str, Baseline] = {"marginal_actions": marginal_actions, "fitted_
 
 
 @torch.no_grad()
-def advantages(q: QFunction, transitions: Transitions, parameters: PolicyParameters, seed: int) -> Tensor:
-    """``A(s, a) = Q(s, a) - V(s)`` of every logged action, in units of its own standard deviation, (N,).
+def advantages(
+    q: QFunction, transitions: Transitions, index: Tensor, parameters: PolicyParameters, seed: int
+) -> Tensor:
+    """``A(s, a) = Q(s, a) - V(s)`` of logged actions, in units of its own standard deviation, (M,).
 
     Args:
         q: frozen, on the device of the transitions.
-        transitions: the training episodes.
+        transitions: all episodes.
+        index: (M,) int64, the transitions that train.
         parameters: the stage's; ``baseline`` chooses V.
         seed: of the baseline's draws.
 
@@ -88,6 +103,6 @@ def advantages(q: QFunction, transitions: Transitions, parameters: PolicyParamet
         InputError: unknown baseline.
     """
     baseline = look_up("baseline", parameters.baseline, BASELINES)
-    values, _ = q.in_batches(transitions.states(), transitions.actions)
-    advantage = values - baseline(q, transitions, values, parameters, seed)
+    values, _ = q.of_transitions(transitions, index)
+    advantage = values - baseline(q, transitions, index, values, parameters, seed)
     return advantage / advantage.std(unbiased=False).clamp(min=1e-8)

@@ -68,10 +68,10 @@ class PolicyExtraction(OfflineModule):
         for needed, name, by in ((q, "a critic and a readout", _NEEDS_Q), (labels, "rewards", _NEEDS_LABELS)):
             if needed is None and parameters.objective in by:
                 raise InputError(f"policy_extraction.objective '{parameters.objective}' needs {name}")
-        self._train = transitions.select(split.train)
-        self._validation_data = transitions.select(split.validation)
+        self._transitions = transitions
+        self._split = split
         self._q = q
-        self._labels = labels.select(transitions.transition_index(split.train)) if labels else None
+        self._labels = labels
         shape = ActorShape(
             observation_size=transitions.observations.shape[1],
             action_size=transitions.actions.shape[1],
@@ -90,18 +90,17 @@ class PolicyExtraction(OfflineModule):
         # A frozen copy, so that the caller's critic stays trainable and where it is. Its holder is no module,
         # so it is neither trained nor checkpointed.
         self._q = self._q.frozen(self.device) if self._q else None
-        train = self._train.to(self.device)
-        advantage = torch.zeros(len(train), device=self.device)
+        self._data = self._transitions.to(self.device)
+        self._train_index = self._data.transition_index(self._split.train)
+        self._validation_index = self._data.transition_index(self._split.validation)
+        self._advantages: Tensor | None = None
         if self.parameters_of_stage.objective == "awr":
-            advantage = advantages(self.q, train, self.parameters_of_stage, self.seed)
+            self._advantages = advantages(
+                self.q, self._data, self._train_index, self.parameters_of_stage, self.seed
+            )
         if self.parameters_of_stage.objective == "published" and self._labels is not None:
-            self.sampler = SegmentSampler(train, self.q.readout.discount)
+            self.sampler = SegmentSampler(self._data, self.q.readout.discount, self._split.train)
             self.rewards = self._labels.rewards.to(self.device)
-        held_out = self._validation_data.to(self.device)
-        self._train_batch = Batch(train.states(), train.actions, advantage)
-        self._validation_batch = Batch(
-            held_out.states(), held_out.actions, torch.zeros(len(held_out), device=self.device)
-        )
 
     @property
     def q(self) -> QFunction:
@@ -111,12 +110,14 @@ class PolicyExtraction(OfflineModule):
 
     def training_loss(self, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective on one batch of logged transitions."""
-        batch = self._draw(self._train_batch, self.training_parameters.batch_size, generator)
+        batch = self._draw(
+            self._train_index, self.training_parameters.batch_size, generator, self._advantages
+        )
         return self._objective(self, batch, generator)
 
     def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
         """How far the policy is from the logged actions on held-out states, and what Q says it gains."""
-        batch = self._draw(self._validation_batch, VALIDATION_STATES, generator)
+        batch = self._draw(self._validation_index, VALIDATION_STATES, generator)
         actions = self.actor(batch.observations)
         metrics = {
             "action_error": (actions - batch.actions).square().mean(),
@@ -127,9 +128,17 @@ class PolicyExtraction(OfflineModule):
             metrics["q_gain"] = (self.q(batch.observations, actions) - logged).mean()
         return metrics
 
-    def _draw(self, data: Batch, count: int, generator: Generator) -> Batch:
-        index = torch.randint(len(data.actions), (count,), generator=generator, device=self.device)
-        return Batch(data.observations[index], data.actions[index], data.advantages[index])
+    def _draw(
+        self, index: Tensor, count: int, generator: Generator, advantages: Tensor | None = None
+    ) -> Batch:
+        """Transitions of an index, drawn with replacement."""
+        drawn = torch.randint(len(index), (count,), generator=generator, device=self.device)
+        rows = index[drawn]
+        return Batch(
+            self._data.states(rows),
+            self._data.actions.index_select(0, rows),
+            torch.zeros(count, device=self.device) if advantages is None else advantages[drawn],
+        )
 
 
 Objective = Callable[[PolicyExtraction, Batch, Generator], tuple[Tensor, dict[str, Tensor]]]

@@ -11,7 +11,13 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.readout.parameters import ReadoutParameters
 from cvl_pipeline.readout.readouts import ExactReadout, Readout, feature_readout
-from cvl_pipeline.readout.references import References, all_references, compress, draw_references
+from cvl_pipeline.readout.references import (
+    References,
+    compress,
+    draw_references,
+    future_states,
+    represent,
+)
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.trajectories.container import Rewards, Split, Transitions
 
@@ -45,11 +51,11 @@ def build_readout(
             "alone; train it with contrastive_dynamics.horizon_conditioning=true to read out any discount"
         )
     generator = Generator().manual_seed(stream_seed(seed, "references", 0))
-    train = transitions.select(split.train)
-    references = all_references(critic, train, labels.select(transitions.transition_index(split.train)))
+    states = future_states(transitions, labels, critic.shape.discount, split.train)
     if parameters.references is not None:
         by_reward = parameters.reference_distribution == "reward"
-        references = draw_references(references, parameters.references, by_reward, generator)
+        states = draw_references(states, parameters.references, by_reward, generator)
+    references = represent(critic, transitions, states)
     temperature = critic.temperature.detach().clone()
     if parameters.prototypes is not None:
         references = compress(references, parameters.prototypes, temperature, generator)

@@ -51,29 +51,23 @@ def value_table(
         ``episode`` (id), ``step`` (within it), ``q``, ``return``, ``effective_sample_size``, and ``q_exact``:
         by the exact, self-normalised readout over every logged future state; NaN where it was not computed.
     """
-    held_out = transitions.select(split.validation)
-    held_out_labels = labels.select(transitions.transition_index(split.validation))
-    states = held_out.states()
-    values, sizes = q.in_batches(states, held_out.actions)
+    index = transitions.transition_index(split.validation)
+    values, sizes = q.of_transitions(transitions, index)
     generator = Generator().manual_seed(stream_seed(seed, "references", 1))
-    compared = torch.randperm(len(held_out), generator=generator)[: parameters.compared_transitions]
-    exact, exact_sizes = _exact(q, transitions, labels, split).in_batches(
-        states[compared], held_out.actions[compared]
-    )
+    compared = torch.randperm(len(index), generator=generator)[: parameters.compared_transitions]
+    exact, exact_sizes = _exact(q, transitions, labels, split).of_transitions(transitions, index[compared])
     values_exact = torch.full_like(values, torch.nan)
     values_exact[compared] = exact
     if sizes.isnan().all():  # random features never weigh single references
         sizes[compared] = exact_sizes
-    discount = q.readout.discount
-    index = torch.arange(len(held_out))
-    episodes = held_out.episode_of(index)
-    returns = observed_returns(held_out_labels.rewards, held_out, discount)
+    episodes = transitions.episode_of(index)
+    returns = observed_returns(labels.rewards, transitions, q.readout.discount)
     return pd.DataFrame(
         {
-            "episode": split.validation[episodes].numpy(),
-            "step": (index - held_out.episode_starts[episodes]).numpy(),
+            "episode": episodes.numpy(),
+            "step": (index - transitions.episode_starts[episodes]).numpy(),
             "q": values.numpy(),
-            "return": returns.numpy(),
+            "return": returns[index].numpy(),
             "effective_sample_size": sizes.numpy(),
             "q_exact": values_exact.numpy(),
         }
@@ -81,9 +75,7 @@ def value_table(
 
 
 def _exact(q: QFunction, transitions: Transitions, labels: Rewards, split: Split) -> QFunction:
-    references = all_references(
-        q.critic, transitions.select(split.train), labels.select(transitions.transition_index(split.train))
-    )
+    references = all_references(q.critic, transitions, labels, split.train)
     return QFunction(q.critic, exact_readout(q.critic, references, q.readout.horizons, q.readout.discount))
 
 

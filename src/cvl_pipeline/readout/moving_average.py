@@ -29,7 +29,7 @@ class MovingFeatures:
         """Draw random Fourier features.
 
         Args:
-            rewards: of the training transitions, (N,).
+            rewards: of all transitions, (N,).
             features: M, how many.
             size: D of the representations.
             temperature: of the critic; it must be fixed, for the features are drawn for it.

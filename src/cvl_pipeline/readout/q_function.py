@@ -11,6 +11,7 @@ from torch import Tensor
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.readout.readouts import Readout
 from cvl_pipeline.readout.references import CHUNK
+from cvl_pipeline.trajectories.container import BLOCK, Transitions
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,24 @@ class QFunction:
             value, size = self.readout.values_and_sample_size(self.phi(observations[part], actions[part]))
             values.append(value)
             sizes.append(size)
+        return torch.cat(values), torch.cat(sizes)
+
+    def of_transitions(
+        self, transitions: Transitions, index: Tensor, actions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Q and effective sample size of logged states with logged actions, (M,) each.
+
+        Args:
+            transitions: the log.
+            index: (M,) int64, the transitions whose states are meant.
+            actions: (M,) int64, those whose actions are meant; None: the same.
+        """
+        actions = index if actions is None else actions
+        parts = [
+            self.in_batches(transitions.states(rows), transitions.actions.index_select(0, taken))
+            for rows, taken in zip(torch.split(index, BLOCK), torch.split(actions, BLOCK), strict=True)
+        ]
+        values, sizes = zip(*parts, strict=True)
         return torch.cat(values), torch.cat(sizes)
 
     def of_all_actions(self, observations: Tensor) -> Tensor:

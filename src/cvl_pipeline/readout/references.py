@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -40,32 +41,76 @@ class References:
         return len(self.psi)
 
 
-@torch.no_grad()
-def all_references(critic: ContrastiveCritic, transitions: Transitions, rewards: Rewards) -> References:
+ABSORBED = -1
+"""Stands for the transition that led to the absorbing state."""
+
+
+@dataclass(frozen=True)
+class FutureStates:
+    """Logged future states and their weights, before the critic looks at them.
+
+    Attributes:
+        arrivals: (K,) int64, the transition that led to each; ABSORBED for the absorbing state.
+        rewards: (K,) as in References.
+        log_weights: (K,) likewise.
+    """
+
+    arrivals: Tensor
+    rewards: Tensor
+    log_weights: Tensor
+
+
+def future_states(
+    transitions: Transitions, rewards: Rewards, discount: float, episodes: Tensor | None = None
+) -> FutureStates:
     """Every logged future state, with its exact probability under the training sampler.
 
     Args:
-        critic: gives psi and the discount that training sampled with.
-        transitions: N transitions; the absorbing state is added if any episode terminated.
-        rewards: their labels.
+        transitions: the log; the absorbing state is added if any of the episodes terminated.
+        rewards: labels of all transitions.
+        discount: that training sampled with.
+        episodes: (M,) int64 ids of those that trained; None: all.
     """
-    probabilities, absorbed = SegmentSampler(transitions, critic.shape.discount).marginal()
-    arrivals = transitions.arrivals()
-    psi = _psi(critic, arrivals)
-    labels = rewards.rewards
+    probabilities, absorbed = SegmentSampler(transitions, discount, episodes).marginal()
+    chosen = torch.arange(transitions.episodes) if episodes is None else episodes
+    arrivals = transitions.transition_index(chosen)
+    labels = rewards.rewards.to(arrivals.device)[arrivals]
     if absorbed > 0:
-        flag = torch.ones(1, dtype=torch.bool, device=arrivals.device)
-        psi = torch.cat([psi, critic.psi(arrivals[:1], flag)])
+        arrivals = torch.cat([arrivals, arrivals.new_full((1,), ABSORBED)])
         labels = torch.cat([labels, labels.new_zeros(1)])
         probabilities = torch.cat([probabilities, absorbed.reshape(1)])
-    return References(psi, labels, probabilities.log().float())
+    return FutureStates(arrivals, labels, probabilities.log().float())
 
 
-def draw_references(everything: References, count: int, by_reward: bool, generator: Generator) -> References:
+@torch.no_grad()
+def represent(critic: ContrastiveCritic, transitions: Transitions, states: FutureStates) -> References:
+    """The references that future states are to a critic: their psi, chunk by chunk."""
+    psi = torch.cat(
+        [
+            critic.psi(transitions.arrivals(part.clamp(min=0)), part == ABSORBED)
+            for part in torch.split(states.arrivals, CHUNK)
+        ]
+    )
+    return References(psi, states.rewards, states.log_weights)
+
+
+def all_references(
+    critic: ContrastiveCritic, transitions: Transitions, rewards: Rewards, episodes: Tensor | None = None
+) -> References:
+    """Every logged future state with its exact probability; see ``future_states``."""
+    return represent(
+        critic, transitions, future_states(transitions, rewards, critic.shape.discount, episodes)
+    )
+
+
+Drawn = TypeVar("Drawn", References, FutureStates)
+
+
+def draw_references(everything: Drawn, count: int, by_reward: bool, generator: Generator) -> Drawn:
     """Draw ``count`` of the references with replacement, so that weighted means stay unbiased.
 
     Args:
-        everything: of ``all_references``.
+        everything: all of them, with psi or, which takes less work, before.
         count: K.
         by_reward: draw half of them in proportion to |reward|, for rewards that most states do not have.
         generator: of the draw.
@@ -79,8 +124,9 @@ def draw_references(everything: References, count: int, by_reward: bool, generat
     offset = torch.rand(1, generator=generator, device=proposal.device, dtype=torch.float64)
     points = (torch.arange(count, device=proposal.device) + offset) / count
     index = torch.searchsorted(proposal.cumsum(0), points, right=True).clamp(max=len(proposal) - 1)
-    log_weights = (probabilities[index] / proposal[index] / count).log()
-    return References(everything.psi[index], everything.rewards[index], log_weights.float())
+    log_weights = (probabilities[index] / proposal[index] / count).log().float()
+    drawn = {field.name: getattr(everything, field.name)[index] for field in fields(everything)}
+    return replace(everything, **drawn | {"log_weights": log_weights})
 
 
 def compress(references: References, count: int, temperature: Tensor, generator: Generator) -> References:
@@ -113,16 +159,6 @@ def compress(references: References, count: int, temperature: Tensor, generator:
     mass, centres = mass[kept], centres[kept]
     second_cumulant = variance[kept] / mass / centres.shape[1] / (2.0 * temperature**2)
     return References(centres, reward[kept] / mass, mass.log() + second_cumulant)
-
-
-def _psi(critic: ContrastiveCritic, futures: Tensor) -> Tensor:
-    alive = torch.zeros(len(futures), dtype=torch.bool, device=futures.device)
-    return torch.cat(
-        [
-            critic.psi(rows, flags)
-            for rows, flags in zip(torch.split(futures, CHUNK), torch.split(alive, CHUNK), strict=True)
-        ]
-    )
 
 
 def _nearest(points: Tensor, centres: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""The episode container: what every source fills and every stage reads."""
+"""The episode container: what every source fills and every stage reads.
+
+Its arrays may be a file that is mapped into memory, larger than memory itself, so what reads them takes the
+rows it needs: ``states(index)``, a ``SegmentSampler``, or blocks of ``BLOCK`` rows.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+BLOCK = 1 << 16
+"""Rows that a pass over all of them takes at once."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +61,25 @@ class Transitions:
         """Episode that each transition index belongs to; any shape, int64."""
         return torch.searchsorted(self.episode_starts, transition, right=True) - 1
 
-    def states(self) -> Tensor:
-        """Observation each transition starts from, (N, O): s_t."""
-        index = torch.arange(len(self), device=self.actions.device)
-        return self.observations[index + self.episode_of(index)]
+    def states(self, index: Tensor | None = None) -> Tensor:
+        """Observation that each of the given transitions, (M,), or of all starts from, (M, O): s_t."""
+        return self.observations.index_select(0, self._rows(index))
 
-    def arrivals(self) -> Tensor:
-        """Observation each transition leads to, (N, O): s_{t+1}."""
-        index = torch.arange(len(self), device=self.actions.device)
-        return self.observations[index + self.episode_of(index) + 1]
+    def arrivals(self, index: Tensor | None = None) -> Tensor:
+        """Observation that each of the given transitions, (M,), or of all leads to, (M, O): s_{t+1}."""
+        return self.observations.index_select(0, self._rows(index) + 1)
+
+    def _rows(self, index: Tensor | None) -> Tensor:
+        if index is None:
+            index = torch.arange(len(self), device=self.actions.device)
+        return index + self.episode_of(index)
 
     def to(self, device: torch.device | str) -> Transitions:
         """The same episodes on another device."""
         return Transitions(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
 
     def select(self, episodes: Tensor) -> Transitions:
-        """The given episodes alone, in the given order.
+        """A copy of the given episodes alone, in the given order.
 
         Args:
             episodes: (M,) int64 episode ids.
@@ -97,9 +107,11 @@ class Transitions:
 
     def transition_index(self, episodes: Tensor) -> Tensor:
         """Indices of all transitions of the given episodes, episode after episode, (M,) int64."""
+        episodes = episodes.to(self.actions.device)
         lengths = self.lengths[episodes]
         ends = lengths.cumsum(0)
-        within = torch.arange(int(lengths.sum())) - torch.repeat_interleave(ends - lengths, lengths)
+        count = torch.arange(int(lengths.sum()), device=lengths.device)
+        within = count - torch.repeat_interleave(ends - lengths, lengths)
         return torch.repeat_interleave(self.episode_starts[episodes], lengths) + within
 
 

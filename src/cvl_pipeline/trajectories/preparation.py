@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
+from cvl_pipeline.trajectories.container import BLOCK, Normalisation, Rewards, Split, Transitions
 
 
 def split_episodes(transitions: Transitions, validation_fraction: float, seed: int) -> Split:
@@ -37,14 +38,40 @@ def fit_normalisation(transitions: Transitions, split: Split, std_floor: float) 
         std_floor: standard deviations below it count as it, so that a dimension that hardly moves
             (in Meta-World, the place of an absent object) is not blown up into noise.
     """
-    train = transitions.select(split.train)
+    trains = torch.zeros(transitions.episodes, dtype=torch.bool)
+    trains[split.train] = True
+    first_rows = transitions.episode_starts + torch.arange(transitions.episodes + 1)
+    return Normalisation(
+        *_moments(transitions.observations, first_rows, trains, std_floor),
+        *_moments(transitions.actions, transitions.episode_starts, trains, std_floor),
+    )
 
-    def moments(values: Tensor) -> tuple[Tensor, Tensor]:
-        wide = values.double()
-        std = wide.std(0, unbiased=False).clamp(min=std_floor)
-        return wide.mean(0).float(), std.float()
 
-    return Normalisation(*moments(train.observations), *moments(train.actions))
+def _moments(values: Tensor, starts: Tensor, trains: Tensor, std_floor: float) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the rows of the episodes that train, float32.
+
+    Of rows (N, O) for each of O dimensions; of images (N, H, W, C) for each of C channels. Two passes, block
+    by block, in double precision.
+
+    Args:
+        values: rows, episode after episode.
+        starts: (E + 1,) first row of each episode, and the number of rows.
+        trains: (E,) bool.
+        std_floor: smallest standard deviation.
+    """
+
+    def blocks() -> Iterator[Tensor]:
+        for first in range(0, len(values), BLOCK):
+            rows = torch.arange(first, min(first + BLOCK, len(values)))
+            kept = trains[torch.searchsorted(starts, rows, right=True) - 1]
+            yield values[first : first + BLOCK][kept].double().reshape(-1, values.shape[-1])
+
+    count, total = 0, torch.zeros(values.shape[-1], dtype=torch.float64)
+    for block in blocks():
+        count, total = count + len(block), total + block.sum(0)
+    mean = total / count
+    variance = torch.stack([(block - mean).square().sum(0) for block in blocks()]).sum(0) / count
+    return mean.float(), variance.sqrt().clamp(min=std_floor).float()
 
 
 def discounted_returns(rewards: Tensor, transitions: Transitions, discount: float) -> Tensor:

@@ -35,6 +35,34 @@ class Segments:
     offsets: Tensor
 
 
+class _LoggedFutures:
+    """Sums ``c(L) = sum_{l=1..L} (1 - gamma^l)`` and their inverse, for episodes of any length.
+
+    ``1 - gamma^l`` is the share of its future that the log shows of an anchor l steps before a timeout. The
+    table ends where ``gamma^l`` is lost in rounding; from there on c grows by one a step.
+    """
+
+    def __init__(self, discount: float, longest: int, device: torch.device) -> None:
+        self._log_discount = math.log(discount)
+        size = min(longest, math.ceil(-40.0 / self._log_discount))  # exp(-40) < 2^-53
+        steps = torch.arange(1, size + 1, device=device, dtype=torch.float64)
+        self._table = self.share(steps).cumsum(0)  # (size,), c(1), c(2), ...
+
+    def share(self, steps_left: Tensor) -> Tensor:
+        """``1 - gamma^L``, float64."""
+        return -torch.expm1(steps_left.double() * self._log_discount)
+
+    def sums(self, steps: Tensor) -> Tensor:
+        """c(L) of each L >= 1, float64."""
+        within = steps.clamp(max=len(self._table))
+        return self._table[within - 1] + (steps - within)
+
+    def steps(self, sums: Tensor) -> Tensor:
+        """The smallest L >= 1 with c(L) >= the given sum, int64."""
+        beyond = (sums - self._table[-1]).clamp(min=0.0).ceil().long()
+        return torch.searchsorted(self._table, sums).clamp(max=len(self._table) - 1) + 1 + beyond
+
+
 class SegmentSampler:
     """Draws pairs of a transition and a later state of its episode, each in proportion to ``gamma^(k-1)``.
 
@@ -51,22 +79,31 @@ class SegmentSampler:
     Drawing anchors uniformly, as the paper does, would let the last steps before a timeout, of whose future
     next to nothing was seen, say as much as any other (measured in docs/truth.md).
 
-    All of it is index arithmetic on the device that holds the transitions; the work per segment does not grow
-    with the data, but for one binary search.
+    All of it is index arithmetic on the device that holds the transitions, which may be a file that is mapped
+    into memory: nothing is kept but a few numbers an episode, and the work per segment does not grow with the
+    data, but for one binary search among the episodes.
     """
 
-    def __init__(self, transitions: Transitions, discount: float) -> None:
+    def __init__(self, transitions: Transitions, discount: float, episodes: Tensor | None = None) -> None:
         """Prepare to sample.
 
         Args:
-            transitions: the episodes to draw from.
+            transitions: the log.
             discount: gamma in (0, 1), per step.
+            episodes: (M,) int64 ids of those to draw from; None: all. Transitions keep their numbers.
         """
         self.transitions = transitions
         self.discount = discount
         self._log_discount = math.log(discount)
-        index = torch.arange(len(transitions), device=transitions.actions.device)
-        self._cumulative_mass = self._mass(index).cumsum(0)  # (N,)
+        device = transitions.actions.device
+        chosen = torch.arange(transitions.episodes) if episodes is None else episodes
+        self._episodes = chosen.to(device)
+        self._starts = transitions.episode_starts[self._episodes]
+        self._lengths = transitions.lengths[self._episodes]
+        self._terminated = transitions.terminated[self._episodes]
+        self._futures = _LoggedFutures(discount, int(self._lengths.max()), device)
+        self._mass = torch.where(self._terminated, self._lengths, self._futures.sums(self._lengths))
+        self._cumulative_mass = self._mass.cumsum(0)  # (M,)
 
     def sample(self, count: int, generator: Generator | None = None, per_episode: int = 1) -> Segments:
         """Draw ``count`` segments, each of which follows the law above.
@@ -78,30 +115,48 @@ class SegmentSampler:
                 negatives come from the anchor's own episode, and to tell those from the positive the critic
                 has to know what happens in an episode, not which episode it is.
         """
-        device = self.transitions.actions.device
         # Double precision: at discount 0.999 and L = 1000 single precision visibly bends the law.
-        draws = torch.rand(3, count, generator=generator, device=device, dtype=torch.float64)
-        mass = self._cumulative_mass
-        anchors = self._anchors(draws[0] * mass[-1])
+        draws = torch.rand(
+            3 if per_episode > 1 else 2, count,
+            generator=generator, device=self._mass.device, dtype=torch.float64,
+        )  # fmt: skip
+        place = draws[0] * self._cumulative_mass[-1]
+        chosen = torch.searchsorted(self._cumulative_mass, place, right=True)
+        chosen = chosen.clamp_(max=len(self._mass) - 1)  # rounding
         if per_episode > 1:
-            first = anchors[: -(-count // per_episode)].repeat_interleave(per_episode)[:count]
-            episodes = self.transitions.episode_of(first)
-            starts = self.transitions.episode_starts
-            low = torch.where(starts[episodes] > 0, mass[starts[episodes] - 1], 0.0)
-            anchors = self._anchors(low + draws[2] * (mass[starts[episodes + 1] - 1] - low))
-        return self.segments(anchors, self._offsets(anchors, draws[1]))
+            chosen = chosen[: -(-count // per_episode)].repeat_interleave(per_episode)[:count]
+            mass = self._mass[chosen]
+            within = draws[2] * mass
+        else:
+            mass = self._mass[chosen]
+            within = place - (self._cumulative_mass[chosen] - mass)
+        lengths, terminated = self._lengths[chosen], self._terminated[chosen]
+        # The anchor at which the mass of the episode's first ones passes ``within``: of a truncated episode
+        # the mass of those before it is c(T) - c(L).
+        steps_left = torch.where(terminated, lengths - within.long(), self._futures.steps(mass - within))
+        steps_left = torch.minimum(steps_left.clamp_(min=1), lengths)  # rounding
+        shown = torch.where(terminated, 1.0, self._futures.share(steps_left))
+        offsets = 1 + (torch.log1p(-draws[1] * shown) / self._log_discount).long()
+        # Rounding can put a truncated offset one past its end; the law gives that no mass.
+        offsets = torch.where(terminated, offsets, torch.minimum(offsets, steps_left))
+        anchors = self._starts[chosen] + lengths - steps_left
+        return self._gather(anchors, offsets, self._episodes[chosen], steps_left)
 
     def segments(self, anchors: Tensor, offsets: Tensor) -> Segments:
         """The segments that start at the given transitions and reach ``offsets`` steps ahead, (B,) each."""
+        episodes = self.transitions.episode_of(anchors)
+        return self._gather(
+            anchors, offsets, episodes, self.transitions.episode_starts[episodes + 1] - anchors
+        )
+
+    def _gather(self, anchors: Tensor, offsets: Tensor, episodes: Tensor, steps_left: Tensor) -> Segments:
         data = self.transitions
-        episodes = data.episode_of(anchors)
-        steps_left = data.episode_starts[episodes + 1] - anchors
         rows = anchors + episodes
         reached = torch.minimum(offsets, steps_left)
         return Segments(
-            observations=data.observations[rows],
-            actions=data.actions[anchors],
-            futures=data.observations[rows + reached],
+            observations=data.observations.index_select(0, rows),
+            actions=data.actions.index_select(0, anchors),
+            futures=data.observations.index_select(0, rows + reached),
             absorbed=offsets > steps_left,
             arrivals=anchors + reached - 1,
             anchors=anchors,
@@ -115,32 +170,11 @@ class SegmentSampler:
         ``gamma^0 + ... + gamma^(p-1)``.
 
         Returns:
-            Of the state that each transition led to, (N,) float64, and of the absorbing state, a scalar; they
-            sum to one.
+            Of the state that each transition of the chosen episodes led to, episode after episode, (N,)
+            float64, and of the absorbing state, a scalar; they sum to one.
         """
-        data = self.transitions
-        index = torch.arange(len(data), device=data.actions.device)
-        position = index - data.episode_starts[data.episode_of(index)] + 1
-        states = -torch.expm1(position.double() * self._log_discount) / self._cumulative_mass[-1]
-        return states, (1.0 - states.sum()).clamp(min=0.0) * data.terminated.any()
-
-    def _anchors(self, mass: Tensor) -> Tensor:
-        """The transitions at which the cumulative mass passes the given values."""
-        anchors = torch.searchsorted(self._cumulative_mass, mass, right=True)
-        return anchors.clamp(max=len(self.transitions) - 1)  # rounding
-
-    def _steps_left(self, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        """L of each anchor, and whether its episode terminated."""
-        episodes = self.transitions.episode_of(anchors)
-        return self.transitions.episode_starts[episodes + 1] - anchors, self.transitions.terminated[episodes]
-
-    def _mass(self, anchors: Tensor) -> Tensor:
-        """Share of each anchor's discounted future that the log shows, float64."""
-        steps_left, terminated = self._steps_left(anchors)
-        return torch.where(terminated, 1.0, -torch.expm1(steps_left.double() * self._log_discount))
-
-    def _offsets(self, anchors: Tensor, u: Tensor) -> Tensor:
-        steps_left, terminated = self._steps_left(anchors)
-        offsets = 1 + (torch.log1p(-u * self._mass(anchors)) / self._log_discount).floor().long()
-        # Rounding can put a truncated offset one past its end; the law gives that no mass.
-        return torch.where(terminated, offsets, torch.minimum(offsets, steps_left))
+        ends = self._lengths.cumsum(0)
+        firsts = torch.repeat_interleave(ends - self._lengths, self._lengths)
+        position = torch.arange(len(firsts), device=firsts.device) - firsts + 1
+        states = self._futures.share(position) / self._cumulative_mass[-1]
+        return states, (1.0 - states.sum()).clamp(min=0.0) * self._terminated.any()
