@@ -221,7 +221,7 @@ def test_products_of_features_are_the_kernel_on_average(method: str, unit_norm: 
     assert 4.5 * standard.max() < 0.3 * (expected.max() - expected.min())
 
 
-# Larger inputs at the sharpest temperature underflow: exp(-|x|^2 / 2T) is no positive number in single precision.
+# Larger inputs at the sharpest temperature underflow: exp(-|x|^2 / 2T) is 0 in single precision.
 @given(seed=st.integers(0, 1000), temperature=st.floats(0.05, 5.0), scale=st.floats(0.1, 1.5))
 def test_features_without_phases_are_positive(seed: int, temperature: float, scale: float) -> None:
     at = torch.tensor(temperature)

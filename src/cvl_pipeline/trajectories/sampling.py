@@ -39,28 +39,29 @@ class _LoggedFutures:
     """Sums ``c(L) = sum_{l=1..L} (1 - gamma^l)`` and their inverse, for episodes of any length.
 
     ``1 - gamma^l`` is the share of its future that the log shows of an anchor l steps before a timeout. The
-    table ends where ``gamma^l`` is lost in rounding; from there on c grows by one a step.
+    tables end where ``gamma^l`` is lost in rounding; from there on a share is one.
     """
 
     def __init__(self, discount: float, longest: int, device: torch.device) -> None:
-        self._log_discount = math.log(discount)
-        size = min(longest, math.ceil(-40.0 / self._log_discount))  # exp(-40) < 2^-53
+        size = min(longest, math.ceil(-40.0 / math.log(discount)))  # exp(-40) < 2^-53
         steps = torch.arange(1, size + 1, device=device, dtype=torch.float64)
-        self._table = self.share(steps).cumsum(0)  # (size,), c(1), c(2), ...
+        self._shares = -torch.expm1(steps * math.log(discount))  # (size,)
+        self._sums = self._shares.cumsum(0)
+        self._all = size == longest
 
-    def share(self, steps_left: Tensor) -> Tensor:
-        """``1 - gamma^L``, float64."""
-        return -torch.expm1(steps_left.double() * self._log_discount)
+    def shares(self, steps: Tensor) -> Tensor:
+        """``1 - gamma^L`` of each L >= 1, float64."""
+        return self._shares[steps.clamp(max=len(self._shares)) - 1]
 
     def sums(self, steps: Tensor) -> Tensor:
         """c(L) of each L >= 1, float64."""
-        within = steps.clamp(max=len(self._table))
-        return self._table[within - 1] + (steps - within)
+        within = steps.clamp(max=len(self._sums))
+        return self._sums[within - 1] + (steps - within)
 
     def steps(self, sums: Tensor) -> Tensor:
         """The smallest L >= 1 with c(L) >= the given sum, int64."""
-        beyond = (sums - self._table[-1]).clamp(min=0.0).ceil().long()
-        return torch.searchsorted(self._table, sums).clamp(max=len(self._table) - 1) + 1 + beyond
+        steps = torch.searchsorted(self._sums, sums).clamp_(max=len(self._sums) - 1).add_(1)
+        return steps if self._all else steps + (sums - self._sums[-1]).clamp_(min=0.0).ceil_().long()
 
 
 class SegmentSampler:
@@ -96,14 +97,17 @@ class SegmentSampler:
         self.discount = discount
         self._log_discount = math.log(discount)
         device = transitions.actions.device
-        chosen = torch.arange(transitions.episodes) if episodes is None else episodes
-        self._episodes = chosen.to(device)
-        self._starts = transitions.episode_starts[self._episodes]
-        self._lengths = transitions.lengths[self._episodes]
-        self._terminated = transitions.terminated[self._episodes]
+        chosen = (torch.arange(transitions.episodes) if episodes is None else episodes).to(device)
+        self._lengths = transitions.lengths[chosen]
+        terminated = transitions.terminated[chosen]
+        self._terminates = bool(terminated.any())
         self._futures = _LoggedFutures(discount, int(self._lengths.max()), device)
-        self._mass = torch.where(self._terminated, self._lengths, self._futures.sums(self._lengths))
-        self._cumulative_mass = self._mass.cumsum(0)  # (M,)
+        mass = torch.where(terminated, self._lengths, self._futures.sums(self._lengths))
+        self._cumulative_mass = mass.cumsum(0)  # (M,)
+        ends = transitions.episode_starts[chosen + 1]
+        # In one table, because its rows lie far apart in a long log, and each look-up waits for memory. Whole
+        # numbers are exact in double precision.
+        self._table = torch.stack([mass, self._lengths, ends, chosen, terminated], dim=1)  # (M, 5)
 
     def sample(self, count: int, generator: Generator | None = None, per_episode: int = 1) -> Segments:
         """Draw ``count`` segments, each of which follows the law above.
@@ -117,30 +121,28 @@ class SegmentSampler:
         """
         # Double precision: at discount 0.999 and L = 1000 single precision visibly bends the law.
         draws = torch.rand(
-            3 if per_episode > 1 else 2, count,
-            generator=generator, device=self._mass.device, dtype=torch.float64,
-        )  # fmt: skip
-        place = draws[0] * self._cumulative_mass[-1]
+            3, count, generator=generator, device=self._table.device, dtype=torch.float64
+        )  # of the episode, the offset and the anchor
+        place = draws[0, : -(-count // per_episode)] * self._cumulative_mass[-1]
         chosen = torch.searchsorted(self._cumulative_mass, place, right=True)
-        chosen = chosen.clamp_(max=len(self._mass) - 1)  # rounding
+        table = self._table.index_select(0, chosen.clamp_(max=len(self._table) - 1))  # rounding
         if per_episode > 1:
-            chosen = chosen[: -(-count // per_episode)].repeat_interleave(per_episode)[:count]
-            mass = self._mass[chosen]
-            within = draws[2] * mass
-        else:
-            mass = self._mass[chosen]
-            within = place - (self._cumulative_mass[chosen] - mass)
-        lengths, terminated = self._lengths[chosen], self._terminated[chosen]
-        # The anchor at which the mass of the episode's first ones passes ``within``: of a truncated episode
-        # the mass of those before it is c(T) - c(L).
-        steps_left = torch.where(terminated, lengths - within.long(), self._futures.steps(mass - within))
-        steps_left = torch.minimum(steps_left.clamp_(min=1), lengths)  # rounding
-        shown = torch.where(terminated, 1.0, self._futures.share(steps_left))
-        offsets = 1 + (torch.log1p(-draws[1] * shown) / self._log_discount).long()
+            table = table.repeat_interleave(per_episode, dim=0)[:count]
+        mass, lengths, ends, episodes, terminated = table.unbind(1)
+        # Of a truncated episode, the last L anchors have the mass c(L); of a terminated one, L.
+        mass_left = mass - draws[2] * mass
+        steps_left = self._futures.steps(mass_left)
+        if self._terminates:
+            steps_left = torch.where(terminated > 0.0, mass_left.ceil().long(), steps_left)
+        steps_left = torch.minimum(steps_left, lengths.long()).clamp_(min=1)  # rounding
+        shown = self._futures.shares(steps_left)
+        if self._terminates:
+            shown = torch.where(terminated > 0.0, 1.0, shown)
+        offsets = (shown.mul_(draws[1]).neg_().log1p_() / self._log_discount).long().add_(1)
         # Rounding can put a truncated offset one past its end; the law gives that no mass.
-        offsets = torch.where(terminated, offsets, torch.minimum(offsets, steps_left))
-        anchors = self._starts[chosen] + lengths - steps_left
-        return self._gather(anchors, offsets, self._episodes[chosen], steps_left)
+        within = torch.minimum(offsets, steps_left)
+        offsets = torch.where(terminated > 0.0, offsets, within) if self._terminates else within
+        return self._gather(ends.long().sub_(steps_left), offsets, episodes.long(), steps_left)
 
     def segments(self, anchors: Tensor, offsets: Tensor) -> Segments:
         """The segments that start at the given transitions and reach ``offsets`` steps ahead, (B,) each."""
@@ -153,10 +155,11 @@ class SegmentSampler:
         data = self.transitions
         rows = anchors + episodes
         reached = torch.minimum(offsets, steps_left)
+        observations = data.observations.index_select(0, torch.cat([rows, rows + reached]))
         return Segments(
-            observations=data.observations.index_select(0, rows),
+            observations=observations[: len(rows)],
             actions=data.actions.index_select(0, anchors),
-            futures=data.observations.index_select(0, rows + reached),
+            futures=observations[len(rows) :],
             absorbed=offsets > steps_left,
             arrivals=anchors + reached - 1,
             anchors=anchors,
@@ -176,5 +179,5 @@ class SegmentSampler:
         ends = self._lengths.cumsum(0)
         firsts = torch.repeat_interleave(ends - self._lengths, self._lengths)
         position = torch.arange(len(firsts), device=firsts.device) - firsts + 1
-        states = self._futures.share(position) / self._cumulative_mass[-1]
-        return states, (1.0 - states.sum()).clamp(min=0.0) * self._terminated.any()
+        states = self._futures.shares(position) / self._cumulative_mass[-1]
+        return states, (1.0 - states.sum()).clamp(min=0.0) * self._terminates

@@ -1,0 +1,229 @@
+"""Drawing segments from logs of 10^5 to 10^8 transitions: speed and memory (docs/benchmarks.md).
+
+Every log is an artifact of the pipeline, mapped into memory as training maps it. Speed is measured on all
+logs in turn, in one process; memory in a process of each log's own. Beside it stands the obvious way: a
+dataset that draws one segment an item, behind torch's DataLoader, with everything in memory.
+
+    python -m benchmarks.sampling --sizes 1e5 1e6 1e7 1e8
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.common import RESULTS, defaults, machine, markdown
+from cvl_pipeline.artifacts import load_artifact, save_artifact
+from cvl_pipeline.trajectories.container import BLOCK, Transitions
+from cvl_pipeline.trajectories.sampling import SegmentSampler
+
+OBSERVATION, ACTION, STEPS = 11, 3, 1000
+"""Of D4RL's Hopper, whose episodes have up to 1000 steps: 56 bytes a transition, 5.6 GB for 10^8."""
+BATCHES, ROUNDS = 200, 30
+IN_MEMORY = 10**7
+"""Transitions up to which the DataLoader is tried."""
+
+
+def write_log(path: Path, transitions: int) -> None:
+    """A log of random numbers, written through files, so that it may be larger than memory."""
+    episodes = transitions // STEPS
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+
+        def filled(name: str, rows: int, columns: int) -> Tensor:
+            values = torch.from_file(
+                f"{folder}/{name}", shared=True, size=rows * columns, dtype=torch.float32
+            ).reshape(rows, columns)
+            generator = Generator().manual_seed(0)
+            for first in range(0, rows, BLOCK):
+                values[first : first + BLOCK].uniform_(-1.0, 1.0, generator=generator)
+            return values
+
+        log = Transitions(
+            observations=filled("observations", episodes * (STEPS + 1), OBSERVATION),
+            actions=filled("actions", episodes * STEPS, ACTION),
+            episode_starts=torch.arange(episodes + 1) * STEPS,
+            terminated=torch.zeros(episodes, dtype=torch.bool),
+            truncated=torch.ones(episodes, dtype=torch.bool),
+            action_low=-torch.ones(ACTION),
+            action_high=torch.ones(ACTION),
+        )
+        save_artifact(path, "transitions", log)
+
+
+def make_sampler(path: Path) -> SegmentSampler:
+    """As training makes it: the artifact, checked, and the sampler of the default discount."""
+    return SegmentSampler(load_artifact(path, "transitions"), defaults("contrastive_dynamics")["discount"])
+
+
+class Items(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """The obvious way: one segment an item, by the same law but for the anchors, which are uniform."""
+
+    def __init__(self, transitions: Transitions, discount: float) -> None:
+        """Take everything into memory."""
+        self._observations = transitions.observations.numpy().copy()
+        self._actions = transitions.actions.numpy().copy()
+        self._starts = transitions.episode_starts.numpy()
+        self._discount = discount
+        self._generator = np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        """Number of transitions."""
+        return len(self._actions)
+
+    def __getitem__(self, anchor: int) -> tuple[Tensor, Tensor, Tensor]:
+        """State, action and a future state."""
+        episode = int(np.searchsorted(self._starts, anchor, side="right")) - 1
+        left = int(self._starts[episode + 1]) - anchor
+        u = self._generator.random() * (1.0 - self._discount**left)
+        offset = min(1 + int(np.log1p(-u) / np.log(self._discount)), left)
+        row = anchor + episode
+        parts = (self._observations[row], self._actions[anchor], self._observations[row + offset])
+        observation, action, future = (torch.from_numpy(part) for part in parts)
+        return observation, action, future
+
+
+def seconds_of_sampler(sampler: SegmentSampler, batch: int, per_episode: int, seed: int) -> float:
+    """Seconds for BATCHES batches."""
+    generator = Generator().manual_seed(seed)
+    start = time.perf_counter()
+    for _ in range(BATCHES):
+        sampler.sample(batch, generator, per_episode)
+    return time.perf_counter() - start
+
+
+def rate_of_items(path: Path, batch: int, batches: int = 40) -> float:
+    """Segments per second of the DataLoader, in this process."""
+    transitions = load_artifact(path, "transitions")
+    items = Items(transitions, defaults("contrastive_dynamics")["discount"])
+    loader = iter(DataLoader(items, batch_size=batch, sampler=_Uniform(len(items), batch * (batches + 1))))
+    next(loader)
+    start = time.perf_counter()
+    for _ in range(batches):
+        next(loader)
+    return batch * batches / (time.perf_counter() - start)
+
+
+class _Uniform(torch.utils.data.Sampler[int]):
+    """Uniform numbers with replacement; torch's own would list or shuffle every transition first."""
+
+    def __init__(self, size: int, count: int) -> None:
+        self._size, self._count = size, count
+
+    def __iter__(self) -> Any:
+        return iter(np.random.default_rng(0).integers(self._size, size=self._count).tolist())
+
+    def __len__(self) -> int:
+        return self._count
+
+
+def own_memory() -> float:
+    """MiB of memory that this process holds and the machine cannot take back: not the mapped file."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1024.0
+    raise OSError("/proc/self/status tells no RssAnon; measure on Linux")
+
+
+def added_memory(path: Path, batch: int, per_episode: int) -> float:
+    """MiB that loading, checking and sampling a log add in a fresh process, at their highest."""
+    command = [sys.executable, "-m", "benchmarks.sampling", "--memory-of", str(path)]
+    command += ["--batch", str(batch), "--per-episode", str(per_episode)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_added_memory(path: Path, batch: int, per_episode: int) -> None:
+    """What ``added_memory`` runs."""
+    generator = Generator().manual_seed(0)
+    smallest = min(path.parent.glob("*.safetensors"), key=lambda log: log.stat().st_size)
+    make_sampler(smallest).sample(batch, generator, per_episode)  # what torch itself takes, once
+    before = own_memory()
+    sampler = make_sampler(path)
+    highest = own_memory()
+    for _ in range(BATCHES):
+        sampler.sample(batch, generator, per_episode)
+        highest = max(highest, own_memory())
+    print(highest - before)  # noqa: T201
+
+
+def measure(folder: Path, sizes: list[int], batch: int, per_episode: int) -> pd.DataFrame:
+    """One row a size."""
+    paths = {size: folder / f"{size}.safetensors" for size in sizes}
+    for size, path in paths.items():
+        write_log(path, size)
+    samplers = {size: make_sampler(path) for size, path in paths.items()}
+    seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    for turn in range(ROUNDS):
+        for size, sampler in samplers.items():
+            seconds[size].append(seconds_of_sampler(sampler, batch, per_episode, turn))
+    samplers.clear()
+    return pd.DataFrame(
+        {
+            "transitions": size,
+            # Of the fastest round: the one that other work on the machine disturbed least.
+            "segments_per_second": batch * BATCHES / min(seconds[size]),
+            "microseconds_per_batch": min(seconds[size]) / BATCHES * 1e6,
+            "added_memory_mib": added_memory(paths[size], batch, per_episode),
+            "file_mib": paths[size].stat().st_size / 2**20,
+            "items_per_second": rate_of_items(paths[size], batch) if size <= IN_MEMORY else None,
+        }
+        for size in sizes
+    )
+
+
+def main() -> None:
+    """Measure, record and print the table; the last line is the flatness."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", type=float, default=[1e5, 1e6, 1e7, 1e8])
+    parser.add_argument(
+        "--batch", type=int, default=defaults("contrastive_dynamics")["training"]["batch_size"]
+    )
+    parser.add_argument(
+        "--per-episode", type=int, default=defaults("contrastive_dynamics")["segments_per_episode"]
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where the logs are written; 12 GB for 10^8, then removed"
+    )
+    parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        print_added_memory(arguments.memory_of, arguments.batch, arguments.per_episode)
+        return
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        sizes = [int(size) for size in arguments.sizes]
+        free = shutil.disk_usage(folder).free
+        possible = [size for size in sizes if 2.5 * size * 4 * (OBSERVATION + ACTION) < free]
+        for size in sorted(set(sizes) - set(possible)):
+            print(f"left out for want of disk: {size}")  # noqa: T201
+        table = measure(Path(folder), possible, arguments.batch, arguments.per_episode)
+    rates = table["segments_per_second"]
+    flatness = float(rates.min() / rates.max())
+    record = {
+        "command": shlex.join(["python", "-m", "benchmarks.sampling", *sys.argv[1:]]),
+        "machine": machine(),
+        "batch": arguments.batch,
+        "per_episode": arguments.per_episode,
+        "flatness": flatness,
+        "rows": json.loads(table.to_json(orient="records")),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "sampling.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(markdown(table, digits=0))  # noqa: T201
+    print(f"flatness={flatness:.2f}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
