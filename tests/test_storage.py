@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cvl_pipeline import storage
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.storage import (
     fingerprint,
@@ -279,3 +282,44 @@ def test_fingerprint_sees_names_types_shapes_and_values(change: dict[str, Tensor
     assert fingerprint(TENSORS, CONFIG | {"rate": 0.2}) != base
     renamed = {("floats2" if name == "floats" else name): value for name, value in TENSORS.items()}
     assert fingerprint(renamed, CONFIG) != base
+
+
+def test_tensors_are_the_file_and_writing_to_them_leaves_it_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, "thing", TENSORS, CONFIG)
+    before = path.read_bytes()
+    _, tensors, _ = read_tensors(path, "thing")
+    assert str(path) in Path("/proc/self/maps").read_text()
+    for tensor in tensors.values():
+        tensor.zero_()
+    assert path.read_bytes() == before
+    assert _same(*read_tensors(path, "thing"))
+
+
+def test_a_large_file_is_checked_once_and_again_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cvl_pipeline.storage.CHECKED_ONCE", 1)
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, "thing", TENSORS, CONFIG)
+    checks: list[str] = []
+    checksum = storage._checksum
+
+    def counted(kind: str, *content: Any) -> str:
+        checks.append(kind)
+        return checksum(kind, *content)
+
+    monkeypatch.setattr(storage, "_checksum", counted)
+    read_tensors(path, "thing")
+    read_tensors(path, "thing")
+    assert len(checks) == 2, "a file so young may change without its time telling"
+    old = time.time() - 10.0
+    os.utime(path, (old, old))
+    for _ in range(3):
+        assert _same(*read_tensors(path, "thing"))
+    assert len(checks) == 3
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="does not match its checksum"):
+        read_tensors(path, "thing")

@@ -10,7 +10,7 @@ from torch import Tensor
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.imports import user_function
 from cvl_pipeline.readout.parameters import RewardParameters
-from cvl_pipeline.trajectories.container import Rewards, Transitions
+from cvl_pipeline.trajectories.container import BLOCK, Rewards, Transitions
 from cvl_pipeline.trajectories.validation import validate_rewards
 
 RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
@@ -45,23 +45,29 @@ def label(transitions: Transitions, logged: Rewards, parameters: RewardParameter
     if parameters.source == "success":
         return Rewards(logged.successes.float(), logged.successes)
     if parameters.source == "goal_distance":
-        labels = _goal_distance(transitions.arrivals(), parameters)
+        labels = _goal_distance(transitions, parameters)
     else:
         labels = _user_function(parameters.source, transitions)
     validate_rewards(labels, transitions)
     return labels
 
 
-def _goal_distance(arrivals: Tensor, parameters: RewardParameters) -> Rewards:
+def _goal_distance(transitions: Transitions, parameters: RewardParameters) -> Rewards:
     assert parameters.indices is not None
     assert parameters.target is not None
     assert parameters.scale is not None
     assert parameters.tolerance is not None
-    size = arrivals.shape[1]
+    size = transitions.observations.shape[1]
     outside = [i for i in parameters.indices if not -size <= i < size]
     if outside:
         raise InputError(f"reward.indices: {outside[0]} is no dimension of observations that have {size}")
-    distance = (arrivals[:, list(parameters.indices)] - torch.tensor(parameters.target)).norm(dim=1)
+    target = torch.tensor(parameters.target)
+    distance = torch.cat(
+        [
+            (transitions.arrivals(part)[:, list(parameters.indices)] - target).norm(dim=1)
+            for part in torch.split(torch.arange(len(transitions)), BLOCK)
+        ]
+    )
     return Rewards(
         rewards=1.0 / (1.0 + (distance / parameters.scale).square()),
         successes=distance <= parameters.tolerance,

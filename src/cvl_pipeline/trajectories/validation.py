@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.trajectories.container import Rewards, Transitions
+from cvl_pipeline.trajectories.container import BLOCK, Rewards, Transitions
 
 
 def validate_transitions(transitions: Transitions) -> None:
@@ -42,17 +44,17 @@ def validate_transitions(transitions: Transitions) -> None:
                 f"{data.actions.shape[1]} dimensions"
             )
         _check_finite(f"transitions.{name}", getattr(data, name))
-    outside = (data.actions < data.action_low) | (data.actions > data.action_high)
-    if outside.any():
-        step, dimension = (int(i) for i in outside.nonzero()[0])
+    found = _first(data.actions, lambda part: (part < data.action_low) | (part > data.action_high))
+    if found is not None:
+        step, dimension = found
         raise InputError(
             f"transitions.actions: {float(data.actions[step, dimension]):g} at transition {step}, dimension "
             f"{dimension} lies outside [{float(data.action_low[dimension]):g}, "
             f"{float(data.action_high[dimension]):g}]; record actions as the environment executed them"
         )
-    one_hot = ((data.actions == 0) | (data.actions == 1)).all(1) & (data.actions.sum(1) == 1)
-    if data.discrete and not one_hot.all():
-        step = int((~one_hot).nonzero()[0])
+    found = _first(data.actions, _not_one_hot) if data.discrete else None
+    if found is not None:
+        step = found[0]
         raise InputError(
             f"transitions.actions: {data.actions[step].tolist()} at transition {step} is not one-hot, as a "
             "discrete action must be"
@@ -72,7 +74,20 @@ def validate_rewards(rewards: Rewards, transitions: Transitions) -> None:
 
 
 def _check_finite(field: str, values: Tensor) -> None:
-    bad = ~torch.isfinite(values)
-    if bad.any():
-        place = tuple(int(i) for i in bad.nonzero()[0])
+    place = _first(values, lambda part: ~torch.isfinite(part)) if values.is_floating_point() else None
+    if place is not None:
         raise InputError(f"{field}: {float(values[place])} at index {place}; remove or repair that episode")
+
+
+def _not_one_hot(actions: Tensor) -> Tensor:
+    return ~(((actions == 0) | (actions == 1)).all(1) & (actions.sum(1) == 1))
+
+
+def _first(values: Tensor, fault: Callable[[Tensor], Tensor]) -> tuple[int, ...] | None:
+    """Index of the first faulty entry, looked for block by block; None if there is none."""
+    for start in range(0, len(values), BLOCK):
+        bad = fault(values[start : start + BLOCK])
+        if bad.any():
+            row, *rest = (int(i) for i in bad.nonzero()[0])
+            return (start + row, *rest)
+    return None
