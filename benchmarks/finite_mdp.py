@@ -158,7 +158,7 @@ class ExactCritic(ContrastiveCritic):
         """Look up ``log_ratio[s, a, z]``; the last z is the absorbing state."""
         states, actions, outcomes = log_ratio.shape
         super().__init__(
-            CriticShape(states, actions, (), outcomes, "raw", temperature, False, discount, False)
+            CriticShape((states,), actions, (), outcomes, "raw", temperature, False, discount, False)
         )
         self.table = torch.from_numpy(log_ratio).float()
 

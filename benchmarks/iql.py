@@ -85,7 +85,7 @@ class ImplicitQLearning(OfflineModule):
             self.q = TwinQ(normalisation, parameters.hidden)
             self.v = mlp(train.observations.shape[1], parameters.hidden, 1)
             self.actor = GaussianActor(
-                ActorShape(train.observations.shape[1], train.actions.shape[1], parameters.hidden),
+                ActorShape(tuple(train.observations.shape[1:]), train.actions.shape[1], parameters.hidden),
                 normalisation,
                 (train.action_low, train.action_high),
             )

@@ -41,7 +41,7 @@ def make_artifacts() -> dict[str, Any]:
     torch.manual_seed(0)
     bounds = (torch.tensor([-1.0, -2.0]), torch.tensor([1.0, 0.5]))
     # Temperatures learned and fixed.
-    shapes = [CriticShape(3, 2, (8, 4), 6, "unit_norm", 0.3, not k, 0.9, k) for k in (False, True)]
+    shapes = [CriticShape((3,), 2, (8, 4), 6, "unit_norm", 0.3, not k, 0.9, k) for k in (False, True)]
     critic, conditioned = (ContrastiveCritic(shape, normalisation) for shape in shapes)
     common: dict[str, Any] = {"temperature": torch.tensor(0.3), "discount": 0.9, "self_normalised": True}
     references: dict[str, Any] = {
@@ -60,8 +60,8 @@ def make_artifacts() -> dict[str, Any]:
         **common | {"self_normalised": False}, **sums, phases=torch.rand(16), horizons=NO_HORIZONS
     )
     positive = FeatureReadout(**common, **sums, phases=torch.zeros(0), horizons=NO_HORIZONS)
-    gaussian = GaussianActor(ActorShape(3, 2, (8, 4)), normalisation, bounds)
-    categorical = CategoricalActor(ActorShape(3, 2, (8, 4)), normalisation)
+    gaussian = GaussianActor(ActorShape((3,), 2, (8, 4)), normalisation, bounds)
+    categorical = CategoricalActor(ActorShape((3,), 2, (8, 4)), normalisation)
     with torch.no_grad():  # the bias alone would choose the same action everywhere
         categorical.network[-1].bias.zero_()  # type: ignore[operator]
     proposals = torch.randn(5, 2)

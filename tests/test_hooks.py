@@ -73,7 +73,7 @@ def test_artifacts_that_are_there_are_not_asked_for(tmp_path: Path) -> None:
 
 def test_an_artifact_of_another_kind_stops_the_run_before_it_starts(tmp_path: Path) -> None:
     catalog = _catalog(tmp_path)
-    actor = GaussianActor(ActorShape(3, 2, (4,)))
+    actor = GaussianActor(ActorShape((3,), 2, (4,)))
     for name in ("policy", "bc_policy"):
         catalog.save(name, actor)
     path = Path(vars(catalog["policy"])["_filepath"])
@@ -90,7 +90,7 @@ def test_an_artifact_of_another_kind_stops_the_run_before_it_starts(tmp_path: Pa
 def test_parts_of_a_stage_need_only_their_own_inputs(tmp_path: Path) -> None:
     catalog = _catalog(tmp_path)
     for name in ("policy", "bc_policy"):
-        catalog.save(name, GaussianActor(ActorShape(3, 2, (4,))))
+        catalog.save(name, GaussianActor(ActorShape((3,), 2, (4,))))
     _check(register_pipelines()["evaluation"].only_nodes("evaluation.roll_out"), catalog)
     with pytest.raises(
         InputError,

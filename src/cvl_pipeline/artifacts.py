@@ -38,7 +38,9 @@ def _pack_module(module: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _unpack_module(cls: type[Any], shape: type[Any]) -> Unpack:
     def unpack(tensors: dict[str, Tensor], config: dict[str, Any]) -> Any:
-        module = cls(shape(**config | {"hidden": tuple(config["hidden"])}))
+        # JSON has lists where the shapes have tuples.
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+        module = cls(shape(**values))
         module.load_state_dict(tensors)
         return module.eval()
 

@@ -71,7 +71,7 @@ def test_preview_tells_kind_shapes_and_configuration(tmp_path: Path) -> None:
     dataset.save(make_artifacts()["policy"])
     preview = json.loads(dataset.preview())
     assert preview["kind"] == "policy"
-    actor = {"observation_size": 3, "action_size": 2, "hidden": [8, 4], "class": "GaussianActor"}
+    actor = {"observation_shape": [3], "action_size": 2, "hidden": [8, 4], "class": "GaussianActor"}
     assert preview["config"] == actor
     assert preview["tensors"]["action_low"] == "torch.float32 [2]"
     assert preview["tensors"]["network.0.weight"] == "torch.float32 [8, 3]"

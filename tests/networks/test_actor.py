@@ -21,12 +21,12 @@ LOW, HIGH = torch.tensor([-1.0, 0.25]), torch.tensor([1.0, 0.75])
 
 def _actor() -> GaussianActor:
     torch.manual_seed(0)
-    return GaussianActor(ActorShape(3, 2, (16,)), NORMALISATION, (LOW, HIGH))
+    return GaussianActor(ActorShape((3,), 2, (16,)), NORMALISATION, (LOW, HIGH))
 
 
 def _categorical(actions: int = 3) -> CategoricalActor:
     torch.manual_seed(0)
-    return CategoricalActor(ActorShape(3, actions, (16,)), NORMALISATION)
+    return CategoricalActor(ActorShape((3,), actions, (16,)), NORMALISATION)
 
 
 def _last(actor: Actor) -> torch.nn.Linear:
@@ -48,7 +48,7 @@ def test_actions_lie_within_the_bounds_for_any_input(bounds: list[float], scale:
     first, second = torch.tensor(bounds[:2]), torch.tensor(bounds[2:])
     low, high = torch.minimum(first, second), torch.maximum(first, second)
     torch.manual_seed(seed)
-    actor = GaussianActor(ActorShape(3, 2, (16,)), None, (low, high))
+    actor = GaussianActor(ActorShape((3,), 2, (16,)), None, (low, high))
     with torch.no_grad():
         _last(actor).weight.mul_(100.0)  # far into the tails of tanh
         actions = actor(scale * torch.randn(64, 3))
@@ -68,9 +68,9 @@ def test_actions_reach_both_bounds_and_everything_between() -> None:
 
 def test_observations_are_standardised() -> None:
     actor = _actor()
-    plain = GaussianActor(ActorShape(3, 2, (16,)))
+    plain = GaussianActor(ActorShape((3,), 2, (16,)))
     plain.load_state_dict(actor.state_dict())
-    plain.standardise_observation.fit(torch.zeros(3), torch.ones(3))
+    plain.encode_observation.standardise.fit(torch.zeros(3), torch.ones(3))
     scaled = (_observations() - NORMALISATION.observation_mean) / NORMALISATION.observation_std
     assert torch.equal(actor(_observations()), plain(scaled))
 
@@ -90,7 +90,7 @@ def test_log_prob_is_that_of_the_normal_distribution_around_the_mode(log_std: li
 
 
 def test_log_prob_integrates_to_one() -> None:
-    actor = GaussianActor(ActorShape(3, 1, (4,)))
+    actor = GaussianActor(ActorShape((3,), 1, (4,)))
     grid = torch.linspace(-12.0, 12.0, 4001)
     with torch.no_grad():
         density = actor.log_prob(_observations(1).expand(4001, -1), grid[:, None]).exp()
@@ -108,13 +108,13 @@ def test_state_dict_and_description_rebuild_the_actor_with_its_bounds() -> None:
 
 def test_bounds_are_copied_so_that_moving_one_actor_leaves_the_data_alone() -> None:
     low, high = LOW.clone(), HIGH.clone()
-    actor = GaussianActor(ActorShape(3, 2, ()), None, (low, high))
+    actor = GaussianActor(ActorShape((3,), 2, ()), None, (low, high))
     actor.action_low.zero_()
     assert torch.equal(low, LOW)
 
 
 def test_no_noise_is_the_mode_and_noise_is_added_to_it() -> None:
-    actor = GaussianActor(ActorShape(3, 2, (16,)), NORMALISATION)
+    actor = GaussianActor(ActorShape((3,), 2, (16,)), NORMALISATION)
     observations = 0.1 * _observations()
     with torch.no_grad():
         actor.log_std.copy_(torch.tensor([-3.0, -2.0]))
@@ -140,7 +140,7 @@ def test_actions_with_noise_lie_within_the_bounds(scale: float, seed: int) -> No
 
 
 def test_the_noise_makes_samples_of_the_density() -> None:
-    actor = GaussianActor(ActorShape(3, 1, (4,)), None, (torch.tensor([-50.0]), torch.tensor([50.0])))
+    actor = GaussianActor(ActorShape((3,), 1, (4,)), None, (torch.tensor([-50.0]), torch.tensor([50.0])))
     with torch.no_grad():
         actor.log_std.fill_(0.5)
         _last(actor).weight.zero_()  # the mode is the middle, 0
@@ -162,7 +162,7 @@ def test_noise_is_determined_by_its_generator(make: Callable[[], Actor]) -> None
 
 
 def test_a_gradient_reaches_the_mode_through_a_sample() -> None:
-    actor = GaussianActor(ActorShape(3, 2, (16,)), NORMALISATION)
+    actor = GaussianActor(ActorShape((3,), 2, (16,)), NORMALISATION)
     actor.act_with_noise(_observations(), torch.zeros(1, 2)).sum().backward()  # type: ignore[no-untyped-call]
     gradient = _last(actor).weight.grad
     assert gradient is not None

@@ -21,7 +21,7 @@ NORMALISATION = Normalisation(
 def _critic(**changes: Any) -> ContrastiveCritic:
     torch.manual_seed(0)
     values: dict[str, Any] = {
-        "observation_size": 3,
+        "observation_shape": (3,),
         "action_size": 2,
         "hidden": (16, 16),
         "representation_size": 8,
@@ -81,7 +81,7 @@ def test_inputs_are_standardised_by_the_statistics_of_the_training_episodes() ->
     critic = _critic()
     plain = ContrastiveCritic(critic.shape)
     plain.load_state_dict(critic.state_dict())
-    plain.standardise_observation.fit(torch.zeros(3), torch.ones(3))
+    plain.encode_observation.standardise.fit(torch.zeros(3), torch.ones(3))
     plain.standardise_action.fit(torch.zeros(2), torch.ones(2))
     scaled = (observations - NORMALISATION.observation_mean) / NORMALISATION.observation_std
     scaled_actions = (actions - NORMALISATION.action_mean) / NORMALISATION.action_std

@@ -113,7 +113,7 @@ def test_extraction_gives_every_objective_what_it_needs_and_cloning_needs_nothin
     split, normalisation = split_first(data, 2), identity_normalisation(data)
     torch.manual_seed(0)
     critic = ContrastiveCritic(
-        CriticShape(3, data.actions.shape[1], (8,), 4, "unit_norm", 0.5, False, 0.9, False), normalisation
+        CriticShape((3,), data.actions.shape[1], (8,), 4, "unit_norm", 0.5, False, 0.9, False), normalisation
     )
     labels = value_readout.label(data, make_rewards(data), _reward())
     readout = value_readout.read_out(critic, data, labels, split, readout_parameters(), 0)

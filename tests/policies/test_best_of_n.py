@@ -18,7 +18,7 @@ def _observations(count: int = 40) -> torch.Tensor:
 
 def _policy(discrete: bool, proposals: int = 12) -> BestOfN:
     torch.manual_seed(0)
-    shape = ActorShape(3, 3 if discrete else 2, (8,))
+    shape = ActorShape((3,), 3 if discrete else 2, (8,))
     actor: Actor = CategoricalActor(shape) if discrete else GaussianActor(shape)
     noise = actor.noise(proposals, torch.Generator().manual_seed(2))
     return BestOfN(actor, q_of(SignCritic() if discrete else TargetCritic()), noise).eval()

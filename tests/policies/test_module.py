@@ -260,7 +260,7 @@ def _learned_q(data: Transitions, conditioned: bool = False, discount: float | N
     """A critic of real networks, untrained, and the readout that the pipeline would make of it."""
     torch.manual_seed(0)
     size = data.actions.shape[1]
-    critic = ContrastiveCritic(CriticShape(3, size, (8,), 4, "unit_norm", 0.5, True, 0.9, conditioned))
+    critic = ContrastiveCritic(CriticShape((3,), size, (8,), 4, "unit_norm", 0.5, True, 0.9, conditioned))
     labels = make_rewards(data)
     parameters = readout_parameters(discount=discount)
     return QFunction(critic, build_readout(critic, data, labels, split_first(data, 4), parameters, 0))

@@ -29,7 +29,7 @@ class KnownCritic(ContrastiveCritic):
     """``f(s, a, first reference) = logit(s, a)``, zero for the second, so that Q = 2 sigmoid(logit)."""
 
     def __init__(self, action_size: int = 2) -> None:
-        super().__init__(CriticShape(3, action_size, (), 2, "raw", 1.0, False, DISCOUNT, False))
+        super().__init__(CriticShape((3,), action_size, (), 2, "raw", 1.0, False, DISCOUNT, False))
         with torch.no_grad():  # unused; the same in every critic, so that fingerprints are the same too
             for parameter in self.parameters():
                 parameter.zero_()

@@ -23,7 +23,9 @@ from tests.readout.laws import all_pairs, critic_of, expected_values, log_law
 
 def _critic(horizon_conditioning: bool = False) -> ContrastiveCritic:
     torch.manual_seed(0)
-    return ContrastiveCritic(CriticShape(3, 2, (8,), 4, "unit_norm", 0.25, False, 0.9, horizon_conditioning))
+    return ContrastiveCritic(
+        CriticShape((3,), 2, (8,), 4, "unit_norm", 0.25, False, 0.9, horizon_conditioning)
+    )
 
 
 def _build(
@@ -186,7 +188,7 @@ class HorizonCritic(ExactCritic):
     def __init__(self, log_ratios: Floats, discount: float) -> None:
         """Look up ``log_ratios[k - 1, s, a, z]``."""
         super().__init__(log_ratios[0], 0.5, discount)
-        self.shape = CriticShape(9, 4, (), 10, "raw", 0.5, False, discount, True)
+        self.shape = CriticShape((9,), 4, (), 10, "raw", 0.5, False, discount, True)
         self.tables = torch.from_numpy(log_ratios).float()
 
     def phi(self, observations: Tensor, actions: Tensor, offsets: Tensor | None = None) -> Tensor:

@@ -182,7 +182,7 @@ def _report(temperature: float, **changes: Any) -> dict[str, float | None]:
     data = make_transitions([30] * 8, [False] * 8)
     split, rewards = split_first(data, 6), make_rewards(data)
     torch.manual_seed(0)
-    critic = ContrastiveCritic(CriticShape(3, 2, (32,), 16, "unit_norm", temperature, False, 0.9, False))
+    critic = ContrastiveCritic(CriticShape((3,), 2, (32,), 16, "unit_norm", temperature, False, 0.9, False))
     parameters = readout_parameters(**changes)
     readout = build_readout(critic, data, rewards, split, parameters, seed=0)
     return value_report(

@@ -29,7 +29,7 @@ FEATURES, SIZE, TEMPERATURE = 64, 4, 1.0
 
 def _critic(temperature: float = TEMPERATURE) -> ContrastiveCritic:
     torch.manual_seed(0)
-    return ContrastiveCritic(CriticShape(3, 2, (8,), SIZE, "unit_norm", temperature, False, 0.9, False))
+    return ContrastiveCritic(CriticShape((3,), 2, (8,), SIZE, "unit_norm", temperature, False, 0.9, False))
 
 
 def _moving(rewards: Rewards, **changes: Any) -> MovingFeatures:

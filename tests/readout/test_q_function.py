@@ -22,7 +22,7 @@ HORIZONS = torch.tensor([1, 4, 30])
 def _q(horizons: Tensor | None = None, references: int = 20) -> QFunction:
     """An untrained critic with any references."""
     torch.manual_seed(0)
-    shape = CriticShape(3, 2, (8,), 4, "unit_norm", 0.25, False, 0.9, horizons is not None)
+    shape = CriticShape((3,), 2, (8,), 4, "unit_norm", 0.25, False, 0.9, horizons is not None)
     generator = torch.Generator().manual_seed(1)
     some = References(
         psi=torch.randn(references, 4, generator=generator),

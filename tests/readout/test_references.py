@@ -27,7 +27,7 @@ HOT = torch.tensor(1e6)
 
 def _critic(discount: float = 0.9) -> ContrastiveCritic:
     torch.manual_seed(0)
-    return ContrastiveCritic(CriticShape(3, 2, (8,), 4, "unit_norm", 0.25, False, discount, False))
+    return ContrastiveCritic(CriticShape((3,), 2, (8,), 4, "unit_norm", 0.25, False, discount, False))
 
 
 def _seeded(seed: int = 0) -> torch.Generator:

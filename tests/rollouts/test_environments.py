@@ -214,8 +214,8 @@ def test_discrete_actions_need_not_start_at_zero(register: Callable[[Space[Any],
 @pytest.mark.parametrize(
     ("observations", "actions", "message"),
     [
-        (Sequence(VECTOR), VECTOR, r"observations are Sequence\(.*, not numbers that make one vector"),
-        (Box(0, 255, (4, 4, 3), np.uint8), VECTOR, r"observations are Box.*, not numbers"),
+        (Sequence(VECTOR), VECTOR, r"observations are Sequence\(.*, neither numbers that make one"),
+        (Sequence(Box(0, 255, (4, 4, 3), np.uint8)), VECTOR, r"observations are .*nor an image"),
         (VECTOR, MultiDiscrete([2, 3]), r"actions are MultiDiscrete.*, neither a vector nor discrete"),
         (VECTOR, Box(-1.0, 1.0, (2, 2), np.float32), r"actions are Box.*, neither a vector nor discrete"),
         (VECTOR, Box(-np.inf, np.inf, (2,), np.float32), r"actions are Box.*, not bounded"),

@@ -22,7 +22,7 @@ from tests.rollouts.toys import Walk
 
 def _actor() -> GaussianActor:
     torch.manual_seed(0)
-    return GaussianActor(ActorShape(39, 4, (16,)))
+    return GaussianActor(ActorShape((39,), 4, (16,)))
 
 
 def _evaluate(workers: int, episodes: int = 3) -> tuple[Transitions, Rewards]:
@@ -75,9 +75,9 @@ def test_any_environment_of_gymnasium_is_evaluated_in(name: str) -> None:
     discrete = name == "CartPole-v1"
     torch.manual_seed(0)
     actor: Actor = (
-        CategoricalActor(ActorShape(4, 2, (8,)))
+        CategoricalActor(ActorShape((4,), 2, (8,)))
         if discrete
-        else GaussianActor(ActorShape(3, 1, (8,)), None, (torch.tensor([-2.0]), torch.tensor([2.0])))
+        else GaussianActor(ActorShape((3,), 1, (8,)), None, (torch.tensor([-2.0]), torch.tensor([2.0])))
     )
     make = partial(GymnasiumEnvironment, name, 15)
     transitions, rewards = evaluate(actor, make, episodes=12, seed=0, workers=1, name="test")
@@ -108,7 +108,7 @@ def test_a_policy_that_asks_its_critic_is_evaluated_like_any_other() -> None:
             actions: torch.Tensor = self.policy(torch.nn.functional.pad(observations, (0, 1)))
             return actions[:, :1]
 
-    actor = GaussianActor(ActorShape(3, 2, (8,)))
+    actor = GaussianActor(ActorShape((3,), 2, (8,)))
     policy = BestOfN(actor, q_of(TargetCritic()), actor.noise(64, torch.Generator().manual_seed(0)))
     transitions, _ = evaluate(Padded(policy), Walk, episodes=3, seed=0, workers=1, name="test")
     assert float((transitions.actions - TargetCritic.TARGET[0]).abs().max()) < 0.4

@@ -76,3 +76,38 @@ class Spaces(gymnasium.Env[Any, Any]):
         self.executed.append(action)
         self._buffer += 1.0
         return self._buffer, 1.0, False, False, {"success": True}
+
+
+class Dot(gymnasium.Env[Any, Any]):
+    """A red dot in a picture, to be moved to a green one that stands still; solved two pixels from it."""
+
+    SIZE, TARGET = 16, np.array([12.0, 4.0])
+
+    def __init__(self, steps: int = 20) -> None:
+        self.observation_space = gymnasium.spaces.Box(0, 255, (self.SIZE, self.SIZE, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self._steps = steps
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._place, self._taken = self.np_random.uniform(2.0, self.SIZE - 3.0, size=2), 0
+        return self._picture(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._place = np.clip(self._place + 1.5 * action, 1.0, self.SIZE - 2.0)
+        self._taken += 1
+        solved = bool(np.abs(self._place - self.TARGET).max() < 2.0)
+        return self._picture(), float(solved), False, self._taken >= self._steps, {"success": solved}
+
+    def _picture(self) -> Array:
+        picture = np.zeros((self.SIZE, self.SIZE, 3), dtype=np.uint8)
+        for channel, (row, column) in enumerate((self._place, self.TARGET)):
+            picture[round(row) - 1 : round(row) + 2, round(column) - 1 : round(column) + 2, channel] = 255
+        return picture
+
+
+DOT = "tests.rollouts.toys:tests/Dot-v0"
+"""Its id, with the module that registers it, as other processes need it."""
+gymnasium.register("tests/Dot-v0", "tests.rollouts.toys:Dot")

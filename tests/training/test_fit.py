@@ -265,7 +265,7 @@ def test_fingerprint_tells_parameters_seeds_and_inputs_apart(transitions: Transi
 
 def test_fingerprint_sees_the_weights_of_a_critic(transitions: Transitions) -> None:
     torch.manual_seed(0)
-    critic = ContrastiveCritic(CriticShape(3, 2, (4,), 2, "raw", 1.0, False, 0.9, False))
+    critic = ContrastiveCritic(CriticShape((3,), 2, (4,), 2, "raw", 1.0, False, 0.9, False))
     parameters = dynamics_parameters()
     before = run_fingerprint(parameters, 0, transitions, critic, None)
     assert run_fingerprint(parameters, 0, transitions, critic, None) == before

@@ -60,7 +60,7 @@ class ContrastiveDynamics(OfflineModule):
             torch.manual_seed(stream_seed(seed, "initialisation", 0))
             self.critic = ContrastiveCritic(
                 CriticShape(
-                    observation_size=transitions.observations.shape[1],
+                    observation_shape=tuple(transitions.observations.shape[1:]),
                     action_size=transitions.actions.shape[1],
                     hidden=parameters.hidden,
                     representation_size=parameters.representation_size,

@@ -11,7 +11,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from cvl_pipeline.networks.mlp import Standardise, mlp
+from cvl_pipeline.networks.encoder import ObservationEncoder
+from cvl_pipeline.networks.mlp import mlp
 from cvl_pipeline.trajectories.container import Normalisation
 
 
@@ -19,7 +20,7 @@ from cvl_pipeline.trajectories.container import Normalisation
 class ActorShape:
     """What is needed to rebuild an actor before its weights are loaded."""
 
-    observation_size: int
+    observation_shape: tuple[int, ...]  # (O,), or (H, W, C) of images
     action_size: int
     hidden: tuple[int, ...]
 
@@ -36,10 +37,8 @@ class Actor(nn.Module, ABC):
         """
         super().__init__()
         self.shape = shape
-        self.standardise_observation = Standardise(shape.observation_size)
-        if normalisation is not None:
-            self.standardise_observation.fit(normalisation.observation_mean, normalisation.observation_std)
-        self.network = mlp(shape.observation_size, shape.hidden, shape.action_size)
+        self.encode_observation = ObservationEncoder(shape.observation_shape, normalisation)
+        self.network = mlp(self.encode_observation.features, shape.hidden, shape.action_size)
 
     @abstractmethod
     def forward(self, observations: Tensor) -> Tensor:
@@ -62,7 +61,7 @@ class Actor(nn.Module, ABC):
         return asdict(self.shape)
 
     def _outputs(self, observations: Tensor) -> Tensor:
-        outputs: Tensor = self.network(self.standardise_observation(observations))
+        outputs: Tensor = self.network(self.encode_observation(observations))
         return outputs.float()  # autocast leaves bfloat16
 
 

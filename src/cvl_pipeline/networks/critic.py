@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cvl_pipeline.errors import unknown_name
+from cvl_pipeline.networks.encoder import ObservationEncoder
 from cvl_pipeline.networks.mlp import Standardise, mlp
 from cvl_pipeline.trajectories.container import Normalisation
 
@@ -24,7 +25,7 @@ class CriticShape:
     """What is needed to rebuild a critic before its weights are loaded.
 
     Attributes:
-        observation_size: O.
+        observation_shape: (O,), or (H, W, C) of images.
         action_size: A.
         hidden: sizes of the hidden layers of both encoders.
         representation_size: D, size of phi and psi.
@@ -36,7 +37,7 @@ class CriticShape:
         horizon_conditioning: phi also takes the offset k of the future state.
     """
 
-    observation_size: int
+    observation_shape: tuple[int, ...]
     action_size: int
     hidden: tuple[int, ...]
     representation_size: int
@@ -80,17 +81,17 @@ class ContrastiveCritic(nn.Module):
         """
         super().__init__()
         self.shape = shape
-        self.standardise_observation = Standardise(shape.observation_size)
+        self.encode_observation = ObservationEncoder(shape.observation_shape, normalisation)
         self.standardise_action = Standardise(shape.action_size)
         if normalisation is not None:
-            self.standardise_observation.fit(normalisation.observation_mean, normalisation.observation_std)
             self.standardise_action.fit(normalisation.action_mean, normalisation.action_std)
+        features = self.encode_observation.features
         offset_size = 2 * OFFSET_FREQUENCIES if shape.horizon_conditioning else 0
         self.phi_network = mlp(
-            shape.observation_size + shape.action_size + offset_size, shape.hidden, shape.representation_size
+            features + shape.action_size + offset_size, shape.hidden, shape.representation_size
         )
         # One more input marks the absorbing state, whose observation does not exist.
-        self.psi_network = mlp(shape.observation_size + 1, shape.hidden, shape.representation_size)
+        self.psi_network = mlp(features + 1, shape.hidden, shape.representation_size)
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(shape.temperature)), requires_grad=shape.learned_temperature
         )
@@ -103,6 +104,8 @@ class ContrastiveCritic(nn.Module):
     def phi(self, observations: Tensor, actions: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Representation of state-action pairs, (..., O) and (..., A) -> (..., D).
 
+        The leading axes are broadcast against each other, so a state with many actions is encoded once.
+
         Args:
             observations: s.
             actions: a.
@@ -113,18 +116,19 @@ class ContrastiveCritic(nn.Module):
         """
         if (offsets is not None) != self.shape.horizon_conditioning:
             raise ValueError("offsets are for a critic with horizon_conditioning, and for no other")
-        inputs = [self.standardise_observation(observations), self.standardise_action(actions)]
+        inputs = [self.encode_observation(observations), self.standardise_action(actions)]
         if offsets is not None:
             inputs.append(offset_code(offsets))
-        return self._finish(self.phi_network(torch.cat(inputs, dim=-1)))
+        rows = torch.broadcast_shapes(*(part.shape[:-1] for part in inputs))  # type: ignore[no-untyped-call]
+        return self._finish(self.phi_network(torch.cat([part.expand(*rows, -1) for part in inputs], dim=-1)))
 
     def psi(self, futures: Tensor, absorbed: Tensor) -> Tensor:
         """Representation of future states, (..., O) and (...) bool -> (..., D).
 
-        Where ``absorbed``, the observation is replaced by zeros and the indicator set.
+        Where ``absorbed``, what is known of the observation is replaced by zeros and the indicator set.
         """
         flag = absorbed.unsqueeze(-1)
-        inputs = self.standardise_observation(futures).masked_fill(flag, 0.0)
+        inputs = self.encode_observation(futures).masked_fill(flag, 0.0)
         return self._finish(self.psi_network(torch.cat([inputs, flag.to(inputs.dtype)], dim=-1)))
 
     def logits(self, phi: Tensor, psi: Tensor) -> Tensor:

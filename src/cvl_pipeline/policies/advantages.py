@@ -63,7 +63,9 @@ def fitted_value(
     V that memorised them would leave no advantage.
     """
     device = values.device
-    inputs = q.critic.standardise_observation(transitions.states(index))
+    inputs = torch.cat(
+        [q.critic.encode_observation(transitions.states(part)) for part in torch.split(index, CHUNK)]
+    )
     mean, std = values.mean(), values.std().clamp(min=1e-8)
     targets = (values - mean) / std
     with torch.random.fork_rng(devices=[]):

@@ -73,7 +73,7 @@ class PolicyExtraction(OfflineModule):
         self._q = q
         self._labels = labels
         shape = ActorShape(
-            observation_size=transitions.observations.shape[1],
+            observation_shape=tuple(transitions.observations.shape[1:]),
             action_size=transitions.actions.shape[1],
             hidden=parameters.hidden,
         )
@@ -209,7 +209,7 @@ def published(
         probabilities = torch.ones_like(log_pi)
     count = candidates.shape[1]
     phi = critic.phi(
-        observations.unsqueeze(1).expand(-1, count, -1),
+        observations.unsqueeze(1),
         candidates,
         None if offsets is None else offsets.unsqueeze(1).expand(-1, count),
     )

@@ -30,12 +30,7 @@ class QFunction:
         horizons = self.readout.horizons
         if not len(horizons):
             return self.critic.phi(observations, actions)
-        count = len(horizons)
-        return self.critic.phi(
-            observations.unsqueeze(1).expand(-1, count, -1),
-            actions.unsqueeze(1).expand(-1, count, -1),
-            horizons.expand(len(observations), count),
-        )
+        return self.critic.phi(observations.unsqueeze(1), actions.unsqueeze(1), horizons.unsqueeze(0))
 
     @torch.no_grad()
     def in_batches(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,11 @@ def _goal_distance(transitions: Transitions, parameters: RewardParameters) -> Re
     assert parameters.target is not None
     assert parameters.scale is not None
     assert parameters.tolerance is not None
+    if transitions.images:
+        raise InputError(
+            "reward.source goal_distance: observations are images, which have no distance to a target; name "
+            "a module:function of yours"
+        )
     size = transitions.observations.shape[1]
     outside = [i for i in parameters.indices if not -size <= i < size]
     if outside:

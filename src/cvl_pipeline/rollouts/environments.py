@@ -96,11 +96,11 @@ class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
 
 
 class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
-    """Any registered Gymnasium environment with numeric observations, as rollouts need it.
+    """Any registered Gymnasium environment with numeric observations or images, as rollouts need it.
 
     Observations are laid flat by ``gymnasium.spaces.flatten``, those of a dictionary entry by entry in the
-    order of its space. Discrete actions are one-hot vectors here, as they are in the episode container; the
-    environment gets the index of the largest entry.
+    order of its space; images, (H, W, C) uint8, stay as they are. Discrete actions are one-hot vectors here,
+    as they are in the episode container; the environment gets the index of the largest entry.
     """
 
     def __init__(
@@ -129,11 +129,14 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
             ) from error
         spaces = (environment.observation_space, environment.action_space)
         self.discrete = isinstance(spaces[1], gymnasium.spaces.Discrete)
-        flat = gymnasium.spaces.flatten_space(spaces[0]) if spaces[0].is_np_flattenable else None
-        if not isinstance(flat, gymnasium.spaces.Box) or flat.dtype == np.uint8:
+        self._images = is_image_space(spaces[0])
+        flat: gymnasium.Space[Any] | None = spaces[0]
+        if not self._images:
+            flat = gymnasium.spaces.flatten_space(spaces[0]) if spaces[0].is_np_flattenable else None
+        if not isinstance(flat, gymnasium.spaces.Box):
             raise InputError(
-                f"Gymnasium environment '{environment_id}': observations are {spaces[0]}, not numbers that "
-                "make one vector"
+                f"Gymnasium environment '{environment_id}': observations are {spaces[0]}, neither numbers "
+                "that make one vector nor an image, (height, width, channels) uint8"
             )
         self._first_action = 0
         if isinstance(spaces[1], gymnasium.spaces.Discrete):
@@ -173,8 +176,13 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
         self._environment.close()
 
     def _flat(self, observation: Any) -> Array:
-        flat = gymnasium.spaces.flatten(self._space, observation)
+        flat = observation if self._images else gymnasium.spaces.flatten(self._space, observation)
         return np.array(flat)  # a copy: some environments fill one array for ever
+
+
+def is_image_space(space: gymnasium.Space[Any]) -> bool:
+    """Whether observations are images, (H, W, C) uint8."""
+    return isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 3 and space.dtype == np.uint8
 
 
 def register_installed() -> None:

@@ -178,7 +178,8 @@ def stack_episodes(episodes: Sequence[Episode], environment: Environment) -> tup
     action_space = environment.action_space
 
     def joined(parts: list[list[Array]]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate([np.asarray(part) for part in parts]).astype(np.float32))
+        rows = np.concatenate([np.asarray(part) for part in parts])
+        return torch.from_numpy(rows if rows.ndim == 4 else rows.astype(np.float32))
 
     lengths: NDArray[np.int64] = np.array([len(episode.actions) for episode in episodes], dtype=np.int64)
     transitions = Transitions(

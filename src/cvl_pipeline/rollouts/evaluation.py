@@ -38,7 +38,8 @@ class ActorPolicy:
     @torch.no_grad()
     def act(self, observations: list[Array], running: list[int]) -> list[Array]:
         """Actions within the bounds, one an observation."""
-        batch = torch.from_numpy(np.stack(observations).astype(np.float32))
+        rows = np.stack(observations)
+        batch = torch.from_numpy(rows if rows.dtype == np.uint8 else rows.astype(np.float32))
         return list(self._policy(batch).numpy())
 
 
@@ -84,13 +85,13 @@ def _check_sizes(policy: nn.Module, environment: Environment) -> None:
     if not isinstance(shape, ActorShape):
         return
     sizes = {
-        "observations": (shape.observation_size, environment.observation_space.shape),
-        "actions": (shape.action_size, environment.action_space.shape),
+        "observations": (shape.observation_shape, environment.observation_space.shape),
+        "actions": ((shape.action_size,), environment.action_space.shape),
     }
     for name, (ours, theirs) in sizes.items():
-        if theirs != (ours,):
+        if theirs != ours:
             raise InputError(
-                f"evaluation.environment: {name} have shape {theirs} there and ({ours},) in the "
+                f"evaluation.environment: {name} have shape {theirs} there and {ours} in the "
                 "dataset; name the environment that the log came from"
             )
 

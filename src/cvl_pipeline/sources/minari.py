@@ -22,6 +22,7 @@ from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from cvl_pipeline.errors import InputError, unknown_name
+from cvl_pipeline.rollouts.environments import is_image_space
 from cvl_pipeline.storage import shown
 from cvl_pipeline.trajectories.container import Rewards, Transitions
 from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
@@ -60,7 +61,8 @@ def load_minari(
     dataset, folder, described = _open(dataset_id, root, download)
     source = shown(folder)
     observation_space = _in_recorded_order(dataset.observation_space, described)
-    _check_observation_space(observation_space, f"{source}: observation space")
+    if not is_image_space(observation_space):
+        _check_observation_space(observation_space, f"{source}: observation space")
     action_space = dataset.action_space
     if not isinstance(action_space, spaces.Box | spaces.Discrete):
         raise InputError(f"{source}: action space {_line(action_space)}; only Box and Discrete are supported")
@@ -289,7 +291,10 @@ def _check_observation_space(space: spaces.Space[Any], place: str) -> None:
             for index, part in enumerate(space.spaces):
                 _check_observation_space(part, f"{place}[{index}]")
         case spaces.Box(dtype=np.uint8, shape=(_, _, *_)):
-            raise InputError(f"{place} holds images, {_line(space)}; only vectors are supported for now")
+            raise InputError(
+                f"{place} holds images, {_line(space)}; they are read where they are all there is to see, "
+                "(height, width, channels), not as a part of a vector"
+            )
         case spaces.Box() | spaces.Discrete() | spaces.MultiDiscrete() | spaces.MultiBinary():
             pass
         case _:
@@ -341,6 +346,8 @@ def _flattened(space: spaces.Space[Any], values: Any, rows: int, place: str) -> 
     shape = (rows, *(space.shape or ()))
     if array.shape != shape or array.dtype.kind not in "biuf":
         raise InputError(f"{place}: {array.dtype} of shape {array.shape}, but {_line(space)} needs {shape}")
+    if is_image_space(space):
+        return array
     if isinstance(space, spaces.Box):
         return array.reshape(rows, -1).astype(np.float32)
     for row, value in enumerate(array):
@@ -429,10 +436,12 @@ def _write(
     from minari.dataset.minari_storage import MinariStorage
 
     transitions = transitions.to("cpu")
-    actions, observation = transitions.actions.shape[1], transitions.observations.shape[1]
+    actions, observation = transitions.actions.shape[1], tuple(transitions.observations.shape[1:])
     storage = MinariStorage.new(
         data,
-        observation_space=spaces.Box(-np.inf, np.inf, (observation,), np.float32),
+        observation_space=spaces.Box(0, 255, observation, np.uint8)
+        if transitions.images
+        else spaces.Box(-np.inf, np.inf, observation, np.float32),
         action_space=spaces.Discrete(actions)
         if transitions.discrete
         else spaces.Box(transitions.action_low.numpy(), transitions.action_high.numpy(), dtype=np.float32),

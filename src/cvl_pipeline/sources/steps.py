@@ -20,11 +20,11 @@ class Steps:
     """A log of N steps, episode after episode.
 
     Attributes:
-        observations: (N, O), what the action was chosen from.
+        observations: (N, O) numbers or (N, H, W, C) uint8 images, what the action was chosen from.
         actions: (N, A), one-hot where they are discrete.
         terminated: (N,) bool, the world stopped after this step.
         truncated: (N,) bool, the log of the episode stops after this step and the world did not.
-        next_observations: (N, O), what the step led to, or None if the log does not say.
+        next_observations: likewise, what the step led to, or None if the log does not say.
         rewards: (N,), counted on arrival, or None.
         successes: (N,) bool, solved on arrival, or None.
         discrete: whether actions are choices.
@@ -101,8 +101,9 @@ def episodes_from_steps(
     # Observation rows: those of the kept steps, and behind every episode the one that its last step led to.
     final = steps.observations[last] if steps.next_observations is None else steps.next_observations[last]
     kept = np.flatnonzero(kept_steps)
-    # In single precision at once: numpy.insert would cast what it inserts to the type of the rows around it.
-    rows = steps.observations[kept].astype(np.float32)
+    # In their last type at once: numpy.insert would cast what it inserts to the type of the rows around it.
+    rows = steps.observations[kept]
+    rows = rows if rows.ndim == 4 else rows.astype(np.float32)
     observations = np.insert(rows, lengths.cumsum(), final, axis=0)
     actions = _tensor(steps.actions[kept])
     low, high = _bounds(actions, steps.discrete) if action_bounds is None else action_bounds

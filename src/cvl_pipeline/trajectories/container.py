@@ -24,7 +24,7 @@ class Transitions:
     ``n + e`` to row ``n + e + 1``.
 
     Attributes:
-        observations: (N + E, O) float32.
+        observations: (N + E, O) float32, or images, (N + E, H, W, C) uint8.
         actions: (N, A) float32, as the environment executed them.
         episode_starts: (E + 1,) int64, first transition of each episode; the last entry is N.
         terminated: (E,) bool, the world stopped (a fall, a goal that ends the episode).
@@ -42,6 +42,11 @@ class Transitions:
     action_low: Tensor
     action_high: Tensor
     discrete: Tensor = field(default_factory=lambda: torch.tensor(False))
+
+    @property
+    def images(self) -> bool:
+        """Whether observations are images."""
+        return self.observations.ndim == 4
 
     def __len__(self) -> int:
         """Number of transitions, N."""
@@ -156,8 +161,8 @@ class Normalisation:
     """Per-dimension statistics of the training episodes.
 
     Attributes:
-        observation_mean: (O,) float32.
-        observation_std: (O,) float32, never below the floor it was fitted with.
+        observation_mean: (O,) float32; of images, (C,), over all pixels.
+        observation_std: likewise, never below the floor it was fitted with.
         action_mean: (A,) float32.
         action_std: (A,) float32, likewise.
     """

@@ -10,9 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.trajectories.container import BLOCK, Normalisation, Rewards, Split, Transitions
+
+COARSE = 8
+"""Pixels of a side of the images that coverage looks at."""
 
 
 def split_episodes(transitions: Transitions, validation_fraction: float, seed: int) -> Split:
@@ -107,6 +111,8 @@ def observed_returns(rewards: Tensor, transitions: Transitions, discount: float)
 def coverage(transitions: Transitions, normalisation: Normalisation, count: int, seed: int) -> pd.DataFrame:
     """Where the data lie: the two principal components of up to ``count`` standardised observations.
 
+    Of images, those of what is left of them at COARSE by COARSE pixels.
+
     Args:
         transitions: all episodes.
         normalisation: their statistics.
@@ -119,7 +125,11 @@ def coverage(transitions: Transitions, normalisation: Normalisation, count: int,
     """
     generator = torch.Generator().manual_seed(seed)
     index = torch.randperm(len(transitions.observations), generator=generator)[:count]
-    rows = (transitions.observations[index] - normalisation.observation_mean) / normalisation.observation_std
+    rows = transitions.observations.index_select(0, index)
+    if transitions.images:  # their directions are too many: the mean colours of a coarse grid
+        pooled = functional.adaptive_avg_pool2d(rows.permute(0, 3, 1, 2).float(), COARSE)
+        rows = pooled.permute(0, 2, 3, 1)
+    rows = ((rows - normalisation.observation_mean) / normalisation.observation_std).flatten(1)
     centred = (rows - rows.mean(0)).double()
     _, directions = torch.linalg.eigh(centred.T @ centred)  # ascending
     found = (centred @ directions.flip(1)[:, :2]).numpy()

@@ -30,6 +30,17 @@ def validate_transitions(transitions: Transitions) -> None:
             f"transitions.observations: {len(data.observations)} rows, but {steps} transitions in "
             f"{episodes} episodes need {steps + episodes} (one more than steps in every episode)"
         )
+    vectors = data.observations.ndim == 2 and data.observations.dtype == torch.float32
+    if not vectors and not (data.images and data.observations.dtype == torch.uint8):
+        raise InputError(
+            f"transitions.observations: {data.observations.dtype} of shape {tuple(data.observations.shape)}; "
+            "they are vectors, (rows, O) float32, or images, (rows, height, width, channels) uint8"
+        )
+    if data.images and data.observations.shape[3] > min(data.observations.shape[1:3]):
+        raise InputError(
+            f"transitions.observations: images of shape {tuple(data.observations.shape[1:])} have more "
+            "channels than rows or columns; lay them out as (height, width, channels)"
+        )
     for name in ("terminated", "truncated"):
         if getattr(data, name).shape != (episodes,):
             raise InputError(
