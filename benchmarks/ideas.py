@@ -46,7 +46,7 @@ from cvl_pipeline.sources.parameters import DatasetParameters
 from cvl_pipeline.training.fit import fit
 from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
 from cvl_pipeline.trajectories.preparation import fit_normalisation, observed_returns, split_episodes
-from cvl_pipeline.trajectories.sampling import SegmentSampler
+from cvl_pipeline.trajectories.sampling import Draws, SegmentSampler
 
 FOLDER = PROJECT / "data/ideas"
 DISCOUNTS = (0.9, 0.97, 0.99)
@@ -61,14 +61,16 @@ class OtherActions(ContrastiveDynamics):
     weight = 0.5
     others = 4
 
-    def training_loss(self, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def training_loss(self, batch: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """The contrastive loss, and the cross-entropy of that choice."""
-        logits, segments, psi = self._contrast(self._train_sampler, generator)
-        count = len(segments.actions)
+        segments = self._train_sampler.gather(batch)
+        phi, psi = self._representations(segments)
+        logits = self.critic.logits(phi, psi)
+        # Drawn by the batch itself, so that the same step draws the same.
+        generator = Generator().manual_seed(int(batch.anchors.sum()))
         train = self._transitions.transition_index(self._split.train)
-        index = train[torch.randint(len(train), (count, self.others), generator=generator)]
-        states = segments.observations.unsqueeze(1).expand(-1, self.others, -1)
-        phi = self.critic.phi(states, self._transitions.actions[index])  # (B, M, D)
+        index = train[torch.randint(len(train), (len(phi), self.others), generator=generator)]
+        phi = self.critic.phi(segments.observations.unsqueeze(1), self._transitions.actions[index])
         other = (phi * psi.unsqueeze(1)).sum(-1) / self.critic.temperature
         choice = torch.cat([logits.diagonal().unsqueeze(1), other], 1)
         return self._loss(logits) - self.weight * choice.log_softmax(1)[:, 0].mean(), {}

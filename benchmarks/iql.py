@@ -7,6 +7,7 @@ episodes, the same MLPs, the same Adam and learning-rate schedule, the same acto
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from pydantic import Field
@@ -91,12 +92,16 @@ class ImplicitQLearning(OfflineModule):
             )
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
 
-    def training_loss(self, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def draw(self, batches: int, generator: Generator) -> Sequence[Tensor]:
+        """Transitions of the next batches, with replacement."""
+        size = self.training_parameters.batch_size
+        return torch.split(torch.randint(len(self._states), (batches * size,), generator=generator), size)
+
+    def training_loss(self, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Equations 5 to 7 of the paper; each term's gradient reaches its own network alone."""
         with torch.no_grad():
             for target, online in zip(self.target_q.parameters(), self.q.parameters(), strict=True):
                 target.lerp_(online, self.iql.target_rate)
-        index = torch.randint(len(self._states), (self.training_parameters.batch_size,), generator=generator)
         states, actions = self._states[index], self._actions[index]
         standard = self.q.standardise_observation
         value = self.v(standard(states)).squeeze(-1)

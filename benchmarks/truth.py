@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from torch import Generator, Tensor
 
-from benchmarks.common import RESULTS, machine, markdown
+from benchmarks.common import RESULTS, defaults, machine, markdown
 from benchmarks.finite_mdp import FiniteMDP, Floats, chain, grid_world
 from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
@@ -37,7 +37,6 @@ from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout, feature_readout
 from cvl_pipeline.readout.references import all_references, compress, draw_references
 from cvl_pipeline.rollouts.episodes import available_cores
-from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.trajectories.container import Rewards, Split, Transitions
 from cvl_pipeline.trajectories.preparation import fit_normalisation, split_episodes
 
@@ -88,11 +87,12 @@ def parameters(steps: int, **changes: Any) -> DynamicsParameters:
     values: dict[str, Any] = {
         "discount": 0.9, "loss": DEFAULT_LOSS, "logsumexp_penalty": 0.0, "horizon_conditioning": False,
         "representation": "unit_norm", "representation_size": 32, "hidden": (64, 64), "temperature": 0.1,
-        "learned_temperature": False, "segments_per_episode": 4, "validation_batches": 1,
-        "training": TrainingParameters(
-            steps=steps, batch_size=256, learning_rate=1e-3, validation_interval=steps, precision="float32",
-            accelerator="cpu",
-        ),
+        "learned_temperature": False, "segments_per_episode": 4, "validation_batches": 1, "keep": "last",
+        "patience": None,
+        "training": defaults("contrastive_dynamics")["training"] | {
+            "steps": steps, "batch_size": 256, "learning_rate": 1e-3, "validation_interval": steps,
+            "precision": "float32", "accelerator": "cpu",
+        },
     }  # fmt: skip
     return DynamicsParameters(**(values | changes))
 

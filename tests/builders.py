@@ -117,6 +117,12 @@ def training_parameters(**changes: Any) -> TrainingParameters:
         "validation_interval": 4,
         "precision": "float32",
         "accelerator": "cpu",
+        "devices": 1,
+        "nodes": 1,
+        "rendezvous": None,
+        "checkpoint_seconds": 1e-9,  # after every chunk
+        "checkpoint_steps": None,
+        "loggers": (),
     }
     return TrainingParameters(**(values | changes))
 
@@ -134,6 +140,8 @@ def dynamics_parameters(training: dict[str, Any] | None = None, **changes: Any) 
         "learned_temperature": False,
         "segments_per_episode": 1,
         "validation_batches": 2,
+        "keep": "last",
+        "patience": None,
         "training": training_parameters(**(training or {})),
     }
     return DynamicsParameters(**(values | changes))

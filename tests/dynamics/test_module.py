@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cvl_pipeline.dynamics.losses import CONTRASTIVE_LOSSES, logsumexp_penalty
 from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
+from cvl_pipeline.training import module as offline
 from cvl_pipeline.training.fit import fit
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.trajectories.container import Rewards, Transitions
@@ -52,7 +53,7 @@ def test_one_step_minimises_the_loss_of_sampled_segments_of_the_training_episode
         segments_per_episode=per_episode,
     )
     module.on_fit_start()
-    result, _ = module.training_loss(torch.Generator().manual_seed(3))
+    result, _ = module.training_loss(module.draw(1, torch.Generator().manual_seed(3))[0])
     train = transitions.select(torch.arange(4))
     segments = SegmentSampler(train, 0.9).sample(16, torch.Generator().manual_seed(3), per_episode)
     logits = module.critic.logits(
@@ -154,8 +155,9 @@ def test_an_observer_sees_every_training_batch_and_changes_nothing(transitions: 
     # Eight training steps, and none of the held-out batches.
     sampler = SegmentSampler(transitions.select(torch.arange(4)), 0.9)
     assert len(watcher.batches) == 8
-    for step, (segments, psi) in enumerate(watcher.batches):
-        drawn = sampler.sample(16, torch.Generator().manual_seed(stream_seed(0, "training", step)))
+    generator = torch.Generator().manual_seed(stream_seed(0, "training", 0))
+    block = sampler.draw(offline.DRAWN * 16, generator).split([16] * offline.DRAWN)
+    for (segments, psi), drawn in zip(watcher.batches, block, strict=False):
         assert torch.equal(segments.anchors, drawn.anchors)
         assert torch.equal(segments.offsets, drawn.offsets)
         assert psi.shape == (16, 4)
@@ -173,7 +175,7 @@ def test_an_observer_is_shown_psi_as_it_was_at_that_step(transitions: Transition
         watcher,
     )
     module.on_fit_start()
-    module.training_loss(torch.Generator().manual_seed(3))
+    module.training_loss(module.draw(1, torch.Generator().manual_seed(3))[0])
     ((segments, psi),) = watcher.batches
     assert torch.equal(psi, module.critic.psi(segments.futures, segments.absorbed).detach())
 
@@ -220,7 +222,8 @@ def test_the_penalty_holds_the_normalisers_near_one() -> None:
         )
         fit(module, description="test")
         with torch.no_grad():
-            logits, _, _ = module._contrast(module._train_sampler, torch.Generator().manual_seed(0))
+            segments = module._train_sampler.sample(64, torch.Generator().manual_seed(0))
+            logits = module.critic.logits(*module._representations(segments))
         drift[penalty] = float(logsumexp_penalty(logits))
     assert drift[1.0] < 0.1
     assert drift[1.0] < 0.2 * drift[0.0]

@@ -20,6 +20,7 @@ from cvl_pipeline.policies.best_of_n import BestOfN
 from cvl_pipeline.policies.module import (
     OBJECTIVES,
     Batch,
+    Drawn,
     PolicyExtraction,
     policy_objective,
     train_policy,
@@ -94,9 +95,9 @@ def _batch(data: Transitions, advantage: float = 0.0) -> Batch:
     return Batch(data.states(), data.actions, torch.full((len(data),), advantage))
 
 
-def _loss(module: PolicyExtraction, batch: Batch, seed: int = 0) -> tuple[float, dict[str, Tensor]]:
+def _loss(module: PolicyExtraction, batch: Batch) -> tuple[float, dict[str, Tensor]]:
     objective = policy_objective(module.parameters_of_stage.objective)
-    loss, metrics = objective(module, batch, Generator().manual_seed(seed))
+    loss, metrics = objective(module, batch)
     return float(loss.detach()), metrics
 
 
@@ -182,14 +183,18 @@ def test_ddpg_bc_of_discrete_actions_is_the_mean_over_all_of_them() -> None:
 @pytest.mark.parametrize("discrete", [False, True])
 def test_published_is_the_formula(discrete: bool) -> None:
     data = _data(discrete)
-    module = _module(data, objective="published", cloning_share=0.2, entropy_weight=0.3)
+    module = _module(
+        data, objective="published", cloning_share=0.2, entropy_weight=0.3, training={"batch_size": 256}
+    )
     module.on_fit_start()
-    loss, metrics = _loss(module, _batch(data), seed=8)
+    (drawn,) = module.draw(1, Generator().manual_seed(8))
+    found, metrics = module.training_loss(drawn)
+    loss = float(found.detach())
 
     # The same segments and the same noise, and from there on written out.
     generator = Generator().manual_seed(8)
     train = data.select(torch.arange(4))
-    segments = SegmentSampler(train, DISCOUNT).sample(len(data), generator)
+    segments = SegmentSampler(train, DISCOUNT).sample(256, generator)
     assert segments.absorbed.any()
     rewards = make_rewards(data).rewards[:200][segments.arrivals].masked_fill(segments.absorbed, 0.0).double()
     states = segments.observations
@@ -237,8 +242,8 @@ def test_published_draws_another_noise_for_every_state(data: Transitions) -> Non
         return draw(observations, noise)
 
     module.actor.act_with_noise = watch  # type: ignore[method-assign]
-    _loss(module, _batch(data))
-    assert len(np.unique(seen[0].squeeze(1).numpy(), axis=0)) == len(data)
+    module.training_loss(module.draw(1, Generator().manual_seed(0))[0])
+    assert len(np.unique(seen[0].squeeze(1).numpy(), axis=0)) == 16
 
 
 def test_a_step_of_ddpg_bc_raises_q_and_moves_towards_the_best_action(data: Transitions) -> None:
@@ -247,7 +252,7 @@ def test_a_step_of_ddpg_bc_raises_q_and_moves_towards_the_best_action(data: Tran
     values = []
     optimizer = torch.optim.SGD(module.actor.parameters(), lr=1e-7)
     for _ in range(20):
-        loss, metrics = policy_objective("ddpg_bc")(module, _batch(data), Generator())
+        loss, metrics = policy_objective("ddpg_bc")(module, _batch(data))
         values.append(float(metrics["q"].detach()))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -304,7 +309,7 @@ def test_awr_uses_the_advantages_of_the_training_episodes(data: Transitions) -> 
     train = data.transition_index(torch.arange(4))
     expected = advantages(_q(data), data, train, policy_parameters(), 0)
     drawn = torch.randint(200, (16,), generator=torch.Generator().manual_seed(8))
-    loss, _ = module.training_loss(torch.Generator().manual_seed(8))
+    loss, _ = module.training_loss(module.draw(1, torch.Generator().manual_seed(8))[0])
     index = train[drawn]
     by_hand, _ = _loss(module, Batch(data.states(index), data.actions[index], expected[drawn]))
     assert float(loss.detach()) == pytest.approx(by_hand, rel=1e-5)
@@ -387,12 +392,12 @@ def test_interrupted_extraction_resumes_to_the_very_same_policy(
     draw = PolicyExtraction.training_loss
     steps: list[int] = []
 
-    def fails_at_17(module: PolicyExtraction, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def fails_at_17(module: PolicyExtraction, batch: Drawn) -> tuple[Tensor, dict[str, Tensor]]:
         if module.global_step == 17 and 17 not in steps:
             steps.append(17)
             raise RuntimeError("the machine went away")
         steps.append(module.global_step)
-        return draw(module, generator)
+        return draw(module, batch)
 
     monkeypatch.setattr(PolicyExtraction, "training_loss", fails_at_17)
     with pytest.raises(RuntimeError, match="went away"):

@@ -17,6 +17,7 @@ from cvl_pipeline.readout.readouts import ExactReadout
 from cvl_pipeline.training.fit import PRECISIONS, fit, run_fingerprint
 from cvl_pipeline.trajectories.container import Transitions
 from cvl_pipeline.trajectories.preparation import fit_normalisation
+from cvl_pipeline.trajectories.sampling import Draws
 from tests.builders import (
     dynamics_parameters,
     identity_normalisation,
@@ -90,8 +91,8 @@ def test_interrupted_training_resumes_to_the_very_same_weights(tmp_path: Path, a
     _interrupt(tmp_path / "parts", at)
     resumed = LineFit(TRAINING, 0)
     history = _train(resumed, tmp_path / "parts")
-    # Continued, not repeated: it began at the last interval that was complete.
-    assert len(resumed.losses) == 100 - at // 30 * 30
+    # Continued, not repeated: it began at the last chunk that was complete.
+    assert len(resumed.losses) == 100 - max(end for end in (0, 25, 30, 55, 60, 85, 90) if end <= at)
     assert torch.equal(resumed.weight, whole.weight)
     pd.testing.assert_frame_equal(history, expected, check_exact=True)
 
@@ -103,7 +104,7 @@ def test_training_interrupted_twice_resumes_twice(tmp_path: Path) -> None:
     _interrupt(tmp_path, 75)
     resumed = LineFit(TRAINING, 0)
     history = _train(resumed, tmp_path)
-    assert len(resumed.losses) == 40
+    assert len(resumed.losses) == 40  # of the 60 that were done, none is done again
     assert torch.equal(resumed.weight, whole.weight)
     pd.testing.assert_frame_equal(history, expected, check_exact=True)
 
@@ -154,10 +155,10 @@ def test_contrastive_training_resumes_to_the_very_same_critic(
     broken = ContrastiveDynamics(*arguments)
     original = broken.training_loss
 
-    def fails_at_70(generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def fails_at_70(batch: Draws) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if broken.global_step == 70:
             raise RuntimeError("the machine went away")
-        return original(generator)
+        return original(batch)
 
     monkeypatch.setattr(broken, "training_loss", fails_at_70)
     with pytest.raises(RuntimeError, match="went away"):
@@ -179,9 +180,9 @@ def test_products_are_taken_in_the_precision_asked_for_and_weights_kept_in_singl
     seen = []
 
     class Product(LineFit):
-        def training_loss(self, generator: torch.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        def training_loss(self, batch: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             seen.append((torch.ones(1, 2) @ self.weight[:, None]).dtype)
-            return super().training_loss(generator)
+            return super().training_loss(batch)
 
     module = Product(training_parameters(precision=precision), 0)
     _train(module)
@@ -235,7 +236,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_training_and_names_the_steps(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"nan between steps 30 and 60 \(seed 3\)"):
+    with pytest.raises(FloatingPointError, match=r"nan at step 41 \(seed 3; batch 41 of those drawn"):
         _train(LineFit(TRAINING, 3, nan_at=41), tmp_path)
     # What is kept is from before the fault.
     state = torch.load(_checkpoint(tmp_path), weights_only=True)

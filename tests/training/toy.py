@@ -7,6 +7,7 @@ from torch import Generator, Tensor
 
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.parameters import TrainingParameters
+from cvl_pipeline.training.processes import own_share
 
 
 class LineFit(OfflineModule):
@@ -31,11 +32,15 @@ class LineFit(OfflineModule):
         self.weights_after: dict[int, float] = {}
         self.validation_draws: list[float] = []
 
-    def training_loss(self, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def draw(self, batches: int, generator: Generator) -> list[Tensor]:
+        size = self.training_parameters.batch_size
+        return list(torch.randn(batches, size, generator=generator))
+
+    def training_loss(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         step = self.global_step
         if step == self._fail_at:
             raise self._failure
-        x = torch.randn(self.training_parameters.batch_size, generator=generator)
+        x = own_share(batch)
         loss = (self.weight[0] * x + self.weight[1] - (2.0 * x - 1.0)).square().mean()
         if step == self._nan_at:
             loss = loss * torch.nan
@@ -48,5 +53,7 @@ class LineFit(OfflineModule):
         return {"slope": self.weight[0].detach().clone()}
 
     def on_train_epoch_end(self) -> None:
-        self.weights_after[self.global_step] = float(self.weight[0].detach())
+        rows = len(self.rows)
         super().on_train_epoch_end()
+        if len(self.rows) > rows:
+            self.weights_after[self.global_step] = float(self.weight[0].detach())

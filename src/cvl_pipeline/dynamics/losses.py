@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +21,40 @@ def symmetric_infonce(logits: Tensor) -> Tensor:
     ``logits[i, j] = f(s_i, a_i, s'_j)``, (B, B), positives on the diagonal; returns a scalar. Rows alone
     leave an arbitrary c(s, a) in f; the columns remove it.
     """
+    if logits.device.type == "cpu":
+        lowest, highest = torch.aminmax(logits.detach())
+        if highest - lowest < SPREAD:
+            loss: Tensor = _SymmetricInfoNCE.apply(logits, highest)  # type: ignore[no-untyped-call]
+            return loss
     columns = torch.logsumexp(logits, dim=0) - logits.diagonal()  # (B,)
     return 0.5 * (infonce(logits) + columns.mean())
+
+
+SPREAD = 80.0
+"""Of logits, up to which the exponential of the lowest, relative to the highest, does not underflow."""
+
+
+class _SymmetricInfoNCE(torch.autograd.Function):
+    """The same with one exponential an entry, for rows and columns, forward and backward, instead of four.
+
+    On a processor the passes over the (B, B) logits cost as much as the networks do at B = 1024; a GPU would
+    wait for the spread, which has to be known beforehand.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, highest: Tensor) -> Tensor:
+        weights = (logits - highest).exp_()  # (B, B)
+        rows, columns = weights.sum(1), weights.sum(0)
+        ctx.save_for_backward(weights, rows, columns)
+        return 0.5 * (rows.log().mean() + columns.log().mean()) + highest - logits.diagonal().mean()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        weights, rows, columns = ctx.saved_tensors
+        scale = gradients[0] / len(rows)
+        gradient = (0.5 * scale / rows).unsqueeze(1) + 0.5 * scale / columns
+        gradient.mul_(weights).diagonal().sub_(scale)
+        return gradient, None
 
 
 def infonce(logits: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
+from cvl_pipeline.training.processes import gather, own_share
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.trajectories.container import Normalisation, Split, Transitions
-from cvl_pipeline.trajectories.sampling import Segments, SegmentSampler
+from cvl_pipeline.trajectories.sampling import Draws, Segments, SegmentSampler
 
 Observer = Callable[[Segments, Tensor], None]
 """Sees every training batch and the psi of its futures, without a gradient.
@@ -80,12 +81,21 @@ class ContrastiveDynamics(OfflineModule):
         self._train_sampler = SegmentSampler(transitions, discount, self._split.train)
         self._validation_sampler = SegmentSampler(transitions, discount, self._split.validation)
 
-    def training_loss(self, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Contrastive loss of one batch."""
-        logits, segments, psi = self._contrast(self._train_sampler, generator)
+    def draw(self, batches: int, generator: Generator) -> list[Draws]:
+        """Where the segments of the next batches are."""
+        size = self.training_parameters.batch_size
+        draws = self._train_sampler.draw(
+            batches * size, generator, self.parameters_of_stage.segments_per_episode
+        )
+        return draws.split([size] * batches)
+
+    def training_loss(self, batch: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """Contrastive loss of one batch; the negatives are those of all processes."""
+        segments = self._train_sampler.gather(batch.map(own_share))
+        phi, psi = self._representations(segments)
         if self._observer is not None:
             self._observer(segments, psi.detach())
-        return self._loss(logits), {}
+        return self._loss(self.critic.logits(gather(phi), gather(psi))), {}
 
     def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
         """Loss and contrastive metrics of held-out segments, the mean over a few batches.
@@ -96,20 +106,19 @@ class ContrastiveDynamics(OfflineModule):
         count = self.parameters_of_stage.validation_batches
         totals: dict[str, Tensor] = {}
         for _ in range(count):
-            logits, _, _ = self._contrast(self._validation_sampler, generator)
+            segments = self._validation_sampler.sample(
+                self.training_parameters.batch_size, generator, self.parameters_of_stage.segments_per_episode
+            )
+            logits = self.critic.logits(*self._representations(segments))
             for name, value in {"loss": self._loss(logits), **contrastive_metrics(logits)}.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value / count
         return {**totals, "temperature": self.critic.temperature}
 
-    def _contrast(self, sampler: SegmentSampler, generator: Generator) -> tuple[Tensor, Segments, Tensor]:
-        """Logits (B, B) of a fresh batch, the batch, and the psi of its futures (B, D)."""
-        segments = sampler.sample(
-            self.training_parameters.batch_size, generator, self.parameters_of_stage.segments_per_episode
-        )
+    def _representations(self, segments: Segments) -> tuple[Tensor, Tensor]:
+        """Phi of the anchors and psi of the futures, (B, D) each."""
         offsets = segments.offsets if self.parameters_of_stage.horizon_conditioning else None
         phi = self.critic.phi(segments.observations, segments.actions, offsets)
-        psi = self.critic.psi(segments.futures, segments.absorbed)
-        return self.critic.logits(phi, psi), segments, psi
+        return phi, self.critic.psi(segments.futures, segments.absorbed)
 
 
 def train_dynamics(

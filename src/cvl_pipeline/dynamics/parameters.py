@@ -23,6 +23,10 @@ class DynamicsParameters(Strict):
     learned_temperature: bool  # train it, starting from the value above
     segments_per_episode: int = Field(ge=1)  # of a batch; with more, some negatives come from within it
     validation_batches: int = Field(ge=1)  # held-out batches, as large as in training, that metrics average
+    keep: Literal["last", "best"]  # the weights of the last step, or those of the lowest held-out loss
+    patience: int | None = Field(
+        ge=1
+    )  # measurements without a lower held-out loss that end it; null: none do
     training: TrainingParameters
 
     @model_validator(mode="after")

@@ -138,7 +138,7 @@ class ContrastiveCritic(nn.Module):
         in f.
         """
         with torch.autocast(phi.device.type, enabled=False):
-            return phi.float() @ psi.float().T / self.temperature
+            return (phi.float() / self.temperature) @ psi.float().T
 
     def _finish(self, representation: Tensor) -> Tensor:
         representation = representation.float()  # autocast leaves bfloat16, whose norm is off by 0.4 %

@@ -18,9 +18,10 @@ from cvl_pipeline.policies.parameters import PolicyParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
+from cvl_pipeline.training.processes import average, own_share
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
-from cvl_pipeline.trajectories.sampling import SegmentSampler
+from cvl_pipeline.trajectories.sampling import Draws, Segments, SegmentSampler
 
 VALIDATION_STATES = 2048
 """Held-out states of one measurement; drawn by the same seed every time."""
@@ -28,11 +29,30 @@ VALIDATION_STATES = 2048
 
 @dataclass(frozen=True)
 class Batch:
-    """Logged transitions: observations (B, O), actions (B, A) and advantages (B,), zero where unused."""
+    """Logged transitions, and what some objectives need besides.
+
+    Attributes:
+        observations: (B, O).
+        actions: (B, A).
+        advantages: (B,), of awr.
+        segments: the transitions with a future state each, of published.
+        noise: (B, A) of the policy, of published.
+    """
 
     observations: Tensor
     actions: Tensor
-    advantages: Tensor
+    advantages: Tensor | None = None
+    segments: Segments | None = None
+    noise: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a batch will be made of: positions (B,) in the training transitions, or segments and noise."""
+
+    positions: Tensor | None = None
+    segments: Draws | None = None
+    noise: Tensor | None = None
 
 
 class PolicyExtraction(OfflineModule):
@@ -108,16 +128,34 @@ class PolicyExtraction(OfflineModule):
         assert self._q is not None  # checked where it was given
         return self._q
 
-    def training_loss(self, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective on one batch of logged transitions."""
-        batch = self._draw(
-            self._train_index, self.training_parameters.batch_size, generator, self._advantages
-        )
-        return self._objective(self, batch, generator)
+    def draw(self, batches: int, generator: Generator) -> list[Drawn]:
+        """Which transitions, drawn with replacement, make the next batches."""
+        size = self.training_parameters.batch_size
+        if self.parameters_of_stage.objective == "published":
+            segments = self.sampler.draw(batches * size, generator).split([size] * batches)
+            noise = torch.split(self.actor.noise(batches * size, generator), size)
+            return [Drawn(segments=s, noise=n) for s, n in zip(segments, noise, strict=True)]
+        positions = self._positions(len(self._train_index), batches * size, generator)
+        return [Drawn(part) for part in torch.split(positions, size)]
+
+    def training_loss(self, batch: Drawn) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective on this process's share of one batch of logged transitions."""
+        return self._objective(self, self._gather(batch))
+
+    def _gather(self, drawn: Drawn) -> Batch:
+        if drawn.positions is not None:
+            positions = own_share(drawn.positions)
+            advantages = None if self._advantages is None else self._advantages[positions]
+            return self._batch(self._train_index[positions], advantages)
+        assert drawn.segments is not None
+        assert drawn.noise is not None
+        segments = self.sampler.gather(drawn.segments.map(own_share))
+        return Batch(segments.observations, segments.actions, segments=segments, noise=own_share(drawn.noise))
 
     def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
         """How far the policy is from the logged actions on held-out states, and what Q says it gains."""
-        batch = self._draw(self._validation_index, VALIDATION_STATES, generator)
+        positions = self._positions(len(self._validation_index), VALIDATION_STATES, generator)
+        batch = self._batch(self._validation_index[positions])
         actions = self.actor(batch.observations)
         metrics = {
             "action_error": (actions - batch.actions).square().mean(),
@@ -128,43 +166,34 @@ class PolicyExtraction(OfflineModule):
             metrics["q_gain"] = (self.q(batch.observations, actions) - logged).mean()
         return metrics
 
-    def _draw(
-        self, index: Tensor, count: int, generator: Generator, advantages: Tensor | None = None
-    ) -> Batch:
-        """Transitions of an index, drawn with replacement."""
-        drawn = torch.randint(len(index), (count,), generator=generator, device=self.device)
-        rows = index[drawn]
-        return Batch(
-            self._data.states(rows),
-            self._data.actions.index_select(0, rows),
-            torch.zeros(count, device=self.device) if advantages is None else advantages[drawn],
-        )
+    def _positions(self, size: int, count: int, generator: Generator) -> Tensor:
+        return torch.randint(size, (count,), generator=generator, device=self.device)
+
+    def _batch(self, index: Tensor, advantages: Tensor | None = None) -> Batch:
+        return Batch(self._data.states(index), self._data.actions.index_select(0, index), advantages)
 
 
-Objective = Callable[[PolicyExtraction, Batch, Generator], tuple[Tensor, dict[str, Tensor]]]
+Objective = Callable[[PolicyExtraction, Batch], tuple[Tensor, dict[str, Tensor]]]
 
 
-def behaviour_cloning(
-    module: PolicyExtraction, batch: Batch, generator: Generator
-) -> tuple[Tensor, dict[str, Tensor]]:
+def behaviour_cloning(module: PolicyExtraction, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """``-log pi(a | s)``: the control, and the proposals of ``best_of_n``."""
     return -module.actor.log_prob(batch.observations, batch.actions).mean(), {}
 
 
-def advantage_weighted_regression(
-    module: PolicyExtraction, batch: Batch, generator: Generator
-) -> tuple[Tensor, dict[str, Tensor]]:
+def advantage_weighted_regression(module: PolicyExtraction, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """``-exp(beta A / std A) log pi(a | s)``, weights clamped (Peng et al. 2019; Nair et al. 2020).
 
     The advantages arrive divided by their standard deviation, so ``beta`` means the same for any reward.
     """
     parameters = module.parameters_of_stage
+    assert batch.advantages is not None
     weights = (parameters.beta * batch.advantages).exp().clamp(max=parameters.max_weight)
     loss = -(weights * module.actor.log_prob(batch.observations, batch.actions)).mean()
     return loss, {"weight_mean": weights.mean(), "weight_max": weights.max()}
 
 
-def ddpg_bc(module: PolicyExtraction, batch: Batch, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+def ddpg_bc(module: PolicyExtraction, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """``-alpha Q(s, pi(s)) / mean |Q| + (pi(s) - a)^2`` (Fujimoto and Gu 2021, with CVL's Q).
 
     With discrete actions Q is the policy's mean over all of them and the second term ``-log pi(a | s)``.
@@ -177,23 +206,20 @@ def ddpg_bc(module: PolicyExtraction, batch: Batch, generator: Generator) -> tup
         actions = module.actor(batch.observations)
         values = module.q(batch.observations, actions)
         error = (actions - batch.actions).square().mean()
-    scale = values.detach().abs().mean().clamp(min=1e-6)
+    scale = average(values.detach().abs().mean()).clamp(min=1e-6)
     loss = error - module.parameters_of_stage.alpha * values.mean() / scale
     return loss, {"q": values.mean()}
 
 
-def published(
-    module: PolicyExtraction, batch: Batch, generator: Generator
-) -> tuple[Tensor, dict[str, Tensor]]:
+def published(module: PolicyExtraction, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """``0.95 (alpha log pi - exp(f(s, pi(s), s+)) r+) + 0.05 (-log pi(a | s))``, s+ a positive of (s, a).
 
     The published code's objective: one future state, with its reward r+, stands for the whole readout.
-    0.05 is ``cloning_share``, alpha ``entropy_weight``. The batch is drawn with its futures, so ``batch`` is
-    unused.
+    0.05 is ``cloning_share``, alpha ``entropy_weight``.
     """
     parameters, critic = module.parameters_of_stage, module.q.critic
-    segments = module.sampler.sample(len(batch.actions), generator)
-    observations = segments.observations
+    segments, observations = batch.segments, batch.observations
+    assert segments is not None
     rewards = module.rewards[segments.arrivals].masked_fill(segments.absorbed, 0.0)
     psi = critic.psi(segments.futures, segments.absorbed)
     offsets = segments.offsets if critic.shape.horizon_conditioning else None
@@ -203,7 +229,8 @@ def published(
         log_pi = module.actor.log_probs(observations)
         probabilities = log_pi.exp()  # (B, A): the mean over all actions
     else:
-        noise = module.actor.noise(len(observations), generator).unsqueeze(1)
+        assert batch.noise is not None
+        noise = batch.noise.unsqueeze(1)
         candidates = module.actor.act_with_noise(observations, noise)  # (B, 1, A): one sample
         log_pi = module.actor.log_prob(observations, candidates.squeeze(1)).unsqueeze(1)
         probabilities = torch.ones_like(log_pi)

@@ -13,21 +13,30 @@ import lightning
 import pandas as pd
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pydantic import BaseModel
 from torch import Tensor
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.storage import fingerprint as fingerprint_of
 from cvl_pipeline.storage import shown, write_atomically
+from cvl_pipeline.training.callbacks import BestWeights, Checkpoints, Progress, Throughput
+from cvl_pipeline.training.loggers import make_loggers
 from cvl_pipeline.training.module import OfflineModule
-from cvl_pipeline.training.progress import progress_bar
+from cvl_pipeline.training.parameters import OPERATION, TrainingParameters
+from cvl_pipeline.training.processes import rank
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 """Lightning's names: weights and optimiser stay in float32 either way."""
+TERMINATED = 143
+"""Exit status of a process that SIGTERM ended, as shells and SLURM have it."""
 
 
 def fit(
@@ -36,38 +45,39 @@ def fit(
     description: str,
     checkpoints: Path | None = None,
     fingerprint: str = "unfinished",
+    logs: Path | None = None,
+    best: BestWeights | None = None,
 ) -> pd.DataFrame:
     """Train the module in place.
+
+    With more than one device or node, every process of them calls this, started by torchrun (see ``launch``).
 
     Args:
         module: what to train; it holds its data and its parameters.
         description: what the progress bar says.
-        checkpoints: folder whose subfolder ``fingerprint`` keeps the state of unfinished training; it is
-            written after every validation interval and removed when training is done. None: not
-            resumable.
+        checkpoints: folder whose subfolder ``fingerprint`` keeps the state of unfinished training, by time,
+            by steps and when SIGTERM comes; it is removed when training is done. None: not resumable.
         fingerprint: identifies parameters and data. Unfinished training is resumed only under the same
             fingerprint, so a changed parameter or dataset starts anew.
+        logs: folder of metrics.csv and of what the other loggers write; None: no logs.
+        best: keeps the best weights or ends the training early.
 
     Returns:
         The history: one row a validation interval with ``step``, ``train/...`` (means over the
         interval) and ``validation/...``.
 
     Raises:
-        InputError: the checkpoint to resume from cannot be read.
+        InputError: the checkpoint to resume from cannot be read, or a logger is not installed.
         FloatingPointError: the loss is not a number.
+        SystemExit: SIGTERM; what was done is saved.
     """
     parameters = module.training_parameters
-    callbacks: list[Callback] = [_Progress(description, parameters.steps)]
     folder = checkpoints / fingerprint if checkpoints is not None else None
-    resume: Path | None = None
-    if folder is not None:
-        callbacks.append(
-            ModelCheckpoint(
-                dirpath=folder, filename="last", save_top_k=1, save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            )
-        )  # fmt: skip
-        resume = _resumable(folder / "last.ckpt")
+    saver = Checkpoints(folder, parameters.checkpoint_seconds, parameters.checkpoint_steps)
+    callbacks: list[Callback] = [Progress(description, parameters.steps), *([best] if best else []), saver]
+    if logs is not None:
+        callbacks.insert(0, Throughput(logs))
+    resume = _resumable(saver.path) if saver.path is not None else None
     # Not Lightning's auto: it would take Apple's GPU, which has no double precision to draw offsets in.
     accelerator: str = parameters.accelerator
     if accelerator == "auto":
@@ -78,28 +88,35 @@ def fit(
         logging.getLogger(name).handlers.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PossibleUserWarning)  # "no logger configured", "few batches"
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         # Lightning's own use of a name that torch has deprecated.
         warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
         trainer = lightning.Trainer(
             accelerator=accelerator,
-            devices=1,
+            devices=parameters.devices,
+            num_nodes=parameters.nodes,
+            strategy=_strategy(parameters),
+            plugins=[_environment(parameters), _AtomicCheckpoints()],
             precision=PRECISIONS[parameters.precision],
-            max_epochs=math.ceil(parameters.steps / parameters.validation_interval),
+            max_epochs=math.ceil(parameters.steps / module.interval) * module.chunks,
+            check_val_every_n_epoch=module.chunks,
             callbacks=callbacks,
-            plugins=[_AtomicCheckpoints()],
-            logger=False,
-            enable_checkpointing=folder is not None,
+            logger=make_loggers(parameters.loggers, logs) if logs is not None else False,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        trainer.fit(
-            module, train_dataloaders=module.chunks(), val_dataloaders=[0],
-            ckpt_path=resume, weights_only=True,
-        )  # fmt: skip
-    if folder is not None:
-        shutil.rmtree(folder)
+        try:
+            trainer.fit(
+                module, train_dataloaders=[0], val_dataloaders=[0], ckpt_path=resume, weights_only=True
+            )
+        except SIGTERMException:
+            if saver.path is not None:
+                logger.warning("Stopped by SIGTERM; the same command goes on from %s", shown(saver.path))
+            raise SystemExit(TERMINATED) from None
+    if best is not None:
+        best.restore(module)
+    if folder is not None and rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
     return pd.DataFrame(module.rows).astype({"step": int})
 
 
@@ -107,7 +124,7 @@ def run_fingerprint(parameters: BaseModel, seed: int, *inputs: Any) -> str:
     """Identifies a training run by its parameters, seed and inputs, for ``fit``.
 
     Args:
-        parameters: the stage's.
+        parameters: the stage's; what changes no result (processes, checkpoints, loggers) does not count.
         seed: the run's.
         inputs: dataclasses of tensors and numbers, modules, or None.
     """
@@ -117,7 +134,8 @@ def run_fingerprint(parameters: BaseModel, seed: int, *inputs: Any) -> str:
             continue
         parts = value.state_dict() if isinstance(value, torch.nn.Module) else vars(value)
         tensors |= {f"{index}.{name}": torch.as_tensor(part) for name, part in parts.items()}
-    return fingerprint_of(tensors, {"parameters": parameters.model_dump(), "seed": seed})[:16]
+    values = parameters.model_dump(exclude={"training": set(OPERATION)})
+    return fingerprint_of(tensors, {"parameters": values, "seed": seed})[:16]
 
 
 def _resumable(path: Path) -> Path | None:
@@ -135,28 +153,31 @@ def _resumable(path: Path) -> Path | None:
     return path
 
 
-class _Progress(Callback):
-    """Gradient steps done, of all."""
+class _Replicas(DDPStrategy):
+    """Processes that hold the same weights, without DistributedDataParallel around the module.
 
-    def __init__(self, description: str, steps: int) -> None:
-        self._description = description
-        self._steps = steps
-        self._bar = progress_bar()
+    That synchronises once a forward pass, where one Lightning step here takes many gradient steps; and the
+    module averages its gradients itself (see ``processes``).
+    """
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._task = self._bar.add_task(self._description, total=self._steps, completed=trainer.global_step)
-        self._bar.start()
+    def configure_ddp(self) -> None:
+        """Leave the module as it is: every process made it from the same seed."""
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        self._bar.update(self._task, completed=trainer.global_step)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._bar.stop()
+def _strategy(parameters: TrainingParameters) -> Strategy | str:
+    return _Replicas() if parameters.devices * parameters.nodes > 1 else "auto"
 
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        self._bar.stop()
+
+def _environment(parameters: TrainingParameters) -> LightningEnvironment | TorchElasticEnvironment:
+    """Who counts the processes: never SLURM, under which Lightning takes devices for tasks of its own."""
+    if parameters.devices * parameters.nodes == 1:
+        return LightningEnvironment()
+    if not TorchElasticEnvironment.detect():
+        raise RuntimeError(
+            f"training.devices={parameters.devices}, nodes={parameters.nodes}: start the processes with "
+            "cvl_pipeline.launch, as the pipeline does"
+        )
+    return TorchElasticEnvironment()
 
 
 class _AtomicCheckpoints(TorchCheckpointIO):

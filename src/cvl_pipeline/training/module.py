@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from cvl_pipeline.training.parameters import TrainingParameters
+from cvl_pipeline.training.processes import average, average_gradients
 from cvl_pipeline.training.seeds import stream_seed
 
 CHUNK = 25
 """Gradient steps in one Lightning step. The trainer's own work per step is of the size of a small
 network's, so it is paid once for many. A constant: it changes no result, only the overhead."""
+DRAWN = 64
+"""Batches that are drawn at once: saying where a batch lies in the log is cheap for many, dear for each."""
 
 
 class OfflineModule(lightning.LightningModule):
     """Trains on batches that it draws itself, by index arithmetic on the device that holds the data.
 
-    A subclass says what one gradient step minimises and what is measured on held-out data. The batch of
-    step n depends on the seed and n alone, so training that was interrupted and resumed draws the very
-    batches of training that was not.
+    A subclass says what is drawn, what one gradient step minimises and what is measured on held-out data. The
+    batch of step n depends on the seed and n alone, so training that was interrupted and resumed draws the
+    very batches of training that was not.
+
+    A Lightning epoch is one chunk of steps, so that training can be saved and stopped after any chunk; a
+    validation interval is a whole number of chunks.
     """
 
     def __init__(self, training: TrainingParameters, seed: int) -> None:
@@ -36,9 +41,14 @@ class OfflineModule(lightning.LightningModule):
         self.rows: list[dict[str, float]] = []  # one a validation interval
         self._sums: dict[str, Tensor] = {}
         self._validation: Mapping[str, Tensor] = {}
+        self._block: tuple[int, Sequence[Any]] | None = None
 
-    def training_loss(self, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one batch drawn with ``generator``, and metrics to record (scalars)."""
+    def draw(self, batches: int, generator: Generator) -> Sequence[Any]:
+        """Where the next batches lie in the data, one entry a batch, all of it drawn with ``generator``."""
+        raise NotImplementedError
+
+    def training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one entry of ``draw``, and metrics to record (scalars)."""
         raise NotImplementedError
 
     def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
@@ -50,9 +60,9 @@ class OfflineModule(lightning.LightningModule):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over the trained parameters."""
+        """Adam over the trained parameters, all of them in one pass."""
         return torch.optim.Adam(
-            self.trained_parameters(), lr=self.training_parameters.learning_rate, foreach=True
+            self.trained_parameters(), lr=self.training_parameters.learning_rate, fused=True
         )
 
     def learning_rate(self, step: int) -> float:
@@ -60,29 +70,37 @@ class OfflineModule(lightning.LightningModule):
         parameters = self.training_parameters
         return parameters.learning_rate * 0.5 * (1.0 + math.cos(math.pi * step / parameters.steps))
 
-    def chunks(self) -> list[int]:
-        """Gradient steps of each Lightning step of one epoch; an epoch is one validation interval."""
-        interval = min(self.training_parameters.validation_interval, self.training_parameters.steps)
-        full, rest = divmod(interval, CHUNK)
-        return [CHUNK] * full + ([rest] if rest else [])
+    @property
+    def interval(self) -> int:
+        """Gradient steps between two measurements."""
+        return min(self.training_parameters.validation_interval, self.training_parameters.steps)
 
-    def training_step(self, steps: int) -> None:
-        """Take ``steps`` gradient steps, or as many as are left."""
+    @property
+    def chunks(self) -> int:
+        """Chunks of an interval; its last one may be short, and those past the last step are empty."""
+        return math.ceil(self.interval / CHUNK)
+
+    def training_step(self, _: int) -> None:
+        """Take the gradient steps of one chunk."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
-        generator = Generator(device=self.device)
+        trained = self.trained_parameters()
         first = self.global_step
-        for step in range(first, min(first + steps, self.training_parameters.steps)):
-            generator.manual_seed(stream_seed(self.seed, "training", step))
-            loss, metrics = self.training_loss(generator)
+        in_interval = self.interval - first % self.interval
+        losses = []
+        for step in range(first, min(first + min(CHUNK, in_interval), self.training_parameters.steps)):
+            loss, metrics = self.training_loss(self.batch(step))
             optimizer.zero_grad(set_to_none=True)
             self.manual_backward(loss)
+            average_gradients(trained)
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate(step)
             optimizer.step()
-            for name, value in {"loss": loss, **metrics}.items():
-                self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value.detach()
-            self._sums["steps"] = self._sums.get("steps", torch.zeros_like(loss)) + 1.0
+            losses.append(loss.detach())
+            for name, value in metrics.items():
+                self._add(name, value.detach())
+        if losses:
+            self._check(torch.stack(losses), first)
 
     def validation_step(self, _: int) -> None:
         """Measure on held-out data."""
@@ -91,23 +109,48 @@ class OfflineModule(lightning.LightningModule):
         self._validation = self.validation_metrics(generator)
 
     def on_train_epoch_end(self) -> None:
-        """Close the interval's row of the history; a loss that is not a number ends the training."""
+        """Close the interval's row of the history, if this chunk was its last."""
+        if (self.current_epoch + 1) % self.chunks:
+            return
         steps = float(self._sums.pop("steps"))
         row = {"step": float(self.global_step)}
-        row |= {f"train/{name}": float(total) / steps for name, total in self._sums.items()}
+        row |= {f"train/{name}": float(average(total)) / steps for name, total in self._sums.items()}
         row |= {f"validation/{name}": float(value) for name, value in self._validation.items()}
         self._sums = {}
         self.rows.append(row)
-        if not np.isfinite(row["train/loss"]):
-            raise FloatingPointError(
-                f"the loss became {row['train/loss']} between steps {int(row['step'] - steps)} and "
-                f"{int(row['step'])} (seed {self.seed}); lower training.learning_rate"
-            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the history with the weights."""
+        """Keep the history, and the sums of the interval that has begun, with the weights."""
         checkpoint["history"] = self.rows
+        checkpoint["sums"] = self._sums
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the history up again."""
+        """Take them up again."""
         self.rows = checkpoint["history"]
+        self._sums = {name: value.to(self.device) for name, value in checkpoint["sums"].items()}
+
+    def batch(self, step: int) -> Any:
+        """The entry of ``draw`` that is the batch of a gradient step."""
+        block, place = divmod(step, DRAWN)
+        if self._block is None or self._block[0] != block:
+            generator = Generator(device=self.device)
+            generator.manual_seed(stream_seed(self.seed, "training", block))
+            self._block = block, self.draw(DRAWN, generator)
+        return self._block[1][place]
+
+    def _check(self, losses: Tensor, first: int) -> None:
+        """Add the losses of a chunk up; one that is not a number ends the training."""
+        self._add("loss", losses.sum())
+        self._add("steps", torch.full_like(losses[0], len(losses)))
+        finite = torch.isfinite(losses)
+        if not finite.all():
+            place = int((~finite).nonzero()[0])
+            block, batch = divmod(first + place, DRAWN)
+            raise FloatingPointError(
+                f"the loss became {float(losses[place])} at step {first + place} (seed {self.seed}; batch "
+                f"{batch} of those drawn with seed {stream_seed(self.seed, 'training', block)}); lower "
+                "training.learning_rate"
+            )
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums[name] + value if name in self._sums else value

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Generator, Tensor
@@ -33,6 +34,32 @@ class Segments:
     arrivals: Tensor
     anchors: Tensor
     offsets: Tensor
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Where segments are in the log, before anything is read of it; (B,) int64 each.
+
+    Attributes:
+        anchors: transition indices t.
+        offsets: k >= 1 in steps.
+        episodes: of each anchor.
+        steps_left: L, from the anchor to the end of its episode.
+    """
+
+    anchors: Tensor
+    offsets: Tensor
+    episodes: Tensor
+    steps_left: Tensor
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Draws:
+        """Every column changed alike."""
+        return Draws(*(change(getattr(self, field.name)) for field in fields(self)))
+
+    def split(self, sizes: list[int]) -> list[Draws]:
+        """Consecutive draws of the given sizes."""
+        parts = (getattr(self, field.name).split(sizes) for field in fields(self))
+        return [Draws(*columns) for columns in zip(*parts, strict=True)]
 
 
 class _LoggedFutures:
@@ -110,14 +137,21 @@ class SegmentSampler:
         self._table = torch.stack([mass, self._lengths, ends, chosen, terminated], dim=1)  # (M, 5)
 
     def sample(self, count: int, generator: Generator | None = None, per_episode: int = 1) -> Segments:
-        """Draw ``count`` segments, each of which follows the law above.
+        """Draw ``count`` segments, each of which follows the law above; see ``draw``."""
+        return self.gather(self.draw(count, generator, per_episode))
+
+    def draw(self, count: int, generator: Generator | None = None, per_episode: int = 1) -> Draws:
+        """Say where ``count`` segments are.
+
+        Most of the work is the same for a few and for thousands of segments, so training draws those of many
+        steps at once.
 
         Args:
             count: B.
             generator: of the draws.
-            per_episode: segments that share an episode; 1: all are independent. With more, some of a batch's
-                negatives come from the anchor's own episode, and to tell those from the positive the critic
-                has to know what happens in an episode, not which episode it is.
+            per_episode: consecutive segments that share an episode; 1: all are independent. With more, some
+                of a batch's negatives come from the anchor's own episode, and to tell those from the positive
+                the critic has to know what happens in an episode, not which episode it is.
         """
         # Double precision: at discount 0.999 and L = 1000 single precision visibly bends the law.
         draws = torch.rand(
@@ -142,28 +176,28 @@ class SegmentSampler:
         # Rounding can put a truncated offset one past its end; the law gives that no mass.
         within = torch.minimum(offsets, steps_left)
         offsets = torch.where(terminated > 0.0, offsets, within) if self._terminates else within
-        return self._gather(ends.long().sub_(steps_left), offsets, episodes.long(), steps_left)
+        return Draws(ends.long().sub_(steps_left), offsets, episodes.long(), steps_left)
 
     def segments(self, anchors: Tensor, offsets: Tensor) -> Segments:
         """The segments that start at the given transitions and reach ``offsets`` steps ahead, (B,) each."""
         episodes = self.transitions.episode_of(anchors)
-        return self._gather(
-            anchors, offsets, episodes, self.transitions.episode_starts[episodes + 1] - anchors
-        )
+        steps_left = self.transitions.episode_starts[episodes + 1] - anchors
+        return self.gather(Draws(anchors, offsets, episodes, steps_left))
 
-    def _gather(self, anchors: Tensor, offsets: Tensor, episodes: Tensor, steps_left: Tensor) -> Segments:
-        data = self.transitions
-        rows = anchors + episodes
-        reached = torch.minimum(offsets, steps_left)
+    def gather(self, draws: Draws) -> Segments:
+        """Read the segments from the log."""
+        data, anchors = self.transitions, draws.anchors
+        rows = anchors + draws.episodes
+        reached = torch.minimum(draws.offsets, draws.steps_left)
         observations = data.observations.index_select(0, torch.cat([rows, rows + reached]))
         return Segments(
             observations=observations[: len(rows)],
             actions=data.actions.index_select(0, anchors),
             futures=observations[len(rows) :],
-            absorbed=offsets > steps_left,
+            absorbed=draws.offsets > draws.steps_left,
             arrivals=anchors + reached - 1,
             anchors=anchors,
-            offsets=offsets,
+            offsets=draws.offsets,
         )
 
     def marginal(self) -> tuple[Tensor, Tensor]:
