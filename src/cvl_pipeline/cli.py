@@ -9,6 +9,7 @@ from kedro.config import MissingConfigException
 from kedro.framework.cli.project import run as kedro_run
 
 from cvl_pipeline.errors import InputError, causes, unknown_name
+from cvl_pipeline.launch import TrainingError
 from cvl_pipeline.pipeline_registry import register_pipelines, register_stages
 
 
@@ -26,7 +27,8 @@ class _Run(click.Command):
             raise
         except Exception as error:
             for cause in causes(error):
-                if isinstance(cause, InputError | FloatingPointError):  # the latter: training diverged
+                # Training that diverged, or lost a process, is told to a person too.
+                if isinstance(cause, InputError | FloatingPointError | TrainingError):
                     raise click.ClickException(str(cause)) from error
             if isinstance(error, ValueError | MissingConfigException) and _raised_by_kedro(error):
                 # A tag, a dataset or an environment that does not exist.

@@ -35,8 +35,8 @@ def test_its_values_order_the_actions_of_a_chain_as_the_exact_ones_do() -> None:
     module = ImplicitQLearning(transitions, rewards, split, normalisation, parameters(1500), seed=0)
     optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
     generator = Generator().manual_seed(0)
-    for _ in range(600):
-        loss, _ = module.training_loss(generator)
+    for batch in module.draw(600, generator):
+        loss, _ = module.training_loss(batch)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -54,7 +54,7 @@ def test_each_loss_reaches_its_own_network_alone() -> None:
         transitions, make_rewards(transitions), split_episodes(transitions, 0.3, 0),
         identity_normalisation(transitions), parameters(4), seed=0,
     )  # fmt: skip
-    loss, _ = module.training_loss(Generator().manual_seed(0))
+    loss, _ = module.training_loss(module.draw(1, Generator().manual_seed(0))[0])
     loss.backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is None for p in module.target_q.parameters())
     for network in (module.q, module.v, module.actor):

@@ -119,9 +119,11 @@ def test_extraction_gives_every_objective_what_it_needs_and_cloning_needs_nothin
     readout = value_readout.read_out(critic, data, labels, split, readout_parameters(), 0)
     parameters = policy_parameters(objective=objective)
     policy, history = policy_extraction.extract(
-        critic, readout, data, labels, split, normalisation, parameters, 0, tmp_path
+        critic, readout, data, labels, split, normalisation, parameters, 0, tmp_path, tmp_path
     )
-    clone, clone_history = policy_extraction.clone(data, split, normalisation, parameters, 0, tmp_path)
+    clone, clone_history = policy_extraction.clone(
+        data, split, normalisation, parameters, 0, tmp_path, tmp_path
+    )
     actor = CategoricalActor if discrete else GaussianActor
     assert isinstance(policy, BestOfN if objective == "best_of_n" else actor)
     assert isinstance(clone, actor)

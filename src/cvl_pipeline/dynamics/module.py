@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from cvl_pipeline.dynamics.losses import contrastive_loss, contrastive_metrics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
+from cvl_pipeline.training.callbacks import BestWeights
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.processes import gather, own_share
@@ -128,6 +129,7 @@ def train_dynamics(
     parameters: DynamicsParameters,
     seed: int,
     checkpoints: Path | None = None,
+    logs: Path | None = None,
     observer: Observer | None = None,
 ) -> tuple[ContrastiveCritic, pd.DataFrame]:
     """Train a contrastive critic on transitions alone.
@@ -139,6 +141,7 @@ def train_dynamics(
         parameters: the stage's.
         seed: of the initial weights and the batches.
         checkpoints: folder that unfinished training is kept in and resumed from.
+        logs: folder of metrics.csv and other logs.
         observer: is shown every training batch; it is not resumed, so give it no checkpoints.
 
     Returns:
@@ -150,5 +153,7 @@ def train_dynamics(
         description="Training the contrastive critic",
         checkpoints=checkpoints,
         fingerprint=run_fingerprint(parameters, seed, transitions, split, normalisation),
+        logs=logs,
+        best=BestWeights(parameters.keep, parameters.patience),
     )
     return module.critic.cpu().eval(), history

@@ -269,6 +269,7 @@ def train_policy(
     parameters: PolicyParameters,
     seed: int,
     checkpoints: Path | None = None,
+    logs: Path | None = None,
     *,
     q: QFunction | None = None,
     labels: Rewards | None = None,
@@ -282,6 +283,7 @@ def train_policy(
         parameters: the stage's.
         seed: of the initial weights and the batches.
         checkpoints: folder that unfinished training is kept in and resumed from.
+        logs: folder of metrics.csv and other logs.
         q: needed by every objective but ``bc``.
         labels: rewards of all transitions, needed by ``published`` alone.
 
@@ -299,6 +301,7 @@ def train_policy(
         fingerprint=run_fingerprint(
             parameters, seed, transitions, split, normalisation, *((q.critic, q.readout) if q else ()), labels
         ),
+        logs=logs,
     )
     actor = module.actor.cpu().eval()
     if parameters.objective != "best_of_n" or q is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cvl_pipeline.dynamics.module import train_dynamics
+from cvl_pipeline import launch
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.pipelines import plots
@@ -21,9 +21,11 @@ def train(
     parameters: DynamicsParameters,
     seed: int,
     checkpoints: Path,
+    logs: Path,
 ) -> tuple[ContrastiveCritic, pd.DataFrame]:
     """Train the contrastive critic on transitions alone."""
-    return train_dynamics(transitions, split, normalisation, parameters, seed, checkpoints)
+    inputs = {"transitions": transitions, "split": split, "normalisation": normalisation}
+    return launch.train("dynamics", parameters, seed, checkpoints, logs, inputs)
 
 
 def report(history: pd.DataFrame) -> dict[str, float]:

@@ -18,6 +18,7 @@ def create_pipeline() -> Pipeline:
                     "params:contrastive_dynamics",
                     "params:seed",
                     "dynamics_checkpoints",
+                    "dynamics_logs",
                 ],
                 ["critic", "dynamics_history"],
                 name="train",

@@ -8,11 +8,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import nn
 
+from cvl_pipeline import launch
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.pipelines import plots
-from cvl_pipeline.policies.module import train_policy
 from cvl_pipeline.policies.parameters import PolicyParameters
-from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout
 from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
 
@@ -27,12 +26,14 @@ def extract(
     parameters: PolicyParameters,
     seed: int,
     checkpoints: Path,
+    logs: Path,
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Extract a policy from the frozen critic."""
-    return train_policy(
-        transitions, split, normalisation, parameters, seed, checkpoints,
-        q=QFunction(critic, readout), labels=labels,
-    )  # fmt: skip
+    inputs = {
+        "transitions": transitions, "split": split, "normalisation": normalisation, "labels": labels,
+        "critic": critic, "readout": readout,
+    }  # fmt: skip
+    return launch.train("policy", parameters, seed, checkpoints, logs, inputs)
 
 
 def clone(
@@ -42,10 +43,12 @@ def clone(
     parameters: PolicyParameters,
     seed: int,
     checkpoints: Path,
+    logs: Path,
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Clone the behaviour: same data, network and gradient steps, no critic."""
     control = parameters.model_copy(update={"objective": "bc"})
-    return train_policy(transitions, split, normalisation, control, seed, checkpoints)
+    inputs = {"transitions": transitions, "split": split, "normalisation": normalisation}
+    return launch.train("policy", control, seed, checkpoints, logs, inputs)
 
 
 def plot(policy_history: pd.DataFrame, bc_history: pd.DataFrame) -> Figure:
