@@ -13,6 +13,7 @@ from cvl_pipeline.pipeline_registry import register_pipelines, register_stages
 from cvl_pipeline.settings import CONFIG_LOADER_ARGS
 
 CONF = Path(__file__).parents[2] / "conf"
+FOLDERS = ("_checkpoints", "_logs")
 LAYERS = {
     "01_raw": "raw",
     "02_intermediate": "intermediate",
@@ -50,7 +51,7 @@ def test_there_are_five_stages_in_the_order_that_data_flows() -> None:
     made: set[str] = set()
     for stage, pipeline in stages.items():
         needed = {name for name in pipeline.inputs() if not name.startswith("params:")}
-        assert {name for name in needed if not name.endswith("_checkpoints")} <= made, stage
+        assert {name for name in needed if not name.endswith(FOLDERS)} <= made, stage
         made |= pipeline.all_outputs()
 
 
@@ -60,9 +61,9 @@ def test_the_default_pipeline_is_all_stages() -> None:
     assert {node.name for node in pipelines["__default__"].nodes} == {
         node.name for stage in register_stages().values() for node in stage.nodes
     }
-    # Nothing but parameters and folders for unfinished work has to be there.
+    # Nothing but parameters and folders for unfinished work and logs has to be there.
     for name in pipelines["__default__"].inputs():
-        assert name.startswith("params:") or name.endswith("_checkpoints")
+        assert name.startswith("params:") or name.endswith(FOLDERS)
 
 
 def test_nodes_carry_the_namespace_and_the_tag_of_their_stage() -> None:
@@ -83,6 +84,7 @@ def test_the_dynamics_read_nothing_that_holds_a_reward() -> None:
         "params:contrastive_dynamics",
         "params:seed",
         "dynamics_checkpoints",
+        "dynamics_logs",
         "dynamics_history",
     }
     # Upstream of the critic, the rewards are made beside the transitions and go elsewhere.
@@ -102,7 +104,7 @@ def test_what_follows_from_a_reward_is_filed_under_it_and_nothing_else_is() -> N
             follows |= set(node.outputs)
     assert {"labels", "readout", "policy", "metrics", "rollouts", "bc_rollouts"} <= follows
     assert not follows & {"critic", "bc_policy", "bc_rollout_transitions", "bc_rollout_rewards"}
-    assert moved == follows | {"policy_checkpoints"}
+    assert moved == follows | {"policy_checkpoints", "policy_logs"}
 
 
 def test_rollouts_are_scored_by_the_reward_in_force_without_the_simulator() -> None:
