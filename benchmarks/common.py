@@ -15,14 +15,22 @@ PROJECT = Path(__file__).parents[1]
 RESULTS = PROJECT / "benchmarks/results"
 
 
-def defaults(stage: str) -> dict[str, Any]:
-    """The pipeline's default parameters of a stage."""
-    files = (PROJECT / "conf/base").glob("parameters*.yml")
+def defaults(stage: str, environment: str | None = None) -> dict[str, Any]:
+    """The pipeline's default parameters of a stage, or those of an environment, a folder of conf/."""
     merged: dict[str, Any] = {}
-    for file in files:
-        merged |= yaml.safe_load(file.read_text())
+    for folder in filter(None, ["base", environment]):
+        for file in sorted((PROJECT / "conf" / folder).glob("parameters*.yml")):
+            merged = _merged(merged, yaml.safe_load(file.read_text()))
     values: dict[str, Any] = merged[stage]
     return values
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Field by field, as the configuration loader does it."""
+    return base | {
+        name: _merged(base[name], value) if isinstance(value, dict) and name in base else value
+        for name, value in changes.items()
+    }
 
 
 def machine() -> str:

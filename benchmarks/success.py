@@ -1,10 +1,11 @@
-"""Success of CVL, BC, IQL and the behaviour data on Meta-World tasks: the table of docs/benchmarks.md.
+"""Success of CVL, BC, IQL and the behaviour data in simulators: the tables of docs/benchmarks.md.
 
 CVL and BC come from whole ``kedro run``s, so the numbers are those that a user gets; IQL is trained on the
 artifacts of the same run, for as many gradient steps as critic and policy together, and evaluated on the same
 goals. The default seeds were never used while settings were tuned (docs/tuning.md).
 
     python -m benchmarks.success --tasks reach-v3 door-open-v3 push-v3 drawer-close-v3 --seeds 10 11 12
+    python -m benchmarks.success --env pointmaze --tasks PointMaze_Medium-v3
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from numpy.typing import NDArray
 from benchmarks.common import PROJECT, RESULTS, defaults, machine
 from benchmarks.iql import IQLParameters, train_iql
 from cvl_pipeline.artifacts import load_artifact
-from cvl_pipeline.rollouts.evaluation import evaluate_metaworld, rollout_table
+from cvl_pipeline.rollouts.evaluation import evaluate, rollout_table
+from cvl_pipeline.rollouts.parameters import EvaluationParameters
+from cvl_pipeline.sources.parameters import DatasetParameters
+from cvl_pipeline.sources.simulators import make_environment
 from cvl_pipeline.training.parameters import TrainingParameters
 
 POLICIES = {"cvl": "rollouts", "iql": "iql_rollouts", "bc": "bc_rollouts", "behaviour": "episodes"}
@@ -39,9 +43,9 @@ def table_path(table: str, task: str, seed: int) -> Path:
     return PROJECT / f"data/{layer}/{task}/seed_{seed}/{table}.parquet"
 
 
-def iql_parameters() -> IQLParameters:
+def iql_parameters(env: str | None) -> IQLParameters:
     """The published settings, with the pipeline's networks, batch and gradient steps."""
-    critic, policy = defaults("contrastive_dynamics"), defaults("policy_extraction")
+    critic, policy = defaults("contrastive_dynamics", env), defaults("policy_extraction", env)
     steps = critic["training"]["steps"] + policy["training"]["steps"]
     return IQLParameters(
         discount=0.99, expectile=0.7, beta=3.0, max_weight=100.0, target_rate=0.005, scale_advantage=False,
@@ -50,7 +54,7 @@ def iql_parameters() -> IQLParameters:
     )  # fmt: skip
 
 
-def run_iql(task: str, seed: int) -> None:
+def run_iql(task: str, seed: int, env: str | None) -> None:
     """Train IQL on the run's own artifacts and tabulate its rollouts beside the others."""
     folder = f"{task}/seed_{seed}"
     transitions, rewards, split, normalisation = (
@@ -62,21 +66,24 @@ def run_iql(task: str, seed: int) -> None:
             ("02_intermediate", "normalisation"),
         )
     )
-    actor = train_iql(transitions, rewards, split, normalisation, iql_parameters(), seed)
-    episodes, steps = defaults("evaluation")["episodes"], defaults("dataset")["episode_steps"]
-    recorded = evaluate_metaworld(
-        actor, task, episodes=episodes, episode_steps=steps, seed=seed, workers=None, name="IQL"
-    )
+    actor = train_iql(transitions, rewards, split, normalisation, iql_parameters(env), seed)
+    dataset = DatasetParameters(**defaults("dataset", env) | {"task": task})
+    evaluation = EvaluationParameters(**defaults("evaluation", env))
+    recorded = evaluate(
+        actor, make_environment(dataset, evaluation),
+        episodes=evaluation.episodes, seed=seed, workers=None, name="IQL",
+    )  # fmt: skip
     rollout_table(*recorded, seed).to_parquet(table_path("iql_rollouts", task, seed))
 
 
-def run(task: str, seed: int, params: str, keep: bool) -> float | None:
+def run(task: str, seed: int, env: str | None, params: str, keep: bool) -> float | None:
     """Run the pipeline for one task and seed; seconds, or None if its results are kept."""
     if keep and all(table_path(table, task, seed).exists() for table in POLICIES.values()):
         return None
     command = [
         str(Path(sys.executable).with_name("kedro")),
         "run",
+        *(["--env", env] if env else []),
         "--params",
         ",".join(filter(None, [f"dataset.task={task},seed={seed}", params])),
     ]
@@ -84,7 +91,7 @@ def run(task: str, seed: int, params: str, keep: bool) -> float | None:
     start = time.perf_counter()
     subprocess.run(command, cwd=PROJECT, check=True)
     seconds = time.perf_counter() - start
-    run_iql(task, seed)
+    run_iql(task, seed, env)
     return seconds
 
 
@@ -166,6 +173,7 @@ def main() -> None:
     parser.add_argument(
         "--tasks", nargs="+", default=["reach-v3", "door-open-v3", "push-v3", "drawer-close-v3"]
     )
+    parser.add_argument("--env", help="a folder of conf/, such as pointmaze, whose settings differ")
     parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12])
     parser.add_argument("--params", default="", help="more kedro --params, such as evaluation.episodes=100")
     parser.add_argument(
@@ -173,7 +181,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     seconds = [
-        run(task, seed, arguments.params, arguments.keep)
+        run(task, seed, arguments.env, arguments.params, arguments.keep)
         for task in arguments.tasks
         for seed in arguments.seeds
     ]
@@ -187,7 +195,8 @@ def main() -> None:
         "success": summary,
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "success.json").write_text(json.dumps(record, indent=2) + "\n")
+    name = f"success_{arguments.env}" if arguments.env else "success"
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     print(table(summary, arguments.tasks))  # noqa: T201
 
 

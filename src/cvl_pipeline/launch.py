@@ -2,8 +2,8 @@
 
 A Lightning trainer inside ``kedro run`` cannot start other processes without running the whole pipeline in
 each, so training by several processes goes through torchrun: its inputs are saved as artifacts, every process
-(``python -m cvl_pipeline.launch FOLDER``) reads them and trains its share, and the first saves the results, to
-be read back here. With one process, training stays in this one.
+(``python -m cvl_pipeline.launch FOLDER``) reads them and trains its share, and the first saves the results,
+which are read back here. With one process, training stays in this one.
 """
 
 from __future__ import annotations
