@@ -73,8 +73,8 @@ class Slope(OfflineModule):
         super().__init__(training, 0)
         self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.trained_parameters(), lr=1.0)
+    def make_optimizer(self, values: torch.nn.Parameter) -> torch.optim.Optimizer:
+        return torch.optim.SGD([values], lr=1.0)
 
     def draw(self, batches: int, generator: Generator) -> list[None]:
         return [None] * batches

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from cvl_pipeline.training.parameters import TrainingParameters
-from cvl_pipeline.training.processes import average, average_gradients
+from cvl_pipeline.training.processes import average
 from cvl_pipeline.training.seeds import stream_seed
 
 CHUNK = 25
@@ -60,10 +60,13 @@ class OfflineModule(lightning.LightningModule):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over the trained parameters, all of them in one pass."""
-        return torch.optim.Adam(
-            self.trained_parameters(), lr=self.training_parameters.learning_rate, fused=True
-        )
+        """The optimiser of the trained parameters, which become parts of one vector."""
+        self._vector = _Vector(self.trained_parameters())
+        return self.make_optimizer(self._vector.values)
+
+    def make_optimizer(self, values: torch.nn.Parameter) -> torch.optim.Optimizer:
+        """Adam."""
+        return torch.optim.Adam([values], lr=self.training_parameters.learning_rate, fused=True)
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step: from the parameter's value down to zero along half a cosine."""
@@ -84,15 +87,12 @@ class OfflineModule(lightning.LightningModule):
         """Take the gradient steps of one chunk."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
-        trained = self.trained_parameters()
         first = self.global_step
         in_interval = self.interval - first % self.interval
         losses = []
         for step in range(first, min(first + min(CHUNK, in_interval), self.training_parameters.steps)):
             loss, metrics = self.training_loss(self.batch(step))
-            optimizer.zero_grad(set_to_none=True)
-            self.manual_backward(loss)
-            average_gradients(trained)
+            self._vector.differentiate(loss)
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate(step)
             optimizer.step()
@@ -154,3 +154,23 @@ class OfflineModule(lightning.LightningModule):
 
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+
+class _Vector:
+    """Parameters as views of one vector: one tensor to step and to average, whatever their number.
+
+    For networks that take milliseconds, the optimiser's bookkeeping of twenty tensors costs as much as its
+    arithmetic.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._sizes = [parameter.numel() for parameter in parameters]
+        self.values = torch.nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
+        for parameter, part in zip(parameters, torch.split(self.values.detach(), self._sizes), strict=True):
+            parameter.data = part.view_as(parameter)
+
+    def differentiate(self, loss: Tensor) -> None:
+        """Make the gradient of the loss, the mean over processes, that of the vector."""
+        gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
+        self.values.grad = average(torch.cat([gradient.flatten() for gradient in gradients]))

@@ -7,7 +7,6 @@ those of all of them together. Without a process group, each of these functions 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ def own_share(values: Tensor) -> Tensor:
 def gather(values: Tensor) -> Tensor:
     """The rows of all processes, in their order, (B / processes, ...) -> (B, ...); differentiable.
 
-    Where every process goes on to compute the loss of the whole batch, ``average_gradients`` then gives each
+    Where every process goes on to compute the loss of the whole batch, the ``average`` of their gradients is
     the gradient of that loss.
     """
     if world_size() == 1:
@@ -51,7 +50,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         # Each process holds the gradient with respect to all rows, and passes on that of its own; the sum
-        # over processes is the whole, which the mean of average_gradients has divided by their number.
+        # over processes is the whole, which the average has divided by their number.
         return own_share(gradients[0]) * world_size()
 
 
@@ -62,17 +61,6 @@ def average(values: Tensor) -> Tensor:
         distributed.all_reduce(values)
         values /= world_size()
     return values
-
-
-def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace every gradient by its mean over processes, in one message."""
-    if world_size() == 1:
-        return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    message = average(torch.cat([gradient.flatten() for gradient in gradients]))
-    sizes = [gradient.numel() for gradient in gradients]
-    for gradient, part in zip(gradients, torch.split(message, sizes), strict=True):
-        gradient.copy_(part.reshape(gradient.shape))
 
 
 def any_of(flag: bool, device: torch.device) -> bool:
