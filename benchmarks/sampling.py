@@ -109,8 +109,9 @@ def rate_of_items(path: Path, batch: int, batches: int = 40) -> float:
     """Segments per second of the DataLoader, in this process."""
     transitions = load_artifact(path, "transitions")
     items = Items(transitions, defaults("contrastive_dynamics")["discount"])
-    loader = iter(DataLoader(items, batch_size=batch, sampler=_Uniform(len(items), batch * (batches + 1))))
-    next(loader)
+    loader = iter(DataLoader(items, batch_size=batch, sampler=_Uniform(len(items), 2 * batch * batches)))
+    for _ in range(batches):  # to warm up
+        next(loader)
     start = time.perf_counter()
     for _ in range(batches):
         next(loader)
