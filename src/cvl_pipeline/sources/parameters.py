@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cvl_pipeline.sources.files import Columns
+from cvl_pipeline.sources.columns import Columns
 from cvl_pipeline.training.parameters import Floats, Strict
 
 METAWORLD_STEPS = 500
