@@ -16,6 +16,7 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.columns import Columns
 from cvl_pipeline.sources.files import load_file
 from cvl_pipeline.trajectories.container import Rewards, Transitions
+from tests.builders import slices
 
 Array = NDArray[Any]
 Log = dict[str, Array]
@@ -27,6 +28,12 @@ TABLES = ("log.parquet", "log.csv", "log.csv.gz")
 SMALL: dict[str, Any] = {
     "observations": "x", "actions": "u", "rewards": None, "successes": None, "next_observations": None,
     "terminated": "end", "truncated": None,
+}  # fmt: skip
+# What ``groups_of`` calls things.
+GROUPS: dict[str, Any] = {
+    "groups": "data/demo_*", "observations": "obs/place obs/rest", "actions": "actions",
+    "rewards": "rewards", "successes": None, "terminated": "dones", "truncated": None,
+    "next_observations": None,
 }  # fmt: skip
 
 
@@ -73,8 +80,35 @@ def write(path: Path, log: Log) -> Path:
     return path
 
 
+def groups_of(data: Transitions, rewards: Rewards) -> dict[str, Log]:
+    """A group for each episode: T + 1 observations in two arrays, T of everything else."""
+    groups = {}
+    for number, episode in enumerate(slices(data)):
+        observations, flags = episode["observations"].numpy(), np.zeros(len(episode["index"]), dtype=bool)
+        flags[-1] = episode["terminated"]
+        groups[f"data/demo_{number}"] = {
+            "obs/place": observations[:, :1],
+            "obs/rest": observations[:, 1:],
+            "actions": episode["actions"].numpy(),
+            "rewards": rewards.rewards[episode["index"]].numpy(),
+            "dones": flags,
+        }
+    return groups
+
+
+def write_groups(path: Path, groups: dict[str, Log]) -> Path:
+    """An HDF5 file of groups, written in the order given."""
+    with h5py.File(path, "w") as file:
+        for group, arrays in groups.items():
+            file.create_group(group)
+            for name, values in arrays.items():
+                file[f"{group}/{name}"] = values
+    return path
+
+
 def mapping(**changes: Any) -> Columns:
     values: dict[str, Any] = {
+        "groups": None,
         "observations": "observation",
         "actions": "action",
         "rewards": "reward",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -18,15 +19,19 @@ from cvl_pipeline.trajectories.validation import validate_rewards, validate_tran
 from tests.builders import labelled_transitions, make_rewards, make_transitions, slices
 from tests.sources.rows import (
     ARRAYS,
+    GROUPS,
     SMALL,
     TABLES,
+    Array,
     Log,
     assert_equal,
+    groups_of,
     log_of,
     mapping,
     mapping_of,
     refusal,
     write,
+    write_groups,
 )
 
 
@@ -241,3 +246,138 @@ def test_next_observations_that_were_rounded_pass(npz: Callable[..., Path]) -> N
     following = log_of(data, make_rewards(data))["next"]
     assert len(load_file(npz(next=following.round(4)), mapping())[0]) == 4
     assert "starts from" in refusal(npz(next=following.round(1)))
+
+
+# --- A group for each episode ----------------------------------------------------------------------------
+
+
+@settings(max_examples=20)
+@given(episodes=_episodes())
+def test_groups_are_loaded_as_the_episodes_they_are(episodes: tuple[Transitions, Rewards]) -> None:
+    data, rewards = episodes[0], Rewards(episodes[1].rewards, torch.zeros(len(episodes[0]), dtype=torch.bool))
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_groups(Path(folder, "log.h5"), groups_of(data, rewards))
+        assert_equal(load_file(path, mapping(**GROUPS)), (data, rewards))
+
+
+def test_groups_come_in_natural_order_and_a_star_stays_within_a_part_of_the_path(tmp_path: Path) -> None:
+    data = labelled_transitions([1] * 12, [False] * 12)
+    groups = groups_of(data, make_rewards(data))  # HDF5 itself sorts demo_10 before demo_2
+    others = {"data/demo_2/demo_3": groups["data/demo_3"], "demo_1": groups["data/demo_1"], "data/mask": {}}
+    path = write_groups(tmp_path / "log.h5", groups | others)
+    for pattern in ("data/demo_*", "/data/demo_*/", "*/demo_?*"):
+        found, _ = load_file(path, mapping(**GROUPS | {"groups": pattern}))
+        assert found.observations[::2, 0].tolist() == list(range(12))
+    found, _ = load_file(path, mapping(**GROUPS | {"groups": "data/demo_7"}))
+    assert found.observations[:, 0].tolist() == [7, 7]
+
+
+def test_without_the_last_observation_a_truncated_group_loses_its_last_step(tmp_path: Path) -> None:
+    data = labelled_transitions([3, 3, 1], [True, False, False])
+    groups = groups_of(data, make_rewards(data))
+    for log in groups.values():
+        log |= {name: log[name][:-1] for name in ("obs/place", "obs/rest")}
+    found, _ = load_file(write_groups(tmp_path / "log.h5", groups), mapping(**GROUPS))
+    assert found.lengths.tolist() == [3, 2]
+    assert found.terminated.tolist() == [True, False]
+    assert found.observations[:, 1].tolist() == [0, 1, 2, 2, 0, 1, 2]
+
+
+def test_next_observations_of_groups_say_where_the_last_action_led(tmp_path: Path) -> None:
+    data = labelled_transitions([3, 2], [False, False])
+    groups = groups_of(data, make_rewards(data))
+    for log in groups.values():
+        log |= {f"next_{name}": log[name][1:].copy() for name in ("obs/place", "obs/rest")}
+        log |= {name: log[name][:-1] for name in ("obs/place", "obs/rest")}
+    columns = mapping(**GROUPS | {"observations": "obs/*", "next_observations": "next_obs/*"})
+    path = write_groups(tmp_path / "log.h5", groups)
+    found, _ = load_file(path, columns)
+    assert torch.equal(found.observations, data.observations)
+    groups["data/demo_1"]["next_obs/rest"][0] = 9.0
+    text = refusal(write_groups(path, groups), columns)
+    assert "group 'data/demo_1': dataset.columns.next_observations is 9 at row 0 (the first is 0)" in text
+
+
+def test_discrete_actions_of_groups_count_over_all_of_them(tmp_path: Path) -> None:
+    data = labelled_transitions([2, 2], [False, False])
+    groups = groups_of(data, make_rewards(data))
+    for number, log in enumerate(groups.values()):
+        log["actions"] = np.array([0, 2 * number])
+    found, _ = load_file(
+        write_groups(tmp_path / "log.h5", groups), mapping(**GROUPS | {"discrete": True, "rewards": None})
+    )
+    assert found.actions.argmax(1).tolist() == [0, 0, 0, 2]
+    assert found.actions.shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "columns", "parts"),
+    [
+        ("actions", lambda a: a[:-1], {},
+         ["array 'obs/place' (dataset.columns.observations): 4 rows, but 'actions' has 2", "one more of"]),
+        ("obs/rest", lambda a: a[:-1], {}, ["array 'obs/rest'", "3 rows, but 'obs/place' has 4"]),
+        ("rewards", lambda a: np.append(a, 0), {}, ["array 'rewards'", "4 rows, but 'actions' has 3"]),
+        ("rewards", lambda a: a * np.nan, {}, ["array 'rewards'", "nan at row 0 (the first is 0)", "repair"]),
+        ("actions", lambda a: a[:, :1], {}, ["dataset.columns.actions are 1 numbers a row, but 2 in",
+                                             "group 'data/demo_0'; every group needs the same"]),
+        ("dones", lambda a: ~a, {}, ["array 'dones' (dataset.columns.terminated): set at row 0",
+                                     "the group, which is one episode, goes on", "to null"]),
+        ("dones", lambda a: ~a, {"truncated": "dones", "terminated": None}, ["dataset.columns.truncated"]),
+        ("obs/place", lambda a: a[:-1], {"observations": "obs/place"},
+         ["say nothing of where it led", "group 'data/demo_0' they say where the last action led", "one"]),
+        ("obs/place", None, {"observations": "obs/*"}, ["differ in 'obs/place'", "that every group has"]),
+        ("obs/place", None, {}, ["no array 'obs/place'", "there is actions, dones, obs/rest, rewards"]),
+        ("actions", lambda a: a + 9, {}, ["action 9", "at row", "lies outside [-1, 1]"]),
+    ],
+)  # fmt: skip
+def test_a_faulty_group_is_refused_by_its_name(
+    tmp_path: Path, name: str, change: Callable[[Array], Array] | None, columns: Log, parts: list[str]
+) -> None:
+    data = make_transitions([2, 3, 2], [False] * 3)
+    groups = groups_of(data, make_rewards(data))
+    values = groups["data/demo_1"].pop(name)
+    groups["data/demo_1"] |= {} if change is None else {name: change(values)}
+    path = write_groups(tmp_path / "log.h5", groups)
+    text = refusal(path, mapping(**GROUPS | columns), action_low=(-1.0, -1.0), action_high=(1.0, 1.0))
+    for part in ["log.h5, group 'data/demo_1': ", *parts]:
+        assert part in text
+
+
+def test_last_observations_and_next_observations_both_are_refused(tmp_path: Path) -> None:
+    data = make_transitions([2, 3], [False] * 2)
+    path = write_groups(tmp_path / "log.h5", groups_of(data, make_rewards(data)))
+    columns = GROUPS | {"observations": "obs/place", "next_observations": "actions"}
+    assert "set dataset.columns.next_observations to null" in refusal(path, mapping(**columns))
+
+
+def test_damage_within_a_group_is_refused_with_its_name(tmp_path: Path) -> None:
+    data = make_transitions([2, 3], [False] * 2)
+    groups = groups_of(data, make_rewards(data))
+    actions = groups["data/demo_1"].pop("actions")
+    path = write_groups(tmp_path / "log.h5", groups)
+    with h5py.File(path, "a") as file:
+        stored = file.create_dataset("data/demo_1/actions", data=actions, chunks=True, fletcher32=True)
+        start = stored.id.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    content[start] ^= 255
+    path.write_bytes(content)
+    assert "log.h5, group 'data/demo_1', 'actions': cannot be read" in refusal(path, mapping(**GROUPS))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "part"), [("data/deme_*", "did you mean"), ("x", "there is data, data/")]
+)
+def test_groups_that_do_not_exist_are_refused_with_those_that_do(
+    tmp_path: Path, pattern: str, part: str
+) -> None:
+    data = make_transitions([2, 3], [False] * 2)
+    path = write_groups(tmp_path / "log.h5", groups_of(data, make_rewards(data)))
+    text = refusal(path, mapping(**GROUPS | {"groups": pattern}))
+    assert f"no group matches '{pattern}' (dataset.columns.groups)" in text
+    assert part in text
+
+
+@pytest.mark.parametrize("name", ["log.npz", "log.csv"])
+def test_only_hdf5_has_groups(tmp_path: Path, log: Log, name: str) -> None:
+    text = refusal(write(tmp_path / name, log), mapping_of(name, groups="*"))
+    assert "no group matches '*' (dataset.columns.groups); there is nothing; null if the log has none" in text

@@ -13,11 +13,13 @@ from cvl_pipeline.sources.parameters import DatasetParameters
 from cvl_pipeline.trajectories.container import Rewards, Transitions
 from tests.builders import DATASET
 from tests.sources import logs
+from tests.sources.rows import GROUPS
 
 COLUMNS: dict[str, Any] = DATASET["columns"] | {
     "observations": "obs_*", "actions": "act_*", "next_observations": "next_*", "rewards": "reward",
     "terminated": "fell", "truncated": None, "episode": "episode",
 }  # fmt: skip
+DEMOS: dict[str, Any] = DATASET["columns"] | GROUPS
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,10 @@ def test_every_format_gives_the_same_episodes_back(written: tuple[Path, Transiti
         {"source": "minari", "task": logs.MINARI_ID, "path": str(folder / "minari")},
         {
             "source": "files", "path": str(folder / "hopper.csv"), "columns": COLUMNS,
+            "action_low": "-1 -1 -1", "action_high": "1 1 1",
+        },
+        {
+            "source": "files", "path": str(folder / "demos.hdf5"), "columns": DEMOS,
             "action_low": "-1 -1 -1", "action_high": "1 1 1",
         },
     ):  # fmt: skip

@@ -123,7 +123,11 @@ def test_a_faulty_table_is_refused_by_column_row_and_value(
         ({"observation": np.ones((4, 0))}, "'observation' (dataset.columns.observations): has shape (4, 0)"),
         ({"observation": np.float32(1)}, "is a single value"),
         ({"observation": np.ones((0, 3))}, "has no row"),
-        ({"action": np.ones((5, 2))}, "'action' (dataset.columns.actions): 5 rows, but 'observation' has 4"),
+        (
+            {"action": np.ones((5, 2))},
+            "'observation' (dataset.columns.observations): 4 rows, but 'action' has 5; one row a step",
+        ),
+        ({"reward": np.ones(5)}, "'reward' (dataset.columns.rewards): 5 rows, but 'action' has 4"),
         ({"reward": np.ones((4, 2))}, "'reward' (dataset.columns.rewards): 2 numbers a row"),
         ({"reward": np.array([0, 1, np.nan, 3])}, "'reward' (dataset.columns.rewards): nan at row 2"),
         (

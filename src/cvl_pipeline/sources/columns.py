@@ -28,11 +28,14 @@ class Columns(Strict):
 
     Several names, and what a pattern such as ``obs_*`` matches (``obs_2`` before ``obs_10``), are laid side
     by side. A string is split at blanks.
+
+    With ``groups``, each group of the file is one episode, and all other names are paths within a group.
     """
 
     model_config = ConfigDict(coerce_numbers_to_str=True)  # a column may be called 0
 
-    observations: Names  # what the action of the row was chosen from
+    groups: Name | None  # HDF5: one episode each, such as data/demo_*, in natural order; null: one table
+    observations: Names  # what the action of the row was chosen from; in groups, one row more: where it ended
     actions: Names  # what was done then, as the environment executed it
     rewards: Name | None  # what the action of the row earned; null: the log has none
     successes: Name | None  # flag: the task counts as solved after the row; null: never
@@ -46,8 +49,10 @@ class Columns(Strict):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Columns:
-        if self.episode is None and self.terminated is None and self.truncated is None:
-            raise ValueError("one of episode, terminated and truncated must say where episodes end")
+        if self.groups is not None and self.episode is not None:
+            raise ValueError("groups and episode both say which rows are an episode; set one of them to null")
+        if {self.groups, self.episode, self.terminated, self.truncated} == {None}:
+            raise ValueError("one of groups, episode, terminated and truncated must say where episodes end")
         if self.terminated is not None and self.terminated == self.truncated:
             raise ValueError(
                 f"terminated and truncated are both '{self.terminated}', but an episode ends by one of them"
@@ -57,8 +62,8 @@ class Columns(Strict):
         return self
 
     def named(self) -> dict[str, tuple[str, ...]]:
-        """The names that each field gives, fields that are null left out."""
-        values = {field: getattr(self, field) for field in type(self).model_fields}
+        """The names of columns that each field gives, fields that are null left out."""
+        values = {field: getattr(self, field) for field in type(self).model_fields if field != "groups"}
         return {
             field: (value,) if isinstance(value, str) else value
             for field, value in values.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ def load_file(
 ) -> tuple[Transitions, Rewards]:
     """Read a log that has one row a step, by its suffix: .hdf5, .h5, .npz, .parquet, .csv or .csv.gz.
 
+    The file is one table of all episodes, or with ``columns.groups`` one group an episode.
+
     An episode ends where ``episode`` changes and after every row that is flagged; an end that no flag
-    explains is a truncation, the end of the file too. What becomes of an episode's last step is told at
-    ``episodes_from_steps``.
+    explains is a truncation, the end of the file or group too. What becomes of an episode's last
+    step is told at ``episodes_from_steps``.
 
     Args:
         path: the file; nothing in it is ever unpickled.
@@ -45,21 +48,111 @@ def load_file(
         InputError: whatever is wrong with the file, its columns or the bounds, by name, row and value.
     """
     with open_table(path) as table:
-        steps = _read_steps(table, columns)
-    bounds = _action_bounds(table.file, steps, action_low, action_high)
+        tables = [table] if columns.groups is None else table.groups(columns.groups)
+        _check_same_arrays(tables, columns)
+        log = _join([part.file for part in tables], [_read_steps(part, columns) for part in tables])
+    if columns.next_observations is not None:
+        _check_continuity(log)
+    steps = log.steps
+    if columns.discrete:
+        place = table.place("actions", columns.actions[0])
+        steps = replace(steps, actions=_one_hot(steps.actions[:, 0], columns.action_count, place))
+    bounds = _action_bounds(replace(log, steps=steps), table.file, action_low, action_high)
     return episodes_from_steps(steps, table.file, bounds)
 
 
+@dataclass(frozen=True)
+class _Log:
+    """The steps of one or more tables end to end.
+
+    Attributes:
+        steps: N of them.
+        files: how errors name each table.
+        starts: (P,) int64, first row of each table.
+    """
+
+    steps: Steps
+    files: list[str]
+    starts: Array
+
+    def locate(self, row: int) -> tuple[str, str]:
+        """How errors name the table of a row, and the row within it."""
+        part = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.files[part], place_of_row(row - int(self.starts[part]))
+
+
+def _check_same_arrays(tables: list[Table], columns: Columns) -> None:
+    """Refuse groups in which a pattern stands for different arrays: dimensions would change their meaning."""
+    first = tables[0]
+    for field in columns.named():
+        expected = first.choose(field, columns)
+        for table in tables[1:]:
+            found = table.choose(field, columns)
+            if found != expected:
+                odd = sorted({*found} ^ {*expected})[0]
+                raise InputError(
+                    f"{table.file}: dataset.columns.{field} and {first.file} differ in '{odd}', which one of "
+                    "them lacks; name arrays that every group has"
+                )
+
+
+def _join(files: list[str], parts: list[Steps]) -> _Log:
+    first = parts[0]
+    for file, part in zip(files, parts, strict=True):
+        for field in ("observations", "actions"):
+            sizes = [getattr(steps, field).shape[1] for steps in (part, first)]
+            if sizes[0] != sizes[1]:
+                raise InputError(
+                    f"{file}: dataset.columns.{field} are {sizes[0]} numbers a row, but {sizes[1]} in "
+                    f"{files[0]}; every group needs the same ones"
+                )
+        if (part.next_observations is None) != (first.next_observations is None):
+            raise InputError(
+                f"{file}: dataset.columns.observations say {_ending(part)}, but in {files[0]} they say "
+                f"{_ending(first)}; save one row of them more than of dataset.columns.actions in every "
+                "group, or in none"
+            )
+    lengths = [len(part.observations) for part in parts]
+    return _Log(_concatenated(parts), files, np.cumsum([0, *lengths[:-1]]))
+
+
+def _concatenated(parts: list[Steps]) -> Steps:
+    if len(parts) == 1:  # a large table is not copied
+        return parts[0]
+
+    def joined(field: str) -> Any:
+        values = [getattr(part, field) for part in parts]
+        return None if values[0] is None else np.concatenate(values)
+
+    arrays = {field.name: joined(field.name) for field in fields(Steps) if field.name != "discrete"}
+    return Steps(**arrays, discrete=parts[0].discrete)
+
+
+def _ending(steps: Steps) -> str:
+    return "where the last action led" if steps.next_observations is not None else "nothing of where it led"
+
+
 def _read_steps(table: Table, columns: Columns) -> Steps:
+    """The steps of one table, discrete actions still as codes, (N, 1)."""
+    actions = _codes(table, columns) if columns.discrete else table.matrix("actions", columns)
     observations = table.matrix("observations", columns)
     following = table.matrix("next_observations", columns) if columns.next_observations else None
-    actions = _one_hot(table, columns) if columns.discrete else table.matrix("actions", columns)
+    if len(observations) > len(actions):
+        if following is not None:
+            raise InputError(
+                f"{table.file}: dataset.columns.observations has {len(observations)} rows and "
+                f"dataset.columns.actions {len(actions)}, so that they say themselves what every action led "
+                "to; set dataset.columns.next_observations to null"
+            )
+        observations, following = observations[:-1], observations[1:]
+    if following is not None and following.shape != observations.shape:
+        raise InputError(
+            f"{table.file}: dataset.columns.next_observations are {following.shape[1]} numbers a row and "
+            f"dataset.columns.observations {observations.shape[1]}; they must be the same ones"
+        )
     terminated, truncated = _ends(table, columns, len(observations))
-    ends = terminated | truncated
     if columns.step is not None:
-        _check_steps(table, columns.step, ends)
-    if following is not None:
-        _check_continuity(table, observations, following, ends)
+        _check_steps(table, columns.step, terminated | truncated)
     return Steps(
         observations=observations,
         actions=actions,
@@ -72,7 +165,8 @@ def _read_steps(table: Table, columns: Columns) -> Steps:
     )
 
 
-def _one_hot(table: Table, columns: Columns) -> Array:
+def _codes(table: Table, columns: Columns) -> Array:
+    """The codes of discrete actions, (N, 1) int64."""
     names = table.choose("actions", columns)
     codes = table.numbers("actions", names[0])
     place = table.place("actions", names[0])
@@ -86,21 +180,26 @@ def _one_hot(table: Table, columns: Columns) -> Array:
             f"{place}: {codes[0, 0]} at {place_of_row(0)} is stored as {codes.dtype}; save the codes of "
             "discrete actions as integers from 0 on"
         )
-    codes = codes[:, 0].astype(np.int64)
+    codes = codes.astype(np.int64)
     limit = columns.action_count or MOST_ACTIONS
     outside = np.flatnonzero((codes < 0) | (codes >= limit))
     if len(outside):
         raise InputError(
-            f"{place}: {codes[outside[0]]} at {place_of_row(outside[0])} is no code of an action, 0 to "
+            f"{place}: {codes[outside[0], 0]} at {place_of_row(outside[0])} is no code of an action, 0 to "
             f"{limit - 1}; number the actions from 0 on, and see dataset.columns.action_count"
         )
-    count = columns.action_count or int(codes.max()) + 1
-    if count < 2:
+    return codes
+
+
+def _one_hot(codes: Array, count: int | None, place: str) -> Array:
+    """Actions as one-hot vectors, (N, count) float32, from their codes, (N,)."""
+    size = count or int(codes.max()) + 1
+    if size < 2:
         raise InputError(
             f"{place}: every action is 0, which leaves nothing to choose; say how many there are with "
             "dataset.columns.action_count"
         )
-    result = np.zeros((len(codes), count), dtype=np.float32)
+    result = np.zeros((len(codes), size), dtype=np.float32)
     result[np.arange(len(codes)), codes] = 1.0
     return result
 
@@ -110,6 +209,8 @@ def _ends(table: Table, columns: Columns, count: int) -> tuple[Array, Array]:
     none = np.zeros(count, dtype=bool)
     terminated = none if columns.terminated is None else table.flags("terminated", columns.terminated)
     truncated = none if columns.truncated is None else table.flags("truncated", columns.truncated)
+    if columns.groups is not None:
+        return terminated, _end_of_group(table, columns, terminated, truncated)
     if columns.episode is None:
         return terminated, truncated
     codes, ids = table.categories("episode", columns.episode)
@@ -133,6 +234,19 @@ def _ends(table: Table, columns: Columns, count: int) -> tuple[Array, Array]:
     return terminated, truncated | np.append(changes, False)
 
 
+def _end_of_group(table: Table, columns: Columns, terminated: Array, truncated: Array) -> Array:
+    """Flags of truncation, (N,) bool, of a group, which is one episode."""
+    within = np.flatnonzero((terminated | truncated)[:-1])
+    if len(within):
+        field = "terminated" if terminated[within[0]] else "truncated"
+        raise InputError(
+            f"{table.place(field, str(getattr(columns, field)))}: set at {place_of_row(within[0])}, but the "
+            "group, which is one episode, goes on after it; set the flag in the last row alone, or "
+            f"dataset.columns.{field} to null"
+        )
+    return np.append(truncated[:-1], not terminated[-1])
+
+
 def _check_steps(table: Table, name: str, ends: Array) -> None:
     """Refuse a log that skips, repeats or mixes up steps within an episode."""
     count = table.single("step", name, dtype=np.float64)
@@ -145,34 +259,31 @@ def _check_steps(table: Table, name: str, ends: Array) -> None:
         )
 
 
-def _check_continuity(table: Table, observations: Array, following: Array, ends: Array) -> None:
+def _check_continuity(log: _Log) -> None:
     """Refuse a log whose rows do not follow each other, such as a shuffled replay buffer."""
-    if following.shape != observations.shape:
-        raise InputError(
-            f"{table.file}: dataset.columns.next_observations are {following.shape[1]} numbers a row and "
-            f"dataset.columns.observations {observations.shape[1]}; they must be the same ones"
-        )
-    rows = np.flatnonzero(~ends[:-1])
+    observations, following = log.steps.observations, log.steps.next_observations
+    assert following is not None  # checked only where the log has them
+    rows = np.flatnonzero(~np.logical_or(log.steps.terminated, log.steps.truncated)[:-1])
     spread = np.subtract(observations.max(0), observations.min(0), dtype=np.float64)
     gaps = np.abs(np.subtract(following[rows], observations[rows + 1], dtype=np.float64))
     broken = np.argwhere(gaps > GAP * spread)
     if len(broken):
         row, dimension = rows[broken[0, 0]], broken[0, 1]
+        file, place = log.locate(row)
         raise InputError(
-            f"{table.file}: dataset.columns.next_observations is {following[row, dimension]:g} at "
-            f"{place_of_row(row)}, dimension {dimension}, but the row after it starts from "
-            f"{observations[row + 1, dimension]:g}; keep the rows of an episode in the order of time, and "
-            "mark where one ends"
+            f"{file}: dataset.columns.next_observations is {following[row, dimension]:g} at {place}, "
+            f"dimension {dimension}, but the row after it starts from {observations[row + 1, dimension]:g}; "
+            "keep the rows of an episode in the order of time, and mark where one ends"
         )
 
 
 def _action_bounds(
-    file: str, steps: Steps, low: tuple[float, ...] | None, high: tuple[float, ...] | None
+    log: _Log, file: str, low: tuple[float, ...] | None, high: tuple[float, ...] | None
 ) -> tuple[Array, Array] | None:
     """Smallest and largest action, (A,) each; None leaves them to the kind of the actions."""
-    actions: Array = steps.actions
+    actions: Array = log.steps.actions
     size = actions.shape[1]
-    if steps.discrete:
+    if log.steps.discrete:
         if low is not None or high is not None:
             raise InputError("dataset.action_low and action_high: discrete actions have none; give null")
         return None
@@ -193,8 +304,9 @@ def _action_bounds(
     outside = np.argwhere((actions < lowest) | (actions > highest))
     if len(outside):
         row, i = outside[0]
+        where, place = log.locate(row)
         raise InputError(
-            f"{file}: action {actions[row, i]:g} at {place_of_row(row)}, dimension {i}, lies outside "
+            f"{where}: action {actions[row, i]:g} at {place}, dimension {i}, lies outside "
             f"[{lowest[i]:g}, {highest[i]:g}] of dataset.action_low and action_high; log actions as the "
             "environment executed them"
         )

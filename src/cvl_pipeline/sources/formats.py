@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ class Contents(NamedTuple):
     noun: str  # what the format calls one of its columns
     names: list[str]  # of the columns; a table may have the same one twice
     read: Callable[[str], Array]  # a column as it is stored
+    groups: Sequence[str] = ()  # folders of columns, at any depth
 
 
 @contextmanager
@@ -47,27 +48,26 @@ def open_contents(path: Path) -> Iterator[Contents]:
     if path.stat().st_size == 0:
         raise InputError(f"dataset.path: {shown(path)} is empty")
     with ExitStack() as stack:
-        with reading(path):
+        with reading(shown(path)):
             contents = stack.enter_context(OPENERS[suffix](path))
         yield contents
 
 
 @contextmanager
-def reading(path: Path, name: str | None = None) -> Iterator[None]:
-    """Turn whatever fails while a file, or a column of it, is read into an InputError."""
+def reading(place: str) -> Iterator[None]:
+    """Turn whatever fails while ``place``, a file or a column of it, is read into an InputError."""
     try:
         yield
     except Exception as error:  # what is damaged may fail in any way, deep in a library
         reason = one_line(error)
-        where = f", '{name}'" if name else ""
         if "allow_pickle" in reason:
             raise InputError(
-                f"{shown(path)}{where}: holds Python objects, which are never unpickled; save an array of "
-                "numbers, such as numpy.asarray(values, dtype='float32')"
+                f"{place}: holds Python objects, which are never unpickled; save an array of numbers, such "
+                "as numpy.asarray(values, dtype='float32')"
             ) from error
         raise InputError(
-            f"{shown(path)}{where}: cannot be read ({reason[:200]}); it is damaged, closed to you, or not "
-            "what its suffix says: write it again"
+            f"{place}: cannot be read ({reason[:200]}); it is damaged, closed to you, or not what its suffix "
+            "says: write it again"
         ) from error
 
 
@@ -75,11 +75,12 @@ def reading(path: Path, name: str | None = None) -> Iterator[None]:
 def _open_hdf5(path: Path) -> Iterator[Contents]:
     with h5py.File(path, "r") as file:
         names: list[str] = []
+        groups: list[str] = []
 
         def note(name: str | bytes, item: object) -> None:
             # A name that is no UTF-8 comes as bytes; nobody can ask for it.
-            if isinstance(item, h5py.Dataset) and isinstance(name, str):
-                names.append(name)
+            if isinstance(name, str):
+                (names if isinstance(item, h5py.Dataset) else groups).append(name)
 
         file.visititems(note)
 
@@ -88,7 +89,7 @@ def _open_hdf5(path: Path) -> Iterator[Contents]:
             values: Array = (file[name].asstr() if text else file[name])[()]
             return values
 
-        yield Contents("array", names, read)
+        yield Contents("array", names, read, groups)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -30,20 +30,50 @@ LISTED = 30
 def open_table(path: Path) -> Iterator[Table]:
     """The columns of a file, while it is open; raises InputError where ``open_contents`` does."""
     with open_contents(path) as contents:
-        yield Table(path, contents)
+        yield Table(shown(path), contents)
 
 
 class Table:
     """The columns of an open file. What they hold is checked as it is read: all methods raise InputError."""
 
-    def __init__(self, path: Path, contents: Contents) -> None:
-        """Take the contents of an open file; ``path`` names it in errors."""
-        self.file = shown(path)
-        self._path = path
-        self._noun = contents.noun
-        self._names = contents.names
-        self._read = contents.read
+    def __init__(self, file: str, contents: Contents, longer: str | None = None) -> None:
+        """Take the contents of an open file.
+
+        Args:
+            file: names it in errors.
+            contents: its columns and how they are read.
+            longer: the field that may have one row more than the column that is read first.
+        """
+        self.file = file
+        self._contents = contents
+        self._noun, self._names = contents.noun, contents.names
+        self._longer = longer
         self._first: tuple[str, int] | None = None  # name and rows of what was read first
+
+    def groups(self, pattern: str) -> list[Table]:
+        """A table for each group that matches, in natural order, whose names are paths within the group.
+
+        A ``*`` stays within one part of a path. Observations may have one row more than what is read first.
+        """
+        wanted = pattern.strip("/").split("/")
+        matching = [
+            group
+            for group in self._contents.groups
+            if len(parts := group.split("/")) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+        ]
+        if not matching:
+            raise self._unknown("groups", pattern, "no group matches", self._contents.groups)
+        names: dict[str, list[str]] = {group: [] for group in sorted(matching, key=_natural)}
+        for name in self._names:
+            parts = name.split("/")
+            group = "/".join(parts[: len(wanted)])
+            if group in names:
+                names[group].append("/".join(parts[len(wanted) :]))
+        return [self._within(group, inner) for group, inner in names.items()]
+
+    def _within(self, group: str, names: list[str]) -> Table:
+        contents = Contents(self._noun, names, lambda name: self._contents.read(f"{group}/{name}"))
+        return Table(f"{self.file}, group '{group}'", contents, longer="observations")
 
     def place(self, field: str, name: str) -> str:
         """How errors name a column."""
@@ -64,7 +94,7 @@ class Table:
             return [given]
         found = sorted({name for name in self._names if fnmatchcase(name, given)}, key=_natural)
         if not found:
-            raise self._unknown(field, given, "no column matches")
+            raise self._unknown(field, given, f"no {self._noun} matches", self._names)
         for name in found:
             taken = next((by for other, by in others if name == other or fnmatchcase(name, other)), None)
             if taken is not None:
@@ -74,21 +104,23 @@ class Table:
                 )
         return found
 
-    def _unknown(self, field: str, name: str, what: str) -> InputError:
-        close = get_close_matches(name, self._names, n=3)
+    def _unknown(self, field: str, name: str, what: str, known: Sequence[str]) -> InputError:
+        close = get_close_matches(name, known, n=3)
         near = f"did you mean {' or '.join(repr(one) for one in close)}? " if close else ""
-        known = ", ".join(sorted(self._names, key=_natural)[:LISTED]) or "nothing"
-        more = f" and {len(self._names) - LISTED} more" if len(self._names) > LISTED else ""
+        listed = ", ".join(sorted(known, key=_natural)[:LISTED]) or "nothing"
+        more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
         optional = "" if field in ("observations", "actions") else "; null if the log has none"
-        what = what.replace("column", self._noun)
         return InputError(
-            f"{self.file}: {what} '{name}' (dataset.columns.{field}); {near}there is {known}{more}{optional}"
+            f"{self.file}: {what} '{name}' (dataset.columns.{field}); {near}there is {listed}{more}{optional}"
         )
 
     def matrix(self, field: str, columns: Columns) -> Array:
         """All columns of a field side by side, (N, K) float32."""
         names = self.choose(field, columns)
-        return np.concatenate([self._as(field, name, np.float32) for name in names], axis=1)
+        parts = [self._as(field, name, np.float32) for name in names]
+        for name, part in zip(names, parts, strict=True):  # only what may be longer can differ here
+            self._check_rows(field, name, len(part), (names[0], len(parts[0])))
+        return np.concatenate(parts, axis=1)
 
     def single(self, field: str, name: str, dtype: type[np.floating[Any]] = np.float32) -> Array:
         """A column of one number a row, (N,)."""
@@ -172,20 +204,28 @@ class Table:
     def _cells(self, field: str, name: str) -> Array:
         """A column as it is stored, with a row for every row of the others."""
         if name not in self._names:
-            raise self._unknown(field, name, "no column")
+            raise self._unknown(field, name, f"no {self._noun}", self._names)
         place = self.place(field, name)
         if self._names.count(name) > 1:
             raise InputError(f"{place}: there are {self._names.count(name)} of that name; rename them")
-        with reading(self._path, name):
-            values = self._read(name)
+        with reading(f"{self.file}, '{name}'"):
+            values = self._contents.read(name)
         if not isinstance(values, np.ndarray) or values.ndim == 0:
             raise InputError(f"{place}: is a single value or empty; one row a step is needed")
         if len(values) == 0:
             raise InputError(f"{place}: has no row; log at least one step")
-        other, rows = self._first = self._first or (name, len(values))
-        if len(values) != rows:
-            raise InputError(f"{place}: {len(values)} rows, but '{other}' has {rows}; one row a step in each")
+        self._first = self._first or (name, len(values))
+        if field != self._longer or len(values) != self._first[1] + 1:
+            self._check_rows(field, name, len(values), self._first)
         return _stacked(values, place)
+
+    def _check_rows(self, field: str, name: str, rows: int, other: tuple[str, int]) -> None:
+        if rows != other[1]:
+            more = "" if self._longer is None else f", and at most one more of dataset.columns.{self._longer}"
+            raise InputError(
+                f"{self.place(field, name)}: {rows} rows, but '{other[0]}' has {other[1]}; one row a step in "
+                f"each{more}"
+            )
 
 
 def _stacked(values: Array, place: str) -> Array:
