@@ -59,6 +59,7 @@ def test_every_format_gives_the_same_episodes_back(written: tuple[Path, Transiti
     ("changes", "size"),
     [
         ({"task": "reach-v3"}, 39),
+        ({"task": "MT10"}, 49),
         ({"source": "pointmaze", "task": "PointMaze_UMaze-v3"}, 8),
         ({"source": "gymnasium", "task": "CartPole-v1"}, 4),
     ],
