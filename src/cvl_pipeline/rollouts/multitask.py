@@ -8,6 +8,7 @@ from typing import Any, SupportsFloat
 import gymnasium
 import numpy as np
 import pandas as pd
+import torch
 
 from cvl_pipeline.rollouts.collection import task_of_seed
 from cvl_pipeline.rollouts.environments import Array, Environment, MetaWorldEnvironment, MetaWorldExpert
@@ -88,6 +89,6 @@ def with_tasks(table: pd.DataFrame, transitions: Transitions, tasks: Sequence[st
     """A table of one row an episode with its ``task``, read off the observations; as it is without tasks."""
     if not tasks:
         return table
-    starts = transitions.episode_starts[:-1]
-    one_hot = transitions.states()[starts, -len(tasks) :]
+    first = transitions.episode_starts[:-1] + torch.arange(transitions.episodes)  # rows of observations
+    one_hot = transitions.observations[first][:, -len(tasks) :]
     return table.assign(task=[tasks[index] for index in one_hot.argmax(1).tolist()])
