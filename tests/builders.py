@@ -20,9 +20,9 @@ from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, T
 DATASET: dict[str, Any] = {
     "source": "metaworld", "task": "door-open-v3", "name": "{task}", "path": None,
     "columns": {
-        "observations": "observations", "actions": "actions", "rewards": "rewards", "successes": None,
-        "terminated": "terminated", "truncated": "truncated", "episode": None, "step": None,
-        "next_observations": None, "discrete": False, "action_count": None,
+        "groups": None, "observations": "observations", "actions": "actions", "rewards": "rewards",
+        "successes": None, "terminated": "terminated", "truncated": "truncated", "episode": None,
+        "step": None, "next_observations": None, "discrete": False, "action_count": None,
     },
     "action_low": None, "action_high": None, "success_reward": None, "episodes": 4, "episode_steps": 10,
     "noise_max": 0.3, "random_max": 1.0, "random_hold": 20, "policy": None,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
+from cvl_pipeline.pipelines.data_ingestion import nodes as data_ingestion
 from cvl_pipeline.pipelines.evaluation import nodes as evaluation
 from cvl_pipeline.pipelines.policy_extraction import nodes as policy_extraction
 from cvl_pipeline.pipelines.value_readout import nodes as value_readout
@@ -47,6 +49,10 @@ def _evaluation_inputs() -> dict[str, Any]:
         ),
         "bc_transitions": clone,
         "bc_rewards": Rewards(torch.full((6,), 10.0), torch.zeros(6, dtype=torch.bool)),
+        "dataset": DatasetParameters(**DATASET | {"task": "reach-v3"}),
+        "parameters": EvaluationParameters(
+            environment=None, episode_steps=None, episodes=2, confidence=0.9, workers=1
+        ),
     }
 
 
@@ -77,19 +83,19 @@ def test_a_goal_decides_return_and_success_by_the_states_that_were_reached() -> 
 
 
 def test_the_summary_judges_the_behaviour_by_the_same_labels() -> None:
-    ours, clone = evaluation.score(**_evaluation_inputs(), reward=_reward(), seed=4)
+    inputs = _evaluation_inputs()
+    ours, clone = evaluation.score(**inputs, reward=_reward(), seed=4)
     behaviour = make_transitions([2, 2, 2], [False] * 3)
     labels = Rewards(torch.full((6,), 0.25), torch.tensor([True, False, False, False, False, True]))
-    dataset = DatasetParameters(**DATASET | {"task": "reach-v3"})
     metrics = evaluation.summarise(
         ours,
         clone,
         behaviour,
         labels,
         split_first(behaviour, 2),
-        dataset,
+        inputs["dataset"],
         _reward(source="success"),
-        EvaluationParameters(environment=None, episode_steps=None, episodes=2, confidence=0.9, workers=1),
+        inputs["parameters"],
         4,
     )
     assert metrics["cvl.return_mean"] == 4.0
@@ -101,6 +107,37 @@ def test_the_summary_judges_the_behaviour_by_the_same_labels() -> None:
     assert metrics["reward"] == "success"
     assert metrics["dataset"] == "reach-v3"
     assert metrics["confidence"] == 0.9
+
+
+def test_of_several_tasks_every_table_and_the_summary_tell_each() -> None:
+    inputs = _evaluation_inputs() | {"dataset": DatasetParameters(**DATASET | {"task": "MT10"})}
+    for name in ("transitions", "bc_transitions"):
+        # The last ten numbers are the one-hot of the task: the second one first, then the first.
+        episodes = make_transitions([3, 2] if name == "transitions" else [2, 4], [False, False], 12)
+        observations = torch.zeros_like(episodes.observations)
+        first = int(episodes.lengths[0]) + 1
+        observations[:first, 3], observations[first:, 2] = 1.0, 1.0
+        inputs[name] = replace(episodes, observations=observations)
+    ours, clone = evaluation.score(**inputs, reward=_reward(), seed=4)
+    assert ours["task"].tolist() == clone["task"].tolist() == ["push-v3", "reach-v3"]
+    assert ours["episode_seed"].tolist() == episode_seeds(4, "evaluation", 2, 10)
+    behaviour, labels = inputs["transitions"], inputs["rewards"]
+    table = data_ingestion.tabulate(behaviour, labels, split_first(behaviour, 1), inputs["dataset"])
+    assert table["task"].tolist() == ["push-v3", "reach-v3"]
+    metrics = evaluation.summarise(
+        ours,
+        clone,
+        behaviour,
+        labels,
+        split_first(behaviour, 1),
+        inputs["dataset"],
+        _reward(),
+        inputs["parameters"],
+        4,
+    )
+    for policy, rate in (("cvl", 1.0), ("bc", 0.0), ("behaviour", 1.0)):
+        assert metrics[f"{policy}.success_rate.push-v3"] == rate
+        assert metrics[f"{policy}.success_rate.reach-v3"] == 0.0
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))

@@ -14,6 +14,7 @@ from cvl_pipeline.rollouts.collection import (
     _Disturbance,
     collect_metaworld,
     episode_seeds,
+    task_of_seed,
 )
 from cvl_pipeline.rollouts.environments import MetaWorldEnvironment, MetaWorldExpert
 from cvl_pipeline.trajectories.container import Rewards, Transitions
@@ -151,6 +152,23 @@ def test_seeds_of_collection_and_evaluation_never_meet(seed: int) -> None:
 def test_seeds_are_repeatable_and_longer_lists_begin_with_the_shorter_ones() -> None:
     assert episode_seeds(3, "collection", 5) == episode_seeds(3, "collection", 9)[:5]
     assert episode_seeds(3, "collection", 5) != episode_seeds(4, "collection", 5)
+
+
+def test_the_seeds_of_a_single_task_are_what_they_always_were() -> None:
+    """Collections of old stay the same bytes."""
+    assert episode_seeds(0, "collection", 3) == [1826701614, 1367864806, 1097657232]
+    assert episode_seeds(0, "evaluation", 3) == [1121323795, 1910699505, 2132340199]
+
+
+@pytest.mark.parametrize("purpose", ["collection", "evaluation"])
+@pytest.mark.parametrize("tasks", [1, 10, 50])
+def test_seeds_of_several_tasks_give_each_its_turn(purpose: str, tasks: int) -> None:
+    seeds = episode_seeds(7, purpose, 120, tasks)
+    assert [task_of_seed(seed, tasks) for seed in seeds] == [index % tasks for index in range(120)]
+    assert {seed % 2 for seed in seeds} == {purpose == "evaluation"}
+    assert len(set(seeds)) == 120
+    assert max(seeds) < 2**31
+    assert episode_seeds(7, purpose, 30, tasks) == seeds[:30]
 
 
 def _collect(workers: int, seed: int = 0, episodes: int = 12) -> tuple[Transitions, Rewards]:

@@ -65,3 +65,14 @@ def test_summary_has_mean_and_interval_of_every_table() -> None:
     assert (result["bc.success_rate"], result["bc.success_rate_ci_high"]) == (0.0, 0.0)
     assert (result["bc.return_mean_ci_low"], result["bc.return_mean"]) == (5.0, 5.0)
     assert all(type(value) is float for value in result.values())
+
+
+def test_summary_tells_the_success_of_every_task_where_there_are_several() -> None:
+    table = pd.DataFrame(
+        {"success": [True, False, True, True], "return": [0.0] * 4, "task": ["b", "b", "a", "b"]}
+    )
+    result = summarise_rollouts({"cvl": table}, 0.9, 0)
+    assert result["cvl.success_rate"] == 0.75
+    assert result["cvl.success_rate.a"] == 1.0
+    assert result["cvl.success_rate.b"] == pytest.approx(2 / 3)
+    assert all(type(value) is float for value in result.values())

@@ -15,6 +15,7 @@ from cvl_pipeline.rollouts.environments import GymnasiumEnvironment
 from cvl_pipeline.sources.minari import save_minari
 from cvl_pipeline.sources.simulators import UserController
 from cvl_pipeline.trajectories.container import Rewards, Transitions
+from tests.sources.rows import groups_of, write_groups
 
 ENVIRONMENT = "Hopper-v5"
 MINARI_ID = "mine/hopper-v0"
@@ -30,7 +31,11 @@ def collect_hopper(episodes: int) -> tuple[Transitions, Rewards]:
 
 
 def write_all(folder: Path, transitions: Transitions, rewards: Rewards) -> None:
-    """``hopper.hdf5`` as D4RL has it, ``hopper.csv`` as people have it, and a Minari dataset."""
+    """One collection in every format.
+
+    ``hopper.hdf5`` as D4RL has it, ``hopper.csv`` as people have it, ``demos.hdf5`` with a group for each
+    episode, and a Minari dataset.
+    """
     rows = torch.arange(len(transitions))
     episodes = transitions.episode_of(rows)
     last = rows == transitions.episode_starts[episodes + 1] - 1
@@ -42,6 +47,7 @@ def write_all(folder: Path, transitions: Transitions, rewards: Rewards) -> None:
         file["rewards"] = rewards.rewards.numpy()
         file["terminals"] = fell
         file["timeouts"] = last.numpy() & ~fell
+    write_groups(folder / "demos.hdf5", groups_of(transitions, rewards))
     table = {"episode": episodes.numpy(), "fell": fell.astype(int), "reward": rewards.rewards.numpy()}
     for prefix, values in (("obs", transitions.states()), ("next", transitions.arrivals())):
         table |= {f"{prefix}_{i}": values[:, i].numpy() for i in range(values.shape[1])}

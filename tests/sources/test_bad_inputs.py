@@ -1,4 +1,4 @@
-"""Three hundred generated bad inputs: each ends in one line that a person can act on."""
+"""Four hundred generated bad inputs: each ends in one line that a person can act on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cvl_pipeline.sources.load import load
 from cvl_pipeline.sources.parameters import DatasetParameters
 from tests.builders import DATASET
 from tests.sources import logs
-from tests.sources.test_load import COLUMNS
+from tests.sources.test_load import COLUMNS, DEMOS
 
 CONF = Path(__file__).parents[2] / "conf"
 D4RL_ARRAYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
@@ -174,11 +174,82 @@ def _minari_damaged(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
     return {"source": "minari", "task": logs.MINARI_ID, "path": str(folder / "minari")}
 
 
+def _demos(folder: Path, **columns: Any) -> dict[str, Any]:
+    return {"source": "files", "path": str(folder / "demos.hdf5"), "columns": DEMOS | columns}
+
+
+def _in_a_demo(folder: Path, rng: np.random.Generator, name: str, change: Callable[[Any], Any]) -> str:
+    """Change an array of one group; returns what the group is called."""
+    with h5py.File(folder / "demos.hdf5", "r+") as file:
+        group = f"data/demo_{rng.integers(len(file['data']))}"
+        values = change(file[f"{group}/{name}"][()])
+        del file[f"{group}/{name}"]
+        if values is not None:
+            file[f"{group}/{name}"] = values
+    return group
+
+
+DEMO_ARRAYS = ("obs/place", "obs/rest", "actions", "rewards", "dones")
+
+
+def _demo_without_an_array(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
+    _in_a_demo(folder, rng, str(rng.choice(DEMO_ARRAYS)), lambda values: None)
+    return _demos(folder)
+
+
+def _demo_array_of_another_length(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
+    _in_a_demo(folder, rng, str(rng.choice(DEMO_ARRAYS)), lambda values: values[: rng.integers(len(values))])
+    return _demos(folder)
+
+
+def _demo_array_of_another_width(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
+    _in_a_demo(folder, rng, str(rng.choice(DEMO_ARRAYS[:3])), lambda values: values[:, 1:])
+    return _demos(folder)
+
+
+def _demo_number_that_is_none(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
+    def spoil(values: Any) -> Any:
+        values[tuple(rng.integers(0, values.shape))] = rng.choice([np.nan, np.inf, -np.inf])
+        return values
+
+    _in_a_demo(folder, rng, str(rng.choice(DEMO_ARRAYS[:4])), spoil)
+    return _demos(folder)
+
+
+def _demo_that_ends_in_the_middle(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
+    def spoil(values: Any) -> Any:
+        values[rng.integers(len(values) - 1)] = 1
+        return values
+
+    _in_a_demo(folder, rng, "dones", spoil)
+    return _demos(folder)
+
+
+def _demos_of_which_one_lacks_its_end(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
+    group = _in_a_demo(folder, rng, "obs/place", lambda values: values[:-1])
+    with h5py.File(folder / "demos.hdf5", "r+") as file:
+        values = file[f"{group}/obs/rest"][:-1]
+        del file[f"{group}/obs/rest"]
+        file[f"{group}/obs/rest"] = values
+    return _demos(folder)
+
+
+def _demos_that_nobody_wrote(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
+    return _demos(folder, groups=str(rng.choice(["demo_*", "data", "data/*/*", "data/epsiode_*", "*/demo"])))
+
+
+def _groups_of_a_table(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
+    return _csv(folder, groups=str(rng.choice(["*", "data/*", "obs_0"])), episode=None)
+
+
 DAMAGES: tuple[Damage, ...] = (
     _cut_hdf5, _noise_instead_of_hdf5, _array_missing, _array_of_another_length, _array_of_another_rank,
     _array_of_text, _number_that_is_none, _flag_that_is_none, _cell_that_is_no_number, _flag_of_another_kind,
     _column_missing, _rows_shuffled, _row_of_another_width, _name_with_a_typo, _file_missing,
-    _file_of_another_kind, _bounds_that_cannot_be, _minari_damaged,
+    _file_of_another_kind, _bounds_that_cannot_be, _minari_damaged, _demo_without_an_array,
+    _demo_array_of_another_length, _demo_array_of_another_width, _demo_number_that_is_none,
+    _demo_that_ends_in_the_middle, _demos_of_which_one_lacks_its_end, _demos_that_nobody_wrote,
+    _groups_of_a_table,
 )  # fmt: skip
 
 

@@ -13,11 +13,13 @@ from cvl_pipeline.sources.parameters import DatasetParameters
 from cvl_pipeline.trajectories.container import Rewards, Transitions
 from tests.builders import DATASET
 from tests.sources import logs
+from tests.sources.rows import GROUPS
 
 COLUMNS: dict[str, Any] = DATASET["columns"] | {
     "observations": "obs_*", "actions": "act_*", "next_observations": "next_*", "rewards": "reward",
     "terminated": "fell", "truncated": None, "episode": "episode",
 }  # fmt: skip
+DEMOS: dict[str, Any] = DATASET["columns"] | GROUPS
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,10 @@ def test_every_format_gives_the_same_episodes_back(written: tuple[Path, Transiti
             "source": "files", "path": str(folder / "hopper.csv"), "columns": COLUMNS,
             "action_low": "-1 -1 -1", "action_high": "1 1 1",
         },
+        {
+            "source": "files", "path": str(folder / "demos.hdf5"), "columns": DEMOS,
+            "action_low": "-1 -1 -1", "action_high": "1 1 1",
+        },
     ):  # fmt: skip
         found, labels = _load(**changes)
         for name in Transitions.__dataclass_fields__:
@@ -53,6 +59,7 @@ def test_every_format_gives_the_same_episodes_back(written: tuple[Path, Transiti
     ("changes", "size"),
     [
         ({"task": "reach-v3"}, 39),
+        ({"task": "MT10"}, 49),
         ({"source": "pointmaze", "task": "PointMaze_UMaze-v3"}, 8),
         ({"source": "gymnasium", "task": "CartPole-v1"}, 4),
     ],

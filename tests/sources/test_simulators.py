@@ -15,6 +15,7 @@ from cvl_pipeline.sources.simulators import (
     environment_name,
     make_controller,
     make_environment,
+    shared_tasks,
 )
 from tests.builders import DATASET
 
@@ -35,6 +36,7 @@ def _evaluation(environment: str | None = None, steps: int | None = None) -> Eva
     ("changes", "name", "observations", "steps"),
     [
         ({}, "door-open-v3", 39, 10),
+        ({"task": "MT10"}, "MT10", 49, 10),
         ({"source": "pointmaze", "task": "PointMaze_UMaze-v3"}, "PointMaze_UMaze-v3", 8, 10),
         ({"source": "gymnasium", "task": "CartPole-v1"}, "CartPole-v1", 4, 10),
         ({"source": "d4rl", "task": "hopper-medium-v2"}, "Hopper-v5", 11, None),
@@ -55,6 +57,14 @@ def test_every_source_has_its_environment(
             action = np.zeros(environment.action_space.shape, dtype=np.float32)
             ends = [any(environment.step(action)[2:4]) for _ in range(steps)]
             assert ends[-1]
+
+
+def test_only_a_benchmark_shares_its_episodes_among_tasks_and_only_at_home() -> None:
+    assert shared_tasks(_dataset(task="MT10"))[:2] == ("reach-v3", "push-v3")
+    assert len(shared_tasks(_dataset(task="MT50"), _evaluation())) == 50
+    assert shared_tasks(_dataset()) == ()
+    assert shared_tasks(_dataset(task="MT10"), _evaluation("Pendulum-v1")) == ()
+    assert shared_tasks(_dataset(source="files", path="log.csv", task="MT10")) == ()
 
 
 @pytest.mark.parametrize("family", SUCCESSORS)
@@ -89,6 +99,7 @@ def test_without_a_known_environment_the_person_is_told_what_to_do(changes: dict
     ("changes", "message"),
     [
         ({"task": "door-opn-v3"}, "unknown Meta-World task 'door-opn-v3': did you mean door-open-v3"),
+        ({"task": "MT11"}, "unknown Meta-World task 'MT11': did you mean MT10"),
         ({"source": "pointmaze", "task": "PointMaze_Hug-v3"}, "unknown PointMaze environment"),
         ({"source": "gymnasium", "task": "CartPol-v1"}, "Gymnasium environment 'CartPol-v1'"),
     ],

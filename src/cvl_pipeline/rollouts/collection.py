@@ -112,6 +112,7 @@ def collect(
     seed: int,
     workers: int | None,
     name: str,
+    tasks: int = 1,
 ) -> tuple[Transitions, Rewards]:
     """Collect episodes of mixed quality in a simulator.
 
@@ -125,6 +126,7 @@ def collect(
         seed: determines goals, starts and disturbances.
         workers: processes; None takes as many as there are cores.
         name: what the progress bar calls it.
+        tasks: that the environment's episodes are shared among.
 
     Returns:
         The episodes and their labels.
@@ -136,7 +138,7 @@ def collect(
                 make_environment=make_environment,
                 make_policy=partial(MixedQualityPolicy, make_controller, disturbances, *bounds),
             ),
-            episode_seeds(seed, "collection", episodes),
+            episode_seeds(seed, "collection", episodes, tasks),
             workers=workers,
             description=f"Collecting {name}",
         )
@@ -167,12 +169,18 @@ def collect_metaworld(
     )  # fmt: skip
 
 
-def episode_seeds(seed: int, purpose: str, count: int) -> list[int]:
+def episode_seeds(seed: int, purpose: str, count: int, tasks: int = 1) -> list[int]:
     """Seeds of single episodes, in disjoint ranges for ``collection`` and ``evaluation``.
 
     Evaluation seeds are odd and collection seeds even, so no goal that collection drew is evaluated on,
-    whatever the run's seed.
+    whatever the run's seed. Of several tasks, each gets its turn (see ``task_of_seed``), so that the numbers
+    of their episodes differ by one at most.
     """
     parity = {"collection": 0, "evaluation": 1}[purpose]
-    draws = np.random.default_rng([seed, parity]).integers(0, 2**30, size=count)
-    return [int(2 * draw + parity) for draw in draws]
+    draws = np.random.default_rng([seed, parity]).integers(0, 2**30 // tasks, size=count)
+    return [int(2 * (draw * tasks + index % tasks) + parity) for index, draw in enumerate(draws)]
+
+
+def task_of_seed(seed: int, tasks: int) -> int:
+    """Which of so many tasks an episode is of, by its own seed alone."""
+    return seed // 2 % tasks

@@ -192,6 +192,10 @@ def register_installed() -> None:
         import gymnasium_robotics  # noqa: F401
 
 
+BENCHMARKS = ("MT10", "MT50")
+"""Meta-World's benchmarks of several tasks that one policy is to solve."""
+
+
 def metaworld_tasks() -> list[str]:
     """Names of the Meta-World tasks, sorted."""
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
@@ -199,10 +203,15 @@ def metaworld_tasks() -> list[str]:
     return sorted(ALL_V3_ENVIRONMENTS)
 
 
-def check_metaworld_task(task: str) -> None:
-    """Raise InputError, naming the nearest tasks, unless Meta-World is installed and has ``task``."""
+def check_metaworld_task(task: str, benchmarks: tuple[str, ...] = ()) -> None:
+    """Raise InputError, naming the nearest tasks, unless Meta-World is installed and has ``task``.
+
+    Args:
+        task: a name.
+        benchmarks: that are known too.
+    """
     try:
-        tasks = metaworld_tasks()
+        tasks = [*metaworld_tasks(), *benchmarks]
     except ModuleNotFoundError as error:
         raise InputError(
             f"dataset.task '{task}' needs Meta-World: pip install 'cvl-pipeline[metaworld]'"

@@ -21,6 +21,7 @@ from cvl_pipeline.rollouts.environments import (
     check_metaworld_task,
 )
 from cvl_pipeline.rollouts.episodes import RolloutTask, run_episodes, stack_episodes
+from cvl_pipeline.rollouts.multitask import with_tasks
 from cvl_pipeline.trajectories.container import Rewards, Transitions
 from cvl_pipeline.trajectories.preparation import episode_summary
 
@@ -51,6 +52,7 @@ def evaluate(
     seed: int,
     workers: int | None,
     name: str,
+    tasks: int = 1,
 ) -> tuple[Transitions, Rewards]:
     """Record episodes of a policy, on episode seeds that collection never uses.
 
@@ -61,6 +63,7 @@ def evaluate(
         seed: determines the episodes.
         workers: processes; None takes as many as there are cores.
         name: what the progress bar calls the policy.
+        tasks: that the environment's episodes are shared among.
 
     Returns:
         The episodes and what the environment said of them.
@@ -72,7 +75,7 @@ def evaluate(
         _check_sizes(policy, environment)
         recorded = run_episodes(
             RolloutTask(make_environment=make_environment, make_policy=partial(ActorPolicy, policy)),
-            episode_seeds(seed, "evaluation", episodes),
+            episode_seeds(seed, "evaluation", episodes, tasks),
             workers=workers,
             description=f"Evaluating {name}",
         )
@@ -122,7 +125,12 @@ def evaluate_metaworld(
     )
 
 
-def rollout_table(transitions: Transitions, labels: Rewards, seed: int) -> pd.DataFrame:
-    """One row an evaluation episode: seed, return (undiscounted), success at any step, length (steps)."""
-    seeds = episode_seeds(seed, "evaluation", transitions.episodes)
-    return episode_summary(transitions, labels).assign(episode_seed=seeds)
+def rollout_table(
+    transitions: Transitions, labels: Rewards, seed: int, tasks: Sequence[str] = ()
+) -> pd.DataFrame:
+    """One row an evaluation episode: seed, return (undiscounted), success at any step, length (steps).
+
+    Where episodes are shared among several ``tasks``, also the name of the task.
+    """
+    seeds = episode_seeds(seed, "evaluation", transitions.episodes, max(1, len(tasks)))
+    return with_tasks(episode_summary(transitions, labels).assign(episode_seed=seeds), transitions, tasks)

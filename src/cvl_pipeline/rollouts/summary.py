@@ -30,8 +30,10 @@ def bootstrap_interval(values: NDArray[np.float64], confidence: float, seed: int
 def summarise_rollouts(tables: Mapping[str, pd.DataFrame], confidence: float, seed: int) -> dict[str, float]:
     """``<name>.success_rate`` and ``<name>.return_mean`` of each table, each with ``_ci_low``/``_ci_high``.
 
+    Where a table tells tasks apart, ``<name>.success_rate.<task>`` of each besides.
+
     Args:
-        tables: with columns ``success`` and ``return``, one row an episode.
+        tables: with columns ``success`` and ``return``, one row an episode, and perhaps ``task``.
         confidence: level of the intervals, such as 0.95.
         seed: of the resampling.
     """
@@ -42,4 +44,7 @@ def summarise_rollouts(tables: Mapping[str, pd.DataFrame], confidence: float, se
             low, high = bootstrap_interval(values, confidence, seed)
             key = f"{name}.{metric}"
             summary |= {key: float(values.mean()), f"{key}_ci_low": low, f"{key}_ci_high": high}
+        if "task" in table:
+            for task, rate in table.groupby("task")["success"].mean().items():
+                summary[f"{name}.success_rate.{task}"] = float(rate)
     return summary

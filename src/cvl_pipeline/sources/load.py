@@ -13,7 +13,7 @@ from cvl_pipeline.sources.d4rl import fetch_d4rl, load_d4rl
 from cvl_pipeline.sources.files import load_file
 from cvl_pipeline.sources.minari import load_minari
 from cvl_pipeline.sources.parameters import DatasetParameters
-from cvl_pipeline.sources.simulators import make_controller, make_environment
+from cvl_pipeline.sources.simulators import make_controller, make_environment, shared_tasks
 from cvl_pipeline.trajectories.container import Rewards, Transitions
 from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
 
@@ -49,6 +49,7 @@ def _simulated(dataset: DatasetParameters, seed: int, workers: int | None) -> tu
         make_controller(dataset),
         disturbances,
         episodes=dataset.episodes, seed=seed, workers=workers, name=dataset.task,
+        tasks=len(shared_tasks(dataset)) or 1,
     )  # fmt: skip
 
 

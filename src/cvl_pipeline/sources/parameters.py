@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cvl_pipeline.sources.files import Columns
+from cvl_pipeline.sources.columns import Columns
 from cvl_pipeline.training.parameters import Floats, Strict
 
 METAWORLD_STEPS = 500
@@ -19,8 +19,9 @@ class DatasetParameters(Strict):
     """Which episodes, and the name that their artifacts are filed under."""
 
     source: Literal["metaworld", "pointmaze", "gymnasium", "d4rl", "minari", "files"]
-    # metaworld: a task, such as door-open-v3; pointmaze, gymnasium: an environment's id, such as
-    # PointMaze_Medium-v3; d4rl, minari: a dataset's id, such as hopper-medium-v2 or D4RL/pointmaze/umaze-v2.
+    # metaworld: a task, such as door-open-v3, or a benchmark of several, MT10 or MT50; pointmaze, gymnasium:
+    # an environment's id, such as PointMaze_Medium-v3; d4rl, minari: a dataset's id, such as hopper-medium-v2
+    # or D4RL/pointmaze/umaze-v2.
     task: str
     name: (
         str  # folder of the artifacts; {task} stands for the task, or for the file's name where there is one

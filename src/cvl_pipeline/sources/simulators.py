@@ -13,6 +13,7 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.imports import user_function
 from cvl_pipeline.rollouts.collection import Controller
 from cvl_pipeline.rollouts.environments import (
+    BENCHMARKS,
     Array,
     Environment,
     GymnasiumEnvironment,
@@ -20,6 +21,7 @@ from cvl_pipeline.rollouts.environments import (
     MetaWorldExpert,
     check_metaworld_task,
 )
+from cvl_pipeline.rollouts.multitask import MultiTaskEnvironment, MultiTaskExpert, benchmark_tasks
 from cvl_pipeline.rollouts.parameters import EvaluationParameters
 from cvl_pipeline.rollouts.pointmaze import WaypointController, check_pointmaze_task
 from cvl_pipeline.sources.minari import environment_spec
@@ -58,9 +60,10 @@ def make_environment(
     if evaluation is not None and evaluation.environment is not None:
         return partial(GymnasiumEnvironment, evaluation.environment, evaluation.episode_steps)
     if dataset.source == "metaworld":
-        check_metaworld_task(dataset.task)  # before any process starts
+        check_metaworld_task(dataset.task, BENCHMARKS)  # before any process starts
         assert steps is not None  # checked with the parameters
-        return partial(MetaWorldEnvironment, dataset.task, steps)
+        several = dataset.task in BENCHMARKS
+        return partial(MultiTaskEnvironment if several else MetaWorldEnvironment, dataset.task, steps)
     if dataset.source == "pointmaze":
         check_pointmaze_task(dataset.task)
         return partial(GymnasiumEnvironment, dataset.task, steps)
@@ -85,7 +88,8 @@ def make_environment(
 def check_environment(dataset: DatasetParameters, evaluation: EvaluationParameters) -> None:
     """Raise InputError unless policies can be evaluated."""
     factory = make_environment(dataset, evaluation)
-    if factory.func is not MetaWorldEnvironment:  # whose task is checked, and which takes seconds to build
+    # Meta-World's task is checked, and takes seconds to build.
+    if factory.func not in (MetaWorldEnvironment, MultiTaskEnvironment):
         factory().close()
 
 
@@ -95,8 +99,20 @@ def environment_name(dataset: DatasetParameters, evaluation: EvaluationParameter
     return str(factory.args[0])  # of every factory above: a task or an id
 
 
+def shared_tasks(
+    dataset: DatasetParameters, evaluation: EvaluationParameters | None = None
+) -> tuple[str, ...]:
+    """The tasks that a run's episodes are shared among, as observations number them; () for a single one."""
+    elsewhere = evaluation is not None and evaluation.environment is not None
+    if dataset.source != "metaworld" or dataset.task not in BENCHMARKS or elsewhere:
+        return ()
+    return benchmark_tasks(dataset.task)
+
+
 def make_controller(dataset: DatasetParameters) -> Callable[[], Controller]:
     """A factory of what acts in a collection, before disturbances."""
+    if dataset.source == "metaworld" and dataset.task in BENCHMARKS:
+        return partial(MultiTaskExpert, dataset.task)
     if dataset.source == "metaworld":
         return partial(MetaWorldExpert, dataset.task)
     if dataset.source == "pointmaze":

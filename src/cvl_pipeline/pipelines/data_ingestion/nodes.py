@@ -9,8 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cvl_pipeline.pipelines import plots
+from cvl_pipeline.rollouts.multitask import with_tasks
 from cvl_pipeline.sources.load import load
 from cvl_pipeline.sources.parameters import DatasetParameters
+from cvl_pipeline.sources.simulators import shared_tasks
 from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
 from cvl_pipeline.trajectories.parameters import IngestionParameters
 from cvl_pipeline.trajectories.preparation import (
@@ -40,9 +42,11 @@ def normalise(transitions: Transitions, split: Split, parameters: IngestionParam
     return fit_normalisation(transitions, split, parameters.std_floor)
 
 
-def tabulate(transitions: Transitions, rewards: Rewards, split: Split) -> pd.DataFrame:
+def tabulate(
+    transitions: Transitions, rewards: Rewards, split: Split, dataset: DatasetParameters
+) -> pd.DataFrame:
     """One row an episode."""
-    return episode_table(transitions, rewards, split)
+    return with_tasks(episode_table(transitions, rewards, split), transitions, shared_tasks(dataset))
 
 
 def report(episodes: pd.DataFrame) -> dict[str, Any]:

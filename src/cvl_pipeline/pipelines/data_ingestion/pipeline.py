@@ -22,7 +22,12 @@ def create_pipeline() -> Pipeline:
                 "normalisation",
                 name="normalise",
             ),
-            node(nodes.tabulate, ["transitions", "rewards", "split"], "episodes", name="tabulate"),
+            node(
+                nodes.tabulate,
+                ["transitions", "rewards", "split", "params:dataset"],
+                "episodes",
+                name="tabulate",
+            ),
             node(nodes.report, "episodes", "data_report", name="report", tags=["report"]),
             node(
                 nodes.plot,

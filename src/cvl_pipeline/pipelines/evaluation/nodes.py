@@ -14,11 +14,12 @@ from cvl_pipeline.pipelines import plots
 from cvl_pipeline.readout.parameters import RewardParameters
 from cvl_pipeline.readout.rewards import label
 from cvl_pipeline.rollouts.evaluation import evaluate, rollout_table
+from cvl_pipeline.rollouts.multitask import with_tasks
 from cvl_pipeline.rollouts.parameters import EvaluationParameters
 from cvl_pipeline.rollouts.summary import summarise_rollouts
 from cvl_pipeline.sources.d4rl import normalised_score
 from cvl_pipeline.sources.parameters import DatasetParameters
-from cvl_pipeline.sources.simulators import environment_name, make_environment
+from cvl_pipeline.sources.simulators import environment_name, make_environment, shared_tasks
 from cvl_pipeline.trajectories.container import Rewards, Split, Transitions
 from cvl_pipeline.trajectories.preparation import episode_table
 
@@ -42,13 +43,16 @@ def score(
     rewards: Rewards,
     bc_transitions: Transitions,
     bc_rewards: Rewards,
+    dataset: DatasetParameters,
     reward: RewardParameters,
+    parameters: EvaluationParameters,
     seed: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return and success of every rollout under the reward in force, of both policies."""
+    tasks = shared_tasks(dataset, parameters)
     return (
-        rollout_table(transitions, label(transitions, rewards, reward), seed),
-        rollout_table(bc_transitions, label(bc_transitions, bc_rewards, reward), seed),
+        rollout_table(transitions, label(transitions, rewards, reward), seed, tasks),
+        rollout_table(bc_transitions, label(bc_transitions, bc_rewards, reward), seed, tasks),
     )
 
 
@@ -64,7 +68,8 @@ def summarise(
     seed: int,
 ) -> dict[str, Any]:
     """Means and confidence intervals of both policies and the behaviour data, and how they were made."""
-    behaviour = episode_table(transitions, labels, split)
+    episodes = episode_table(transitions, labels, split)
+    behaviour = with_tasks(episodes, transitions, shared_tasks(dataset))
     summaries = summarise_rollouts(
         {"cvl": rollouts, "bc": bc_rollouts, "behaviour": behaviour}, parameters.confidence, seed
     )
@@ -109,4 +114,5 @@ def _roll_out(
         seed=seed,
         workers=parameters.workers,
         name=name,
+        tasks=len(shared_tasks(dataset, parameters)) or 1,
     )

@@ -1,0 +1,266 @@
+"""An open log: which columns it has, and each of them checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.sources.columns import Columns
+from cvl_pipeline.sources.formats import Contents, open_contents, reading
+from cvl_pipeline.storage import shown
+
+Array = NDArray[Any]
+
+FLAGS = {"false": False, "0": False, "0.0": False, "true": True, "1": True, "1.0": True}
+LISTED = 30
+"""Columns that an error lists at most."""
+
+
+@contextmanager
+def open_table(path: Path) -> Iterator[Table]:
+    """The columns of a file, while it is open; raises InputError where ``open_contents`` does."""
+    with open_contents(path) as contents:
+        yield Table(shown(path), contents)
+
+
+class Table:
+    """The columns of an open file. What they hold is checked as it is read: all methods raise InputError."""
+
+    def __init__(self, file: str, contents: Contents, longer: str | None = None) -> None:
+        """Take the contents of an open file.
+
+        Args:
+            file: names it in errors.
+            contents: its columns and how they are read.
+            longer: the field that may have one row more than the column that is read first.
+        """
+        self.file = file
+        self._contents = contents
+        self._noun, self._names = contents.noun, contents.names
+        self._longer = longer
+        self._first: tuple[str, int] | None = None  # name and rows of what was read first
+
+    def groups(self, pattern: str) -> list[Table]:
+        """A table for each group that matches, in natural order, whose names are paths within the group.
+
+        A ``*`` stays within one part of a path. Observations may have one row more than what is read first.
+        """
+        wanted = pattern.strip("/").split("/")
+        matching = [
+            group
+            for group in self._contents.groups
+            if len(parts := group.split("/")) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+        ]
+        if not matching:
+            raise self._unknown("groups", pattern, "no group matches", self._contents.groups)
+        names: dict[str, list[str]] = {group: [] for group in sorted(matching, key=_natural)}
+        for name in self._names:
+            parts = name.split("/")
+            group = "/".join(parts[: len(wanted)])
+            if group in names:
+                names[group].append("/".join(parts[len(wanted) :]))
+        return [self._within(group, inner) for group, inner in names.items()]
+
+    def _within(self, group: str, names: list[str]) -> Table:
+        contents = Contents(self._noun, names, lambda name: self._contents.read(f"{group}/{name}"))
+        return Table(f"{self.file}, group '{group}'", contents, longer="observations")
+
+    def place(self, field: str, name: str) -> str:
+        """How errors name a column."""
+        return f"{self.file}: {self._noun} '{name}' (dataset.columns.{field})"
+
+    def choose(self, field: str, columns: Columns) -> list[str]:
+        """The names that a field stands for, patterns resolved."""
+        named = columns.named()
+        others = [(name, other) for other in named if other != field for name in named[other]]
+        chosen = [name for given in named[field] for name in self._resolve(field, given, others)]
+        twice = next((name for name in chosen if chosen.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f"{self.place(field, twice)}: taken twice; name it once")
+        return chosen
+
+    def _resolve(self, field: str, given: str, others: list[tuple[str, str]]) -> list[str]:
+        if given in self._names or not any(sign in given for sign in "*?["):
+            return [given]
+        found = sorted({name for name in self._names if fnmatchcase(name, given)}, key=_natural)
+        if not found:
+            raise self._unknown(field, given, f"no {self._noun} matches", self._names)
+        for name in found:
+            taken = next((by for other, by in others if name == other or fnmatchcase(name, other)), None)
+            if taken is not None:
+                raise InputError(
+                    f"{self.place(field, given)}: takes '{name}' too, which is dataset.columns.{taken}; make "
+                    "the pattern narrower, or list the names"
+                )
+        return found
+
+    def _unknown(self, field: str, name: str, what: str, known: Sequence[str]) -> InputError:
+        close = get_close_matches(name, known, n=3)
+        near = f"did you mean {' or '.join(repr(one) for one in close)}? " if close else ""
+        listed = ", ".join(sorted(known, key=_natural)[:LISTED]) or "nothing"
+        more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+        optional = "" if field in ("observations", "actions") else "; null if the log has none"
+        return InputError(
+            f"{self.file}: {what} '{name}' (dataset.columns.{field}); {near}there is {listed}{more}{optional}"
+        )
+
+    def matrix(self, field: str, columns: Columns) -> Array:
+        """All columns of a field side by side, (N, K) float32."""
+        names = self.choose(field, columns)
+        parts = [self._as(field, name, np.float32) for name in names]
+        for name, part in zip(names, parts, strict=True):  # only what may be longer can differ here
+            self._check_rows(field, name, len(part), (names[0], len(parts[0])))
+        return np.concatenate(parts, axis=1)
+
+    def single(self, field: str, name: str, dtype: type[np.floating[Any]] = np.float32) -> Array:
+        """A column of one number a row, (N,)."""
+        values = self._as(field, name, dtype)
+        if values.shape[1] != 1:
+            raise InputError(f"{self.place(field, name)}: {values.shape[1]} numbers a row; it must be one")
+        return values[:, 0]
+
+    def _as(self, field: str, name: str, dtype: type[np.floating[Any]]) -> Array:
+        wide = self.numbers(field, name)
+        with np.errstate(over="ignore"):
+            values = wide.astype(dtype)
+        self._refuse(np.isinf(values), wide, field, name, "is too large for single precision; rescale it")
+        return values
+
+    def numbers(self, field: str, name: str) -> Array:
+        """A column of finite numbers as they are stored, (N, K)."""
+        values = self._cells(field, name)
+        place = self.place(field, name)
+        if values.dtype.kind in "OSU":
+            raise self._no_number(values, place)
+        if values.dtype.kind not in "biuf":
+            raise InputError(f"{place}: holds {values.dtype}, not numbers; convert it or leave it out")
+        if values.ndim > 2 or 0 in values.shape:
+            raise InputError(
+                f"{place}: has shape {values.shape}; a row must be one number or one vector: flatten it"
+            )
+        values = values.reshape(len(values), -1)
+        self._refuse(~np.isfinite(values), values, field, name, "is no finite number; repair that row")
+        return values
+
+    def _refuse(self, bad: Array, values: Array, field: str, name: str, fault: str) -> None:
+        """Raise InputError at the first bad value, if there is any; (N, K) both."""
+        if bad.any():
+            row, entry = np.argwhere(bad)[0]
+            within = f", entry {entry}" if values.shape[1] > 1 else ""
+            raise InputError(
+                f"{self.place(field, name)}: {values[row, entry]} at {place_of_row(row)}{within} {fault}"
+            )
+
+    def _no_number(self, values: Array, place: str) -> InputError:
+        missing = np.argwhere(pd.isna(values))
+        if len(missing):
+            return InputError(f"{place}: nothing at {place_of_row(missing[0, 0])}; repair that row")
+        width = max(1, values.size // len(values))
+        wrong = next((index for index, cell in enumerate(values.flat) if not _is_number(cell)), None)
+        if wrong is not None:
+            return InputError(
+                f"{place}: {brief(values.flat[wrong])} at {place_of_row(wrong // width)} is no number"
+            )
+        return InputError(f"{place}: holds text such as {brief(values.flat[0])}; save it as numbers")
+
+    def flags(self, field: str, name: str) -> Array:
+        """A column of flags, (N,) bool."""
+        codes, found = self.categories(field, name)
+        truths = [FLAGS.get(str(value).lower()) for value in found]
+        if None in truths:
+            row = np.flatnonzero(codes == truths.index(None))[0]
+            raise InputError(
+                f"{self.place(field, name)}: {brief(found[codes[row]])} at {place_of_row(row)} is no flag; "
+                "write 0 and 1, or false and true"
+            )
+        return np.array(truths, dtype=bool)[codes]
+
+    def categories(self, field: str, name: str) -> tuple[Array, list[Any]]:
+        """A column of one value a row: codes, (N,) int64, that count up as values appear, and the values."""
+        values = self._cells(field, name)
+        place = self.place(field, name)
+        if values.size != len(values):
+            raise InputError(f"{place}: has shape {values.shape}; one value a row is needed")
+        values = np.char.decode(values, errors="replace") if values.dtype.kind == "S" else values
+        try:
+            codes, found = pd.factorize(values.reshape(-1).astype(object))
+        except TypeError:  # cells that are no single values
+            raise InputError(f"{place}: holds {brief(values.flat[0])}; one value a row is needed") from None
+        missing = np.flatnonzero(codes < 0)
+        if len(missing):
+            raise InputError(f"{place}: nothing at {place_of_row(missing[0])}; repair that row")
+        return codes, list(found)
+
+    def _cells(self, field: str, name: str) -> Array:
+        """A column as it is stored, with a row for every row of the others."""
+        if name not in self._names:
+            raise self._unknown(field, name, f"no {self._noun}", self._names)
+        place = self.place(field, name)
+        if self._names.count(name) > 1:
+            raise InputError(f"{place}: there are {self._names.count(name)} of that name; rename them")
+        with reading(f"{self.file}, '{name}'"):
+            values = self._contents.read(name)
+        if not isinstance(values, np.ndarray) or values.ndim == 0:
+            raise InputError(f"{place}: is a single value or empty; one row a step is needed")
+        if len(values) == 0:
+            raise InputError(f"{place}: has no row; log at least one step")
+        self._first = self._first or (name, len(values))
+        if field != self._longer or len(values) != self._first[1] + 1:
+            self._check_rows(field, name, len(values), self._first)
+        return _stacked(values, place)
+
+    def _check_rows(self, field: str, name: str, rows: int, other: tuple[str, int]) -> None:
+        if rows != other[1]:
+            more = "" if self._longer is None else f", and at most one more of dataset.columns.{self._longer}"
+            raise InputError(
+                f"{self.place(field, name)}: {rows} rows, but '{other[0]}' has {other[1]}; one row a step in "
+                f"each{more}"
+            )
+
+
+def _stacked(values: Array, place: str) -> Array:
+    """Cells that are themselves arrays as one array; everything else as it is."""
+    if values.dtype.kind != "O" or values.ndim > 1 or not isinstance(values[0], np.ndarray):
+        return values
+    for row, cell in enumerate(values):
+        if np.shape(cell) != values[0].shape:
+            raise InputError(
+                f"{place}: {np.size(cell)} values at {place_of_row(row)}, but {values[0].size} in the first; "
+                "every row needs the same number"
+            )
+    return np.stack(values.tolist())
+
+
+def _is_number(cell: Any) -> bool:
+    try:
+        float(cell)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def brief(cell: Any) -> str:
+    """The value of a cell as errors show it."""
+    text = repr(cell.item() if isinstance(cell, np.generic) else cell)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sorting key by which obs_2 comes before obs_10."""
+    parts = enumerate(re.split("([0-9]+)", name))  # text and numbers in turn
+    return [(int(part), "") if place % 2 else (-1, part) for place, part in parts], name
+
+
+def place_of_row(index: int) -> str:
+    """How errors name a row, of which people count the first as one."""
+    return f"row {index} (the first is 0)"
