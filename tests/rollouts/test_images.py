@@ -23,7 +23,7 @@ from cvl_pipeline.rollouts.environments import GymnasiumEnvironment
 from cvl_pipeline.rollouts.evaluation import evaluate
 from cvl_pipeline.sources.minari import load_minari, save_minari
 from cvl_pipeline.trajectories.container import Rewards, Transitions
-from cvl_pipeline.trajectories.preparation import fit_normalisation, split_episodes
+from cvl_pipeline.trajectories.preparation import episode_table, fit_normalisation, split_episodes
 from cvl_pipeline.trajectories.validation import validate_transitions
 from tests.builders import dynamics_parameters, policy_parameters, readout_parameters, reward_parameters
 from tests.rollouts.toys import DOT
@@ -106,7 +106,7 @@ def test_pictures_have_a_report_and_no_distance_to_a_goal(log: tuple[Transitions
     split = split_episodes(transitions, 0.1, 0)
     figure = nodes.plot(
         transitions,
-        nodes.tabulate(transitions, rewards, split),
+        episode_table(transitions, rewards, split),
         fit_normalisation(transitions, split, 1e-3),
         0,
     )

@@ -118,7 +118,7 @@ def test_a_collection_is_balanced_and_the_same_bytes_in_any_number_of_processes(
 
 def test_an_evaluation_is_balanced_and_its_table_names_the_tasks() -> None:
     torch.manual_seed(0)
-    actor = GaussianActor(ActorShape(49, 4, (8,)))
+    actor = GaussianActor(ActorShape((49,), 4, (8,)))
     transitions, rewards = evaluate(actor, MAKE, episodes=12, seed=3, workers=1, name="test", tasks=10)
     validate_transitions(transitions)
     table = rollout_table(transitions, rewards, 3, MT10)

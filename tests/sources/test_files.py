@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.files import load_file
 from cvl_pipeline.trajectories.container import Rewards, Transitions
 from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
@@ -318,7 +319,7 @@ def test_discrete_actions_of_groups_count_over_all_of_them(tmp_path: Path) -> No
         ("obs/rest", lambda a: a[:-1], {}, ["array 'obs/rest'", "3 rows, but 'obs/place' has 4"]),
         ("rewards", lambda a: np.append(a, 0), {}, ["array 'rewards'", "4 rows, but 'actions' has 3"]),
         ("rewards", lambda a: a * np.nan, {}, ["array 'rewards'", "nan at row 0 (the first is 0)", "repair"]),
-        ("actions", lambda a: a[:, :1], {}, ["dataset.columns.actions are 1 numbers a row, but 2 in",
+        ("actions", lambda a: a[:, :1], {}, ["dataset.columns.actions are 1 numbers a row, but 2 numbers in",
                                              "group 'data/demo_0'; every group needs the same"]),
         ("dones", lambda a: ~a, {}, ["array 'dones' (dataset.columns.terminated): set at row 0",
                                      "the group, which is one episode, goes on", "to null"]),
@@ -381,3 +382,62 @@ def test_groups_that_do_not_exist_are_refused_with_those_that_do(
 def test_only_hdf5_has_groups(tmp_path: Path, log: Log, name: str) -> None:
     text = refusal(write(tmp_path / name, log), mapping_of(name, groups="*"))
     assert "no group matches '*' (dataset.columns.groups); there is nothing; null if the log has none" in text
+
+
+def _image_log(tmp_path: Path, suffix: str, **changes: Array) -> Path:
+    """Two episodes of three steps, seen in pictures that all differ."""
+    pictures = np.arange(8 * 6 * 5 * 3).reshape(8, 6, 5, 3).astype(np.uint8)
+    arrays: dict[str, Array] = {
+        "x": pictures[[0, 1, 2, 4, 5, 6]], "next": pictures[[1, 2, 3, 5, 6, 7]],
+        "u": np.linspace(-1.0, 1.0, 6), "end": np.array([0, 0, 1, 0, 0, 1]),
+    }  # fmt: skip
+    path = tmp_path / f"log{suffix}"
+    if suffix == ".npz":
+        np.savez(path, **(arrays | changes))  # type: ignore[arg-type]
+    else:
+        with h5py.File(path, "w") as file:
+            for name, values in (arrays | changes).items():
+                file[name] = values
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".hdf5", ".npz"])
+def test_images_are_read_as_they_are(tmp_path: Path, suffix: str) -> None:
+    columns = mapping(**SMALL | {"next_observations": "next"})
+    transitions, _ = load_file(_image_log(tmp_path, suffix), columns)
+    validate_transitions(transitions)
+    pictures = np.arange(8 * 6 * 5 * 3).reshape(8, 6, 5, 3).astype(np.uint8)
+    assert transitions.observations.dtype == torch.uint8
+    np.testing.assert_array_equal(transitions.observations, pictures)
+
+
+def test_images_of_groups_keep_their_last(tmp_path: Path) -> None:
+    pictures = np.arange(7 * 6 * 5 * 3).reshape(7, 6, 5, 3).astype(np.uint8)
+    with h5py.File(tmp_path / "log.hdf5", "w") as file:
+        for name, rows in (("demo_0", slice(0, 4)), ("demo_1", slice(4, 7))):
+            file[f"{name}/eye"], file[f"{name}/u"] = pictures[rows], np.zeros((rows.stop - rows.start - 1, 2))
+    columns = mapping(**SMALL | {"groups": "demo_*", "observations": "eye", "terminated": None})
+    transitions, _ = load_file(tmp_path / "log.hdf5", columns)
+    assert transitions.lengths.tolist() == [3, 2]
+    np.testing.assert_array_equal(transitions.observations, pictures)
+
+
+def test_images_that_do_not_follow_each_other_are_refused(tmp_path: Path) -> None:
+    columns = mapping(**SMALL | {"next_observations": "next"})
+    other = np.zeros((6, 6, 5, 3), dtype=np.uint8)
+    with pytest.raises(
+        InputError, match=r"next_observations at row 0 .* is another image than the row after"
+    ):
+        load_file(_image_log(tmp_path, ".npz", next=other), columns)
+    with pytest.raises(InputError, match=r"next_observations are images \(6, 4, 3\) a row and .*\(6, 5, 3\)"):
+        load_file(_image_log(tmp_path, ".npz", next=other[:, :, :4]), columns)
+
+
+def test_images_of_another_kind_or_beside_numbers_are_refused(tmp_path: Path) -> None:
+    path = _image_log(tmp_path, ".npz", x=np.zeros((6, 6, 5, 3), dtype=np.float32))
+    with pytest.raises(InputError, match=r"shape \(6, 6, 5, 3\) and type float32; .* one image"):
+        load_file(path, mapping(**SMALL))
+    with pytest.raises(
+        InputError, match=r"shape \(6, 6, 5, 3\) and type uint8; .* only observation one image"
+    ):
+        load_file(_image_log(tmp_path, ".npz"), mapping(**SMALL | {"observations": "x u", "actions": "end"}))

@@ -100,11 +100,11 @@ def _join(files: list[str], parts: list[Steps]) -> _Log:
     first = parts[0]
     for file, part in zip(files, parts, strict=True):
         for field in ("observations", "actions"):
-            sizes = [getattr(steps, field).shape[1] for steps in (part, first)]
-            if sizes[0] != sizes[1]:
+            arrays = [getattr(steps, field) for steps in (part, first)]
+            if arrays[0].shape[1:] != arrays[1].shape[1:]:
                 raise InputError(
-                    f"{file}: dataset.columns.{field} are {sizes[0]} numbers a row, but {sizes[1]} in "
-                    f"{files[0]}; every group needs the same ones"
+                    f"{file}: dataset.columns.{field} are {_size(arrays[0])} a row, but {_size(arrays[1])} "
+                    f"in {files[0]}; every group needs the same ones"
                 )
         if (part.next_observations is None) != (first.next_observations is None):
             raise InputError(
@@ -128,6 +128,10 @@ def _concatenated(parts: list[Steps]) -> Steps:
     return Steps(**arrays, discrete=parts[0].discrete)
 
 
+def _size(values: Array) -> str:
+    return f"{values.shape[1]} numbers" if values.ndim == 2 else f"images {values.shape[1:]}"
+
+
 def _ending(steps: Steps) -> str:
     return "where the last action led" if steps.next_observations is not None else "nothing of where it led"
 
@@ -147,8 +151,8 @@ def _read_steps(table: Table, columns: Columns) -> Steps:
         observations, following = observations[:-1], observations[1:]
     if following is not None and following.shape != observations.shape:
         raise InputError(
-            f"{table.file}: dataset.columns.next_observations are {following.shape[1]} numbers a row and "
-            f"dataset.columns.observations {observations.shape[1]}; they must be the same ones"
+            f"{table.file}: dataset.columns.next_observations are {_size(following)} a row and "
+            f"dataset.columns.observations {_size(observations)}; they must be the same ones"
         )
     terminated, truncated = _ends(table, columns, len(observations))
     if columns.step is not None:
@@ -264,6 +268,9 @@ def _check_continuity(log: _Log) -> None:
     observations, following = log.steps.observations, log.steps.next_observations
     assert following is not None  # checked only where the log has them
     rows = np.flatnonzero(~np.logical_or(log.steps.terminated, log.steps.truncated)[:-1])
+    if observations.ndim == 4:
+        _check_images_continue(log, rows)
+        return
     spread = np.subtract(observations.max(0), observations.min(0), dtype=np.float64)
     gaps = np.abs(np.subtract(following[rows], observations[rows + 1], dtype=np.float64))
     broken = np.argwhere(gaps > GAP * spread)
@@ -275,6 +282,20 @@ def _check_continuity(log: _Log) -> None:
             f"dimension {dimension}, but the row after it starts from {observations[row + 1, dimension]:g}; "
             "keep the rows of an episode in the order of time, and mark where one ends"
         )
+
+
+def _check_images_continue(log: _Log, rows: Array) -> None:
+    """The same for images, which are equal or not, block by block."""
+    following, observations = log.steps.next_observations, log.steps.observations
+    assert following is not None
+    for block in np.array_split(rows, max(1, len(rows) // 1024)):
+        same = (following[block] == observations[block + 1]).reshape(len(block), -1).all(1)
+        if not same.all():
+            file, place = log.locate(block[int(same.argmin())])
+            raise InputError(
+                f"{file}: dataset.columns.next_observations at {place} is another image than the row after "
+                "it starts from; keep the rows of an episode in the order of time, and mark where one ends"
+            )
 
 
 def _action_bounds(

@@ -24,6 +24,8 @@ Array = NDArray[Any]
 FLAGS = {"false": False, "0": False, "0.0": False, "true": True, "1": True, "1.0": True}
 LISTED = 30
 """Columns that an error lists at most."""
+OBSERVED = ("observations", "next_observations")
+"""Fields that may be images."""
 
 
 @contextmanager
@@ -115,9 +117,13 @@ class Table:
         )
 
     def matrix(self, field: str, columns: Columns) -> Array:
-        """All columns of a field side by side, (N, K) float32."""
+        """All columns of a field side by side, (N, K) float32; images as they are, (N, H, W, C) uint8."""
         names = self.choose(field, columns)
-        parts = [self._as(field, name, np.float32) for name in names]
+        first = self._cells(field, names[0])
+        if len(names) == 1 and field in OBSERVED and first.ndim == 4 and first.dtype == np.uint8:
+            return first
+        parts = [self._as(field, names[0], np.float32, first)]
+        parts += [self._as(field, name, np.float32) for name in names[1:]]
         for name, part in zip(names, parts, strict=True):  # only what may be longer can differ here
             self._check_rows(field, name, len(part), (names[0], len(parts[0])))
         return np.concatenate(parts, axis=1)
@@ -129,16 +135,16 @@ class Table:
             raise InputError(f"{self.place(field, name)}: {values.shape[1]} numbers a row; it must be one")
         return values[:, 0]
 
-    def _as(self, field: str, name: str, dtype: type[np.floating[Any]]) -> Array:
-        wide = self.numbers(field, name)
+    def _as(self, field: str, name: str, dtype: type[np.floating[Any]], cells: Array | None = None) -> Array:
+        wide = self.numbers(field, name, cells)
         with np.errstate(over="ignore"):
             values = wide.astype(dtype)
         self._refuse(np.isinf(values), wide, field, name, "is too large for single precision; rescale it")
         return values
 
-    def numbers(self, field: str, name: str) -> Array:
-        """A column of finite numbers as they are stored, (N, K)."""
-        values = self._cells(field, name)
+    def numbers(self, field: str, name: str, cells: Array | None = None) -> Array:
+        """A column of finite numbers as they are stored, (N, K); ``cells``: if it has been read already."""
+        values = self._cells(field, name) if cells is None else cells
         place = self.place(field, name)
         if values.dtype.kind in "OSU":
             raise self._no_number(values, place)
@@ -146,7 +152,8 @@ class Table:
             raise InputError(f"{place}: holds {values.dtype}, not numbers; convert it or leave it out")
         if values.ndim > 2 or 0 in values.shape:
             raise InputError(
-                f"{place}: has shape {values.shape}; a row must be one number or one vector: flatten it"
+                f"{place}: has shape {values.shape} and type {values.dtype}; a row must be one number, one "
+                "vector (flatten it), or as the only observation one image, (height, width, channels) uint8"
             )
         values = values.reshape(len(values), -1)
         self._refuse(~np.isfinite(values), values, field, name, "is no finite number; repair that row")
