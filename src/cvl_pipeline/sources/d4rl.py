@@ -18,7 +18,6 @@ by D4RL's issues (numbers in brackets):
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvl_pipeline.errors import InputError, look_up
+from cvl_pipeline.imports import package_file
 from cvl_pipeline.sources.download import download
 from cvl_pipeline.sources.steps import Steps, episodes_from_steps
 from cvl_pipeline.storage import shown
@@ -59,9 +59,8 @@ def read_tables() -> Tables:
     Raises:
         InputError: it is not installed, or another version.
     """
-    spec = importlib.util.find_spec("d4rl")
-    infos = [Path(folder) / "infos.py" for folder in (spec and spec.submodule_search_locations) or []]
-    if not infos or not infos[0].is_file():
+    infos = package_file("d4rl", "infos.py")
+    if infos is None:
         raise InputError(
             "the package d4rl, which knows the datasets' URLs and reference scores, is not installed; run: "
             "pip install --no-deps d4rl==1.1 (a local file, dataset.path, loads without it)"
@@ -70,11 +69,11 @@ def read_tables() -> Tables:
     # it needs none, and without them it cannot import anything.
     names: dict[str, Any] = {"__builtins__": {}}
     try:
-        exec(compile(infos[0].read_text(encoding="utf-8"), "infos.py", "exec"), names)
+        exec(compile(infos.read_text(encoding="utf-8"), "infos.py", "exec"), names)
         return Tables(*(dict(names[name]) for name in ("DATASET_URLS", "REF_MIN_SCORE", "REF_MAX_SCORE")))
     except Exception as error:  # whatever another file does
         raise InputError(
-            f"{shown(infos[0])}: not the tables of d4rl 1.1 ({error}); run: pip install --no-deps d4rl==1.1"
+            f"{shown(infos)}: not the tables of d4rl 1.1 ({error}); run: pip install --no-deps d4rl==1.1"
         ) from error
 
 
