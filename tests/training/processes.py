@@ -11,7 +11,7 @@ from torch import distributed, multiprocessing
 
 
 def call_in_processes(count: int, folder: Path, function: Callable[[], Any]) -> list[Any]:
-    """What the function, importable by name, returns in each process of a gloo group; tensors and plain values."""
+    """What the function, importable by name, returns in each process of a gloo group."""
     multiprocessing.spawn(_process, (count, folder, function), nprocs=count)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
