@@ -50,7 +50,7 @@ class _SymmetricInfoNCE(torch.autograd.Function):
         return 0.5 * (rows.log().mean() + columns.log().mean()) + highest - logits.diagonal().mean()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # the weights depend on the logits too
+    @once_differentiable  # the weights depend on the logits too
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         weights, rows, columns = ctx.saved_tensors
         scale = gradients[0] / len(rows)
