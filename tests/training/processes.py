@@ -1,4 +1,4 @@
-"""Functions called in several real processes of one group; the processes of a training, found by its folder."""
+"""Functions called in several real processes; the processes of a training, found by its folder."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
 
 
 def call_in_processes(count: int, folder: Path, function: Callable[[], Any]) -> list[Any]:
     """What the function, importable by name, returns in each process of a gloo group."""
-    multiprocessing.spawn(_process, (count, folder, function), nprocs=count)  # type: ignore[no-untyped-call]
+    spawn(_process, (count, folder, function), nprocs=count)  # type: ignore[no-untyped-call]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 
