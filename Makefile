@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 KEDRO := $(BIN)/kedro
 ARGS ?=
 
-.PHONY: help run smoke test test-unit lint viz benchmark truth readouts goals ideas bench-sampling lock clean
+.PHONY: help run smoke test test-unit test-slow lint viz benchmark truth readouts goals ideas bench-sampling lock clean
 
 help:
 	@echo "make run        collect episodes, train, extract a policy, evaluate it (ARGS='--params dataset.task=reach-v3')"
 	@echo "make smoke      the same in seconds, to see that everything works"
-	@echo "make test       all tests"
+	@echo "make test       all tests but the slow ones"
 	@echo "make test-unit  the tests that do not run kedro"
+	@echo "make test-slow  training killed at ten random moments, and other tests that take minutes"
 	@echo "make lint       style, types and import contracts"
 	@echo "make viz        the pipeline in kedro-viz, in a browser"
 	@echo "make benchmark  the table of docs/benchmarks.md: CVL, BC and IQL on four tasks, three seeds (about an hour)"
@@ -44,7 +45,10 @@ test: $(VENV)/installed
 	$(BIN)/pytest $(ARGS)
 
 test-unit: $(VENV)/installed
-	$(BIN)/pytest -m "not integration" $(ARGS)
+	$(BIN)/pytest -m "not integration and not slow" $(ARGS)
+
+test-slow: $(VENV)/installed
+	$(BIN)/pytest -m slow $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

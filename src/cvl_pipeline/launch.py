@@ -8,13 +8,17 @@ which are read back here. With one process, training stays in this one.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,11 +29,12 @@ from torch import nn
 from cvl_pipeline.artifacts import load_artifact, save_artifact
 from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.policies.module import train_policy
 from cvl_pipeline.policies.parameters import PolicyParameters
 from cvl_pipeline.readout.q_function import QFunction
-from cvl_pipeline.storage import write_atomically
+from cvl_pipeline.storage import shown, write_atomically
+from cvl_pipeline.training.fit import TERMINATED
 from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.processes import rank, world_size
 
@@ -37,6 +42,10 @@ logger = logging.getLogger(__name__)
 
 DONE = "done.json"
 """Written last, by the first process: what happened, and how many processes trained."""
+ERRORS = "processes.log"
+"""What the processes of this machine wrote to standard error: tracebacks, torchrun's reports."""
+PATIENCE = 30.0
+"""Seconds that a process which has to end waits for the first to say why: torchrun ends all with any."""
 
 
 class TrainingError(RuntimeError):
@@ -87,6 +96,7 @@ def train(
         InputError: a damaged checkpoint; a parameter or a logger that cannot be used.
         FloatingPointError: the loss is not a number.
         TrainingError: a process was killed.
+        SystemExit: SIGTERM, to this process or to one of those it started; what was done is saved.
     """
     makes, function = TRAININGS[training]
     given = {name: value for name, value in inputs.items() if value is not None}
@@ -120,10 +130,12 @@ def command(folder: Path, training: TrainingParameters) -> list[str]:
     if training.nodes == 1:
         torchrun.append("--standalone")
     else:
-        meeting = training.rendezvous or f"{_first_slurm_host()}:29500"
+        # Two jobs may share a machine: each meets at a port of its own.
+        job = os.environ.get("SLURM_JOB_ID", "0")
+        meeting = training.rendezvous or f"{_first_slurm_host()}:{29500 + int(job) % 1000}"
         torchrun += [
             f"--nnodes={training.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}",
-            f"--rdzv-id={folder.parent.name}",
+            f"--rdzv-id={folder.parent.name}-{job}",
         ]  # fmt: skip
     whole = [*torchrun, "-m", "cvl_pipeline.launch", str(folder)]
     if training.nodes > 1 and training.rendezvous is None:
@@ -143,7 +155,7 @@ def _torchrun(folder: Path, training: TrainingParameters) -> dict[str, Any]:
     threads = max(1, (os.cpu_count() or 1) // training.devices)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     try:
-        status = subprocess.run(line, env=environment, check=False).returncode
+        status = _run(line, environment, folder / ERRORS)
     except FileNotFoundError as error:
         raise InputError(
             f"training.nodes is {training.nodes} and {line[0]} is not there: run within a SLURM allocation, "
@@ -151,16 +163,54 @@ def _torchrun(folder: Path, training: TrainingParameters) -> dict[str, Any]:
         ) from error
     report = folder / DONE
     result: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
+    if "terminated" in result:
+        raise SystemExit(TERMINATED)
     if "message" in result:
         raise {"InputError": InputError, "FloatingPointError": FloatingPointError}[result["error"]](
             result["message"]
         )
     if status != 0 or not result:
         raise TrainingError(
-            f"a training process ended early (torchrun's exit status {status}; its output is above); run the "
+            f"a training process ended early (exit status {status}; see {shown(folder / ERRORS)}); run the "
             "same command again to go on from the last checkpoint"
         )
     return result
+
+
+def _run(line: list[str], environment: Mapping[str, str], errors: Path) -> int:
+    """Exit status of a command. What ends this process, ends it first: it saves, and leaves nothing running.
+
+    Its standard error goes to a file: torchrun tells every failure in a traceback of its own.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGTERM, _terminate) if main else None
+    try:
+        with errors.open("wb") as file:
+            process = subprocess.Popen(
+                line, env=environment, stderr=file, start_new_session=True, preexec_fn=_end_with_parent
+            )
+        try:
+            return process.wait()
+        except BaseException:  # SIGTERM, or Ctrl+C
+            process.terminate()
+            process.wait()
+            raise
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _terminate(*_: object) -> None:
+    raise SystemExit(TERMINATED)
+
+
+def _end_with_parent() -> None:
+    """Have SIGTERM sent to this process when its parent dies, however it does; Linux alone can.
+
+    Else what kill -9 leaves behind would train beside the run that resumes it.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
 
 
 def _first_slurm_host() -> str:
@@ -170,9 +220,14 @@ def _first_slurm_host() -> str:
             "training.nodes is more than 1 outside of SLURM: say where the machines meet, "
             "training.rendezvous=host:port"
         )
-    found = subprocess.run(
-        ["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True
-    )
+    line = ["scontrol", "show", "hostnames", nodes]
+    try:
+        found = subprocess.run(line, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(
+            f"'{shlex.join(line)}' failed ({one_line(error)}): say where the machines meet, "
+            "training.rendezvous=host:port"
+        ) from error
     return found.stdout.split()[0]
 
 
@@ -191,14 +246,25 @@ def work(folder: Path) -> None:
             logs=Path(specification["logs"]),
             **inputs,
         )
+    except SystemExit:
+        _tell(folder, {"terminated": True})
+        raise
     except (InputError, FloatingPointError) as error:
-        if rank() == 0:
-            _write_json(folder / DONE, {"error": type(error).__name__, "message": str(error)})
+        _tell(folder, {"error": type(error).__name__, "message": str(error)})
         raise
     if rank() == 0:
         save_artifact(folder / f"{makes}.safetensors", makes, trained)
         write_atomically(folder / "history.parquet", history.to_parquet)
         _write_json(folder / DONE, {"world_size": world_size()})
+
+
+def _tell(folder: Path, result: dict[str, Any]) -> None:
+    """Write the end of a training that ends early, if this is the first process; else wait for it to."""
+    if rank() == 0:
+        _write_json(folder / DONE, result)
+    end = time.monotonic() + PATIENCE
+    while not (folder / DONE).exists() and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def _kind(name: str) -> str:
@@ -210,5 +276,9 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    _end_with_parent()
+    first = os.environ["RANK"] == "0"  # the others have the same to say
+    logging.basicConfig(
+        level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stdout
+    )
     work(Path(sys.argv[1]))

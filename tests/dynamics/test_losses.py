@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from cvl_pipeline.dynamics.losses import (
     CONTRASTIVE_LOSSES,
+    SPREAD,
     contrastive_loss,
     contrastive_metrics,
     infonce,
@@ -84,6 +85,43 @@ def test_symmetric_infonce_ignores_a_constant(constant: float, seed: int) -> Non
     assert float(symmetric_infonce(logits + constant)) == pytest.approx(
         float(symmetric_infonce(logits)), rel=1e-9
     )
+
+
+def _plain_symmetric(logits: torch.Tensor) -> torch.Tensor:
+    rows, columns = torch.logsumexp(logits, dim=1), torch.logsumexp(logits, dim=0)
+    return (0.5 * (rows + columns) - logits.diagonal()).mean()
+
+
+def _spread_over(width: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    logits = _logits(7, 1.0, 0)
+    logits = (logits - logits.min()) / (logits.max() - logits.min())
+    return (width * (logits - 0.5)).to(dtype).requires_grad_()
+
+
+# Within the spread, the function has a backward of its own; beyond it, the formula's.
+@pytest.mark.parametrize("width", [0.1, 5.0, 0.99 * SPREAD, 1.01 * SPREAD, 3.0 * SPREAD])
+def test_the_gradient_of_symmetric_infonce_is_that_of_the_formula(width: float) -> None:
+    logits = _spread_over(width)
+    assert torch.autograd.gradcheck(symmetric_infonce, (logits,))
+    assert torch.autograd.gradcheck(lambda values: 3.0 * symmetric_infonce(values), (logits,))
+    (found,) = torch.autograd.grad(symmetric_infonce(logits), logits)
+    (expected,) = torch.autograd.grad(_plain_symmetric(logits), logits)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("width", [5.0, 0.99 * SPREAD, 1.01 * SPREAD])
+def test_the_gradient_in_single_precision_is_that_in_double(width: float) -> None:
+    narrow = _spread_over(width, torch.float32)
+    (found,) = torch.autograd.grad(symmetric_infonce(narrow), narrow)
+    wide = narrow.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(_plain_symmetric(wide), wide)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gradient_that_cannot_be_differentiated_says_so() -> None:
+    logits = _spread_over(5.0)
+    (gradient,) = torch.autograd.grad(symmetric_infonce(logits), logits, create_graph=True)
+    assert not gradient.requires_grad
 
 
 def _naive_infonce(logits: NDArray[np.float64]) -> float:

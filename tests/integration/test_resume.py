@@ -1,25 +1,45 @@
-"""A run killed in training is taken up where it was, and ends with the same weights."""
+"""A run that ends in training is taken up where it was, and ends with the same weights."""
 
 from __future__ import annotations
 
+import os
+import random
+import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
 
-from tests.integration.conftest import Project
+import pytest
 
-# Long enough to be killed on the way, short enough to finish soon.
-PARAMETERS = "contrastive_dynamics.training.steps=4000,contrastive_dynamics.training.validation_interval=100"
+from tests.integration.conftest import FinishedRun, Project
+from tests.training.processes import linux, processes_of, wait_for, worker_of
+
+# Long enough to be ended on the way, short enough to finish soon; saved after every few chunks.
+LONG = (
+    "contrastive_dynamics.training.steps=4000,contrastive_dynamics.training.validation_interval=100,"
+    "contrastive_dynamics.training.checkpoint_seconds=0.05"
+)
+SHARED = (
+    "contrastive_dynamics.training.devices=2,contrastive_dynamics.training.steps=1000,"
+    "contrastive_dynamics.training.checkpoint_seconds=0.05"
+)
+STAGE = ("run", "--pipelines", "contrastive_dynamics")
 
 
-def start(project: Project) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        project.command("run", "--pipelines", "contrastive_dynamics", "--params", PARAMETERS),
-        cwd=project.root,
-        env=project.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def start(project: Project, output: Path, parameters: str = LONG) -> subprocess.Popen[bytes]:
+    """Begin the stage, and return when training has been saved for the first time."""
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            project.command(*STAGE, "--params", parameters),
+            cwd=project.root,
+            env=project.environment(),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    wait_for(lambda: checkpoints(project) or process.poll() is not None)
+    assert process.poll() is None, f"training ended before it could be ended: {output.read_text()}"
+    return process
 
 
 def checkpoints(project: Project) -> list[Path]:
@@ -27,39 +47,89 @@ def checkpoints(project: Project) -> list[Path]:
     return list(folder.rglob("last.ckpt"))
 
 
-def test_killed_training_resumes_and_ends_with_the_weights_of_an_uninterrupted_run(
-    scratch: Project,
-) -> None:
-    critic = scratch.artifact("06_models", "critic.safetensors")
-    old = critic.read_bytes()
-    process = start(scratch)
-    deadline = time.monotonic() + 120
-    while not checkpoints(scratch):
-        assert process.poll() is None, "training ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    assert critic.read_bytes() == old  # the unfinished run replaced nothing
+def critic(project: Project) -> Path:
+    return project.artifact("06_models", "critic.safetensors")
 
-    resumed = scratch.kedro("run", "--pipelines", "contrastive_dynamics", "--params", PARAMETERS)
+
+@pytest.fixture(scope="module")
+def uninterrupted(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The critic of a run that nothing ended."""
+    root = tmp_path_factory.mktemp("uninterrupted") / "project"
+    shutil.copytree(finished.project.root, root)
+    result = Project(root).kedro(*STAGE, "--params", LONG)
+    assert result.returncode == 0, result.stdout
+    assert "Resuming" not in result.stdout
+    return critic(Project(root)).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_training_that_is_ended_resumes_and_ends_with_the_weights_of_an_uninterrupted_run(
+    scratch: Project, tmp_path: Path, uninterrupted: bytes, number: signal.Signals
+) -> None:
+    old = critic(scratch).read_bytes()
+    process = start(scratch, tmp_path / "output")
+    process.send_signal(number)
+    status = process.wait()
+    output = (tmp_path / "output").read_text()
+    if number == signal.SIGTERM:
+        assert status == 143, output
+        assert "Stopped by SIGTERM; the same command goes on from data/06_models" in output
+        assert "Traceback" not in output
+    assert critic(scratch).read_bytes() == old  # the unfinished run replaced nothing
+
+    resumed = scratch.kedro(*STAGE, "--params", LONG)
     assert resumed.returncode == 0, resumed.stdout
     assert "Resuming from step" in resumed.stdout
     assert not checkpoints(scratch)
-    weights = critic.read_bytes()
-
-    uninterrupted = scratch.kedro("run", "--pipelines", "contrastive_dynamics", "--params", PARAMETERS)
-    assert "Resuming" not in uninterrupted.stdout
-    assert critic.read_bytes() == weights
+    assert critic(scratch).read_bytes() == uninterrupted
 
 
-def test_other_parameters_do_not_take_up_the_unfinished_training(scratch: Project) -> None:
-    process = start(scratch)
-    while not checkpoints(scratch):
-        assert process.poll() is None, "training ended before it could be killed"
-        time.sleep(0.02)
+@pytest.mark.slow
+def test_training_killed_at_any_moment_resumes_to_the_very_same_weights(
+    scratch: Project, tmp_path: Path, uninterrupted: bytes
+) -> None:
+    moments = random.Random(0)
+    resumed = 0
+    for _ in range(10):
+        process = start(scratch, tmp_path / "output")
+        # Among them moments in which a checkpoint is being written: one is every twentieth of a second.
+        time.sleep(moments.uniform(0.0, 4.0))
+        process.kill()
+        process.wait()
+        result = scratch.kedro(*STAGE, "--params", LONG)
+        assert result.returncode == 0, result.stdout
+        resumed += "Resuming from step" in result.stdout
+        assert critic(scratch).read_bytes() == uninterrupted
+    assert resumed >= 5  # the others had ended before they were killed
+
+
+def test_other_parameters_do_not_take_up_the_unfinished_training(scratch: Project, tmp_path: Path) -> None:
+    process = start(scratch, tmp_path / "output")
     process.kill()
     process.wait()
-    result = scratch.kedro("run", "--pipelines", "contrastive_dynamics")
+    result = scratch.kedro(*STAGE)
     assert result.returncode == 0, result.stdout
     assert "Resuming" not in result.stdout
+
+
+@linux
+def test_a_run_of_two_processes_that_loses_one_says_so_in_one_line_and_is_resumed(
+    scratch: Project, tmp_path: Path
+) -> None:
+    process = start(scratch, tmp_path / "output", SHARED)
+    os.kill(worker_of(scratch.root, 1), signal.SIGKILL)
+    assert process.wait() == 1
+    output = (tmp_path / "output").read_text()
+    errors = [line for line in output.splitlines() if "Error" in line]
+    assert len(errors) == 1, output
+    assert errors[0].startswith("Error: a training process ended early")
+    assert "Traceback" not in output
+    assert not processes_of(scratch.root)
+
+    result = scratch.kedro(*STAGE, "--params", SHARED)
+    assert result.returncode == 0, result.stdout
+    assert "Resuming from step" in result.stdout
+    assert "world_size 2" in result.stdout
+    for node in ("train", "report", "plot"):
+        assert result.stdout.count(f"contrastive_dynamics.{node} ->") == 1, result.stdout
+    assert not checkpoints(scratch)

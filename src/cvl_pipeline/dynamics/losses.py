@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from cvl_pipeline.errors import look_up
@@ -49,6 +50,7 @@ class _SymmetricInfoNCE(torch.autograd.Function):
         return 0.5 * (rows.log().mean() + columns.log().mean()) + highest - logits.diagonal().mean()
 
     @staticmethod
+    @once_differentiable  # the weights depend on the logits too
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         weights, rows, columns = ctx.saved_tensors
         scale = gradients[0] / len(rows)

@@ -142,7 +142,8 @@ def train_dynamics(
         seed: of the initial weights and the batches.
         checkpoints: folder that unfinished training is kept in and resumed from.
         logs: folder of metrics.csv and other logs.
-        observer: is shown every training batch; it is not resumed, so give it no checkpoints.
+        observer: is shown every training batch; it is not resumed, so give it no checkpoints, and no logs
+            either, whose count of operations would show it the first batch once more.
 
     Returns:
         The critic, on the CPU, and the history (see ``fit``).

@@ -18,7 +18,7 @@ from cvl_pipeline.policies.parameters import PolicyParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
-from cvl_pipeline.training.processes import average, own_share
+from cvl_pipeline.training.processes import average, maximum, own_share
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
 from cvl_pipeline.trajectories.sampling import Draws, Segments, SegmentSampler
@@ -190,7 +190,7 @@ def advantage_weighted_regression(module: PolicyExtraction, batch: Batch) -> tup
     assert batch.advantages is not None
     weights = (parameters.beta * batch.advantages).exp().clamp(max=parameters.max_weight)
     loss = -(weights * module.actor.log_prob(batch.observations, batch.actions)).mean()
-    return loss, {"weight_mean": weights.mean(), "weight_max": weights.max()}
+    return loss, {"weight_mean": weights.mean(), "weight_max": maximum(weights.max())}
 
 
 def ddpg_bc(module: PolicyExtraction, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

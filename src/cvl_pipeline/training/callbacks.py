@@ -70,6 +70,7 @@ class Throughput(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count operations and measure the machine."""
         assert isinstance(pl_module, OfflineModule)
+        self._rows += pl_module.rows[len(self._rows) :]  # of a run that was begun without logs
         self._operations = operations_of_a_step(pl_module) * world_size()
         narrow = pl_module.training_parameters.precision == "bfloat16"
         rate = product_rate(pl_module.device, torch.bfloat16 if narrow else torch.float32)
@@ -87,7 +88,7 @@ class Throughput(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and tell, if an interval was closed."""
         assert isinstance(pl_module, OfflineModule)
-        if len(pl_module.rows) == len(self._rows) or not self._steps:
+        if len(pl_module.rows) == len(self._rows):
             return
         speed = self._steps / self._seconds
         row = {
@@ -105,12 +106,13 @@ class Throughput(Checkpoint):
                 logger.log_metrics(row, step=int(row["step"]))
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows, which a resumed run writes again."""
-        return {"rows": self._rows}
+        """The rows, which a resumed run writes again, and what was measured of the next."""
+        return {"rows": self._rows, "seconds": self._seconds, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them up."""
         self._rows = state_dict["rows"]
+        self._seconds, self._steps = state_dict["seconds"], state_dict["steps"]
 
 
 def operations_of_a_step(module: OfflineModule) -> float:
@@ -156,6 +158,10 @@ class BestWeights(Checkpoint):
         self._rows = 0
         self._weights: dict[str, Tensor] = {}
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End at once what had been resumed after its end."""
+        self._stop_if_patience_is_over(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge the interval that was closed, if one was."""
         assert isinstance(pl_module, OfflineModule)
@@ -168,7 +174,11 @@ class BestWeights(Checkpoint):
             self._lowest, self._since = loss, 0
             if self._keep == "best":
                 self._weights = {name: value.clone() for name, value in pl_module.state_dict().items()}
-        if self._patience is not None and self._since >= self._patience:
+        self._stop_if_patience_is_over(trainer, pl_module)
+
+    def _stop_if_patience_is_over(self, trainer: Trainer, module: LightningModule) -> None:
+        # Agreed upon: machines of different kinds may measure losses that differ in their last digit.
+        if self._patience is not None and any_of(self._since >= self._patience, module.device):
             trainer.should_stop = True
 
     def restore(self, module: OfflineModule) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from cvl_pipeline.training.parameters import TrainingParameters
-from cvl_pipeline.training.processes import average
+from cvl_pipeline.training.processes import average, gather, rank, world_size
 from cvl_pipeline.training.seeds import stream_seed
 
 CHUNK = 25
@@ -122,12 +122,21 @@ class OfflineModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the history, and the sums of the interval that has begun, with the weights."""
         checkpoint["history"] = self.rows
-        checkpoint["sums"] = self._sums
+        # Those of every process: one process alone writes the checkpoint.
+        checkpoint["sums"] = {name: gather(value.reshape(1)) for name, value in self._sums.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them up again."""
         self.rows = checkpoint["history"]
-        self._sums = {name: value.to(self.device) for name, value in checkpoint["sums"].items()}
+        # By another number of processes than now, each takes their mean; the next mean is of those.
+        self._sums = {
+            name: values[rank()] if len(values) == world_size() else values.mean()
+            for name, values in checkpoint["sums"].items()
+        }
+
+    def on_train_start(self) -> None:
+        """Put what was resumed where the network is by now."""
+        self._sums = {name: value.to(self.device) for name, value in self._sums.items()}
 
     def batch(self, step: int) -> Any:
         """The entry of ``draw`` that is the batch of a gradient step."""
@@ -140,6 +149,7 @@ class OfflineModule(lightning.LightningModule):
 
     def _check(self, losses: Tensor, first: int) -> None:
         """Add the losses of a chunk up; one that is not a number ends the training."""
+        losses = average(losses)  # of all processes, so that each of them sees what any of them saw
         self._add("loss", losses.sum())
         self._add("steps", torch.full_like(losses[0], len(losses)))
         finite = torch.isfinite(losses)

@@ -43,8 +43,9 @@ def gather(values: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        parts = [torch.empty_like(values) for _ in range(world_size())]
-        distributed.all_gather(parts, values.contiguous())
+        own = values.contiguous()  # and so are the others', which are shaped after it
+        parts = [torch.empty_like(own) for _ in range(world_size())]
+        distributed.all_gather(parts, own)
         return torch.cat(parts)
 
     @staticmethod
@@ -60,6 +61,14 @@ def average(values: Tensor) -> Tensor:
         values = values.clone()
         distributed.all_reduce(values)
         values /= world_size()
+    return values
+
+
+def maximum(values: Tensor) -> Tensor:
+    """The largest of each entry over processes, of a tensor that takes no gradient."""
+    if world_size() > 1:
+        values = values.clone()
+        distributed.all_reduce(values, distributed.ReduceOp.MAX)
     return values
 
 

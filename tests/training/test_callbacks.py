@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pandas as pd
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
+from cvl_pipeline.training import callbacks
+from cvl_pipeline.training.callbacks import BestWeights, operations_of_a_step, product_rate
+from cvl_pipeline.training.fit import TERMINATED, fit
+from cvl_pipeline.training.module import OfflineModule
+from cvl_pipeline.training.parameters import TrainingParameters
+from cvl_pipeline.training.seeds import stream_seed
+from cvl_pipeline.trajectories.container import Transitions
+from tests.builders import (
+    dynamics_parameters,
+    identity_normalisation,
+    names_in,
+    split_first,
+    training_parameters,
+)
+from tests.training.toy import LineFit
+
+SPEEDS = [
+    "throughput/steps_per_second",
+    "throughput/samples_per_second",
+    "throughput/model_flops_utilisation",
+]
+
+
+class Passing(OfflineModule):
+    """A weight that descends from 0 to -1 and whose held-out loss is lowest on the way, at -0.56."""
+
+    def __init__(
+        self, training: TrainingParameters, *, fail_at: int | None = None, fail_at_end: bool = False
+    ) -> None:
+        super().__init__(training, 0)
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self._fail_at = fail_at
+        self._fail_at_end = fail_at_end
+
+    def draw(self, batches: int, generator: Generator) -> list[None]:
+        return [None] * batches
+
+    def training_loss(self, batch: None) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.global_step == self._fail_at:
+            raise RuntimeError("the machine went away")
+        return self.weight.sum(), {}
+
+    def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
+        loss = (self.weight.detach() + 0.56).square().sum()
+        return {"loss": loss, "weight": self.weight.detach().clone()[0]}
+
+    def on_train_end(self) -> None:
+        if self._fail_at_end:
+            raise RuntimeError("the machine went away")
+
+
+PASSING = training_parameters(steps=100, validation_interval=10, learning_rate=0.02)
+
+
+def _fit(
+    keep: Literal["last", "best"], patience: int | None, checkpoints: Path | None = None, **failure: Any
+) -> tuple[Passing, pd.DataFrame]:
+    module = Passing(PASSING, **failure)
+    best = BestWeights(keep, patience)
+    return module, fit(module, description="test", checkpoints=checkpoints, best=best)
+
+
+def _lowest(history: pd.DataFrame) -> int:
+    return int(history["validation/loss"].to_numpy().argmin())
+
+
+def test_best_weights_are_those_of_the_lowest_held_out_loss() -> None:
+    last, history = _fit("last", None)
+    best, same = _fit("best", None)
+    assert history.equals(same)
+    assert len(history) == 10
+    assert 0 < _lowest(history) < 9
+    assert float(best.weight.detach()) == history["validation/weight"][_lowest(history)]
+    assert float(last.weight.detach()) == history["validation/weight"].iloc[-1]
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_patience_ends_training_that_no_longer_lowers_the_loss(keep: Literal["last", "best"]) -> None:
+    _, whole = _fit("last", None)
+    module, history = _fit(keep, 2)
+    assert history.equals(whole.iloc[: _lowest(whole) + 3])
+    kept = _lowest(whole) if keep == "best" else len(history) - 1
+    assert float(module.weight.detach()) == history["validation/weight"][kept]
+
+
+def test_patience_that_is_never_tried_changes_nothing() -> None:
+    _, history = _fit("last", 8)
+    assert len(history) == 10
+
+
+@pytest.mark.parametrize("failure", [{"fail_at": at} for at in (15, 30, 42, 49)] + [{"fail_at_end": True}])
+def test_best_weights_and_patience_survive_an_interruption(tmp_path: Path, failure: dict[str, Any]) -> None:
+    whole, expected = _fit("best", 2)
+    with pytest.raises(RuntimeError, match="went away"):
+        _fit("best", 2, tmp_path, **failure)
+    resumed, history = _fit("best", 2, tmp_path)
+    pd.testing.assert_frame_equal(history, expected, check_exact=True)
+    assert torch.equal(resumed.weight, whole.weight)
+
+
+def test_training_interrupted_after_its_last_step_keeps_its_best_weights(tmp_path: Path) -> None:
+    whole, expected = _fit("best", None)
+    with pytest.raises(RuntimeError, match="went away"):
+        _fit("best", None, tmp_path, fail_at_end=True)
+    resumed, history = _fit("best", None, tmp_path)
+    pd.testing.assert_frame_equal(history, expected, check_exact=True)
+    assert torch.equal(resumed.weight, whole.weight)
+
+
+def _dynamics(transitions: Transitions, **changes: Any) -> ContrastiveDynamics:
+    return ContrastiveDynamics(
+        transitions,
+        split_first(transitions, 4),
+        identity_normalisation(transitions),
+        dynamics_parameters(**changes),
+        0,
+    )
+
+
+def test_a_critic_is_trained_with_its_best_weights(transitions: Transitions) -> None:
+    results = {}
+    for keep in ("last", "best"):
+        # So fast that it overfits four episodes at once.
+        training = {"steps": 60, "validation_interval": 5, "learning_rate": 0.05}
+        parameters = dynamics_parameters(keep=keep, training=training)
+        critic, history = train_dynamics(
+            transitions, split_first(transitions, 4), identity_normalisation(transitions), parameters, 0
+        )
+        module = _dynamics(transitions, keep=keep, training=training)
+        module.critic.load_state_dict(critic.state_dict())
+        module.on_fit_start()
+        generator = Generator().manual_seed(stream_seed(0, "validation", 0))
+        with torch.no_grad():
+            results[keep] = float(module.validation_metrics(generator)["loss"])
+        losses = history["validation/loss"]
+        assert losses.min() < losses.iloc[-1]
+        expected = losses.iloc[-1] if keep == "last" else losses.min()
+        assert results[keep] == pytest.approx(expected, rel=1e-6)
+
+
+def _metrics(logs: Path) -> pd.DataFrame:
+    return pd.read_csv(logs / "metrics.csv")
+
+
+def test_metrics_hold_the_history_and_the_speed_of_every_interval(
+    tmp_path: Path, transitions: Transitions
+) -> None:
+    training = {"steps": 70, "validation_interval": 30, "batch_size": 16}
+    module = _dynamics(transitions, training=training)
+    start = time.perf_counter()
+    history = fit(module, description="test", logs=tmp_path / "logs")
+    seconds = time.perf_counter() - start
+    metrics = _metrics(tmp_path / "logs")
+    assert list(metrics.columns) == [*history.columns, *SPEEDS]
+    pd.testing.assert_frame_equal(metrics[history.columns], history, check_dtype=False, rtol=1e-12)
+    speed = metrics["throughput/steps_per_second"]
+    # The time of the steps is a part of the time of the run.
+    assert (pd.Series([30, 30, 10]) / speed).sum() < seconds
+    assert (metrics["throughput/samples_per_second"] == 16 * speed).all()
+    share = metrics["throughput/model_flops_utilisation"]
+    assert (share > 0.0).all()
+    # A network this small keeps no machine busy; above one, something would be counted twice.
+    assert (share < 0.5).all()
+    assert names_in(tmp_path / "logs") == ["metrics.csv"]
+
+
+def test_measuring_changes_no_result(tmp_path: Path, transitions: Transitions) -> None:
+    plain, measured = (_dynamics(transitions) for _ in range(2))
+    history = fit(plain, description="test")
+    assert fit(measured, description="test", logs=tmp_path).equals(history)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(measured.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(("interval", "at"), [(30, 20), (30, 31), (30, 60), (30, 95), (75, 80)])
+def test_metrics_of_a_resumed_run_hold_all_rows(tmp_path: Path, interval: int, at: int) -> None:
+    training = training_parameters(steps=100, validation_interval=interval)
+    with pytest.raises(RuntimeError, match="went away"):
+        fit(LineFit(training, 0, fail_at=at), description="test", checkpoints=tmp_path / "c", logs=tmp_path)
+    history = fit(LineFit(training, 0), description="test", checkpoints=tmp_path / "c", logs=tmp_path)
+    metrics = _metrics(tmp_path)
+    assert metrics["step"].tolist() == history["step"].tolist()
+    assert metrics["train/loss"].tolist() == pytest.approx(history["train/loss"].tolist(), rel=1e-12)
+    assert (metrics["throughput/steps_per_second"] > 0.0).all()
+
+
+class EndsInAnEmptyChunk(LineFit):
+    """Fails after its last step, in the second of the interval's three chunks."""
+
+    def training_step(self, index: int) -> None:
+        if self.global_step == 100:
+            raise RuntimeError("the machine went away")
+        super().training_step(index)
+
+
+def test_a_run_resumed_after_its_last_step_still_writes_its_last_row(tmp_path: Path) -> None:
+    training = training_parameters(steps=100, validation_interval=75)
+    with pytest.raises(RuntimeError, match="went away"):
+        fit(EndsInAnEmptyChunk(training, 0), description="test", checkpoints=tmp_path / "c", logs=tmp_path)
+    fit(LineFit(training, 0), description="test", checkpoints=tmp_path / "c", logs=tmp_path)
+    assert _metrics(tmp_path)["step"].tolist() == [75, 100]
+
+
+def test_operations_of_a_tiny_critic_are_those_counted_by_hand(transitions: Transitions) -> None:
+    # Observations of 3, actions of 2, a flag for the absorbing state, one hidden layer of 8, representations
+    # of 4, batches of 16.
+    module = _dynamics(transitions)
+    module.on_fit_start()
+    layers_in, layers_out = (3 + 2) * 8 + (3 + 1) * 8, 8 * 4 + 8 * 4
+    product = 16 * 4
+    # Forward, and backward by the weights; by the inputs too, but for the first layers, whose are data.
+    by_hand = 2 * 16 * (2 * layers_in + 3 * layers_out + 3 * product)
+    assert operations_of_a_step(module) == by_hand
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_the_rate_of_the_machine_is_positive_and_that_of_its_products() -> None:
+    cpu = torch.device("cpu")
+    rate = product_rate(cpu, torch.float32, size=512)
+    assert rate > 0.0
+    matrix = torch.rand(512, 512)
+    start = time.perf_counter()
+    for _ in range(4):
+        matrix @ matrix
+    # The best of a few is no slower than the mean of others, but for what else the machine does meanwhile.
+    assert rate > 0.2 * 4 * 2 * 512**3 / (time.perf_counter() - start)
+    assert product_rate(cpu, torch.bfloat16, size=64) > 0.0
+
+
+def _saved(folder: Path) -> int | None:
+    """The step of the checkpoint, if there is one."""
+    paths = list(folder.rglob("last.ckpt"))
+    return torch.load(paths[0], weights_only=True)["global_step"] if paths else None
+
+
+def _interrupted(folder: Path, at: int, **training: Any) -> int | None:
+    module = LineFit(training_parameters(steps=200, validation_interval=100, **training), 0, fail_at=at)
+    with pytest.raises(RuntimeError, match="went away"):
+        fit(module, description="test", checkpoints=folder)
+    return _saved(folder)
+
+
+@pytest.mark.parametrize(("at", "saved"), [(50, None), (60, 50), (99, 50), (110, 100), (190, 150)])
+def test_training_is_saved_by_steps(tmp_path: Path, at: int, saved: int | None) -> None:
+    # After the first chunk of 25 with which 40 are reached. The chunk of the fault is not over.
+    assert _interrupted(tmp_path, at - 1, checkpoint_seconds=1e6, checkpoint_steps=40) == saved
+
+
+def test_training_that_is_young_is_not_saved(tmp_path: Path) -> None:
+    assert _interrupted(tmp_path, 180, checkpoint_seconds=1e6) is None
+
+
+@pytest.mark.parametrize(("at", "saved"), [(70, None), (80, 75), (149, 75), (160, 150)])
+def test_training_is_saved_by_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, saved: int | None
+) -> None:
+    class Clock(LineFit):
+        """A second a chunk."""
+
+        seconds = 0.0
+
+        def training_step(self, index: int) -> None:
+            super().training_step(index)
+            self.seconds += 1.0
+
+    module = Clock(
+        training_parameters(steps=200, validation_interval=100, checkpoint_seconds=2.5), 0, fail_at=at
+    )
+    clock = SimpleNamespace(monotonic=lambda: module.seconds, perf_counter=time.perf_counter)
+    monkeypatch.setattr(callbacks, "time", clock)
+    with pytest.raises(RuntimeError, match="went away"):
+        fit(module, description="test", checkpoints=tmp_path)
+    assert _saved(tmp_path) == saved
+
+
+class Terminated(LineFit):
+    """Is sent SIGTERM at a step."""
+
+    def training_loss(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.global_step == 40:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().training_loss(batch)
+
+
+def test_sigterm_saves_after_the_chunk_and_ends_the_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = training_parameters(steps=100, validation_interval=100, checkpoint_seconds=1e6)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        fit(Terminated(training, 0), description="test", checkpoints=tmp_path)
+    assert caught.value.code == TERMINATED == 128 + signal.SIGTERM
+    assert "the same command goes on from" in caplog.text
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert _saved(tmp_path) == 50
+    resumed, whole = LineFit(training, 0), LineFit(training, 0)
+    history = fit(resumed, description="test", checkpoints=tmp_path)
+    pd.testing.assert_frame_equal(history, fit(whole, description="test"), check_exact=True)
+    assert len(resumed.losses) == 50
+    assert torch.equal(resumed.weight, whole.weight)
+
+
+def test_sigterm_ends_training_that_has_no_folder_too() -> None:
+    with pytest.raises(SystemExit) as caught:
+        fit(Terminated(training_parameters(steps=100), 0), description="test")
+    assert caught.value.code == TERMINATED
