@@ -177,10 +177,12 @@ def test_training_that_loses_a_process_ends_in_one_line_and_is_resumed(
     assert names_in(tmp_path / "c") == []
 
 
+# A command in the background of a script is born deaf to Ctrl+C.
 SCRIPT = """
-import sys
+import signal, sys
 from pathlib import Path
 from tests.test_launch import _train
+signal.signal(signal.SIGINT, signal.default_int_handler)
 _train(Path(sys.argv[1]), devices=2)
 """
 

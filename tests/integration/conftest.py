@@ -46,11 +46,11 @@ class Project:
         return self.root / "data" / layer / dataset / name
 
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of every file under data/."""
+        """SHA-256 of every file under data/ but the logs, which tell how fast a run was."""
         return {
             str(path.relative_to(self.root)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted((self.root / "data").rglob("*"))
-            if path.is_file()
+            if path.is_file() and "logs" not in path.relative_to(self.root).parts
         }
 
 
