@@ -26,8 +26,10 @@ from tests.builders import (
     policy_parameters,
     readout_parameters,
     split_first,
+    training_parameters,
 )
 from tests.training.processes import call_in_processes
+from tests.training.toy import LineFit
 
 LENGTHS, ENDS = [20] * 6, [False, True] * 3
 BATCH = 16
@@ -99,7 +101,27 @@ def _laws() -> dict[str, Any]:
         "columns": gather(own_share(whole.t().contiguous().t())),
         "narrow": gather(own_share(whole).bfloat16()),
         "any": [any_of(flag, device) for flag in (False, rank() == 0, rank() == world_size() - 1, True)],
+        "sums": _sums(LineFit(training_parameters(), 0)), "fault": _fault(LineFit(training_parameters(), 0)),
     }  # fmt: skip
+
+
+def _sums(module: LineFit) -> dict[str, Any]:
+    """Sums of an interval that has begun, before and after they are saved and resumed."""
+    module._add("weight", torch.tensor(1.0 + 2.0 * rank()))
+    checkpoint: dict[str, Any] = {}
+    module.on_save_checkpoint(checkpoint)
+    before, module._sums = module._sums, {}
+    module.on_load_checkpoint(checkpoint)
+    return {"before": before, "after": module._sums, "saved": checkpoint}
+
+
+def _fault(module: LineFit) -> str:
+    """What is said of losses of which the last process alone has one that is no number."""
+    losses = torch.ones(5)
+    losses[3] = torch.nan if rank() == world_size() - 1 else 1.0
+    with pytest.raises(FloatingPointError) as caught:
+        module._check(losses, 10)
+    return str(caught.value)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +175,22 @@ def test_average_maximum_and_vote_are_of_all_processes(two: list[dict[str, Any]]
         assert laws["any"] == [False, True, True, True]
     # What was given stays as it was.
     assert [results["laws"]["own"].tolist() for results in two] == [[1.0, 0.0], [2.0, -1.0]]
+
+
+def test_every_process_goes_on_with_its_own_sums(two: list[dict[str, Any]]) -> None:
+    for number, results in enumerate(two):
+        sums = results["laws"]["sums"]
+        assert sums["after"] == sums["before"] == {"weight": torch.tensor(1.0 + 2.0 * number)}
+    # One process that resumes what two began takes their mean.
+    module = LineFit(training_parameters(), 0)
+    module.on_load_checkpoint(two[0]["laws"]["sums"]["saved"])
+    assert module._sums == {"weight": torch.tensor(2.0)}
+
+
+def test_a_loss_that_is_no_number_in_one_process_ends_all(two: list[dict[str, Any]]) -> None:
+    first, second = (results["laws"]["fault"] for results in two)
+    assert first == second
+    assert "the loss became nan at step 13" in first
 
 
 def test_of_one_process_everything_is_its_own() -> None:
