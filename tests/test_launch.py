@@ -106,7 +106,9 @@ def test_two_processes_extract_the_policy_of_one(
     assert "Trained by 2 processes (world_size 2)" in caplog.text
 
 
-@pytest.mark.parametrize("fault", ["not a number", "damaged checkpoint"])
+@pytest.mark.parametrize(
+    "fault", ["not a number", pytest.param("damaged checkpoint", marks=pytest.mark.slow)]
+)
 def test_a_fault_of_the_processes_is_that_of_one(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], fault: str
 ) -> None:
