@@ -31,6 +31,7 @@ from torch import Generator
 
 from benchmarks.common import PROJECT, RESULTS, defaults, machine, markdown
 from benchmarks.peers.harness import Job
+from benchmarks.peers.product import SIZE
 from cvl_pipeline.artifacts import save_artifact
 from cvl_pipeline.trajectories.container import Split, Transitions
 from cvl_pipeline.trajectories.preparation import fit_normalisation
@@ -40,6 +41,8 @@ OBSERVATION, ACTION, EPISODES, STEPS = 39, 4, 360, 200
 REPRESENTATION = 64
 ENVIRONMENTS = PROJECT / ".venv-peers"
 DOCS = PROJECT / "docs/benchmarks.md"
+LONGEST = 900
+"""Seconds that an installation or one job may take."""
 BEGIN, END = "<!-- speed: written by benchmarks.speed -->", "<!-- end of speed -->"
 
 
@@ -60,7 +63,7 @@ CRITICS = (Configuration("critic", (256, 256), 256), Configuration("critic", (25
 LARGE = Configuration("critic", (1024, 1024), 1024)
 POLICY = Configuration("policy", (256, 256), 256)
 CONFIGURATIONS = (*CRITICS, LARGE, POLICY)
-PRODUCT = Configuration("product", (), 1024)
+PRODUCT = Configuration("product", (), SIZE)
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Contender:
 
 OURS = Contender("cvl-pipeline", "benchmarks.peers.ours", CONFIGURATIONS, "equal")
 """Whom the ratio is of."""
+PRODUCTS = Contender("matrix product", "benchmarks.peers.product", (PRODUCT,), "")
 TORCH = "torch==2.13.0"
 JAX = ("jax[cuda12]==0.10.2" if torch.cuda.is_available() else "jax==0.10.2", "optax==0.2.8")
 CONTENDERS = (
@@ -166,9 +170,9 @@ def operations_of_a_step(configuration: Configuration) -> int:
     """Floating-point operations of the matrix products of one step of the critic, forward and backward.
 
     A product of (B, I) and (I, O) takes 2 B I O. Forward, that is every layer of phi, whose input has
-    OBSERVATION + ACTION columns, and of psi, whose input has OBSERVATION + 1, and the (B, D) by (D, B) logits.
-    Backward, each takes as much twice more, for the gradient of either factor; but for the first layers, whose
-    input takes none.
+    OBSERVATION + ACTION columns, every layer of psi, whose input has OBSERVATION + 1, and the logits, (B, D)
+    by (D, B). Backward, each takes as much twice more, for the gradients of both factors; the first layers
+    only once more, for their inputs take none.
     """
     batch = configuration.batch
     total = 3 * 2 * batch * batch * REPRESENTATION
@@ -179,11 +183,15 @@ def operations_of_a_step(configuration: Configuration) -> int:
     return total
 
 
+class NotInstalled(RuntimeError):  # noqa: N818
+    """A peer's environment cannot be made."""
+
+
 def python_of(contender: Contender) -> Path:
     """The interpreter of its environment, which is made if it is not there or was made for other versions.
 
     Raises:
-        RuntimeError: it cannot be installed; the message is one line.
+        NotInstalled: it cannot be; the message is one line.
     """
     if contender.environment is None:
         return Path(sys.executable)
@@ -194,9 +202,12 @@ def python_of(contender: Contender) -> Path:
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         commands = [[sys.executable, "-m", "venv", "--clear", str(folder)]]
         commands += [[*pip, *arguments] for arguments in contender.requirements]
-        print(f"making {folder.relative_to(PROJECT)}", flush=True)  # noqa: T201
-        for command in commands:
-            output(command)
+        print(f"making {folder}", flush=True)  # noqa: T201
+        try:
+            for command in commands:
+                output(command)
+        except RuntimeError as error:
+            raise NotInstalled(str(error)) from None
         installed.write_text(wanted)
     return python
 
@@ -206,9 +217,19 @@ def output(command: Sequence[str]) -> str:
     # PYTHONPATH and the like are of this environment, not of the peer's.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     own = command[0] == sys.executable
-    done = subprocess.run(
-        command, cwd=PROJECT, env=None if own else kept, capture_output=True, text=True, check=False
-    )
+    environment = None if own else kept
+    try:
+        done = subprocess.run(
+            command,
+            cwd=PROJECT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LONGEST,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"not done within {LONGEST} seconds") from None
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
         errors = [line for line in said if "error" in line.lower()]
@@ -254,13 +275,12 @@ def measure(
         ``rows``, one a contender, configuration and device; ``product_rate`` by device, in operations per
         second; ``versions``; ``left_out``, with reasons.
     """
-    product = Contender("product", OURS.module, (PRODUCT,), "")
     results: dict[tuple[Contender, Configuration, str], list[dict[str, Any]]] = {}
     left_out: dict[str, str] = {}
     for turn in range(rounds):
         for device in devices:
             for configuration in (*CONFIGURATIONS, PRODUCT):
-                for contender in (*contenders, product):
+                for contender in (*contenders, PRODUCTS):
                     if configuration not in contender.configurations:
                         continue
                     title = f"{contender.name}; {configuration}; {device}"
@@ -269,9 +289,8 @@ def measure(
                     try:
                         done = do(contender, job_of(contender, configuration, folder, device, seconds))
                     except RuntimeError as error:
-                        # Not even installed: nothing else of it need be tried.
-                        whole = contender.environment and not _installed(contender)
-                        left_out[contender.name if whole else title] = str(error)
+                        missing = isinstance(error, NotInstalled)  # then none of its jobs need be tried
+                        left_out[contender.name if missing else title] = str(error)
                         print(f"left out: {title}: {error}", flush=True)  # noqa: T201
                         continue
                     results.setdefault((contender, configuration, device), []).append(done)
@@ -293,21 +312,19 @@ def measure(
         for (contender, configuration, device), several in results.items()
     ]
     return {
-        "rows": [row for row in rows if row["contender"] != "product"],
+        "rows": [row for row in rows if row["contender"] != PRODUCTS.name],
         "product_rate": {
-            row["device"]: 2 * 1024**3 * row["steps_per_second"]
+            row["device"]: 2 * SIZE**3 * row["steps_per_second"]
             for row in rows
-            if row["contender"] == "product"
+            if row["contender"] == PRODUCTS.name
         },
         "versions": {
-            contender.environment or "ours": several[-1]["versions"] for (contender, *_), several in results.items()
+            contender.environment or "ours": several[-1]["versions"]
+            for (contender, *_), several in results.items()
+            if contender != PRODUCTS
         },
         "left_out": left_out,
     }
-
-
-def _installed(contender: Contender) -> bool:
-    return contender.environment is not None and (ENVIRONMENTS / contender.environment / "installed").exists()
 
 
 def shares(folder: Path, devices: Sequence[str], seconds: float) -> list[dict[str, Any]]:
@@ -387,7 +404,9 @@ def tables(record: dict[str, Any]) -> str:
                 shown["of the GPU, MiB"] = table["peak_device_memory_mib"].map("{:.0f}".format)
             parts.append(f"**{configuration}** ({device}):\n\n{markdown(shown)}")
     if record["shares"]:
-        parts.append("Where a step of our critic's training spends its time:\n\n" + markdown(_shares_table(record)))
+        parts.append(
+            "Where a step of our critic's training spends its time:\n\n" + markdown(_shares_table(record))
+        )
     operations = operations_of_a_step(LARGE)
     for device, rate in record["product_rate"].items():
         numbers = summary(record, device)
@@ -396,7 +415,7 @@ def tables(record: dict[str, Any]) -> str:
             + ", ".join(f"{ratio(record, critic, device):.2f} at batch {critic.batch}" for critic in CRITICS)
             + f". Matrix products of a step at hidden {LARGE.hidden}, batch {LARGE.batch}: "
             f"{operations / 1e9:.2f} GFLOP; times steps per second, {numbers['matmul_fraction']:.2f} of the "
-            f"{rate / 1e9:.0f} GFLOP/s of a product of two 1024 x 1024 matrices."
+            f"{rate / 1e9:.0f} GFLOP/s of a product of two {SIZE} x {SIZE} matrices."
         )
     left_out = [f"- left out: {title}: {reason}" for title, reason in record["left_out"].items()]
     versions = "; ".join(
@@ -444,7 +463,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=3.0, help="timed in each round")
     parser.add_argument("--only", nargs="+", help="contenders whose names start so, beside ours")
-    parser.add_argument("--write-docs", action="store_true", help="the recorded tables, into the documentation")
+    parser.add_argument("--write-docs", action="store_true", help="write the recorded tables")
     arguments = parser.parse_args()
     path = RESULTS / "speed.json"
     if arguments.write_docs:
@@ -457,6 +476,9 @@ def main() -> None:
     ]
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(f"other work is running (load {load:.1f}): it will disturb every figure", flush=True)  # noqa: T201
     with tempfile.TemporaryDirectory() as folder:
         write_log(Path(folder))
         measured = measure(Path(folder), chosen, devices, arguments.rounds, arguments.seconds)
@@ -464,6 +486,7 @@ def main() -> None:
     record = {
         "command": shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]]),
         "machine": machine() + gpu,
+        "load_before": load,
         **measured,
     }
     record["summary"] = {device: summary(record, device) for device in devices}

@@ -1,4 +1,4 @@
-"""The critic's training of contrastive-rl-pytorch: its own trainer and loss, on networks of the same shape."""
+"""The critic's training of contrastive-rl-pytorch: its own trainer and loss, networks of equal shape."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import pairwise
 
 from benchmarks.peers.harness import Train, clocked, given_job, report
 
@@ -52,33 +53,33 @@ def read_log() -> Log:
     return {name: jnp.asarray(value) for name, value in {**kept, **tables}.items()}
 
 
-def segments(log: Log, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rows of the anchors, transitions and rows of the futures of CHUNK batches, (CHUNK, B) each."""
+def segments(log: Log, key: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rows of the anchors, transitions and rows of the futures of the next batches, (chunk, B) each."""
     batch, repeats = JOB.batch, JOB.per_episode
     of_episode, of_anchor, of_offset = jax.random.split(key, 3)
     cumulative = log["cumulative_mass"]
-    place = jax.random.uniform(of_episode, (CHUNK, -(-batch // repeats))) * cumulative[-1]
+    place = jax.random.uniform(of_episode, (chunk, -(-batch // repeats))) * cumulative[-1]
     chosen = jnp.minimum(jnp.searchsorted(cumulative, place, side="right"), len(cumulative) - 1)
     episodes = jnp.repeat(chosen, repeats, axis=1)[:, :batch]
-    left = log["mass"][episodes] * (1.0 - jax.random.uniform(of_anchor, (CHUNK, batch)))
+    left = log["mass"][episodes] * (1.0 - jax.random.uniform(of_anchor, (chunk, batch)))
     steps_left = jnp.minimum(jnp.searchsorted(log["sums"], left), len(log["sums"]) - 1) + 1
-    shown = log["shares"][steps_left - 1] * jax.random.uniform(of_offset, (CHUNK, batch))
+    shown = log["shares"][steps_left - 1] * jax.random.uniform(of_offset, (chunk, batch))
     offsets = (jnp.log1p(-shown) / np.log(JOB.discount)).astype(jnp.int32) + 1
     anchors = log["ends"][episodes] - steps_left
     rows = anchors + episodes
     return rows, anchors, rows + jnp.minimum(offsets, steps_left)
 
 
-def transitions(log: Log, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Rows and numbers of the transitions of CHUNK batches, uniformly, (CHUNK, B) each."""
-    anchors = jax.random.randint(key, (CHUNK, JOB.batch), 0, len(log["actions"]))
+def transitions(log: Log, key: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """Rows and numbers of the transitions of the next batches, uniformly, (chunk, B) each."""
+    anchors = jax.random.randint(key, (chunk, JOB.batch), 0, len(log["actions"]))
     return anchors + log["episode_of"][anchors], anchors
 
 
 def mlp_init(generator: np.random.Generator, sizes: list[int]) -> list[dict[str, jax.Array]]:
     """Layers as torch starts them."""
     layers = []
-    for inputs, outputs in zip(sizes[:-1], sizes[1:]):
+    for inputs, outputs in pairwise(sizes):
         bound = inputs**-0.5
         layer = {
             "w": jnp.asarray(generator.uniform(-bound, bound, (inputs, outputs)), jnp.float32),
@@ -160,24 +161,25 @@ STAGES = {
 }
 
 
-def loop(step, state, draw, log: Log) -> Train:
-    """Training by ``step(state, log, drawn)``, which returns the next state and the loss."""
+def loop(step, state, draw, log: Log, chunk: int) -> Train:
+    """Training by ``step(state, log, drawn)``, which returns the next state and the loss, chunk by chunk."""
 
-    def chunk(state, key, log):
+    def steps_of_chunk(state, key, log):
         key, own = jax.random.split(key)
-        state, losses = jax.lax.scan(lambda state, drawn: step(state, log, drawn), state, draw(log, own))
+        drawn = draw(log, own, chunk)
+        state, losses = jax.lax.scan(lambda state, drawn: step(state, log, drawn), state, drawn)
         return state, key, losses.mean()
 
-    compiled = jax.jit(chunk, donate_argnums=(0, 1))
+    compiled = jax.jit(steps_of_chunk, donate_argnums=(0, 1))
     held = [state, jax.random.key(0)]
 
     def steps_of(steps: int) -> int:
-        chunks = -(-steps // CHUNK)
+        chunks = -(-steps // chunk)
         for _ in range(chunks):
             *held[:], loss = compiled(*held, log)
         if not np.isfinite(float(loss)):  # waits for the last chunk
             raise FloatingPointError("the loss is not a number")
-        return chunks * CHUNK
+        return chunks * chunk
 
     return clocked(steps_of)
 
@@ -200,7 +202,7 @@ def main() -> None:
         return (optax.apply_updates(weights, updates), moments), value
 
     weights = initial(log)
-    train = loop(step, (weights, optimiser.init(weights)), draw, log)
+    train = loop(step, (weights, optimiser.init(weights)), draw, log, CHUNK)
     report(JOB, train, ["jax", "jaxlib", "optax"], device_memory)
 
 

@@ -14,6 +14,8 @@ import optax
 from flax.training.train_state import TrainState
 
 JOB = jax_loop.JOB
+CHUNK = 4
+"""Steps of one call; they are slow."""
 
 
 def part(name: str) -> ModuleType:
@@ -66,7 +68,7 @@ def main() -> None:
         held, metrics = losses.update_critic(config, encoders, batch, held, None)
         return held.critic_state, metrics["critic_loss"]
 
-    train = jax_loop.loop(step, critic, jax_loop.segments, log)
+    train = jax_loop.loop(step, critic, jax_loop.segments, log, CHUNK)
     jax_loop.report(JOB, train, ["jaxgcrl", "jax", "flax"], jax_loop.device_memory)
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from benchmarks.common import defaults
-from benchmarks.peers.harness import Job, Train, clocked, given_job, report, timed
+from benchmarks.peers.harness import Job, Train, given_job, report, timed
 from cvl_pipeline.artifacts import load_artifact
 from cvl_pipeline.dynamics.losses import contrastive_loss
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
@@ -57,7 +58,8 @@ class TimedPolicy(Clock, PolicyExtraction):
 
 def training_values(job: Job, stage: str, steps: int) -> dict[str, Any]:
     """The pipeline's own, with the job's sizes and a single measurement, after the last step."""
-    return defaults(stage)["training"] | {
+    values: dict[str, Any] = defaults(stage)["training"]
+    return values | {
         "steps": steps,
         "batch_size": job.batch,
         "learning_rate": job.learning_rate,
@@ -136,20 +138,6 @@ def trainer(job: Job) -> Train:
     return train
 
 
-def product(job: Job) -> Train:
-    """Square matrix products, one a step, float32: what the machine can do at most."""
-    size = 1024
-    left, right, result = torch.rand(3, size, size, device=job.device)
-
-    def steps_of(steps: int) -> int:
-        for _ in range(steps):
-            torch.mm(left, right, out=result)
-        wait(job)
-        return steps
-
-    return clocked(steps_of)
-
-
 def wait(job: Job) -> None:
     """Until the GPU, if it is one, has done what it was told."""
     if job.device == "cuda":
@@ -194,23 +182,27 @@ def seconds_of_pieces(job: Job, steps: int) -> list[float]:
             group["lr"] = module.learning_rate(step)
         optimiser.step()
         stamp()
-        spent = [total + after - before for total, before, after in zip(spent, times, times[1:], strict=False)]
+        spent = [
+            total + after - before for total, (before, after) in zip(spent, pairwise(times), strict=True)
+        ]
     return [total / steps for total in spent]
 
 
 def shares(job: Job) -> dict[str, float]:
     """Microseconds of each piece of a critic's step, of the whole step, and of what is left: the trainer.
 
-    The pieces and whole training by ``fit`` are timed in turn, as long as each other, ROUNDS times; the
-    fastest round of each counts. What the whole takes beyond the pieces is Lightning, the check of the losses,
-    the cosine and the clock of the hooks.
+    The pieces and whole training by ``fit`` are timed in turn, for as many steps, ROUNDS times; the fastest
+    round of each counts. What the whole takes beyond the pieces is Lightning and the check of the losses.
     """
     train = trainer(job)
     steps, _ = timed(train, job.seconds / ROUNDS)
     rounds = [(seconds_of_pieces(job, steps), train(steps)[1] / steps) for _ in range(ROUNDS)]
     pieces = min((pieces for pieces, _ in rounds), key=sum)
     whole = min(whole for _, whole in rounds)
-    row = dict(zip(PIECES, pieces, strict=True)) | {"Lightning and the rest": whole - sum(pieces), "step": whole}
+    row = dict(zip(PIECES, pieces, strict=True)) | {
+        "Lightning and the rest": whole - sum(pieces),
+        "step": whole,
+    }
     return {name: 1e6 * seconds for name, seconds in row.items()}
 
 
@@ -220,8 +212,7 @@ def main() -> None:
     if job.stage == "shares":
         print(json.dumps(shares(job)))  # noqa: T201
         return
-    train = product(job) if job.stage == "product" else trainer(job)
-    report(job, train, ["torch", "lightning"], torch.cuda.max_memory_allocated)
+    report(job, trainer(job), ["torch", "lightning"], torch.cuda.max_memory_allocated)
 
 
 if __name__ == "__main__":
