@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KEDRO := $(BIN)/kedro
 ARGS ?=
 
-.PHONY: help run smoke test test-unit test-slow lint viz benchmark truth readouts goals ideas bench-sampling lock clean
+.PHONY: help run smoke test test-unit test-slow lint viz benchmark truth readouts goals ideas bench-sampling lock clean bench-speed
 
 help:
 	@echo "make run        collect episodes, train, extract a policy, evaluate it (ARGS='--params dataset.task=reach-v3')"
@@ -21,6 +21,7 @@ help:
 	@echo "make goals      one dynamics model, eight goals (docs/benchmarks.md, minutes)"
 	@echo "make ideas      what each idea for sharper action values gives (docs/tuning.md, hours)"
 	@echo "make bench-sampling  segments per second from logs of 10^5 to 10^8 transitions (minutes, 12 GB of disk)"
+	@echo "make bench-speed     training steps per second beside JAX and other libraries (half an hour; 5 GB in .venv-peers)"
 	@echo "make lock       rewrite requirements.lock with the newest versions that fit pyproject.toml"
 	@echo "make clean      remove the virtual environment and caches; data stays"
 
@@ -68,6 +69,9 @@ truth readouts goals ideas: $(VENV)/installed
 # One thread: the arrays of a batch are too small to share.
 bench-sampling: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sampling $(ARGS)
+
+bench-speed: $(VENV)/installed
+	$(BIN)/python -m benchmarks.speed $(ARGS)
 
 # One torch version for everyone: pip finds each platform's build of it.
 lock:

@@ -1,0 +1,210 @@
+"""The same arithmetic as plain JAX and optax: the fastest way to write it down, without a framework.
+
+One compiled program takes CHUNK gradient steps: their batches are drawn at once, then a scan goes over them.
+The loss takes one exponential an entry, as ours does. Nothing is measured, logged or saved.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import pairwise
+
+from benchmarks.peers.harness import Train, clocked, given_job, report
+
+JOB = given_job(sys.argv[1])
+os.environ.setdefault("JAX_PLATFORMS", JOB.device)  # before jax is imported
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+
+CHUNK = 64 if max(JOB.hidden) <= 512 else 8
+"""Steps of one call, so that what a call costs is nothing."""
+TOTAL = 100_000
+"""Steps of the learning rate's cosine; ours has the length of the run, which costs the same."""
+Log = dict[str, jax.Array]
+
+
+def read_log() -> Log:
+    """The training episodes on the device, and tables of the law that segments follow.
+
+    The law is that of ``SegmentSampler`` for truncated episodes.
+    """
+    with np.load(JOB.log) as file:
+        arrays = dict(file)
+    starts = arrays["episode_starts"]
+    lengths = np.diff(starts)
+    shares = -np.expm1(np.arange(1, lengths.max() + 1) * np.log(JOB.discount))
+    sums = np.cumsum(shares)
+    mass = sums[lengths - 1]
+    tables = {
+        "ends": starts[1:].astype(np.int32),
+        "episode_of": np.repeat(np.arange(len(lengths)), lengths).astype(np.int32),
+        "shares": shares.astype(np.float32),
+        "sums": sums.astype(np.float32),
+        "mass": mass.astype(np.float32),
+        "cumulative_mass": np.cumsum(mass).astype(np.float32),
+    }
+    names = ("observations", "actions", "advantages", "action_low", "action_high")
+    statistics = ("observation_mean", "observation_std", "action_mean", "action_std")
+    kept = {name: arrays[name] for name in (*names, *statistics)}
+    return {name: jnp.asarray(value) for name, value in {**kept, **tables}.items()}
+
+
+def segments(log: Log, key: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rows of the anchors, transitions and rows of the futures of the next batches, (chunk, B) each."""
+    batch, repeats = JOB.batch, JOB.per_episode
+    of_episode, of_anchor, of_offset = jax.random.split(key, 3)
+    cumulative = log["cumulative_mass"]
+    place = jax.random.uniform(of_episode, (chunk, -(-batch // repeats))) * cumulative[-1]
+    chosen = jnp.minimum(jnp.searchsorted(cumulative, place, side="right"), len(cumulative) - 1)
+    episodes = jnp.repeat(chosen, repeats, axis=1)[:, :batch]
+    left = log["mass"][episodes] * (1.0 - jax.random.uniform(of_anchor, (chunk, batch)))
+    steps_left = jnp.minimum(jnp.searchsorted(log["sums"], left), len(log["sums"]) - 1) + 1
+    shown = log["shares"][steps_left - 1] * jax.random.uniform(of_offset, (chunk, batch))
+    offsets = (jnp.log1p(-shown) / np.log(JOB.discount)).astype(jnp.int32) + 1
+    anchors = log["ends"][episodes] - steps_left
+    rows = anchors + episodes
+    return rows, anchors, rows + jnp.minimum(offsets, steps_left)
+
+
+def transitions(log: Log, key: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """Rows and numbers of the transitions of the next batches, uniformly, (chunk, B) each."""
+    anchors = jax.random.randint(key, (chunk, JOB.batch), 0, len(log["actions"]))
+    return anchors + log["episode_of"][anchors], anchors
+
+
+def mlp_init(generator: np.random.Generator, sizes: list[int]) -> list[dict[str, jax.Array]]:
+    """Layers as torch starts them."""
+    layers = []
+    for inputs, outputs in pairwise(sizes):
+        bound = inputs**-0.5
+        layer = {
+            "w": jnp.asarray(generator.uniform(-bound, bound, (inputs, outputs)), jnp.float32),
+            "b": jnp.asarray(generator.uniform(-bound, bound, outputs), jnp.float32),
+        }
+        if len(layers) < len(sizes) - 2:
+            layer |= {"scale": jnp.ones(outputs), "shift": jnp.zeros(outputs)}
+        layers.append(layer)
+    return layers
+
+
+def mlp(layers: list[dict[str, jax.Array]], x: jax.Array) -> jax.Array:
+    """Linear layers with LayerNorm and ReLU between them."""
+    for layer in layers:
+        x = x @ layer["w"] + layer["b"]
+        if "scale" in layer:
+            centred = x - x.mean(-1, keepdims=True)
+            deviation = jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + 1e-5)
+            x = jax.nn.relu(centred * deviation * layer["scale"] + layer["shift"])
+    return x
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """On the sphere."""
+    return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-24)
+
+
+def states(log: Log, rows: jax.Array) -> jax.Array:
+    """Standardised observations."""
+    return (log["observations"][rows] - log["observation_mean"]) / log["observation_std"]
+
+
+def critic_weights(log: Log):
+    """Of both encoders."""
+    observation, action = log["observations"].shape[1], log["actions"].shape[1]
+    generator = np.random.default_rng(0)
+    return {
+        "phi": mlp_init(generator, [observation + action, *JOB.hidden, JOB.representation]),
+        "psi": mlp_init(generator, [observation + 1, *JOB.hidden, JOB.representation]),
+    }
+
+
+def critic_loss(weights, log: Log, drawn) -> jax.Array:
+    """Symmetric InfoNCE of one batch."""
+    rows, anchors, reached = drawn
+    actions = (log["actions"][anchors] - log["action_mean"]) / log["action_std"]
+    absorbed = jnp.zeros((len(rows), 1))
+    phi = unit(mlp(weights["phi"], jnp.concatenate([states(log, rows), actions], -1)))
+    psi = unit(mlp(weights["psi"], jnp.concatenate([states(log, reached), absorbed], -1)))
+    logits = (phi / JOB.temperature) @ psi.T
+    # Unit vectors bound the logits by 1 / temperature, so one shift serves rows and columns.
+    exponentials = jnp.exp(logits - 1.0 / JOB.temperature)
+    normalisers = jnp.log(exponentials.sum(0)) + jnp.log(exponentials.sum(1))
+    return 0.5 * normalisers.mean() + 1.0 / JOB.temperature - (phi * psi).sum(-1).mean() / JOB.temperature
+
+
+def policy_weights(log: Log):
+    """Of the mean, and the deviation."""
+    sizes = [log["observations"].shape[1], *JOB.hidden, log["actions"].shape[1]]
+    return {"mean": mlp_init(np.random.default_rng(0), sizes), "log_std": jnp.zeros(sizes[-1])}
+
+
+def policy_loss(weights, log: Log, drawn) -> jax.Array:
+    """Advantage-weighted negative log-likelihood of one batch."""
+    rows, anchors = drawn
+    low, high = log["action_low"], log["action_high"]
+    squashed = jnp.tanh(mlp(weights["mean"], states(log, rows)))
+    mean = jnp.clip(low + (squashed + 1.0) / 2.0 * (high - low), low, high)
+    log_std = jnp.clip(weights["log_std"], -3.0, 1.0)
+    error = (log["actions"][anchors] - mean) * jnp.exp(-log_std)
+    density = (-0.5 * error * error - log_std - 0.5 * np.log(2.0 * np.pi)).sum(-1)
+    advantage = jnp.minimum(jnp.exp(JOB.beta * log["advantages"][anchors]), JOB.max_weight)
+    return -(advantage * density).mean()
+
+
+STAGES = {
+    "critic": (critic_weights, segments, critic_loss),
+    "policy": (policy_weights, transitions, policy_loss),
+}
+
+
+def loop(step, state, draw, log: Log, chunk: int) -> Train:
+    """Training by ``step(state, log, drawn)``, which returns the next state and the loss, chunk by chunk."""
+
+    def steps_of_chunk(state, key, log):
+        key, own = jax.random.split(key)
+        drawn = draw(log, own, chunk)
+        state, losses = jax.lax.scan(lambda state, drawn: step(state, log, drawn), state, drawn)
+        return state, key, losses.mean()
+
+    compiled = jax.jit(steps_of_chunk, donate_argnums=(0, 1))
+    held = [state, jax.random.key(0)]
+
+    def steps_of(steps: int) -> int:
+        chunks = -(-steps // chunk)
+        for _ in range(chunks):
+            *held[:], loss = compiled(*held, log)
+        if not np.isfinite(float(loss)):  # waits for the last chunk
+            raise FloatingPointError("the loss is not a number")
+        return chunks * chunk
+
+    return clocked(steps_of)
+
+
+def device_memory() -> int:
+    """Peak bytes on the GPU."""
+    return int(jax.devices()[0].memory_stats()["peak_bytes_in_use"])
+
+
+def main() -> None:
+    """Train, timed."""
+    log = read_log()
+    initial, draw, loss = STAGES[JOB.stage]
+    optimiser = optax.adam(optax.cosine_decay_schedule(JOB.learning_rate, TOTAL))
+
+    def step(state, log, drawn):
+        weights, moments = state
+        value, gradient = jax.value_and_grad(loss)(weights, log, drawn)
+        updates, moments = optimiser.update(gradient, moments, weights)
+        return (optax.apply_updates(weights, updates), moments), value
+
+    weights = initial(log)
+    train = loop(step, (weights, optimiser.init(weights)), draw, log, CHUNK)
+    report(JOB, train, ["jax", "jaxlib", "optax"], device_memory)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,500 @@
+"""Gradient steps per second and memory of training against peers (docs/benchmarks.md).
+
+Ours and every peer do the same jobs - the same random log, networks and batch - in a process of their own,
+alternately for several rounds, on all cores and, if there is one, on the GPU; the fastest round of each
+counts. Compilation and warm-up are not timed. Peers live in ``.venv-peers``, made from PyPI on first use; one
+that cannot be installed or run is left out, and the benchmark says why.
+
+    python -m benchmarks.speed
+    python -m benchmarks.speed --write-docs   # the tables of the last run, into docs/benchmarks.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Generator
+
+from benchmarks.common import PROJECT, RESULTS, defaults, machine, markdown
+from benchmarks.peers.harness import Job
+from benchmarks.peers.product import SIZE
+from cvl_pipeline.artifacts import save_artifact
+from cvl_pipeline.trajectories.container import Split, Transitions
+from cvl_pipeline.trajectories.preparation import fit_normalisation
+
+OBSERVATION, ACTION, EPISODES, STEPS = 39, 4, 360, 200
+"""Of a Meta-World log; every tenth episode is held out."""
+REPRESENTATION = 64
+ENVIRONMENTS = PROJECT / ".venv-peers"
+DOCS = PROJECT / "docs/benchmarks.md"
+LONGEST = 900
+"""Seconds that an installation or one job may take."""
+BEGIN, END = "<!-- speed: written by benchmarks.speed -->", "<!-- end of speed -->"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What is trained."""
+
+    stage: str
+    hidden: tuple[int, ...]
+    batch: int
+
+    def __str__(self) -> str:
+        """For the tables."""
+        return f"{self.stage}, hidden {self.hidden}, batch {self.batch}"
+
+
+CRITICS = (Configuration("critic", (256, 256), 256), Configuration("critic", (256, 256), 1024))
+LARGE = Configuration("critic", (1024, 1024), 1024)
+POLICY = Configuration("policy", (256, 256), 256)
+CONFIGURATIONS = (*CRITICS, LARGE, POLICY)
+PRODUCT = Configuration("product", (), SIZE)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Ours or a peer.
+
+    Attributes:
+        name: in the tables.
+        module: the script, which takes a Job as JSON and prints one line of JSON.
+        configurations: that it trains.
+        arithmetic: ``equal``, or what differs.
+        environment: its folder in ENVIRONMENTS; None: the one this runs in.
+        requirements: of the environment, the arguments of one ``pip install`` after another.
+        method: of a script that has several.
+        precision: of matrix products.
+    """
+
+    name: str
+    module: str
+    configurations: tuple[Configuration, ...]
+    arithmetic: str
+    environment: str | None = None
+    requirements: tuple[tuple[str, ...], ...] = ()
+    method: str = ""
+    precision: str = "float32"
+
+
+OURS = Contender("cvl-pipeline", "benchmarks.peers.ours", CONFIGURATIONS, "equal")
+"""Whom the ratio is of."""
+PRODUCTS = Contender("matrix product", "benchmarks.peers.product", (PRODUCT,), "")
+TORCH = "torch==2.13.0"
+JAX = ("jax[cuda12]==0.10.2" if torch.cuda.is_available() else "jax==0.10.2", "optax==0.2.8")
+CONTENDERS = (
+    OURS,
+    Contender(
+        "cvl-pipeline, bfloat16", "benchmarks.peers.ours", CONFIGURATIONS, "products in bfloat16",
+        precision="bfloat16",
+    ),
+    Contender(
+        "JAX loop", "benchmarks.peers.jax_loop", CONFIGURATIONS, "equal",
+        environment="jax", requirements=(JAX,),
+    ),
+    Contender(
+        "contrastive-rl-pytorch", "benchmarks.peers.contrastive_rl", CRITICS,
+        "inputs not standardised, anchors uniform; AdamW, gradients clipped, no cosine",
+        environment="contrastive-rl-pytorch", requirements=(("contrastive-rl-pytorch==0.5.15", TORCH),),
+    ),
+    Contender(
+        "JaxGCRL", "benchmarks.peers.jaxgcrl", CRITICS,
+        "inputs not standardised; raw representations, logits without a matrix product; a penalty and "
+        "accuracies besides; no cosine; batches drawn as by the JAX loop",
+        # Its own requirements are a CUDA build that PyPI does not have; its losses run with any JAX.
+        environment="jaxgcrl",
+        requirements=((*JAX, "flax==0.12.7"), ("--no-deps", "jaxgcrl==0.2.8")),
+    ),
+    *(
+        Contender(
+            f"d3rlpy {method}", "benchmarks.peers.d3rlpy", (POLICY,), arithmetic,
+            environment="d3rlpy", requirements=(("d3rlpy==2.8.1", TORCH),), method=method,
+        )
+        for method, arithmetic in (
+            ("BC", "squared error, no weights, no learned deviation, no cosine"),
+            ("TD3+BC", "another method: two Q a step, the policy every second"),
+            ("IQL", "another method: two Q, V and the policy a step"),
+        )
+    ),
+    *(
+        Contender(
+            f"TorchRL {method}", "benchmarks.peers.torchrl", (POLICY,), arithmetic,
+            environment="torchrl", requirements=(("torchrl==0.14.1", TORCH),), method=method,
+        )
+        for method, arithmetic in (
+            ("TD3+BC", "another method: two Q a step, the policy every second"),
+            ("IQL", "another method: two Q, V and the policy a step"),
+        )
+    ),
+)  # fmt: skip
+
+
+def write_log(folder: Path, episodes: int = EPISODES, steps: int = STEPS) -> None:
+    """A log of random numbers, as artifacts for ours and its training episodes as ``log.npz`` for peers."""
+    generator = Generator().manual_seed(0)
+    transitions = Transitions(
+        observations=torch.randn(episodes * (steps + 1), OBSERVATION, generator=generator),
+        actions=torch.rand(episodes * steps, ACTION, generator=generator) * 2.0 - 1.0,
+        episode_starts=torch.arange(episodes + 1) * steps,
+        terminated=torch.zeros(episodes, dtype=torch.bool),
+        truncated=torch.ones(episodes, dtype=torch.bool),
+        action_low=-torch.ones(ACTION),
+        action_high=torch.ones(ACTION),
+    )
+    held_out = torch.arange(episodes) % 10 == 9
+    split = Split(torch.where(~held_out)[0], torch.where(held_out)[0])
+    normalisation = fit_normalisation(transitions, split, defaults("data_ingestion")["std_floor"])
+    for kind, artifact in (("transitions", transitions), ("split", split), ("normalisation", normalisation)):
+        save_artifact(folder / f"{kind}.safetensors", kind, artifact)
+    train = transitions.select(split.train)
+    advantages, rewards = torch.randn(2, len(train), generator=generator)
+    arrays = {**vars(train), **vars(normalisation), "advantages": advantages, "rewards": rewards}
+    np.savez(folder / "log.npz", **{name: value.numpy() for name, value in arrays.items()})
+
+
+def operations_of_a_step(configuration: Configuration) -> int:
+    """Floating-point operations of the matrix products of one step of the critic, forward and backward.
+
+    A product of (B, I) and (I, O) takes 2 B I O. Forward, that is every layer of phi, whose input has
+    OBSERVATION + ACTION columns, every layer of psi, whose input has OBSERVATION + 1, and the logits, (B, D)
+    by (D, B). Backward, each takes as much twice more, for the gradients of both factors; the first layers
+    only once more, for their inputs take none.
+    """
+    batch = configuration.batch
+    total = 3 * 2 * batch * batch * REPRESENTATION
+    for inputs in (OBSERVATION + ACTION, OBSERVATION + 1):
+        sizes = [inputs, *configuration.hidden, REPRESENTATION]
+        products = [2 * batch * size_in * size_out for size_in, size_out in pairwise(sizes)]
+        total += 3 * sum(products) - products[0]
+    return total
+
+
+class NotInstalled(RuntimeError):  # noqa: N818
+    """A peer's environment cannot be made."""
+
+
+def python_of(contender: Contender) -> Path:
+    """The interpreter of its environment, which is made if it is not there or was made for other versions.
+
+    Raises:
+        NotInstalled: it cannot be; the message is one line.
+    """
+    if contender.environment is None:
+        return Path(sys.executable)
+    folder = ENVIRONMENTS / contender.environment
+    python, installed = folder / "bin/python", folder / "installed"
+    wanted = json.dumps(contender.requirements)
+    if not installed.exists() or installed.read_text() != wanted:
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        commands = [[sys.executable, "-m", "venv", "--clear", str(folder)]]
+        commands += [[*pip, *arguments] for arguments in contender.requirements]
+        print(f"making {folder}", flush=True)  # noqa: T201
+        try:
+            for command in commands:
+                output(command)
+        except RuntimeError as error:
+            raise NotInstalled(str(error)) from None
+        installed.write_text(wanted)
+    return python
+
+
+def output(command: Sequence[str]) -> str:
+    """What a command prints; RuntimeError with its last word if it fails."""
+    # PYTHONPATH and the like are of this environment, not of the peer's.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    own = command[0] == sys.executable
+    environment = None if own else kept
+    try:
+        done = subprocess.run(
+            command,
+            cwd=PROJECT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LONGEST,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"not done within {LONGEST} seconds") from None
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        errors = [line for line in said if "error" in line.lower()]
+        raise RuntimeError((errors or said or [f"status {done.returncode}"])[-1].strip())
+    return done.stdout
+
+
+def do(contender: Contender, job: Job) -> dict[str, Any]:
+    """Run a contender's script; RuntimeError if it fails."""
+    printed = output([str(python_of(contender)), "-m", contender.module, json.dumps(asdict(job))])
+    result: dict[str, Any] = json.loads(printed.strip().splitlines()[-1])
+    return result
+
+
+def job_of(
+    contender: Contender, configuration: Configuration, folder: Path, device: str, seconds: float
+) -> Job:
+    """Ours to the letter, but for the sizes."""
+    critic, policy = defaults("contrastive_dynamics"), defaults("policy_extraction")
+    return Job(
+        folder=str(folder), stage=configuration.stage, hidden=configuration.hidden,
+        batch=configuration.batch, representation=REPRESENTATION, precision=contender.precision,
+        device=device, seconds=seconds, method=contender.method, discount=critic["discount"],
+        temperature=critic["temperature"], per_episode=critic["segments_per_episode"],
+        learning_rate=critic["training"]["learning_rate"], beta=policy["beta"],
+        max_weight=policy["max_weight"],
+    )  # fmt: skip
+
+
+def measure(
+    folder: Path, contenders: Sequence[Contender], devices: Sequence[str], rounds: int, seconds: float
+) -> dict[str, Any]:
+    """Every job of every contender in turn, round after round.
+
+    Args:
+        folder: of the log.
+        contenders: ours among them.
+        devices: cpu, and cuda if there is one.
+        rounds: how often.
+        seconds: of training that are timed, in each round.
+
+    Returns:
+        ``rows``, one a contender, configuration and device; ``product_rate`` by device, in operations per
+        second; ``versions``; ``left_out``, with reasons.
+    """
+    results: dict[tuple[Contender, Configuration, str], list[dict[str, Any]]] = {}
+    left_out: dict[str, str] = {}
+    for turn in range(rounds):
+        for device in devices:
+            for configuration in (*CONFIGURATIONS, PRODUCT):
+                for contender in (*contenders, PRODUCTS):
+                    if configuration not in contender.configurations:
+                        continue
+                    title = f"{contender.name}; {configuration}; {device}"
+                    if title in left_out or contender.name in left_out:
+                        continue
+                    try:
+                        done = do(contender, job_of(contender, configuration, folder, device, seconds))
+                    except RuntimeError as error:
+                        missing = isinstance(error, NotInstalled)  # then none of its jobs need be tried
+                        left_out[contender.name if missing else title] = str(error)
+                        print(f"left out: {title}: {error}", flush=True)  # noqa: T201
+                        continue
+                    results.setdefault((contender, configuration, device), []).append(done)
+                    speed = done["steps"] / done["seconds"]
+                    print(f"round {turn + 1}: {title}: {speed:.1f} a second", flush=True)  # noqa: T201
+    rows = [
+        {
+            "contender": contender.name,
+            "arithmetic": contender.arithmetic,
+            "device": device,
+            **asdict(configuration),
+            "precision": contender.precision,
+            "steps_per_second": max(done["steps"] / done["seconds"] for done in several),
+            "rounds": [done["steps"] / done["seconds"] for done in several],
+            "timed_seconds": sum(done["seconds"] for done in several),
+            "peak_memory_mib": max(done["peak_memory_mib"] for done in several),
+            "peak_device_memory_mib": several[-1]["peak_device_memory_mib"],
+        }
+        for (contender, configuration, device), several in results.items()
+    ]
+    return {
+        "rows": [row for row in rows if row["contender"] != PRODUCTS.name],
+        "product_rate": {
+            row["device"]: 2 * SIZE**3 * row["steps_per_second"]
+            for row in rows
+            if row["contender"] == PRODUCTS.name
+        },
+        "versions": {
+            contender.environment or "ours": several[-1]["versions"]
+            for (contender, *_), several in results.items()
+            if contender != PRODUCTS
+        },
+        "left_out": left_out,
+    }
+
+
+def shares(folder: Path, devices: Sequence[str], seconds: float) -> list[dict[str, Any]]:
+    """Where a critic's step of ours spends its time: one row a configuration; see ``peers.ours.shares``."""
+    return [
+        {"device": device, **asdict(configuration)}
+        | {"microseconds": do(OURS, job_of(OURS, as_shares, folder, device, seconds))}
+        for device in devices
+        for configuration in (*CRITICS, LARGE)
+        for as_shares in [Configuration("shares", configuration.hidden, configuration.batch)]
+    ]
+
+
+def speed_of(record: dict[str, Any], name: str, configuration: Configuration, device: str) -> float:
+    """Steps per second in the record; NaN if it has none."""
+    wanted = {"contender": name, "device": device} | asdict(configuration)
+    for row in record["rows"]:
+        if all(_same(row[key], value) for key, value in wanted.items()):
+            return float(row["steps_per_second"])
+    return float("nan")
+
+
+def _same(one: Any, other: Any) -> bool:
+    return list(one) == list(other) if isinstance(one, list | tuple) else bool(one == other)
+
+
+def ratio(record: dict[str, Any], configuration: Configuration, device: str) -> float:
+    """Our steps per second over those of the fastest peer of equal arithmetic; NaN without one."""
+    peers = {
+        row["contender"]
+        for row in record["rows"]
+        if row["arithmetic"] == "equal" and row["contender"] != OURS.name
+    }
+    speeds = [speed_of(record, peer, configuration, device) for peer in peers]
+    fastest = max((speed for speed in speeds if speed == speed), default=float("nan"))
+    return speed_of(record, OURS.name, configuration, device) / fastest
+
+
+def summary(record: dict[str, Any], device: str) -> dict[str, float]:
+    """The two numbers of a device.
+
+    ``ratio_vs_fastest_peer`` is the smaller of the ratios of CRITICS; ``matmul_fraction`` says which part of
+    the rate of one large matrix product the products of LARGE's steps reach.
+    """
+    done = operations_of_a_step(LARGE) * speed_of(record, OURS.name, LARGE, device)
+    return {
+        "ratio_vs_fastest_peer": float(np.min([ratio(record, critic, device) for critic in CRITICS])),
+        "matmul_fraction": done / record["product_rate"][device],
+    }
+
+
+def tables(record: dict[str, Any]) -> str:
+    """All of it as Markdown."""
+    parts = []
+    rows = pd.DataFrame(record["rows"])
+    for device in record["product_rate"]:
+        for configuration in CONFIGURATIONS:
+            chosen = [
+                index
+                for index, row in enumerate(record["rows"])
+                if all(_same(row[k], v) for k, v in ({"device": device} | asdict(configuration)).items())
+            ]
+            if not chosen:
+                continue
+            own = speed_of(record, OURS.name, configuration, device)
+            table = rows.iloc[chosen].sort_values("steps_per_second", ascending=False)
+            shown = pd.DataFrame(
+                {
+                    "": table["contender"],
+                    "steps/s": table["steps_per_second"].map("{:.1f}".format),
+                    "ours / it": (own / table["steps_per_second"]).map("{:.2f}".format),
+                    "peak memory, MiB": table["peak_memory_mib"].map("{:.0f}".format),
+                    "arithmetic": table["arithmetic"],
+                }
+            )
+            if device == "cuda":
+                shown["of the GPU, MiB"] = table["peak_device_memory_mib"].map("{:.0f}".format)
+            parts.append(f"**{configuration}** ({device}):\n\n{markdown(shown)}")
+    if record["shares"]:
+        parts.append(
+            "Where a step of our critic's training spends its time:\n\n" + markdown(_shares_table(record))
+        )
+    operations = operations_of_a_step(LARGE)
+    for device, rate in record["product_rate"].items():
+        numbers = summary(record, device)
+        parts.append(
+            f"On {device}, ours over the fastest peer of equal arithmetic: "
+            + ", ".join(f"{ratio(record, critic, device):.2f} at batch {critic.batch}" for critic in CRITICS)
+            + f". Matrix products of a step at hidden {LARGE.hidden}, batch {LARGE.batch}: "
+            f"{operations / 1e9:.2f} GFLOP; times steps per second, {numbers['matmul_fraction']:.2f} of the "
+            f"{rate / 1e9:.0f} GFLOP/s of a product of two {SIZE} x {SIZE} matrices."
+        )
+    left_out = [f"- left out: {title}: {reason}" for title, reason in record["left_out"].items()]
+    versions = "; ".join(
+        f"{name} ({', '.join(f'{package} {version}' for package, version in packages.items())})"
+        for name, packages in record["versions"].items()
+    )
+    parts.append(
+        "\n".join(
+            [
+                f"- **Command:** `{record['command']}` (`make bench-speed`)",
+                f"- **Machine:** {record['machine']}",
+                f"- **Versions:** {versions}",
+                *left_out,
+            ]
+        )
+    )
+    return "\n\n".join(parts)
+
+
+def _shares_table(record: dict[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "": f"hidden {tuple(row['hidden'])}, batch {row['batch']} ({row['device']})",
+            "step, µs": f"{row['microseconds']['step']:.0f}",
+        }
+        | {
+            name: f"{100.0 * value / row['microseconds']['step']:.0f} %"
+            for name, value in row["microseconds"].items()
+            if name != "step"
+        }
+        for row in record["shares"]
+    )
+
+
+def write_docs(record: dict[str, Any]) -> None:
+    """Put the tables between the two marks of docs/benchmarks.md."""
+    before, rest = DOCS.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    DOCS.write_text(f"{before}{BEGIN}\n\n{tables(record)}\n\n{END}{after}")
+
+
+def main() -> None:
+    """Measure, record and print; the last line has the two numbers of the processor."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=3.0, help="timed in each round")
+    parser.add_argument("--only", nargs="+", help="contenders whose names start so, beside ours")
+    parser.add_argument("--write-docs", action="store_true", help="write the recorded tables")
+    arguments = parser.parse_args()
+    path = RESULTS / "speed.json"
+    if arguments.write_docs:
+        write_docs(json.loads(path.read_text()))
+        return
+    chosen = [
+        contender
+        for contender in CONTENDERS
+        if not arguments.only or contender is OURS or contender.name.startswith(tuple(arguments.only))
+    ]
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(f"other work is running (load {load:.1f}): it will disturb every figure", flush=True)  # noqa: T201
+    with tempfile.TemporaryDirectory() as folder:
+        write_log(Path(folder))
+        measured = measure(Path(folder), chosen, devices, arguments.rounds, arguments.seconds)
+        measured["shares"] = shares(Path(folder), devices, arguments.rounds * arguments.seconds)
+    record = {
+        "command": shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]]),
+        "machine": machine() + gpu,
+        "load_before": load,
+        **measured,
+    }
+    record["summary"] = {device: summary(record, device) for device in devices}
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(tables(record))  # noqa: T201
+    print(" ".join(f"{name}={value:.2f}" for name, value in record["summary"]["cpu"].items()))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
