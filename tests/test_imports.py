@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.imports import user_function
+from cvl_pipeline.imports import package_file, user_function
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,16 @@ def test_a_module_that_fails_on_import_is_named(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=rf"^reward\.source '{name}:f' cannot be imported \({error}"):
         user_function("reward.source", f"{name}:f")
+
+
+def test_a_packages_file_is_found_without_importing_the_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "fails_on_import"
+    package.mkdir()
+    (package / "__init__.py").write_text("1 / 0")
+    (package / "data.txt").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert package_file("fails_on_import", "data.txt") == package / "data.txt"
+    assert package_file("fails_on_import", "other.txt") is None
+    assert package_file("no_such_package", "data.txt") is None

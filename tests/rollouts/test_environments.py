@@ -192,6 +192,48 @@ def test_the_seed_determines_a_gymnasium_episode_whatever_happened_before() -> N
     assert not np.array_equal(first, other)
 
 
+ROBOTICS = [
+    "AntMaze_UMaze-v5", "PointMaze_UMaze-v3", "FrankaKitchen-v1",
+    "AdroitHandPen-v1", "AdroitHandDoor-v1", "AdroitHandHammer-v1", "AdroitHandRelocate-v1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROBOTICS)
+def test_the_seed_determines_an_episode_of_gymnasium_robotics_and_success_is_told(name: str) -> None:
+    environment = GymnasiumEnvironment(name, 8)
+
+    def episode(seed: int, steps: int = 8) -> NDArray[np.float64]:
+        actions = np.random.default_rng(0).uniform(-1.0, 1.0, (steps, *environment.action_space.shape))
+        rows = [np.append(environment.reset(seed=seed)[0], [0.0, 0.0])]
+        for action in actions.astype(np.float32):
+            observation, reward, _, _, info = environment.step(action)
+            assert observation.shape == environment.observation_space.shape
+            rows.append(np.append(observation, [float(reward), info["success"]]))
+        return np.stack(rows)
+
+    first, other = episode(3), episode(4)
+    episode(5, steps=3)  # left in the middle
+    np.testing.assert_array_equal(episode(3), first)
+    assert not np.array_equal(first, other)
+    environment.close()
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_the_kitchen_is_solved_when_all_of_its_tasks_have_been_completed(removed: bool) -> None:
+    settings = {"tasks_to_complete": ["microwave", "kettle"], "remove_task_when_completed": removed}
+    environment = GymnasiumEnvironment("FrankaKitchen-v1", settings=settings)
+    kitchen: Any = environment._environment.unwrapped
+    entries = {"kettle": slice(23, 30), "microwave": slice(22, 23)}
+    for _ in range(2):  # a new episode has all to do again
+        environment.reset(seed=0)
+        solved = [environment.step(np.zeros(9))[4]["success"]]
+        for task, places in entries.items():
+            kitchen.data.qpos[places] = kitchen.goal[task]
+            solved.append(environment.step(np.zeros(9))[4]["success"])
+        assert solved == [False, False, True]
+    environment.close()
+
+
 def test_observations_are_copies_that_the_environment_cannot_change(
     register: Callable[[Space[Any], Space[Any]], str],
 ) -> None:

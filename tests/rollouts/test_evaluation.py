@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,8 @@ from cvl_pipeline.networks.actor import Actor, ActorShape, CategoricalActor, Gau
 from cvl_pipeline.policies.best_of_n import BestOfN
 from cvl_pipeline.rollouts import episodes as module
 from cvl_pipeline.rollouts.collection import episode_seeds
-from cvl_pipeline.rollouts.environments import GymnasiumEnvironment, MetaWorldEnvironment
+from cvl_pipeline.rollouts.d4rl_tasks import AntMaze, Kitchen, Maze2D
+from cvl_pipeline.rollouts.environments import Environment, GymnasiumEnvironment, MetaWorldEnvironment
 from cvl_pipeline.rollouts.evaluation import ActorPolicy, evaluate, evaluate_metaworld, rollout_table
 from cvl_pipeline.trajectories.container import Rewards, Transitions
 from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
@@ -92,6 +94,31 @@ def test_any_environment_of_gymnasium_is_evaluated_in(name: str) -> None:
     for episode, seed in enumerate(episode_seeds(0, "evaluation", 12)):
         start = transitions.observations[int(transitions.episode_starts[episode]) + episode]
         np.testing.assert_array_equal(start, environment.reset(seed=seed)[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "observations", "actions"),
+    [
+        (partial(GymnasiumEnvironment, "AntMaze_UMaze-v5", 5), 109, 8),
+        (partial(GymnasiumEnvironment, "PointMaze_UMaze-v3", 5), 8, 2),
+        (partial(GymnasiumEnvironment, "FrankaKitchen-v1", 5), 93, 9),
+        (partial(GymnasiumEnvironment, "AdroitHandDoor-v1", 5), 39, 28),
+        (partial(Maze2D, "maze2d-umaze-v1", 5), 4, 2),
+        (partial(AntMaze, "antmaze-umaze-v2", 5), 29, 8),
+        (partial(Kitchen, "kitchen-mixed-v0", 5), 60, 9),
+    ],
+)
+def test_robots_are_evaluated_in(make: Callable[[], Environment], observations: int, actions: int) -> None:
+    torch.manual_seed(0)
+    bounds = torch.ones(actions)
+    actor = GaussianActor(ActorShape((observations,), actions, (8,)), None, (-bounds, bounds))
+    transitions, rewards = evaluate(actor, make, episodes=1, seed=0, workers=1, name="test")
+    validate_transitions(transitions)
+    validate_rewards(rewards, transitions)
+    assert transitions.episode_starts.tolist() == [0, 5]
+    assert transitions.truncated.tolist() == [True]
+    with torch.no_grad():
+        np.testing.assert_allclose(actor(transitions.states()), transitions.actions, atol=1e-5)
 
 
 def test_a_policy_that_asks_its_critic_is_evaluated_like_any_other() -> None:

@@ -41,6 +41,9 @@ def _evaluation(environment: str | None = None, steps: int | None = None) -> Eva
         ({"source": "gymnasium", "task": "CartPole-v1"}, "CartPole-v1", 4, 10),
         ({"source": "d4rl", "task": "hopper-medium-v2"}, "Hopper-v5", 11, None),
         ({"source": "d4rl", "task": "pen-human-v1"}, "AdroitHandPen-v1", 45, None),
+        ({"source": "d4rl", "task": "maze2d-umaze-v1"}, "maze2d-umaze-v1", 4, 300),
+        ({"source": "d4rl", "task": "antmaze-umaze-v2"}, "antmaze-umaze-v2", 29, None),
+        ({"source": "d4rl", "task": "kitchen-partial-v0"}, "kitchen-partial-v0", 60, None),
     ],
 )
 def test_every_source_has_its_environment(
@@ -72,6 +75,14 @@ def test_successors_exist(family: str) -> None:
     make_environment(_dataset(source="d4rl", task=f"{family}-x"), _evaluation())().close()
 
 
+def test_a_person_may_shorten_the_episodes_of_a_d4rl_task() -> None:
+    dataset = _dataset(source="d4rl", task="maze2d-large-dense-v1")
+    with closing(make_environment(dataset, _evaluation(steps=3))()) as environment:
+        environment.reset(seed=0)
+        ends = [environment.step(np.zeros(2, dtype=np.float32))[3] for _ in range(3)]
+    assert ends == [False, False, True]
+
+
 def test_the_person_may_name_another_environment() -> None:
     dataset = _dataset(source="files", path="log.csv")
     assert environment_name(dataset, _evaluation("Pendulum-v1")) == "Pendulum-v1"
@@ -85,9 +96,8 @@ def test_the_person_may_name_another_environment() -> None:
     "changes",
     [
         {"source": "files", "path": "log.csv"},
-        {"source": "d4rl", "task": "antmaze-umaze-v2"},
-        {"source": "d4rl", "task": "maze2d-umaze-v1"},
-        {"source": "d4rl", "task": "kitchen-partial-v0"},
+        {"source": "d4rl", "task": "ant-random-expert-v0"},
+        {"source": "d4rl", "task": "bullet-maze2d-umaze-v0"},
     ],
 )
 def test_without_a_known_environment_the_person_is_told_what_to_do(changes: dict[str, Any]) -> None:
@@ -102,6 +112,7 @@ def test_without_a_known_environment_the_person_is_told_what_to_do(changes: dict
         ({"task": "MT11"}, "unknown Meta-World task 'MT11': did you mean MT10"),
         ({"source": "pointmaze", "task": "PointMaze_Hug-v3"}, "unknown PointMaze environment"),
         ({"source": "gymnasium", "task": "CartPol-v1"}, "Gymnasium environment 'CartPol-v1'"),
+        ({"source": "d4rl", "task": "maze2d-umaz-v1"}, "'maze2d-umaz-v1': did you mean maze2d-umaze-v1"),
     ],
 )
 def test_an_unknown_environment_is_told_before_anything_runs(changes: dict[str, Any], message: str) -> None:

@@ -28,6 +28,7 @@ Cell = tuple[int, int]
 
 INSTALL = {
     "gymnasium_robotics": "pip install 'cvl-pipeline[robotics]'",
+    "mujoco": "pip install 'cvl-pipeline[robotics]'",
     "d4rl": "pip install --no-deps d4rl==1.1",
 }
 
@@ -194,6 +195,7 @@ class AntMaze(_Task):
         """
         maze = look_up("antmaze dataset of D4RL", dataset_id, self.datasets())
         super().__init__(29, 8, episode_steps or ANTMAZE_STEPS[maze])
+        _package_file(dataset_id, "mujoco", "__init__.py")
         ant = _package_file(dataset_id, "d4rl", "locomotion/assets/ant.xml")
         walls = ((*self._centre(cell), 0.25 * self.SIZE) for cell in _cells(maze, "#"))
         half = (0.5 * self.SIZE, 0.5 * self.SIZE, 0.25 * self.SIZE)

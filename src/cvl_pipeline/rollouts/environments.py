@@ -101,6 +101,8 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
     Observations are laid flat by ``gymnasium.spaces.flatten``, those of a dictionary entry by entry in the
     order of its space; images, (H, W, C) uint8, stay as they are. Discrete actions are one-hot vectors here,
     as they are in the episode container; the environment gets the index of the largest entry.
+    ``info["success"]`` is the environment's own, or of Gymnasium-Robotics' kitchen, which lists tasks
+    instead, whether all of them have been completed.
     """
 
     def __init__(
@@ -168,7 +170,13 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
     def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
         """Gymnasium's step."""
         executed = int(np.argmax(action)) + self._first_action if self.discrete else action
-        observation, reward, terminated, truncated, info = self._environment.step(executed)
+        with warnings.catch_warnings():
+            # Gymnasium warns of environments that fill one array for ever; `_flat` copies it.
+            warnings.filterwarnings("ignore", message=".*share an object")
+            observation, reward, terminated, truncated, info = self._environment.step(executed)
+        if "episode_task_completions" in info:
+            completed = set(info["tasks_to_complete"]) <= set(info["episode_task_completions"])
+            info = {"success": completed, **info}
         return self._flat(observation), reward, terminated, truncated, info
 
     def close(self) -> None:
@@ -177,7 +185,7 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
 
     def _flat(self, observation: Any) -> Array:
         flat = observation if self._images else gymnasium.spaces.flatten(self._space, observation)
-        return np.array(flat)  # a copy: some environments fill one array for ever
+        return np.array(flat)  # a copy: of a vector, `flatten` returns the vector itself
 
 
 def is_image_space(space: gymnasium.Space[Any]) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.imports import user_function
 from cvl_pipeline.rollouts.collection import Controller
+from cvl_pipeline.rollouts.d4rl_tasks import D4RL_TASKS
 from cvl_pipeline.rollouts.environments import (
     BENCHMARKS,
     Array,
@@ -39,9 +40,8 @@ SUCCESSORS = {
 """Gymnasium's environments with the observations and actions of D4RL's, by the first word of the id.
 
 The physics is not the same: MuJoCo's own bindings instead of mujoco_py 2.0, and version 5 of the tasks
-instead of 2, so returns are near D4RL's, not equal to them. Mazes and kitchen are missing on purpose: there
-the observations themselves changed (other coordinates, other entries); Minari has those datasets for today's
-environments."""
+instead of 2, so returns are near D4RL's, not equal to them. Where the observations themselves changed, in
+maze2d, antmaze and kitchen, ``D4RL_TASKS`` has D4RL's own tasks anew."""
 
 
 def make_environment(
@@ -78,6 +78,8 @@ def make_environment(
     family = dataset.task.split("-")[0]
     if dataset.source == "d4rl" and family in SUCCESSORS:
         return partial(GymnasiumEnvironment, SUCCESSORS[family], own_steps)
+    if dataset.source == "d4rl" and family in D4RL_TASKS:
+        return partial(D4RL_TASKS[family], dataset.task, own_steps)
     raise InputError(
         f"dataset.source {dataset.source}, task '{dataset.task}': no environment is known to evaluate in; "
         "name one in evaluation.environment (a Gymnasium id), or stop before: kedro run --pipelines "
