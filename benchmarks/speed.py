@@ -32,6 +32,7 @@ from torch import Generator
 from benchmarks.common import PROJECT, RESULTS, defaults, machine, markdown
 from benchmarks.peers.harness import Job
 from benchmarks.peers.product import SIZE
+from benchmarks.scaling import weak_scaling
 from cvl_pipeline.artifacts import save_artifact
 from cvl_pipeline.trajectories.container import Split, Transitions
 from cvl_pipeline.trajectories.preparation import fit_normalisation
@@ -407,6 +408,14 @@ def tables(record: dict[str, Any]) -> str:
         parts.append(
             "Where a step of our critic's training spends its time:\n\n" + markdown(_shares_table(record))
         )
+    if record["scaling"]:
+        scaling = pd.DataFrame(record["scaling"])
+        counts = scaling[["processes", "batch"]].astype(int).astype(str)
+        parts.append(
+            "Weak scaling: the critic with hidden (256, 256) by one process and by two with as much each, "
+            "one thread a process:\n\n"
+            + markdown(counts.join(scaling[["steps_per_second", "efficiency"]]), digits=2)
+        )
     operations = operations_of_a_step(LARGE)
     for device, rate in record["product_rate"].items():
         numbers = summary(record, device)
@@ -483,6 +492,7 @@ def main() -> None:
         write_log(Path(folder))
         measured = measure(Path(folder), chosen, devices, arguments.rounds, arguments.seconds)
         measured["shares"] = shares(Path(folder), devices, arguments.rounds * arguments.seconds)
+        measured["scaling"] = [row for critic in CRITICS for row in weak_scaling(Path(folder), critic.batch)]
     record = {
         "command": shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]]),
         "machine": machine() + gpu,

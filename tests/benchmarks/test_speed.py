@@ -125,6 +125,7 @@ def test_the_command_runs_all_in_turn_and_ends_with_the_two_numbers(
         ),
     )  # fmt: skip
     monkeypatch.setattr(speed, "shares", lambda *_: [])
+    monkeypatch.setattr(speed, "weak_scaling", lambda *_: [])
     monkeypatch.setattr("sys.argv", ["speed", "--rounds", "1", "--seconds", "0.2"])
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(speed, "output", installs_nothing(speed.output))

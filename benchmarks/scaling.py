@@ -1,0 +1,71 @@
+"""Weak scaling: one process on a batch, two on twice the batch, one thread each (docs/benchmarks.md).
+
+Called by ``benchmarks.speed``; the processes are those of the pipeline, started by ``cvl_pipeline.launch``.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from benchmarks.common import defaults
+from cvl_pipeline import launch
+from cvl_pipeline.artifacts import load_artifact
+from cvl_pipeline.dynamics.parameters import DynamicsParameters
+
+INTERVALS, STEPS = 4, 150
+"""Validation intervals of so many gradient steps; the fastest counts."""
+
+
+def weak_scaling(folder: Path, batch: int) -> list[dict[str, Any]]:
+    """Gradient steps per second of one and two processes with ``batch`` segments each.
+
+    Args:
+        folder: of the log's artifacts.
+        batch: segments of each process.
+
+    Returns:
+        One row a number of processes: ``processes``, ``batch`` of all together, ``steps_per_second`` and
+        ``efficiency``, the segments per second of a process over those of the one that is alone.
+    """
+    names = ("transitions", "split", "normalisation")
+    inputs = {name: load_artifact(folder / f"{name}.safetensors") for name in names}
+    with _one_thread():
+        rows = [_row(inputs, processes, batch) for processes in (1, 2)]
+    alone = rows[0]["steps_per_second"]
+    return [row | {"efficiency": row["steps_per_second"] / alone} for row in rows]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """For this process, and by the environment for those that it starts."""
+    threads, before = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        del os.environ["OMP_NUM_THREADS"]
+        os.environ |= {} if before is None else {"OMP_NUM_THREADS": before}
+
+
+def _row(inputs: dict[str, Any], processes: int, batch: int) -> dict[str, Any]:
+    critic = defaults("contrastive_dynamics")
+    training = critic["training"] | {
+        "batch_size": batch * processes, "devices": processes, "accelerator": "cpu", "loggers": (),
+        "steps": INTERVALS * STEPS, "validation_interval": STEPS,
+    }  # fmt: skip
+    parameters = DynamicsParameters(**critic | {"training": training})
+    with tempfile.TemporaryDirectory() as folder:
+        launch.train("dynamics", parameters, 0, Path(folder) / "state", Path(folder) / "logs", inputs)
+        metrics = pd.read_csv(Path(folder) / "logs/metrics.csv")
+    speed = float(metrics["throughput/steps_per_second"].max())
+    return {"processes": processes, "batch": batch * processes, "steps_per_second": speed}
