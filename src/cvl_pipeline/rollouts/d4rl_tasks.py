@@ -115,7 +115,7 @@ class _Task(gymnasium.Env[Array, Array], ABC):
 class Maze2D(_Task):
     """A point pushed through a maze to a fixed goal that it does not see.
 
-    Observations are position (x, y; metres, x along the rows of the map, y along its columns) and velocity
+    Observations are position (x, y; metres, x counts the rows of the map, y its columns) and velocity
     (metres a second), (4,); actions forces along x and y in [-1, 1]^2; a step takes 0.01 s. The goal is a
     cell's (row, column); the reward of a step 1 within 0.5 of it, or exp(-distance) in the dense tasks.
     Episodes never terminate. Success is to be within 0.5 of the goal.
@@ -172,8 +172,8 @@ class Maze2D(_Task):
 class AntMaze(_Task):
     """An ant that walks from one end of a maze to the other, towards a goal that it does not see.
 
-    Observations are MuJoCo's positions (15: torso x, y, z in metres from the start's cell, x along the
-    columns of the map and y along its rows, a quaternion, eight joint angles in radians) and velocities (14),
+    Observations are MuJoCo's positions (15: torso x, y, z in metres from the start's cell, x counting the
+    columns of the map and y its rows, a quaternion, eight joint angles in radians) and velocities (14),
     (29,); actions eight torques in [-1, 1], 1 being 30 N m; a step takes 0.1 s. Every episode draws its goal
     in the goal's cell, as D4RL does from v2 on; v0 drew it once for all episodes. The reward is 1 within 0.5
     of the goal, where the episode terminates in success, and 0 elsewhere; a fall does not end it.
