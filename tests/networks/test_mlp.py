@@ -8,6 +8,7 @@ from cvl_pipeline.networks.mlp import Standardise, mlp
 
 
 def test_hidden_layers_are_normalised_and_the_last_layer_is_bare() -> None:
+    torch.manual_seed(0)
     kinds = [type(layer) for layer in mlp(5, (7, 6), 2)]
     assert kinds == [nn.Linear, nn.LayerNorm, nn.ReLU, nn.Linear, nn.LayerNorm, nn.ReLU, nn.Linear]
     outputs = mlp(5, (7, 6), 2)(torch.randn(200, 5, generator=torch.Generator().manual_seed(0)))
