@@ -6,17 +6,14 @@ import json
 import math
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
 
 from benchmarks.common import defaults
 from benchmarks.peers.harness import Job, Train, given_job, report, timed
 from cvl_pipeline.artifacts import load_artifact
-from cvl_pipeline.dynamics.losses import contrastive_loss
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
@@ -25,11 +22,10 @@ from cvl_pipeline.policies.parameters import PolicyParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import ExactReadout
 from cvl_pipeline.training.fit import fit
-from cvl_pipeline.training.module import DRAWN, OfflineModule
+from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.trajectories.container import Normalisation, Split, Transitions
-from cvl_pipeline.trajectories.sampling import SegmentSampler
 
-PIECES = ("sampling", "forward", "loss", "backward", "optimiser")
+PIECES = ("drawing", "gathering", "forward", "loss", "backward", "optimiser")
 ROUNDS = 3
 """Of the pieces and of the whole, in turn."""
 
@@ -144,66 +140,64 @@ def wait(job: Job) -> None:
         torch.cuda.synchronize()
 
 
-def seconds_of_pieces(job: Job, steps: int) -> list[float]:
-    """Seconds a step of each of PIECES: the step written out as a loop, with a clock between the pieces.
+class ClockedDynamics(TimedDynamics):
+    """The critic's training with clocks around what does the pieces of a step."""
 
-    Sampling draws DRAWN batches at once, as training does, and gathers one a step; forward makes phi and psi;
-    the loss has the logits too, and backward has its own. On a GPU each piece is waited for, so their sum may
-    exceed the step's time, in which they overlap.
-    """
-    transitions, split, normalisation = read(job)
-    parameters = dynamics_parameters(job, steps)
-    module = ContrastiveDynamics(transitions, split, normalisation, parameters, 0).to(job.device)
-    sampler = SegmentSampler(transitions.to(job.device), job.discount, split.train)
-    generator = Generator(device=job.device).manual_seed(0)
-    loss_of = contrastive_loss(parameters.loss)
-    optimiser = module.configure_optimizers()
-    spent = [0.0] * len(PIECES)
-    for step in range(steps):
-        times = [time.perf_counter()]
+    def __init__(self, job: Job, steps: int) -> None:
+        """Read the log and start the clocks at nothing."""
+        transitions, split, normalisation = read(job)
+        super().__init__(transitions, split, normalisation, dynamics_parameters(job, steps), 0)
+        self.job = job
+        self.spent = dict.fromkeys(PIECES, 0.0)
 
-        def stamp(times: list[float] = times) -> None:
-            wait(job)
-            times.append(time.perf_counter())
+    def clock(self, owner: Any, name: str, piece: str) -> None:
+        """Add the time of every call of a function up; on a GPU, until it has done what it was told."""
+        function = getattr(owner, name)
 
-        if step % DRAWN == 0:
-            draws = sampler.draw(DRAWN * job.batch, generator, job.per_episode).split([job.batch] * DRAWN)
-        segments = sampler.gather(draws[step % DRAWN])
-        stamp()
-        phi = module.critic.phi(segments.observations, segments.actions)
-        psi = module.critic.psi(segments.futures, segments.absorbed)
-        stamp()
-        loss: Tensor = loss_of(module.critic.logits(phi, psi))
-        stamp()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        stamp()
-        for group in optimiser.param_groups:
-            group["lr"] = module.learning_rate(step)
-        optimiser.step()
-        stamp()
-        spent = [
-            total + after - before for total, (before, after) in zip(spent, pairwise(times), strict=True)
-        ]
-    return [total / steps for total in spent]
+        def clocked(*arguments: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*arguments, **options)
+            wait(self.job)
+            if not self.ended:
+                self.spent[piece] += time.perf_counter() - start
+            return result
+
+        setattr(owner, name, clocked)
+
+    def make_optimizer(self, values: torch.nn.Parameter) -> torch.optim.Optimizer:
+        """Adam, with a clock."""
+        optimizer = super().make_optimizer(values)
+        self.clock(optimizer, "step", "optimiser")
+        return optimizer
+
+    def on_train_start(self) -> None:
+        """Put the other clocks up."""
+        self.clock(self, "draw", "drawing")
+        self.clock(self._train_sampler, "gather", "gathering")
+        self.clock(self, "_representations", "forward")
+        self.clock(self, "training_loss", "loss")  # gathering and forward too, which ``shares`` takes off
+        self.clock(self._vector, "differentiate", "backward")
+        super().on_train_start()
 
 
 def shares(job: Job) -> dict[str, float]:
-    """Microseconds of each piece of a critic's step, of the whole step, and of what is left: the trainer.
+    """Microseconds of each piece of a critic's step within training by ``fit``, and of the whole step.
 
-    The pieces and whole training by ``fit`` are timed in turn, for as many steps, ROUNDS times; the fastest
-    round of each counts. What the whole takes beyond the pieces is Lightning and the check of the losses.
+    Drawing is of many batches at once; forward is phi and psi; the loss has the logits too, and backward has
+    its own. What the step takes beyond the pieces is Lightning's and the module's own work. The fastest of
+    ROUNDS counts. On a GPU each piece is waited for, so that they do not overlap as they otherwise do.
     """
-    train = trainer(job)
-    steps, _ = timed(train, job.seconds / ROUNDS)
-    rounds = [(seconds_of_pieces(job, steps), train(steps)[1] / steps) for _ in range(ROUNDS)]
-    pieces = min((pieces for pieces, _ in rounds), key=sum)
-    whole = min(whole for _, whole in rounds)
-    row = dict(zip(PIECES, pieces, strict=True)) | {
-        "Lightning and the rest": whole - sum(pieces),
-        "step": whole,
-    }
-    return {name: 1e6 * seconds for name, seconds in row.items()}
+    steps, _ = timed(trainer(job), job.seconds / ROUNDS)
+    rows = []
+    for _ in range(ROUNDS):
+        module = ClockedDynamics(job, steps)
+        fit(module, description="shares")
+        spent = {piece: seconds / steps for piece, seconds in module.spent.items()}
+        spent["loss"] -= spent["gathering"] + spent["forward"]
+        step = (module.ended - module.began) / steps
+        rows.append(spent | {"Lightning and the rest": step - sum(spent.values()), "step": step})
+    best = min(rows, key=lambda row: row["step"])
+    return {name: 1e6 * seconds for name, seconds in best.items()}
 
 
 def main() -> None:

@@ -1,0 +1,78 @@
+"""Which operators a step of the critic's training spends its time in (docs/benchmarks.md).
+
+python -m benchmarks.operators
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.common import RESULTS, defaults, machine, markdown
+from benchmarks.speed import CRITICS, LARGE, Configuration, write_log
+from cvl_pipeline.artifacts import load_artifact
+from cvl_pipeline.dynamics.module import ContrastiveDynamics
+from cvl_pipeline.dynamics.parameters import DynamicsParameters
+
+STEPS = 40
+GROUPS = {
+    "matrix products": ("aten::mm", "aten::addmm"),
+    "LayerNorm": ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
+    "ReLU": ("aten::clamp_min", "aten::threshold_backward"),
+    "loss": ("_SymmetricInfoNCE", "_SymmetricInfoNCEBackward", "aten::exp_", "aten::aminmax"),
+    "Adam": ("aten::_fused_adam_", "Optimizer.step#Adam.step"),
+    "gathering the batch": ("aten::index_select",),
+}
+"""Operators by what they do; all others are elementwise work, sums, copies and the calls themselves."""
+
+
+def milliseconds_by_group(folder: Path, configuration: Configuration) -> dict[str, float]:
+    """Own time on the processor of each group of operators, and of all, in a step without Lightning."""
+    inputs = [
+        load_artifact(folder / f"{name}.safetensors") for name in ("transitions", "split", "normalisation")
+    ]
+    critic = defaults("contrastive_dynamics")
+    training = critic["training"] | {"batch_size": configuration.batch, "accelerator": "cpu"}
+    parameters = DynamicsParameters(**critic | {"hidden": configuration.hidden, "training": training})
+    transitions, split, normalisation = inputs
+    module = ContrastiveDynamics(transitions, split, normalisation, parameters, 0)
+    module.on_fit_start()
+    optimizer = module.configure_optimizers()
+
+    def steps(first: int) -> None:
+        for step in range(first, first + STEPS):
+            loss, _ = module.training_loss(module.batch(step))
+            module._vector.differentiate(loss)
+            optimizer.step()
+
+    steps(0)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        steps(STEPS)
+    times = {event.key: event.self_cpu_time_total / STEPS / 1e3 for event in profiled.key_averages()}
+    row = {group: sum(times.get(name, 0.0) for name in names) for group, names in GROUPS.items()}
+    return row | {"all others": sum(times.values()) - sum(row.values()), "step": sum(times.values())}
+
+
+def main() -> None:
+    """Profile, record and print."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_log(Path(folder))
+        rows = [
+            {"hidden": str(configuration.hidden), "batch": str(configuration.batch)}
+            | milliseconds_by_group(Path(folder), configuration)
+            for configuration in (*CRITICS, LARGE)
+        ]
+    record = {"command": "python -m benchmarks.operators", "machine": machine(), "milliseconds": rows}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "operators.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(markdown(pd.DataFrame(rows), digits=2))  # noqa: T201
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
