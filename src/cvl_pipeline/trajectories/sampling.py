@@ -38,19 +38,23 @@ class Segments:
 
 @dataclass(frozen=True)
 class Draws:
-    """Where segments are in the log, before anything is read of it; (B,) int64 each.
+    """Where segments are in the log, before anything is read of it; (B,) int64 each but for the last.
 
     Attributes:
         anchors: transition indices t.
         offsets: k >= 1 in steps.
-        episodes: of each anchor.
-        steps_left: L, from the anchor to the end of its episode.
+        rows: of the observations s_t.
+        future_rows: of the observations s_{t+k}.
+        arrivals: see Segments.
+        absorbed: (B,) bool, likewise.
     """
 
     anchors: Tensor
     offsets: Tensor
-    episodes: Tensor
-    steps_left: Tensor
+    rows: Tensor
+    future_rows: Tensor
+    arrivals: Tensor
+    absorbed: Tensor
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Draws:
         """Every column changed alike."""
@@ -89,6 +93,13 @@ class _LoggedFutures:
         """The smallest L >= 1 with c(L) >= the given sum, int64."""
         steps = torch.searchsorted(self._sums, sums).clamp_(max=len(self._sums) - 1).add_(1)
         return steps if self._all else steps + (sums - self._sums[-1]).clamp_(min=0.0).ceil_().long()
+
+
+def _draws(anchors: Tensor, offsets: Tensor, episodes: Tensor, steps_left: Tensor) -> Draws:
+    """Where segments are whose anchors have the given episodes and L steps left."""
+    rows = anchors + episodes
+    reached = torch.minimum(offsets, steps_left)
+    return Draws(anchors, offsets, rows, rows + reached, anchors + reached - 1, offsets > steps_left)
 
 
 class SegmentSampler:
@@ -176,27 +187,24 @@ class SegmentSampler:
         # Rounding can put a truncated offset one past its end; the law gives that no mass.
         within = torch.minimum(offsets, steps_left)
         offsets = torch.where(terminated > 0.0, offsets, within) if self._terminates else within
-        return Draws(ends.long().sub_(steps_left), offsets, episodes.long(), steps_left)
+        return _draws(ends.long().sub_(steps_left), offsets, episodes.long(), steps_left)
 
     def segments(self, anchors: Tensor, offsets: Tensor) -> Segments:
         """The segments that start at the given transitions and reach ``offsets`` steps ahead, (B,) each."""
         episodes = self.transitions.episode_of(anchors)
         steps_left = self.transitions.episode_starts[episodes + 1] - anchors
-        return self.gather(Draws(anchors, offsets, episodes, steps_left))
+        return self.gather(_draws(anchors, offsets, episodes, steps_left))
 
     def gather(self, draws: Draws) -> Segments:
         """Read the segments from the log."""
-        data, anchors = self.transitions, draws.anchors
-        rows = anchors + draws.episodes
-        reached = torch.minimum(draws.offsets, draws.steps_left)
-        observations = data.observations.index_select(0, torch.cat([rows, rows + reached]))
+        data = self.transitions
         return Segments(
-            observations=observations[: len(rows)],
-            actions=data.actions.index_select(0, anchors),
-            futures=observations[len(rows) :],
-            absorbed=draws.offsets > draws.steps_left,
-            arrivals=anchors + reached - 1,
-            anchors=anchors,
+            observations=data.observations.index_select(0, draws.rows),
+            actions=data.actions.index_select(0, draws.anchors),
+            futures=data.observations.index_select(0, draws.future_rows),
+            absorbed=draws.absorbed,
+            arrivals=draws.arrivals,
+            anchors=draws.anchors,
             offsets=draws.offsets,
         )
 
