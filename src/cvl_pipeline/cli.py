@@ -10,7 +10,7 @@ from kedro.framework.cli.project import run as kedro_run
 
 from cvl_pipeline.errors import InputError, causes, unknown_name
 from cvl_pipeline.launch import TrainingError
-from cvl_pipeline.pipeline_registry import register_pipelines, register_stages
+from cvl_pipeline.pipeline_registry import register_pipelines
 
 
 @click.group(name=__file__)
@@ -39,11 +39,12 @@ class _Run(click.Command):
 def _check_names(options: dict[str, Any]) -> None:
     """Raise InputError if an option names a pipeline, a node, a stage or a tag that does not exist."""
     pipelines = register_pipelines()
+    nodes = {node for pipeline in pipelines.values() for node in pipeline.nodes}
     known = {
         "pipeline": list(pipelines),
-        "node": sorted(node.name for node in pipelines["__default__"].nodes),
-        "namespace": list(register_stages()),
-        "tag": sorted({tag for node in pipelines["__default__"].nodes for tag in node.tags}),
+        "node": sorted(node.name for node in nodes),
+        "namespace": [name for name in pipelines if name != "__default__"],
+        "tag": sorted({tag for node in nodes for tag in node.tags}),
     }
     asked = {
         "pipeline": [*(options["pipelines"] or []), *filter(None, [options["pipeline"]])],

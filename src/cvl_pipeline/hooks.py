@@ -16,10 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cvl_pipeline.errors import InputError, causes
-from cvl_pipeline.pipeline_registry import register_stages
+from cvl_pipeline.parameters import StageParameters
+from cvl_pipeline.pipeline_registry import register_pipelines
+from cvl_pipeline.pipelines.parameters import check_parameters
 from cvl_pipeline.readout.rewards import check_reward
 from cvl_pipeline.sources.simulators import check_environment
 from cvl_pipeline.storage import shown
+from cvl_pipeline.tuning.objectives import OBJECTIVES
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,8 @@ class CheckInputs:
         """Check the environment, if one will run, the reward and every input on disk; raises InputError."""
         if any("simulator" in node.tags for node in pipeline.nodes):
             check_environment(catalog.load("params:dataset"), catalog.load("params:evaluation"))
+        if "tuning_storage" in pipeline.inputs():
+            _check_tuning(catalog.load("parameters"))
         if "params:reward" in pipeline.inputs():
             check_reward(catalog.load("params:reward"))
         missing = set()
@@ -48,12 +53,31 @@ class CheckInputs:
                 faults = [cause for cause in causes(error) if isinstance(cause, InputError)]
                 raise (faults[0] if faults else error) from None
         if missing:
-            stages = register_stages().items()
-            makers = ",".join(stage for stage, nodes in stages if missing & nodes.all_outputs())
+            makers = ",".join(
+                name
+                for name, nodes in register_pipelines().items()
+                if name != "__default__" and missing & nodes.all_outputs()
+            )
             raise InputError(
                 f"missing artifacts: {', '.join(sorted(missing))}; make them first: "
                 f"kedro run --pipelines {makers} (with the same --env and --params)"
             )
+
+
+def _check_tuning(raw: dict[str, Any]) -> None:
+    """Refuse a search that cannot be done, before anything is run for it."""
+    try:
+        from cvl_pipeline.tuning.space import check_space
+    except ImportError as error:
+        raise InputError(
+            f"tuning needs {error.name}: pip install 'cvl-pipeline[tuning]' (in a clone: pip install -e '.[tuning]')"
+        ) from None
+    parameters = check_parameters(raw)
+    stages = StageParameters(**{name: getattr(parameters, name) for name in StageParameters.model_fields})
+    check_space(parameters.tuning, stages)
+    if any(OBJECTIVES[name].online for name in parameters.tuning.measured):
+        check_environment(stages.dataset, stages.evaluation)
+    check_reward(stages.reward)
 
 
 class NarrateNodes:

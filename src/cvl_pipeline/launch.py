@@ -34,6 +34,7 @@ from cvl_pipeline.policies.module import train_policy
 from cvl_pipeline.policies.parameters import PolicyParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.storage import shown, write_atomically
+from cvl_pipeline.training.callbacks import Watcher
 from cvl_pipeline.training.fit import TERMINATED
 from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.processes import rank, world_size
@@ -75,8 +76,9 @@ def train(
     parameters: DynamicsParameters | PolicyParameters,
     seed: int,
     checkpoints: Path,
-    logs: Path,
+    logs: Path | None,
     inputs: Mapping[str, Any],
+    watch: Watcher | None = None,
 ) -> tuple[Any, pd.DataFrame]:
     """Train in this process, or in as many as the parameters ask for.
 
@@ -86,8 +88,10 @@ def train(
         seed: of the run.
         checkpoints: folder that unfinished training is kept in and resumed from. With several machines, on a
             disk that all of them see.
-        logs: folder of metrics.csv and other logs.
+        logs: folder of metrics.csv and other logs; None: no logs.
         inputs: artifacts by their kind; ``labels`` are of the kind rewards.
+        watch: is shown every row of the dynamics' history as it is measured, and may raise to end the training;
+            by several processes it is shown none.
 
     Returns:
         The trained module, on the CPU, and the history.
@@ -102,10 +106,13 @@ def train(
     given = {name: value for name, value in inputs.items() if value is not None}
     specification = {
         "training": training, "parameters": parameters.model_dump(mode="json"), "seed": seed,
-        "checkpoints": str(checkpoints.absolute()), "logs": str(logs.absolute()), "inputs": sorted(given),
+        "checkpoints": str(checkpoints.absolute()), "logs": str(logs.absolute()) if logs else None, "inputs": sorted(given),
     }  # fmt: skip
     if parameters.training.devices * parameters.training.nodes == 1:
-        return function(parameters.model_dump(), seed=seed, checkpoints=checkpoints, logs=logs, **given)
+        watched = {} if watch is None else {"watch": watch}
+        return function(
+            parameters.model_dump(), seed=seed, checkpoints=checkpoints, logs=logs, **watched, **given
+        )
     folder = (checkpoints / "launch").absolute()
     shutil.rmtree(folder, ignore_errors=True)
     for name, value in given.items():
@@ -187,7 +194,7 @@ def _run(line: list[str], environment: Mapping[str, str], errors: Path) -> int:
     try:
         with errors.open("wb") as file:
             process = subprocess.Popen(
-                line, env=environment, stderr=file, start_new_session=True, preexec_fn=_end_with_parent
+                line, env=environment, stderr=file, start_new_session=True, preexec_fn=end_with_parent
             )
         try:
             return process.wait()
@@ -204,7 +211,7 @@ def _terminate(*_: object) -> None:
     raise SystemExit(TERMINATED)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have SIGTERM sent to this process when its parent dies, however it does; Linux alone can.
 
     Else what kill -9 leaves behind would train beside the run that resumes it.
@@ -243,7 +250,7 @@ def work(folder: Path) -> None:
             specification["parameters"],
             seed=specification["seed"],
             checkpoints=Path(specification["checkpoints"]),
-            logs=Path(specification["logs"]),
+            logs=Path(specification["logs"]) if specification["logs"] else None,
             **inputs,
         )
     except SystemExit:
@@ -276,7 +283,7 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _end_with_parent()
+    end_with_parent()
     first = os.environ["RANK"] == "0"  # the others have the same to say
     logging.basicConfig(
         level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stdout

@@ -9,6 +9,7 @@ from cvl_pipeline.pipelines import (
     data_ingestion,
     evaluation,
     policy_extraction,
+    tuning,
     value_readout,
 )
 
@@ -25,6 +26,10 @@ def register_stages() -> dict[str, Pipeline]:
 
 
 def register_pipelines() -> dict[str, Pipeline]:
-    """The stages, and ``__default__``, which is all of them."""
+    """The stages, ``__default__``, which is all of them, and ``tuning``, which searches their parameters."""
     stages = register_stages()
-    return {"__default__": sum(stages.values(), start=Pipeline([])), **stages}
+    return {
+        "__default__": sum(stages.values(), start=Pipeline([])),
+        **stages,
+        "tuning": tuning.create_pipeline(),
+    }

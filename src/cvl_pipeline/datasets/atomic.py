@@ -15,7 +15,7 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.storage import shown, write_atomically
 
 
-class _Atomic:
+class Atomic:
     """Mixin over a stock file dataset: save beside the target and rename."""
 
     _partial: PurePosixPath | None = None
@@ -49,7 +49,7 @@ class _Atomic:
             ) from error
 
 
-class ParquetDataset(_Atomic, parquet_dataset.ParquetDataset):
+class ParquetDataset(Atomic, parquet_dataset.ParquetDataset):
     """A table as Parquet."""
 
     def save(self, data: Any) -> None:
@@ -66,7 +66,7 @@ class ParquetDataset(_Atomic, parquet_dataset.ParquetDataset):
         return TablePreview(table.to_dict(orient="split"))
 
 
-class JSONDataset(_Atomic, json_dataset.JSONDataset):
+class JSONDataset(Atomic, json_dataset.JSONDataset):
     """Metrics and configurations as indented JSON."""
 
     DEFAULT_SAVE_ARGS: dict[str, Any] = {"indent": 2}  # noqa: RUF012
@@ -84,7 +84,7 @@ class JSONDataset(_Atomic, json_dataset.JSONDataset):
         return JSONPreview(Path(self._get_load_path()).read_text())
 
 
-class FigureDataset(_Atomic, matplotlib_dataset.MatplotlibDataset):
+class FigureDataset(Atomic, matplotlib_dataset.MatplotlibDataset):
     """A Matplotlib figure as PNG."""
 
     DEFAULT_SAVE_ARGS: dict[str, Any] = {"format": "png", "dpi": 120, "bbox_inches": "tight"}  # noqa: RUF012

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from cvl_pipeline.dynamics.losses import contrastive_loss, contrastive_metrics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
-from cvl_pipeline.training.callbacks import BestWeights
+from cvl_pipeline.training.callbacks import BestWeights, Watcher
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.processes import gather, own_share
@@ -131,6 +131,7 @@ def train_dynamics(
     checkpoints: Path | None = None,
     logs: Path | None = None,
     observer: Observer | None = None,
+    watch: Watcher | None = None,
 ) -> tuple[ContrastiveCritic, pd.DataFrame]:
     """Train a contrastive critic on transitions alone.
 
@@ -144,6 +145,7 @@ def train_dynamics(
         logs: folder of metrics.csv and other logs.
         observer: is shown every training batch; it is not resumed, so give it no checkpoints, and no logs
             either, whose count of operations would show it the first batch once more.
+        watch: is shown every row of the history, and may raise to end the training.
 
     Returns:
         The critic, on the CPU, and the history (see ``fit``).
@@ -156,5 +158,6 @@ def train_dynamics(
         fingerprint=run_fingerprint(parameters, seed, transitions, split, normalisation),
         logs=logs,
         best=BestWeights(parameters.keep, parameters.patience),
+        watch=watch,
     )
     return module.critic.cpu().eval(), history

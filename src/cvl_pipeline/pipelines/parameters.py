@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
-
-from cvl_pipeline.dynamics.parameters import DynamicsParameters
-from cvl_pipeline.errors import InputError
-from cvl_pipeline.policies.parameters import PolicyParameters
-from cvl_pipeline.readout.parameters import ReadoutParameters, RewardParameters
-from cvl_pipeline.rollouts.parameters import EvaluationParameters
-from cvl_pipeline.sources.parameters import DatasetParameters
-from cvl_pipeline.training.parameters import Strict
-from cvl_pipeline.trajectories.parameters import IngestionParameters
+from cvl_pipeline.parameters import StageParameters, validated
+from cvl_pipeline.tuning.parameters import TuningParameters
 
 
-class RunParameters(Strict):
-    """The whole parameter file: what is common, and one model a stage."""
+class RunParameters(StageParameters):
+    """The whole parameter file."""
 
-    seed: int = Field(ge=0)  # of collection, initial weights, batches, references and evaluation
-    dataset: DatasetParameters
-    reward: RewardParameters
-    data_ingestion: IngestionParameters
-    contrastive_dynamics: DynamicsParameters
-    value_readout: ReadoutParameters
-    policy_extraction: PolicyParameters
-    evaluation: EvaluationParameters
-
-    @model_validator(mode="after")
-    def _readout_has_the_critics_discount(self) -> RunParameters:
-        wanted, dynamics = self.value_readout.discount, self.contrastive_dynamics
-        if wanted not in (None, dynamics.discount) and not dynamics.horizon_conditioning:
-            raise ValueError(
-                f"value_readout.discount is {wanted}, but contrastive_dynamics.discount {dynamics.discount}; "
-                "only with contrastive_dynamics.horizon_conditioning=true does one critic serve any discount"
-            )
-        return self
+    tuned: bool  # take the best parameters that a study of this dataset found; --params still overrides them
+    tuning: TuningParameters
 
 
 def check_parameters(raw: dict[str, Any]) -> RunParameters:
@@ -48,37 +21,4 @@ def check_parameters(raw: dict[str, Any]) -> RunParameters:
     Raises:
         InputError: one line with every fault: the field's full name, its value, and what it may be.
     """
-    try:
-        return RunParameters.model_validate(raw)
-    except ValidationError as error:
-        faults = "; ".join(_describe(detail) for detail in error.errors())
-        raise InputError(f"parameters: {faults}") from None
-
-
-def _describe(detail: ErrorDetails) -> str:
-    *parents, last = detail["loc"] or ("",)
-    name = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        known = _fields(parents)
-        close = get_close_matches(str(last), known, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        return f"unknown field '{name}': {hint}known here: {', '.join(known)}"
-    if detail["type"] == "missing":
-        return f"field '{name}' is missing"
-    message = detail["msg"].removeprefix("Value error, ")
-    text = f"{message[0].lower()}{message[1:]}"
-    if not name:  # about several stages together: the message names them
-        return text
-    if isinstance(detail["input"], dict):  # a whole stage's values would bury the message
-        return f"'{name}': {text}"
-    return f"'{name}' is {detail['input']!r}: {text}"
-
-
-def _fields(path: Iterable[Any]) -> list[str]:
-    model: Any = RunParameters
-    for part in path:
-        field = model.model_fields.get(part)
-        model = field.annotation if field else None
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            return []
-    return list(model.model_fields)
+    return validated(RunParameters, raw)

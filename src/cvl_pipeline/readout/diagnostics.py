@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Generator
 
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.readout.build import exact_readout
 from cvl_pipeline.readout.parameters import ReadoutParameters
 from cvl_pipeline.readout.q_function import QFunction
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 RANK_CORRELATION_NEEDED = 0.9
 """Below it, a readout orders actions by its own error as much as by the critic's values: a warning is due."""
+
+OBSERVED_SHARE = 0.25
+"""Of its discounted future, that a step must show for its return to be ranked."""
 
 
 def value_table(
@@ -129,6 +133,42 @@ def value_report(values: pd.DataFrame, parameters: ReadoutParameters) -> dict[st
         "readout_rank_correlation": rank,
         "transitions": float(len(values)),
     }
+
+
+def returns_correlation(
+    q: QFunction, transitions: Transitions, labels: Rewards, split: Split, discount: float
+) -> float:
+    """Spearman's correlation of Q with held-out returns at a given discount, whatever the critic's own.
+
+    At one discount for all, critics of different horizons are asked the same question. Of truncated episodes
+    only those steps count of whose discounted future at least OBSERVED_SHARE was logged: a return over less is
+    mostly extrapolation.
+
+    Args:
+        q: critic and readout.
+        transitions: all episodes.
+        labels: their rewards.
+        split: which episodes are held out.
+        discount: of the returns.
+
+    Raises:
+        InputError: no held-out step shows enough of its future, or values or returns are all equal.
+    """
+    index = transitions.transition_index(split.validation)
+    episodes = transitions.episode_of(index)
+    left = transitions.episode_starts[episodes + 1] - index
+    seen = transitions.terminated[episodes] | (1.0 - discount ** left.double() >= OBSERVED_SHARE)
+    index = index[seen]
+    if len(index) < 2:
+        raise InputError(
+            f"returns_correlation: no held-out episode shows {100 * OBSERVED_SHARE:g} % of the future at "
+            f"discount {discount}; lower tuning.returns_discount"
+        )
+    values = q.of_transitions(transitions, index)[0].numpy()
+    returns = observed_returns(labels.rewards, transitions, discount)[index].numpy()
+    if np.ptp(values) == 0.0 or np.ptp(returns) == 0.0:
+        raise InputError("returns_correlation: held-out values or returns are all equal, and rank nothing")
+    return float(stats.spearmanr(values, returns).statistic)
 
 
 def readout_error(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,9 @@ from cvl_pipeline.storage import write_atomically
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.processes import any_of, rank, world_size
 from cvl_pipeline.training.progress import progress_bar
+
+Watcher = Callable[[Mapping[str, float]], None]
+"""Is shown rows of the history."""
 
 
 class Progress(Callback):
@@ -139,6 +143,26 @@ def product_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> 
         left @ right
         times.append(seconds() - start)
     return 2.0 * size**3 / min(times)
+
+
+class Watch(Checkpoint):
+    """Shows every row of the history to a function, which may raise to end the training.
+
+    A checkpoint callback by name alone, as Throughput is.
+    """
+
+    def __init__(self, watch: Watcher) -> None:
+        """Show the rows to ``watch``, those before a resumption too."""
+        self._watch = watch
+        self._shown = 0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show what is new."""
+        assert isinstance(pl_module, OfflineModule)
+        rows = pl_module.rows[self._shown :]
+        self._shown += len(rows)
+        for row in rows:
+            self._watch(row)
 
 
 class BestWeights(Checkpoint):

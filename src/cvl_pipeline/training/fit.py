@@ -25,7 +25,7 @@ from torch import Tensor
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.storage import fingerprint as fingerprint_of
 from cvl_pipeline.storage import shown, write_atomically
-from cvl_pipeline.training.callbacks import BestWeights, Checkpoints, Progress, Throughput
+from cvl_pipeline.training.callbacks import BestWeights, Checkpoints, Progress, Throughput, Watch, Watcher
 from cvl_pipeline.training.loggers import make_loggers
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.parameters import OPERATION, TrainingParameters
@@ -47,6 +47,7 @@ def fit(
     fingerprint: str = "unfinished",
     logs: Path | None = None,
     best: BestWeights | None = None,
+    watch: Watcher | None = None,
 ) -> pd.DataFrame:
     """Train the module in place.
 
@@ -61,6 +62,7 @@ def fit(
             fingerprint, so a changed parameter or dataset starts anew.
         logs: folder of metrics.csv and of what the other loggers write; None: no logs.
         best: keeps the best weights or ends the training early.
+        watch: is shown every row of the history, and may raise to end the training.
 
     Returns:
         The history: one row a validation interval with ``step``, ``train/...`` (means over the
@@ -77,6 +79,8 @@ def fit(
     callbacks: list[Callback] = [Progress(description, parameters.steps), *([best] if best else []), saver]
     if logs is not None:
         callbacks.insert(0, Throughput(logs))
+    if watch is not None:
+        callbacks.append(Watch(watch))
     resume = _resumable(saver.path) if saver.path is not None else None
     # Not Lightning's auto: it would take Apple's GPU, which has no double precision to draw offsets in.
     accelerator: str = parameters.accelerator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-STREAMS = ("training", "validation", "initialisation", "references", "baseline", "proposals")
+STREAMS = ("training", "validation", "initialisation", "references", "baseline", "proposals", "tuning")
 
 
 def stream_seed(seed: int, stream: str, step: int) -> int:

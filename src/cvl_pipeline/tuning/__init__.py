@@ -1,0 +1,1 @@
+"""Searching for better parameters: spaces, objectives, studies that several processes share."""

@@ -1,0 +1,61 @@
+"""What a trial can be judged by: numbers that the stages report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cvl_pipeline.errors import look_up
+
+Stage = Literal["contrastive_dynamics", "value_readout", "evaluation"]
+
+EPISODES = ("dataset", "data_ingestion.validation_fraction")
+NEGATIVES = ("contrastive_dynamics.training.batch_size", "contrastive_dynamics.segments_per_episode")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One number.
+
+    Attributes:
+        direction: which way is better.
+        stage: the last stage that has to run for it.
+        online: whether the environment is needed; what is not is measured on held-out episodes.
+        incomparable: parameters, or groups of them, that change what the number means, so that two trials
+            which differ in them cannot be compared by it.
+        column: of the history of contrastive training, for what is measured there.
+        why: what is wrong with comparing.
+    """
+
+    direction: Literal["minimize", "maximize"]
+    stage: Stage
+    online: bool = False
+    incomparable: tuple[str, ...] = EPISODES
+    column: str | None = None
+    why: str = "other episodes are held out"
+
+
+_FUTURES = "other futures or other negatives are told apart"
+OBJECTIVES: dict[str, Objective] = {
+    "contrastive_loss": Objective(
+        "minimize", "contrastive_dynamics", column="validation/loss", why=_FUTURES,
+        incomparable=(
+            *EPISODES, *NEGATIVES, "contrastive_dynamics.discount", "contrastive_dynamics.loss",
+            "contrastive_dynamics.logsumexp_penalty",
+        ),
+    ),
+    "mutual_information_bound": Objective(
+        "maximize", "contrastive_dynamics", column="validation/mutual_information_bound", why=_FUTURES,
+        incomparable=(*EPISODES, *NEGATIVES, "contrastive_dynamics.discount"),
+    ),
+    "returns_correlation": Objective("maximize", "value_readout"),
+    "success_rate": Objective("maximize", "evaluation", online=True, incomparable=()),
+    "return_mean": Objective("maximize", "evaluation", online=True, incomparable=()),
+}  # fmt: skip
+"""By name: held-out loss and mutual-information bound of the critic; Spearman's correlation of Q with
+held-out returns; share of episodes solved and mean return of the policy in the environment."""
+
+
+def known_objective(name: str) -> Objective:
+    """The objective of that name; raises InputError, listing the known ones, on another."""
+    return look_up("objective", name, OBJECTIVES)

@@ -1,0 +1,225 @@
+"""What a study found: its trials as a table, the best of them, what the offline numbers are worth, pictures."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from numpy.typing import NDArray
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+from scipy import stats
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.tuning.objectives import OBJECTIVES
+from cvl_pipeline.tuning.parameters import TuningParameters
+from cvl_pipeline.tuning.space import below, decoded, distribution
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+RESAMPLES = 2000
+
+
+def trials_table(trials: Sequence[FrozenTrial], tuning: TuningParameters) -> pd.DataFrame:
+    """One row a trial that has ended.
+
+    Columns: number, state (COMPLETE, PRUNED, FAIL), ``parameter/<full name>`` as it was drawn,
+    ``measure/<objective>`` (NaN where it did not get there), seconds, host, error, whether it has the
+    defaults, and the number of the interrupted trial that it repeats, if it does.
+    """
+    rows = []
+    for trial in trials:
+        attributes = trial.user_attrs
+        if not trial.state.is_finished() or attributes.get("surplus"):
+            continue
+        measured = attributes.get("measured", {})
+        rows.append(
+            {"number": trial.number, "state": trial.state.name}
+            | {f"parameter/{name}": trial.params.get(name) for name in tuning.space}
+            | {f"measure/{name}": measured.get(name, np.nan) for name in tuning.measured}
+            | {
+                "seconds": attributes.get("seconds", np.nan), "host": attributes.get("host"),
+                "error": attributes.get("error"), "defaults": bool(attributes.get("defaults", False)),
+                "retry_of": attributes.get("retry_of"),
+            }
+        )  # fmt: skip
+    table = pd.DataFrame(rows)
+    for name, dimension in tuning.space.items():
+        kind = {"float": "float64", "int": "Int64", "categorical": "object"}[dimension.type]
+        table[f"parameter/{name}"] = table[f"parameter/{name}"].astype(kind)  # type: ignore[call-overload]
+        if dimension.type == "categorical":  # of several kinds, which a column of Parquet cannot hold
+            table[f"parameter/{name}"] = table[f"parameter/{name}"].map(_text)
+    return table.astype({"retry_of": "Int64"})
+
+
+def _text(choice: Any) -> Any:
+    return None if choice is None else repr(choice)
+
+
+def study_of(trials: pd.DataFrame, tuning: TuningParameters) -> Study:
+    """The study that a table was made from, in memory: what Optuna draws its pictures of."""
+    laws = {name: distribution(dimension) for name, dimension in tuning.space.items()}
+    study = optuna.create_study(directions=tuning.directions)  # type: ignore[arg-type]
+    for row in trials.to_dict("records"):
+        if row["state"] != "COMPLETE":
+            continue
+        params = _drawn(row, tuning)
+        study.add_trial(
+            optuna.create_trial(
+                values=[row[f"measure/{name}"] for name in tuning.objectives],
+                params=params,
+                distributions={name: laws[name] for name in params},
+            )
+        )
+    return study
+
+
+def _drawn(row: dict[Any, Any], tuning: TuningParameters) -> dict[str, Any]:
+    """What was drawn in a trial, from its row."""
+    drawn = {}
+    for name, dimension in tuning.space.items():
+        value = row[f"parameter/{name}"]
+        if value is None or value is pd.NA or value != value:
+            continue
+        if dimension.type == "categorical":
+            law = distribution(dimension)
+            assert isinstance(law, optuna.distributions.CategoricalDistribution)
+            value = next(choice for choice in law.choices if repr(choice) == value)
+        drawn[name] = value
+    return drawn
+
+
+def best_parameters(trials: pd.DataFrame, tuning: TuningParameters) -> dict[str, Any]:
+    """The best point of the space, ready to be used.
+
+    Of several objectives, the point of the Pareto front that has the best mean rank in them.
+
+    Returns:
+        study, trial (its number), ``parameters`` by full name, ``measured`` there, ``online`` (whether the
+        environment had a say), the number of finished trials, and ``front``, the numbers of all trials that
+        no other beats in every objective.
+
+    Raises:
+        InputError: no trial is complete.
+    """
+    complete = trials[trials["state"] == "COMPLETE"]
+    if complete.empty:
+        raise InputError("tuning: no trial is complete; the column error of the trials table says why")
+    signs = np.array([1.0 if direction == "maximize" else -1.0 for direction in tuning.directions])
+    values = complete[[f"measure/{name}" for name in tuning.objectives]].to_numpy(np.float64) * signs
+    front = _pareto_front(values)
+    ranks = np.mean([stats.rankdata(-column) for column in values[front].T], axis=0)
+    chosen = complete.iloc[front[int(np.argmin(ranks))]]
+    row = {str(name): value for name, value in chosen.items()}
+    drawn = _drawn(row, tuning)
+    return {
+        "study": tuning.study,
+        "trial": int(row["number"]),
+        "parameters": {name: _plain(decoded(tuning.space[name], value)) for name, value in drawn.items()},
+        "measured": {name: float(row[f"measure/{name}"]) for name in tuning.measured},
+        "online": any(OBJECTIVES[name].online for name in tuning.objectives),
+        "finished": int((trials["state"] != "FAIL").sum()),
+        "front": [int(number) for number in complete["number"].iloc[front]],
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _pareto_front(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Places of the rows (N, objectives), more is better, that no other row beats."""
+    beaten = [bool(((values >= row).all(1) & (values > row).any(1)).any()) for row in values]
+    return np.flatnonzero(~np.array(beaten))
+
+
+def report(trials: pd.DataFrame, tuning: TuningParameters) -> dict[str, Any]:
+    """How the study went, what the defaults are worth beside the best, and which offline number to trust.
+
+    Returns:
+        Numbers of trials by state; ``best`` and ``defaults``, what was measured there; ``correlations``, for
+        each pair of an offline and an online number that every trial measured, Spearman's correlation over the
+        complete trials with a 95 % bootstrap interval (signed so that more is better agrees with more is
+        better), or why there is none.
+    """
+    complete = trials[trials["state"] == "COMPLETE"]
+    defaults = complete[complete["defaults"]]
+    best = best_parameters(trials, tuning)
+    return {
+        "trials": {
+            state.lower(): int((trials["state"] == state).sum()) for state in ("COMPLETE", "PRUNED", "FAIL")
+        },
+        "seconds": float(complete["seconds"].sum()),
+        "best": {"trial": best["trial"], **best["measured"]},
+        "defaults": None
+        if defaults.empty
+        else {name: float(defaults[f"measure/{name}"].iloc[0]) for name in tuning.measured},
+        "correlations": _correlations(complete, tuning),
+    }
+
+
+def _correlations(complete: pd.DataFrame, tuning: TuningParameters) -> list[dict[str, Any]]:
+    offline = [name for name in tuning.measured if not OBJECTIVES[name].online]
+    online = [name for name in tuning.measured if OBJECTIVES[name].online]
+    found: list[dict[str, Any]] = []
+    for one, other in product(offline, online):
+        differ = [name for name in tuning.space if below(name, OBJECTIVES[one].incomparable)]
+        entry: dict[str, Any] = {"offline": one, "online": other, "trials": len(complete)}
+        pair = complete[[f"measure/{one}", f"measure/{other}"]].to_numpy(np.float64)
+        if differ:
+            entry["why_not"] = f"trials that differ in {', '.join(differ)} cannot be compared by {one}"
+        elif len(pair) < 3 or (np.ptp(pair, axis=0) == 0.0).any():
+            entry["why_not"] = "too few complete trials, or all alike"
+        else:
+            sign = 1.0 if OBJECTIVES[one].direction == OBJECTIVES[other].direction else -1.0
+            value, low, high = _rank_correlation(pair[:, 0] * sign, pair[:, 1])
+            entry |= {"spearman": value, "ci_low": low, "ci_high": high}
+        found.append(entry)
+    return found
+
+
+def _rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Spearman's correlation with its 95 % percentile bootstrap interval over the trials."""
+    generator = np.random.default_rng(0)
+    resampled = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)  # a resample may repeat one trial
+        for _ in range(RESAMPLES):
+            index = generator.integers(len(one), size=len(one))
+            resampled.append(stats.spearmanr(one[index], other[index]).statistic)
+    low, high = np.nanquantile(resampled, [0.025, 0.975])
+    return float(stats.spearmanr(one, other).statistic), float(low), float(high)
+
+
+def history_plot(trials: pd.DataFrame, tuning: TuningParameters) -> Figure:
+    """Values of one objective over the trials; of several, their Pareto front."""
+    study = study_of(trials, tuning)
+    if len(tuning.objectives) > 1:
+        shown = list(tuning.objectives)[:3]  # there are no more dimensions to draw
+        return optuna.visualization.plot_pareto_front(
+            study, target_names=shown, targets=lambda trial: trial.values[: len(shown)]
+        )
+    return optuna.visualization.plot_optimization_history(study, target_name=tuning.objectives[0])
+
+
+def importance_plot(trials: pd.DataFrame, tuning: TuningParameters) -> Figure:
+    """How much of the first objective each parameter decides among the better trials (PED-ANOVA)."""
+    sign = 1.0 if tuning.directions[0] == "minimize" else -1.0  # the evaluator takes low for good
+    return optuna.visualization.plot_param_importances(
+        study_of(trials, tuning), evaluator=PedAnovaImportanceEvaluator(),
+        target=lambda trial: sign * trial.values[0], target_name=tuning.objectives[0],
+    )  # fmt: skip
+
+
+def parallel_plot(trials: pd.DataFrame, tuning: TuningParameters) -> Figure:
+    """Every trial as a line through its parameters to the first objective."""
+    return optuna.visualization.plot_parallel_coordinate(
+        study_of(trials, tuning), target=lambda trial: trial.values[0], target_name=tuning.objectives[0]
+    )

@@ -1,0 +1,221 @@
+"""Running a study: workers on this machine, until it has as many finished trials as it should."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from cvl_pipeline.artifacts import save_artifact
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.launch import TrainingError, end_with_parent
+from cvl_pipeline.parameters import StageParameters
+from cvl_pipeline.storage import fingerprint, shown
+from cvl_pipeline.training.fit import TERMINATED
+from cvl_pipeline.tuning.parameters import TuningParameters
+from cvl_pipeline.tuning.results import trials_table
+from cvl_pipeline.tuning.space import check_space
+from cvl_pipeline.tuning.storage import StudyLocation, unreachable
+from cvl_pipeline.tuning.study import counts, open_study, prepare, signature
+from cvl_pipeline.tuning.trial import Log
+from cvl_pipeline.tuning.worker import KINDS, POLL, Specification
+
+logger = logging.getLogger(__name__)
+
+MOST_WORKERS = 8
+"""Without a GPU: a sampler that knows of few finished trials gains little from more at once."""
+
+
+def search(
+    log: Log,
+    stages: StageParameters,
+    tuning: TuningParameters,
+    location: StudyLocation,
+    folder: Path,
+) -> pd.DataFrame:
+    """Begin or go on with a study, and end with ``tuning.trials`` finished trials.
+
+    Other machines may work on the same study, with this function and the same storage.
+
+    Args:
+        log: the episodes.
+        stages: all parameters but those that the space changes.
+        tuning: what is searched.
+        location: of the storage.
+        folder: of the study on this machine: inputs, records, and what trials share.
+
+    Returns:
+        All trials (see ``trials_table``).
+
+    Raises:
+        InputError: a space that cannot be searched; a storage that is damaged or cannot be reached, or holds
+            the study with other parameters; more failures than allowed.
+        TrainingError: workers were killed more often than allowed.
+        SystemExit: SIGTERM; unfinished trials are taken up by the next run.
+    """
+    check_space(tuning, stages)
+    name = "/".join((stages.dataset.folder, stages.reward.folder or "dataset", tuning.study))
+    workers = tuning.workers or default_workers()
+    study = open_study(location, name, tuning, stages.seed)
+    parts = {kind: getattr(log, kind) for kind in KINDS}
+    tensors = {
+        f"{kind}.{field}": torch.as_tensor(v) for kind, p in parts.items() for field, v in vars(p).items()
+    }
+    begun_with = len(study.get_trials(deepcopy=False))
+    specification = Specification(folder, location, name, stages, tuning, 0, workers, begun_with)
+    prepare(study, signature(stages, tuning, fingerprint(tensors, {})), tuning, stages, specification.records)
+    for kind, part in parts.items():
+        save_artifact(folder / "inputs" / f"{kind}.safetensors", kind, part)
+    finished, _, _ = counts(study)
+    logger.info(
+        "Study '%s' in %s: %d of %d trials are finished; %d workers, whose logs are in %s",
+        name, location, finished, tuning.trials, workers, shown(folder / "workers"),
+    )  # fmt: skip
+    if finished < tuning.trials:
+        _run(study, specification)
+    return trials_table(study.get_trials(deepcopy=False), tuning)
+
+
+def default_workers() -> int:
+    """One a GPU; without any, one a core, at most MOST_WORKERS."""
+    return torch.cuda.device_count() or min(os.cpu_count() or 1, MOST_WORKERS)
+
+
+class _Narrator:
+    """Tells every trial that ends, in one line."""
+
+    def __init__(self, study: Study, tuning: TuningParameters) -> None:
+        self._study = study
+        self._tuning = tuning
+        self._told = {trial.number for trial in self._ended()}
+
+    def _ended(self) -> list[FrozenTrial]:
+        return [trial for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()]
+
+    def tell(self) -> None:
+        """Tell those that have ended since."""
+        ended = self._ended()
+        finished, _, _ = counts(self._study)
+        for trial in ended:
+            if trial.number in self._told or trial.user_attrs.get("surplus"):
+                continue
+            self._told.add(trial.number)
+            logger.info("%d/%d trial %d: %s", finished, self._tuning.trials, trial.number, self._line(trial))
+
+    def _line(self, trial: FrozenTrial) -> str:
+        point = ", ".join(f"{name.split('.')[-1]} {_short(value)}" for name, value in trial.params.items())
+        if trial.state == TrialState.FAIL:
+            return f"failed ({trial.user_attrs.get('error', 'interrupted; it is tried again')}); {point}"
+        if trial.state == TrialState.PRUNED:
+            return f"pruned; {point}"
+        measured = trial.user_attrs.get("measured", {})
+        numbers = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
+        return f"{numbers}; {point} ({trial.user_attrs.get('seconds', 0.0):.0f} s)"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _run(study: Study, specification: Specification) -> None:
+    """Keep workers running until each has ended because there is nothing left to do."""
+    narrator = _Narrator(study, specification.tuning)
+    running: dict[int, subprocess.Popen[bytes]] = {}
+    killed = 0
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGTERM, _terminate) if main else None
+    try:
+        for index in range(specification.workers):
+            running[index] = _start(replace(specification, index=index))
+        while running:
+            time.sleep(POLL)
+            _in_touch(specification.location, narrator.tell)
+            for index, process in list(running.items()):
+                status = process.poll()
+                if status is None:
+                    continue
+                del running[index]
+                if status == 2:
+                    raise InputError(_last_words(specification, index))
+                if status != 0:
+                    killed += 1
+                    if killed > specification.tuning.max_failures:
+                        raise TrainingError(
+                            f"tuning: workers ended early {killed} times (exit status {status}; see "
+                            f"{shown(_log_path(specification, index))}); run the same command to go on"
+                        )
+                    logger.warning(
+                        "Worker %d ended early (exit status %d); another takes its place", index, status
+                    )
+                    running[index] = _start(replace(specification, index=index))
+    finally:
+        for process in running.values():
+            process.terminate()  # training is saved, and taken up by the next run
+        for process in running.values():
+            try:
+                process.wait(timeout=60.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if main:
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _in_touch(location: StudyLocation, tell: Any) -> None:
+    """Tell; a database that does not answer is told in one line."""
+    try:
+        tell()
+    except Exception as error:
+        if location.url is None:
+            raise
+        raise unreachable(location, error) from error
+
+
+def _start(specification: Specification) -> subprocess.Popen[bytes]:
+    threads = max(1, (os.cpu_count() or 1) // specification.workers)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    devices = torch.cuda.device_count()
+    if devices:
+        environment["CUDA_VISIBLE_DEVICES"] = str(specification.index % devices)
+    path = _log_path(specification, specification.index)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cvl_pipeline.tuning.worker"],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,  # Ctrl+C is for this process, which ends the workers so that they save
+            preexec_fn=end_with_parent,
+        )
+    assert process.stdin is not None
+    process.stdin.write(specification.to_json().encode())
+    process.stdin.close()
+    return process
+
+
+def _log_path(specification: Specification, index: int) -> Path:
+    return specification.folder / "workers" / f"{index}.log"
+
+
+def _last_words(specification: Specification, index: int) -> str:
+    lines = _log_path(specification, index).read_text().splitlines()
+    return next(line for line in reversed(lines) if line.startswith("Error: ")).removeprefix("Error: ")
+
+
+def _terminate(*_: object) -> None:
+    logger.warning("Stopped by SIGTERM; the same command goes on with the study")
+    raise SystemExit(TERMINATED)

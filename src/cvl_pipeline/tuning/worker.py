@@ -1,0 +1,290 @@
+"""One process of a study: takes trials until the study has as many finished ones as it should."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import sys
+import threading
+import time
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.study import Study
+from optuna.trial import Trial, TrialState
+
+from cvl_pipeline.artifacts import load_artifact
+from cvl_pipeline.errors import InputError, causes, one_line
+from cvl_pipeline.launch import end_with_parent
+from cvl_pipeline.parameters import StageParameters
+from cvl_pipeline.storage import write_atomically
+from cvl_pipeline.training.seeds import stream_seed
+from cvl_pipeline.tuning.objectives import OBJECTIVES
+from cvl_pipeline.tuning.parameters import TuningParameters
+from cvl_pipeline.tuning.space import suggest
+from cvl_pipeline.tuning.storage import StudyLocation, check_journal, unreachable
+from cvl_pipeline.tuning.study import (
+    FINISHED,
+    MADE_FOR,
+    counts,
+    open_study,
+    owner,
+    record_path,
+    release_dead,
+)
+from cvl_pipeline.tuning.trial import Bench, Log, mean_over_seeds
+
+logger = logging.getLogger(__name__)
+
+PULSE = 15.0
+"""Seconds between signs of life of a running trial."""
+POLL = 1.0
+"""Seconds between two looks at the trials of others, when there is nothing left to begin."""
+RECOVERABLE = (ValueError, ArithmeticError, MemoryError, RuntimeError)
+"""What makes a trial fail and not the study: values that do not go together, divergence, too little memory."""
+KINDS = ("transitions", "rewards", "split", "normalisation")
+
+
+class _Surplus(Exception):
+    """Another worker began the last trial at the same moment."""
+
+
+@dataclass(frozen=True)
+class Specification:
+    """All that a worker needs to know.
+
+    Attributes:
+        folder: of the study: inputs, records, what trials share.
+        location: of the storage.
+        name: of the study in it.
+        stages: all parameters but those of the space.
+        tuning: the study's.
+        index: of this worker on this machine.
+        workers: on this machine.
+        begun_with: trials that the study had when the workers were started.
+    """
+
+    folder: Path
+    location: StudyLocation
+    name: str
+    stages: StageParameters
+    tuning: TuningParameters
+    index: int
+    workers: int
+    begun_with: int
+
+    @property
+    def records(self) -> Path:
+        """Folder of what finished trials found."""
+        return self.folder / "records"
+
+    def to_json(self) -> str:
+        """For another process. It may hold a password: for a pipe, never for a file."""
+        return json.dumps(
+            {
+                "folder": str(self.folder), "journal": str(self.location.journal), "url": self.location.url,
+                "name": self.name, "stages": self.stages.model_dump(mode="json"),
+                "tuning": self.tuning.model_dump(mode="json"), "index": self.index, "workers": self.workers,
+                "begun_with": self.begun_with,
+            }
+        )  # fmt: skip
+
+    @staticmethod
+    def from_json(text: str) -> Specification:
+        """What ``to_json`` wrote."""
+        values = json.loads(text)
+        location = StudyLocation(Path(values.pop("journal")), values.pop("url"))
+        stages, tuning = StageParameters(**values.pop("stages")), TuningParameters(**values.pop("tuning"))
+        folder = Path(values.pop("folder"))
+        return Specification(folder=folder, location=location, stages=stages, tuning=tuning, **values)
+
+
+def work(specification: Specification) -> None:
+    """Take trials until the study has enough.
+
+    Raises:
+        InputError: the storage is damaged or cannot be reached, or too many trials failed.
+    """
+    tuning = specification.tuning
+    study = open_study(specification.location, specification.name, tuning, _sampler_seed(specification))
+    inputs = specification.folder / "inputs"
+    log = Log(*(load_artifact(inputs / f"{kind}.safetensors", kind) for kind in KINDS))
+    bench = Bench(
+        log, specification.stages, tuple(tuning.space), tuning.returns_discount,
+        specification.folder / "shared", max(1, (os.cpu_count() or 1) // specification.workers),
+    )  # fmt: skip
+    objective = _Objective(specification, study, bench)
+    try:
+        while _may_begin(study, specification):
+            try:
+                study.optimize(objective, n_trials=1, catch=(*RECOVERABLE, _Surplus))
+            except (UpdateFinishedTrialError, ValueError) as error:
+                if specification.location.url is None:
+                    check_journal(specification.location.journal)
+                # It took so long to tell that another machine thought it dead and gave it up.
+                logger.warning("A trial was over before its result was told: %s", one_line(error))
+    except Exception as error:
+        if specification.location.url is not None and _of_the_database(error):
+            raise unreachable(specification.location, error) from error
+        raise
+
+
+def _sampler_seed(specification: Specification) -> int:
+    """Another one for every worker, and after every resumption, or the first draws would come again."""
+    location, stages = specification.location, specification.stages
+    number = 64 * specification.begun_with + specification.index
+    if location.url is not None:  # other machines have a worker of that index too
+        number += 2**20 * zlib.crc32(platform.node().encode())
+    return stream_seed(stages.seed, "tuning", number) % 2**32
+
+
+def _may_begin(study: Study, specification: Specification) -> bool:
+    """Wait until a trial may begin (True) or the study has enough (False)."""
+    tuning = specification.tuning
+    while True:
+        release_dead(study, tuning, specification.records)
+        finished, running, failed = counts(study)
+        if finished >= tuning.trials:
+            return False
+        if failed > tuning.max_failures:
+            raise InputError(
+                f"tuning: {failed} trials failed, more than tuning.max_failures ({tuning.max_failures}); the "
+                "column error of the trials table says why"
+            )
+        if finished + running < tuning.trials:
+            return True
+        time.sleep(POLL)
+
+
+class _Objective:
+    """What Optuna calls with a trial."""
+
+    def __init__(self, specification: Specification, study: Study, bench: Bench) -> None:
+        self._specification = specification
+        self._study = study
+        self._bench = bench
+        self._made_for = study.user_attrs[MADE_FOR]
+
+    def __call__(self, trial: Trial) -> list[float]:
+        tuning = self._specification.tuning
+        if self._is_surplus(trial):
+            trial.set_user_attr("surplus", True)
+            raise _Surplus
+        attributes: dict[str, Any] = {**owner(), "alive": time.time(), "id": uuid.uuid4().hex}
+        for key, value in attributes.items():
+            trial.set_user_attr(key, value)
+        attributes |= trial.user_attrs
+        start = time.perf_counter()
+        reported: dict[int, float] = {}
+        with _signs_of_life(trial):
+            try:
+                measured = self._measure(trial, reported)
+            except optuna.TrialPruned:
+                self._record(trial, attributes, "PRUNED", None, reported)
+                raise
+            except RECOVERABLE as error:
+                trial.set_user_attr("error", one_line(error)[:500])
+                raise
+        attributes |= {"measured": measured, "seconds": time.perf_counter() - start}
+        values = [measured[name] for name in tuning.objectives]
+        self._record(trial, attributes, "COMPLETE", values, reported)
+        for key in ("measured", "seconds"):
+            trial.set_user_attr(key, attributes[key])
+        return values
+
+    def _measure(self, trial: Trial, reported: dict[int, float]) -> dict[str, float]:
+        tuning, stages = self._specification.tuning, self._specification.stages
+        point = suggest(trial, tuning.space, stages)
+        measured = []
+        for number in range(tuning.seeds):
+            watch = self._watch(trial, reported) if number == 0 else None
+            seed = stages.seed + number
+            measured.append(self._bench.measure(point, seed, tuning.measured, watch))
+        return mean_over_seeds(measured)
+
+    def _watch(self, trial: Trial, reported: dict[int, float]) -> Any:
+        """Tells the pruner what Lightning's validation measured, if that is what is optimised."""
+        tuning = self._specification.tuning
+        column = OBJECTIVES[tuning.objectives[0]].column
+        if tuning.pruner == "none" or column is None:
+            return None
+
+        def watch(row: Mapping[str, float]) -> None:
+            step = int(row["step"])
+            reported[step] = row[column]
+            trial.report(row[column], step)
+            if trial.should_prune():
+                raise optuna.TrialPruned(f"after step {step}")
+
+        return watch
+
+    def _is_surplus(self, trial: Trial) -> bool:
+        """Whether as many trials as are wanted had begun before this one; numbers are given in order."""
+        states = (*FINISHED, TrialState.RUNNING, TrialState.WAITING)
+        earlier = sum(
+            other.number < trial.number for other in self._study.get_trials(deepcopy=False, states=states)
+        )
+        return earlier >= self._specification.tuning.trials
+
+    def _record(
+        self,
+        trial: Trial,
+        attributes: dict[str, Any],
+        state: str,
+        values: list[float] | None,
+        reported: dict[int, float],
+    ) -> None:
+        """Write what was found before the storage is told, which may not answer by then."""
+        content = {
+            "number": trial.number, "state": state, "values": values, "params": trial.params,
+            "user_attrs": attributes, "intermediate_values": reported, MADE_FOR: self._made_for,
+        }  # fmt: skip
+        text = json.dumps(content, indent=1)
+        path = record_path(self._specification.records, attributes)
+        write_atomically(path, lambda partial: partial.write_text(text))
+
+
+@contextmanager
+def _signs_of_life(trial: Trial) -> Iterator[None]:
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(PULSE):
+            try:
+                trial.set_user_attr("alive", time.time())
+            except Exception as error:  # given up by another machine, or the database is away: see the end
+                logger.debug("No sign of life could be given: %s", one_line(error))
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _of_the_database(error: BaseException) -> bool:
+    names = {type(cause).__module__.split(".")[0] for cause in causes(error)}
+    return bool(names & {"sqlalchemy", "psycopg"}) or type(error).__name__ == "StorageInternalError"
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    given = Specification.from_json(sys.stdin.read())
+    try:
+        work(given)
+    except InputError as error:
+        # For the process that started this one, and for whoever reads the log.
+        print(f"Error: {error}", flush=True)  # noqa: T201
+        sys.exit(2)
