@@ -21,13 +21,14 @@ logger = logging.getLogger(__name__)
 class CheckedConfigLoader(OmegaConfigLoader):
     """Validates the parameters as soon as they are read and resolves the folders that the catalog names.
 
-    ``${artifact_folder:}`` is ``<dataset>/seed_<n>`` of the parameters in force, ``--params`` included: what no
-    reward touches is filed there. ``${reward_folder:}`` is the same folder for the dataset's own reward and one
-    named after the reward inside it for any other; ``${tuning_folder:}`` that of a study, for all seeds of its
-    dataset alike. ``${tuning_credentials:}`` is the entry of credentials.yml that ``tuning.storage`` names.
+    ``${artifact_folder:}`` is ``<dataset>/seed_<n>`` of the parameters in force, ``--params`` included: what
+    no reward touches is filed there. ``${reward_folder:}`` is the same folder for the dataset's own reward
+    and one named after the reward inside it for any other; ``${tuning_folder:}`` that of a study, for all
+    seeds of its dataset alike. ``${tuning_credentials:}`` is the entry of credentials.yml that
+    ``tuning.storage`` names.
 
-    With ``tuned`` the parameters that a study found best take the place of those in the files; ``--params`` still
-    has the last word.
+    With ``tuned`` the parameters that a study found best take the place of those in the files; ``--params``
+    still has the last word.
     """
 
     _told = False

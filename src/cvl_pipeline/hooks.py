@@ -70,7 +70,8 @@ def _check_tuning(raw: dict[str, Any]) -> None:
         from cvl_pipeline.tuning.space import check_space
     except ImportError as error:
         raise InputError(
-            f"tuning needs {error.name}: pip install 'cvl-pipeline[tuning]' (in a clone: pip install -e '.[tuning]')"
+            f"tuning needs {error.name}: pip install 'cvl-pipeline[tuning]' (in a clone: pip install "
+            "-e '.[tuning]')"
         ) from None
     parameters = check_parameters(raw)
     stages = StageParameters(**{name: getattr(parameters, name) for name in StageParameters.model_fields})

@@ -90,8 +90,8 @@ def train(
             disk that all of them see.
         logs: folder of metrics.csv and other logs; None: no logs.
         inputs: artifacts by their kind; ``labels`` are of the kind rewards.
-        watch: is shown every row of the dynamics' history as it is measured, and may raise to end the training;
-            by several processes it is shown none.
+        watch: is shown every row of the dynamics' history as it is measured, and may raise to end the
+            training; by several processes it is shown none.
 
     Returns:
         The trained module, on the CPU, and the history.
@@ -106,7 +106,8 @@ def train(
     given = {name: value for name, value in inputs.items() if value is not None}
     specification = {
         "training": training, "parameters": parameters.model_dump(mode="json"), "seed": seed,
-        "checkpoints": str(checkpoints.absolute()), "logs": str(logs.absolute()) if logs else None, "inputs": sorted(given),
+        "checkpoints": str(checkpoints.absolute()), "logs": str(logs.absolute()) if logs else None,
+        "inputs": sorted(given),
     }  # fmt: skip
     if parameters.training.devices * parameters.training.nodes == 1:
         watched = {} if watch is None else {"watch": watch}

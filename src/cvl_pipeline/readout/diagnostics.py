@@ -141,8 +141,8 @@ def returns_correlation(
     """Spearman's correlation of Q with held-out returns at a given discount, whatever the critic's own.
 
     At one discount for all, critics of different horizons are asked the same question. Of truncated episodes
-    only those steps count of whose discounted future at least OBSERVED_SHARE was logged: a return over less is
-    mostly extrapolation.
+    only those steps count of whose discounted future at least OBSERVED_SHARE was logged: a return over less
+    is mostly extrapolation.
 
     Args:
         q: critic and readout.

@@ -1,4 +1,4 @@
-"""What a study found: its trials as a table, the best of them, what the offline numbers are worth, pictures."""
+"""What a study found: its trials, the best of them, what the offline numbers are worth, pictures."""
 
 from __future__ import annotations
 
@@ -145,9 +145,9 @@ def report(trials: pd.DataFrame, tuning: TuningParameters) -> dict[str, Any]:
 
     Returns:
         Numbers of trials by state; ``best`` and ``defaults``, what was measured there; ``correlations``, for
-        each pair of an offline and an online number that every trial measured, Spearman's correlation over the
-        complete trials with a 95 % bootstrap interval (signed so that more is better agrees with more is
-        better), or why there is none.
+        each pair of an offline and an online number that every trial measured, Spearman's correlation over
+        the complete trials with a 95 % bootstrap interval (positive where better by the one is better by the
+        other), or why there is none.
     """
     complete = trials[trials["state"] == "COMPLETE"]
     defaults = complete[complete["defaults"]]

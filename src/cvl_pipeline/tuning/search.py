@@ -164,11 +164,7 @@ def _run(study: Study, specification: Specification) -> None:
         for process in running.values():
             process.terminate()  # training is saved, and taken up by the next run
         for process in running.values():
-            try:
-                process.wait(timeout=60.0)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.wait()
         if main:
             signal.signal(signal.SIGTERM, handler)
 

@@ -83,13 +83,17 @@ def check_space(tuning: TuningParameters, stages: StageParameters) -> None:
                     f"{OBJECTIVES[objective].why}; search it by another objective"
                 )
         for value in dimension.choices or (dimension.low, dimension.high):
-            try:
-                with_values(stages, {name: _plain(dimension, value)})
-            except InputError as error:
-                raise InputError(f"tuning.space: {name} cannot be {value!r}: {error}") from None
+            _check_value(stages, name, _plain(dimension, value))
         for other in dimension.when or {}:
             _check_name(other)
     _ordered(tuning.space)
+
+
+def _check_value(stages: StageParameters, name: str, value: Any) -> None:
+    try:
+        with_values(stages, {name: value})
+    except InputError as error:
+        raise InputError(f"tuning.space: {name} cannot be {value!r}: {error}") from None
 
 
 def _check_name(name: str) -> None:

@@ -73,8 +73,8 @@ def unreachable(location: StudyLocation, error: BaseException) -> InputError:
     except ArgumentError:
         cause = "it is no URL; one looks like postgresql+psycopg://user:password@host/name"
     return InputError(
-        f"tuning.storage: {location} cannot be used ({type(error).__name__}: {cause}); finished trials are kept "
-        "there and in the study's folder: run the same command again when it can"
+        f"tuning.storage: {location} cannot be used ({type(error).__name__}: {cause}); finished trials are "
+        "kept there and in the study's folder: run the same command again when it can"
     )
 
 
@@ -99,8 +99,8 @@ def check_journal(path: Path) -> None:
                     raise ValueError("not an object")
             except ValueError as error:
                 raise InputError(
-                    f"{shown(path)}: line {number} is damaged ({type(error).__name__}); move the file away and "
-                    "run the same command: finished trials are taken up again from the records beside it"
+                    f"{shown(path)}: line {number} is damaged ({type(error).__name__}); move the file away "
+                    "and run the same command: finished trials are taken up from the records beside it"
                 ) from None
             whole += len(line)
     if whole < path.stat().st_size:

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 RETRIES = 3
-"""Times that a point is tried again whose trial was interrupted: one that kills its process would come back for ever."""
+"""Times that the point of an interrupted trial is tried again: one that kills its process always would be."""
 MADE_FOR = "made_for"
 
 
@@ -97,7 +97,7 @@ def signature(stages: StageParameters, tuning: TuningParameters, data: str) -> d
 def prepare(
     study: Study, wanted: dict[str, Any], tuning: TuningParameters, stages: StageParameters, records: Path
 ) -> None:
-    """Make sure that the study is one of these parameters, take up what was lost, and begin with the defaults.
+    """See that the study is one of these parameters; begin a new one with what was lost, or the defaults.
 
     Raises:
         InputError: it was begun with other parameters.

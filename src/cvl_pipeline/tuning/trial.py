@@ -51,9 +51,9 @@ class Log:
 class Bench:
     """Measures points of a space on one log.
 
-    Trained networks and measured rollouts are kept in a folder under a fingerprint of all that they depend on.
-    Whatever two trials have in common (the critic, where only the policy is searched) is made by one of them;
-    another that needs it at the same time waits.
+    Trained networks and measured rollouts are kept in a folder under a fingerprint of all that they depend
+    on. Whatever two trials have in common (the critic, where only the policy is searched) is made by one of
+    them; another that needs it at the same time waits.
     """
 
     def __init__(

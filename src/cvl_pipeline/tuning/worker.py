@@ -12,7 +12,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,11 @@ PULSE = 15.0
 POLL = 1.0
 """Seconds between two looks at the trials of others, when there is nothing left to begin."""
 RECOVERABLE = (ValueError, ArithmeticError, MemoryError, RuntimeError)
-"""What makes a trial fail and not the study: values that do not go together, divergence, too little memory."""
+"""What fails a trial and not the study: values that do not go together, divergence, too little memory."""
 KINDS = ("transitions", "rewards", "split", "normalisation")
 
 
-class _Surplus(Exception):
+class _SurplusError(Exception):
     """Another worker began the last trial at the same moment."""
 
 
@@ -125,17 +125,21 @@ def work(specification: Specification) -> None:
     objective = _Objective(specification, study, bench)
     try:
         while _may_begin(study, specification):
-            try:
-                study.optimize(objective, n_trials=1, catch=(*RECOVERABLE, _Surplus))
-            except (UpdateFinishedTrialError, ValueError) as error:
-                if specification.location.url is None:
-                    check_journal(specification.location.journal)
-                # It took so long to tell that another machine thought it dead and gave it up.
-                logger.warning("A trial was over before its result was told: %s", one_line(error))
+            _try_one(study, objective, specification.location)
     except Exception as error:
         if specification.location.url is not None and _of_the_database(error):
             raise unreachable(specification.location, error) from error
         raise
+
+
+def _try_one(study: Study, objective: _Objective, location: StudyLocation) -> None:
+    try:
+        study.optimize(objective, n_trials=1, catch=(*RECOVERABLE, _SurplusError))
+    except (UpdateFinishedTrialError, ValueError) as error:
+        if location.url is None:
+            check_journal(location.journal)
+        # It took so long to tell that another machine thought it dead and gave it up.
+        logger.warning("A trial was over before its result was told: %s", one_line(error))
 
 
 def _sampler_seed(specification: Specification) -> int:
@@ -178,7 +182,7 @@ class _Objective:
         tuning = self._specification.tuning
         if self._is_surplus(trial):
             trial.set_user_attr("surplus", True)
-            raise _Surplus
+            raise _SurplusError
         attributes: dict[str, Any] = {**owner(), "alive": time.time(), "id": uuid.uuid4().hex}
         for key, value in attributes.items():
             trial.set_user_attr(key, value)
@@ -259,10 +263,9 @@ def _signs_of_life(trial: Trial) -> Iterator[None]:
 
     def beat() -> None:
         while not over.wait(PULSE):
-            try:
+            # Given up by another machine, or the database is away: the end of the trial tells.
+            with suppress(Exception):
                 trial.set_user_attr("alive", time.time())
-            except Exception as error:  # given up by another machine, or the database is away: see the end
-                logger.debug("No sign of life could be given: %s", one_line(error))
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

@@ -1,13 +1,13 @@
 """Nodes of the tuning pipeline.
 
-What needs Optuna is imported when a node runs: it comes with the extra ``tuning``, and no other pipeline has to wait
-for it.
+What needs Optuna is imported when a node runs: it comes with the extra ``tuning``, and no other pipeline has
+to wait for it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -15,9 +15,6 @@ from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
 from cvl_pipeline.tuning.parameters import TuningParameters
 from cvl_pipeline.tuning.storage import StudyLocation
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 
 def search(
@@ -52,21 +49,21 @@ def report(trials: pd.DataFrame, parameters: TuningParameters) -> dict[str, Any]
     return results.report(trials, parameters)
 
 
-def plot_history(trials: pd.DataFrame, parameters: TuningParameters) -> Figure:
+def plot_history(trials: pd.DataFrame, parameters: TuningParameters) -> Any:
     """Values over the trials."""
     from cvl_pipeline.tuning.results import history_plot
 
     return history_plot(trials, parameters)
 
 
-def plot_importance(trials: pd.DataFrame, parameters: TuningParameters) -> Figure:
+def plot_importance(trials: pd.DataFrame, parameters: TuningParameters) -> Any:
     """Which parameter matters."""
     from cvl_pipeline.tuning.results import importance_plot
 
     return importance_plot(trials, parameters)
 
 
-def plot_parallel(trials: pd.DataFrame, parameters: TuningParameters) -> Figure:
+def plot_parallel(trials: pd.DataFrame, parameters: TuningParameters) -> Any:
     """All trials at once."""
     from cvl_pipeline.tuning.results import parallel_plot
 
