@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 from kedro.config import MissingConfigException
 from kedro.framework.cli.project import run as kedro_run
+from kedro.framework.cli.utils import _split_params
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
 
 from cvl_pipeline.errors import InputError, causes, unknown_name
 from cvl_pipeline.launch import TrainingError
 from cvl_pipeline.pipeline_registry import register_pipelines
+from cvl_pipeline.pipelines.parameters import RunParameters, check_parameters
+from cvl_pipeline.tuning.storage import StudyLocation
 
 
 @click.group(name=__file__)
@@ -30,9 +36,9 @@ class _Run(click.Command):
                 # Training that diverged, or lost a process, is told to a person too.
                 if isinstance(cause, InputError | FloatingPointError | TrainingError):
                     raise click.ClickException(str(cause)) from error
-            if isinstance(error, ValueError | MissingConfigException) and _raised_by_kedro(error):
-                # A tag, a dataset or an environment that does not exist.
-                raise click.ClickException(" ".join(str(error).split())) from error
+            if isinstance(error, ValueError | KeyError | MissingConfigException) and _raised_by_kedro(error):
+                # A tag, a dataset, credentials or an environment that does not exist.
+                raise click.ClickException(" ".join(str(error.args[0]).split())) from error
             raise
 
 
@@ -68,3 +74,65 @@ def _raised_by_kedro(error: BaseException) -> bool:
 # Also a name of this module: Kedro's find_run_command looks for it here.
 run = _Run("run", params=kedro_run.params, callback=kedro_run.callback, help=kedro_run.help)
 cli.add_command(run)
+
+
+class _OneLine(click.Command):
+    """Tells a person's mistake in one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@cli.group()
+def tuning() -> None:
+    """Studies that ``kedro run --pipelines tuning`` runs."""
+
+
+def _which_study(command: Any) -> Any:
+    """The options that say which study is meant, as they were given to the run."""
+    params = click.option(
+        "--params", default="", callback=_split_params, help="Such as dataset.task=push-v3."
+    )
+    return click.option("--env", "-e", help="Folder of conf/.")(params(command))
+
+
+@tuning.command(cls=_OneLine)
+@_which_study
+def status(env: str | None, params: dict[str, Any]) -> None:
+    """Print how many trials there are, and the best."""
+    from cvl_pipeline.tuning.results import status_lines
+    from cvl_pipeline.tuning.study import find_study
+
+    location, parameters = _study_in_force(env, params)
+    study = find_study(location, parameters.dataset, parameters.reward, parameters.tuning)
+    for line in status_lines(study, parameters.tuning):
+        click.echo(line)
+
+
+@tuning.command(cls=_OneLine)
+@_which_study
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8080, show_default=True, type=int)
+def dashboard(env: str | None, params: dict[str, Any], host: str, port: int) -> None:
+    """Open optuna-dashboard on the study's storage, while it runs or afterwards."""
+    from optuna_dashboard import run_server
+
+    from cvl_pipeline.tuning.storage import open_storage
+    from cvl_pipeline.tuning.study import find_study
+
+    location, parameters = _study_in_force(env, params)
+    study = find_study(location, parameters.dataset, parameters.reward, parameters.tuning)
+    click.echo(f"http://{host}:{port}/ shows '{study.study_name}'; Ctrl+C ends it")
+    run_server(open_storage(location), host=host, port=port)
+
+
+def _study_in_force(env: str | None, params: dict[str, Any]) -> tuple[StudyLocation, RunParameters]:
+    """Where the study of the parameters lies, and these."""
+    project = Path.cwd()
+    bootstrap_project(project)
+    with KedroSession.create(project, env=env, runtime_params=params) as session:
+        catalog = session.load_context().catalog  # type: ignore[attr-defined]
+        return catalog.load("tuning_storage"), check_parameters(catalog.load("parameters"))

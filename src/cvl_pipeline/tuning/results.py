@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from scipy import stats
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.tuning.objectives import OBJECTIVES
-from cvl_pipeline.tuning.parameters import TuningParameters
+from cvl_pipeline.tuning.parameters import Dimension, TuningParameters
 from cvl_pipeline.tuning.space import below, decoded, distribution
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def trials_table(trials: Sequence[FrozenTrial], tuning: TuningParameters) -> pd.
         measured = attributes.get("measured", {})
         rows.append(
             {"number": trial.number, "state": trial.state.name}
-            | {f"parameter/{name}": trial.params.get(name) for name in tuning.space}
+            | {f"parameter/{name}": _cell(trial, name, dimension) for name, dimension in tuning.space.items()}
             | {f"measure/{name}": measured.get(name, np.nan) for name in tuning.measured}
             | {
                 "seconds": attributes.get("seconds", np.nan), "host": attributes.get("host"),
@@ -54,17 +55,19 @@ def trials_table(trials: Sequence[FrozenTrial], tuning: TuningParameters) -> pd.
     for name, dimension in tuning.space.items():
         kind = {"float": "float64", "int": "Int64", "categorical": "object"}[dimension.type]
         table[f"parameter/{name}"] = table[f"parameter/{name}"].astype(kind)  # type: ignore[call-overload]
-        if dimension.type == "categorical":  # of several kinds, which a column of Parquet cannot hold
-            table[f"parameter/{name}"] = table[f"parameter/{name}"].map(_text)
     return table.astype({"retry_of": "Int64"})
 
 
-def _text(choice: Any) -> Any:
-    return None if choice is None else repr(choice)
+def _cell(trial: FrozenTrial, name: str, dimension: Dimension) -> Any:
+    """What was drawn, or None. Choices may be of several kinds, which a column of Parquet cannot hold."""
+    if dimension.type == "categorical" and name in trial.params:
+        return repr(trial.params[name])
+    return trial.params.get(name)
 
 
 def study_of(trials: pd.DataFrame, tuning: TuningParameters) -> Study:
     """The study that a table was made from, in memory: what Optuna draws its pictures of."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     laws = {name: distribution(dimension) for name, dimension in tuning.space.items()}
     study = optuna.create_study(directions=tuning.directions)  # type: ignore[arg-type]
     for row in trials.to_dict("records"):
@@ -99,7 +102,8 @@ def _drawn(row: dict[Any, Any], tuning: TuningParameters) -> dict[str, Any]:
 def best_parameters(trials: pd.DataFrame, tuning: TuningParameters) -> dict[str, Any]:
     """The best point of the space, ready to be used.
 
-    Of several objectives, the point of the Pareto front that has the best mean rank in them.
+    Of several objectives, the point of the Pareto front that is nearest to the best of each, in units of the
+    front's extent.
 
     Returns:
         study, trial (its number), ``parameters`` by full name, ``measured`` there, ``online`` (whether the
@@ -115,8 +119,9 @@ def best_parameters(trials: pd.DataFrame, tuning: TuningParameters) -> dict[str,
     signs = np.array([1.0 if direction == "maximize" else -1.0 for direction in tuning.directions])
     values = complete[[f"measure/{name}" for name in tuning.objectives]].to_numpy(np.float64) * signs
     front = _pareto_front(values)
-    ranks = np.mean([stats.rankdata(-column) for column in values[front].T], axis=0)
-    chosen = complete.iloc[front[int(np.argmin(ranks))]]
+    low, high = values[front].min(0), values[front].max(0)
+    short = (high - values[front]) / np.where(high > low, high - low, 1.0)
+    chosen = complete.iloc[front[int(np.argmin(np.square(short).sum(1)))]]
     row = {str(name): value for name, value in chosen.items()}
     drawn = _drawn(row, tuning)
     return {
@@ -196,6 +201,19 @@ def _rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> t
             resampled.append(stats.spearmanr(one[index], other[index]).statistic)
     low, high = np.nanquantile(resampled, [0.025, 0.975])
     return float(stats.spearmanr(one, other).statistic), float(low), float(high)
+
+
+def status_lines(study: Study, tuning: TuningParameters) -> list[str]:
+    """Trials by state, and the best of the finished ones, for a terminal."""
+    trials = study.get_trials(deepcopy=False)
+    numbers = Counter(trial.state.name.lower() for trial in trials if not trial.user_attrs.get("surplus"))
+    lines = [f"{study.study_name}: " + ", ".join(f"{count} {state}" for state, count in numbers.items())]
+    if numbers["complete"]:
+        best = best_parameters(trials_table(trials, tuning), tuning)
+        measured = ", ".join(f"{name} {value:.4g}" for name, value in best["measured"].items())
+        lines.append(f"best: trial {best['trial']}, {measured}")
+        lines += [f"  {name}: {value}" for name, value in best["parameters"].items()]
+    return lines
 
 
 def history_plot(trials: pd.DataFrame, tuning: TuningParameters) -> Figure:

@@ -28,7 +28,7 @@ from cvl_pipeline.tuning.parameters import TuningParameters
 from cvl_pipeline.tuning.results import trials_table
 from cvl_pipeline.tuning.space import check_space
 from cvl_pipeline.tuning.storage import StudyLocation, unreachable
-from cvl_pipeline.tuning.study import counts, open_study, prepare, signature
+from cvl_pipeline.tuning.study import counts, open_study, prepare, signature, study_name
 from cvl_pipeline.tuning.trial import Log
 from cvl_pipeline.tuning.worker import KINDS, POLL, Specification
 
@@ -66,7 +66,7 @@ def search(
         SystemExit: SIGTERM; unfinished trials are taken up by the next run.
     """
     check_space(tuning, stages)
-    name = "/".join((stages.dataset.folder, stages.reward.folder or "dataset", tuning.study))
+    name = study_name(stages.dataset, stages.reward, tuning)
     workers = tuning.workers or default_workers()
     study = open_study(location, name, tuning, stages.seed)
     parts = {kind: getattr(log, kind) for kind in KINDS}

@@ -22,6 +22,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.parameters import StageParameters
+from cvl_pipeline.readout.parameters import RewardParameters
+from cvl_pipeline.sources.parameters import DatasetParameters
 from cvl_pipeline.training.parameters import OPERATION
 from cvl_pipeline.tuning.parameters import TuningParameters
 from cvl_pipeline.tuning.space import defaults_as_drawn, distribution
@@ -58,6 +60,32 @@ def open_study(location: StudyLocation, name: str, tuning: TuningParameters, see
             "tuning.study another name"
         )
     return study
+
+
+def study_name(dataset: DatasetParameters, reward: RewardParameters, tuning: TuningParameters) -> str:
+    """Name of a study in its storage, which may be shared by many: dataset, reward and study."""
+    return "/".join((dataset.folder, reward.folder or "dataset", tuning.study))
+
+
+def find_study(
+    location: StudyLocation, dataset: DatasetParameters, reward: RewardParameters, tuning: TuningParameters
+) -> Study:
+    """A study that exists, to look at.
+
+    Raises:
+        InputError: there is none, or its storage cannot be read.
+    """
+    name = study_name(dataset, reward, tuning)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        if location.url is None and not location.journal.exists():
+            raise KeyError(name)
+        return optuna.load_study(study_name=name, storage=open_storage(location))
+    except KeyError:
+        raise InputError(
+            f"there is no study '{name}' in {location}: begin it with kedro run --pipelines "
+            "data_ingestion,tuning, with the same --env and --params"
+        ) from None
 
 
 def _sampler(tuning: TuningParameters, seed: int) -> BaseSampler:

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.tuning.storage import StudyLocation, check_journal, open_storage
+from cvl_pipeline.tuning.study import open_study
+from tests.tuning.studies import make_specification, make_tuning
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    """That of a study that has been begun."""
+    return make_specification(tmp_path, make_tuning()).location.journal
+
+
+def test_a_line_that_a_killed_writer_left_unfinished_is_cut_off(journal: Path) -> None:
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + whole.splitlines()[-1][:20])
+    study = open_study(StudyLocation(journal), "name", make_tuning(), 0)
+    assert journal.read_bytes().startswith(whole)
+    study.enqueue_trial({})
+    check_journal(journal)  # what came after was not joined to it
+    assert len(open_study(StudyLocation(journal), "name", make_tuning(), 0).trials) == len(study.trials)
+
+
+@pytest.mark.parametrize("line", [b'{"op_code": 0, "wor\n', b"\x00\xff\n", b"3\n"])
+def test_a_damaged_line_is_told_by_its_number_and_nothing_is_changed(journal: Path, line: bytes) -> None:
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[1] = line
+    damaged = b"".join(lines)
+    journal.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"journal\.log: line 2 is damaged .*records beside it"):
+        open_storage(StudyLocation(journal))
+    assert journal.read_bytes() == damaged
+
+
+def test_a_database_that_does_not_answer_is_told_without_its_password() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    location = StudyLocation(Path("unused"), f"postgresql+psycopg://me:secret@127.0.0.1:{port}/db")
+    with pytest.raises(InputError) as caught:
+        open_storage(location)
+    message = str(caught.value)
+    assert f"postgresql+psycopg://me:***@127.0.0.1:{port}/db cannot be used" in message
+    assert "\n" not in message
+    assert "secret" not in message
+    assert "secret" not in repr(location)
+
+
+@pytest.mark.parametrize("url", ["postgres at home", "nosuchdatabase://me:secret@host/db"])
+def test_a_url_that_is_none(url: str) -> None:
+    with pytest.raises(InputError, match="cannot be used") as caught:
+        open_storage(StudyLocation(Path("unused"), url))
+    assert "secret" not in str(caught.value)

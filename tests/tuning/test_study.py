@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+from optuna.trial import TrialState
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.tuning.storage import StudyLocation
+from cvl_pipeline.tuning.study import (
+    RETRIES,
+    counts,
+    find_study,
+    is_dead,
+    open_study,
+    owner,
+    prepare,
+    release_dead,
+    signature,
+)
+from cvl_pipeline.tuning.worker import work
+from tests.tuning.studies import make_specification, make_stages, make_tuning
+
+
+def running(user_attrs: dict[str, Any]) -> optuna.trial.FrozenTrial:
+    return optuna.create_trial(state=TrialState.RUNNING, user_attrs=user_attrs)
+
+
+def test_a_trial_of_this_machine_lives_as_long_as_its_process() -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    mine = {**owner(), "pid": process.pid, "started": psutil.Process(process.pid).create_time(), "alive": 0.0}
+    assert not is_dead(running(mine), 60.0)
+    assert is_dead(running({**mine, "started": mine["started"] - 100.0}), 60.0)  # the number was given anew
+    process.kill()
+    process.wait()
+    assert is_dead(running(mine), 60.0)
+
+
+def test_a_trial_of_another_machine_lives_as_long_as_it_gives_signs() -> None:
+    theirs = {**owner(), "host": "another"}
+    assert not is_dead(running({**theirs, "alive": time.time() - 50.0}), 60.0)
+    assert is_dead(running({**theirs, "alive": time.time() - 70.0}), 60.0)
+
+
+def dead_trial(study: optuna.Study, **user_attrs: Any) -> optuna.Trial:
+    trial = study.ask()
+    trial.suggest_float("contrastive_dynamics.temperature", 0.1, 1.0, log=True)
+    for key, value in {**owner(), "pid": 2**22 + 1, "id": f"dead-{trial.number}", **user_attrs}.items():
+        trial.set_user_attr(key, value)
+    return trial
+
+
+def test_the_point_of_an_interrupted_trial_is_tried_again_but_not_for_ever(tmp_path: Path) -> None:
+    tuning = make_tuning(space={"contrastive_dynamics.temperature": make_tuning().space[
+        "contrastive_dynamics.temperature"]})  # fmt: skip
+    specification = make_specification(tmp_path, tuning)
+    study = open_study(specification.location, "name", tuning, 0)
+    dead_trial(study)  # takes the defaults, which were waiting
+    point = study.trials[0].params
+    for retry in range(RETRIES):
+        release_dead(study, tuning, specification.records)
+        assert study.trials[-1].state == TrialState.WAITING
+        assert counts(study) == (0, 0, 0)  # interrupted and tried again is not failed
+        again = dead_trial(study)
+        assert study.trials[again.number].params == point
+        assert study.trials[again.number].user_attrs["retries"] == retry + 1
+        assert study.trials[again.number].user_attrs["defaults"]
+    release_dead(study, tuning, specification.records)
+    assert study.trials[-1].state == TrialState.FAIL
+    assert counts(study) == (0, 0, 1)
+
+
+def test_two_that_find_a_dead_trial_try_it_again_once(tmp_path: Path) -> None:
+    tuning = make_tuning()
+    specification = make_specification(tmp_path, tuning)
+    first, second = (open_study(specification.location, "name", tuning, 0) for _ in range(2))
+    dead_trial(first)
+    second.get_trials()  # both have seen it running
+    for study in (first, second):
+        release_dead(study, tuning, specification.records)
+    assert [trial.state for trial in second.get_trials()] == [TrialState.FAIL, TrialState.WAITING]
+
+
+def test_what_was_finished_but_not_told_is_told(tmp_path: Path) -> None:
+    tuning = make_tuning(trials=2)
+    specification = make_specification(tmp_path, tuning)
+    work(specification)
+    study = open_study(specification.location, "name", tuning, 0)
+    done = study.trials[1]
+    trial = dead_trial(study)
+    record = specification.records / f"{done.user_attrs['id']}.json"
+    record.rename(specification.records / f"dead-{trial.number}.json")
+    release_dead(study, tuning, specification.records)
+    assert study.trials[-1].state == TrialState.COMPLETE
+    assert study.trials[-1].values == done.values
+
+
+def test_finished_trials_outlive_their_storage(tmp_path: Path) -> None:
+    tuning = make_tuning(trials=3, measures=("contrastive_loss",))
+    specification = make_specification(tmp_path, tuning)
+    work(specification)
+    old = open_study(specification.location, "name", tuning, 0).trials
+    specification.location.journal.unlink()
+    study = open_study(specification.location, "name", tuning, 0)
+    wanted = signature(specification.stages, tuning, "data")
+    prepare(study, wanted, tuning, specification.stages, specification.records)
+    new = study.get_trials(states=(TrialState.COMPLETE,))
+    assert [(t.params, t.values, t.user_attrs["measured"]) for t in new] == [
+        (t.params, t.values, t.user_attrs["measured"]) for t in old
+    ]
+    assert len(study.trials) == 3  # the defaults are among them, and are not tried again
+
+
+def test_a_study_of_other_parameters_is_refused(tmp_path: Path) -> None:
+    tuning = make_tuning()
+    specification = make_specification(tmp_path, tuning)
+    study = open_study(specification.location, "name", tuning, 0)
+    stages = make_stages(seed=3)
+    with pytest.raises(InputError, match=r"begun with other parameters \(seed was 0, is 3\)"):
+        prepare(study, signature(stages, tuning, "data"), tuning, stages, specification.records)
+    with pytest.raises(InputError, match="the episodes was 'data', is 'others'"):
+        prepare(study, signature(specification.stages, tuning, "others"), tuning, specification.stages,
+                specification.records)  # fmt: skip
+    other = make_tuning(objectives=("contrastive_loss",))
+    with pytest.raises(InputError, match="optimises other objectives"):
+        open_study(specification.location, "name", other, 0)
+
+
+def test_what_changes_no_result_may_change_while_a_study_runs() -> None:
+    stages, tuning = make_stages(), make_tuning()
+    more = make_tuning(trials=9, workers=7, max_failures=5, startup_trials=3)
+    assert signature(stages, tuning, "") == signature(stages, more, "")
+    text = str(signature(stages, tuning, ""))
+    assert "devices" not in text
+    assert "workers" not in text
+
+
+def test_a_study_that_does_not_exist(tmp_path: Path) -> None:
+    stages = make_stages()
+    location = StudyLocation(tmp_path / "journal.log")
+    with pytest.raises(InputError, match="there is no study 'door-open-v3/dataset/study'"):
+        find_study(location, stages.dataset, stages.reward, make_tuning())
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.tuning import worker
+from cvl_pipeline.tuning.study import open_study
+from cvl_pipeline.tuning.trial import Bench
+from cvl_pipeline.tuning.worker import Specification, work
+from tests.tuning.studies import make_specification, make_tuning
+
+
+def trials_of(specification: Specification) -> list[optuna.trial.FrozenTrial]:
+    return open_study(specification.location, "name", specification.tuning, 0).trials
+
+
+def test_the_number_of_trials_is_a_target(tmp_path: Path) -> None:
+    specification = make_specification(tmp_path, make_tuning(trials=2))
+    work(specification)
+    trials = trials_of(specification)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
+    assert trials[0].params["contrastive_dynamics.temperature"] == 0.25  # the defaults come first
+    work(specification)
+    assert len(trials_of(specification)) == 2
+    more = make_specification(tmp_path, make_tuning(trials=3))
+    work(more)
+    assert len(trials_of(more)) == 3
+
+
+def test_one_worker_finds_the_same_every_time(tmp_path: Path) -> None:
+    found = []
+    for name in ("one", "other"):
+        specification = make_specification(tmp_path / name, make_tuning(trials=4))
+        work(specification)
+        found.append([(trial.params, trial.values) for trial in trials_of(specification)])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), FloatingPointError("nan")]
+)
+def test_a_trial_that_fails_is_recorded_and_passed_over(tmp_path: Path, error: Exception) -> None:
+    measure, calls = Bench.measure, []
+
+    def sometimes(self: Bench, *arguments: Any) -> dict[str, float]:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise error
+        return measure(self, *arguments)
+
+    specification = make_specification(tmp_path, make_tuning(trials=3))
+    with patch.object(Bench, "measure", sometimes):
+        work(specification)
+    trials = trials_of(specification)
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert trials[1].user_attrs["error"].startswith(type(error).__name__)
+
+
+def test_too_many_failures_end_the_study(tmp_path: Path) -> None:
+    specification = make_specification(tmp_path, make_tuning(max_failures=2))
+    with (
+        patch.object(Bench, "measure", side_effect=FloatingPointError("nan")),
+        pytest.raises(InputError, match=r"3 trials failed, more than tuning.max_failures \(2\)"),
+    ):
+        work(specification)
+
+
+def test_of_two_that_begin_the_last_trial_at_once_one_gives_up(tmp_path: Path) -> None:
+    specification = make_specification(tmp_path, make_tuning(trials=2))
+    other = open_study(specification.location, "name", specification.tuning, 0)
+    may_begin = worker._may_begin
+    looks = []
+
+    def look_then_wait(study: optuna.Study, given: Specification) -> bool:
+        begin = may_begin(study, given)
+        looks.append(begin)
+        if len(looks) == 2:  # this worker has seen that one trial is wanted; then another begins it
+            trial = other.ask()
+            for key, value in worker.owner().items():
+                trial.set_user_attr(key, value)
+            other.tell(trial, 0.5)
+        return begin
+
+    with patch.object(worker, "_may_begin", look_then_wait):
+        work(specification)
+    trials = trials_of(specification)
+    assert sum(trial.state == TrialState.COMPLETE for trial in trials) == 2
+    assert [trial.user_attrs.get("surplus", False) for trial in trials] == [False, False, True]
+
+
+def test_what_is_worse_half_way_is_pruned(tmp_path: Path) -> None:
+    tuning = make_tuning(
+        trials=6, startup_trials=1, pruner="median", sampler="random",
+        objectives=("mutual_information_bound",),
+    )  # fmt: skip
+    specification = make_specification(tmp_path, tuning)
+    work(specification)
+    trials = trials_of(specification)
+    pruned = [trial for trial in trials if trial.state == TrialState.PRUNED]
+    assert len(trials) == 6
+    assert pruned
+    for trial in pruned:
+        assert max(trial.intermediate_values) <= 12
+        assert json.loads((specification.records / f"{trial.user_attrs['id']}.json").read_text())[
+            "state"
+        ] == ("PRUNED")
+    assert not list((tmp_path / "shared").glob("*.unfinished"))
+    complete = next(trial for trial in trials if trial.state == TrialState.COMPLETE)
+    assert complete.values == [complete.intermediate_values[max(complete.intermediate_values)]]
+
+
+def test_the_value_is_the_mean_over_seeds(tmp_path: Path) -> None:
+    seeds = []
+
+    def measure(self: Bench, values: Mapping[str, Any], seed: int, *_: Any) -> dict[str, float]:
+        seeds.append(seed)
+        return {"returns_correlation": float(seed)}
+
+    specification = make_specification(tmp_path, make_tuning(trials=1, seeds=3))
+    with patch.object(Bench, "measure", measure):
+        work(specification)
+    assert seeds == [0, 1, 2]
+    assert trials_of(specification)[0].values == [1.0]
+
+
+def test_another_process_gets_the_whole_specification(tmp_path: Path) -> None:
+    specification = make_specification(tmp_path, make_tuning())
+    assert Specification.from_json(specification.to_json()) == specification
