@@ -229,11 +229,13 @@ def history_plot(trials: pd.DataFrame, tuning: TuningParameters) -> Figure:
 
 def importance_plot(trials: pd.DataFrame, tuning: TuningParameters) -> Figure:
     """How much of the first objective each parameter decides among the better trials (PED-ANOVA)."""
-    sign = 1.0 if tuning.directions[0] == "minimize" else -1.0  # the evaluator takes low for good
-    return optuna.visualization.plot_param_importances(
-        study_of(trials, tuning), evaluator=PedAnovaImportanceEvaluator(),
-        target=lambda trial: sign * trial.values[0], target_name=tuning.objectives[0],
-    )  # fmt: skip
+    sign = 1.0 if tuning.directions[0] == "minimize" else -1.0
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="PedAnova")  # it takes low for good, as it is given here
+        return optuna.visualization.plot_param_importances(
+            study_of(trials, tuning), evaluator=PedAnovaImportanceEvaluator(),
+            target=lambda trial: sign * trial.values[0], target_name=tuning.objectives[0],
+        )  # fmt: skip
 
 
 def parallel_plot(trials: pd.DataFrame, tuning: TuningParameters) -> Figure:
