@@ -168,5 +168,6 @@ def test_the_pictures_are_drawn(tuning: TuningParameters) -> None:
     table = studied(tuning)
     assert "returns_correlation" in str(history_plot(table, tuning).layout.yaxis.title.text)
     assert importance_plot(table, tuning).data
-    lines = parallel_plot(table, tuning).data[0]
-    assert {axis.label.split(".")[-1] for axis in lines.dimensions} >= {"steps", "hidden"}
+    lines = [line for line in parallel_plot(table, tuning).data if line.mode == "lines"]
+    assert len(lines) == 4
+    assert {str(label).split(".")[-1] for label, _ in lines[0].customdata} >= {"steps", "hidden"}
