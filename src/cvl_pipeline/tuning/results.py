@@ -66,9 +66,14 @@ def _cell(trial: FrozenTrial, name: str, dimension: Dimension) -> Any:
 
 
 def study_of(trials: pd.DataFrame, tuning: TuningParameters) -> Study:
-    """The study that a table was made from, in memory: what Optuna draws its pictures of."""
+    """The study that a table was made from, in memory: what Optuna draws its pictures of.
+
+    Parameters go by the last part of their names where that tells them apart: pictures cut long names off.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     laws = {name: distribution(dimension) for name, dimension in tuning.space.items()}
+    last = Counter(name.split(".")[-1] for name in laws)
+    shown = {name: name.split(".")[-1] if last[name.split(".")[-1]] == 1 else name for name in laws}
     study = optuna.create_study(directions=tuning.directions)  # type: ignore[arg-type]
     for row in trials.to_dict("records"):
         if row["state"] != "COMPLETE":
@@ -77,8 +82,8 @@ def study_of(trials: pd.DataFrame, tuning: TuningParameters) -> Study:
         study.add_trial(
             optuna.create_trial(
                 values=[row[f"measure/{name}"] for name in tuning.objectives],
-                params=params,
-                distributions={name: laws[name] for name in params},
+                params={shown[name]: value for name, value in params.items()},
+                distributions={shown[name]: laws[name] for name in params},
             )
         )
     return study
