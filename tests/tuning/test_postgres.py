@@ -21,7 +21,11 @@ from tests.training.processes import linux, wait_for
 from tests.tuning.studies import make_specification, make_tuning, start_worker
 
 pytest.importorskip("pgserver", reason="no PostgreSQL for this Python")
-pytestmark = linux
+pytestmark = [
+    linux,
+    # Optuna leaves its connections to the garbage collector.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
+]
 
 TRIALS = 6
 SPACE = {
