@@ -67,16 +67,18 @@ def make_log(stages: StageParameters) -> Log:
     return Log(transitions, make_rewards(transitions), split, normalisation)
 
 
-def make_specification(folder: Path, tuning: TuningParameters, url: str | None = None) -> Specification:
+def make_specification(
+    folder: Path, tuning: TuningParameters, url: str | None = None, name: str = "name"
+) -> Specification:
     """A study that has been begun, and what a worker needs to know of it."""
     stages = make_stages()
     log = make_log(stages)
     for kind in KINDS:
         save_artifact(folder / "inputs" / f"{kind}.safetensors", kind, getattr(log, kind))
     specification = Specification(
-        folder, StudyLocation(folder / "journal.log", url), "name", stages, tuning, 0, 1, 0
+        folder, StudyLocation(folder / "journal.log", url), name, stages, tuning, 0, 1, 0
     )
-    study = open_study(specification.location, "name", tuning, 0)
+    study = open_study(specification.location, name, tuning, 0)
     prepare(study, signature(stages, tuning, "data"), tuning, stages, specification.records)
     return specification
 

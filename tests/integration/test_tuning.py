@@ -1,0 +1,160 @@
+"""A study that is killed, gone on with, used, damaged and taken up again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.integration.conftest import FinishedRun, Project
+from tests.integration.test_faults import assert_refused
+from tests.training.processes import linux, wait_for
+
+STUDY = "reach-v3-smoke/tuning/study"
+SEARCH = ("run", "--pipelines", "tuning")
+TRIALS = 4  # of conf/smoke
+
+
+def workers_of(project: Project) -> list[int]:
+    """Processes of the project's workers: theirs is its folder, and its code."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (path / "cmdline").read_text().split("\0")
+            if "cvl_pipeline.tuning.worker" in line and (path / "cwd").readlink() == project.root:
+                found.append(int(path.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def project(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    root = tmp_path_factory.mktemp("tuning") / "project"
+    shutil.copytree(finished.project.root, root)
+    return Project(root)
+
+
+def trials_of(project: Project) -> pd.DataFrame:
+    return pd.read_parquet(project.root / f"data/07_model_output/{STUDY}/trials.parquet")
+
+
+@pytest.fixture(scope="module")
+def studied(project: Project) -> tuple[Project, set[str]]:
+    """A study whose run was killed in the middle, then ended; ids of the trials that were finished then."""
+    records = project.root / f"data/06_models/{STUDY}/records"
+    process = subprocess.Popen(
+        project.command(*SEARCH),
+        cwd=project.root, env=project.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_for(lambda: list(records.glob("*.json")) or process.poll() is not None)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    wait_for(lambda: not workers_of(project))  # nothing outlives it
+    before = {path.name for path in records.glob("*.json")}
+    result = project.kedro(*SEARCH)
+    assert result.returncode == 0, result.stdout
+    assert f"{TRIALS}/{TRIALS} trial" in result.stdout
+    return project, before
+
+
+@linux
+def test_a_killed_run_is_gone_on_with_and_ends_with_the_target(studied: tuple[Project, set[str]]) -> None:
+    project, before = studied
+    trials = trials_of(project)
+    assert (trials["state"] == "COMPLETE").sum() == TRIALS
+    assert trials["number"].is_unique
+    after = {path.name for path in (project.root / f"data/06_models/{STUDY}/records").glob("*.json")}
+    assert before <= after
+    assert len(after) == TRIALS
+    report = json.loads((project.root / f"data/08_reporting/{STUDY}/tuning_report.json").read_text())
+    assert report["trials"]["complete"] == TRIALS
+    status = project.kedro("tuning", "status", "--env", "smoke")
+    assert f"{TRIALS} complete" in status.stdout
+    for name in ("history", "importance", "parallel"):
+        figure = json.loads((project.root / f"data/08_reporting/{STUDY}/tuning_{name}_plot.json").read_text())
+        assert figure["data"]
+
+
+@linux
+def test_tuned_trains_with_the_best_and_says_so(studied: tuple[Project, set[str]]) -> None:
+    project, _ = studied
+    path = project.root / f"data/08_reporting/{STUDY}/best_parameters.json"
+    best = json.loads(path.read_text())
+    best["parameters"]["contrastive_dynamics.representation_size"] = 8  # another than conf/smoke's
+    best["parameters"]["contrastive_dynamics.temperature"] = 0.2
+    path.write_text(json.dumps(best))
+    given = "tuned=true,contrastive_dynamics.temperature=0.3"
+    result = project.kedro("run", "--pipelines", "contrastive_dynamics", "--params", given)
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.count("tuned: contrastive_dynamics.representation_size is 8, not 16") == 1
+    assert "temperature is" not in result.stdout  # --params has the last word
+    critic = (project.root / "data/06_models/reach-v3-smoke/seed_0/critic.safetensors").read_bytes()
+    assert b'\\"representation_size\\": 8' in critic
+    assert b'\\"temperature\\": 0.3' in critic
+
+
+@linux
+def test_a_damaged_journal_is_told_and_what_was_finished_is_taken_up(
+    studied: tuple[Project, set[str]],
+) -> None:
+    project, _ = studied
+    journal = project.root / f"data/06_models/{STUDY}/journal.log"
+    before = trials_of(project)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:5], lines[5][:9] + b"\n", *lines[6:]]))
+    assert_refused(project, ["--pipelines", "tuning"], "journal.log: line 6 is damaged", "move the file away")
+    journal.rename(journal.with_suffix(".damaged"))
+    result = project.kedro(*SEARCH)
+    assert result.returncode == 0, result.stdout
+    assert f"Took up {TRIALS} finished trials" in result.stdout
+    measure = "measure/returns_correlation"
+    complete = before[before["state"] == "COMPLETE"]
+    assert sorted(trials_of(project)[measure]) == sorted(complete[measure])
+
+
+def test_what_cannot_be_searched_or_used_is_refused(finished: FinishedRun) -> None:
+    tuning = ["--pipelines", "tuning", "--params"]
+    assert_refused(
+        finished.project, ["--params", "tuned=true"], "best_parameters.json does not exist", "search"
+    )
+    assert_refused(
+        finished.project, [*tuning, "tuning.objectives=sucess"], "sucess", "did you mean success_rate"
+    )
+    assert_refused(finished.project, [*tuning, "tuning.storage=nowhere"], "nowhere", "credentials")
+
+
+def test_a_database_that_cannot_be_reached_is_told_without_its_password(scratch: Project) -> None:
+    url = "postgresql+psycopg://me:secret@127.0.0.1:1/db"
+    (scratch.root / "conf/local/credentials.yml").write_text(f"somewhere:\n  url: {url}\n")
+    before = scratch.fingerprints()
+    result = scratch.kedro(*SEARCH, "--params", "tuning.storage=somewhere")
+    assert result.returncode != 0
+    errors = [line for line in result.stdout.splitlines() if "Error" in line]
+    assert len(errors) == 1, result.stdout
+    assert "postgresql+psycopg://me:***@127.0.0.1:1/db cannot be used" in errors[0]
+    assert "Traceback" not in result.stdout
+    assert "secret" not in result.stdout
+    assert scratch.fingerprints() == before
+
+
+def test_a_run_that_is_asked_to_stop_stops_its_workers(project: Project) -> None:
+    with (project.root / "stopped.log").open("wb") as file:
+        process = subprocess.Popen(
+            project.command(*SEARCH, "--params", "tuning.study=another,tuning.trials=50"),
+            cwd=project.root, env=project.environment(), stdout=file, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    records = project.root / "data/06_models/reach-v3-smoke/tuning/another/records"
+    wait_for(lambda: list(records.glob("*.json")) or process.poll() is not None)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    output = (project.root / "stopped.log").read_text()
+    assert "the same command goes on with the study" in output
+    assert "Traceback" not in output
+    wait_for(lambda: not workers_of(project), 10.0)
