@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def forgetful() -> Iterator[None]:
 
 
 def _forget() -> None:
-    for resolver in ("artifact_folder", "reward_folder"):
+    for resolver in ("artifact_folder", "reward_folder", "tuning_folder", "tuning_credentials"):
         OmegaConf.clear_resolver(resolver)
 
 
@@ -33,13 +34,71 @@ def _loader(env: str | None = None, **runtime: Any) -> CheckedConfigLoader:
 
 
 def _folders(loader: CheckedConfigLoader) -> set[str]:
-    """What lies between the layer and the file, over all catalog entries that are files."""
+    """What lies between the layer and the file, over all catalog entries that are no study's."""
     folders = set()
     for name, entry in loader["catalog"].items():
         parts = Path(entry["filepath"]).parts
         assert parts[0] == "data", name
-        folders.add("/".join(parts[2:4]))
+        if parts[3] != "tuning":
+            folders.add("/".join(parts[2:4]))
     return folders
+
+
+@pytest.mark.parametrize(
+    ("runtime", "folder"),
+    [
+        ({"seed": 4}, "door-open-v3/tuning/study"),
+        ({"tuning": {"study": "wide"}}, "door-open-v3/tuning/wide"),
+        ({"reward": {"source": "success"}}, "door-open-v3/tuning/success/study"),
+    ],
+)
+def test_a_study_belongs_to_a_dataset_and_a_reward_whatever_the_seed(
+    runtime: dict[str, Any], folder: str
+) -> None:
+    catalog = _loader(**runtime)["catalog"]
+    assert catalog["tuning_storage"]["filepath"] == f"data/06_models/{folder}/journal.log"
+    assert catalog["tuning_storage"]["credentials"] is None
+    assert catalog["best_parameters"]["filepath"] == f"data/08_reporting/{folder}/best_parameters.json"
+
+
+def test_the_study_s_database_is_an_entry_of_the_credentials() -> None:
+    catalog = _loader(tuning={"storage": "somewhere"})["catalog"]
+    assert catalog["tuning_storage"]["credentials"] == "somewhere"
+
+
+@pytest.fixture
+def best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file for what a study found, in a project of its own."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "data/08_reporting/door-open-v3/tuning/study/best_parameters.json"
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_tuned_takes_what_a_study_found_and_the_command_line_has_the_last_word(best: Path) -> None:
+    found = {"contrastive_dynamics.temperature": 0.3, "contrastive_dynamics.training.steps": 7}
+    best.write_text(json.dumps({"parameters": found}))
+    given = {"tuned": True, "contrastive_dynamics": {"training": {"steps": 9}}}
+    dynamics = _loader(**given)["parameters"]["contrastive_dynamics"]
+    assert dynamics["temperature"] == 0.3
+    assert dynamics["training"]["steps"] == 9
+    assert _loader()["parameters"]["contrastive_dynamics"]["temperature"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "does not exist: search first"),
+        ("{", "best_parameters.json is damaged"),
+        ("[]", "best_parameters.json is damaged"),
+        ('{"parameters": {"contrastive_dynamics.temperature": -1}}', "temperature' is -1"),
+    ],
+)
+def test_a_study_s_result_that_cannot_be_used(best: Path, content: str | None, words: str) -> None:
+    if content is not None:
+        best.write_text(content)
+    with pytest.raises(InputError, match=words):
+        _loader(tuned=True)["parameters"]
 
 
 @pytest.mark.parametrize("env", [None, "smoke"])

@@ -41,7 +41,7 @@ def project(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def trials_of(project: Project) -> pd.DataFrame:
-    return pd.read_parquet(project.root / f"data/07_model_output/{STUDY}/trials.parquet")
+    return pd.read_parquet(project.root / f"data/07_model_output/{STUDY}/tuning_trials.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_what_cannot_be_searched_or_used_is_refused(finished: FinishedRun) -> No
 
 def test_a_database_that_cannot_be_reached_is_told_without_its_password(scratch: Project) -> None:
     url = "postgresql+psycopg://me:secret@127.0.0.1:1/db"
-    (scratch.root / "conf/local/credentials.yml").write_text(f"somewhere:\n  url: {url}\n")
+    (scratch.root / "conf/smoke/credentials.yml").write_text(f"somewhere:\n  url: {url}\n")
     before = scratch.fingerprints()
     result = scratch.kedro(*SEARCH, "--params", "tuning.storage=somewhere")
     assert result.returncode != 0

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from cvl_pipeline import datasets
 from cvl_pipeline.configuration import CheckedConfigLoader
+from cvl_pipeline.datasets import study
 from cvl_pipeline.pipeline_registry import register_pipelines, register_stages
 from cvl_pipeline.settings import CONFIG_LOADER_ARGS
 
@@ -30,7 +31,7 @@ def catalog() -> dict[str, Any]:
 
 
 def _catalog(**runtime: Any) -> dict[str, Any]:
-    for resolver in ("artifact_folder", "reward_folder"):
+    for resolver in ("artifact_folder", "reward_folder", "tuning_folder", "tuning_credentials"):
         OmegaConf.clear_resolver(resolver)
     return CheckedConfigLoader(str(CONF), runtime_params=runtime, **CONFIG_LOADER_ARGS)["catalog"]
 
@@ -57,7 +58,7 @@ def test_there_are_five_stages_in_the_order_that_data_flows() -> None:
 
 def test_the_default_pipeline_is_all_stages() -> None:
     pipelines = register_pipelines()
-    assert set(pipelines) == {"__default__", *register_stages()}
+    assert set(pipelines) == {"__default__", *register_stages(), "tuning"}
     assert {node.name for node in pipelines["__default__"].nodes} == {
         node.name for stage in register_stages().values() for node in stage.nodes
     }
@@ -104,7 +105,9 @@ def test_what_follows_from_a_reward_is_filed_under_it_and_nothing_else_is() -> N
             follows |= set(node.outputs)
     assert {"labels", "readout", "policy", "metrics", "rollouts", "bc_rollouts"} <= follows
     assert not follows & {"critic", "bc_policy", "bc_rollout_transitions", "bc_rollout_rewards"}
-    assert moved == follows | {"policy_checkpoints", "policy_logs"}
+    study = {name for name in register_pipelines()["tuning"].datasets() if "tuning" in name}
+    study = {name for name in study if name in plain} | {"best_parameters"}
+    assert moved == follows | {"policy_checkpoints", "policy_logs"} | study
 
 
 def test_rollouts_are_scored_by_the_reward_in_force_without_the_simulator() -> None:
@@ -127,7 +130,8 @@ def test_the_clone_needs_no_critic() -> None:
 def test_every_dataset_of_the_pipelines_is_in_the_catalog_and_none_else(catalog: dict[str, Any]) -> None:
     used = {
         name
-        for name in register_pipelines()["__default__"].datasets()
+        for pipeline in register_pipelines().values()
+        for name in pipeline.datasets()
         if not name.startswith("params:") and name != "parameters"
     }
     assert set(catalog) == used
@@ -145,16 +149,20 @@ def test_every_dataset_is_written_by_the_package_and_named_after_its_entry(catal
     files = set()
     for name, entry in catalog.items():
         module, kind = entry["type"].rsplit(".", 1)
-        assert module == "cvl_pipeline.datasets", name
-        assert kind in datasets.__all__, name
-        assert Path(entry["filepath"]).stem == name
+        if module == "cvl_pipeline.datasets.study":  # comes with the extra tuning, and so by its own name
+            assert hasattr(study, kind), name
+        else:
+            assert module == "cvl_pipeline.datasets", name
+            assert kind in datasets.__all__, name
+        if name not in ("tuning_storage", "tuning_folder"):  # places, not files of their own
+            assert Path(entry["filepath"]).stem == name
         files.add(entry["filepath"])
     assert len(files) == len(catalog)
 
 
 def test_parameters_that_nodes_ask_for_exist(catalog: dict[str, Any]) -> None:
     parameters = CheckedConfigLoader(str(CONF), **CONFIG_LOADER_ARGS)["parameters"]
-    for name in register_pipelines()["__default__"].inputs():
+    for name in {name for pipeline in register_pipelines().values() for name in pipeline.inputs()}:
         if name.startswith("params:"):
             value: Any = parameters
             for part in name.removeprefix("params:").split("."):
@@ -162,5 +170,5 @@ def test_parameters_that_nodes_ask_for_exist(catalog: dict[str, Any]) -> None:
 
 
 def test_names_are_plain() -> None:
-    for node in register_pipelines()["__default__"].nodes:
+    for node in (node for pipeline in register_pipelines().values() for node in pipeline.nodes):
         assert re.fullmatch(r"[a-z_]+\.[a-z_]+", node.name)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -20,7 +21,7 @@ from cvl_pipeline.tuning.worker import Specification
 from tests.training.processes import linux, wait_for
 from tests.tuning.studies import make_specification, make_tuning, start_worker
 
-pytest.importorskip("pgserver", reason="no PostgreSQL for this Python")
+pgserver: Any = pytest.importorskip("pgserver", reason="no PostgreSQL for this Python")
 pytestmark = [
     linux,
     # Optuna leaves its connections to the garbage collector.
@@ -29,6 +30,7 @@ pytestmark = [
 
 TRIALS = 5
 SPACE = {
+    "contrastive_dynamics.temperature": {"type": "float", "low": 0.1, "high": 1.0},
     # Long enough to be killed in the middle.
     "contrastive_dynamics.training.steps": {"type": "int", "low": 400, "high": 800},
 }
@@ -50,11 +52,6 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-        import pgserver
-        from pgserver._commands import pg_ctl
-
     data = tmp_path_factory.mktemp("postgres") / "data"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -65,7 +62,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     options = ["-w", "-l", str(data / "log"), "-o", f"-h 127.0.0.1 -p {port} -k {data}"]
 
     def control(*command: str) -> None:
-        pg_ctl([*options, *command], pgdata=data, user=local.system_user)
+        pgserver._commands.pg_ctl([*options, *command], pgdata=data, user=local.system_user)
 
     url = f"postgresql+psycopg://postgres:a%20secret@127.0.0.1:{port}/postgres"
     try:

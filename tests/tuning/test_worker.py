@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.tuning import worker
-from cvl_pipeline.tuning.study import open_study
+from cvl_pipeline.tuning.study import open_study, owner
 from cvl_pipeline.tuning.trial import Bench
 from cvl_pipeline.tuning.worker import Specification, work
 from tests.tuning.studies import make_specification, make_tuning
@@ -85,7 +85,7 @@ def test_of_two_that_begin_the_last_trial_at_once_one_gives_up(tmp_path: Path) -
         looks.append(begin)
         if len(looks) == 2:  # this worker has seen that one trial is wanted; then another begins it
             trial = other.ask()
-            for key, value in worker.owner().items():
+            for key, value in owner().items():
                 trial.set_user_attr(key, value)
             other.tell(trial, 0.5)
         return begin
