@@ -78,7 +78,7 @@ def best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_tuned_takes_what_a_study_found_and_the_command_line_has_the_last_word(best: Path) -> None:
     found = {"contrastive_dynamics.temperature": 0.3, "contrastive_dynamics.training.steps": 7}
     best.write_text(json.dumps({"parameters": found}))
-    given = {"tuned": True, "contrastive_dynamics": {"training": {"steps": 9}}}
+    given: dict[str, Any] = {"tuned": True, "contrastive_dynamics": {"training": {"steps": 9}}}
     dynamics = _loader(**given)["parameters"]["contrastive_dynamics"]
     assert dynamics["temperature"] == 0.3
     assert dynamics["training"]["steps"] == 9
