@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KEDRO := $(BIN)/kedro
 ARGS ?=
 
-.PHONY: help run smoke test test-unit test-slow lint viz benchmark truth readouts goals ideas bench-sampling lock clean bench-speed
+.PHONY: help run smoke test test-unit test-slow lint viz benchmark truth readouts goals ideas bench-sampling bench-speed bench-tuning lock clean
 
 help:
 	@echo "make run        collect episodes, train, extract a policy, evaluate it (ARGS='--params dataset.task=reach-v3')"
@@ -22,6 +22,7 @@ help:
 	@echo "make ideas      what each idea for sharper action values gives (docs/tuning.md, hours)"
 	@echo "make bench-sampling  segments per second from logs of 10^5 to 10^8 transitions (minutes, 12 GB of disk)"
 	@echo "make bench-speed     training steps per second beside JAX and other libraries (half an hour; 5 GB in .venv-peers)"
+	@echo "make bench-tuning    a study of 30 trials, then the defaults beside what it found (docs/studies.md, 40 minutes)"
 	@echo "make lock       rewrite requirements.lock with the newest versions that fit pyproject.toml"
 	@echo "make clean      remove the virtual environment and caches; data stays"
 
@@ -65,6 +66,9 @@ benchmark: $(VENV)/installed
 
 truth readouts goals ideas: $(VENV)/installed
 	$(BIN)/python -m benchmarks.$@ $(ARGS)
+
+bench-tuning: $(VENV)/installed
+	$(BIN)/python -m benchmarks.tuning $(ARGS)
 
 # One thread: the arrays of a batch are too small to share.
 bench-sampling: $(VENV)/installed

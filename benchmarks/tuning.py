@@ -1,0 +1,110 @@
+"""What a study gives: success with the parameters it found beside the defaults, on seeds it never saw.
+
+A study on an offline objective, which also measures rollouts, then whole runs of both settings: the figures
+of docs/studies.md.
+
+    python -m benchmarks.tuning --task door-open-v3 --seeds 10 11 12
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from benchmarks.common import PROJECT, RESULTS, machine
+from benchmarks.success import resampled_means
+
+FOLDER = PROJECT / "data/benchmark_tuning"
+SETTINGS = {"defaults": "false", "tuned": "true"}
+MEASURES = "contrastive_loss mutual_information_bound success_rate return_mean"
+
+
+def kedro(*arguments: str) -> float:
+    """Run Kedro; seconds."""
+    command = [str(Path(sys.executable).with_name("kedro")), "run", *arguments]
+    print(shlex.join(["kedro", *command[1:]]), flush=True)  # noqa: T201
+    start = time.perf_counter()
+    subprocess.run(command, cwd=PROJECT, check=True)
+    return time.perf_counter() - start
+
+
+def run(task: str, seeds: list[int], workers: int) -> float:
+    """The study, then every seed by both settings, their rollouts kept apart; seconds of the study."""
+    seconds = kedro(
+        "--pipelines", "data_ingestion,tuning",
+        "--params", f"dataset.task={task},tuning.workers={workers},tuning.measures={MEASURES}",
+    )  # fmt: skip
+    for seed in seeds:
+        for setting, tuned in SETTINGS.items():
+            kedro("--params", f"dataset.task={task},tuned={tuned},seed={seed}")
+            made = PROJECT / f"data/07_model_output/{task}/seed_{seed}/rollouts.parquet"
+            kept = table_path(task, seed, setting)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(made, kept)
+    return seconds
+
+
+def table_path(task: str, seed: int, setting: str) -> Path:
+    """Where the rollouts of a setting are kept."""
+    return FOLDER / task / f"seed_{seed}" / f"{setting}.parquet"
+
+
+def summarise(task: str, seeds: list[int]) -> dict[str, Any]:
+    """Success of both settings and the gain on the same goals, with 95 % intervals."""
+    runs: dict[str, list[NDArray[np.float64]]] = {
+        setting: [
+            pd.read_parquet(table_path(task, seed, setting))["success"].to_numpy(np.float64) for seed in seeds
+        ]
+        for setting in SETTINGS
+    }
+    # Episode by episode, for both settings start from the same goals.
+    runs["gain"] = [tuned - default for default, tuned in zip(runs["defaults"], runs["tuned"], strict=True)]
+    generator = np.random.default_rng(0)
+    return {
+        name: {
+            "mean": float(np.mean([values.mean() for values in of_seeds])),
+            "ci": np.quantile(resampled_means(of_seeds, generator), [0.025, 0.975]).tolist(),
+            "seeds": [float(values.mean()) for values in of_seeds],
+        }
+        for name, of_seeds in runs.items()
+    }
+
+
+def main() -> None:
+    """Run, record and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--task", default="door-open-v3")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--report", action="store_true", help="run nothing, record what has been run")
+    arguments = parser.parse_args()
+    seconds = None if arguments.report else run(arguments.task, arguments.seeds, arguments.workers)
+    study = PROJECT / f"data/08_reporting/{arguments.task}/tuning/study"
+    record = {
+        "command": shlex.join(["python", "-m", "benchmarks.tuning", *sys.argv[1:]]),
+        "machine": machine(),
+        "seconds_of_the_study": seconds,
+        "study": json.loads((study / "tuning_report.json").read_text()),
+        "best": json.loads((study / "best_parameters.json").read_text()),
+        "success": summarise(arguments.task, arguments.seeds),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "tuning.json").write_text(json.dumps(record, indent=2) + "\n")
+    for name, found in record["success"].items():
+        seeds = ", ".join(f"{value:+.2f}" if name == "gain" else f"{value:.2f}" for value in found["seeds"])
+        print(f"{name}: {found['mean']:.2f} [{found['ci'][0]:.2f}, {found['ci'][1]:.2f}] ({seeds})")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
