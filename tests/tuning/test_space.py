@@ -184,6 +184,11 @@ def test_a_study_that_makes_no_sense(changes: dict[str, Any], word: str) -> None
         make_tuning(**changes)
 
 
+def test_null_leaves_a_parameter_of_the_base_out() -> None:
+    tuning = make_tuning(space={"contrastive_dynamics.temperature": None, **CONDITIONAL})
+    assert list(tuning.space) == list(CONDITIONAL)
+
+
 def test_names_may_be_one_string_as_the_command_line_has_them() -> None:
     tuning = make_tuning(objectives="success_rate return_mean", sampler="nsgaii")
     assert tuning.objectives == ("success_rate", "return_mean")

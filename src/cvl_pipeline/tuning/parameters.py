@@ -82,6 +82,14 @@ class TuningParameters(Strict):
             raise ValueError("must be letters, digits, '.', '_' and '-': it names a folder")
         return study
 
+    @field_validator("space", mode="before")
+    @classmethod
+    def _without_what_is_null(cls, space: Any) -> Any:
+        # Environments are merged into the base's space: null is how one leaves a parameter of it out.
+        if not isinstance(space, dict):
+            return space
+        return {name: dimension for name, dimension in space.items() if dimension is not None}
+
     @field_validator("objectives", "measures")
     @classmethod
     def _known_objectives(cls, names: tuple[str, ...]) -> tuple[str, ...]:
