@@ -170,4 +170,4 @@ def test_the_pictures_are_drawn(tuning: TuningParameters) -> None:
     assert importance_plot(table, tuning).data
     lines = [line for line in parallel_plot(table, tuning).data if line.mode == "lines"]
     assert len(lines) == 4
-    assert {label for label, _ in lines[0].customdata} == {"returns_correlatio...", "steps", "hidden", "beta"}
+    assert {label for label, _ in lines[0].customdata} == {"returns_correlation", "steps", "hidden", "beta"}
