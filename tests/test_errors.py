@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from cvl_pipeline.errors import InputError, unknown_name
+from cvl_pipeline.errors import InputError, missing_extra, unknown_name
 
 
 def test_a_near_name_is_suggested() -> None:
@@ -19,3 +19,8 @@ def test_several_near_names_are_suggested() -> None:
 
 def test_without_a_near_name_all_are_listed() -> None:
     assert str(unknown_name("loss", "zzz", ["a", "b"])) == "unknown loss 'zzz': known: a, b"
+
+
+def test_a_library_that_an_extra_brings_is_asked_for_by_the_extra() -> None:
+    error = missing_extra("tuning", ModuleNotFoundError("No module named 'optuna'", name="optuna"))
+    assert str(error).startswith("tuning needs optuna: pip install 'cvl-pipeline[tuning]'")

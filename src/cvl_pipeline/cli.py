@@ -12,7 +12,7 @@ from kedro.framework.cli.utils import _split_params
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 
-from cvl_pipeline.errors import InputError, causes, unknown_name
+from cvl_pipeline.errors import InputError, causes, missing_extra, unknown_name
 from cvl_pipeline.launch import TrainingError
 from cvl_pipeline.pipeline_registry import register_pipelines
 from cvl_pipeline.pipelines.parameters import RunParameters, check_parameters
@@ -84,6 +84,8 @@ class _OneLine(click.Command):
             return super().invoke(ctx)
         except InputError as error:
             raise click.ClickException(str(error)) from error
+        except ImportError as error:
+            raise click.ClickException(str(missing_extra("tuning", error))) from error
 
 
 @cli.group()

@@ -36,6 +36,14 @@ def unknown_name(kind: str, name: str, known: list[str]) -> InputError:
     return InputError(f"unknown {kind} '{name}': {hint}")
 
 
+def missing_extra(extra: str, error: ImportError) -> InputError:
+    """The error for a library that an extra of this package brings and that is not installed."""
+    return InputError(
+        f"{extra} needs {error.name}: pip install 'cvl-pipeline[{extra}]' (in a clone: pip install "
+        f"-e '.[{extra}]')"
+    )
+
+
 def one_line(error: BaseException) -> str:
     """What went wrong elsewhere, for a message of our own."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

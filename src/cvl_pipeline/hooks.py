@@ -15,7 +15,7 @@ from kedro.pipeline.node import Node
 from rich.console import Console
 from rich.table import Table
 
-from cvl_pipeline.errors import InputError, causes
+from cvl_pipeline.errors import InputError, causes, missing_extra
 from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.pipeline_registry import register_pipelines
 from cvl_pipeline.pipelines.parameters import check_parameters
@@ -69,10 +69,7 @@ def _check_tuning(raw: dict[str, Any]) -> None:
     try:
         from cvl_pipeline.tuning.space import check_space
     except ImportError as error:
-        raise InputError(
-            f"tuning needs {error.name}: pip install 'cvl-pipeline[tuning]' (in a clone: pip install "
-            "-e '.[tuning]')"
-        ) from None
+        raise missing_extra("tuning", error) from None
     parameters = check_parameters(raw)
     stages = StageParameters(**{name: getattr(parameters, name) for name in StageParameters.model_fields})
     check_space(parameters.tuning, stages)
