@@ -44,9 +44,10 @@ from cvl_pipeline.rollouts.evaluation import evaluate_metaworld, rollout_table
 from cvl_pipeline.sources.load import load
 from cvl_pipeline.sources.parameters import DatasetParameters
 from cvl_pipeline.training.fit import fit
-from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
+from cvl_pipeline.trajectories.container import Transitions
 from cvl_pipeline.trajectories.preparation import fit_normalisation, observed_returns, split_episodes
 from cvl_pipeline.trajectories.sampling import Draws, SegmentSampler
+from cvl_pipeline.tuning.trial import Log
 
 FOLDER = PROJECT / "data/ideas"
 DISCOUNTS = (0.9, 0.97, 0.99)
@@ -125,21 +126,10 @@ IDEAS = {
 }
 
 
-@dataclass(frozen=True)
-class Log:
-    """What every idea learns from."""
-
-    transitions: Transitions
-    rewards: Rewards
-    split: Split
-    normalisation: Normalisation
-
-    def without_actions(self) -> Log:
-        """The same with every action zero, so that a critic of it is one of states alone."""
-        blank = dataclasses.replace(self.transitions, actions=torch.zeros_like(self.transitions.actions))
-        return dataclasses.replace(
-            self, transitions=blank, normalisation=fit_normalisation(blank, self.split, 1.0)
-        )
+def without_actions(log: Log) -> Log:
+    """The same with every action zero, so that a critic of it is one of states alone."""
+    blank = dataclasses.replace(log.transitions, actions=torch.zeros_like(log.transitions.actions))
+    return dataclasses.replace(log, transitions=blank, normalisation=fit_normalisation(blank, log.split, 1.0))
 
 
 def collected(task: str, seed: int, workers: int | None) -> Log:
@@ -169,7 +159,7 @@ class Critics:
         """Q of one critic; ``blind`` to actions."""
         key = repr((sorted(idea.dynamics.items()), idea.module.__name__, member, blind))
         if key not in self._trained:
-            log = self._log.without_actions() if blind else self._log
+            log = without_actions(self._log) if blind else self._log
             seed = self._seed + 1000 * member
             critic = trained(log, idea, seed)
             readout = ReadoutParameters(**defaults("value_readout"))

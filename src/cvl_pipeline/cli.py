@@ -24,10 +24,15 @@ def cli() -> None:
     """Command line of cvl-pipeline."""
 
 
-class _Run(click.Command):
+class _Command(click.Command):
+    """Tells a person's mistake in one line."""
+
+    def check(self, options: dict[str, Any]) -> None:
+        """Raise InputError if an option cannot be meant; this one takes all."""
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            _check_names(ctx.params)
+            self.check(ctx.params)
             return super().invoke(ctx)
         except click.ClickException:
             raise
@@ -40,6 +45,11 @@ class _Run(click.Command):
                 # A tag, a dataset, credentials or an environment that does not exist.
                 raise click.ClickException(" ".join(str(error.args[0]).split())) from error
             raise
+
+
+class _Run(_Command):
+    def check(self, options: dict[str, Any]) -> None:
+        _check_names(options)
 
 
 def _check_names(options: dict[str, Any]) -> None:
@@ -76,14 +86,10 @@ run = _Run("run", params=kedro_run.params, callback=kedro_run.callback, help=ked
 cli.add_command(run)
 
 
-class _OneLine(click.Command):
-    """Tells a person's mistake in one line."""
-
+class _Tuning(_Command):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except InputError as error:
-            raise click.ClickException(str(error)) from error
         except ImportError as error:
             raise click.ClickException(str(missing_extra("tuning", error))) from error
 
@@ -101,7 +107,7 @@ def _which_study(command: Any) -> Any:
     return click.option("--env", "-e", help="Folder of conf/.")(params(command))
 
 
-@tuning.command(cls=_OneLine)
+@tuning.command(cls=_Tuning)
 @_which_study
 def status(env: str | None, params: dict[str, Any]) -> None:
     """Print how many trials there are, and the best."""
@@ -109,12 +115,12 @@ def status(env: str | None, params: dict[str, Any]) -> None:
     from cvl_pipeline.tuning.study import find_study
 
     location, parameters = _study_in_force(env, params)
-    study = find_study(location, parameters.dataset, parameters.reward, parameters.tuning)
+    study = find_study(location, parameters, parameters.tuning)
     for line in status_lines(study, parameters.tuning):
         click.echo(line)
 
 
-@tuning.command(cls=_OneLine)
+@tuning.command(cls=_Tuning)
 @_which_study
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8080, show_default=True, type=int)
@@ -126,7 +132,7 @@ def dashboard(env: str | None, params: dict[str, Any], host: str, port: int) -> 
     from cvl_pipeline.tuning.study import find_study
 
     location, parameters = _study_in_force(env, params)
-    study = find_study(location, parameters.dataset, parameters.reward, parameters.tuning)
+    study = find_study(location, parameters, parameters.tuning)
     click.echo(f"http://{host}:{port}/ shows '{study.study_name}'; Ctrl+C ends it")
     run_server(open_storage(location), host=host, port=port)
 

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from cvl_pipeline.errors import InputError, causes, missing_extra
-from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.pipeline_registry import register_pipelines
 from cvl_pipeline.pipelines.parameters import check_parameters
 from cvl_pipeline.readout.rewards import check_reward
@@ -71,11 +70,10 @@ def _check_tuning(raw: dict[str, Any]) -> None:
     except ImportError as error:
         raise missing_extra("tuning", error) from None
     parameters = check_parameters(raw)
-    stages = StageParameters(**{name: getattr(parameters, name) for name in StageParameters.model_fields})
-    check_space(parameters.tuning, stages)
+    check_space(parameters.tuning, parameters.stages)
     if any(OBJECTIVES[name].online for name in parameters.tuning.measured):
-        check_environment(stages.dataset, stages.evaluation)
-    check_reward(stages.reward)
+        check_environment(parameters.dataset, parameters.evaluation)
+    check_reward(parameters.reward)
 
 
 class NarrateNodes:

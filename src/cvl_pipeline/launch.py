@@ -19,7 +19,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -190,9 +191,7 @@ def _run(line: list[str], environment: Mapping[str, str], errors: Path) -> int:
 
     Its standard error goes to a file: torchrun tells every failure in a traceback of its own.
     """
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGTERM, _terminate) if main else None
-    try:
+    with sigterm_raised():
         with errors.open("wb") as file:
             process = subprocess.Popen(
                 line, env=environment, stderr=file, start_new_session=True, preexec_fn=end_with_parent
@@ -203,13 +202,22 @@ def _run(line: list[str], environment: Mapping[str, str], errors: Path) -> int:
             process.terminate()
             process.wait()
             raise
+
+
+@contextmanager
+def sigterm_raised() -> Iterator[None]:
+    """While it lasts, SIGTERM raises SystemExit, so that processes started from here can be ended first."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(TERMINATED)
+
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGTERM, end) if main else None
+    try:
+        yield
     finally:
         if main:
             signal.signal(signal.SIGTERM, handler)
-
-
-def _terminate(*_: object) -> None:
-    raise SystemExit(TERMINATED)
 
 
 def end_with_parent() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +79,3 @@ def make_specification(
     study = open_study(specification.location, name, tuning, 0)
     prepare(study, signature(stages, tuning, "data"), tuning, stages, specification.records)
     return specification
-
-
-def start_worker(specification: Specification, output: Path) -> subprocess.Popen[bytes]:
-    """A worker in a process of its own."""
-    with output.open("ab") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cvl_pipeline.tuning.worker"],
-            stdin=subprocess.PIPE, stdout=file, stderr=file,
-        )  # fmt: skip
-    assert process.stdin is not None
-    process.stdin.write(specification.to_json().encode())
-    process.stdin.close()
-    return process

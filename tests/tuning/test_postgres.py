@@ -16,10 +16,11 @@ import pytest
 from optuna.trial import TrialState
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.tuning.search import start_worker
 from cvl_pipeline.tuning.study import FINISHED, open_study
 from cvl_pipeline.tuning.worker import Specification
 from tests.training.processes import linux, wait_for
-from tests.tuning.studies import make_specification, make_tuning, start_worker
+from tests.tuning.studies import make_specification, make_tuning
 
 pgserver: Any = pytest.importorskip("pgserver", reason="no PostgreSQL for this Python")
 pytestmark = [
@@ -83,12 +84,14 @@ def specification_of(folder: Path, url: str) -> Specification:
     return make_specification(folder, make_tuning(trials=TRIALS, space=SPACE), url, folder.name)
 
 
+def log_of(specification: Specification, index: int) -> str:
+    return (specification.folder / "workers" / f"{index}.log").read_text()
+
+
 def test_a_worker_that_is_killed_is_replaced_by_the_other(tmp_path: Path, server: Server) -> None:
     specification = specification_of(tmp_path, server.url)
     study = open_study(specification.location, specification.name, specification.tuning, 0)
-    workers = [
-        start_worker(replace(specification, index=index), tmp_path / f"{index}.log") for index in (0, 1)
-    ]
+    workers = [start_worker(replace(specification, index=index, workers=2)) for index in (0, 1)]
 
     def of_the_first() -> list[int]:
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -103,7 +106,7 @@ def test_a_worker_that_is_killed_is_replaced_by_the_other(tmp_path: Path, server
     os.kill(workers[0].pid, signal.SIGKILL)
     workers[0].wait()
     assert study.trials[number].state == TrialState.RUNNING, "it was killed in the middle"
-    assert workers[1].wait(timeout=240) == 0, (tmp_path / "1.log").read_text()
+    assert workers[1].wait(timeout=240) == 0, log_of(specification, 1)
 
     trials = study.trials
     finished = [trial for trial in trials if trial.state in FINISHED]
@@ -132,20 +135,20 @@ def test_a_database_that_goes_away_loses_no_finished_trial(tmp_path: Path, serve
     def finished() -> dict[int, list[float]]:
         return {trial.number: trial.values for trial in study.trials if trial.state in FINISHED}
 
-    process = start_worker(specification, tmp_path / "0.log")
+    process = start_worker(specification)
     wait_for(lambda: finished() or process.poll() is not None)
     before = finished()
     server.stop()
     try:
-        assert process.wait(timeout=120) == 2, (tmp_path / "0.log").read_text()
-        last = (tmp_path / "0.log").read_text().splitlines()[-1]
+        assert process.wait(timeout=120) == 2, log_of(specification, 0)
+        last = log_of(specification, 0).splitlines()[-1]
         assert last.startswith("Error: tuning.storage: postgresql+psycopg://postgres:***@127.0.0.1")
-        assert "secret" not in (tmp_path / "0.log").read_text()
+        assert "secret" not in log_of(specification, 0)
         with pytest.raises(InputError, match=r"\*\*\*@127\.0\.0\.1.* cannot be used"):
             specification_of(tmp_path, server.url)
     finally:
         server.start()
-    process = start_worker(replace(specification, begun_with=len(study.trials)), tmp_path / "1.log")
-    assert process.wait(timeout=240) == 0, (tmp_path / "1.log").read_text()
+    process = start_worker(replace(specification, index=1, begun_with=len(study.trials)))
+    assert process.wait(timeout=240) == 0, log_of(specification, 1)
     assert len(finished()) == TRIALS
     assert before.items() <= finished().items()

@@ -85,6 +85,10 @@ def test_defaults_outside_of_the_space_are_not_tried(dimension: dict[str, Any]) 
             {"space": {"contrastive_dynamics.temprature": {"type": "float", "low": 0.1, "high": 1}}},
             ["contrastive_dynamics.temprature", "did you mean contrastive_dynamics.temperature"],
         ),
+        (
+            {"space": {"contrastive_dynamcs.temperature": {"type": "float", "low": 0.1, "high": 1}}},
+            ["unknown parameter 'contrastive_dynamcs.temperature'", "contrastive_dynamics"],
+        ),
         ({"space": {"temperature": {"type": "float", "low": 0.1, "high": 1}}}, ["temperature", "seed"]),
         (
             {"space": {"contrastive_dynamics.temperature": {"type": "float", "low": -1.0, "high": 1.0}}},

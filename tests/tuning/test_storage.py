@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import socket
+import threading
 from pathlib import Path
 
 import pytest
+from optuna.storages.journal import JournalFileSymlinkLock
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.tuning.storage import StudyLocation, check_journal, open_storage
@@ -25,6 +27,25 @@ def test_a_line_that_a_killed_writer_left_unfinished_is_cut_off(journal: Path) -
     study.enqueue_trial({})
     check_journal(journal)  # what came after was not joined to it
     assert len(open_study(StudyLocation(journal), "name", make_tuning(), 0).trials) == len(study.trials)
+
+
+def test_a_line_that_another_worker_is_writing_is_left_to_it(journal: Path) -> None:
+    whole = journal.read_bytes()
+    line = whole.splitlines(keepends=True)[-1]
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()
+    journal.write_bytes(whole + line[:20])
+
+    def finish() -> None:
+        with journal.open("ab") as file:
+            file.write(line[20:])
+        lock.release()
+
+    timer = threading.Timer(0.3, finish)
+    timer.start()
+    check_journal(journal)
+    timer.join()
+    assert journal.read_bytes() == whole + line
 
 
 @pytest.mark.parametrize("line", [b'{"op_code": 0, "wor\n', b"\x00\xff\n", b"3\n"])

@@ -144,5 +144,5 @@ def test_a_study_that_does_not_exist(tmp_path: Path) -> None:
     stages = make_stages()
     location = StudyLocation(tmp_path / "journal.log")
     with pytest.raises(InputError, match="there is no study 'door-open-v3/dataset/study'"):
-        find_study(location, stages.dataset, stages.reward, make_tuning())
+        find_study(location, stages, make_tuning())
     assert not list(tmp_path.iterdir())

@@ -14,6 +14,11 @@ class RunParameters(StageParameters):
     tuned: bool  # take the best parameters that a study of this dataset found; --params still overrides them
     tuning: TuningParameters
 
+    @property
+    def stages(self) -> StageParameters:
+        """Those of the stages alone."""
+        return StageParameters(**{name: getattr(self, name) for name in StageParameters.model_fields})
+
 
 def check_parameters(raw: dict[str, Any]) -> RunParameters:
     """Validate the merged parameter files and ``--params``.

@@ -6,6 +6,7 @@ import logging
 import math
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,14 +133,24 @@ def run_fingerprint(parameters: BaseModel, seed: int, *inputs: Any) -> str:
         seed: the run's.
         inputs: dataclasses of tensors and numbers, modules, or None.
     """
+    tensors = tensors_of({str(index): value for index, value in enumerate(inputs)})
+    values = parameters.model_dump(exclude={"training": set(OPERATION)})
+    return fingerprint_of(tensors, {"parameters": values, "seed": seed})[:16]
+
+
+def tensors_of(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All tensors and numbers of inputs, by the name of the input and their own, to be fingerprinted.
+
+    Args:
+        inputs: dataclasses of tensors and numbers, modules, or None.
+    """
     tensors: dict[str, Tensor] = {}
-    for index, value in enumerate(inputs):
+    for prefix, value in inputs.items():
         if value is None:
             continue
         parts = value.state_dict() if isinstance(value, torch.nn.Module) else vars(value)
-        tensors |= {f"{index}.{name}": torch.as_tensor(part) for name, part in parts.items()}
-    values = parameters.model_dump(exclude={"training": set(OPERATION)})
-    return fingerprint_of(tensors, {"parameters": values, "seed": seed})[:16]
+        tensors |= {f"{prefix}.{name}": torch.as_tensor(part) for name, part in parts.items()}
+    return tensors
 
 
 def _resumable(path: Path) -> Path | None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +18,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cvl_pipeline.artifacts import save_artifact
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.launch import TrainingError, end_with_parent
+from cvl_pipeline.launch import TrainingError, end_with_parent, sigterm_raised
 from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.storage import fingerprint, shown
-from cvl_pipeline.training.fit import TERMINATED
+from cvl_pipeline.training.fit import tensors_of
 from cvl_pipeline.tuning.parameters import TuningParameters
 from cvl_pipeline.tuning.results import trials_table
 from cvl_pipeline.tuning.space import check_space
-from cvl_pipeline.tuning.storage import StudyLocation, unreachable
+from cvl_pipeline.tuning.storage import StudyLocation, reachable
 from cvl_pipeline.tuning.study import counts, open_study, prepare, signature, study_name
 from cvl_pipeline.tuning.trial import Log
 from cvl_pipeline.tuning.worker import KINDS, POLL, Specification
@@ -66,16 +64,19 @@ def search(
         SystemExit: SIGTERM; unfinished trials are taken up by the next run.
     """
     check_space(tuning, stages)
-    name = study_name(stages.dataset, stages.reward, tuning)
+    name = study_name(stages, tuning)
     workers = tuning.workers or default_workers()
     study = open_study(location, name, tuning, stages.seed)
     parts = {kind: getattr(log, kind) for kind in KINDS}
-    tensors = {
-        f"{kind}.{field}": torch.as_tensor(v) for kind, p in parts.items() for field, v in vars(p).items()
-    }
     begun_with = len(study.get_trials(deepcopy=False))
     specification = Specification(folder, location, name, stages, tuning, 0, workers, begun_with)
-    prepare(study, signature(stages, tuning, fingerprint(tensors, {})), tuning, stages, specification.records)
+    prepare(
+        study,
+        signature(stages, tuning, fingerprint(tensors_of(parts), {})),
+        tuning,
+        stages,
+        specification.records,
+    )
     for kind, part in parts.items():
         save_artifact(folder / "inputs" / f"{kind}.safetensors", kind, part)
     finished, _, _ = counts(study)
@@ -84,7 +85,8 @@ def search(
         name, location, finished, tuning.trials, workers, shown(folder / "workers"),
     )  # fmt: skip
     if finished < tuning.trials:
-        _run(study, specification)
+        with sigterm_raised(), reachable(location):
+            _run(study, specification)
     return trials_table(study.get_trials(deepcopy=False), tuning)
 
 
@@ -134,14 +136,12 @@ def _run(study: Study, specification: Specification) -> None:
     narrator = _Narrator(study, specification.tuning)
     running: dict[int, subprocess.Popen[bytes]] = {}
     killed = 0
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGTERM, _terminate) if main else None
     try:
         for index in range(specification.workers):
-            running[index] = _start(replace(specification, index=index))
+            running[index] = start_worker(replace(specification, index=index))
         while running:
             time.sleep(POLL)
-            _in_touch(specification.location, narrator.tell)
+            narrator.tell()
             for index, process in list(running.items()):
                 status = process.poll()
                 if status is None:
@@ -159,27 +159,19 @@ def _run(study: Study, specification: Specification) -> None:
                     logger.warning(
                         "Worker %d ended early (exit status %d); another takes its place", index, status
                     )
-                    running[index] = _start(replace(specification, index=index))
+                    running[index] = start_worker(replace(specification, index=index))
+    except SystemExit:
+        logger.warning("Stopped by SIGTERM; the same command goes on with the study")
+        raise
     finally:
         for process in running.values():
             process.terminate()  # training is saved, and taken up by the next run
         for process in running.values():
             process.wait()
-        if main:
-            signal.signal(signal.SIGTERM, handler)
 
 
-def _in_touch(location: StudyLocation, tell: Any) -> None:
-    """Tell; a database that does not answer is told in one line."""
-    try:
-        tell()
-    except Exception as error:
-        if location.url is None:
-            raise
-        raise unreachable(location, error) from error
-
-
-def _start(specification: Specification) -> subprocess.Popen[bytes]:
+def start_worker(specification: Specification) -> subprocess.Popen[bytes]:
+    """A worker in a process of its own, which ends with this one and logs in the study's folder."""
     threads = max(1, (os.cpu_count() or 1) // specification.workers)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     devices = torch.cuda.device_count()
@@ -210,8 +202,3 @@ def _log_path(specification: Specification, index: int) -> Path:
 def _last_words(specification: Specification, index: int) -> str:
     lines = _log_path(specification, index).read_text().splitlines()
     return next(line for line in reversed(lines) if line.startswith("Error: ")).removeprefix("Error: ")
-
-
-def _terminate(*_: object) -> None:
-    logger.warning("Stopped by SIGTERM; the same command goes on with the study")
-    raise SystemExit(TERMINATED)

@@ -61,8 +61,8 @@ def check_space(tuning: TuningParameters, stages: StageParameters) -> None:
 
     Raises:
         InputError: a parameter that does not exist, must not be searched, or changes no objective; a value
-            that its field refuses; objectives that cannot compare its points; a condition that is never met
-            or depends on itself.
+            that its field refuses; objectives that cannot compare its points; a condition that depends on
+            itself.
     """
     if not tuning.space:
         raise InputError(
@@ -100,9 +100,9 @@ def _check_name(name: str) -> None:
     *parents, last = name.split(".")
     known = fields_at(StageParameters, parents)
     if last not in known:
-        raise InputError(
-            f"tuning.space: {unknown_name('parameter', name, ['.'.join([*parents, k]) for k in known])}"
-        )
+        # Where the parents lead nowhere, the stages are what is known.
+        names = [".".join([*parents, field]) for field in known] or list(STAGES)
+        raise InputError(f"tuning.space: {unknown_name('parameter', name, names)}")
     if below(name, RULERS) or last in (*OPERATION, "workers") or fields_at(StageParameters, name.split(".")):
         raise InputError(f"tuning.space: {name} is not a parameter that can be searched")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.errors import InputError, causes
 from cvl_pipeline.storage import shown
 
 if TYPE_CHECKING:
@@ -55,13 +57,31 @@ def open_storage(location: StudyLocation) -> BaseStorage:
             # Connections that a restarted server has closed are replaced, not used.
             return RDBStorage(location.url, engine_kwargs={"pool_pre_ping": True})
         except Exception as error:
-            raise unreachable(location, error) from error
+            raise _unreachable(location, error) from error
     location.journal.parent.mkdir(parents=True, exist_ok=True)
     check_journal(location.journal)
     return JournalStorage(JournalFileBackend(str(location.journal)))
 
 
-def unreachable(location: StudyLocation, error: BaseException) -> InputError:
+@contextmanager
+def reachable(location: StudyLocation) -> Iterator[None]:
+    """While it lasts, a database that does not answer is told in one line; raises InputError."""
+    try:
+        yield
+    except InputError:  # says it already
+        raise
+    except Exception as error:
+        if location.url is not None and _of_the_database(error):
+            raise _unreachable(location, error) from error
+        raise
+
+
+def _of_the_database(error: BaseException) -> bool:
+    names = {type(cause).__module__.split(".")[0] for cause in causes(error)}
+    return bool(names & {"sqlalchemy", "psycopg"}) or type(error).__name__ == "StorageInternalError"
+
+
+def _unreachable(location: StudyLocation, error: BaseException) -> InputError:
     """The one line about a database that does not answer, whatever its driver says of it."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
@@ -93,7 +113,8 @@ def check_journal(path: Path) -> None:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
-                break
+                _cut_off(path, whole)
+                return
             try:
                 if not isinstance(json.loads(line), dict):
                     raise ValueError("not an object")
@@ -103,6 +124,20 @@ def check_journal(path: Path) -> None:
                     "and run the same command: finished trials are taken up from the records beside it"
                 ) from None
             whole += len(line)
-    if whole < path.stat().st_size:
-        logger.warning("%s: cut off an unfinished last line", shown(path))
-        os.truncate(path, whole)
+
+
+def _cut_off(path: Path, start: int) -> None:
+    """Remove a last line without its end, unless another worker is just writing it."""
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()  # Optuna's own: whoever has begun a line holds it until the line is whole
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            rest = file.read()
+        if not rest.endswith(b"\n"):
+            logger.warning("%s: cut off an unfinished last line", shown(path))
+            os.truncate(path, start + rest.rfind(b"\n") + 1)
+    finally:
+        lock.release()

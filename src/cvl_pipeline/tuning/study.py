@@ -22,8 +22,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.parameters import StageParameters
-from cvl_pipeline.readout.parameters import RewardParameters
-from cvl_pipeline.sources.parameters import DatasetParameters
 from cvl_pipeline.training.parameters import OPERATION
 from cvl_pipeline.tuning.parameters import TuningParameters
 from cvl_pipeline.tuning.space import defaults_as_drawn, distribution
@@ -62,20 +60,18 @@ def open_study(location: StudyLocation, name: str, tuning: TuningParameters, see
     return study
 
 
-def study_name(dataset: DatasetParameters, reward: RewardParameters, tuning: TuningParameters) -> str:
+def study_name(stages: StageParameters, tuning: TuningParameters) -> str:
     """Name of a study in its storage, which may be shared by many: dataset, reward and study."""
-    return "/".join((dataset.folder, reward.folder or "dataset", tuning.study))
+    return "/".join((stages.dataset.folder, stages.reward.folder or "dataset", tuning.study))
 
 
-def find_study(
-    location: StudyLocation, dataset: DatasetParameters, reward: RewardParameters, tuning: TuningParameters
-) -> Study:
+def find_study(location: StudyLocation, stages: StageParameters, tuning: TuningParameters) -> Study:
     """A study that exists, to look at.
 
     Raises:
         InputError: there is none, or its storage cannot be read.
     """
-    name = study_name(dataset, reward, tuning)
+    name = study_name(stages, tuning)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         if location.url is None and not location.journal.exists():

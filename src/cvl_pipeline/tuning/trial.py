@@ -98,7 +98,7 @@ class Bench:
             FloatingPointError: training diverged.
         """
         stages = with_values(self._stages, values)
-        log, labels = self._episodes(stages)
+        log = self._episodes(stages)
         critic, history = self._critic(log, stages, seed, watch)
         found = {
             name: float(history[str(OBJECTIVES[name].column)].iloc[-1])
@@ -107,6 +107,7 @@ class Bench:
         }
         if len(found) == len(names):
             return found
+        labels = label(log.transitions, log.rewards, stages.reward)
         readout = build_readout(critic, log.transitions, labels, log.split, stages.value_readout, seed)
         q = QFunction(critic, readout)
         if "returns_correlation" in names:
@@ -117,14 +118,13 @@ class Bench:
             found |= self._rollouts(log, labels, q, stages, seed)
         return {name: found[name] for name in names}
 
-    def _episodes(self, stages: StageParameters) -> tuple[Log, Rewards]:
-        """The log and its labels; made anew only as far as the space reaches."""
-        log = self._log
+    def _episodes(self, stages: StageParameters) -> Log:
+        """The log, made anew only as far as the space reaches."""
         if any(below(name, ["dataset"]) for name in self._searched):
-            log = self._collected(stages)
-        elif any(below(name, ["data_ingestion"]) for name in self._searched):
-            log = _prepared(log.transitions, log.rewards, stages)
-        return log, label(log.transitions, log.rewards, stages.reward)
+            return self._collected(stages)
+        if any(below(name, ["data_ingestion"]) for name in self._searched):
+            return _prepared(self._log.transitions, self._log.rewards, stages)
+        return self._log
 
     def _collected(self, stages: StageParameters) -> Log:
         key = run_fingerprint(stages.dataset, stages.seed)
@@ -143,11 +143,10 @@ class Bench:
         parameters = stages.contrastive_dynamics
         inputs = {"transitions": log.transitions, "split": log.split, "normalisation": log.normalisation}
         key = run_fingerprint(parameters, seed, *inputs.values())
-        trained, history = self._trained(
+        return self._trained(
             f"critic-{key}", "critic",
             lambda unfinished: launch.train("dynamics", parameters, seed, unfinished, None, inputs, watch),
         )  # fmt: skip
-        return trained, history
 
     def _policy(
         self, log: Log, labels: Rewards, q: QFunction, stages: StageParameters, seed: int

@@ -23,7 +23,7 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from cvl_pipeline.artifacts import load_artifact
-from cvl_pipeline.errors import InputError, causes, one_line
+from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.launch import end_with_parent
 from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.storage import write_atomically
@@ -31,7 +31,7 @@ from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.tuning.objectives import OBJECTIVES
 from cvl_pipeline.tuning.parameters import TuningParameters
 from cvl_pipeline.tuning.space import suggest
-from cvl_pipeline.tuning.storage import StudyLocation, check_journal, unreachable
+from cvl_pipeline.tuning.storage import StudyLocation, check_journal, reachable
 from cvl_pipeline.tuning.study import (
     FINISHED,
     MADE_FOR,
@@ -122,14 +122,10 @@ def work(specification: Specification) -> None:
         log, specification.stages, tuple(tuning.space), tuning.returns_discount,
         specification.folder / "shared", max(1, (os.cpu_count() or 1) // specification.workers),
     )  # fmt: skip
-    objective = _Objective(specification, study, bench)
-    try:
+    with reachable(specification.location):
+        objective = _Objective(specification, study, bench)
         while _may_begin(study, specification):
             _try_one(study, objective, specification.location)
-    except Exception as error:
-        if specification.location.url is not None and _of_the_database(error):
-            raise unreachable(specification.location, error) from error
-        raise
 
 
 def _try_one(study: Study, objective: _Objective, location: StudyLocation) -> None:
@@ -274,11 +270,6 @@ def _signs_of_life(trial: Trial) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-def _of_the_database(error: BaseException) -> bool:
-    names = {type(cause).__module__.split(".")[0] for cause in causes(error)}
-    return bool(names & {"sqlalchemy", "psycopg"}) or type(error).__name__ == "StorageInternalError"
 
 
 if __name__ == "__main__":

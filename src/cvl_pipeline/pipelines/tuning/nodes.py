@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from cvl_pipeline.parameters import StageParameters
+from cvl_pipeline.pipelines.parameters import check_parameters
 from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
 from cvl_pipeline.tuning.parameters import TuningParameters
 from cvl_pipeline.tuning.storage import StudyLocation
@@ -30,9 +30,9 @@ def search(
     from cvl_pipeline.tuning.search import search as run
     from cvl_pipeline.tuning.trial import Log
 
-    stages = StageParameters.model_validate({name: parameters[name] for name in StageParameters.model_fields})
+    given = check_parameters(parameters)
     log = Log(transitions, rewards, split, normalisation)
-    return run(log, stages, TuningParameters.model_validate(parameters["tuning"]), location, folder)
+    return run(log, given.stages, given.tuning, location, folder)
 
 
 def choose(trials: pd.DataFrame, parameters: TuningParameters) -> dict[str, Any]:
