@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cvl_pipeline import launch
+from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.pipelines import plots
@@ -25,7 +26,7 @@ def train(
 ) -> tuple[ContrastiveCritic, pd.DataFrame]:
     """Train the contrastive critic on transitions alone."""
     inputs = {"transitions": transitions, "split": split, "normalisation": normalisation}
-    return launch.train("dynamics", parameters, seed, checkpoints, logs, inputs)
+    return launch.train(train_dynamics, "critic", parameters, seed, checkpoints, logs, inputs)
 
 
 def report(history: pd.DataFrame) -> dict[str, float]:

@@ -11,6 +11,7 @@ from torch import nn
 from cvl_pipeline import launch
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.pipelines import plots
+from cvl_pipeline.policies.module import extract_policy, train_policy
 from cvl_pipeline.policies.parameters import PolicyParameters
 from cvl_pipeline.readout.readouts import Readout
 from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
@@ -33,7 +34,7 @@ def extract(
         "transitions": transitions, "split": split, "normalisation": normalisation, "labels": labels,
         "critic": critic, "readout": readout,
     }  # fmt: skip
-    return launch.train("policy", parameters, seed, checkpoints, logs, inputs)
+    return launch.train(extract_policy, "policy", parameters, seed, checkpoints, logs, inputs)
 
 
 def clone(
@@ -48,7 +49,7 @@ def clone(
     """Clone the behaviour: same data, network and gradient steps, no critic."""
     control = parameters.model_copy(update={"objective": "bc"})
     inputs = {"transitions": transitions, "split": split, "normalisation": normalisation}
-    return launch.train("policy", control, seed, checkpoints, logs, inputs)
+    return launch.train(train_policy, "policy", control, seed, checkpoints, logs, inputs)
 
 
 def plot(policy_history: pd.DataFrame, bc_history: pd.DataFrame) -> Figure:
