@@ -27,7 +27,8 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.launch import TrainingError, command
 from cvl_pipeline.policies.module import extract_policy
 from cvl_pipeline.readout.build import build_readout
-from cvl_pipeline.training.fit import TERMINATED, run_fingerprint
+from cvl_pipeline.training.fit import run_fingerprint
+from cvl_pipeline.training.processes import TERMINATED
 from tests.builders import (
     dynamics_parameters,
     identity_normalisation,

@@ -29,9 +29,8 @@ from cvl_pipeline.artifacts import load_artifact, save_artifact
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.imports import named
 from cvl_pipeline.storage import shown, write_atomically
-from cvl_pipeline.training.fit import TERMINATED
 from cvl_pipeline.training.parameters import TrainingParameters
-from cvl_pipeline.training.processes import rank, world_size
+from cvl_pipeline.training.processes import TERMINATED, rank, world_size
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,7 +15,7 @@ from cvl_pipeline.policies.parameters import PolicyParameters
 from cvl_pipeline.readout.parameters import ReadoutParameters, RewardParameters
 from cvl_pipeline.rollouts.parameters import EvaluationParameters
 from cvl_pipeline.sources.parameters import DatasetParameters
-from cvl_pipeline.training.parameters import Strict
+from cvl_pipeline.training.parameters import OPERATION, Strict
 from cvl_pipeline.trajectories.parameters import IngestionParameters
 
 
@@ -53,6 +53,66 @@ def check_parameters(raw: dict[str, Any]) -> RunParameters:
     except ValidationError as error:
         faults = "; ".join(_describe(detail) for detail in error.errors())
         raise InputError(f"parameters: {faults}") from None
+
+
+WITHOUT_EFFECT = (
+    *(
+        f"{stage}.training.{field}"
+        for stage in ("contrastive_dynamics", "policy_extraction")
+        for field in OPERATION
+    ),
+    "data_ingestion.workers",
+    "evaluation.workers",
+    "dataset.path",  # what lies there counts, not where it lies
+)
+"""Fields that change no result."""
+
+READ = {
+    "data_ingestion.ingest": ("data_ingestion", ("workers",)),
+    "data_ingestion.split": ("data_ingestion", ("validation_fraction",)),
+    "data_ingestion.normalise": ("data_ingestion", ("std_floor",)),
+    "value_readout.read_out": (
+        "value_readout",
+        tuple(field for field in ReadoutParameters.model_fields if field != "compared_transitions"),
+    ),
+    "value_readout.evaluate": ("value_readout", ("compared_transitions",)),
+    "policy_extraction.clone": ("policy_extraction", ("hidden", "training")),
+    "evaluation.roll_out": ("evaluation", ("environment", "episode_steps", "episodes", "workers")),
+    "evaluation.roll_out_bc": ("evaluation", ("environment", "episode_steps", "episodes", "workers")),
+    "evaluation.score": ("evaluation", ("environment",)),
+    "evaluation.summarise": ("evaluation", ("environment", "episode_steps", "confidence")),
+}
+"""The fields that a node reads of a stage's parameters, where it is given all and reads few."""
+
+
+def counted_parameters(node: str, inputs: Iterable[str], parameters: RunParameters) -> dict[str, Any]:
+    """The fields that a node's result follows from, as plain values.
+
+    Args:
+        node: its name.
+        inputs: names of what it is given, such as ``params:reward``; all but parameters are passed over.
+        parameters: of the run.
+
+    Returns:
+        Values by their full names, such as ``reward.source``.
+    """
+    every = _flat(parameters.model_dump(mode="json"))
+    given = [name.removeprefix("params:") for name in inputs if name.startswith("params:")]
+    stage, read = READ.get(node, ("", ()))
+    found = {}
+    for name, value in every.items():
+        if name in WITHOUT_EFFECT or not any(f"{name}.".startswith(f"{prefix}.") for prefix in given):
+            continue
+        if name.split(".")[0] != stage or name.split(".")[1] in read:
+            found[name] = value
+    return found
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _describe(detail: ErrorDetails) -> str:

@@ -8,7 +8,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cvl_pipeline import launch
-from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.pipelines import plots
@@ -25,6 +24,9 @@ def train(
     logs: Path,
 ) -> tuple[ContrastiveCritic, pd.DataFrame]:
     """Train the contrastive critic on transitions alone."""
+    # Not above: Lightning takes two seconds to import, which a run that trains nothing need not wait for.
+    from cvl_pipeline.dynamics.module import train_dynamics
+
     inputs = {"transitions": transitions, "split": split, "normalisation": normalisation}
     return launch.train(train_dynamics, "critic", parameters, seed, checkpoints, logs, inputs)
 

@@ -11,7 +11,6 @@ from torch import nn
 from cvl_pipeline import launch
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.pipelines import plots
-from cvl_pipeline.policies.module import extract_policy, train_policy
 from cvl_pipeline.policies.parameters import PolicyParameters
 from cvl_pipeline.readout.readouts import Readout
 from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
@@ -30,6 +29,10 @@ def extract(
     logs: Path,
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Extract a policy from the frozen critic."""
+    # Not above, here and below: Lightning takes two seconds to import, which a run that trains nothing need
+    # not wait for.
+    from cvl_pipeline.policies.module import extract_policy
+
     inputs = {
         "transitions": transitions, "split": split, "normalisation": normalisation, "labels": labels,
         "critic": critic, "readout": readout,
@@ -47,6 +50,8 @@ def clone(
     logs: Path,
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Clone the behaviour: same data, network and gradient steps, no critic."""
+    from cvl_pipeline.policies.module import train_policy
+
     control = parameters.model_copy(update={"objective": "bc"})
     inputs = {"transitions": transitions, "split": split, "normalisation": normalisation}
     return launch.train(train_policy, "policy", control, seed, checkpoints, logs, inputs)
