@@ -100,7 +100,9 @@ def _status(env: str, params: dict[str, Any], pipelines: list[str], conf_source:
     known = register_pipelines()
     chosen = sum((known[name] for name in pipelines or ["__default__"]), start=Pipeline([]))
     with settings.SESSION_CLASS.create(env=env, conf_source=conf_source, runtime_params=params) as session:
-        print_status(Provenance(chosen, session.load_context().catalog), explain)
+        # Of the whole: what was made from a stale artifact of another stage is stale.
+        provenance = Provenance(known["__default__"] + chosen, session.load_context().catalog)
+        print_status(provenance, chosen.all_outputs(), explain)
 
 
 _EXPLAIN = click.Option(["--explain"], is_flag=True, help="Say everything that changed: what was, what is.")

@@ -87,7 +87,8 @@ class TrustArtifacts:
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Say what has become stale by a run of a part, and let others have the data."""
+        """Let others have the data, and say what has become stale by a run of a part."""
+        self._release_lock()
         whole = register_pipelines()["__default__"]
         if set(whole.nodes) - set(pipeline.nodes):
             states = Provenance(whole, catalog).states()
@@ -98,7 +99,6 @@ class TrustArtifacts:
                     "kedro run --only-missing-outputs (with the same --env and --params)",
                     ", ".join(old),
                 )
-        self._release_lock()
 
     @hook_impl
     def on_pipeline_error(self) -> None:

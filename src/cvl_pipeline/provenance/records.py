@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cvl_pipeline.storage import CHECKED_ONCE, shown, write_atomically
+from cvl_pipeline.storage import CHECKED_ONCE, SETTLED, shown, write_atomically
 
 FORMAT = 1
 
@@ -116,7 +117,7 @@ def read_record(artifact: Path) -> Record | None:
 
 
 class Checksums:
-    """SHA-256 of files. A large one that has not changed is not read again: its record knows it."""
+    """SHA-256 of files. One that has not changed is not read again; of a large one, the record knows it."""
 
     def __init__(self) -> None:
         """Know nothing."""
@@ -129,8 +130,12 @@ class Checksums:
 
     def seen(self, paths: Iterable[Path]) -> list[list[Any]]:
         """What a record should know of those of the files that are large."""
-        identities = [_identity(path) for path in paths]
-        return [[*identity, self._known[identity]] for identity in identities if identity in self._known]
+        identities = [_identity(path) for path in paths if path.is_file()]
+        return [
+            [*identity, self._known[identity]]
+            for identity in identities
+            if identity in self._known and identity[1] >= CHECKED_ONCE
+        ]
 
     def of(self, path: Path) -> str | None:
         """The checksum; None if there is no such file."""
@@ -144,7 +149,9 @@ class Checksums:
                     digest.update(block)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
-        if identity[1] >= CHECKED_ONCE:
+        # The clock of a file system may be too coarse to tell that a new file has changed; a large one takes
+        # longer to write than it ticks.
+        if identity[1] >= CHECKED_ONCE or time.time() - identity[2] / 1e9 > SETTLED:
             self._known[identity] = digest.hexdigest()
         return digest.hexdigest()
 
