@@ -134,7 +134,10 @@ def delete(name: str) -> Act:
 
 
 def replace(name: str, other: str) -> Act:
-    return lambda project: shutil.copy(data(project, other), data(project, name)) and None
+    def act(project: Project) -> None:
+        shutil.copy(data(project, other), data(project, name))
+
+    return act
 
 
 def damage(name: str) -> Act:
