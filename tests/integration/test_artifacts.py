@@ -82,7 +82,7 @@ def told(nodes: set[str]) -> str:
     for name in list(first):
         first = [other for other in first if other == name or other not in after(name)]
     assert after(*first) == nodes
-    names = " and ".join(f"`{name}`" for name in first)
+    names = ", ".join(f"`{name}`" for name in first)
     return "none" if not nodes else names if len(nodes) == len(first) else f"{names} and what follows"
 
 
