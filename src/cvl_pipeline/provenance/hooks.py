@@ -52,9 +52,13 @@ class TrustArtifacts:
         try:
             self._provenance = Provenance(pipeline, catalog)
             if run_params["only_missing_outputs"]:
-                self._choose(pipeline, catalog, self._provenance)
-            self._tell_stale_inputs(pipeline, catalog)
-            return (yield)
+                chosen = self._choose(pipeline, catalog, self._provenance)
+            result = yield
+            # Only now: a run that another hook refuses says why, and nothing else.
+            if run_params["only_missing_outputs"]:
+                _tell_choice(chosen, pipeline)
+            _tell_stale_inputs(pipeline, catalog)
+            return result
         except BaseException:  # of another hook too: in a notebook, this process lives on
             self._release_lock()
             raise
@@ -118,27 +122,30 @@ class TrustArtifacts:
         self._lock = None
 
     @staticmethod
-    def _choose(pipeline: Pipeline, catalog: DataCatalog, provenance: Provenance) -> None:
-        """Let what is not fresh count as not there."""
+    def _choose(pipeline: Pipeline, catalog: DataCatalog, provenance: Provenance) -> list[str]:
+        """Let what is not fresh count as not there; the nodes that make it."""
         states = provenance.states()
         for name, state in states.items():
             if provenance.path(name) is not None:
                 vars(catalog.get(name))["outdated"] = not state.fresh
-        nodes = [node.name for node in pipeline.nodes if not all(states[name].fresh for name in node.outputs)]
-        if nodes:
-            logger.info("%d of %d nodes to run: %s", len(nodes), len(pipeline.nodes), ", ".join(nodes))
-        else:
-            logger.info("Nothing to run: all artifacts are fresh")
+        return [node.name for node in pipeline.nodes if not all(states[name].fresh for name in node.outputs)]
 
-    @staticmethod
-    def _tell_stale_inputs(pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Warn of inputs that the run does not make and that other parameters or code made."""
-        whole = register_pipelines()["__default__"]
-        if not pipeline.inputs() & whole.all_outputs():
-            return
-        states = Provenance(whole, catalog).states()
-        for name in sorted(pipeline.inputs() & states.keys()):
-            if states[name].name in ("stale", "damaged"):
-                logger.warning(
-                    "%s is used as it is, but it is %s (%s)", name, states[name].name, states[name].why
-                )
+
+def _tell_choice(nodes: list[str], pipeline: Pipeline) -> None:
+    if nodes:
+        logger.info("%d of %d nodes to run: %s", len(nodes), len(pipeline.nodes), ", ".join(nodes))
+    else:
+        logger.info("Nothing to run: all artifacts are fresh")
+
+
+def _tell_stale_inputs(pipeline: Pipeline, catalog: DataCatalog) -> None:
+    """Warn of inputs that the run does not make and that other parameters or code made."""
+    whole = register_pipelines()["__default__"]
+    if not pipeline.inputs() & whole.all_outputs():
+        return
+    states = Provenance(whole, catalog).states()
+    for name in sorted(pipeline.inputs() & states.keys()):
+        if states[name].name in ("stale", "damaged"):
+            logger.warning(
+                "%s is used as it is, but it is %s (%s)", name, states[name].name, states[name].why
+            )
