@@ -199,7 +199,8 @@ def test_what_is_said_to_count_or_not_exists() -> None:
 def test_every_field_without_exception_counts_for_the_nodes_that_are_given_it() -> None:
     counted = {
         name
-        for node in register_pipelines()["__default__"].nodes
+        for pipeline in register_pipelines().values()
+        for node in pipeline.nodes
         for name in counted_parameters(node.name, node.inputs, _parameters())
     }
     assert counted == _names(_parameters().model_dump()) - set(WITHOUT_EFFECT)
@@ -212,3 +213,5 @@ def test_a_node_counts_what_it_is_given_and_reads() -> None:
     assert found == {"evaluation.environment": None, "seed": 0}
     found = counted_parameters("a.node", ["params:reward.source", "params:se"], _parameters())
     assert found == {"reward.source": "dataset"}
+    found = counted_parameters("a.node", ["parameters"], _parameters())
+    assert set(found) == _names(_parameters().model_dump()) - set(WITHOUT_EFFECT)

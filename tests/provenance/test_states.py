@@ -148,13 +148,24 @@ def test_a_part_takes_what_it_does_not_make_as_it_is() -> None:
     part = CHAIN.only_nodes("n1")
     with chain() as (catalog, folder):
         record_path(folder / "first.json").unlink()
-        # Its record said by what recipe; now there are only its bytes.
-        assert Provenance(part, catalog).states()["second"] == State(
-            "stale", ("its inputs were made otherwise",)
-        )
+        assert run(part, catalog, CHAIN) == set()
+        catalog.save("first", ["other"])
+        state = Provenance(part, catalog).states()["second"]
+        assert state == State("stale", ("input first is another than it was made from",))
         assert run(part, catalog, CHAIN) == {"n1"}
         assert run(part, catalog, CHAIN) == set()
         assert Provenance(CHAIN, catalog).states()["second"].why == "input first is stale"
+
+
+def test_what_was_made_again_and_came_out_the_same_leaves_what_follows_fresh() -> None:
+    with chain() as (catalog, folder):
+        for name in ("first", "beside"):  # as if other code had made them
+            path = record_path(folder / f"{name}.json")
+            path.write_text(path.read_text().replace(":two", ":three"))
+        before = Provenance(CHAIN, catalog).states()
+        assert [before[name].name for name in ("first", "second", "third")] == ["stale"] * 3
+        assert run(CHAIN.only_nodes("n0"), catalog) == {"n0"}
+        assert all(state.fresh for state in Provenance(CHAIN, catalog).states().values())
 
 
 def test_the_seed_counts() -> None:

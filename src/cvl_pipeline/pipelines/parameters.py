@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from itertools import accumulate
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -90,18 +91,20 @@ def counted_parameters(node: str, inputs: Iterable[str], parameters: RunParamete
 
     Args:
         node: its name.
-        inputs: names of what it is given, such as ``params:reward``; all but parameters are passed over.
+        inputs: names of what it is given, such as ``params:reward``, or ``parameters``, which is all of them;
+            what is no parameter is passed over.
         parameters: of the run.
 
     Returns:
         Values by their full names, such as ``reward.source``.
     """
     every = _flat(parameters.model_dump(mode="json"))
-    given = [name.removeprefix("params:") for name in inputs if name.startswith("params:")]
+    given = set(inputs)
     stage, read = READ.get(node, ("", ()))
     found = {}
     for name, value in every.items():
-        if name in WITHOUT_EFFECT or not any(f"{name}.".startswith(f"{prefix}.") for prefix in given):
+        whole = ["parameters", *(f"params:{part}" for part in accumulate(name.split("."), "{}.{}".format))]
+        if name in WITHOUT_EFFECT or not given & set(whole):
             continue
         if name.split(".")[0] != stage or name.split(".")[1] in read:
             found[name] = value

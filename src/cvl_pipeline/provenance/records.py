@@ -129,8 +129,8 @@ class Checksums:
             self._known[tuple(identity)] = checksum
 
     def seen(self, paths: Iterable[Path]) -> list[list[Any]]:
-        """What a record should know of those of the files that are large."""
-        identities = [_identity(path) for path in paths if path.is_file()]
+        """What a record should know of those files, in folders too, that are large."""
+        identities = [_identity(file) for path in paths for file in _files(path)]
         return [
             [*identity, self._known[identity]]
             for identity in identities
@@ -159,9 +159,13 @@ class Checksums:
         """One checksum of all files below a folder, or of a file; None if there is neither."""
         if not path.is_dir():
             return self.of(path)
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        listed = [(file.relative_to(path).as_posix(), self.of(file)) for file in files]
+        listed = [(file.relative_to(path).as_posix(), self.of(file)) for file in _files(path)]
         return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or all below a folder."""
+    return sorted(file for file in (path, *path.rglob("*")) if file.is_file())
 
 
 def _identity(path: Path) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -44,11 +44,13 @@ class State:
         """The reasons in a few words."""
         if not self.reasons:
             return ""
-        first = self.reasons[0].partition(":")[0]
+        first = self.reasons[0].partition(": ")[0]
         return first if len(self.reasons) == 1 else f"{first} and {len(self.reasons) - 1} more"
 
 
 FRESH = State("fresh")
+MISSING = "missing"
+"""In place of the checksum of what is not there."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,15 @@ class Provenance:
 
     def record(self, node: Node, making: Making) -> None:
         """Write beside each of the node's outputs, all of which are saved by now, what made it."""
+        recipe = making.recipe
+        if MISSING in recipe.sources.values():  # the node has downloaded it
+            recipe = replace(recipe, sources=dict(self._sources(recipe.parameters)))
         paths = {name: path for name in node.outputs if (path := self.path(name)) is not None}
-        self._in_memory |= dict.fromkeys(set(node.outputs) - set(paths), making.recipe.fingerprint)
+        self._in_memory |= dict.fromkeys(set(node.outputs) - set(paths), recipe.fingerprint)
         outputs = {name: self._content(path) for name, path in paths.items()}
         for path in paths.values():
-            seen = self._checksums.seen([path, *self._source_files(making.recipe.parameters)])
-            write_record(path, Record(making.recipe, making.contents, outputs, seen))
+            seen = self._checksums.seen([path, *self._source_files(recipe.parameters)])
+            write_record(path, Record(recipe, making.contents, outputs, seen))
 
     def states(self) -> dict[str, State]:
         """How everything that the pipeline makes stands, in the order of the run.
@@ -140,10 +145,11 @@ class Provenance:
         if record.outputs.get(name) != self._content(path):
             return State("damaged", ("its bytes are not those that were recorded",))
         reasons = [str(change) for change in changes(record.recipe, recipe)]
+        # By their bytes: an input that was made again, by whatever recipe, and came out the same is the same.
         reasons += upstream + [
             f"input {other} is another than it was made from"
-            for other, input_path in self._input_paths(node).items()
-            if states.get(other, FRESH).fresh and record.contents.get(other) != self._content(input_path)
+            for other in recipe.inputs
+            if states.get(other, FRESH).fresh and not self._is_input(other, record, recipe)
         ]
         reasons += [
             f"{other}, made with it, is another"
@@ -152,9 +158,14 @@ class Provenance:
             and beside.exists()
             and record.outputs.get(other) != self._content(beside)
         ]
-        if not reasons and record.recipe.fingerprint != recipe.fingerprint:
-            reasons = ["its inputs were made otherwise"]
         return State("stale", tuple(reasons)) if reasons else FRESH
+
+    def _is_input(self, name: str, record: Record, recipe: Recipe) -> bool:
+        """Whether an input is the very one that the record names."""
+        path = self.path(name)
+        if path is None:  # in memory, where its recipe is all that is known of it
+            return record.recipe.inputs.get(name) == recipe.inputs[name]
+        return record.contents.get(name) == self._content(path)
 
     def _recipe(self, node: Node, inputs: dict[str, str]) -> Recipe:
         code = self._code[node.name]
@@ -166,11 +177,11 @@ class Provenance:
     def _sources(self, parameters: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Content of what the parameters name and nothing here makes: logs, code of the user's own."""
         for path in self._source_files(parameters):
-            yield "dataset.path", self._checksums.of_folder(path) or "missing"
+            yield "dataset.path", self._checksums.of_folder(path) or MISSING
         for value in parameters.values():
             match = NAMED_CODE.fullmatch(value) if isinstance(value, str) else None
             if match:
-                yield match[1], source_of(match[1]) or "missing"
+                yield match[1], source_of(match[1]) or MISSING
 
     def _source_files(self, parameters: Mapping[str, Any]) -> list[Path]:
         dataset = self._parameters.dataset
@@ -195,4 +206,4 @@ class Provenance:
         return record.recipe.fingerprint if record is not None and known else f"content {content}"
 
     def _content(self, path: Path) -> str:
-        return self._checksums.of(path) or "missing"
+        return self._checksums.of(path) or MISSING
