@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,15 @@ def test_a_function_depends_on_what_it_names_and_on_all_behind_that(package: Pat
     assert set(found.packages) == {"torch"}
     # Its parameter has the name of another function.
     assert set(_code(package, "others").hashes) == {"toy.nodes:others", "toy.apart"}
+
+
+def test_of_a_function_within_another_the_whole_module_counts(package: Path) -> None:
+    nodes = NODES + "def make():\n    def inner(x):\n        return x\n    return inner\n"
+    _code(package, nodes=nodes)
+    inner = code_of(partial(importlib.import_module("toy.nodes").make(), 1))
+    assert set(inner.hashes) == {
+        "toy.nodes", "toy.apart", "toy.room.near", "toy.room.far", "toy.room.lazy"
+    }  # fmt: skip
 
 
 SAME = {

@@ -11,7 +11,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
@@ -43,14 +43,19 @@ class Code:
 
 @cache  # for the life of the process, as Python keeps what it has imported, whatever becomes of the files
 def code_of(function: Callable[..., Any]) -> Code:
-    """What a function at the top of a module depends on.
+    """What a function depends on.
 
     Its own part of the module is its definition and every definition there that this names; the modules that
     they import count whole, with all that these import, inside functions too and ``if TYPE_CHECKING`` left
-    out.
+    out. Of a function that is not defined at the top of its module, the module counts whole too.
     """
+    while isinstance(function, partial):
+        function = function.func
     function = inspect.unwrap(function)
     module, name = function.__module__, function.__name__
+    if not any(name in _bound(statement) for statement in _tree(module).body):
+        modules, packages = _closure([module], module)
+        return Code(_hashes(modules), _versions(packages))
     own, imported = _part(module, name)
     modules, packages = _closure(imported, module)
     return Code({f"{module}:{name}": own, **_hashes(modules)}, _versions(packages))
