@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -65,6 +67,19 @@ def test_two_runs_of_one_process_are_kept_apart_too(tmp_path: Path) -> None:
         acquire(tmp_path / "lock", "data")
     release(first)
     release(acquire(tmp_path / "lock", "data"))
+
+
+def test_where_there_are_no_locks_a_run_is_warned_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    release(acquire(tmp_path / "lock", "data"))
+    assert caplog.messages == [
+        f"data cannot be locked (OSError: [Errno {errno.ENOLCK}] No locks available): start no other run of it"
+    ]
 
 
 def test_a_process_that_has_not_yet_said_who_it_is_holds_it(tmp_path: Path) -> None:

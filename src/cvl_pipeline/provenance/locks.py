@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import socket
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.errors import InputError, one_line
+
+logger = logging.getLogger(__name__)
 
 _held: set[TextIO] = set()
 
@@ -36,6 +39,8 @@ def acquire(path: Path, what: str) -> TextIO:
             f"{what} is in use by another run ({holder}): wait for it to end; runs of other datasets and "
             "seeds need not wait"
         ) from None
+    except OSError as error:  # Lustre, for one, may be mounted without locks
+        logger.warning("%s cannot be locked (%s): start no other run of it", what, one_line(error))
     file.truncate(0)
     since = datetime.now().astimezone().isoformat(timespec="seconds")
     json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": since}, file)
