@@ -77,9 +77,9 @@ def test_where_there_are_no_locks_a_run_is_warned_and_goes_on(
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     release(acquire(tmp_path / "lock", "data"))
-    assert caplog.messages == [
-        f"data cannot be locked (OSError: [Errno {errno.ENOLCK}] No locks available): start no other run of it"
-    ]
+    (told,) = caplog.messages
+    assert told.startswith("data cannot be locked (OSError")
+    assert told.endswith("No locks available): start no other run of it")
 
 
 def test_a_process_that_has_not_yet_said_who_it_is_holds_it(tmp_path: Path) -> None:
