@@ -10,9 +10,11 @@ from kedro.io import DataCatalog
 from cvl_pipeline.configuration import CheckedConfigLoader
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.pipeline_registry import register_pipelines
+from cvl_pipeline.provenance.code import Code
 from cvl_pipeline.provenance.hooks import TrustArtifacts
 from cvl_pipeline.provenance.locks import acquire, release
 from cvl_pipeline.settings import CONFIG_LOADER_ARGS
+from tests.builders import names_in
 
 CONF = Path(__file__).parents[2] / "conf"
 PIPELINE = register_pipelines()["data_ingestion"]
@@ -74,3 +76,29 @@ def test_a_run_that_was_interrupted_in_a_notebook_does_not_bar_the_next(tmp_path
     next(hook.before_pipeline_run(RUN, PIPELINE, _catalog()))
     hook.on_pipeline_error()
     assert not _is_held(tmp_path)
+
+
+def test_training_that_other_code_began_is_not_taken_up(tmp_path: Path) -> None:
+    (train,) = register_pipelines()["contrastive_dynamics"].only_nodes("contrastive_dynamics.train").nodes
+    folder = tmp_path / "dynamics_checkpoints"
+    given = []
+    for version in ("1.0", "1.0", "2.0"):
+        hook = _hook(tmp_path)
+        others = hook.before_pipeline_run(RUN, register_pipelines()["contrastive_dynamics"], _catalog())
+        next(others)
+        assert hook._provenance is not None
+        hook._provenance._code[train.name] = Code({}, {"torch": version})
+        inputs = {"dynamics_checkpoints": folder}
+        changed = hook.before_node_run(train, inputs)
+        assert changed is not None
+        given.append(inputs | changed)
+        hook.on_pipeline_error()
+    first, again, other = (values["dynamics_checkpoints"] for values in given)
+    assert first == again != other
+    assert first.parent == other.parent == folder
+    # When it has ended, its folder goes; one that something unfinished is in, stays.
+    first.mkdir(parents=True)
+    (other / "unfinished").mkdir(parents=True)
+    for values in given:
+        hook.after_node_run(train, values)
+    assert names_in(folder) == [other.name]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -74,8 +76,16 @@ class TrustArtifacts:
             return None
         making = self._provenance.making(node)
         self._makings[node.name], self._unsaved[node.name] = making, set(node.outputs)
-        folder = making.recipe.fingerprint[:16]
-        return {name: inputs[name] / folder for name in node.inputs if name.endswith("_checkpoints")}
+        # Without the inputs: training itself tells them apart, by their content.
+        folder = replace(making.recipe, inputs={}).fingerprint[:16]
+        return {name: inputs[name] / folder for name in _checkpoints(node)}
+
+    @hook_impl
+    def after_node_run(self, node: Node, inputs: dict[str, Any]) -> None:
+        """Remove the folders of finished training, unless others in them are unfinished."""
+        for name in _checkpoints(node):
+            with suppress(OSError):
+                inputs[name].rmdir()
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
@@ -129,6 +139,10 @@ class TrustArtifacts:
             if provenance.path(name) is not None:
                 vars(catalog.get(name))["outdated"] = not state.fresh
         return [node.name for node in pipeline.nodes if not all(states[name].fresh for name in node.outputs)]
+
+
+def _checkpoints(node: Node) -> list[str]:
+    return [name for name in node.inputs if name.endswith("_checkpoints")]
 
 
 def _tell_choice(nodes: list[str], pipeline: Pipeline) -> None:
