@@ -18,6 +18,7 @@ import torch
 from benchmarks.common import defaults
 from cvl_pipeline import launch
 from cvl_pipeline.artifacts import load_artifact
+from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 
 INTERVALS, STEPS = 4, 150
@@ -65,7 +66,9 @@ def _row(inputs: dict[str, Any], processes: int, batch: int) -> dict[str, Any]:
     }  # fmt: skip
     parameters = DynamicsParameters(**critic | {"training": training})
     with tempfile.TemporaryDirectory() as folder:
-        launch.train("dynamics", parameters, 0, Path(folder) / "state", Path(folder) / "logs", inputs)
+        launch.train(
+            train_dynamics, "critic", parameters, 0, Path(folder) / "state", Path(folder) / "logs", inputs
+        )
         metrics = pd.read_csv(Path(folder) / "logs/metrics.csv")
     speed = float(metrics["throughput/steps_per_second"].max())
     return {"processes": processes, "batch": batch * processes, "steps_per_second": speed}

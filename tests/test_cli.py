@@ -70,3 +70,9 @@ def test_training_that_diverged_is_told_in_one_line() -> None:
     result = CliRunner().invoke(_run_that_raises(FloatingPointError("the loss became nan")), [])
     assert result.exit_code == 1
     assert result.output == "Error: the loss became nan\n"
+
+
+def test_the_status_of_a_pipeline_that_does_not_exist_is_refused_with_a_near_one() -> None:
+    result = CliRunner().invoke(cli, ["artifacts", "status", "--pipelines", "data_ingest"])
+    assert result.exit_code == 1
+    assert result.output == "Error: unknown pipeline 'data_ingest': did you mean data_ingestion?\n"

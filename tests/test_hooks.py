@@ -120,7 +120,7 @@ def test_every_finished_node_is_told_in_one_line(caplog: pytest.LogCaptureFixtur
     pipeline = _pipeline("value_readout")
     hook = NarrateNodes()
     with caplog.at_level(logging.INFO, logger="cvl_pipeline.hooks"):
-        hook.before_pipeline_run(pipeline)
+        hook.before_pipeline_run({"only_missing_outputs": False}, pipeline, DataCatalog())
         for node in pipeline.nodes:
             hook.before_node_run()
             hook.after_node_run(node)

@@ -21,11 +21,14 @@ import pytest
 import torch
 
 from cvl_pipeline import launch
+from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.launch import TrainingError, command
+from cvl_pipeline.policies.module import extract_policy
 from cvl_pipeline.readout.build import build_readout
-from cvl_pipeline.training.fit import TERMINATED, run_fingerprint
+from cvl_pipeline.training.fit import run_fingerprint
+from cvl_pipeline.training.processes import TERMINATED
 from tests.builders import (
     dynamics_parameters,
     identity_normalisation,
@@ -57,7 +60,9 @@ def _parameters(**training: Any) -> DynamicsParameters:
 
 
 def _train(folder: Path, **training: Any) -> Result:
-    return launch.train("dynamics", _parameters(**training), 0, folder / "c", folder / "logs", _inputs())
+    return launch.train(
+        train_dynamics, "critic", _parameters(**training), 0, folder / "c", folder / "logs", _inputs()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +106,9 @@ def test_two_processes_extract_the_policy_of_one(
             # The one whose metrics are not all means over the batch.
             parameters = policy_parameters(objective="awr", training=STEPS | {"devices": devices})
             folder = tmp_path / str(devices)
-            results.append(launch.train("policy", parameters, 0, folder / "c", folder / "logs", inputs))
+            results.append(
+                launch.train(extract_policy, "policy", parameters, 0, folder / "c", folder / "logs", inputs)
+            )
     _assert_same(results[1], results[0], 1e-5)
     assert "Trained by 2 processes (world_size 2)" in caplog.text
 

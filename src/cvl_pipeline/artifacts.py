@@ -10,13 +10,22 @@ from typing import Any
 from torch import Tensor
 
 from cvl_pipeline.errors import InputError, look_up
-from cvl_pipeline.networks.actor import Actor, ActorShape, CategoricalActor, GaussianActor
-from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
-from cvl_pipeline.policies.best_of_n import BestOfN
-from cvl_pipeline.readout.q_function import QFunction
-from cvl_pipeline.readout.readouts import ExactReadout, FeatureReadout, Readout
+from cvl_pipeline.imports import named
 from cvl_pipeline.storage import read_tensors, shown, write_tensors
-from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
+
+# By name, not imported: whoever reads one kind of artifact does not depend on the code of all others.
+NORMALISATION, REWARDS, SPLIT, TRANSITIONS = (
+    f"cvl_pipeline.trajectories.container:{name}"
+    for name in ("Normalisation", "Rewards", "Split", "Transitions")
+)
+CRITIC, CRITIC_SHAPE = (
+    f"cvl_pipeline.networks.critic:{name}" for name in ("ContrastiveCritic", "CriticShape")
+)
+ACTOR_SHAPE = "cvl_pipeline.networks.actor:ActorShape"
+ACTORS = {name: f"cvl_pipeline.networks.actor:{name}" for name in ("GaussianActor", "CategoricalActor")}
+READOUTS = {name: f"cvl_pipeline.readout.readouts:{name}" for name in ("ExactReadout", "FeatureReadout")}
+Q_FUNCTION = "cvl_pipeline.readout.q_function:QFunction"
+BEST_OF_N = "cvl_pipeline.policies.best_of_n:BestOfN"
 
 Pack = Callable[[Any], tuple[dict[str, Tensor], dict[str, Any]]]
 Unpack = Callable[[dict[str, Tensor], dict[str, Any]], Any]
@@ -28,44 +37,40 @@ def _pack_fields(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, {name: value for name, value in values.items() if name not in tensors}
 
 
-def _unpack_fields(cls: type[Any]) -> Unpack:
-    return lambda tensors, config: cls(**tensors, **config)
+def _unpack_fields(cls: str) -> Unpack:
+    return lambda tensors, config: named(cls)(**tensors, **config)
 
 
 def _pack_module(module: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return dict(module.state_dict()), module.description()
 
 
-def _unpack_module(cls: type[Any], shape: type[Any]) -> Unpack:
+def _unpack_module(cls: str, shape: str) -> Unpack:
     def unpack(tensors: dict[str, Tensor], config: dict[str, Any]) -> Any:
         # JSON has lists where the shapes have tuples.
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
-        module = cls(shape(**values))
+        module = named(cls)(named(shape)(**values))
         module.load_state_dict(tensors)
         return module.eval()
 
     return unpack
 
 
-READOUTS = {cls.__name__: cls for cls in (ExactReadout, FeatureReadout)}
-ACTORS = {cls.__name__: cls for cls in (GaussianActor, CategoricalActor)}
-
-
-def _pack_readout(readout: Readout) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _pack_readout(readout: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, config = _pack_fields(readout)
     return tensors, {**config, "class": type(readout).__name__}
 
 
-def _unpack_readout(tensors: dict[str, Tensor], config: dict[str, Any]) -> Readout:
+def _unpack_readout(tensors: dict[str, Tensor], config: dict[str, Any]) -> Any:
     values = dict(config)
-    readout: Readout = _unpack_fields(look_up("readout", values.pop("class"), READOUTS))(tensors, values)
-    return readout
+    return _unpack_fields(look_up("readout", values.pop("class"), READOUTS))(tensors, values)
 
 
-def _pack_policy(policy: Actor | BestOfN) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if isinstance(policy, Actor):
+def _pack_policy(policy: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    name = type(policy).__name__
+    if name in ACTORS:
         tensors, config = _pack_module(policy)
-        return tensors, {**config, "class": type(policy).__name__}
+        return tensors, {**config, "class": name}
     packed = {
         "actor": _pack_policy(policy.actor),
         "critic": _pack_module(policy.critic),
@@ -75,15 +80,14 @@ def _pack_policy(policy: Actor | BestOfN) -> tuple[dict[str, Tensor], dict[str, 
         f"{part}.{name}": value for part, (values, _) in packed.items() for name, value in values.items()
     }
     config = {part: values for part, (_, values) in packed.items()}
-    return {**tensors, "proposals": policy.proposals}, {**config, "class": BestOfN.__name__}
+    return {**tensors, "proposals": policy.proposals}, {**config, "class": name}
 
 
-def _unpack_policy(tensors: dict[str, Tensor], config: dict[str, Any]) -> Actor | BestOfN:
+def _unpack_policy(tensors: dict[str, Tensor], config: dict[str, Any]) -> Any:
     values = dict(config)
     name = values.pop("class")
-    if name != BestOfN.__name__:
-        actor: Actor = _unpack_module(look_up("policy", name, ACTORS), ActorShape)(tensors, values)
-        return actor
+    if not BEST_OF_N.endswith(f":{name}"):
+        return _unpack_module(look_up("policy", name, ACTORS), ACTOR_SHAPE)(tensors, values)
 
     def part(name: str) -> dict[str, Tensor]:
         return {
@@ -92,19 +96,18 @@ def _unpack_policy(tensors: dict[str, Tensor], config: dict[str, Any]) -> Actor 
             if key.startswith(f"{name}.")
         }
 
-    critic = _unpack_module(ContrastiveCritic, CriticShape)(part("critic"), values["critic"])
-    q = QFunction(critic.requires_grad_(False), _unpack_readout(part("readout"), values["readout"]))
-    proposer = _unpack_policy(part("actor"), values["actor"])
-    assert isinstance(proposer, Actor)
-    return BestOfN(proposer, q, tensors["proposals"]).eval()
+    critic = _unpack_module(CRITIC, CRITIC_SHAPE)(part("critic"), values["critic"])
+    readout = _unpack_readout(part("readout"), values["readout"])
+    q = named(Q_FUNCTION)(critic.requires_grad_(False), readout)
+    return named(BEST_OF_N)(_unpack_policy(part("actor"), values["actor"]), q, tensors["proposals"]).eval()
 
 
 KINDS: dict[str, tuple[Pack, Unpack]] = {
-    "transitions": (_pack_fields, _unpack_fields(Transitions)),
-    "rewards": (_pack_fields, _unpack_fields(Rewards)),
-    "split": (_pack_fields, _unpack_fields(Split)),
-    "normalisation": (_pack_fields, _unpack_fields(Normalisation)),
-    "critic": (_pack_module, _unpack_module(ContrastiveCritic, CriticShape)),
+    "transitions": (_pack_fields, _unpack_fields(TRANSITIONS)),
+    "rewards": (_pack_fields, _unpack_fields(REWARDS)),
+    "split": (_pack_fields, _unpack_fields(SPLIT)),
+    "normalisation": (_pack_fields, _unpack_fields(NORMALISATION)),
+    "critic": (_pack_module, _unpack_module(CRITIC, CRITIC_SHAPE)),
     "readout": (_pack_readout, _unpack_readout),
     "policy": (_pack_policy, _unpack_policy),
 }

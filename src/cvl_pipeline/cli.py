@@ -1,4 +1,4 @@
-"""The project's ``kedro run``: Kedro's own, with a person's mistakes told in one line."""
+"""The project's commands: Kedro's own ``run``, and others, with a person's mistakes told in one line."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import click
 from kedro.config import MissingConfigException
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import _split_params
+from kedro.framework.project import settings
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
+from kedro.pipeline import Pipeline
 
 from cvl_pipeline.errors import InputError, causes, missing_extra, unknown_name
 from cvl_pipeline.launch import TrainingError
 from cvl_pipeline.pipeline_registry import register_pipelines
 from cvl_pipeline.pipelines.parameters import RunParameters, check_parameters
+from cvl_pipeline.provenance.states import Provenance
+from cvl_pipeline.provenance.status import print_status
 from cvl_pipeline.tuning.storage import StudyLocation
 
 
@@ -69,9 +73,13 @@ def _check_names(options: dict[str, Any]) -> None:
         "tag": options["tags"] or [],
     }
     for kind, names in asked.items():
-        for name in names:
-            if name not in known[kind]:
-                raise unknown_name(kind, name, known[kind])
+        _check(kind, names, known[kind])
+
+
+def _check(kind: str, names: list[str], known: list[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise unknown_name(kind, name, known)
 
 
 def _raised_by_kedro(error: BaseException) -> bool:
@@ -144,3 +152,34 @@ def _study_in_force(env: str | None, params: dict[str, Any]) -> tuple[StudyLocat
     with KedroSession.create(project, env=env, runtime_params=params) as session:
         catalog = session.load_context().catalog  # type: ignore[attr-defined]
         return catalog.load("tuning_storage"), check_parameters(catalog.load("parameters"))
+
+
+class _Status(_Command):
+    def check(self, options: dict[str, Any]) -> None:
+        _check("pipeline", options["pipelines"] or [], list(register_pipelines()))
+
+
+@cli.group()
+def artifacts() -> None:
+    """What the pipeline has made."""
+
+
+def _status(env: str, params: dict[str, Any], pipelines: list[str], conf_source: str, explain: bool) -> None:
+    """List every artifact as fresh, stale (and why), missing or damaged. Changes nothing.
+
+    Fresh is what a run with the same --env and --params would make again; a run with --only-missing-outputs
+    makes the rest.
+    """
+    known = register_pipelines()
+    chosen = sum((known[name] for name in pipelines or ["__default__"]), start=Pipeline([]))
+    with settings.SESSION_CLASS.create(env=env, conf_source=conf_source, runtime_params=params) as session:
+        # Of the whole: what was made from a stale artifact of another stage is stale.
+        provenance = Provenance(known["__default__"] + chosen, session.load_context().catalog)
+        print_status(provenance, chosen.all_outputs(), explain)
+
+
+_EXPLAIN = click.Option(["--explain"], is_flag=True, help="Say everything that changed: what was, what is.")
+_SHARED = [
+    option for option in kedro_run.params if option.name in ("env", "params", "pipelines", "conf_source")
+]
+artifacts.add_command(_Status("status", params=[*_SHARED, _EXPLAIN], callback=_status, help=_status.__doc__))

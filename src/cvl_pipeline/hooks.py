@@ -85,9 +85,14 @@ class NarrateNodes:
         self._start = 0.0
 
     @hook_impl
-    def before_pipeline_run(self, pipeline: Pipeline) -> None:
-        """Count the nodes."""
-        self._total, self._done = len(pipeline.nodes), 0
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Count the nodes that will run."""
+        nodes = pipeline.nodes
+        if run_params["only_missing_outputs"]:
+            nodes = [node for node in nodes if not all(map(catalog.exists, node.outputs))]
+        self._total, self._done = len(nodes), 0
 
     @hook_impl
     def before_node_run(self) -> None:

@@ -11,6 +11,12 @@ from typing import Any
 from cvl_pipeline.errors import InputError, one_line
 
 
+def named(source: str) -> Any:
+    """What ``module:name`` names, in this package or another; what an import raises, it raises."""
+    module_name, _, name = source.partition(":")
+    return getattr(importlib.import_module(module_name), name)
+
+
 def user_function(field: str, source: str) -> Callable[..., Any]:
     """The function that ``module:function`` names.
 
@@ -21,9 +27,8 @@ def user_function(field: str, source: str) -> Callable[..., Any]:
     Raises:
         InputError: it cannot be imported, or is no function.
     """
-    module_name, _, name = source.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), name)
+        function = named(source)
     except Exception as error:  # the module runs here, and may fail in any way
         raise InputError(
             f"{field} '{source}' cannot be imported ({one_line(error)}); is the module on the Python path?"

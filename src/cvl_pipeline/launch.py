@@ -22,23 +22,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
-from torch import nn
 
 from cvl_pipeline.artifacts import load_artifact, save_artifact
-from cvl_pipeline.dynamics.module import train_dynamics
-from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.errors import InputError, one_line
-from cvl_pipeline.policies.module import train_policy
-from cvl_pipeline.policies.parameters import PolicyParameters
-from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.imports import named
 from cvl_pipeline.storage import shown, write_atomically
 from cvl_pipeline.training.callbacks import Watcher
-from cvl_pipeline.training.fit import TERMINATED
 from cvl_pipeline.training.parameters import TrainingParameters
-from cvl_pipeline.training.processes import rank, world_size
+from cvl_pipeline.training.processes import TERMINATED, rank, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -54,27 +48,21 @@ class TrainingError(RuntimeError):
     """A process of a training ended early. The message is one line for a person; what was done is kept."""
 
 
-def _dynamics(parameters: dict[str, Any], **inputs: Any) -> tuple[nn.Module, pd.DataFrame]:
-    return train_dynamics(parameters=DynamicsParameters(**parameters), **inputs)
+class StageParameters(Protocol):
+    """The parameters of a stage that trains: a Pydantic model with a field ``training``."""
 
+    @property
+    def training(self) -> TrainingParameters:
+        """How many processes, among others."""
 
-def _policy(
-    parameters: dict[str, Any], critic: Any = None, readout: Any = None, **inputs: Any
-) -> tuple[nn.Module, pd.DataFrame]:
-    q = QFunction(critic, readout) if critic is not None else None
-    return train_policy(parameters=PolicyParameters(**parameters), q=q, **inputs)
-
-
-TRAININGS: dict[str, tuple[str, Callable[..., tuple[nn.Module, pd.DataFrame]]]] = {
-    "dynamics": ("critic", _dynamics),
-    "policy": ("policy", _policy),
-}
-"""What each training makes, and how."""
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Plain values."""
 
 
 def train(
-    training: str,
-    parameters: DynamicsParameters | PolicyParameters,
+    function: Callable[..., tuple[Any, pd.DataFrame]],
+    makes: str,
+    parameters: StageParameters,
     seed: int,
     checkpoints: Path,
     logs: Path | None,
@@ -84,7 +72,9 @@ def train(
     """Train in this process, or in as many as the parameters ask for.
 
     Args:
-        training: one of TRAININGS.
+        function: trains; takes parameters, seed, checkpoints, logs and the inputs by these names, and returns
+            the module and its history. Other processes import it by its name.
+        makes: the kind of artifact that the module is.
         parameters: of its stage; ``training.devices`` and ``nodes`` say how many processes.
         seed: of the run.
         checkpoints: folder that unfinished training is kept in and resumed from. With several machines, on a
@@ -103,21 +93,20 @@ def train(
         TrainingError: a process was killed.
         SystemExit: SIGTERM, to this process or to one of those it started; what was done is saved.
     """
-    makes, function = TRAININGS[training]
-    given = {name: value for name, value in inputs.items() if value is not None}
-    specification = {
-        "training": training, "parameters": parameters.model_dump(mode="json"), "seed": seed,
-        "checkpoints": str(checkpoints.absolute()), "logs": str(logs.absolute()) if logs else None,
-        "inputs": sorted(given),
-    }  # fmt: skip
     if parameters.training.devices * parameters.training.nodes == 1:
         watched = {} if watch is None else {"watch": watch}
         return function(
-            parameters.model_dump(), seed=seed, checkpoints=checkpoints, logs=logs, **watched, **given
+            parameters=parameters, seed=seed, checkpoints=checkpoints, logs=logs, **watched, **inputs
         )
+    specification = {
+        "function": _name(function), "makes": makes,
+        "model": _name(type(parameters)), "parameters": parameters.model_dump(mode="json"), "seed": seed,
+        "checkpoints": str(checkpoints.absolute()), "logs": str(logs.absolute()) if logs else None,
+        "inputs": sorted(inputs),
+    }  # fmt: skip
     folder = (checkpoints / "launch").absolute()
     shutil.rmtree(folder, ignore_errors=True)
-    for name, value in given.items():
+    for name, value in inputs.items():
         save_artifact(folder / f"{name}.safetensors", _kind(name), value)
     _write_json(folder / "specification.json", specification)
     result = _torchrun(folder, parameters.training)
@@ -250,13 +239,13 @@ def _first_slurm_host() -> str:
 def work(folder: Path) -> None:
     """One process of a training: read the inputs, train a share, and as the first save the results."""
     specification = json.loads((folder / "specification.json").read_text())
-    makes, function = TRAININGS[specification["training"]]
+    makes = specification["makes"]
     inputs = {
         name: load_artifact(folder / f"{name}.safetensors", _kind(name)) for name in specification["inputs"]
     }
     try:
-        trained, history = function(
-            specification["parameters"],
+        trained, history = named(specification["function"])(
+            parameters=named(specification["model"])(**specification["parameters"]),
             seed=specification["seed"],
             checkpoints=Path(specification["checkpoints"]),
             logs=Path(specification["logs"]) if specification["logs"] else None,
@@ -281,6 +270,10 @@ def _tell(folder: Path, result: dict[str, Any]) -> None:
     end = time.monotonic() + PATIENCE
     while not (folder / DONE).exists() and time.monotonic() < end:
         time.sleep(0.05)
+
+
+def _name(thing: Callable[..., Any]) -> str:
+    return f"{thing.__module__}:{thing.__qualname__}"
 
 
 def _kind(name: str) -> str:

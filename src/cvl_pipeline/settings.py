@@ -4,8 +4,9 @@ from typing import Any
 
 from cvl_pipeline.configuration import CheckedConfigLoader
 from cvl_pipeline.hooks import CheckInputs, NarrateNodes, ReportResults
+from cvl_pipeline.provenance.hooks import TrustArtifacts
 
-HOOKS = (CheckInputs(), NarrateNodes(), ReportResults())
+HOOKS = (CheckInputs(), TrustArtifacts(), NarrateNodes(), ReportResults())
 CONFIG_LOADER_CLASS = CheckedConfigLoader
 CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",

@@ -46,11 +46,11 @@ class Project:
         return self.root / "data" / layer / dataset / name
 
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of every file under data/ but the logs, which tell how fast a run was."""
+        """SHA-256 of every file under data/ but logs and locks, which tell how fast a run was, and which."""
         return {
             str(path.relative_to(self.root)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted((self.root / "data").rglob("*"))
-            if path.is_file() and "logs" not in path.relative_to(self.root).parts
+            if path.is_file() and not {"logs", ".locks"} & set(path.relative_to(self.root).parts)
         }
 
 

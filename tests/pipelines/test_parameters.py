@@ -8,7 +8,14 @@ import pytest
 
 from cvl_pipeline.configuration import CheckedConfigLoader
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.pipelines.parameters import RunParameters, check_parameters
+from cvl_pipeline.pipeline_registry import register_pipelines
+from cvl_pipeline.pipelines.parameters import (
+    READ,
+    WITHOUT_EFFECT,
+    RunParameters,
+    check_parameters,
+    counted_parameters,
+)
 from cvl_pipeline.settings import CONFIG_LOADER_ARGS
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -168,3 +175,43 @@ def test_all_faults_are_told_at_once(base: dict[str, Any]) -> None:
     message = _refusal(_changed(_changed(base, "seed", -1), "evaluation.episodes", 0))
     assert "'seed' is -1" in message
     assert "'evaluation.episodes' is 0" in message
+
+
+def _parameters() -> RunParameters:
+    return check_parameters(CheckedConfigLoader(str(CONF), **CONFIG_LOADER_ARGS)["parameters"])
+
+
+def _names(values: dict[str, Any], prefix: str = "") -> set[str]:
+    names = set()
+    for name, value in values.items():
+        names |= _names(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}"}
+    return names
+
+
+def test_what_is_said_to_count_or_not_exists() -> None:
+    assert set(WITHOUT_EFFECT) <= _names(_parameters().model_dump())
+    nodes = {node.name: node for node in register_pipelines()["__default__"].nodes}
+    for node, (stage, fields) in READ.items():
+        assert f"params:{stage}" in nodes[node].inputs
+        assert set(fields) < set(type(getattr(_parameters(), stage)).model_fields)
+
+
+def test_every_field_without_exception_counts_for_the_nodes_that_are_given_it() -> None:
+    counted = {
+        name
+        for pipeline in register_pipelines().values()
+        for node in pipeline.nodes
+        for name in counted_parameters(node.name, node.inputs, _parameters())
+    }
+    assert counted == _names(_parameters().model_dump()) - set(WITHOUT_EFFECT)
+
+
+def test_a_node_counts_what_it_is_given_and_reads() -> None:
+    found = counted_parameters(
+        "evaluation.score", ["rewards", "params:evaluation", "params:seed"], _parameters()
+    )
+    assert found == {"evaluation.environment": None, "seed": 0}
+    found = counted_parameters("a.node", ["params:reward.source", "params:se"], _parameters())
+    assert found == {"reward.source": "dataset"}
+    found = counted_parameters("a.node", ["parameters"], _parameters())
+    assert set(found) == _names(_parameters().model_dump()) - set(WITHOUT_EFFECT)

@@ -15,9 +15,10 @@ from torch import Generator, Tensor
 from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
 from cvl_pipeline.training import callbacks
 from cvl_pipeline.training.callbacks import BestWeights, operations_of_a_step, product_rate
-from cvl_pipeline.training.fit import TERMINATED, fit
+from cvl_pipeline.training.fit import fit
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.parameters import TrainingParameters
+from cvl_pipeline.training.processes import TERMINATED
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.trajectories.container import Transitions
 from tests.builders import (

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from cvl_pipeline import launch
+from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.diagnostics import returns_correlation
@@ -32,7 +33,9 @@ def test_the_numbers_are_those_that_the_stages_report(tmp_path: Path) -> None:
     log = make_log(stages)
     found = bench(tmp_path).measure({}, 0, OFFLINE)
     inputs = {"transitions": log.transitions, "split": log.split, "normalisation": log.normalisation}
-    critic, history = launch.train("dynamics", stages.contrastive_dynamics, 0, tmp_path / "c", None, inputs)
+    critic, history = launch.train(
+        train_dynamics, "critic", stages.contrastive_dynamics, 0, tmp_path / "c", None, inputs
+    )
     readout = build_readout(critic, log.transitions, log.rewards, log.split, stages.value_readout, 0)
     assert found["contrastive_loss"] == history["validation/loss"].iloc[-1]
     assert found["mutual_information_bound"] == history["validation/mutual_information_bound"].iloc[-1]
@@ -50,7 +53,7 @@ def test_a_discount_that_no_held_out_episode_is_long_enough_for(tmp_path: Path) 
     stages = make_stages()
     log = make_log(stages)
     critic, _ = launch.train(
-        "dynamics", stages.contrastive_dynamics, 0, tmp_path / "c", None,
+        train_dynamics, "critic", stages.contrastive_dynamics, 0, tmp_path / "c", None,
         {"transitions": log.transitions, "split": log.split, "normalisation": log.normalisation},
     )  # fmt: skip
     readout = build_readout(critic, log.transitions, log.rewards, log.split, stages.value_readout, 0)
@@ -64,19 +67,19 @@ def test_what_trials_have_in_common_is_made_once(tmp_path: Path) -> None:
     judge = bench(tmp_path, "policy_extraction.beta")
     trained = []
 
-    def counted(training: str, *arguments: object) -> object:
-        trained.append(training)
-        return original(training, *arguments)  # type: ignore[arg-type]
+    def counted(function: object, makes: str, *arguments: object) -> object:
+        trained.append(makes)
+        return original(function, makes, *arguments)  # type: ignore[arg-type]
 
     original = launch.train
     with patch.object(launch, "train", counted):
         for beta in (1.0, 2.0, 1.0):
             judge.measure({"policy_extraction.beta": beta}, 0, ("returns_correlation",))
-        assert trained == ["dynamics"]
+        assert trained == ["critic"]
         other = judge.measure({"contrastive_dynamics.temperature": 0.5}, 0, OFFLINE)
-        assert trained == ["dynamics"] * 2
+        assert trained == ["critic"] * 2
         assert other != judge.measure({}, 1, OFFLINE)
-        assert trained == ["dynamics"] * 3
+        assert trained == ["critic"] * 3
 
 
 def test_the_policy_of_a_point_is_judged_in_the_environment_and_kept(tmp_path: Path) -> None:

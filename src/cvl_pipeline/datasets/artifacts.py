@@ -16,6 +16,9 @@ from cvl_pipeline.storage import read_tensors, shown
 class ArtifactDataset(AbstractVersionedDataset[Any, Any]):
     """One of this package's objects in a self-describing safetensors file (see ``storage``)."""
 
+    outdated = False
+    """Whether the file counts as not there: a run is about to make it anew."""
+
     def __init__(
         self,
         *,
@@ -55,7 +58,7 @@ class ArtifactDataset(AbstractVersionedDataset[Any, Any]):
         return JSONPreview(json.dumps({"kind": self._kind, "tensors": shapes, "config": config}))
 
     def _exists(self) -> bool:
-        return Path(self._get_load_path()).exists()
+        return not self.outdated and Path(self._get_load_path()).exists()
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": shown(self._filepath), "kind": self._kind, "version": self._version}

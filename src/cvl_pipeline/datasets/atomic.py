@@ -18,10 +18,16 @@ from cvl_pipeline.storage import shown, write_atomically
 class Atomic:
     """Mixin over a stock file dataset: save beside the target and rename."""
 
+    outdated = False
+    """Whether the file counts as not there: a run is about to make it anew."""
+
     _partial: PurePosixPath | None = None
 
     def _get_save_path(self) -> PurePosixPath:
         return self._partial or super()._get_save_path()  # type: ignore[misc]
+
+    def _exists(self) -> bool:
+        return not self.outdated and super()._exists()  # type: ignore[misc]
 
     def _describe(self) -> dict[str, Any]:
         description: dict[str, Any] = super()._describe()  # type: ignore[misc]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Any
 
 from cvl_pipeline.parameters import StageParameters, validated
+from cvl_pipeline.readout.parameters import ReadoutParameters
+from cvl_pipeline.training.parameters import OPERATION
 from cvl_pipeline.tuning.parameters import TuningParameters
 
 
@@ -27,3 +31,67 @@ def check_parameters(raw: dict[str, Any]) -> RunParameters:
         InputError: one line with every fault: the field's full name, its value, and what it may be.
     """
     return validated(RunParameters, raw)
+
+
+WITHOUT_EFFECT = (
+    *(
+        f"{stage}.training.{field}"
+        for stage in ("contrastive_dynamics", "policy_extraction")
+        for field in OPERATION
+    ),
+    "data_ingestion.workers",
+    "evaluation.workers",
+    "dataset.path",  # what lies there counts, not where it lies
+    "tuned",  # the parameters that it puts in place count
+    *(f"tuning.{field}" for field in ("storage", "workers", "max_failures", "grace_seconds")),
+)
+"""Fields that change no result."""
+
+READ = {
+    "data_ingestion.ingest": ("data_ingestion", ("workers",)),
+    "data_ingestion.split": ("data_ingestion", ("validation_fraction",)),
+    "data_ingestion.normalise": ("data_ingestion", ("std_floor",)),
+    "value_readout.read_out": (
+        "value_readout",
+        tuple(field for field in ReadoutParameters.model_fields if field != "compared_transitions"),
+    ),
+    "value_readout.evaluate": ("value_readout", ("compared_transitions",)),
+    "policy_extraction.clone": ("policy_extraction", ("hidden", "training")),
+    "evaluation.roll_out": ("evaluation", ("environment", "episode_steps", "episodes", "workers")),
+    "evaluation.roll_out_bc": ("evaluation", ("environment", "episode_steps", "episodes", "workers")),
+    "evaluation.score": ("evaluation", ("environment",)),
+    "evaluation.summarise": ("evaluation", ("environment", "episode_steps", "confidence")),
+}
+"""The fields that a node reads of a stage's parameters, where it is given all and reads few."""
+
+
+def counted_parameters(node: str, inputs: Iterable[str], parameters: RunParameters) -> dict[str, Any]:
+    """The fields that a node's result follows from, as plain values.
+
+    Args:
+        node: its name.
+        inputs: names of what it is given, such as ``params:reward``, or ``parameters``, which is all of them;
+            what is no parameter is passed over.
+        parameters: of the run.
+
+    Returns:
+        Values by their full names, such as ``reward.source``.
+    """
+    every = _flat(parameters.model_dump(mode="json"))
+    given = set(inputs)
+    stage, read = READ.get(node, ("", ()))
+    found = {}
+    for name, value in every.items():
+        whole = ["parameters", *(f"params:{part}" for part in accumulate(name.split("."), "{}.{}".format))]
+        if name in WITHOUT_EFFECT or not given & set(whole):
+            continue
+        if name.split(".")[0] != stage or name.split(".")[1] in read:
+            found[name] = value
+    return found
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

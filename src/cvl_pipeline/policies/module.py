@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -12,10 +13,12 @@ from torch import Generator, Tensor
 
 from cvl_pipeline.errors import InputError, look_up
 from cvl_pipeline.networks.actor import Actor, ActorShape, CategoricalActor, GaussianActor
+from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.policies.advantages import advantages
 from cvl_pipeline.policies.best_of_n import BestOfN
 from cvl_pipeline.policies.parameters import PolicyParameters
 from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.readout.readouts import Readout
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.processes import average, maximum, own_share
@@ -308,3 +311,16 @@ def train_policy(
         return actor, history
     generator = Generator().manual_seed(stream_seed(seed, "proposals", 0))
     return BestOfN(actor, q.frozen("cpu"), actor.noise(parameters.proposals, generator)).eval(), history
+
+
+def extract_policy(
+    critic: ContrastiveCritic, readout: Readout, **others: Any
+) -> tuple[Actor | BestOfN, pd.DataFrame]:
+    """``train_policy`` for the Q of a critic and a readout, which are two artifacts.
+
+    Args:
+        critic: trained; stays as it is.
+        readout: turns it into Q.
+        others: of ``train_policy``, but ``q``.
+    """
+    return train_policy(q=QFunction(critic, readout), **others)

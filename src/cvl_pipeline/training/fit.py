@@ -30,14 +30,12 @@ from cvl_pipeline.training.callbacks import BestWeights, Checkpoints, Progress, 
 from cvl_pipeline.training.loggers import make_loggers
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.parameters import OPERATION, TrainingParameters
-from cvl_pipeline.training.processes import rank
+from cvl_pipeline.training.processes import TERMINATED, rank
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 """Lightning's names: weights and optimiser stay in float32 either way."""
-TERMINATED = 143
-"""Exit status of a process that SIGTERM ended, as shells and SLURM have it."""
 
 
 def fit(

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+TERMINATED = 143
+"""Exit status of a process that SIGTERM ended, as shells and SLURM have it."""
+
 
 def world_size() -> int:
     """Number of processes."""

@@ -17,8 +17,10 @@ from torch import nn
 
 from cvl_pipeline import launch
 from cvl_pipeline.artifacts import load_artifact, save_artifact
+from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.parameters import StageParameters
+from cvl_pipeline.policies.module import extract_policy
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.diagnostics import returns_correlation
 from cvl_pipeline.readout.q_function import QFunction
@@ -145,7 +147,9 @@ class Bench:
         key = run_fingerprint(parameters, seed, *inputs.values())
         return self._trained(
             f"critic-{key}", "critic",
-            lambda unfinished: launch.train("dynamics", parameters, seed, unfinished, None, inputs, watch),
+            lambda unfinished: launch.train(
+                train_dynamics, "critic", parameters, seed, unfinished, None, inputs, watch
+            ),
         )  # fmt: skip
 
     def _policy(
@@ -159,7 +163,9 @@ class Bench:
         key = run_fingerprint(parameters, seed, *inputs.values())
         policy, _ = self._trained(
             f"policy-{key}", "policy",
-            lambda unfinished: launch.train("policy", parameters, seed, unfinished, None, inputs),
+            lambda unfinished: launch.train(
+                extract_policy, "policy", parameters, seed, unfinished, None, inputs
+            ),
         )  # fmt: skip
         return policy, key
 

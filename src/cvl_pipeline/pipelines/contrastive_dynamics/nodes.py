@@ -24,8 +24,11 @@ def train(
     logs: Path,
 ) -> tuple[ContrastiveCritic, pd.DataFrame]:
     """Train the contrastive critic on transitions alone."""
+    # Not above: Lightning takes two seconds to import, which a run that trains nothing need not wait for.
+    from cvl_pipeline.dynamics.module import train_dynamics
+
     inputs = {"transitions": transitions, "split": split, "normalisation": normalisation}
-    return launch.train("dynamics", parameters, seed, checkpoints, logs, inputs)
+    return launch.train(train_dynamics, "critic", parameters, seed, checkpoints, logs, inputs)
 
 
 def report(history: pd.DataFrame) -> dict[str, float]:

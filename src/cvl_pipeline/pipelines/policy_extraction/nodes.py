@@ -29,11 +29,15 @@ def extract(
     logs: Path,
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Extract a policy from the frozen critic."""
+    # Not above, here and below: Lightning takes two seconds to import, which a run that trains nothing need
+    # not wait for.
+    from cvl_pipeline.policies.module import extract_policy
+
     inputs = {
         "transitions": transitions, "split": split, "normalisation": normalisation, "labels": labels,
         "critic": critic, "readout": readout,
     }  # fmt: skip
-    return launch.train("policy", parameters, seed, checkpoints, logs, inputs)
+    return launch.train(extract_policy, "policy", parameters, seed, checkpoints, logs, inputs)
 
 
 def clone(
@@ -46,9 +50,11 @@ def clone(
     logs: Path,
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Clone the behaviour: same data, network and gradient steps, no critic."""
+    from cvl_pipeline.policies.module import train_policy
+
     control = parameters.model_copy(update={"objective": "bc"})
     inputs = {"transitions": transitions, "split": split, "normalisation": normalisation}
-    return launch.train("policy", control, seed, checkpoints, logs, inputs)
+    return launch.train(train_policy, "policy", control, seed, checkpoints, logs, inputs)
 
 
 def plot(policy_history: pd.DataFrame, bc_history: pd.DataFrame) -> Figure:

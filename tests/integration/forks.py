@@ -1,0 +1,114 @@
+"""Kedro commands in forks of one process, which has imported all that is slow to import but not the project.
+
+A script: each line of standard input asks for one command, and each line of standard output tells its status.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SLOW = (
+    "torch", "lightning", "pandas", "scipy.stats", "matplotlib.figure", "gymnasium", "h5py",
+    "pyarrow.parquet", "pydantic", "kedro.framework.cli.cli", "kedro.framework.session", "kedro.runner",
+    "kedro.io", "kedro_datasets.pandas.parquet_dataset", "kedro_datasets.matplotlib.matplotlib_dataset",
+)  # fmt: skip
+
+
+def plan() -> None:
+    """Let Kedro choose the nodes, and tell them instead of running them."""
+    from kedro.runner import SequentialRunner
+
+    def tell(self: Any, pipeline: Any, *_: Any) -> None:
+        print("PLAN", *sorted(node.name for node in pipeline.nodes))  # noqa: T201
+        raise SystemExit(0)
+
+    SequentialRunner._run = tell  # type: ignore[method-assign, assignment]
+
+
+def die_at_record(number: int) -> None:
+    """End as kill -9 does, when the record of that number is about to be written."""
+    from cvl_pipeline.provenance import states
+
+    write, count = vars(states)["write_record"], 0
+
+    def counted(*arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == number:
+            os._exit(137)
+        write(*arguments)
+
+    vars(states)["write_record"] = counted
+
+
+def read_narrowly() -> None:
+    """Give nodes no field of the parameters but those that are declared to be read."""
+    from kedro.framework.hooks import hook_impl
+
+    from cvl_pipeline import settings
+    from cvl_pipeline.pipelines.parameters import READ
+
+    class Narrow:
+        @hook_impl
+        def before_node_run(self, node: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+            stage, fields = READ.get(node.name, ("", ()))
+            given = {name: value for name, value in inputs.items() if name == f"params:{stage}"}
+            return {
+                name: type(value).model_construct(**{field: getattr(value, field) for field in fields})
+                for name, value in given.items()
+            }
+
+    vars(settings)["HOOKS"] = (*settings.HOOKS, Narrow())
+
+
+CHANGES: dict[str, Callable[..., None]] = {
+    "plan": plan,
+    "die_at_record": die_at_record,
+    "read_narrowly": read_narrowly,
+}
+
+
+def _command(root: str, arguments: list[str], output: str, changes: dict[str, list[Any]]) -> int:
+    os.chdir(root)
+    sys.path.insert(0, str(Path(root, "src")))
+    sys.argv = ["kedro", *arguments]
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    try:
+        from kedro.framework.cli.cli import main
+
+        for name, values in changes.items():
+            CHANGES[name](*values)
+        main()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _serve() -> None:
+    for module in SLOW:
+        __import__(module)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            status = _command(**asked)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,418 @@
+"""Exactly what is stale is made again: every kind of change, against the nodes that run after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cvl_pipeline.pipeline_registry import register_pipelines, register_stages
+from tests.integration import forks
+from tests.integration.conftest import PROJECT, FinishedRun, Project
+
+WHOLE = register_pipelines()["__default__"]
+REUSE = ("run", "--only-missing-outputs")
+
+
+class Forks:
+    """Runs kedro commands, each in a fork of a process that has done the slow imports."""
+
+    def __init__(self, project: Project, output: Path) -> None:
+        self._output = output
+        environment = project.environment() | {"OMP_NUM_THREADS": "1"}
+        del environment["PYTHONPATH"]  # each fork has its own copy of the project
+        self._server = subprocess.Popen(
+            [sys.executable, forks.__file__],
+            env=environment, cwd=project.root, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def kedro(self, project: Project, *arguments: str, status: int = 0, **changes: list[Any]) -> str:
+        """What the command wrote."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        asked = {"root": str(project.root), "arguments": arguments, "output": str(self._output)}
+        self._server.stdin.write(json.dumps(asked | {"changes": changes}) + "\n")
+        self._server.stdin.flush()
+        answer = self._server.stdout.readline()
+        output = self._output.read_text()
+        assert answer.strip() == str(status), output
+        return output
+
+    def plan(self, project: Project, *arguments: str) -> set[str]:
+        """The nodes that Kedro would run."""
+        output = self.kedro(project, *REUSE, *arguments, plan=[])
+        return set(re.search(r"^PLAN(.*)$", output, re.MULTILINE)[1].split())  # type: ignore[index]
+
+    def run(self, project: Project, *arguments: str) -> set[str]:
+        """The nodes that ran."""
+        return set(re.findall(r"\d+/\d+ (\S+) ->", self.kedro(project, *arguments)))
+
+    def close(self) -> None:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.close()
+        self._server.stdout.close()
+        self._server.wait()
+
+
+@pytest.fixture(scope="module")
+def kedro(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    started = Forks(finished.project, tmp_path_factory.mktemp("forks") / "output")
+    yield started
+    started.close()
+
+
+def after(*nodes: str) -> set[str]:
+    """The nodes, and all that follow from them."""
+    return {node.name for node in WHOLE.from_nodes(*nodes).nodes} if nodes else set()
+
+
+def told(nodes: set[str]) -> str:
+    """The nodes, in the words of docs/artifacts.md."""
+    first = [node.name for node in WHOLE.nodes if node.name in nodes]
+    for name in list(first):
+        first = [other for other in first if other == name or other not in after(name)]
+    assert after(*first) == nodes
+    names = ", ".join(f"`{name}`" for name in first)
+    return "none" if not nodes else names if len(nodes) == len(first) else f"{names} and what follows"
+
+
+ALL = after("data_ingestion.ingest")
+PLOTS = {node.name for node in WHOLE.nodes if node.name.endswith(".plot")}
+Act = Callable[[Project], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A change, and the nodes that run because of it."""
+
+    what: str
+    nodes: set[str]
+    act: Act = lambda project: None
+    parameters: str = ""
+
+
+def edit(module: str, old: str, new: str) -> Act:
+    def act(project: Project) -> None:
+        path = project.root / "src/cvl_pipeline" / module
+        text = path.read_text()
+        assert text.count(old) == 1, f"{module} has another text now: {old}"
+        path.write_text(text.replace(old, new))
+
+    return act
+
+
+def append(module: str, text: str = "\n\nNEW = 1\n") -> Act:
+    def act(project: Project) -> None:
+        with (project.root / "src/cvl_pipeline" / module).open("a") as file:
+            file.write(text)
+
+    return act
+
+
+def data(project: Project, name: str) -> Path:
+    (path,) = [path for path in project.root.glob(f"data/*/*/*/{name}.*") if not path.name.startswith(".")]
+    return path
+
+
+def record(project: Project, name: str) -> Path:
+    path = data(project, name)
+    return path.with_name(f".{path.name}.made.json")
+
+
+def delete(name: str) -> Act:
+    return lambda project: data(project, name).unlink()
+
+
+def replace(name: str, other: str) -> Act:
+    def act(project: Project) -> None:
+        shutil.copy(data(project, other), data(project, name))
+
+    return act
+
+
+def damage(name: str) -> Act:
+    def act(project: Project) -> None:
+        content = bytearray(data(project, name).read_bytes())
+        content[len(content) // 2] ^= 1
+        data(project, name).write_bytes(content)
+
+    return act
+
+
+def touch(name: str) -> Act:
+    return lambda project: data(project, name).touch()
+
+
+def package(name: str) -> Act:
+    """Another version of a package, as its metadata have it; they are looked for here first."""
+
+    def act(project: Project) -> None:
+        folder = project.root / "src" / f"{name}-99.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 99.0\n")
+
+    return act
+
+
+TRAINING = "contrastive_dynamics.training"
+ROWS = [
+    Row("nothing", set()),
+    # Parameters.
+    Row("seed=1", ALL, parameters="seed=1"),
+    Row("dataset.noise_max", ALL, parameters="dataset.noise_max=0.2"),
+    Row("data_ingestion.validation_fraction", after("data_ingestion.split"),
+        parameters="data_ingestion.validation_fraction=0.25"),
+    Row("data_ingestion.std_floor", after("data_ingestion.normalise"),
+        parameters="data_ingestion.std_floor=0.01"),
+    Row("data_ingestion.workers", set(), parameters="data_ingestion.workers=1"),
+    Row("contrastive_dynamics.temperature", after("contrastive_dynamics.train"),
+        parameters="contrastive_dynamics.temperature=0.2"),
+    Row("training.devices, loggers, checkpoint_seconds", set(),
+        parameters=f"{TRAINING}.devices=2,{TRAINING}.loggers=mlflow,{TRAINING}.checkpoint_seconds=1"),
+    Row("reward.source=success, the first time", after("value_readout.label"),
+        parameters="reward.source=success"),
+    Row("value_readout.references", after("value_readout.read_out"),
+        parameters="value_readout.references=50"),
+    Row("value_readout.compared_transitions", after("value_readout.evaluate"),
+        parameters="value_readout.compared_transitions=30"),
+    Row("policy_extraction.beta", after("policy_extraction.extract"),
+        parameters="policy_extraction.beta=1.0"),
+    Row("policy_extraction.training.steps", after("policy_extraction.extract", "policy_extraction.clone"),
+        parameters="policy_extraction.training.steps=40"),
+    Row("evaluation.episodes", after("evaluation.roll_out", "evaluation.roll_out_bc"),
+        parameters="evaluation.episodes=5"),
+    Row("evaluation.confidence", after("evaluation.summarise"), parameters="evaluation.confidence=0.9"),
+    Row("evaluation.workers", set(), parameters="evaluation.workers=1"),
+    # Code.
+    Row("a comment in training/fit.py", set(), append("training/fit.py", "\n# A remark.\n")),
+    Row("a docstring in policies/module.py", set(),
+        edit("policies/module.py", '"""Extracting a policy from the frozen critic."""', '"""Another."""')),
+    Row("line breaks in rollouts/collection.py", set(),
+        edit("rollouts/collection.py", "from __future__ import annotations\n",
+             "from __future__ import (\n    annotations,\n)\n")),
+    Row("trajectories/validation.py", ALL, append("trajectories/validation.py")),
+    Row("rollouts/collection.py", ALL, append("rollouts/collection.py")),
+    Row("dynamics/losses.py", after("contrastive_dynamics.train"), append("dynamics/losses.py")),
+    Row("training/fit.py", after("contrastive_dynamics.train", "policy_extraction.clone"),
+        append("training/fit.py")),
+    Row("readout/build.py", after("value_readout.read_out"), append("readout/build.py")),
+    Row("readout/diagnostics.py", after("value_readout.evaluate"), append("readout/diagnostics.py")),
+    Row("policies/advantages.py", after("policy_extraction.extract", "policy_extraction.clone"),
+        append("policies/advantages.py")),
+    Row("rollouts/evaluation.py", after("evaluation.roll_out", "evaluation.roll_out_bc"),
+        append("rollouts/evaluation.py")),
+    Row("rollouts/summary.py", after("evaluation.summarise"), append("rollouts/summary.py")),
+    Row("one node's function, contrastive_dynamics.report", {"contrastive_dynamics.report"},
+        edit("pipelines/contrastive_dynamics/nodes.py", "history.iloc[-1]", "history.iloc[-1 + 0]")),
+    Row("pipelines/plots.py", PLOTS, append("pipelines/plots.py")),
+    Row("hooks.py", set(), append("hooks.py")),
+    # Packages.
+    Row("the version of torch", ALL, package("torch")),
+    Row("the version of lightning", after("contrastive_dynamics.train", "policy_extraction.clone"),
+        package("lightning")),
+    Row("the version of scipy", after("value_readout.evaluate", "evaluation.summarise"), package("scipy")),
+    Row("the version of matplotlib", PLOTS, package("matplotlib")),
+    Row("the version of kedro", set(), package("kedro")),
+    # Artifacts.
+    Row("transitions deleted", ALL, delete("transitions")),
+    Row("rewards damaged", ALL, damage("rewards")),
+    Row("labels damaged", after("value_readout.label"), damage("labels")),
+    Row("critic deleted", after("contrastive_dynamics.train"), delete("critic")),
+    Row("policy replaced by bc_policy", after("policy_extraction.extract"), replace("policy", "bc_policy")),
+    Row("bc_history deleted, not bc_policy", after("policy_extraction.clone"), delete("bc_history")),
+    Row("metrics edited", after("evaluation.summarise"), damage("metrics")),
+    Row("value_plot deleted", {"value_readout.plot"}, delete("value_plot")),
+    Row("critic touched, its bytes the same", set(), touch("critic")),
+    Row("record of values deleted", after("value_readout.evaluate"),
+        lambda project: record(project, "values").unlink()),
+    Row("record of split cut short", after("data_ingestion.split"),
+        lambda project: os.truncate(record(project, "split"), 100)),
+]  # fmt: skip
+
+
+PLANNED = {
+    "nothing", "contrastive_dynamics.temperature", "training.devices, loggers, checkpoint_seconds",
+    "a comment in training/fit.py", "dynamics/losses.py", "the version of scipy", "labels damaged",
+    "bc_history deleted, not bc_policy",
+}  # fmt: skip
+"""Changes whose plan alone is looked at, where there is no time to run after all of them (slow tests)."""
+RUN = "evaluation.confidence"
+
+
+def test_the_page_has_this_table() -> None:
+    page = (PROJECT / "docs/artifacts.md").read_text()
+    for row in ROWS:
+        assert f"| {row.what} | {told(row.nodes)} | {len(row.nodes)} |" in page
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.what in PLANNED], ids=lambda row: row.what)
+def test_exactly_what_is_stale_is_made_again(kedro: Forks, scratch: Project, row: Row) -> None:
+    row.act(scratch)
+    parameters = ("--params", row.parameters) if row.parameters else ()
+    assert kedro.plan(scratch, *parameters) == row.nodes
+
+
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, id=row.what, marks=[] if row.what == RUN else pytest.mark.slow) for row in ROWS],
+)
+def test_once_it_is_made_again_all_is_fresh(kedro: Forks, scratch: Project, row: Row) -> None:
+    before = scratch.fingerprints()
+    row.act(scratch)
+    parameters = ("--params", row.parameters) if row.parameters else ()
+    assert kedro.run(scratch, *REUSE, *parameters) == row.nodes
+    assert kedro.plan(scratch, *parameters) == set()
+    output = kedro.kedro(scratch, "artifacts", "status", *parameters)
+    assert "29 artifacts: 29 fresh" in output
+    if not row.parameters and not row.what.startswith(("the version", "one node")) and ".py" not in row.what:
+        assert scratch.fingerprints() == before  # the same recipe, the same bytes, the records too
+
+
+@pytest.mark.slow
+def test_a_node_reads_no_parameter_that_its_fingerprint_leaves_out(kedro: Forks, scratch: Project) -> None:
+    before = scratch.fingerprints()
+    assert kedro.kedro(scratch, "run", read_narrowly=[]).count(" -> ") == 22
+    assert scratch.fingerprints() == before
+
+
+@pytest.mark.slow
+def test_a_stage_run_by_hand_with_other_parameters_leaves_what_follows_stale(
+    kedro: Forks, scratch: Project
+) -> None:
+    other = ("--params", "contrastive_dynamics.temperature=0.2")
+    output = kedro.kedro(scratch, "run", "--nodes", "contrastive_dynamics.train", *other)
+    assert "Stale now" in output
+    assert "readout" in output
+    assert kedro.plan(scratch) == after("contrastive_dynamics.train")
+    assert kedro.plan(scratch, *other) == after("contrastive_dynamics.train") - {"contrastive_dynamics.train"}
+    # A part takes what it does not make as it is, and says so.
+    output = kedro.kedro(scratch, "run", "--pipelines", "value_readout")
+    assert "critic is used as it is, but it is stale (parameter contrastive_dynamics.temperature)" in output
+    assert kedro.plan(scratch, "--pipelines", "value_readout") == set()
+    status = kedro.kedro(scratch, "artifacts", "status", "--pipelines", "value_readout")
+    assert re.search(r"readout +│ stale +│ input critic is stale", status)
+
+
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_was_written_without_its_record_is_not_trusted(
+    kedro: Forks, scratch: Project, number: int
+) -> None:
+    """Killed before the first record of two outputs, and between the two."""
+    other = ("--params", "contrastive_dynamics.temperature=0.2")
+    kedro.kedro(
+        scratch, "run", "--nodes", "contrastive_dynamics.train", *other, status=137, die_at_record=[number]
+    )
+    for parameters in ((), other):
+        assert kedro.plan(scratch, *parameters) == after("contrastive_dynamics.train")
+
+
+@pytest.mark.slow
+def test_a_log_counts_by_its_content(kedro: Forks, scratch: Project) -> None:
+    def write(folder: str, first: float) -> tuple[str, str]:
+        path = scratch.root / folder / "log.csv"
+        path.parent.mkdir(exist_ok=True)
+        rows = [f"{first if n == 0 else n},0.5,{n},{int(n % 5 == 4)},0" for n in range(20)]
+        path.write_text("\n".join(["observations,actions,rewards,terminated,truncated", *rows]))
+        return "--params", f"dataset.source=files,dataset.path={folder}/log.csv,dataset.name=log"
+
+    stage = ("--pipelines", "data_ingestion")
+    here = write("here", 0.0)
+    kedro.kedro(scratch, *REUSE, *stage, *here)
+    assert kedro.plan(scratch, *stage, *here) == set()
+    assert kedro.plan(scratch, *stage, *write("there", 0.0)) == set()
+    write("here", 0.25)
+    assert kedro.plan(scratch, *stage, *here) == {
+        node.name for node in register_stages()["data_ingestion"].nodes
+    }
+    (scratch.root / "here/log.csv").unlink()
+    status = kedro.kedro(scratch, "artifacts", "status", *stage, *here)
+    assert re.search(r"transitions +│ stale +│ source dataset.path changed", status)
+
+
+@pytest.mark.slow
+def test_a_reward_of_ones_own_counts_by_its_code(kedro: Forks, scratch: Project) -> None:
+    path = scratch.root / "src/my_rewards.py"
+    lines = ["def low(observations, actions, next_observations):", "    return -next_observations[:, 2]"]
+    path.write_text("\n".join(lines))
+    label = ("--nodes", "value_readout.label", "--params", "reward.source=my_rewards:low")
+    kedro.kedro(scratch, *REUSE, *label)
+    path.write_text("# A remark.\n" + "\n".join(lines))
+    assert kedro.plan(scratch, *label) == set()
+    path.write_text("\n".join(lines).replace("2]", "1]"))
+    assert kedro.plan(scratch, *label) == {"value_readout.label"}
+
+
+def test_status_explains_every_change(kedro: Forks, scratch: Project) -> None:
+    append("dynamics/losses.py")(scratch)
+    package("lightning")(scratch)
+    delete("episodes")(scratch)
+    damage("labels")(scratch)
+    other = ("--params", "contrastive_dynamics.temperature=0.2")
+    before = scratch.fingerprints()
+    status = kedro.kedro(scratch, "artifacts", "status", *other)
+    told = dict(re.findall(r"│ (\w+) +│ \w+ +│ (.*?) +│", status))
+    assert told["critic"] == "parameter contrastive_dynamics.temperature and 2 more"
+    assert told["readout"] == "input critic is stale and 1 more"
+    assert re.search(r"labels +│ damaged +│ its bytes are not those that were recorded", status)
+    assert re.search(r"episodes +│ missing", status)
+    assert re.search(r"transitions +│ fresh", status)
+    explained = kedro.kedro(scratch, "artifacts", "status", "--explain", *other)
+    for text in (
+        "parameter contrastive_dynamics.temperature: 0.1 -> 0.2",
+        "code of cvl_pipeline.dynamics.losses changed",
+        "package lightning: ",
+        "-> 99.0",
+        "input labels is damaged",
+    ):
+        assert text in explained
+    assert scratch.fingerprints() == before
+
+
+@pytest.mark.slow
+def test_a_runner_whose_processes_cannot_record_is_refused(kedro: Forks, scratch: Project) -> None:
+    output = kedro.kedro(scratch, "run", "--runner", "ParallelRunner", status=1)
+    assert output.startswith("Error: ParallelRunner is not supported")
+    threads = kedro.run(scratch, "run", "--runner", "ThreadRunner", "--pipelines", "value_readout")
+    assert len(threads) == 5
+    assert kedro.plan(scratch) == set()
+
+
+def test_two_runs_of_one_dataset_and_seed_are_kept_apart(kedro: Forks, scratch: Project) -> None:
+    lock = scratch.root / "data/.locks/reach-v3-smoke/seed_0.lock"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE, text=True, env=scratch.environment()
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    before = scratch.fingerprints()
+    output = kedro.kedro(scratch, "run", status=1)
+    assert output.startswith("Error: data of dataset 'reach-v3-smoke', seed 0, is in use by another run")
+    assert f"process {holder.pid} on" in output
+    assert scratch.fingerprints() == before
+    # Others go on, and so does who only looks.
+    split = ("--nodes", "data_ingestion.split")
+    assert "29 fresh" in kedro.kedro(scratch, "artifacts", "status")
+    assert kedro.plan(scratch, "--params", "seed=1") == ALL
+    holder.kill()
+    holder.communicate()
+    assert kedro.run(scratch, "run", *split) == {"data_ingestion.split"}
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from cvl_pipeline.provenance.locks import acquire
+file = acquire(Path(sys.argv[1]), "data")
+print("held", flush=True)
+time.sleep(600)
+"""
