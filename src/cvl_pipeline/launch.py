@@ -27,6 +27,7 @@ import pandas as pd
 from torch import nn
 
 from cvl_pipeline.artifacts import load_artifact, save_artifact
+from cvl_pipeline.checked import read_table, write_table
 from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.errors import InputError, one_line
@@ -113,7 +114,7 @@ def train(
     _write_json(folder / "specification.json", specification)
     result = _torchrun(folder, parameters.training)
     trained = load_artifact(folder / f"{makes}.safetensors", makes)
-    history = pd.read_parquet(folder / "history.parquet")
+    history = read_table(folder / "history.parquet")
     logger.info("Trained by %d processes (world_size %d)", result["world_size"], result["world_size"])
     shutil.rmtree(folder)
     return trained, history
@@ -254,7 +255,7 @@ def work(folder: Path) -> None:
         raise
     if rank() == 0:
         save_artifact(folder / f"{makes}.safetensors", makes, trained)
-        write_atomically(folder / "history.parquet", history.to_parquet)
+        write_table(folder / "history.parquet", history)
         _write_json(folder / DONE, {"world_size": world_size()})
 
 
