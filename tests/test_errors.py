@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from cvl_pipeline.errors import InputError, unknown_name
+from cvl_pipeline.errors import InputError, printable, unknown_name
 
 
 def test_a_near_name_is_suggested() -> None:
@@ -19,3 +19,8 @@ def test_several_near_names_are_suggested() -> None:
 
 def test_without_a_near_name_all_are_listed() -> None:
     assert str(unknown_name("loss", "zzz", ["a", "b"])) == "unknown loss 'zzz': known: a, b"
+
+
+def test_what_would_steer_a_terminal_is_shown_instead() -> None:
+    assert printable("x.json\nis \x1b[31mdamaged\u202e") == r"x.json is \x1b[31mdamaged\u202e"
+    assert printable("ä 日本 – 3 %") == "ä 日本 – 3 %"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 from kedro.config import MissingConfigException
 from kedro.framework.cli.project import run as kedro_run
 
-from cvl_pipeline.errors import InputError, causes, unknown_name
+from cvl_pipeline.errors import InputError, causes, printable, unknown_name
 from cvl_pipeline.launch import TrainingError
 from cvl_pipeline.pipeline_registry import register_pipelines, register_stages
+from cvl_pipeline.storage import FULL, REFUSED, refusal, shown
 
 
 @click.group(name=__file__)
@@ -29,7 +31,13 @@ class _Run(click.Command):
             for cause in causes(error):
                 # Training that diverged, or lost a process, is told to a person too.
                 if isinstance(cause, InputError | FloatingPointError | TrainingError):
-                    raise click.ClickException(str(cause)) from error
+                    raise click.ClickException(printable(str(cause))) from error
+                if isinstance(cause, OSError) and cause.errno in (*FULL, *REFUSED):
+                    # Of a file that is no artifact, such as a log.
+                    place = shown(Path(cause.filename)) if cause.filename else "a file"
+                    raise click.ClickException(
+                        printable(f"cannot write {place}: {refusal(cause)}")
+                    ) from error
             if isinstance(error, ValueError | MissingConfigException) and _raised_by_kedro(error):
                 # A tag, a dataset or an environment that does not exist.
                 raise click.ClickException(" ".join(str(error).split())) from error
