@@ -19,10 +19,10 @@ STATE = {"step": 7, "weights": {"layer": torch.arange(100.0)}, "history": [{"los
 
 def test_a_table_is_read_as_it_was_written_and_its_bytes_follow_from_its_content(tmp_path: Path) -> None:
     for name in ("one", "other"):
-        write_table(tmp_path / name, TABLE)
-        pd.testing.assert_frame_equal(read_table(tmp_path / name), TABLE)
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "one"), TABLE)  # plain Parquet to everyone
+        write_table(tmp_path / name / "x.parquet", TABLE)
+        pd.testing.assert_frame_equal(read_table(tmp_path / name / "x.parquet"), TABLE)
+    assert (tmp_path / "one/x.parquet").read_bytes() == (tmp_path / "other/x.parquet").read_bytes()
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "one/x.parquet"), TABLE)  # to everyone
 
 
 def test_a_table_may_hold_the_words_that_its_checksum_is_found_by(tmp_path: Path) -> None:
@@ -30,6 +30,13 @@ def test_a_table_may_hold_the_words_that_its_checksum_is_found_by(tmp_path: Path
     table = pd.DataFrame({words: [words, "sha256"]})
     write_table(tmp_path / "x", table)
     pd.testing.assert_frame_equal(read_table(tmp_path / "x"), table)
+
+
+def test_a_table_of_another_name_is_not_taken_for_it(tmp_path: Path) -> None:
+    write_table(tmp_path / "returns.parquet", TABLE)
+    (tmp_path / "returns.parquet").rename(tmp_path / "values.parquet")
+    with pytest.raises(InputError, match=r"values\.parquet holds returns, not values"):
+        read_table(tmp_path / "values.parquet")
 
 
 def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ _DIGITS = 64
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as Parquet, with a SHA-256 of the rest of the file in its own metadata.
+    """Write a table as Parquet, with its name and a SHA-256 of the rest of the file in its own metadata.
 
     Parquet has checksums of pages, but none of the footer, which says where those are and what they mean.
     """
@@ -33,7 +33,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, arrow.schema) as writer:
         writer.write_table(arrow)
-        writer.add_key_value_metadata({FORMAT: f"version {TABLE_VERSION} sha256 {mark}"})
+        writer.add_key_value_metadata({FORMAT: f"version {TABLE_VERSION} table {path.stem} sha256 {mark}"})
     content = bytearray(buffer.getbuffer())
     start = content.index(mark.encode())
     content[start : start + _DIGITS] = _digest_without(content, start)
@@ -44,20 +44,27 @@ def read_table(path: Path) -> pd.DataFrame:
     """Read a table and check that it is the one that was written.
 
     Raises:
-        InputError: missing, truncated, altered, written by another program or of another format version.
+        InputError: missing, truncated, altered, another table under this name, written by another program,
+            or of another format version.
     """
     content = _read(path)
     try:
         metadata = pq.read_metadata(io.BytesIO(content)).metadata or {}
     except (OSError, ValueError) as error:  # Arrow's errors are some of these
         raise InputError(f"{shown(path)} is damaged or no Parquet; delete it and rerun its stage") from error
-    found = re.fullmatch(rb"version (\d+) sha256 (.{%d})" % _DIGITS, metadata.get(FORMAT.encode(), b""))
+    found = re.fullmatch(
+        rb"version (\d+) table (.*) sha256 (.{%d})" % _DIGITS, metadata.get(FORMAT.encode(), b"")
+    )
     if found is None:
         raise foreign(path)
     if int(found[1]) != TABLE_VERSION:
         raise other_version(path, int(found[1]), TABLE_VERSION)
-    if _digest_without(content, content.rindex(found[2])) != found[2]:
+    if _digest_without(content, content.rindex(found[3])) != found[3]:
         raise altered(path)
+    if found[2] != path.stem.encode():
+        raise InputError(
+            f"{shown(path)} holds {found[2].decode()}, not {path.stem}; delete it and rerun its stage"
+        )
     table: pd.DataFrame = pq.read_table(io.BytesIO(content)).to_pandas()
     return table
 
