@@ -1,6 +1,6 @@
 """Inject faults into runs of the pipeline and count what follows that is neither right nor clearly refused.
 
-python -m benchmarks.faults [--workers 2] [--faults 40] [--seed 0]
+python -m benchmarks.faults [--workers 2] [--faults 40] [--only SIGKILL] [--seed 0]
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of moments, places and kinds")
     parser.add_argument("--faults", type=int, help="draw so many of all, and keep no record")
+    parser.add_argument("--only", default="", help="faults whose kind has these words, and keep no record")
     parser.add_argument("--workers", type=int, default=1, help="faults at a time")
     options = parser.parse_args(arguments)
     preload()
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         references = make_references(Path(folder))
-        plan = make_plan(references)
+        plan = [fault for fault in make_plan(references) if options.only in fault.kind]
         if options.faults is not None:
             plan = random.Random(options.seed).sample(plan, options.faults)
         verdicts = inject(plan, references, Path(folder), options.seed, options.workers)
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         if verdict.word in ("wrong", "hung"):
             print(f"{verdict.word}: {fault}: {verdict.reason}")  # noqa: T201
     print(markdown(table, digits=0))  # noqa: T201
-    if options.faults is None:
+    if options.faults is None and not options.only:
         record = {
             "command": f"python -m benchmarks.faults --seed {options.seed} --workers {options.workers}",
             "machine": machine(), "parameters": PARAMETERS, "minutes": (time.monotonic() - start) / 60,
