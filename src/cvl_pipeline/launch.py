@@ -8,7 +8,6 @@ which are read back here. With one process, training stays in this one.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
@@ -37,7 +36,7 @@ from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.storage import shown, write_atomically
 from cvl_pipeline.training.fit import TERMINATED
 from cvl_pipeline.training.parameters import TrainingParameters
-from cvl_pipeline.training.processes import rank, world_size
+from cvl_pipeline.training.processes import end_with_parent, rank, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +187,7 @@ def _run(line: list[str], environment: Mapping[str, str], errors: Path) -> int:
     try:
         with errors.open("wb") as file:
             process = subprocess.Popen(
-                line, env=environment, stderr=file, start_new_session=True, preexec_fn=_end_with_parent
+                line, env=environment, stderr=file, start_new_session=True, preexec_fn=end_with_parent
             )
         try:
             return process.wait()
@@ -203,15 +202,6 @@ def _run(line: list[str], environment: Mapping[str, str], errors: Path) -> int:
 
 def _terminate(*_: object) -> None:
     raise SystemExit(TERMINATED)
-
-
-def _end_with_parent() -> None:
-    """Have SIGTERM sent to this process when its parent dies, however it does; Linux alone can.
-
-    Else what kill -9 leaves behind would train beside the run that resumes it.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
 
 
 def _first_slurm_host() -> str:
@@ -277,7 +267,7 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _end_with_parent()
+    end_with_parent()
     first = os.environ["RANK"] == "0"  # the others have the same to say
     logging.basicConfig(
         level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stdout
