@@ -179,6 +179,7 @@ if {broken}:
         write(path)
         with path.open("rb+") as file:
             os.fsync(file.fileno())
+        path.replace(path)  # too late
     for module in (checked, storage, atomic):
         module.write_atomically = in_place
 raise SystemExit(main(["--faults", "12", "--seed", "3", "--only", "halfway"]))
