@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KEDRO := $(BIN)/kedro
 ARGS ?=
 
-.PHONY: help run smoke test test-unit test-slow lint viz benchmark truth readouts goals ideas bench-sampling bench-speed bench-tuning lock clean
+.PHONY: help run smoke test test-unit test-slow lint viz benchmark truth readouts goals ideas bench-sampling bench-speed bench-tuning faults lock clean
 
 help:
 	@echo "make run        collect episodes, train, extract a policy, evaluate it (ARGS='--params dataset.task=reach-v3')"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench-sampling  segments per second from logs of 10^5 to 10^8 transitions (minutes, 12 GB of disk)"
 	@echo "make bench-speed     training steps per second beside JAX and other libraries (half an hour; 5 GB in .venv-peers)"
 	@echo "make bench-tuning    a study of 30 trials, then the defaults beside what it found (docs/studies.md, 40 minutes)"
+	@echo "make faults     hundreds of faults in all stages, and what follows each (docs/reliability.md, 15 minutes)"
 	@echo "make lock       rewrite requirements.lock with the newest versions that fit pyproject.toml"
 	@echo "make clean      remove the virtual environment and caches; data stays"
 
@@ -76,6 +77,10 @@ bench-sampling: $(VENV)/installed
 
 bench-speed: $(VENV)/installed
 	$(BIN)/python -m benchmarks.speed $(ARGS)
+
+# One thread: a process with several cannot be forked.
+faults: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults $(ARGS)
 
 # One torch version for everyone: pip finds each platform's build of it.
 lock:

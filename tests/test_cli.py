@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from typing import Any
 
 import click
@@ -41,6 +43,20 @@ def test_what_the_person_got_wrong_is_told_in_one_line(depth: int, explicit: boo
     result = CliRunner().invoke(_run_that_raises(error), [])
     assert result.exit_code == 1
     assert result.output == "Error: x.json is damaged; delete it\n"
+
+
+def test_a_message_is_one_line_whatever_is_in_it() -> None:
+    result = CliRunner().invoke(_run_that_raises(InputError("a\nfile\x1b[2J is damaged")), [])
+    assert result.output == "Error: a file\\x1b[2J is damaged\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_disk_that_takes_no_more_is_no_defect(number: int) -> None:
+    error = _wrapped(OSError(number, os.strerror(number), "logs/events"), explicit=True)
+    result = CliRunner().invoke(_run_that_raises(error), [])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: cannot write logs/events: ")
+    assert result.output.count("\n") == 1
 
 
 def test_a_defect_keeps_its_traceback() -> None:

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
 
 from cvl_pipeline.configuration import CheckedConfigLoader
 from cvl_pipeline.errors import InputError, causes
 from cvl_pipeline.settings import CONFIG_LOADER_ARGS
+from cvl_pipeline.sources.parameters import DatasetParameters
+from tests.builders import DATASET, reward_parameters
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -22,6 +28,10 @@ def forgetful() -> Iterator[None]:
     _forget()
     yield
     _forget()
+
+
+PARTS = ["..", "/", "~", "a", "{task}", "$", "[b]", "\\", "\n", "\0", ".", "-", "ä", ":"]
+NAMES = st.lists(st.sampled_from(PARTS), max_size=5).map("".join) | st.text(max_size=5)
 
 
 def _forget() -> None:
@@ -218,3 +228,23 @@ def test_faulty_parameters_stop_the_loading_of_anything_that_needs_them(
     told = [str(cause) for cause in causes(caught.value) if isinstance(cause, InputError)]
     assert told
     assert told[0].startswith(message)
+
+
+@given(
+    name=NAMES, task=NAMES, path=NAMES, reward=st.none() | NAMES, source=NAMES.map("{}:f".format) | NAMES,
+)  # fmt: skip
+def test_no_name_leads_out_of_the_folder_of_its_dataset(
+    name: str, task: str, path: str, reward: str | None, source: str
+) -> None:
+    try:
+        dataset = DatasetParameters(
+            **DATASET | {"source": "files", "name": name, "task": task, "path": path or "x"}
+        )
+        label = reward_parameters(source=source, name=reward)
+    except ValidationError:
+        return
+    parts = Path("data", dataset.folder, "seed_0", label.folder).parts
+    assert parts[:3] == ("data", dataset.folder, "seed_0")
+    assert len(parts) <= 4
+    assert not any(part.startswith(".") for part in parts)
+    assert all(re.fullmatch(r"[\w.\-]+", part) for part in parts)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from cvl_pipeline.errors import InputError, missing_extra, unknown_name
+from cvl_pipeline.errors import InputError, missing_extra, printable, unknown_name
 
 
 def test_a_near_name_is_suggested() -> None:
@@ -24,3 +24,8 @@ def test_without_a_near_name_all_are_listed() -> None:
 def test_a_library_that_an_extra_brings_is_asked_for_by_the_extra() -> None:
     error = missing_extra("tuning", ModuleNotFoundError("No module named 'optuna'", name="optuna"))
     assert str(error).startswith("tuning needs optuna: pip install 'cvl-pipeline[tuning]'")
+
+
+def test_what_would_steer_a_terminal_is_shown_instead() -> None:
+    assert printable("x.json\nis \x1b[31mdamaged\u202e") == r"x.json is \x1b[31mdamaged\u202e"
+    assert printable("ä 日本 – 3 %") == "ä 日本 – 3 %"

@@ -158,3 +158,19 @@ def test_the_table_of_another_reward_says_which(
     out = capsys.readouterr().out
     assert "reach-v3, seed 3, reward success" in out
     assert "data/08_reporting/reach-v3/seed_0/success/" in out
+
+
+def test_a_name_in_the_table_is_no_markup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "[red]").mkdir()
+    monkeypatch.chdir(tmp_path / "[red]")
+    monkeypatch.setenv("COLUMNS", "200")
+    catalog = _catalog(tmp_path / "[red]" / "[bold]")
+    catalog.save(
+        "metrics", METRICS | {"behaviour_episodes": 180, "dataset": "[blink]x[/]", "reward": "[b]:f"}
+    )
+    ReportResults().after_pipeline_run(_pipeline("evaluation"), catalog)
+    out = capsys.readouterr().out
+    assert "[blink]x[/], seed 3, reward [b]:f" in out
+    assert "plots: [bold]/data/08_reporting/" in out

@@ -2,12 +2,18 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -16,8 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cvl_pipeline import storage
+from cvl_pipeline.checked import write_checkpoint, write_table
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.storage import (
+    HOST,
     fingerprint,
     read_tensors,
     shown,
@@ -248,12 +256,108 @@ def test_a_write_is_not_seen_until_it_is_whole(tmp_path: Path) -> None:
     def write(partial: Path) -> None:
         partial.write_bytes(b"new and longer")
         seen.append(path.read_bytes())
-        assert partial.parent == path.parent  # renaming across file systems is not atomic
+        assert partial.parent.parent == path.parent  # renaming across file systems is not atomic
 
     write_atomically(path, write)
     assert seen == [b"old"]
     assert path.read_bytes() == b"new and longer"
     assert names_in(tmp_path) == ["x.bin"]
+
+
+def _dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_killed_processes_left_half_written_is_removed_by_the_next_write(tmp_path: Path) -> None:
+    dead = _dead_process()
+    left = {
+        f".partial-{HOST}-{dead}-x.bin": False,
+        f".partial-{HOST}-{dead}-y.bin": True,  # of another file, which its own next write sees to
+        f".partial-{HOST}-{dead}-a-x.bin": True,
+        f".partial-{HOST}-{os.getppid()}-x.bin": True,  # somebody is writing it
+        f".partial-another-{dead}-x.bin": True,  # likewise, as far as this machine can know
+        ".partial-old-1-x.bin": False,
+    }
+    for name in left:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.bin").write_bytes(b"half of it")
+    os.utime(tmp_path / ".partial-old-1-x.bin", (0, 0))
+    write_atomically(tmp_path / "x.bin", lambda partial: partial.write_bytes(b"whole"))
+    assert names_in(tmp_path) == sorted(["x.bin", *(name for name, stays in left.items() if stays)])
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    def write(partial: Path) -> None:
+        partial.mkdir()
+        (partial / "part").write_text("a")
+
+    write_atomically(tmp_path / "folder", write)
+    assert names_in(tmp_path) == ["folder"]
+    assert names_in(tmp_path / "folder") == ["part"]
+    with pytest.raises(InputError, match=r"cannot write .*folder: .*not empty"):
+        write_atomically(tmp_path / "folder", write)
+
+
+def test_a_link_is_replaced_and_what_it_names_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(b"precious")
+    (tmp_path / "x.bin").symlink_to(tmp_path / "elsewhere")
+    write_atomically(tmp_path / "x.bin", lambda partial: partial.write_bytes(b"new"))
+    assert (tmp_path / "elsewhere").read_bytes() == b"precious"
+    assert not (tmp_path / "x.bin").is_symlink()
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """Files end at 8 KiB, in whatever language they are written."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.usefixtures("small_disk")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_tensors(path, "thing", {"zeros": torch.zeros(10_000)}, {}),
+        lambda path: write_table(path, pd.DataFrame({"noise": np.random.default_rng(0).random(10_000)})),
+        lambda path: write_checkpoint(path, {"zeros": torch.zeros(10_000)}),
+    ],
+    ids=["tensors", "table", "checkpoint"],
+)
+def test_a_disk_that_fills_is_told_in_one_line_and_leaves_the_old_file(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    with pytest.raises(
+        InputError, match=r"^cannot write .*x: the disk is full \(File too large\); free some"
+    ):
+        write(path)
+    assert path.read_bytes() == b"old"
+    assert names_in(tmp_path) == ["x"]
+
+
+def test_the_disk_holds_content_and_name_before_a_write_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    flush, replace = os.fsync, Path.replace
+
+    def noted_flush(descriptor: int) -> None:
+        done.append(f"flush {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        flush(descriptor)
+
+    def noted_replace(self: Path, target: Path) -> Path:
+        done.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_flush)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    write_atomically(tmp_path / "made" / "x.bin", lambda partial: partial.write_bytes(b"whole"))
+    assert done == [f"flush {tmp_path.name}", "flush x.bin", "rename", "flush made"]
 
 
 def test_a_tensor_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:

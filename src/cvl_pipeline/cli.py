@@ -14,12 +14,13 @@ from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.pipeline import Pipeline
 
-from cvl_pipeline.errors import InputError, causes, missing_extra, unknown_name
+from cvl_pipeline.errors import InputError, causes, missing_extra, printable, unknown_name
 from cvl_pipeline.launch import TrainingError
 from cvl_pipeline.pipeline_registry import register_pipelines
 from cvl_pipeline.pipelines.parameters import RunParameters, check_parameters
 from cvl_pipeline.provenance.states import Provenance
 from cvl_pipeline.provenance.status import print_status
+from cvl_pipeline.storage import FULL, REFUSED, refusal, shown
 from cvl_pipeline.tuning.storage import StudyLocation
 
 
@@ -44,7 +45,13 @@ class _Command(click.Command):
             for cause in causes(error):
                 # Training that diverged, or lost a process, is told to a person too.
                 if isinstance(cause, InputError | FloatingPointError | TrainingError):
-                    raise click.ClickException(str(cause)) from error
+                    raise click.ClickException(printable(str(cause))) from error
+                if isinstance(cause, OSError) and cause.errno in (*FULL, *REFUSED):
+                    # Of a file that is no artifact, such as a log.
+                    place = shown(Path(cause.filename)) if cause.filename else "a file"
+                    raise click.ClickException(
+                        printable(f"cannot write {place}: {refusal(cause)}")
+                    ) from error
             if isinstance(error, ValueError | KeyError | MissingConfigException) and _raised_by_kedro(error):
                 # A tag, a dataset, credentials or an environment that does not exist.
                 raise click.ClickException(" ".join(str(error.args[0]).split())) from error

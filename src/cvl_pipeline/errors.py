@@ -44,6 +44,12 @@ def missing_extra(extra: str, error: ImportError) -> InputError:
     )
 
 
+def printable(text: str) -> str:
+    """The text in one line, what would steer a terminal made visible: a file may be called anything."""
+    line = " ".join(text.splitlines())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
 def one_line(error: BaseException) -> str:
     """What went wrong elsewhere, for a message of our own."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

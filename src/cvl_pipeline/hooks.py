@@ -13,6 +13,7 @@ from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cvl_pipeline.errors import InputError, causes, missing_extra
@@ -126,7 +127,7 @@ def _print_comparison(metrics: Mapping[str, Any], path: Path) -> None:
     title = f"{metrics['dataset']}, seed {metrics['seed']}"
     if metrics["reward"] != "dataset":
         title += f", reward {metrics['reward']}"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     columns = ["policy", "episodes", f"success rate [{level} interval]", f"return [{level} interval]"]
     scored = "cvl.normalised_score" in metrics
     for heading in [*columns, *(["D4RL score"] if scored else [])]:
@@ -143,4 +144,5 @@ def _print_comparison(metrics: Mapping[str, Any], path: Path) -> None:
         table.add_row(label, str(episodes), *cells)
     console = Console()
     console.print(table)
-    console.print(f"Metrics, tables and plots: {shown(path.parent)}/", soft_wrap=True, highlight=False)
+    place = f"Metrics, tables and plots: {shown(path.parent)}/"
+    console.print(place, soft_wrap=True, highlight=False, markup=False)

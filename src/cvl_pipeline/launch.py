@@ -8,7 +8,6 @@ which are read back here. With one process, training stays in this one.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
@@ -27,12 +26,13 @@ from typing import Any, Protocol
 import pandas as pd
 
 from cvl_pipeline.artifacts import load_artifact, save_artifact
+from cvl_pipeline.checked import read_table, write_table
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.imports import named
 from cvl_pipeline.storage import shown, write_atomically
 from cvl_pipeline.training.callbacks import Watcher
 from cvl_pipeline.training.parameters import TrainingParameters
-from cvl_pipeline.training.processes import TERMINATED, rank, world_size
+from cvl_pipeline.training.processes import TERMINATED, end_with_parent, rank, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def train(
     _write_json(folder / "specification.json", specification)
     result = _torchrun(folder, parameters.training)
     trained = load_artifact(folder / f"{makes}.safetensors", makes)
-    history = pd.read_parquet(folder / "history.parquet")
+    history = read_table(folder / "history.parquet")
     logger.info("Trained by %d processes (world_size %d)", result["world_size"], result["world_size"])
     shutil.rmtree(folder)
     return trained, history
@@ -209,15 +209,6 @@ def sigterm_raised() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def end_with_parent() -> None:
-    """Have SIGTERM sent to this process when its parent dies, however it does; Linux alone can.
-
-    Else what kill -9 leaves behind would train beside the run that resumes it.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
-
-
 def _first_slurm_host() -> str:
     nodes = os.environ.get("SLURM_JOB_NODELIST")
     if nodes is None:
@@ -259,7 +250,7 @@ def work(folder: Path) -> None:
         raise
     if rank() == 0:
         save_artifact(folder / f"{makes}.safetensors", makes, trained)
-        write_atomically(folder / "history.parquet", history.to_parquet)
+        write_table(folder / "history.parquet", history)
         _write_json(folder / DONE, {"world_size": world_size()})
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.errors import InputError, causes
 
 FORMAT = "cvl-pipeline"
 VERSION = 2
@@ -24,6 +28,16 @@ CHECKED_ONCE = 1 << 26
 """Bytes from which on a file that has not changed is checked once a process, not at every read."""
 SETTLED = 2.0
 """Age in seconds at which the time of a file tells whether it changes: clocks of file systems are coarse."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
+    errno.ENOTEMPTY, errno.ENAMETOOLONG,
+)  # fmt: skip
+"""What the system says when a disk is full, or does not take a file for another reason."""
+HOST = socket.gethostname()
+ABANDONED = 86400.0
+"""Age in seconds at which what another machine, whose processes are unknown, left half-written is removed."""
 
 _checked: set[tuple[int, ...]] = set()
 
@@ -48,16 +62,115 @@ def shown(path: Path | PurePath) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it: whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    """Let ``write`` make a file or a folder in a temporary place, then rename it: whole or not at all.
+
+    The place is a folder of this process's beside ``path``, for whatever a library puts beside what it
+    writes. Those that killed processes left are removed. A folder replaces none but an empty one.
+
+    Args:
+        path: where it belongs; folders are made.
+        write: is given a path of the same name in the temporary place.
+
+    Raises:
+        InputError: the disk is full or does not take the file.
+    """
+    place = path.with_name(f".partial-{HOST}-{os.getpid()}-{path.name}")
     try:
-        write(partial)
-        with partial.open("rb+") as file:
+        _make_folder(path.parent)
+        _remove_abandoned(path)
+        try:
+            place.mkdir(exist_ok=True)
+            write(place / path.name)
+            _flush(place / path.name)
+            (place / path.name).replace(path)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+        _flush_entry(path.parent)
+    except Exception as error:
+        # Libraries that write wrap what the system says in errors of their own.
+        for cause in causes(error):
+            if isinstance(cause, OSError) and cause.errno in (*FULL, *REFUSED):
+                raise InputError(f"cannot write {shown(path)}: {refusal(cause)}") from error
+        raise
+
+
+def refusal(error: OSError) -> str:
+    """Why the disk did not take a file, and what to do."""
+    if error.errno in FULL:
+        return f"the disk is full ({error.strerror}); free some space, or give another folder"
+    return f"{error.strerror or error}; make the folder writable, or give another one"
+
+
+def _make_folder(folder: Path) -> None:
+    missing = [part for part in (folder, *folder.parents) if not part.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        _flush_entry(made.parent)
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold the content of a file, or of all files below a folder."""
+    if path.is_dir():
+        for child in path.iterdir():
+            _flush(child)
+        _flush_entry(path)
+    else:
+        with path.open("rb+") as file:
             os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def _flush_entry(folder: Path) -> None:
+    """Have the disk hold the names of a folder's files, without which a power cut may undo a rename."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary places of killed processes that were writing this file."""
+    pattern = re.compile(rf"\.partial-(?P<host>.*)-(?P<process>\d+)-{re.escape(path.name)}")
+    for place in path.parent.iterdir():
+        found = pattern.fullmatch(place.name)
+        if found and _abandoned(place, found["host"], int(found["process"])):
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _abandoned(place: Path, host: str, process: int) -> bool:
+    """Whether nobody is writing there any more."""
+    if host == HOST and os.name == "posix":  # elsewhere, this would end the process
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # alive, and another user's
+            return False
+        return False
+    try:
+        return time.time() - place.stat().st_mtime > ABANDONED
+    except FileNotFoundError:  # done meanwhile
+        return False
+
+
+def foreign(path: Path) -> InputError:
+    """The error for a file of another program."""
+    return InputError(f"{shown(path)} was not written by {FORMAT}; delete it and rerun its stage")
+
+
+def altered(path: Path) -> InputError:
+    """The error for a file whose content is not what was written."""
+    return InputError(
+        f"{shown(path)} is damaged (content does not match its checksum); delete it and rerun its stage"
+    )
+
+
+def other_version(path: Path, found: Any, known: int) -> InputError:
+    """The error for a file of another version of its format."""
+    return InputError(
+        f"{shown(path)} has format version {found}, this program reads {known}; delete it and rerun its stage"
+    )
 
 
 def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
@@ -86,7 +199,17 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], config: 
         # Safetensors refuses two names for one memory. No other copy: it may be a mapped file of any size.
         plain[name] = value.clone() if memory in owners else value
         owners.add(memory)
-    write_atomically(path, lambda partial: save_file(plain, partial, metadata=metadata))
+
+    def write(partial: Path) -> None:
+        try:
+            save_file(plain, partial, metadata=metadata)
+        except SafetensorError as error:
+            number = re.search(r"\(os error (\d+)\)", str(error))  # all that it tells of the system's error
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+    write_atomically(path, write)
 
 
 def read_tensors(path: Path, kind: str | None) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
@@ -113,9 +236,7 @@ def read_tensors(path: Path, kind: str | None) -> tuple[str, dict[str, Tensor], 
     identity = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
     if identity not in _checked:
         if _checksum(header["kind"], tensors, config) != header["checksum"]:
-            raise InputError(
-                f"{shown(path)}: content does not match its checksum; delete it and rerun its stage"
-            )
+            raise altered(path)
         if state.st_size >= CHECKED_ONCE and time.time() - state.st_mtime > SETTLED:
             _checked.add(identity)
     return header["kind"], tensors, config
@@ -143,14 +264,9 @@ def _checked_header(path: Path, kind: str | None, metadata: dict[str, str] | Non
         header = json.loads((metadata or {})[FORMAT])
         found = {key: header[key] for key in ("version", "kind", "config", "checksum")}
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{shown(path)} was not written by {FORMAT}; delete it and rerun its stage"
-        ) from error
+        raise foreign(path) from error
     if found["version"] != VERSION:
-        raise InputError(
-            f"{shown(path)} has format version {found['version']}, this program reads {VERSION}; "
-            "delete it and rerun its stage"
-        )
+        raise other_version(path, found["version"], VERSION)
     if kind is not None and found["kind"] != kind:
         raise InputError(
             f"{shown(path)} holds a {found['kind']}, not a {kind}; delete it and rerun its stage"

@@ -130,3 +130,8 @@ def test_comparison_shows_means_and_intervals() -> None:
         expected = [(0.7, 0.85), (0.4, 0.55), (0.5, 0.65)]
         np.testing.assert_allclose(spans, expected, atol=1e-9)
     assert "reach-v3, seed 3: 50 evaluation episodes, 90 % intervals" in figure.get_suptitle()
+
+
+def test_the_name_of_a_dataset_is_no_formula() -> None:
+    # As one, it could not be drawn at all.
+    _draw(plots.comparison(METRICS | {"dataset": r"a$\notmath$"}))

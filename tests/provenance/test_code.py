@@ -16,7 +16,17 @@ from cvl_pipeline.provenance.code import Code, code_of, source_of
 CACHES = (code_of, source_of, code._file, code._tree, code._hash, code._imported, code._version)
 
 SIMULATORS = {"gymnasium", "gymnasium_robotics", "metaworld", "mujoco"}
-TRAINING = {"artifacts", "errors", "imports", "launch", "networks", "storage", "training", "trajectories"}
+TRAINING = {
+    "artifacts",
+    "checked",
+    "errors",
+    "imports",
+    "launch",
+    "networks",
+    "storage",
+    "training",
+    "trajectories",
+}
 PARAMETERS = {
     "dynamics",
     "errors",

@@ -23,7 +23,10 @@ def test_sources_without_a_goal_need_nothing_else(source: str) -> None:
     assert reward_parameters(source=source).source == source
 
 
-@pytest.mark.parametrize("source", ["datasets", "", "module", "a:b:c"])
+@pytest.mark.parametrize(
+    "source",
+    ["datasets", "", "module", "a:b:c", "../x:y", "/x:y", "a/b:c", "[bold]a:b", ":a", "a:", "..a:b", "$a$:b"],
+)
 def test_other_sources_are_refused_with_the_known_ones(source: str) -> None:
     assert "must be dataset, success, goal_distance or module:function" in _refusal(source=source)
 
@@ -139,3 +142,8 @@ def test_values_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     (field,) = changes
     with pytest.raises(ValidationError, match=field):
         readout_parameters(**changes)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/tmp/x", "a b", "x\n", "[bold]", "$x$"])
+def test_a_name_that_is_no_plain_folder_name_is_refused(name: str) -> None:
+    assert "it names a folder" in _refusal(name=name)

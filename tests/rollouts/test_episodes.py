@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
+import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ from cvl_pipeline.rollouts.episodes import (
 )
 from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
 from tests.rollouts.toys import Dying, Push, Walk
+from tests.training.processes import linux, wait_for
 
 TASK = RolloutTask(make_environment=Walk, make_policy=Push)
 
@@ -142,3 +147,30 @@ def test_a_worker_that_dies_is_told_with_what_to_do() -> None:
     task = RolloutTask(make_environment=Dying, make_policy=Push)
     with pytest.raises(InputError, match=r"evaluation\.workers"):
         run_episodes(task, range(20), workers=2, description="dying")
+
+
+class Noted(Push):
+    """Leaves the number of its process in a file, and then is slow."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / str(os.getpid())).touch()
+
+    def act(self, observations: list[Array], running: list[int]) -> list[Array]:
+        time.sleep(60)
+        return super().act(observations, running)
+
+
+def _collect(folder: Path) -> None:
+    task = RolloutTask(partial(GymnasiumEnvironment, "CartPole-v1", 12), partial(Noted, folder))
+    run_episodes(task, range(20), workers=2, description="slow")
+
+
+@linux
+def test_a_run_that_is_killed_leaves_no_worker(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_collect, args=(tmp_path,))
+    process.start()
+    wait_for(lambda: len(list(tmp_path.iterdir())) == 2)
+    process.kill()
+    process.join()
+    workers = [Path("/proc", path.name) for path in tmp_path.iterdir()]
+    wait_for(lambda: not any(worker.exists() for worker in workers), seconds=10)

@@ -14,6 +14,7 @@ import pytest
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.download import ATTEMPTS, download
+from cvl_pipeline.storage import HOST
 from tests.builders import names_in
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB: several chunks
@@ -213,7 +214,9 @@ def test_without_a_network_the_error_says_where_to_put_the_file(tmp_path: Path) 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     # What is written to the partial file goes to a device without space.
-    (tmp_path / f".partial-{os.getpid()}-log.hdf5").symlink_to("/dev/full")
+    place = tmp_path / f".partial-{HOST}-{os.getpid()}-log.hdf5"
+    place.mkdir()
+    (place / "log.hdf5").symlink_to("/dev/full")
     with serving(whole) as server:
         with pytest.raises(
             InputError, match=r"log\.hdf5: the disk is full \(No space left on device\); free"

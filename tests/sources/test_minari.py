@@ -461,7 +461,7 @@ def test_a_root_that_is_a_file_is_told(tmp_path: Path, transitions: Transitions,
     root = tmp_path / "file"
     root.write_text("")
     for name in ("mine-v0", "name/space-v0"):
-        with pytest.raises(InputError, match="cannot be written"):
+        with pytest.raises(InputError, match=r"cannot (be written|write)"):
             save_minari(transitions, rewards, name, root)
     with pytest.raises(InputError, match="holds no dataset"):
         load_minari("mine-v0", root, download=False)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from cvl_pipeline.checked import read_checkpoint
 from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
 from cvl_pipeline.training import callbacks
 from cvl_pipeline.training.callbacks import BestWeights, operations_of_a_step, product_rate
@@ -246,7 +247,7 @@ def test_the_rate_of_the_machine_is_positive_and_that_of_its_products() -> None:
 def _saved(folder: Path) -> int | None:
     """The step of the checkpoint, if there is one."""
     paths = list(folder.rglob("last.ckpt"))
-    return torch.load(paths[0], weights_only=True)["global_step"] if paths else None
+    return read_checkpoint(paths[0])["global_step"] if paths else None
 
 
 def _interrupted(folder: Path, at: int, **training: Any) -> int | None:

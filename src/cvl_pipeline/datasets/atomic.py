@@ -11,6 +11,7 @@ from kedro_datasets.json import json_dataset
 from kedro_datasets.matplotlib import matplotlib_dataset
 from kedro_datasets.pandas import parquet_dataset
 
+from cvl_pipeline.checked import read_table, write_table
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.storage import shown, write_atomically
 
@@ -56,15 +57,15 @@ class Atomic:
 
 
 class ParquetDataset(Atomic, parquet_dataset.ParquetDataset):
-    """A table as Parquet."""
+    """A table as Parquet, with a checksum of its own (see ``checked``)."""
 
     def save(self, data: Any) -> None:
         """Write a DataFrame."""
-        self._write_atomically(super().save, data)
+        write_table(Path(self._get_save_path()), data)
 
     def load(self) -> Any:
         """Read a DataFrame."""
-        return self._read(super().load)
+        return read_table(Path(self._get_load_path()))
 
     def preview(self, nrows: int = 20) -> TablePreview:
         """The first rows, for kedro-viz."""

@@ -123,5 +123,6 @@ def comparison(metrics: Mapping[str, Any]) -> Figure:
         f"{metrics['dataset']}, seed {metrics['seed']}: {metrics['episodes']} evaluation episodes, "
         f"{100 * metrics['confidence']:g} % intervals",
         fontsize=10,
+        parse_math=False,  # a name is no formula
     )
     return figure

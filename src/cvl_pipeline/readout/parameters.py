@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -22,15 +23,18 @@ class RewardParameters(Strict):
     @field_validator("source")
     @classmethod
     def _known_source(cls, source: str) -> str:
-        if source not in ("dataset", "success", "goal_distance") and source.count(":") != 1:
+        # Of words alone: without a name, the reward's folder is called after it.
+        if source not in ("dataset", "success", "goal_distance") and not re.fullmatch(
+            r"[^\W\d]\w*(\.\w+)*:\w+", source
+        ):
             raise ValueError("must be dataset, success, goal_distance or module:function")
         return source
 
     @field_validator("name")
     @classmethod
     def _name_is_a_folder_name(cls, name: str | None) -> str | None:
-        if (name is not None and not all(c.isalnum() or c in "._-" for c in name)) or name in ("", ".", ".."):
-            raise ValueError("must be letters, digits, '.', '_' and '-': it names a folder")
+        if name is not None and (not re.fullmatch(r"[\w.\-]+", name) or name.startswith(".")):
+            raise ValueError("must be letters, digits, '.', '_' and '-', no '.' first: it names a folder")
         return name
 
     @model_validator(mode="after")

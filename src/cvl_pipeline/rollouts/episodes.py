@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.rollouts.environments import Array, Environment
+from cvl_pipeline.training.processes import end_with_parent
 from cvl_pipeline.training.progress import progress_bar
 from cvl_pipeline.trajectories.container import Rewards, Transitions
 
@@ -164,6 +165,7 @@ _worker: _Worker | None = None
 
 def _start_worker(task: RolloutTask) -> None:
     global _worker
+    end_with_parent()
     torch.set_num_threads(1)  # the processes are the parallelism
     _worker = _Worker(task)
 

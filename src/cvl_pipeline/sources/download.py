@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -12,7 +11,7 @@ from requests import exceptions
 from tqdm import tqdm
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.storage import shown, write_atomically
+from cvl_pipeline.storage import refusal, shown, write_atomically
 
 ATTEMPTS = 3  # at a file whose connection is cut
 CHUNK_BYTES = 1 << 18
@@ -104,6 +103,4 @@ def _reason(error: OSError) -> str:
         return f"the server cannot be reached, or fell silent; check the network, {ELSEWHERE}"
     if isinstance(error, exceptions.RequestException):
         return f"{error}; check the URL, {ELSEWHERE}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"the disk is full ({error.strerror}); free some space, or give another folder"
-    return f"{error.strerror or error}; make the folder writable, or give another one"
+    return refusal(error)

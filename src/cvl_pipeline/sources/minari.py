@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from cvl_pipeline.errors import InputError, unknown_name
 from cvl_pipeline.rollouts.environments import is_image_space
-from cvl_pipeline.storage import shown
+from cvl_pipeline.storage import shown, write_atomically
 from cvl_pipeline.trajectories.container import Rewards, Transitions
 from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
 
@@ -140,13 +139,13 @@ def save_minari(
                 f"{shown(folder)} exists already; delete it first, or save another version of '{dataset_id}'"
             )
         _create_namespace(dataset_id, root)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # A dot hides it from Minari, whose ids have none.
-        with TemporaryDirectory(prefix=".partial-", dir=folder.parent) as partial:
-            whole = Path(partial) / folder.name
-            whole.mkdir()
-            _write(whole / "data", transitions, rewards, dataset_id, spec, description)
-            whole.rename(folder)
+
+        def write(partial: Path) -> None:
+            partial.mkdir()
+            _write(partial / "data", transitions, rewards, dataset_id, spec, description)
+
+        # In a place whose name begins with a dot, which hides it from Minari: its ids have none.
+        write_atomically(folder, write)
     except (ImportError, OSError, RuntimeError) as error:  # h5py also raises RuntimeError for a full disk
         raise InputError(f"{shown(folder)} cannot be written: {_line(error)}") from error
     return folder

@@ -71,5 +71,5 @@ class DatasetParameters(Strict):
     def folder(self) -> str:
         """Name of the dataset's folders in every layer."""
         from_file = self.source in ("files", "d4rl") and self.path is not None
-        task = PurePath(self.path or "").name.lstrip(".") if from_file else self.task
-        return self.name.replace("{task}", re.sub(r"[^\w.\-]", "-", task))
+        file = PurePath(self.path or "").name.lstrip(".") if from_file else ""
+        return self.name.replace("{task}", re.sub(r"[^\w.\-]", "-", file or self.task))

@@ -23,9 +23,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pydantic import BaseModel
 from torch import Tensor
 
+from cvl_pipeline.checked import read_checkpoint, write_checkpoint
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.storage import fingerprint as fingerprint_of
-from cvl_pipeline.storage import shown, write_atomically
+from cvl_pipeline.storage import shown
 from cvl_pipeline.training.callbacks import BestWeights, Checkpoints, Progress, Throughput, Watch, Watcher
 from cvl_pipeline.training.loggers import make_loggers
 from cvl_pipeline.training.module import OfflineModule
@@ -98,7 +99,7 @@ def fit(
             devices=parameters.devices,
             num_nodes=parameters.nodes,
             strategy=_strategy(parameters),
-            plugins=[_environment(parameters), _AtomicCheckpoints()],
+            plugins=[_environment(parameters), _CheckedCheckpoints()],
             precision=PRECISIONS[parameters.precision],
             max_epochs=math.ceil(parameters.steps / module.interval) * module.chunks,
             check_val_every_n_epoch=module.chunks,
@@ -155,14 +156,10 @@ def _resumable(path: Path) -> Path | None:
     """The checkpoint, if there is one; raises InputError if it is damaged."""
     if not path.exists():
         return None
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        step = state["global_step"]
-    except Exception as error:
-        raise InputError(
-            f"checkpoint {shown(path)} cannot be read ({type(error).__name__}); delete it to train anew"
-        ) from error
-    logger.info("Resuming from step %d (%s)", step, shown(path))
+    state = read_checkpoint(path)
+    if state["training"] != path.parent.name:
+        raise InputError(f"{shown(path)} is of another training; delete it to train anew")
+    logger.info("Resuming from step %d (%s)", state["global_step"], shown(path))
     return path
 
 
@@ -193,14 +190,19 @@ def _environment(parameters: TrainingParameters) -> LightningEnvironment | Torch
     return TorchElasticEnvironment()
 
 
-class _AtomicCheckpoints(TorchCheckpointIO):
-    """Writes beside the old checkpoint and renames.
+class _CheckedCheckpoints(TorchCheckpointIO):
+    """Writes beside the old checkpoint and renames; compares a checksum when it reads.
 
     Lightning's own moves a file from the temporary folder, which is a copy, and so not atomic, where
-    that folder lies on another file system.
+    that folder lies on another file system; and a changed byte of a weight passes it.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        write_atomically(Path(path), lambda partial: torch.save(checkpoint, partial))
+        write_checkpoint(Path(path), {**checkpoint, "training": Path(path).parent.name})
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(Path(path), map_location)

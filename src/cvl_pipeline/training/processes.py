@@ -7,6 +7,9 @@ those of all of them together. Without a process group, each of these functions 
 
 from __future__ import annotations
 
+import ctypes
+import signal
+import sys
 from typing import Any
 
 import torch
@@ -82,3 +85,12 @@ def any_of(flag: bool, device: torch.device) -> bool:
     votes = torch.tensor(float(flag), device=device)
     distributed.all_reduce(votes)
     return bool(votes > 0)
+
+
+def end_with_parent() -> None:
+    """Have SIGTERM sent to this process when its parent dies, however it does; Linux alone can.
+
+    Else what kill -9 leaves behind would train beside the run that resumes it, or wait for ever.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG

@@ -18,7 +18,7 @@ def progress_bar() -> Progress:
     On a terminal it is drawn in place; in a file or a pipe, only its last state is written.
     """
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -17,6 +17,7 @@ from torch import nn
 
 from cvl_pipeline import launch
 from cvl_pipeline.artifacts import load_artifact, save_artifact
+from cvl_pipeline.checked import read_table, write_table
 from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.parameters import StageParameters
@@ -203,14 +204,14 @@ class Bench:
         unfinished = self._folder / f"{name}.unfinished"
         with self._alone(name):
             if network.exists() and history.exists():
-                return load_artifact(network, kind), pd.read_parquet(history)
+                return load_artifact(network, kind), read_table(history)
             try:
                 trained, rows = train(unfinished)
             except Exception:  # diverged, pruned, out of memory: nobody goes on from there
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
             shutil.rmtree(unfinished, ignore_errors=True)
-            write_atomically(history, rows.to_parquet)
+            write_table(history, rows)
             save_artifact(network, kind, trained)
         return trained, rows
 

@@ -24,9 +24,9 @@ from optuna.trial import Trial, TrialState
 
 from cvl_pipeline.artifacts import load_artifact
 from cvl_pipeline.errors import InputError, one_line
-from cvl_pipeline.launch import end_with_parent
 from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.storage import write_atomically
+from cvl_pipeline.training.processes import end_with_parent
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.tuning.objectives import OBJECTIVES
 from cvl_pipeline.tuning.parameters import TuningParameters
