@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from kedro.framework.hooks import hook_impl
@@ -21,7 +20,6 @@ from cvl_pipeline.pipeline_registry import register_pipelines
 from cvl_pipeline.pipelines.parameters import check_parameters
 from cvl_pipeline.readout.rewards import check_reward
 from cvl_pipeline.sources.simulators import check_environment
-from cvl_pipeline.storage import shown
 from cvl_pipeline.tuning.objectives import OBJECTIVES
 
 logger = logging.getLogger(__name__)
@@ -118,11 +116,11 @@ class ReportResults:
         """Print the comparison if this run made one."""
         if "metrics" not in pipeline.all_outputs():
             return
-        path = Path(vars(catalog["metrics"])["_filepath"])
-        _print_comparison(catalog.load("metrics"), path)
+        place, _, _ = str(vars(catalog["metrics"])["location"]).rpartition("/")
+        _print_comparison(catalog.load("metrics"), place)
 
 
-def _print_comparison(metrics: Mapping[str, Any], path: Path) -> None:
+def _print_comparison(metrics: Mapping[str, Any], place: str) -> None:
     level = f"{100 * metrics['confidence']:g} %"
     title = f"{metrics['dataset']}, seed {metrics['seed']}"
     if metrics["reward"] != "dataset":
@@ -144,5 +142,5 @@ def _print_comparison(metrics: Mapping[str, Any], path: Path) -> None:
         table.add_row(label, str(episodes), *cells)
     console = Console()
     console.print(table)
-    place = f"Metrics, tables and plots: {shown(path.parent)}/"
-    console.print(place, soft_wrap=True, highlight=False, markup=False)
+    told = f"Metrics, tables and plots: {place}/"
+    console.print(told, soft_wrap=True, highlight=False, markup=False)

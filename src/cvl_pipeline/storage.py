@@ -138,16 +138,23 @@ def _remove_abandoned(path: Path) -> None:
             shutil.rmtree(place, ignore_errors=True)
 
 
+def is_alive(process: int) -> bool:
+    """Whether there is a process of that number on this machine; where that cannot be asked, it is."""
+    if os.name != "posix":  # elsewhere, asking would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 def _abandoned(place: Path, host: str, process: int) -> bool:
     """Whether nobody is writing there any more."""
-    if host == HOST and os.name == "posix":  # elsewhere, this would end the process
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:  # alive, and another user's
-            return False
-        return False
+    if host == HOST:
+        return not is_alive(process)
     try:
         return time.time() - place.stat().st_mtime > ABANDONED
     except FileNotFoundError:  # done meanwhile

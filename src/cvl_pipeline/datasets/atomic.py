@@ -12,27 +12,22 @@ from kedro_datasets.matplotlib import matplotlib_dataset
 from kedro_datasets.pandas import parquet_dataset
 
 from cvl_pipeline.checked import read_table, write_table
+from cvl_pipeline.datasets.located import Located
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.storage import shown, write_atomically
 
 
-class Atomic:
+class Atomic(Located):
     """Mixin over a stock file dataset: save beside the target and rename."""
-
-    outdated = False
-    """Whether the file counts as not there: a run is about to make it anew."""
 
     _partial: PurePosixPath | None = None
 
     def _get_save_path(self) -> PurePosixPath:
         return self._partial or super()._get_save_path()  # type: ignore[misc]
 
-    def _exists(self) -> bool:
-        return not self.outdated and super()._exists()  # type: ignore[misc]
-
     def _describe(self) -> dict[str, Any]:
         description: dict[str, Any] = super()._describe()  # type: ignore[misc]
-        return {**description, "filepath": shown(self._filepath)}  # type: ignore[attr-defined]
+        return {**description, "filepath": str(self.location)}
 
     def _write_atomically(self, save: Any, data: Any) -> None:
         def write(partial: Path) -> None:
@@ -43,8 +38,12 @@ class Atomic:
                 self._partial = None
 
         write_atomically(Path(self._get_save_path()), write)
+        self.location.publish()
 
     def _read(self, load: Any) -> Any:
+        return self._fetched(lambda: self._read_local(load))
+
+    def _read_local(self, load: Any) -> Any:
         path = self._get_load_path()  # type: ignore[attr-defined]
         try:
             return load()
@@ -62,10 +61,11 @@ class ParquetDataset(Atomic, parquet_dataset.ParquetDataset):
     def save(self, data: Any) -> None:
         """Write a DataFrame."""
         write_table(Path(self._get_save_path()), data)
+        self.location.publish()
 
     def load(self) -> Any:
         """Read a DataFrame."""
-        return read_table(Path(self._get_load_path()))
+        return self._fetched(lambda: read_table(Path(self._get_load_path())))
 
     def preview(self, nrows: int = 20) -> TablePreview:
         """The first rows, for kedro-viz."""
@@ -88,6 +88,7 @@ class JSONDataset(Atomic, json_dataset.JSONDataset):
 
     def preview(self) -> JSONPreview:
         """The whole file, for kedro-viz."""
+        self.location.fetch()
         return JSONPreview(Path(self._get_load_path()).read_text())
 
 

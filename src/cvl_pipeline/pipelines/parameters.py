@@ -4,17 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
+from pathlib import PurePosixPath
 from typing import Any
 
+from pydantic import ValidationInfo, field_validator, model_validator
+
+from cvl_pipeline.location import is_url
 from cvl_pipeline.parameters import StageParameters, validated
 from cvl_pipeline.readout.parameters import ReadoutParameters
-from cvl_pipeline.training.parameters import OPERATION
+from cvl_pipeline.training.parameters import OPERATION, Strict
 from cvl_pipeline.tuning.parameters import TuningParameters
+
+
+class DataParameters(Strict):
+    """Where artifacts lie."""
+
+    root: str  # a folder, or the URL of one
+    cache: str  # folder on this machine: copies of what lies at a URL, unfinished training, logs
+    credentials: str | None  # entry of credentials.yml with options of the URL's file system; null: none
+
+    @field_validator("root", "cache")
+    @classmethod
+    def _stays_where_it_is_said_to_be(cls, path: str, info: ValidationInfo) -> str:
+        if is_url(path):
+            if info.field_name == "cache":
+                raise ValueError("must be a folder of this machine")
+            if "::" in path or path.startswith("file:"):
+                raise ValueError("must be a path, or a URL of one file system, such as s3://bucket/folder")
+        if not path.strip("/. ") or path.startswith("~") or ".." in PurePosixPath(path).parts:
+            raise ValueError(
+                "must be a folder of the project or, to lie outside of it, absolute, without '..'"
+            )
+        return path.rstrip("/")
+
+    @model_validator(mode="after")
+    def _credentials_are_for_urls(self) -> DataParameters:
+        if self.credentials is not None and not is_url(self.root):
+            raise ValueError("data.credentials is for a data.root that is a URL")
+        return self
 
 
 class RunParameters(StageParameters):
     """The whole parameter file."""
 
+    data: DataParameters
     tuned: bool  # take the best parameters that a study of this dataset found; --params still overrides them
     tuning: TuningParameters
 
@@ -42,6 +75,7 @@ WITHOUT_EFFECT = (
     "data_ingestion.workers",
     "evaluation.workers",
     "dataset.path",  # what lies there counts, not where it lies
+    *(f"data.{field}" for field in DataParameters.model_fields),
     "tuned",  # the parameters that it puts in place count
     *(f"tuning.{field}" for field in ("storage", "workers", "max_failures", "grace_seconds")),
 )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TextIO
 
 from kedro.framework.context import KedroContext
@@ -16,10 +15,13 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.location import Location
 from cvl_pipeline.pipeline_registry import register_pipelines
 from cvl_pipeline.pipelines.parameters import check_parameters
-from cvl_pipeline.provenance.locks import acquire, release
+from cvl_pipeline.provenance.locks import Lease, acquire, release
+from cvl_pipeline.provenance.records import record_path
 from cvl_pipeline.provenance.states import Making, Provenance
+from cvl_pipeline.storage import shown
 
 logger = logging.getLogger(__name__)
 
@@ -29,16 +31,17 @@ class TrustArtifacts:
 
     def __init__(self) -> None:
         """Hold nothing."""
-        self._project = Path()
+        self._location: Callable[[str], Location]
         self._lock: TextIO | None = None
+        self._lease: Lease | None = None
         self._provenance: Provenance | None = None
         self._makings: dict[str, Making] = {}
         self._unsaved: dict[str, set[str]] = {}
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Learn where the project is."""
-        self._project = Path(context.project_path)
+        """Learn where data are."""
+        self._location = context.config_loader.location  # type: ignore[attr-defined]
 
     @hook_impl(wrapper=True)
     def before_pipeline_run(
@@ -59,7 +62,7 @@ class TrustArtifacts:
             # Only now: a run that another hook refuses says why, and nothing else.
             if run_params["only_missing_outputs"]:
                 _tell_choice(chosen, pipeline)
-            _tell_stale_inputs(pipeline, catalog)
+            _check_given(pipeline, catalog)
             return result
         except BaseException:  # of another hook too: in a notebook, this process lives on
             self._release_lock()
@@ -72,6 +75,7 @@ class TrustArtifacts:
         Returns:
             Folders of unfinished training, one a recipe: what other code began, this must not end.
         """
+        self._check_lease()
         if self._provenance is None:
             return None
         making = self._provenance.making(node)
@@ -86,6 +90,11 @@ class TrustArtifacts:
         for name in _checkpoints(node):
             with suppress(OSError):
                 inputs[name].rmdir()
+
+    @hook_impl
+    def before_dataset_saved(self) -> None:
+        """Write nothing among what another run writes."""
+        self._check_lease()
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
@@ -123,13 +132,25 @@ class TrustArtifacts:
         self._release_lock()  # of a run that a notebook interrupted
         parameters = check_parameters(catalog.load("parameters"))
         dataset, seed = parameters.dataset.folder, parameters.seed
-        path = self._project / "data" / ".locks" / dataset / f"seed_{seed}.lock"
-        self._lock = acquire(path, f"data of dataset '{dataset}', seed {seed},")
+        location = self._location(f"{parameters.data.root}/.locks/{dataset}/seed_{seed}.lock")
+        what = f"data of dataset '{dataset}', seed {seed},"
+        self._lock = acquire(location.path, what)
+        try:
+            self._lease = Lease(location, what) if location.is_remote else None
+        except BaseException:
+            self._release_lock()
+            raise
 
     def _release_lock(self) -> None:
+        if self._lease is not None:
+            self._lease.release()
         if self._lock is not None:
             release(self._lock)
-        self._lock = None
+        self._lease = self._lock = None
+
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
 
     @staticmethod
     def _choose(pipeline: Pipeline, catalog: DataCatalog, provenance: Provenance) -> list[str]:
@@ -152,14 +173,26 @@ def _tell_choice(nodes: list[str], pipeline: Pipeline) -> None:
         logger.info("Nothing to run: all artifacts are fresh")
 
 
-def _tell_stale_inputs(pipeline: Pipeline, catalog: DataCatalog) -> None:
-    """Warn of inputs that the run does not make and that other parameters or code made."""
+def _check_given(pipeline: Pipeline, catalog: DataCatalog) -> None:
+    """Warn of inputs that the run does not make and that other parameters or code made; refuse damaged ones.
+
+    Not all formats can tell a changed byte; a JSON cannot.
+    """
     whole = register_pipelines()["__default__"]
     if not pipeline.inputs() & whole.all_outputs():
         return
-    states = Provenance(whole, catalog).states()
+    provenance = Provenance(whole, catalog)
+    states = provenance.states()
     for name in sorted(pipeline.inputs() & states.keys()):
-        if states[name].name in ("stale", "damaged"):
+        if states[name].name == "damaged":
+            path = provenance.path(name)
+            assert path is not None
+            raise InputError(
+                f"{shown(path)} is damaged ({states[name].why}): kedro run --only-missing-outputs (with the "
+                "same --env and --params) makes it anew; to use it as it is, delete the record beside it, "
+                f"{record_path(path).name}"
+            )
+        if states[name].name == "stale":
             logger.warning(
                 "%s is used as it is, but it is %s (%s)", name, states[name].name, states[name].why
             )

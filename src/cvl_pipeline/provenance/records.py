@@ -128,6 +128,10 @@ class Checksums:
         for *identity, checksum in seen:
             self._known[tuple(identity)] = checksum
 
+    def known(self, identity: Iterable[Any]) -> str | None:
+        """The checksum of what is identified so."""
+        return self._known.get(tuple(identity))
+
     def seen(self, paths: Iterable[Path]) -> list[list[Any]]:
         """What a record should know of those files, in folders too, that are large."""
         identities = [_identity(file) for path in paths for file in _files(path)]

@@ -13,10 +13,19 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
+from cvl_pipeline.location import Location
 from cvl_pipeline.pipelines.parameters import RunParameters, check_parameters, counted_parameters
 from cvl_pipeline.provenance.code import code_of, source_of
-from cvl_pipeline.provenance.records import Checksums, Recipe, Record, changes, read_record, write_record
-from cvl_pipeline.storage import VERSION
+from cvl_pipeline.provenance.records import (
+    Checksums,
+    Recipe,
+    Record,
+    changes,
+    read_record,
+    record_path,
+    write_record,
+)
+from cvl_pipeline.storage import CHECKED_ONCE, VERSION
 
 NAMED_CODE = re.compile(r"([A-Za-z_][\w.]*):[\w\-.]+")
 """A parameter of the form ``module:name`` is code of the user's own: a reward, a policy, an environment."""
@@ -73,6 +82,8 @@ class Provenance:
         self._pipeline, self._catalog = pipeline, catalog
         self._checksums = Checksums()
         self._in_memory: dict[str, str] = {}
+        self._fetched: set[str] = set()
+        self._elsewhere: dict[Path, str] = {}
         # Now, and not when a node has run: the code that runs is that which was imported, not what a person
         # has written meanwhile.
         self._code = {node.name: code_of(node.func) for node in pipeline.nodes}
@@ -86,7 +97,39 @@ class Provenance:
         if name.startswith("params:") or name == "parameters" or name not in self._catalog:
             return None
         path = vars(self._catalog.get(name)).get("_filepath")
+        if path is not None and name not in self._fetched:
+            self._fetch(name)
         return None if path is None else Path(path)
+
+    def _location(self, name: str) -> Location | None:
+        """Where an artifact is, if that is at a URL."""
+        location: Location | None = getattr(self._catalog.get(name), "location", None)
+        return location if location is not None and location.is_remote else None
+
+    def _fetch(self, name: str) -> None:
+        """Bring the copies of an artifact and its record up to date; a large one that is known is left."""
+        self._fetched.add(name)
+        location = self._location(name)
+        if location is None:
+            return
+        location.sibling(record_path(location.path).name).fetch()
+        self._read(location.path)
+        content = self._checksums.known([location.filepath, *(location.identity() or [])])
+        if content is None:
+            location.fetch()
+        else:
+            self._elsewhere[location.path] = content
+
+    def _publish(self, name: str, record: Record) -> None:
+        """Put the record of an artifact beside it, with what tells from afar that a large one is the same."""
+        path, location = self.path(name), self._location(name)
+        assert path is not None
+        if location is not None and path.stat().st_size >= CHECKED_ONCE:
+            at_url = [location.filepath, *(location.identity() or []), record.outputs[name]]
+            record = replace(record, seen=[*record.seen, at_url])
+        write_record(path, record)
+        if location is not None:
+            location.sibling(record_path(path).name).publish()
 
     def making(self, node: Node) -> Making:
         """What the node would make its outputs from, the inputs as they are on disk."""
@@ -102,10 +145,12 @@ class Provenance:
             recipe = replace(recipe, sources=dict(self._sources(recipe.parameters)))
         paths = {name: path for name in node.outputs if (path := self.path(name)) is not None}
         self._in_memory |= dict.fromkeys(set(node.outputs) - set(paths), recipe.fingerprint)
-        outputs = {name: self._content(path) for name, path in paths.items()}
         for path in paths.values():
+            self._elsewhere.pop(path, None)  # of what was there before
+        outputs = {name: self._content(path) for name, path in paths.items()}
+        for name, path in paths.items():
             seen = self._checksums.seen([path, *self._source_files(recipe.parameters)])
-            write_record(path, Record(recipe, making.contents, outputs, seen))
+            self._publish(name, Record(recipe, making.contents, outputs, seen))
 
     def states(self) -> dict[str, State]:
         """How everything that the pipeline makes stands, in the order of the run.
@@ -137,7 +182,7 @@ class Provenance:
         ]
         if path is None:  # in memory: made again when, and only when, something needs it
             return State("stale", tuple(upstream)) if upstream else FRESH
-        if not path.exists():
+        if self._content(path) == MISSING:
             return State("missing")
         record = self._read(path)
         if record is None:
@@ -155,7 +200,7 @@ class Provenance:
             f"{other}, made with it, is another"
             for other in node.outputs
             if (beside := self.path(other)) is not None
-            and beside.exists()
+            and self._content(beside) != MISSING
             and record.outputs.get(other) != self._content(beside)
         ]
         return State("stale", tuple(reasons)) if reasons else FRESH
@@ -206,4 +251,4 @@ class Provenance:
         return record.recipe.fingerprint if record is not None and known else f"content {content}"
 
     def _content(self, path: Path) -> str:
-        return self._checksums.of(path) or MISSING
+        return self._elsewhere.get(path) or self._checksums.of(path) or MISSING
