@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -17,6 +18,7 @@ from cvl_pipeline.readout.parameters import ReadoutParameters, RewardParameters
 from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
 
+CONF = Path(__file__).parents[1] / "conf"
 DATASET: dict[str, Any] = {
     "source": "metaworld", "task": "door-open-v3", "name": "{task}", "path": None,
     "columns": {
@@ -190,6 +192,14 @@ def policy_parameters(training: dict[str, Any] | None = None, **changes: Any) ->
         "training": training_parameters(**(training or {})),
     }
     return PolicyParameters(**(values | changes))
+
+
+def copy_conf(project: Path) -> Path:
+    """The configuration of this project in another, without what is local to a machine."""
+    conf = project / "conf"
+    shutil.copytree(CONF, conf, ignore=shutil.ignore_patterns("local"), dirs_exist_ok=True)
+    (conf / "local").mkdir(exist_ok=True)
+    return conf
 
 
 def names_in(folder: Path) -> list[str]:

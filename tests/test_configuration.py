@@ -13,13 +13,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from cvl_pipeline.configuration import CheckedConfigLoader
+from cvl_pipeline.configuration import RESOLVERS, CheckedConfigLoader
 from cvl_pipeline.errors import InputError, causes
 from cvl_pipeline.settings import CONFIG_LOADER_ARGS
 from cvl_pipeline.sources.parameters import DatasetParameters
-from tests.builders import DATASET, reward_parameters
-
-CONF = Path(__file__).parents[1] / "conf"
+from tests.builders import CONF, DATASET, copy_conf, reward_parameters
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +33,12 @@ NAMES = st.lists(st.sampled_from(PARTS), max_size=5).map("".join) | st.text(max_
 
 
 def _forget() -> None:
-    for resolver in ("artifact_folder", "reward_folder", "tuning_folder", "tuning_credentials"):
+    for resolver in RESOLVERS:
         OmegaConf.clear_resolver(resolver)
 
 
-def _loader(env: str | None = None, **runtime: Any) -> CheckedConfigLoader:
-    return CheckedConfigLoader(str(CONF), env=env, runtime_params=runtime, **CONFIG_LOADER_ARGS)
+def _loader(env: str | None = None, conf: Path = CONF, **runtime: Any) -> CheckedConfigLoader:
+    return CheckedConfigLoader(str(conf), env=env, runtime_params=runtime, **CONFIG_LOADER_ARGS)
 
 
 def _folders(loader: CheckedConfigLoader) -> set[str]:
@@ -77,22 +75,29 @@ def test_the_study_s_database_is_an_entry_of_the_credentials() -> None:
 
 
 @pytest.fixture
-def best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file for what a study found, in a project of its own."""
-    monkeypatch.chdir(tmp_path)
+def conf(tmp_path: Path) -> Path:
+    """The configuration in a project of its own."""
+    return copy_conf(tmp_path)
+
+
+@pytest.fixture
+def best(tmp_path: Path) -> Path:
+    """A file for what a study found."""
     path = tmp_path / "data/08_reporting/door-open-v3/tuning/study/best_parameters.json"
     path.parent.mkdir(parents=True)
     return path
 
 
-def test_tuned_takes_what_a_study_found_and_the_command_line_has_the_last_word(best: Path) -> None:
+def test_tuned_takes_what_a_study_found_and_the_command_line_has_the_last_word(
+    best: Path, conf: Path
+) -> None:
     found = {"contrastive_dynamics.temperature": 0.3, "contrastive_dynamics.training.steps": 7}
     best.write_text(json.dumps({"parameters": found}))
     given: dict[str, Any] = {"tuned": True, "contrastive_dynamics": {"training": {"steps": 9}}}
-    dynamics = _loader(**given)["parameters"]["contrastive_dynamics"]
+    dynamics = _loader(conf=conf, **given)["parameters"]["contrastive_dynamics"]
     assert dynamics["temperature"] == 0.3
     assert dynamics["training"]["steps"] == 9
-    assert _loader()["parameters"]["contrastive_dynamics"]["temperature"] == 0.1
+    assert _loader(conf=conf)["parameters"]["contrastive_dynamics"]["temperature"] == 0.1
 
 
 @pytest.mark.parametrize(
@@ -104,11 +109,13 @@ def test_tuned_takes_what_a_study_found_and_the_command_line_has_the_last_word(b
         ('{"parameters": {"contrastive_dynamics.temperature": -1}}', "temperature' is -1"),
     ],
 )
-def test_a_study_s_result_that_cannot_be_used(best: Path, content: str | None, words: str) -> None:
+def test_a_study_s_result_that_cannot_be_used(
+    best: Path, conf: Path, content: str | None, words: str
+) -> None:
     if content is not None:
         best.write_text(content)
     with pytest.raises(InputError, match=words):
-        _loader(tuned=True)["parameters"]
+        _loader(conf=conf, tuned=True)["parameters"]
 
 
 @pytest.mark.parametrize("env", [None, "smoke"])

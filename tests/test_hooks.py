@@ -10,7 +10,7 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 from omegaconf import OmegaConf
 
-from cvl_pipeline.configuration import CheckedConfigLoader
+from cvl_pipeline.configuration import RESOLVERS, CheckedConfigLoader
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.hooks import CheckInputs, NarrateNodes, ReportResults
 from cvl_pipeline.networks.actor import ActorShape, GaussianActor
@@ -25,7 +25,7 @@ CONF = Path(__file__).parents[1] / "conf"
 
 def _catalog(root: Path, task: str = "reach-v3", reward: str = "dataset") -> DataCatalog:
     """The project's own catalog, its files moved below ``root``, and the parameters of nodes."""
-    for resolver in ("artifact_folder", "reward_folder"):
+    for resolver in RESOLVERS:
         OmegaConf.clear_resolver(resolver)
     given = {"dataset": {"task": task}, "reward": {"source": reward}}
     loader = CheckedConfigLoader(str(CONF), runtime_params=given, **CONFIG_LOADER_ARGS)

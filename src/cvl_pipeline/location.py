@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -210,8 +211,8 @@ class Location:
 
     def _masked(self, text: str) -> str:
         for name in SECRETS:
-            if self.options.get(name):
-                text = text.replace(str(self.options[name]), "***")
+            if secret := str(self.options.get(name) or ""):
+                text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)  # not inside of a word
         return text
 
 

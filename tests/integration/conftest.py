@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders import copy_conf
+
 PROJECT = Path(__file__).parents[2]
 DATASET = "reach-v3-smoke/seed_0"
 
@@ -56,8 +58,7 @@ class Project:
 
 def copy_project(root: Path) -> Project:
     shutil.copytree(PROJECT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    shutil.copytree(PROJECT / "conf", root / "conf", ignore=shutil.ignore_patterns("local"))
-    (root / "conf/local").mkdir()
+    copy_conf(root)
     for name in ("pyproject.toml", ".telemetry"):
         shutil.copy(PROJECT / name, root / name)
     return Project(root)

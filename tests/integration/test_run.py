@@ -185,7 +185,7 @@ bootstrap_project(Path.cwd())
 with KedroSession.create(env="smoke") as session:
     catalog = session.load_context().catalog
     files = [name for name in catalog.filter() if hasattr(catalog[name], "_filepath")]
-    for name in files:
+    for name in filter(catalog.exists, files):  # no study has been done
         dataset = catalog[name]
         # Pictures are written alone: kedro-viz reads their bytes.
         dataset.preview() if type(dataset).__name__ == "FigureDataset" else dataset.load()
@@ -206,6 +206,7 @@ def test_every_artifact_is_loaded_without_unpickling(finished: FinishedRun) -> N
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    made = {Path(name).name for name in finished.project.fingerprints()}
+    names = {Path(name).name for name in finished.project.fingerprints()}
+    made = {name for name in names if not name.endswith(".made.json")}
     assert set(result.stdout.split()) >= made
     assert len(made) > 20

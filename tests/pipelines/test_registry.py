@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from cvl_pipeline import datasets
-from cvl_pipeline.configuration import CheckedConfigLoader
+from cvl_pipeline.configuration import RESOLVERS, CheckedConfigLoader
 from cvl_pipeline.datasets import study
 from cvl_pipeline.pipeline_registry import register_pipelines, register_stages
 from cvl_pipeline.settings import CONFIG_LOADER_ARGS
@@ -31,7 +31,7 @@ def catalog() -> dict[str, Any]:
 
 
 def _catalog(**runtime: Any) -> dict[str, Any]:
-    for resolver in ("artifact_folder", "reward_folder", "tuning_folder", "tuning_credentials"):
+    for resolver in RESOLVERS:
         OmegaConf.clear_resolver(resolver)
     return CheckedConfigLoader(str(CONF), runtime_params=runtime, **CONFIG_LOADER_ARGS)["catalog"]
 

@@ -64,7 +64,7 @@ ROOMS: dict[str, set[str]] = {
     "evaluation.score": SOURCES | {"networks", "readout"},
     "evaluation.summarise": SOURCES | {"networks", "readout"},
     "evaluation.plot": set(),
-    "tuning.search": TRAINING | SOURCES | PARAMETERS | {"tuning"},
+    "tuning.search": TRAINING | SOURCES | PARAMETERS | {"tuning", "location"},
     **{f"tuning.{name}": PARAMETERS | {"tuning"} for name in ("choose", "report")},
     **{f"tuning.{name}": PARAMETERS | {"tuning"} for name in ("history", "importance", "parallel")},
 }

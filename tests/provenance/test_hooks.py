@@ -14,7 +14,7 @@ from cvl_pipeline.provenance.code import Code
 from cvl_pipeline.provenance.hooks import TrustArtifacts
 from cvl_pipeline.provenance.locks import acquire, release
 from cvl_pipeline.settings import CONFIG_LOADER_ARGS
-from tests.builders import names_in
+from tests.builders import copy_conf, names_in
 
 CONF = Path(__file__).parents[2] / "conf"
 PIPELINE = register_pipelines()["data_ingestion"]
@@ -29,7 +29,8 @@ def _catalog() -> DataCatalog:
 
 def _hook(project: Path) -> TrustArtifacts:
     hook = TrustArtifacts()
-    hook.after_context_created(SimpleNamespace(project_path=project))  # type: ignore[arg-type]
+    loader = CheckedConfigLoader(str(copy_conf(project)), **CONFIG_LOADER_ARGS)
+    hook.after_context_created(SimpleNamespace(config_loader=loader))  # type: ignore[arg-type]
     return hook
 
 
