@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import settings
 
 from cvl_pipeline.trajectories.container import Rewards, Transitions
+from tests import s3
 from tests.builders import make_rewards, make_transitions
 
 # Several threads change the order of sums, and the suite runs beside other work.
@@ -14,6 +17,19 @@ torch.set_num_threads(1)
 # The same examples every time: a failure that cannot be repeated helps nobody.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50, database=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The address of an S3 server on this machine."""
+    with s3.serve() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str) -> s3.Bucket:
+    """An empty bucket."""
+    return s3.make_bucket(s3_endpoint)
 
 
 @pytest.fixture

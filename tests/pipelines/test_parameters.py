@@ -116,6 +116,13 @@ def test_a_missing_field_is_named(base: dict[str, Any], name: str) -> None:
         ("contrastive_dynamics.learned_temperature", "perhaps", ["valid boolean"]),
         ("contrastive_dynamics.training.steps", 2.5, ["valid integer"]),
         ("contrastive_dynamics.training.batch_size", 1, ["greater than or equal to 2"]),
+        ("data.root", "../x", ["without '..'"]),
+        ("data.root", "", ["must be a folder"]),
+        ("data.root", "~/data", ["must be a folder"]),
+        ("data.root", "s3://lab/../x", ["without '..'"]),
+        ("data.root", "simplecache::s3://lab/x", ["URL of one file system"]),
+        ("data.root", "file:///data", ["URL of one file system"]),
+        ("data.cache", "s3://lab/cache", ["must be a folder of this machine"]),
         ("reward.source", "returns", ["must be dataset, success, goal_distance or module:function"]),
         ("reward.name", "../x", ["it names a folder"]),
         ("reward.scale", -1.0, ["greater than 0"]),
@@ -169,6 +176,19 @@ def test_values_of_two_stages_that_do_not_go_together_are_told_with_both(base: d
     assert "horizon_conditioning=true" in message
     check_parameters(_changed(raw, "contrastive_dynamics.horizon_conditioning", True))
     check_parameters(_changed(base, "value_readout.discount", base["contrastive_dynamics"]["discount"]))
+
+
+@pytest.mark.parametrize("root", ["data", "their/data", "/data", "s3://lab", "s3://lab/me/", "gs://lab/me"])
+def test_data_may_lie_in_a_folder_or_at_a_url(base: dict[str, Any], root: str) -> None:
+    assert check_parameters(_changed(base, "data.root", root)).data.root == root.rstrip("/")
+
+
+def test_credentials_without_a_url_are_refused(base: dict[str, Any]) -> None:
+    assert "data.credentials is for a data.root that is a URL" in _refusal(
+        _changed(base, "data.credentials", "lab")
+    )
+    at_url = _changed(base, "data.root", "s3://lab")
+    assert check_parameters(_changed(at_url, "data.credentials", "lab")).data.credentials == "lab"
 
 
 def test_all_faults_are_told_at_once(base: dict[str, Any]) -> None:

@@ -2,18 +2,26 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.provenance.locks import acquire, release
+from cvl_pipeline.location import Location
+from cvl_pipeline.provenance import locks
+from cvl_pipeline.provenance.locks import GONE, Lease, acquire, release
+from cvl_pipeline.storage import HOST
+from tests.s3 import Bucket
 
 HOLD = """
 import os, sys, time
@@ -92,3 +100,123 @@ def test_a_process_that_has_not_yet_said_who_it_is_holds_it(tmp_path: Path) -> N
     with pytest.raises(InputError, match="it has just started"):
         acquire(tmp_path / "lock", "data")
     release(first)
+
+
+CLAIM = """
+import json, sys, time
+from pathlib import Path
+from cvl_pipeline.location import Location
+from cvl_pipeline.provenance.locks import Lease
+lease = Lease(Location(sys.argv[1], json.loads(sys.argv[2])), "data")
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def lock(bucket: Bucket, tmp_path: Path) -> Location:
+    return Location(f"{bucket.url}/.locks/seed_0.lock", bucket.options, tmp_path)
+
+
+def _write(lock: Location, **changes: Any) -> None:
+    """A lease of a run on another machine."""
+    holder = {"pid": 1, "host": "elsewhere", "since": "2026-01-01", "token": "x", "renewed": time.time()}
+    lock.write(json.dumps(holder | changes))
+
+
+def test_a_lease_bars_others_until_it_is_released(lock: Location) -> None:
+    lease = Lease(lock, "data")
+    with pytest.raises(InputError, match=rf"^data is in use by .*process {os.getpid()} on {HOST}, since 20"):
+        Lease(lock, "data")
+    lease.check()
+    lease.release()
+    assert lock.read() is None
+    Lease(lock, "data").release()
+
+
+def test_a_lease_of_another_machine_is_respected_as_long_as_it_is_renewed(lock: Location) -> None:
+    _write(lock, renewed=time.time() - GONE + 60)
+    with pytest.raises(InputError, match="process 1 on elsewhere, since 2026-01-01"):
+        Lease(lock, "data")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"host": 1, "pid": "x"}'])
+def test_what_no_run_has_written_bars_nobody(lock: Location, content: str) -> None:
+    lock.write(content)
+    Lease(lock, "data").release()
+
+
+def test_the_lease_of_a_machine_that_fell_silent_is_taken_over(lock: Location) -> None:
+    _write(lock, renewed=time.time() - GONE - 1)
+    lease = Lease(lock, "data")
+    assert json.loads(lock.read() or "")["pid"] == os.getpid()
+    lease.release()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_lease_of_a_killed_run_of_this_machine_is_taken_over_at_once(
+    lock: Location, number: signal.Signals
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", CLAIM, lock.filepath, json.dumps(dict(lock.options))],
+        stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"process {process.pid} on"):
+            Lease(lock, "data")
+        process.send_signal(number)
+        process.wait()
+        Lease(lock, "data").release()
+
+
+def test_of_two_that_take_over_one_has_it(lock: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(lock, renewed=0.0)
+    monkeypatch.setattr(time, "sleep", lambda _: _write(lock))  # the other is a moment later
+    with pytest.raises(InputError, match="process 1 on elsewhere"):
+        Lease(lock, "data")
+
+
+def test_a_lease_is_renewed_and_its_loss_is_noticed(lock: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "RENEWAL", 0.05)
+    lease = Lease(lock, "data")
+    first = json.loads(lock.read() or "")["renewed"]
+    _until(lambda: json.loads(lock.read() or "")["renewed"] > first)
+    lock.remove()  # someone cleaned up; nobody else has it
+    _until(lambda: lock.read() is not None)
+    lease.check()
+    _write(lock)
+    _until(lambda: lease._lost)
+    with pytest.raises(InputError, match="data has been taken over by another run"):
+        lease.check()
+    lease.release()
+    assert json.loads(lock.read() or "")["host"] == "elsewhere"
+
+
+def test_a_lease_outlives_a_network_that_fails_for_a_while(
+    lock: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "RENEWAL", 0.05)
+    lease = Lease(lock, "data")
+    failures = []
+
+    def fail(*_: Any, **__: Any) -> None:
+        failures.append(1)
+        raise ConnectionError("dead")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock._system, "cat_file", fail)
+        _until(lambda: len(failures) > 2)
+    renewed = json.loads(lock.read() or "")["renewed"]
+    _until(lambda: json.loads(lock.read() or "")["renewed"] > renewed)
+    lease.check()
+    lease.release()
+    assert lock.read() is None
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < limit
+        threading.Event().wait(0.02)

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kedro.io import DataCatalog, MemoryDataset
@@ -13,9 +14,11 @@ from kedro.pipeline import Pipeline, node
 
 from cvl_pipeline.configuration import CheckedConfigLoader
 from cvl_pipeline.datasets import FolderDataset, JSONDataset
+from cvl_pipeline.provenance import states
 from cvl_pipeline.provenance.records import record_path
 from cvl_pipeline.provenance.states import Provenance, State
 from cvl_pipeline.settings import CONFIG_LOADER_ARGS
+from tests.s3 import Bucket
 
 CONF = Path(__file__).parents[2] / "conf"
 PARAMETERS = CheckedConfigLoader(str(CONF), **CONFIG_LOADER_ARGS)["parameters"]
@@ -193,3 +196,48 @@ def test_what_is_kept_in_memory_is_made_again_with_what_needs_it() -> None:
         Path(folder, "first.json").unlink()
         states = Provenance(CHAIN, catalog).states()
         assert [states[name].name for name in ("first", "second", "third")] == ["missing", "stale", "stale"]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_what_is_at_a_url_is_known_on_another_machine_and_a_large_one_without_a_download(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    if large:
+        monkeypatch.setattr(states, "CHECKED_ONCE", 0)
+
+    def machine(cache: str) -> DataCatalog:
+        catalog = DataCatalog(
+            {
+                name: JSONDataset(
+                    filepath=f"{bucket.url}/{name}.json",
+                    credentials=bucket.options,
+                    cache=str(tmp_path / cache),
+                )
+                for name in CHAIN.all_outputs()
+            }
+        )
+        catalog["folder"] = FolderDataset(filepath=str(tmp_path / cache))
+        catalog["parameters"], catalog["params:seed"] = PARAMETERS, 0
+        return catalog
+
+    def state(catalog: DataCatalog) -> set[str]:
+        return {found.name for found in Provenance(CHAIN, catalog).states().values()}
+
+    assert run(CHAIN, machine("one")) == {"n0", "n1", "n2"}
+    assert run(CHAIN, machine("one")) == set()
+    assert state(machine("two")) == {"fresh"}
+    artifacts = {f"{name}.json" for name in CHAIN.all_outputs()}
+    assert artifacts.isdisjoint(path.name for path in (tmp_path / "two").rglob("*")) == large
+    assert machine("two").load("third") == machine("one").load("third")
+    assert state(machine("two")) == {"fresh"}
+    # By other means than this program.
+    bucket.files.pipe_file(f"{bucket.url}/second.json", b"[]")
+    found = Provenance(CHAIN, machine("two")).states()
+    assert [found[name].name for name in ("first", "second", "third")] == ["fresh", "damaged", "stale"]
+    assert run(CHAIN, machine("two")) == {"n1", "n2"}
+    bucket.files.rm_file(f"{bucket.url}/first.json")
+    assert Provenance(CHAIN, machine("one")).states()["first"].name == "missing"
+    bucket.files.rm_file(f"{bucket.url}/.second.json.made.json")
+    assert Provenance(CHAIN, machine("one")).states()["second"].why == "no record of what made it"
+    assert run(CHAIN, machine("one")) == {"n0", "n1", "n2"}
+    assert state(machine("two")) == {"fresh"}
