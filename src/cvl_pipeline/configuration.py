@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.location import Location, is_url
-from cvl_pipeline.pipelines.parameters import RunParameters, check_parameters
+from cvl_pipeline.pipelines.parameters import DataParameters, RunParameters, check_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -65,19 +65,26 @@ class CheckedConfigLoader(OmegaConfigLoader):
         project = Path(self.conf_source).absolute().parent
         if not is_url(filepath):
             return Location(str(project / filepath))
-        options: dict[str, Any] = {}
-        if data.credentials is not None:
-            try:
-                options = self["credentials"][data.credentials]
-            except (KeyError, MissingConfigException):
-                raise InputError(
-                    f"data.credentials is '{data.credentials}', which no credentials.yml has"
-                ) from None
-        return Location(filepath, options, project / data.cache)
+        return Location(filepath, self._options(data), project / data.cache)
+
+    def _options(self, data: DataParameters) -> dict[str, Any]:
+        """Of the URL's file system."""
+        if data.credentials is None:
+            return {}
+        try:
+            options: dict[str, Any] = self["credentials"][data.credentials]
+        except (KeyError, MissingConfigException):
+            folders = (self.base_env, self.env or self.default_run_env)
+            files = " or ".join(f"conf/{folder}/credentials.yml" for folder in folders)
+            raise InputError(
+                f"data.credentials is '{data.credentials}', which is no entry of {files}"
+            ) from None
+        return options
 
     def _complete(self, catalog: dict[str, Any]) -> None:
         """Give entries below a URL what they need besides."""
         data = self._untuned().data
+        self._options(data)  # Kedro would name no file
         for entry in catalog.values():
             if is_url(data.root) and str(entry.get("filepath")).startswith(f"{data.root}/"):
                 entry["cache"] = str(Path(self.conf_source).absolute().parent / data.cache)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.builders import copy_conf
+from tests.integration import forks
 
 PROJECT = Path(__file__).parents[2]
 DATASET = "reach-v3-smoke/seed_0"
+REUSE = ("run", "--only-missing-outputs")
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,12 @@ class Project:
         return [sys.executable, "-m", "kedro", *arguments]
 
     def environment(self) -> dict[str, str]:
-        # Wide, so that no message is wrapped; the copy's code, not the installed one.
-        return {**os.environ, "COLUMNS": "400", "KEDRO_ENV": "smoke", "PYTHONPATH": str(self.root / "src")}
+        # Wide, so that no message is wrapped; the copy's code, not the installed one; one thread, as sums in
+        # another order have other last digits.
+        return {
+            **os.environ, "COLUMNS": "400", "KEDRO_ENV": "smoke", "PYTHONPATH": str(self.root / "src"),
+            "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
 
     def kedro(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run kedro; standard output and error are one text in ``stdout``."""
@@ -64,6 +74,47 @@ def copy_project(root: Path) -> Project:
     return Project(root)
 
 
+class Forks:
+    """Runs kedro commands, each in a fork of a process that has done the slow imports."""
+
+    def __init__(self, project: Project, output: Path) -> None:
+        self._output = output
+        environment = project.environment()
+        del environment["PYTHONPATH"]  # each fork has its own copy of the project
+        self._server = subprocess.Popen(
+            [sys.executable, forks.__file__],
+            env=environment, cwd=project.root, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def kedro(self, project: Project, *arguments: str, status: int = 0, **changes: list[Any]) -> str:
+        """What the command wrote."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        asked = {"root": str(project.root), "arguments": arguments, "output": str(self._output)}
+        self._server.stdin.write(json.dumps(asked | {"changes": changes}) + "\n")
+        self._server.stdin.flush()
+        answer = self._server.stdout.readline()
+        output = self._output.read_text()
+        assert answer.strip() == str(status), output
+        return output
+
+    def plan(self, project: Project, *arguments: str) -> set[str]:
+        """The nodes that Kedro would run."""
+        output = self.kedro(project, *REUSE, *arguments, plan=[])
+        return set(re.search(r"^PLAN(.*)$", output, re.MULTILINE)[1].split())  # type: ignore[index]
+
+    def run(self, project: Project, *arguments: str) -> set[str]:
+        """The nodes that ran."""
+        return set(re.findall(r"\d+/\d+ (\S+) ->", self.kedro(project, *arguments)))
+
+    def close(self) -> None:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.close()
+        self._server.stdout.close()
+        self._server.wait()
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     project: Project
@@ -77,6 +128,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     result = project.kedro("run")
     assert result.returncode == 0, result.stdout
     return FinishedRun(project, result.stdout)
+
+
+@pytest.fixture(scope="session")
+def kedro(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    started = Forks(finished.project, tmp_path_factory.mktemp("forks") / "output")
+    yield started
+    started.close()
 
 
 @pytest.fixture

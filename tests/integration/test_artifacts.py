@@ -2,73 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cvl_pipeline.pipeline_registry import register_pipelines, register_stages
-from tests.integration import forks
-from tests.integration.conftest import PROJECT, FinishedRun, Project
+from tests.integration.conftest import PROJECT, REUSE, Forks, Project
 
 WHOLE = register_pipelines()["__default__"]
-REUSE = ("run", "--only-missing-outputs")
-
-
-class Forks:
-    """Runs kedro commands, each in a fork of a process that has done the slow imports."""
-
-    def __init__(self, project: Project, output: Path) -> None:
-        self._output = output
-        environment = project.environment() | {"OMP_NUM_THREADS": "1"}
-        del environment["PYTHONPATH"]  # each fork has its own copy of the project
-        self._server = subprocess.Popen(
-            [sys.executable, forks.__file__],
-            env=environment, cwd=project.root, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-
-    def kedro(self, project: Project, *arguments: str, status: int = 0, **changes: list[Any]) -> str:
-        """What the command wrote."""
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        asked = {"root": str(project.root), "arguments": arguments, "output": str(self._output)}
-        self._server.stdin.write(json.dumps(asked | {"changes": changes}) + "\n")
-        self._server.stdin.flush()
-        answer = self._server.stdout.readline()
-        output = self._output.read_text()
-        assert answer.strip() == str(status), output
-        return output
-
-    def plan(self, project: Project, *arguments: str) -> set[str]:
-        """The nodes that Kedro would run."""
-        output = self.kedro(project, *REUSE, *arguments, plan=[])
-        return set(re.search(r"^PLAN(.*)$", output, re.MULTILINE)[1].split())  # type: ignore[index]
-
-    def run(self, project: Project, *arguments: str) -> set[str]:
-        """The nodes that ran."""
-        return set(re.findall(r"\d+/\d+ (\S+) ->", self.kedro(project, *arguments)))
-
-    def close(self) -> None:
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        self._server.stdin.close()
-        self._server.stdout.close()
-        self._server.wait()
-
-
-@pytest.fixture(scope="module")
-def kedro(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    started = Forks(finished.project, tmp_path_factory.mktemp("forks") / "output")
-    yield started
-    started.close()
 
 
 def after(*nodes: str) -> set[str]:

@@ -1,0 +1,239 @@
+"""Data at a URL: the same results, reuse and refusals as in a folder, from any machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import DATASET, REUSE, FinishedRun, Forks, Project, copy_project
+from tests.s3 import SECRET, Bucket, make_bucket
+
+CRITIC = f"06_models/{DATASET}/critic.safetensors"
+LABELS = f"03_primary/{DATASET}/labels.safetensors"
+LOCK = f".locks/{DATASET}.lock"
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A project whose data are in a bucket."""
+
+    project: Project
+    bucket: Bucket
+    output: str
+
+    @property
+    def parameters(self) -> tuple[str, str]:
+        return "--params", f"data.root={self.bucket.url}/me,data.credentials=laboratory"
+
+    @property
+    def cache(self) -> Path:
+        return self.project.root / "data/.cache"
+
+    def contents(self) -> dict[str, bytes]:
+        """Of every file of the data root but leases, by its path."""
+        return {
+            name.removeprefix("me/"): self.bucket.files.cat_file(f"{self.bucket.url}/{name}")
+            for name in self.bucket.names()
+            if "/.locks/" not in name
+        }
+
+    def spoil(self, name: str) -> None:
+        """Flip a bit."""
+        address = f"{self.bucket.url}/me/{name}"
+        content = bytearray(self.bucket.files.cat_file(address))
+        content[len(content) // 2] ^= 1
+        self.bucket.files.pipe_file(address, bytes(content))
+
+
+def _project(root: Path, bucket: Bucket) -> Project:
+    project = copy_project(root)
+    (root / "conf/smoke/credentials.yml").write_text(json.dumps({"laboratory": bucket.options}))
+    return project
+
+
+@pytest.fixture(scope="module")
+def whole(kedro: Forks, s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Remote:
+    """After one run. Tests must leave the bucket as they found it."""
+    bucket = make_bucket(s3_endpoint)
+    project = _project(tmp_path_factory.mktemp("remote"), bucket)
+    remote = Remote(project, bucket, "")
+    return Remote(project, bucket, kedro.kedro(project, "run", *remote.parameters))
+
+
+@pytest.fixture
+def remote(whole: Remote, s3_endpoint: str, tmp_path: Path) -> Remote:
+    """A copy of that bucket, seen from another machine, which a test may damage."""
+    bucket = make_bucket(s3_endpoint)
+    bucket.files.copy(f"{whole.bucket.url}/me/", f"{bucket.url}/me/", recursive=True)
+    assert len(bucket.names()) == len(whole.bucket.names())
+    return Remote(_project(tmp_path / "other", bucket), bucket, "")
+
+
+def test_a_run_writes_to_the_url_what_a_local_one_writes_to_its_folder(
+    whole: Remote, finished: FinishedRun
+) -> None:
+    data = finished.project.root / "data"
+    local = {
+        path.relative_to(data).as_posix(): path.read_bytes()
+        for path in data.rglob("*")
+        if path.is_file() and not {"logs", ".locks"} & set(path.parts)
+    }
+    assert whole.contents() == local
+    assert f"Metrics, tables and plots: {whole.bucket.url}/me/08_reporting/{DATASET}/" in whole.output
+    assert SECRET not in whole.output
+    # On this machine there is nothing but the cache.
+    assert [path.name for path in (whole.project.root / "data").iterdir()] == [".cache"]
+
+
+def test_nothing_is_made_again_here_or_on_another_machine(
+    kedro: Forks, whole: Remote, remote: Remote
+) -> None:
+    for place in (whole, remote):
+        assert "29 artifacts: 29 fresh" in kedro.kedro(
+            place.project, "artifacts", "status", *place.parameters
+        )
+        assert kedro.plan(place.project, *place.parameters) == set()
+    before = remote.contents()
+    assert "Nothing to run" in kedro.kedro(remote.project, *REUSE, *remote.parameters)
+    assert remote.contents() == before
+
+
+def test_what_is_damaged_or_deleted_at_the_url_is_refused_or_made_again(kedro: Forks, remote: Remote) -> None:
+    before = remote.contents()
+    # Here there is a whole copy of it.
+    extract = ("run", "--nodes", "policy_extraction.clone", *remote.parameters)
+    kedro.kedro(remote.project, *extract)
+    remote.spoil(CRITIC)
+    output = kedro.kedro(remote.project, "run", "--pipelines", "value_readout", *remote.parameters, status=1)
+    assert output.startswith(f"Error: {remote.bucket.url}/me/{CRITIC} is damaged")
+    assert "\n" not in output.strip()
+    remote.bucket.files.rm_file(f"{remote.bucket.url}/me/{LABELS}")
+    status = kedro.kedro(remote.project, "artifacts", "status", *remote.parameters)
+    assert "1 missing, 1 damaged" in status
+    ran = kedro.run(remote.project, *REUSE, *remote.parameters)
+    assert {"contrastive_dynamics.train", "value_readout.label"} <= ran
+    assert not any(name.startswith("data_ingestion") for name in ran)
+    assert remote.contents() == before
+
+
+def test_a_damaged_copy_is_fetched_again(kedro: Forks, remote: Remote) -> None:
+    readout = ("run", "--pipelines", "value_readout", *remote.parameters)
+    kedro.kedro(remote.project, *readout)
+    before = remote.contents()
+    copies = [
+        path for path in remote.cache.rglob("*") if path.suffix in (".safetensors", ".parquet", ".json")
+    ]
+    assert len(copies) > 10
+    for copy in copies:  # notes and records too
+        copy.write_bytes(copy.read_bytes()[:-1])
+    kedro.kedro(remote.project, *readout)
+    assert remote.contents() == before
+
+
+def test_a_killed_run_is_taken_up_and_another_one_respected(kedro: Forks, remote: Remote) -> None:
+    before = remote.contents()
+    remote.bucket.files.rm(f"{remote.bucket.url}/me", recursive=True)
+    kedro.kedro(remote.project, "run", *remote.parameters, status=137, die_at_record=[9])
+    assert f"me/{LOCK}" in remote.bucket.names()
+    ran = kedro.run(remote.project, *REUSE, *remote.parameters)
+    assert "evaluation.plot" in ran
+    assert "data_ingestion.ingest" not in ran
+    assert remote.contents() == before
+    assert f"me/{LOCK}" not in remote.bucket.names()
+    address = f"{remote.bucket.url}/me/{LOCK}"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, address, json.dumps(remote.bucket.options)],
+        stdout=subprocess.PIPE, text=True, env=remote.project.environment(),
+    ) as holder:  # fmt: skip
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        output = kedro.kedro(remote.project, "run", *remote.parameters, status=1)
+        assert output.startswith("Error: data of dataset 'reach-v3-smoke', seed 0, is in use by another run")
+        assert f"process {holder.pid} on" in output
+        assert "29 fresh" in kedro.kedro(remote.project, "artifacts", "status", *remote.parameters)
+        holder.kill()
+    kedro.run(remote.project, "run", "--nodes", "data_ingestion.split", *remote.parameters)
+    assert remote.contents() == before
+
+
+HOLD = """
+import json, sys, time
+from pathlib import Path
+from cvl_pipeline.location import Location
+from cvl_pipeline.provenance.locks import Lease
+lease = Lease(Location(sys.argv[1], json.loads(sys.argv[2]), Path("unused")), "data")
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("root", "credentials", "words"),
+    [
+        ("s3://nowhere-at-all", "laboratory", "cannot write s3://nowhere-at-all/.locks/"),
+        (
+            "s3://nowhere-at-all",
+            "labratory",
+            "'labratory', which is no entry of conf/base/credentials.yml or conf/smoke/credentials.yml",
+        ),
+        ("s4://laboratory", "laboratory", "Protocol not known: s4"),
+        ("s3://laboratory/../x", "laboratory", "without '..'"),
+        ("elsewhere", "laboratory", "data.credentials is for a data.root that is a URL"),
+    ],
+)
+def test_what_cannot_be_reached_stops_a_run_in_one_line(
+    kedro: Forks, whole: Remote, root: str, credentials: str, words: str
+) -> None:
+    parameters = ("--params", f"data.root={root},data.credentials={credentials}")
+    output = kedro.kedro(whole.project, "run", *parameters, status=1)
+    assert output.startswith("Error: ")
+    assert words in output
+    assert "\n" not in output.strip()
+    assert SECRET not in output
+
+
+def test_a_folder_outside_of_the_project_holds_everything(
+    kedro: Forks, finished: FinishedRun, whole: Remote, tmp_path: Path
+) -> None:
+    parameters = ("--params", f"data.root={tmp_path}/elsewhere")
+    project = copy_project(tmp_path / "project")
+    shutil.copytree(finished.project.root / "data", tmp_path / "elsewhere")
+    assert kedro.plan(project, *parameters) == set()
+    kedro.kedro(project, "run", "--pipelines", "data_ingestion,contrastive_dynamics", *parameters)
+    assert kedro.plan(project, *parameters) == set()
+    assert not (project.root / "data").exists()
+
+
+@pytest.mark.slow
+def test_a_study_is_kept_here_and_what_it_found_at_the_url(kedro: Forks, remote: Remote) -> None:
+    tuning = f"{remote.parameters[1]},tuning.trials=2"
+    kedro.kedro(remote.project, "run", "--pipelines", "tuning", "--params", tuning)
+    found = [name for name in remote.contents() if "/tuning/" in name and not Path(name).name.startswith(".")]
+    assert f"08_reporting/{DATASET.partition('/')[0]}/tuning/study/best_parameters.json" in found
+    assert not any(name.startswith("06_models") for name in found)
+    assert list(remote.cache.rglob("journal.log"))
+    # As if another machine had found something else.
+    best = (
+        f"{remote.bucket.url}/me/08_reporting/{DATASET.partition('/')[0]}/tuning/study/best_parameters.json"
+    )
+    found = json.loads(remote.bucket.files.cat_file(best)) | {
+        "parameters": {"contrastive_dynamics.temperature": 0.7}
+    }
+    remote.bucket.files.pipe_file(best, json.dumps(found).encode())
+    plan = kedro.plan(remote.project, "--params", f"{remote.parameters[1]},tuned=true")
+    assert "contrastive_dynamics.train" in plan
+    assert "data_ingestion.ingest" not in plan
+
+
+def test_viz_shows_what_is_at_the_url(kedro: Forks, remote: Remote) -> None:
+    data = {"root": f"{remote.bucket.url}/me", "credentials": "laboratory"}
+    (remote.project.root / "conf/smoke/parameters_data.yml").write_text(json.dumps({"data": data}))
+    kedro.kedro(remote.project, "viz", "build", "--include-previews")
+    build = remote.project.root / "build/api"
+    assert any("success_rate" in path.read_text() for path in build.rglob("*") if path.is_file())
