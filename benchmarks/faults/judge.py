@@ -7,13 +7,14 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.faults import injections
-from benchmarks.faults.plan import Fault
-from benchmarks.faults.references import STAGES, TRAININGS, Contents, References, artifacts, lay
+from benchmarks.faults.plan import OF_RECORD, REMADE, Fault
+from benchmarks.faults.references import RECORD, STAGES, TRAININGS, Contents, References, artifacts, lay
 from benchmarks.faults.runs import Outcome, command, make_project, run
+from cvl_pipeline.provenance.records import record_path
 
 ENDED = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM}
 SAVED = 143
@@ -44,6 +45,8 @@ def judge(fault: Fault, references: References, folder: Path, draw: random.Rando
     try:
         if not fault.target:
             return _interrupted(fault, references, root, draw)
+        if fault.kind.endswith(REMADE):
+            return _remade(fault, references, root, draw)
         if fault.target in TRAININGS:
             return _unfinished(fault, references, root, draw)
         return _damaged(fault, references, root, draw)
@@ -59,7 +62,7 @@ def _interrupted(fault: Fault, references: References, root: Path, draw: random.
     before = references.at_start_of(fault.stage)
     if fault.kind == "disk full" or draw.random() < 0.3:  # the first run of all
         before = {path: content for path, content in before.items() if path not in made}
-    arguments = command([fault.stage] if fault.stage else [])
+    arguments = command([fault.stage] if fault.stage else [], reuse=draw.random() < 0.5)
     after = before | {path: references.newer[path] for path in made}
     with _disk(fault, root, before, after, draw) as free:
         lay(root, before)
@@ -126,7 +129,7 @@ def _run_faulty(
 def _damaged(fault: Fault, references: References, root: Path, draw: random.Random) -> Verdict:
     lay(root, references.newer)
     path = root / references.paths[fault.target]
-    _damage(fault, path, references, draw)
+    _damage(fault, root, path, references, draw)
     damaged = artifacts(root)
     outcome = run(root, command([] if fault.node else [fault.stage], [fault.node] if fault.node else []))
     if outcome.status == 0:
@@ -134,10 +137,26 @@ def _damaged(fault: Fault, references: References, root: Path, draw: random.Rand
         return Verdict("right")
     _check_told(outcome, fault.target)
     _check(artifacts(root) == damaged, "a refused run changed artifacts")
-    path.unlink(missing_ok=True)  # as the message says
-    maker = next(stage for stage, pipeline in STAGES.items() if fault.target in pipeline.all_outputs())
-    _check_succeeds(root, command([maker]), references.newer)
+    if "--only-missing-outputs" in outcome.output:  # as the message says
+        _check_succeeds(root, command(reuse=True), references.newer)
+    else:
+        path.unlink(missing_ok=True)
+        maker = next(stage for stage, pipeline in STAGES.items() if fault.target in pipeline.all_outputs())
+        _check_succeeds(root, command([maker]), references.newer)
     return Verdict("clear")
+
+
+def _remade(fault: Fault, references: References, root: Path, draw: random.Random) -> Verdict:
+    """Damage an artifact, or its record, and have what is stale made again."""
+    lay(root, references.newer)
+    path = root / references.paths[fault.target]
+    kind = fault.kind.removesuffix(REMADE)
+    if kind == OF_RECORD:
+        path = record_path(path)
+        kind = draw.choice(("cut", "flipped byte", "empty", "deleted", "another's content"))
+    _damage(replace(fault, kind=kind), root, path, references, draw)
+    _check_succeeds(root, command(reuse=True), references.newer)
+    return Verdict("right")
 
 
 def _unfinished(fault: Fault, references: References, root: Path, draw: random.Random) -> Verdict:
@@ -146,7 +165,7 @@ def _unfinished(fault: Fault, references: References, root: Path, draw: random.R
     name, content = references.checkpoints[fault.target]
     lay(root, before | {name: content})
     if fault.kind != "none":
-        _damage(fault, root / name, references, draw)
+        _damage(fault, root, root / name, references, draw)
     outcome = run(root, command([fault.stage]))
     if outcome.status == 0:
         _check("Resuming" in outcome.output or fault.kind == "deleted", "training began anew")
@@ -159,7 +178,7 @@ def _unfinished(fault: Fault, references: References, root: Path, draw: random.R
     return Verdict("clear")
 
 
-def _damage(fault: Fault, path: Path, references: References, draw: random.Random) -> None:
+def _damage(fault: Fault, root: Path, path: Path, references: References, draw: random.Random) -> None:
     if fault.kind in injections.DAMAGES:
         path.write_bytes(injections.DAMAGES[fault.kind](path.read_bytes(), draw))
     elif fault.kind == "deleted":
@@ -170,23 +189,20 @@ def _damage(fault: Fault, path: Path, references: References, draw: random.Rando
         others = [content for name, (_, content) in references.checkpoints.items() if name != fault.target]
         path.write_bytes(draw.choice(others))
     else:
-        path.write_bytes(_another_kind(fault.target, path.suffix, references, draw))
+        path.write_bytes(_another(str(path.relative_to(root)), references, draw))
 
 
-def _another_kind(name: str, suffix: str, references: References, draw: random.Random) -> bytes:
-    """The content of an artifact of the same format and another kind, or of another table."""
-
-    def kind(of: str) -> str:
-        # Episodes, and their labels, are of one kind wherever they come from.
-        words = of.removeprefix("bc_").removeprefix("rollout_")
-        return "rewards" if words == "labels" else words if suffix == ".safetensors" else of
-
+def _another(path: str, references: References, draw: random.Random) -> bytes:
+    """The content of another artifact of the same format, or of another record."""
+    is_record = path.endswith(RECORD)
     others = [
-        path
-        for other, path in sorted(references.paths.items())
-        if path.endswith(suffix) and kind(other) != kind(name)
+        content
+        for other, content in sorted(references.newer.items())
+        if other.endswith(Path(path).suffix)
+        and other.endswith(RECORD) == is_record
+        and content != references.newer[path]
     ]
-    return references.newer[draw.choice(others)]
+    return draw.choice(others)
 
 
 def _check(holds: bool, reason: str) -> None:

@@ -19,6 +19,9 @@ INTERRUPTIONS = {
 }
 """How often each comes to pass in each stage."""
 OF_THE_WHOLE_RUN = {"SIGKILL, by time": 4, "SIGTERM, by time": 3, "disk full": 3}
+REMADE = ", then --only-missing-outputs"
+OF_BYTES = ("flipped byte", "another's content", "deleted")
+OF_RECORD = "record damaged"
 DAMAGES = ("cut", "flipped byte", "empty", "deleted", "another's content", "other version")
 
 
@@ -71,10 +74,7 @@ def _damages(stage: str, references: References) -> list[Fault]:
         # What no node of another stage reads: the stage makes it anew, and nodes of it are run alone.
         faults += [Fault(stage, kind, name) for kind in ("cut", "deleted")]
         if readers and suffix != "safetensors":
-            faults += [Fault(stage, kind, name, readers[0]) for kind in _detected(suffix)]
+            kinds = DAMAGES if suffix == "parquet" else DAMAGES[:-1]  # JSON has no version
+            faults += [Fault(stage, kind, name, readers[0]) for kind in kinds]
+        faults += [Fault(stage, kind + REMADE, name) for kind in (*OF_BYTES, OF_RECORD)]
     return faults
-
-
-def _detected(suffix: str) -> tuple[str, ...]:
-    """JSON cannot tell a changed digit, nor whose content it is: that rests on the record beside the file."""
-    return DAMAGES if suffix == "parquet" else ("cut", "empty", "deleted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,10 +14,12 @@ from benchmarks.faults.injections import end, note_calls, watched
 from benchmarks.faults.runs import ENVIRONMENT, OLDER, Outcome, command, make_project, run
 from cvl_pipeline.configuration import CheckedConfigLoader
 from cvl_pipeline.pipeline_registry import register_stages
+from cvl_pipeline.provenance.records import record_path
 from cvl_pipeline.settings import CONFIG_LOADER_ARGS
 
 Contents = dict[str, bytes]
 """Files by their paths from the project's folder on."""
+RECORD = ".made.json"
 STAGES = register_stages()
 TRAININGS = {
     "dynamics_checkpoints": "contrastive_dynamics",
@@ -47,9 +50,10 @@ class References:
     calls: dict[str, Counter[str]]
 
     def made_by(self, stages: Iterable[str]) -> set[str]:
-        """Paths of the artifacts that the stages make."""
+        """Paths of the artifacts that the stages make, and of their records."""
         names = {name for stage in stages for name in STAGES[stage].all_outputs()}
-        return {self.paths[name] for name in names}
+        made = {self.paths[name] for name in names}
+        return made | {record for path in made if (record := record_of(path)) in self.newer}
 
     def at_start_of(self, stage: str) -> Contents:
         """What lies there before a stage is run: its inputs, and an earlier run's of all that follows."""
@@ -58,14 +62,31 @@ class References:
 
 
 def artifacts(root: Path) -> Contents:
-    """Every artifact of a project, damaged or not: no log, no checkpoint, nothing in a temporary place."""
+    """Every artifact of a project and its record, damaged or not.
+
+    No log, no checkpoint, no lock, nothing in a temporary place. Of a record, what it says: a blank that is
+    another is no damage.
+    """
     found = {path.relative_to(root): path for path in (root / "data").rglob("*") if path.is_file()}
     return {
-        str(relative): path.read_bytes()
+        str(relative): _said(path) if path.name.endswith(RECORD) else path.read_bytes()
         for relative, path in found.items()
-        if not {"logs", "checkpoints"} & set(relative.parts)
+        if not {"logs", "checkpoints", ".locks"} & set(relative.parts)
         and not any(part.startswith(".partial-") for part in relative.parts)
     }
+
+
+def _said(record: Path) -> bytes:
+    content = record.read_bytes()
+    try:
+        return json.dumps(json.loads(content), sort_keys=True).encode()
+    except ValueError:
+        return content
+
+
+def record_of(path: str) -> str:
+    """Path of the record of an artifact."""
+    return str(record_path(Path(path)))
 
 
 def lay(root: Path, contents: Mapping[str, bytes]) -> None:
@@ -108,7 +129,8 @@ def _succeed(outcome: Outcome) -> Outcome:
 def _paths() -> dict[str, str]:
     loader = CheckedConfigLoader(str(PROJECT / "conf"), env=ENVIRONMENT, **CONFIG_LOADER_ARGS)
     entries = loader["catalog"].items()
-    return {name: entry["filepath"] for name, entry in entries if not entry["type"].endswith("FolderDataset")}
+    made = {name for stage in STAGES.values() for name in stage.all_outputs()}
+    return {name: entry["filepath"] for name, entry in entries if name in made}
 
 
 def _interrupted(root: Path) -> dict[str, tuple[str, bytes]]:
@@ -121,7 +143,7 @@ def _interrupted(root: Path) -> dict[str, tuple[str, bytes]]:
                 end(signal.SIGKILL)(path)
 
         run(root, command([stage]), watched(end_after_saving))
-        (saved,) = (root / "data").rglob(f"{training}/*/last.ckpt")
+        (saved,) = (root / "data").rglob(f"{training}/*/*/last.ckpt")
         found[training] = (str(saved.relative_to(root)), saved.read_bytes())
         _succeed(run(root, command([stage])))
     return found

@@ -47,9 +47,22 @@ class Outcome:
     seconds: float
 
 
-def command(stages: Sequence[str] = (), nodes: Sequence[str] = (), parameters: str = PARAMETERS) -> list[str]:
-    """Arguments of ``kedro run``: what a person types, and types again after a fault."""
-    chosen = [*(["--pipelines", ",".join(stages)] if stages else [])]
+def command(
+    stages: Sequence[str] = (),
+    nodes: Sequence[str] = (),
+    parameters: str = PARAMETERS,
+    reuse: bool = False,
+) -> list[str]:
+    """Arguments of ``kedro run``: what a person types, and types again after a fault.
+
+    Args:
+        stages: to run; none: all.
+        nodes: to run; none: all of the stages.
+        parameters: those that are not of the smoke environment.
+        reuse: run what is stale alone.
+    """
+    chosen = ["--only-missing-outputs"] if reuse else []
+    chosen += ["--pipelines", ",".join(stages)] if stages else []
     chosen += ["--nodes", ",".join(nodes)] if nodes else []
     return [*chosen, "--params", parameters]
 
@@ -65,6 +78,11 @@ def preload() -> None:
         "torch.utils.tensorboard",
     ):  # fmt: skip
         import_module(name)
+    from cvl_pipeline.pipeline_registry import register_pipelines
+    from cvl_pipeline.provenance.code import code_of
+
+    for node in register_pipelines()["__default__"].nodes:
+        code_of(node.func)  # kept for the life of the process
 
 
 def make_project(root: Path) -> Path:

@@ -95,15 +95,16 @@ def record_path(artifact: Path) -> Path:
 
 def write_record(artifact: Path, record: Record) -> None:
     """Write it atomically. The same making is the same bytes: it tells neither time nor machine."""
-    text = json.dumps({"format": FORMAT, **asdict(record)}, indent=1, sort_keys=True)
+    values = {"format": FORMAT, **asdict(record)}
+    text = json.dumps({**values, "checksum": _checksum(values)}, indent=1, sort_keys=True)
     write_atomically(record_path(artifact), lambda partial: partial.write_text(text))
 
 
 def read_record(artifact: Path) -> Record | None:
-    """The record, or None if there is none, or none that this program reads."""
+    """The record, or None if there is none, or none that this program reads, or one that is damaged."""
     try:
         values = json.loads(record_path(artifact).read_text())
-        if values.pop("format") != FORMAT:
+        if values.pop("checksum") != _checksum(values) or values.pop("format") != FORMAT:
             return None
         record = Record(**{**values, "recipe": Recipe(**values["recipe"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -114,6 +115,10 @@ def read_record(artifact: Path) -> Record | None:
         record.outputs,
     )
     return record if all(isinstance(part, dict) for part in parts) and isinstance(record.seen, list) else None
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 class Checksums:
