@@ -85,7 +85,7 @@ faults: $(VENV)/installed
 # One torch version for everyone: pip finds each platform's build of it.
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools ".[metaworld,robotics,minari,tuning,viz,dev]"
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools ".[metaworld,robotics,minari,s3,tuning,viz,dev]"
 	( sed -n '/^#/p' requirements.lock; .venv-lock/bin/pip freeze --all --exclude cvl-pipeline --exclude pip \
 		| sed -e 's/+cpu$$//' -e 's/^pgserver==.*/&; python_version < "3.13"/' ) > .venv-lock/requirements.lock
 	mv .venv-lock/requirements.lock requirements.lock
