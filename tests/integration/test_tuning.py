@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.integration.conftest import FinishedRun, Project
+from tests.integration.conftest import FinishedRun, Forks, Project
 from tests.integration.test_faults import assert_refused
 from tests.training.processes import linux, wait_for
 
@@ -52,12 +52,12 @@ def studied(project: Project) -> tuple[Project, set[str]]:
         project.command(*SEARCH),
         cwd=project.root, env=project.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    wait_for(lambda: list(records.glob("*.json")) or process.poll() is not None)
+    wait_for(lambda: list(records.glob("[!.]*.json")) or process.poll() is not None)
     assert process.poll() is None
     process.kill()
     process.wait()
     wait_for(lambda: not workers_of(project))  # nothing outlives it
-    before = {path.name for path in records.glob("*.json")}
+    before = {path.name for path in records.glob("[!.]*.json")}
     result = project.kedro(*SEARCH)
     assert result.returncode == 0, result.stdout
     assert f"{TRIALS}/{TRIALS} trial" in result.stdout
@@ -70,7 +70,7 @@ def test_a_killed_run_is_gone_on_with_and_ends_with_the_target(studied: tuple[Pr
     trials = trials_of(project)
     assert (trials["state"] == "COMPLETE").sum() == TRIALS
     assert trials["number"].is_unique
-    after = {path.name for path in (project.root / f"data/06_models/{STUDY}/records").glob("*.json")}
+    after = {path.name for path in (project.root / f"data/06_models/{STUDY}/records").glob("[!.]*.json")}
     assert before <= after
     assert len(after) == TRIALS
     report = json.loads((project.root / f"data/08_reporting/{STUDY}/tuning_report.json").read_text())
@@ -80,6 +80,23 @@ def test_a_killed_run_is_gone_on_with_and_ends_with_the_target(studied: tuple[Pr
     for name in ("history", "importance", "parallel"):
         figure = json.loads((project.root / f"data/08_reporting/{STUDY}/tuning_{name}_plot.json").read_text())
         assert figure["data"]
+
+
+@linux
+@pytest.mark.parametrize(
+    ("parameters", "nodes"),
+    [
+        ("tuning.workers=2,tuning.max_failures=9", set()),
+        ("tuning.trials=5", {"search", "choose", "report", "history", "importance", "parallel"}),
+        ("seed=0,evaluation.workers=3", set()),
+    ],
+)
+def test_a_study_is_searched_again_for_what_counts(
+    studied: tuple[Project, set[str]], kedro: Forks, parameters: str, nodes: set[str]
+) -> None:
+    project, _ = studied
+    given = ("--pipelines", "data_ingestion,tuning", "--params", parameters)
+    assert kedro.plan(project, *given) == {f"tuning.{name}" for name in nodes}
 
 
 @linux
@@ -151,7 +168,7 @@ def test_a_run_that_is_asked_to_stop_stops_its_workers(project: Project) -> None
             cwd=project.root, env=project.environment(), stdout=file, stderr=subprocess.STDOUT,
         )  # fmt: skip
     records = project.root / "data/06_models/reach-v3-smoke/tuning/another/records"
-    wait_for(lambda: list(records.glob("*.json")) or process.poll() is not None)
+    wait_for(lambda: list(records.glob("[!.]*.json")) or process.poll() is not None)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 143
     output = (project.root / "stopped.log").read_text()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +12,14 @@ from kedro.io import DataCatalog
 from cvl_pipeline.configuration import CheckedConfigLoader
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.pipeline_registry import register_pipelines
+from cvl_pipeline.provenance import locks
 from cvl_pipeline.provenance.code import Code
 from cvl_pipeline.provenance.hooks import TrustArtifacts
 from cvl_pipeline.provenance.locks import acquire, release
 from cvl_pipeline.settings import CONFIG_LOADER_ARGS
 from tests.builders import copy_conf, names_in
+from tests.s3 import Bucket
+from tests.training.processes import wait_for
 
 CONF = Path(__file__).parents[2] / "conf"
 PIPELINE = register_pipelines()["data_ingestion"]
@@ -103,3 +108,35 @@ def test_training_that_other_code_began_is_not_taken_up(tmp_path: Path) -> None:
     for values in given:
         hook.after_node_run(train, values)
     assert names_in(folder) == [other.name]
+
+
+def test_a_run_at_a_url_that_another_has_taken_over_writes_no_more(
+    tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "RENEWAL", 0.05)
+    conf = copy_conf(tmp_path)
+    (conf / "local/credentials.yml").write_text(json.dumps({"lab": bucket.options}))
+    data = {"root": f"{bucket.url}/me", "credentials": "lab"}
+    loader = CheckedConfigLoader(str(conf), runtime_params={"data": data}, **CONFIG_LOADER_ARGS)
+    catalog = DataCatalog()
+    catalog["parameters"] = loader["parameters"]
+    hook = TrustArtifacts()
+    hook.after_context_created(SimpleNamespace(config_loader=loader))  # type: ignore[arg-type]
+    others = hook.before_pipeline_run(RUN, PIPELINE, catalog)
+    next(others)
+    hook.before_dataset_saved()
+    lease = loader.location(f"{bucket.url}/me/.locks/door-open-v3/seed_0.lock")
+    other = {"pid": 1, "host": "elsewhere", "since": "now", "token": "x", "renewed": time.time()}
+
+    def is_lost() -> bool:
+        lease.write(json.dumps(other))  # a renewal may have been under way
+        return hook._lease is not None and hook._lease._lost
+
+    wait_for(is_lost)
+    with pytest.raises(InputError, match="seed 0, has been taken over by another run"):
+        hook.before_dataset_saved()
+    with pytest.raises(InputError, match="seed 0, has been taken over by another run"):
+        hook.before_node_run(PIPELINE.nodes[0], {})
+    hook.on_pipeline_error()
+    assert json.loads(lease.read() or "") == other
+    release(acquire(lease.path, "data"))

@@ -7,9 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from cvl_pipeline.provenance import locks
 from cvl_pipeline.provenance.locks import GONE, Lease, acquire, release
 from cvl_pipeline.storage import HOST
 from tests.s3 import Bucket
+from tests.training.processes import wait_for
 
 HOLD = """
 import os, sys, time
@@ -182,12 +182,16 @@ def test_a_lease_is_renewed_and_its_loss_is_noticed(lock: Location, monkeypatch:
     monkeypatch.setattr(locks, "RENEWAL", 0.05)
     lease = Lease(lock, "data")
     first = json.loads(lock.read() or "")["renewed"]
-    _until(lambda: json.loads(lock.read() or "")["renewed"] > first)
+    wait_for(lambda: json.loads(lock.read() or "")["renewed"] > first)
     lock.remove()  # someone cleaned up; nobody else has it
-    _until(lambda: lock.read() is not None)
+    wait_for(lambda: lock.read() is not None)
     lease.check()
-    _write(lock)
-    _until(lambda: lease._lost)
+
+    def is_lost() -> bool:
+        _write(lock)  # a renewal may have been under way
+        return lease._lost
+
+    wait_for(is_lost)
     with pytest.raises(InputError, match="data has been taken over by another run"):
         lease.check()
     lease.release()
@@ -207,16 +211,9 @@ def test_a_lease_outlives_a_network_that_fails_for_a_while(
 
     with monkeypatch.context() as patch:
         patch.setattr(lock._system, "cat_file", fail)
-        _until(lambda: len(failures) > 2)
+        wait_for(lambda: len(failures) > 2)
     renewed = json.loads(lock.read() or "")["renewed"]
-    _until(lambda: json.loads(lock.read() or "")["renewed"] > renewed)
+    wait_for(lambda: json.loads(lock.read() or "")["renewed"] > renewed)
     lease.check()
     lease.release()
     assert lock.read() is None
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < limit
-        threading.Event().wait(0.02)

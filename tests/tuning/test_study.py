@@ -21,6 +21,7 @@ from cvl_pipeline.tuning.study import (
     owner,
     prepare,
     release_dead,
+    restore,
     signature,
 )
 from cvl_pipeline.tuning.worker import work
@@ -106,6 +107,7 @@ def test_finished_trials_outlive_their_storage(tmp_path: Path) -> None:
     work(specification)
     old = open_study(specification.location, "name", tuning, 0).trials
     specification.location.journal.unlink()
+    (specification.records / ".partial-here-1-x.json").mkdir()  # of a killed worker
     study = open_study(specification.location, "name", tuning, 0)
     wanted = signature(specification.stages, tuning, "data")
     prepare(study, wanted, tuning, specification.stages, specification.records)
@@ -114,6 +116,16 @@ def test_finished_trials_outlive_their_storage(tmp_path: Path) -> None:
         (t.params, t.values, t.user_attrs["measured"]) for t in old
     ]
     assert len(study.trials) == 3  # the defaults are among them, and are not tried again
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "3"])
+def test_a_record_that_is_damaged_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    tuning = make_tuning()
+    specification = make_specification(tmp_path, tuning)
+    study = open_study(specification.location, "name", tuning, 0)
+    with pytest.raises(InputError, match=r"x\.json is damaged; delete it"):
+        restore(study, tmp_path, {}, tuning)
 
 
 def test_a_study_of_other_parameters_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.parameters import StageParameters
+from cvl_pipeline.storage import shown
 from cvl_pipeline.training.parameters import OPERATION
 from cvl_pipeline.tuning.parameters import TuningParameters
 from cvl_pipeline.tuning.space import defaults_as_drawn, distribution
@@ -146,9 +147,19 @@ def prepare(
     release_dead(study, tuning, records)
 
 
+def _read(record: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = json.loads(record.read_text())
+        values[MADE_FOR], values["number"]
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{shown(record)} is damaged; delete it, and its trial will be done again") from None
+    return values
+
+
 def restore(study: Study, records: Path, wanted: dict[str, Any], tuning: TuningParameters) -> None:
     """Add the finished trials that were recorded for a study of the same parameters whose storage is gone."""
-    found = [json.loads(path.read_text()) for path in records.glob("*.json")]
+    # Hidden are folders that killed workers wrote in.
+    found = [_read(path) for path in records.glob("[!.]*.json")]
     lost = sorted((r for r in found if r[MADE_FOR] == wanted), key=lambda record: record["number"])
     for record in lost:
         study.add_trial(
