@@ -126,7 +126,7 @@ def test_a_run_at_a_url_that_another_has_taken_over_writes_no_more(
     next(others)
     hook.before_dataset_saved()
     lease = loader.location(f"{bucket.url}/me/.locks/door-open-v3/seed_0.lock")
-    other = {"pid": 1, "host": "elsewhere", "since": "now", "token": "x", "renewed": time.time()}
+    other = {"pid": 1, "host": "x", "machine": "x", "since": "now", "token": "x", "renewed": time.time()}
 
     def is_lost() -> bool:
         lease.write(json.dumps(other))  # a renewal may have been under way

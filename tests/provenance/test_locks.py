@@ -120,8 +120,8 @@ def lock(bucket: Bucket, tmp_path: Path) -> Location:
 
 def _write(lock: Location, **changes: Any) -> None:
     """A lease of a run on another machine."""
-    holder = {"pid": 1, "host": "elsewhere", "since": "2026-01-01", "token": "x", "renewed": time.time()}
-    lock.write(json.dumps(holder | changes))
+    holder = {"pid": 99999999, "host": "elsewhere", "machine": "elsewhere", "since": "2026-01-01"}
+    lock.write(json.dumps(holder | {"token": "x", "renewed": time.time()} | changes))
 
 
 def test_a_lease_bars_others_until_it_is_released(lock: Location) -> None:
@@ -134,13 +134,19 @@ def test_a_lease_bars_others_until_it_is_released(lock: Location) -> None:
     Lease(lock, "data").release()
 
 
-def test_a_lease_of_another_machine_is_respected_as_long_as_it_is_renewed(lock: Location) -> None:
-    _write(lock, renewed=time.time() - GONE + 60)
-    with pytest.raises(InputError, match="process 1 on elsewhere, since 2026-01-01"):
+def test_a_lease_of_another_container_of_the_same_name_is_respected(lock: Location) -> None:
+    _write(lock, host=HOST)
+    with pytest.raises(InputError, match="process 99999999 on"):
         Lease(lock, "data")
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"host": 1, "pid": "x"}'])
+def test_a_lease_of_another_machine_is_respected_as_long_as_it_is_renewed(lock: Location) -> None:
+    _write(lock, renewed=time.time() - GONE + 60)
+    with pytest.raises(InputError, match="process 99999999 on elsewhere, since 2026-01-01"):
+        Lease(lock, "data")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"machine": 1, "pid": "x"}'])
 def test_what_no_run_has_written_bars_nobody(lock: Location, content: str) -> None:
     lock.write(content)
     Lease(lock, "data").release()
@@ -174,7 +180,7 @@ def test_the_lease_of_a_killed_run_of_this_machine_is_taken_over_at_once(
 def test_of_two_that_take_over_one_has_it(lock: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(lock, renewed=0.0)
     monkeypatch.setattr(time, "sleep", lambda _: _write(lock))  # the other is a moment later
-    with pytest.raises(InputError, match="process 1 on elsewhere"):
+    with pytest.raises(InputError, match="process 99999999 on elsewhere"):
         Lease(lock, "data")
 
 

@@ -30,6 +30,18 @@ SETTLED = 1.0
 _held: set[TextIO] = set()
 
 
+def _machine() -> str:
+    """Where the number of a process tells whether that is alive: containers may share the name of a host."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return HOST
+
+
+MACHINE = _machine()
+
+
 def acquire(path: Path, what: str) -> TextIO:
     """Lock a file, which says who holds it, until it is released or this process ends, however it does.
 
@@ -108,7 +120,7 @@ class Lease:
             InputError: another run holds it, or the file cannot be written.
         """
         self._location, self._what = location, what
-        self._own = {**_myself(), "token": uuid.uuid4().hex}
+        self._own = {**_myself(), "machine": MACHINE, "token": uuid.uuid4().hex}
         self._lost = False
         self._over = threading.Event()
         if not location.create(self._text()):
@@ -157,7 +169,7 @@ class Lease:
 def _is_gone(holder: Any) -> bool:
     """Whether the run that holds a lease has ended without letting go."""
     try:
-        if holder["host"] == HOST and not is_alive(holder["pid"]):
+        if holder["machine"] == MACHINE and not is_alive(holder["pid"]):
             return True
         return bool(time.time() - holder["renewed"] > GONE)
     except (KeyError, TypeError):  # no run has written that
