@@ -44,8 +44,9 @@ run: $(VENV)/installed
 smoke: $(VENV)/installed
 	$(KEDRO) run --env smoke $(ARGS)
 
+# By file: what a file's tests share is made once.
 test: $(VENV)/installed
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-unit: $(VENV)/installed
 	$(BIN)/pytest -m "not integration and not slow" $(ARGS)

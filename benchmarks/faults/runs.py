@@ -111,6 +111,7 @@ def run(
         ended: a signal to send to it, and after how many seconds.
     """
     output = root / "output"
+    output.write_text("")  # a child that is ended at once has none
     start = time.monotonic()
     process = os.fork()
     if process == 0:
