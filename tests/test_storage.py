@@ -270,20 +270,22 @@ def _dead_process() -> int:
     return process.pid
 
 
-def test_what_killed_processes_left_half_written_is_removed_by_the_next_write(tmp_path: Path) -> None:
+def test_what_killed_processes_left_half_written_is_removed_by_the_next_write_in_the_folder(
+    tmp_path: Path,
+) -> None:
     dead = _dead_process()
     left = {
-        f".partial-{HOST}-{dead}-x.bin": False,
-        f".partial-{HOST}-{dead}-y.bin": True,  # of another file, which its own next write sees to
-        f".partial-{HOST}-{dead}-a-x.bin": True,
-        f".partial-{HOST}-{os.getppid()}-x.bin": True,  # somebody is writing it
-        f".partial-another-{dead}-x.bin": True,  # likewise, as far as this machine can know
-        ".partial-old-1-x.bin": False,
+        f".partial-{dead}@{HOST}@x.bin": False,
+        f".partial-{dead}@{HOST}@y@1@z.bin": False,
+        f".partial-{os.getppid()}@{HOST}@x.bin": True,  # somebody is writing it
+        f".partial-{dead}@{HOST}-2@x.bin": True,  # likewise, as far as this machine can know
+        ".partial-1@old@x.bin": False,
+        ".partial-x.bin": True,  # none of ours
     }
     for name in left:
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.bin").write_bytes(b"half of it")
-    os.utime(tmp_path / ".partial-old-1-x.bin", (0, 0))
+    os.utime(tmp_path / ".partial-1@old@x.bin", (0, 0))
     write_atomically(tmp_path / "x.bin", lambda partial: partial.write_bytes(b"whole"))
     assert names_in(tmp_path) == sorted(["x.bin", *(name for name, stays in left.items() if stays)])
 

@@ -7,7 +7,6 @@ renamed as if there were nothing else. ``fetch`` before and ``publish`` after is
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cvl_pipeline.errors import InputError, missing_extra, one_line
-from cvl_pipeline.storage import HOST, shown, write_atomically
+from cvl_pipeline.storage import partial_place, shown, write_atomically
 
 CACHE = Path("data/.cache")
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -131,7 +130,7 @@ class Location:
         if self._system.async_impl:  # object stores show a file when it is whole
             self._system.put_file(str(self.path), self._remote)
             return
-        partial = self.sibling(f".partial-{HOST}-{os.getpid()}-{self.path.name}")._remote
+        partial = self.sibling(partial_place(self.path).name)._remote
         self._system.makedirs(self._system._parent(self._remote), exist_ok=True)
         self._system.put_file(str(self.path), partial)
         self._system.mv(partial, self._remote)

@@ -74,10 +74,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         InputError: the disk is full or does not take the file.
     """
-    place = path.with_name(f".partial-{HOST}-{os.getpid()}-{path.name}")
+    place = partial_place(path)
     try:
         _make_folder(path.parent)
-        _remove_abandoned(path)
+        remove_abandoned(path.parent)
         try:
             place.mkdir(exist_ok=True)
             write(place / path.name)
@@ -129,12 +129,16 @@ def _flush_entry(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary places of killed processes that were writing this file."""
-    pattern = re.compile(rf"\.partial-(?P<host>.*)-(?P<process>\d+)-{re.escape(path.name)}")
-    for place in path.parent.iterdir():
-        found = pattern.fullmatch(place.name)
-        if found and _abandoned(place, found["host"], int(found["process"])):
+def partial_place(path: Path) -> Path:
+    """The folder that this process makes a file in before it is renamed to ``path``."""
+    return path.with_name(f".partial-{os.getpid()}@{HOST}@{path.name}")
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary places that killed processes left in a folder."""
+    for place in folder.glob(".partial-*"):
+        found = re.fullmatch(r"\.partial-(\d+)@([^@]*)@.+", place.name)
+        if found and _abandoned(place, found[2], int(found[1])):
             shutil.rmtree(place, ignore_errors=True)
 
 

@@ -113,9 +113,15 @@ def test_what_is_damaged_or_deleted_at_the_url_is_refused_or_made_again(kedro: F
     output = kedro.kedro(remote.project, "run", "--pipelines", "value_readout", *remote.parameters, status=1)
     assert output.startswith(f"Error: {remote.bucket.url}/me/{CRITIC} is damaged")
     assert "\n" not in output.strip()
+    # What shows in nothing but its record.
+    metrics = f"{remote.bucket.url}/me/08_reporting/{DATASET}/metrics.json"
+    content = remote.bucket.files.cat_file(metrics)
+    remote.bucket.files.pipe_file(metrics, content.replace(b'"seed": 0', b'"seed": 1'))
+    output = kedro.kedro(remote.project, "run", "--nodes", "evaluation.plot", *remote.parameters, status=1)
+    assert output.startswith(f"Error: {metrics} is damaged (its bytes are not those that were recorded)")
     remote.bucket.files.rm_file(f"{remote.bucket.url}/me/{LABELS}")
     status = kedro.kedro(remote.project, "artifacts", "status", *remote.parameters)
-    assert "1 missing, 1 damaged" in status
+    assert "1 missing, 2 damaged" in status
     ran = kedro.run(remote.project, *REUSE, *remote.parameters)
     assert {"contrastive_dynamics.train", "value_readout.label"} <= ran
     assert not any(name.startswith("data_ingestion") for name in ran)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import resource
 import socket
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import pytest
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.download import ATTEMPTS, download
-from cvl_pipeline.storage import HOST
+from cvl_pipeline.storage import partial_place
 from tests.builders import names_in
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB: several chunks
@@ -214,7 +213,7 @@ def test_without_a_network_the_error_says_where_to_put_the_file(tmp_path: Path) 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     # What is written to the partial file goes to a device without space.
-    place = tmp_path / f".partial-{HOST}-{os.getpid()}-log.hdf5"
+    place = partial_place(tmp_path / "log.hdf5")
     place.mkdir()
     (place / "log.hdf5").symlink_to("/dev/full")
     with serving(whole) as server:

@@ -107,7 +107,7 @@ def test_finished_trials_outlive_their_storage(tmp_path: Path) -> None:
     work(specification)
     old = open_study(specification.location, "name", tuning, 0).trials
     specification.location.journal.unlink()
-    (specification.records / ".partial-here-1-x.json").mkdir()  # of a killed worker
+    (specification.records / ".partial-1@here@x.json").mkdir()  # of a killed worker
     study = open_study(specification.location, "name", tuning, 0)
     wanted = signature(specification.stages, tuning, "data")
     prepare(study, wanted, tuning, specification.stages, specification.records)

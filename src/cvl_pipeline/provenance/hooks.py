@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TextIO
 
 from kedro.framework.context import KedroContext
@@ -21,7 +22,7 @@ from cvl_pipeline.pipelines.parameters import check_parameters
 from cvl_pipeline.provenance.locks import Lease, acquire, release
 from cvl_pipeline.provenance.records import record_path
 from cvl_pipeline.provenance.states import Making, Provenance
-from cvl_pipeline.storage import shown
+from cvl_pipeline.storage import remove_abandoned
 
 logger = logging.getLogger(__name__)
 
@@ -157,8 +158,10 @@ class TrustArtifacts:
         """Let what is not fresh count as not there; the nodes that make it."""
         states = provenance.states()
         for name, state in states.items():
-            if provenance.path(name) is not None:
+            path = provenance.path(name)
+            if path is not None:
                 vars(catalog.get(name))["outdated"] = not state.fresh
+                remove_abandoned(path.parent)  # of what is fresh, no write will
         return [node.name for node in pipeline.nodes if not all(states[name].fresh for name in node.outputs)]
 
 
@@ -185,12 +188,11 @@ def _check_given(pipeline: Pipeline, catalog: DataCatalog) -> None:
     states = provenance.states()
     for name in sorted(pipeline.inputs() & states.keys()):
         if states[name].name == "damaged":
-            path = provenance.path(name)
-            assert path is not None
+            place = provenance.place(name)
             raise InputError(
-                f"{shown(path)} is damaged ({states[name].why}): kedro run --only-missing-outputs (with the "
-                "same --env and --params) makes it anew; to use it as it is, delete the record beside it, "
-                f"{record_path(path).name}"
+                f"{place} is damaged ({states[name].why}): kedro run --only-missing-outputs (with the same "
+                "--env and --params) makes it anew; to use it as it is, delete the record beside it, "
+                f"{record_path(Path(place)).name}"
             )
         if states[name].name == "stale":
             logger.warning(

@@ -25,7 +25,7 @@ from cvl_pipeline.provenance.records import (
     record_path,
     write_record,
 )
-from cvl_pipeline.storage import CHECKED_ONCE, VERSION
+from cvl_pipeline.storage import CHECKED_ONCE, VERSION, shown
 
 NAMED_CODE = re.compile(r"([A-Za-z_][\w.]*):[\w\-.]+")
 """A parameter of the form ``module:name`` is code of the user's own: a reward, a policy, an environment."""
@@ -100,6 +100,13 @@ class Provenance:
         if path is not None and name not in self._fetched:
             self._fetch(name)
         return None if path is None else Path(path)
+
+    def place(self, name: str) -> str:
+        """Where an artifact is, as a person should read it; raises ValueError for what has no file."""
+        path = self.path(name)
+        if path is None:
+            raise ValueError(f"{name} has no file")
+        return str(self._location(name) or shown(path))
 
     def _location(self, name: str) -> Location | None:
         """Where an artifact is, if that is at a URL."""
