@@ -103,6 +103,7 @@ def test_a_missing_field_is_named(base: dict[str, Any], name: str) -> None:
         ("dataset.episodes", 1, ["greater than or equal to 2"]),
         ("dataset.task", "a b", ["such as door-open-v3"]),
         ("dataset.name", "../x", ["it names a folder"]),
+        ("dataset.path", "s3://lab/log.hdf5", ["of this machine: download it first"]),
         ("dataset.noise_max", float("inf"), ["finite"]),
         ("contrastive_dynamics.discount", 1.0, ["less than 1"]),
         ("contrastive_dynamics.discount", 0, ["greater than 0"]),

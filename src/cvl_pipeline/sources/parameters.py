@@ -56,6 +56,13 @@ class DatasetParameters(Strict):
             raise ValueError("must be letters, digits, '_', '-', '/', ':' and '.', such as door-open-v3")
         return task
 
+    @field_validator("path")
+    @classmethod
+    def _path_is_on_this_machine(cls, path: str | None) -> str | None:
+        if path is not None and "://" in path:
+            raise ValueError("must be a file or folder of this machine: download it first")
+        return path
+
     @model_validator(mode="after")
     def _source_has_what_it_needs(self) -> DatasetParameters:
         if self.source == "files" and self.path is None:
