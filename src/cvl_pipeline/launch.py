@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 
@@ -30,9 +30,11 @@ from cvl_pipeline.checked import read_table, write_table
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.imports import named
 from cvl_pipeline.storage import shown, write_atomically
-from cvl_pipeline.training.callbacks import Watcher
 from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.processes import TERMINATED, end_with_parent, rank, world_size
+
+if TYPE_CHECKING:  # it brings Lightning, which only training is to wait for
+    from cvl_pipeline.training.callbacks import Watcher
 
 logger = logging.getLogger(__name__)
 
