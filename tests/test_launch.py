@@ -40,7 +40,7 @@ from tests.builders import (
     split_first,
     training_parameters,
 )
-from tests.training.processes import linux, processes_of, wait_for, worker_of
+from tests.training.processes import checkpoints_in, linux, processes_of, wait_for, worker_of
 
 STEPS = {"steps": 120, "validation_interval": 50, "batch_size": 16}
 Result = tuple[Any, pd.DataFrame]
@@ -150,7 +150,7 @@ def _when_saved(folder: Path, act: Callable[[], None]) -> Iterator[None]:
     """Meanwhile, do something as soon as unfinished training has been saved."""
 
     def watch() -> None:
-        wait_for(lambda: list(folder.rglob("last.ckpt")))
+        wait_for(lambda: checkpoints_in(folder))
         act()
 
     with ThreadPoolExecutor(1) as pool:
@@ -207,7 +207,7 @@ def test_nothing_is_left_running_of_a_command_that_ends_early(tmp_path: Path, nu
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    wait_for(lambda: list(tmp_path.rglob("last.ckpt")) or script.poll() is not None)
+    wait_for(lambda: checkpoints_in(tmp_path) or script.poll() is not None)
     workers = {process for process in processes_of(tmp_path) if process != script.pid}
     assert len(workers) == 3  # torchrun and two that train
     script.send_signal(number)
@@ -215,7 +215,7 @@ def test_nothing_is_left_running_of_a_command_that_ends_early(tmp_path: Path, nu
     wait_for(lambda: not processes_of(tmp_path))
     assert status == (TERMINATED if number == signal.SIGTERM else status)
     assert status != 0
-    assert list(tmp_path.rglob("last.ckpt"))  # to go on from
+    assert checkpoints_in(tmp_path)  # to go on from
 
 
 def _free_port() -> int:

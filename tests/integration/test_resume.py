@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import FinishedRun, Project
-from tests.training.processes import linux, processes_of, wait_for, worker_of
+from tests.training.processes import checkpoints_in, linux, processes_of, wait_for, worker_of
 
 # Long enough to be ended on the way, short enough to finish soon; saved after every few chunks.
 LONG = (
@@ -43,8 +43,7 @@ def start(project: Project, output: Path, parameters: str = LONG) -> subprocess.
 
 
 def checkpoints(project: Project) -> list[Path]:
-    folder = project.artifact("06_models", "checkpoints") / "dynamics_checkpoints"
-    return list(folder.rglob("last.ckpt"))
+    return checkpoints_in(project.artifact("06_models", "checkpoints") / "dynamics_checkpoints")
 
 
 def critic(project: Project) -> Path:

@@ -52,6 +52,11 @@ def worker_of(folder: Path, rank: int) -> int:
     raise AssertionError(f"no process of rank {rank}")
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Saved states of training, but for one that is being written."""
+    return [path for path in folder.rglob("last.ckpt") if not path.parent.name.startswith(".partial-")]
+
+
 def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
     """Return as soon as it holds."""
     end = time.monotonic() + seconds
