@@ -46,7 +46,7 @@ smoke: $(VENV)/installed
 
 # By file: what a file's tests share is made once.
 test: $(VENV)/installed
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-unit: $(VENV)/installed
 	$(BIN)/pytest -m "not integration and not slow" $(ARGS)
