@@ -81,7 +81,7 @@ bench-speed: $(VENV)/installed
 
 # One thread: a process with several cannot be forked.
 faults: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(ARGS)
 
 # One torch version for everyone: pip finds each platform's build of it.
 lock:

@@ -28,25 +28,25 @@ from scipy import stats
 from torch import Generator, Tensor
 
 from benchmarks.common import PROJECT, RESULTS, defaults, machine, markdown
-from cvl_pipeline.artifacts import load_artifact
 from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.environments.evaluation import evaluate_metaworld, rollout_table
+from cvl_pipeline.episodes.container import Transitions
+from cvl_pipeline.episodes.preparation import fit_normalisation, observed_returns, split_episodes
+from cvl_pipeline.episodes.sampling import Draws, SegmentSampler
+from cvl_pipeline.io.artifacts import load_artifact
 from cvl_pipeline.networks.actor import Actor
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.mlp import mlp
-from cvl_pipeline.policies.advantages import BASELINES, advantages
-from cvl_pipeline.policies.module import train_policy
-from cvl_pipeline.policies.parameters import PolicyParameters
+from cvl_pipeline.objectives.advantages import BASELINES, advantages
+from cvl_pipeline.objectives.module import train_policy
+from cvl_pipeline.objectives.parameters import PolicyParameters
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.parameters import ReadoutParameters
 from cvl_pipeline.readout.q_function import QFunction
-from cvl_pipeline.rollouts.evaluation import evaluate_metaworld, rollout_table
 from cvl_pipeline.sources.load import load
 from cvl_pipeline.sources.parameters import DatasetParameters
 from cvl_pipeline.training.fit import fit
-from cvl_pipeline.trajectories.container import Transitions
-from cvl_pipeline.trajectories.preparation import fit_normalisation, observed_returns, split_episodes
-from cvl_pipeline.trajectories.sampling import Draws, SegmentSampler
 from cvl_pipeline.tuning.trial import Log
 
 FOLDER = PROJECT / "data/ideas"

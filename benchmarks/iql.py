@@ -13,13 +13,13 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
+from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
 from cvl_pipeline.networks.actor import ActorShape, GaussianActor
 from cvl_pipeline.networks.mlp import Standardise, mlp
 from cvl_pipeline.training.fit import fit
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.parameters import Hidden, Strict, TrainingParameters
 from cvl_pipeline.training.seeds import stream_seed
-from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
 
 
 class IQLParameters(Strict):

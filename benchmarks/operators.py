@@ -15,9 +15,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import RESULTS, defaults, machine, markdown
 from benchmarks.speed import CRITICS, LARGE, Configuration, write_log
-from cvl_pipeline.artifacts import load_artifact
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.io.artifacts import load_artifact
 
 STEPS = 40
 GROUPS = {

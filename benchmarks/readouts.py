@@ -26,6 +26,8 @@ from benchmarks import truth
 from benchmarks.common import RESULTS, defaults, machine, markdown
 from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
+from cvl_pipeline.episodes.preparation import fit_normalisation, split_episodes
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.readout.build import exact_readout, horizon_quantiles
 from cvl_pipeline.readout.diagnostics import readout_error
@@ -34,8 +36,6 @@ from cvl_pipeline.readout.readouts import Readout, feature_readout
 from cvl_pipeline.readout.references import References, all_references, compress, draw_references
 from cvl_pipeline.sources.load import load
 from cvl_pipeline.sources.parameters import DatasetParameters
-from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
-from cvl_pipeline.trajectories.preparation import fit_normalisation, split_episodes
 
 TEMPERATURES = (0.05, 0.1, 0.25, 1.0)
 SIZES = (256, 1024, 4096, 16384, 65536)

@@ -27,9 +27,9 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.common import RESULTS, defaults, machine, markdown
-from cvl_pipeline.artifacts import load_artifact, save_artifact
-from cvl_pipeline.trajectories.container import BLOCK, Transitions
-from cvl_pipeline.trajectories.sampling import SegmentSampler
+from cvl_pipeline.episodes.container import BLOCK, Transitions
+from cvl_pipeline.episodes.sampling import SegmentSampler
+from cvl_pipeline.io.artifacts import load_artifact, save_artifact
 
 OBSERVATION, ACTION, STEPS = 11, 3, 1000
 """Of D4RL's Hopper, whose episodes have up to 1000 steps: 56 bytes a transition, 5.6 GB for 10^8."""

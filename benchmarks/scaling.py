@@ -1,6 +1,6 @@
 """Weak scaling: one process on a batch, two on twice the batch, one thread each (docs/benchmarks.md).
 
-Called by ``benchmarks.speed``; the processes are those of the pipeline, started by ``cvl_pipeline.launch``.
+Called by ``benchmarks.speed``; ``cvl_pipeline.training.launch`` starts the processes, as in the pipeline.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import pandas as pd
 import torch
 
 from benchmarks.common import defaults
-from cvl_pipeline import launch
-from cvl_pipeline.artifacts import load_artifact
 from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.io.artifacts import load_artifact
+from cvl_pipeline.training import launch
 
 INTERVALS, STEPS = 4, 150
 """Validation intervals of so many gradient steps; the fastest counts."""

@@ -33,9 +33,9 @@ from benchmarks.common import PROJECT, RESULTS, defaults, machine, markdown
 from benchmarks.peers.harness import Job
 from benchmarks.peers.product import SIZE
 from benchmarks.scaling import weak_scaling
-from cvl_pipeline.artifacts import save_artifact
-from cvl_pipeline.trajectories.container import Split, Transitions
-from cvl_pipeline.trajectories.preparation import fit_normalisation
+from cvl_pipeline.episodes.container import Split, Transitions
+from cvl_pipeline.episodes.preparation import fit_normalisation
+from cvl_pipeline.io.artifacts import save_artifact
 
 OBSERVATION, ACTION, EPISODES, STEPS = 39, 4, 360, 200
 """Of a Meta-World log; every tenth episode is held out."""

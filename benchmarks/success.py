@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from benchmarks.common import PROJECT, RESULTS, defaults, machine
 from benchmarks.iql import IQLParameters, train_iql
-from cvl_pipeline.artifacts import load_artifact
-from cvl_pipeline.rollouts.evaluation import evaluate, rollout_table
-from cvl_pipeline.rollouts.parameters import EvaluationParameters
+from cvl_pipeline.environments.evaluation import evaluate, rollout_table
+from cvl_pipeline.environments.parameters import EvaluationParameters
+from cvl_pipeline.io.artifacts import load_artifact
 from cvl_pipeline.sources.parameters import DatasetParameters
 from cvl_pipeline.sources.simulators import make_environment
 from cvl_pipeline.training.parameters import TrainingParameters

@@ -27,18 +27,18 @@ from scipy import stats
 from torch import Generator, Tensor
 
 from benchmarks.common import RESULTS, defaults, machine, markdown
-from benchmarks.finite_mdp import FiniteMDP, Floats, chain, grid_world
 from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.environments.rollouts import available_cores
+from cvl_pipeline.episodes.container import Rewards, Split, Transitions
+from cvl_pipeline.episodes.preparation import fit_normalisation, split_episodes
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.readout.build import exact_readout, horizon_quantiles
 from cvl_pipeline.readout.moving_average import MovingFeatures
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout, feature_readout
 from cvl_pipeline.readout.references import all_references, compress, draw_references
-from cvl_pipeline.rollouts.episodes import available_cores
-from cvl_pipeline.trajectories.container import Rewards, Split, Transitions
-from cvl_pipeline.trajectories.preparation import fit_normalisation, split_episodes
+from cvl_pipeline.testing.finite_mdp import FiniteMDP, Floats, chain, grid_world
 
 DEFAULT_LOSS, DEFAULT_READOUT = "symmetric_infonce", "exact, self-normalised"
 HORIZONS = 16

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
+from cvl_pipeline.episodes.preparation import fit_normalisation, split_episodes
 from cvl_pipeline.networks.actor import ActorShape, CategoricalActor, GaussianActor
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
-from cvl_pipeline.policies.best_of_n import BestOfN
+from cvl_pipeline.objectives.best_of_n import BestOfN
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import ExactReadout, FeatureReadout
-from cvl_pipeline.trajectories.preparation import fit_normalisation, split_episodes
-from tests.builders import make_discrete_transitions, make_rewards, make_transitions
+from cvl_pipeline.testing.builders import make_discrete_transitions, make_rewards, make_transitions
 
 HORIZONS = torch.tensor([1, 4, 9])
 NO_HORIZONS = torch.zeros(0, dtype=torch.int64)

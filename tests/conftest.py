@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-from cvl_pipeline.trajectories.container import Rewards, Transitions
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.testing.builders import make_rewards, make_transitions
 from tests import s3
-from tests.builders import make_rewards, make_transitions
 
 # Several threads change the order of sums, and the suite runs beside other work.
 torch.set_num_threads(1)

@@ -13,17 +13,17 @@ import torch
 
 from benchmarks.common import defaults
 from benchmarks.peers.harness import Job, Train, given_job, report, timed
-from cvl_pipeline.artifacts import load_artifact
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.episodes.container import Normalisation, Split, Transitions
+from cvl_pipeline.io.artifacts import load_artifact
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
-from cvl_pipeline.policies.module import PolicyExtraction
-from cvl_pipeline.policies.parameters import PolicyParameters
+from cvl_pipeline.objectives.module import PolicyExtraction
+from cvl_pipeline.objectives.parameters import PolicyParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import ExactReadout
 from cvl_pipeline.training.fit import fit
 from cvl_pipeline.training.module import OfflineModule
-from cvl_pipeline.trajectories.container import Normalisation, Split, Transitions
 
 PIECES = ("drawing", "gathering", "forward", "loss", "backward", "optimiser")
 ROUNDS = 3

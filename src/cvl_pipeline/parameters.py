@@ -10,13 +10,13 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.environments.parameters import EvaluationParameters
+from cvl_pipeline.episodes.parameters import IngestionParameters
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.policies.parameters import PolicyParameters
+from cvl_pipeline.objectives.parameters import PolicyParameters
 from cvl_pipeline.readout.parameters import ReadoutParameters, RewardParameters
-from cvl_pipeline.rollouts.parameters import EvaluationParameters
 from cvl_pipeline.sources.parameters import DatasetParameters
 from cvl_pipeline.training.parameters import Strict
-from cvl_pipeline.trajectories.parameters import IngestionParameters
 
 Model = TypeVar("Model", bound=BaseModel)
 

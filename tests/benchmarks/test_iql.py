@@ -5,12 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from benchmarks.finite_mdp import chain
 from benchmarks.iql import ImplicitQLearning, IQLParameters, train_iql
 from torch import Generator
 
-from cvl_pipeline.trajectories.preparation import split_episodes
-from tests.builders import identity_normalisation, make_rewards, make_transitions, training_parameters
+from cvl_pipeline.episodes.preparation import split_episodes
+from cvl_pipeline.testing.builders import (
+    identity_normalisation,
+    make_rewards,
+    make_transitions,
+    training_parameters,
+)
+from cvl_pipeline.testing.finite_mdp import chain
 
 
 def parameters(steps: int, **changes: float) -> IQLParameters:

@@ -21,7 +21,7 @@ from cvl_pipeline.dynamics.losses import (
     symmetric_infonce,
 )
 from cvl_pipeline.errors import InputError
-from tests.builders import dynamics_parameters
+from cvl_pipeline.testing.builders import dynamics_parameters
 
 
 def _logits(batch: int, scale: float, seed: int) -> torch.Tensor:

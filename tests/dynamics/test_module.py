@@ -9,17 +9,17 @@ from torch import Tensor
 
 from cvl_pipeline.dynamics.losses import CONTRASTIVE_LOSSES, logsumexp_penalty
 from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
-from cvl_pipeline.training import module as offline
-from cvl_pipeline.training.fit import fit
-from cvl_pipeline.training.seeds import stream_seed
-from cvl_pipeline.trajectories.container import Rewards, Transitions
-from cvl_pipeline.trajectories.sampling import Segments, SegmentSampler
-from tests.builders import (
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.sampling import Segments, SegmentSampler
+from cvl_pipeline.testing.builders import (
     dynamics_parameters,
     identity_normalisation,
     make_transitions,
     split_first,
 )
+from cvl_pipeline.training import module as offline
+from cvl_pipeline.training.fit import fit
+from cvl_pipeline.training.seeds import stream_seed
 
 
 def _module(transitions: Transitions, seed: int = 0, **changes: object) -> ContrastiveDynamics:

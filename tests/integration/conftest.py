@@ -16,10 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.builders import copy_conf
 from tests.integration import forks
+from tests.project import PROJECT, copy_conf
 
-PROJECT = Path(__file__).parents[2]
 DATASET = "reach-v3-smoke/seed_0"
 REUSE = ("run", "--only-missing-outputs")
 

@@ -33,7 +33,7 @@ def plan() -> None:
 
 def die_at_record(number: int) -> None:
     """End as kill -9 does, when the record of that number is about to be written."""
-    from cvl_pipeline.provenance import states
+    from cvl_pipeline.kedro.provenance import states
 
     write, count = vars(states)["write_record"], 0
 
@@ -51,8 +51,8 @@ def read_narrowly() -> None:
     """Give nodes no field of the parameters but those that are declared to be read."""
     from kedro.framework.hooks import hook_impl
 
-    from cvl_pipeline import settings
-    from cvl_pipeline.pipelines.parameters import READ
+    from cvl_pipeline.kedro import settings
+    from cvl_pipeline.kedro.parameters import READ
 
     class Narrow:
         @hook_impl

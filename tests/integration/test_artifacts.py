@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cvl_pipeline.pipeline_registry import register_pipelines, register_stages
-from tests.integration.conftest import PROJECT, REUSE, Forks, Project
+from cvl_pipeline.kedro.pipeline_registry import register_pipelines, register_stages
+from tests.integration.conftest import REUSE, Forks, Project
+from tests.project import PROJECT
 
 WHOLE = register_pipelines()["__default__"]
 
@@ -359,7 +360,7 @@ def test_two_runs_of_one_dataset_and_seed_are_kept_apart(kedro: Forks, scratch: 
 HOLD = """
 import sys, time
 from pathlib import Path
-from cvl_pipeline.provenance.locks import acquire
+from cvl_pipeline.kedro.provenance.locks import acquire
 file = acquire(Path(sys.argv[1]), "data")
 print("held", flush=True)
 time.sleep(600)

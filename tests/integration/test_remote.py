@@ -171,8 +171,8 @@ def test_a_killed_run_is_taken_up_and_another_one_respected(kedro: Forks, remote
 HOLD = """
 import json, sys, time
 from pathlib import Path
-from cvl_pipeline.location import Location
-from cvl_pipeline.provenance.locks import Lease
+from cvl_pipeline.io.location import Location
+from cvl_pipeline.kedro.provenance.locks import Lease
 lease = Lease(Location(sys.argv[1], json.loads(sys.argv[2]), Path("unused")), "data")
 print("held", flush=True)
 time.sleep(600)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cvl_pipeline.artifacts import load_artifact
+from cvl_pipeline.io.artifacts import load_artifact
 from tests.integration.conftest import DATASET, FinishedRun, Project
 
 STAGES = ["data_ingestion", "contrastive_dynamics", "value_readout", "policy_extraction", "evaluation"]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch.distributions import Normal
 
+from cvl_pipeline.episodes.container import Normalisation
 from cvl_pipeline.networks.actor import Actor, ActorShape, CategoricalActor, GaussianActor
-from cvl_pipeline.trajectories.container import Normalisation
 
 NORMALISATION = Normalisation(
     torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0.1, 2.0, 1.0]), torch.zeros(2), torch.ones(2)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from cvl_pipeline.episodes.container import Normalisation
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.critic import OFFSET_FREQUENCIES, ContrastiveCritic, CriticShape, offset_code
-from cvl_pipeline.trajectories.container import Normalisation
 
 NORMALISATION = Normalisation(
     torch.tensor([0.5, -1.0, 2.0]),

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cvl_pipeline.episodes.container import Normalisation
 from cvl_pipeline.networks.encoder import IMAGE_FEATURES, ObservationEncoder
-from cvl_pipeline.trajectories.container import Normalisation
 
 
 def _statistics(mean: list[float], std: list[float]) -> Normalisation:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from benchmarks.finite_mdp import ExactCritic, FiniteMDP
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cvl_pipeline.trajectories.container import Transitions
-from tests.builders import slices
+from cvl_pipeline.episodes.container import Transitions
+from cvl_pipeline.testing.builders import slices
+from cvl_pipeline.testing.finite_mdp import ExactCritic, FiniteMDP
 
 Floats = NDArray[np.float64]
 NEVER = -60.0

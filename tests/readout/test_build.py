@@ -5,19 +5,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.finite_mdp import ExactCritic, FiniteMDP, Floats, grid_world
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from cvl_pipeline.dynamics.module import train_dynamics
+from cvl_pipeline.episodes.container import Rewards, Split, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.readout.build import build_readout, horizon_quantiles
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import ExactReadout, FeatureReadout, Readout
-from cvl_pipeline.trajectories.container import Rewards, Split, Transitions
-from tests.builders import dynamics_parameters, identity_normalisation, readout_parameters, split_first
+from cvl_pipeline.testing.builders import (
+    dynamics_parameters,
+    identity_normalisation,
+    readout_parameters,
+    split_first,
+)
+from cvl_pipeline.testing.finite_mdp import ExactCritic, FiniteMDP, Floats, grid_world
 from tests.readout.laws import all_pairs, critic_of, expected_values, log_law
 
 

@@ -8,16 +8,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from benchmarks.finite_mdp import FiniteMDP, grid_world
 from numpy.typing import NDArray
 from scipy import stats
 
+from cvl_pipeline.episodes.container import Rewards, Split, Transitions
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.diagnostics import readout_error, value_report, value_table
 from cvl_pipeline.readout.q_function import QFunction
-from cvl_pipeline.trajectories.container import Rewards, Split, Transitions
-from tests.builders import make_rewards, make_transitions, readout_parameters, slices, split_first
+from cvl_pipeline.testing.builders import (
+    make_rewards,
+    make_transitions,
+    readout_parameters,
+    slices,
+    split_first,
+)
+from cvl_pipeline.testing.finite_mdp import FiniteMDP, grid_world
 from tests.readout.laws import critic_of, log_law
 
 LOGGER = "cvl_pipeline.readout.diagnostics"

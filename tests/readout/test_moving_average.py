@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cvl_pipeline.dynamics.module import train_dynamics
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.sampling import Segments, SegmentSampler
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.readout.moving_average import MovingFeatures
 from cvl_pipeline.readout.readouts import FeatureReadout, feature_readout
 from cvl_pipeline.readout.references import References, all_references
-from cvl_pipeline.trajectories.container import Rewards, Transitions
-from cvl_pipeline.trajectories.sampling import Segments, SegmentSampler
-from tests.builders import (
+from cvl_pipeline.testing.builders import (
     dynamics_parameters,
     identity_normalisation,
     make_rewards,

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tests.builders import readout_parameters, reward_parameters
+from cvl_pipeline.testing.builders import readout_parameters, reward_parameters
 
 GOAL: dict[str, Any] = {
     "source": "goal_distance", "indices": (0, 3), "target": (1.0, -2.0), "scale": 0.5, "tolerance": 0.1,

@@ -5,15 +5,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from benchmarks.finite_mdp import FiniteMDP, chain, grid_world
 from torch import Tensor
 
+from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.readout import q_function as module
 from cvl_pipeline.readout.build import exact_readout
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.references import References, all_references
-from cvl_pipeline.trajectories.container import Rewards, Transitions
+from cvl_pipeline.testing.finite_mdp import FiniteMDP, chain, grid_world
 from tests.readout.laws import all_pairs, critic_of, expected_values, log_law
 
 HORIZONS = torch.tensor([1, 4, 30])

@@ -6,19 +6,19 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from benchmarks.finite_mdp import grid_world
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.sampling import SegmentSampler
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.readout import references as module
 from cvl_pipeline.readout.readouts import ExactReadout
 from cvl_pipeline.readout.references import References, all_references, compress, draw_references
-from cvl_pipeline.trajectories.container import Rewards, Transitions
-from cvl_pipeline.trajectories.sampling import SegmentSampler
-from tests.builders import make_rewards, make_transitions
+from cvl_pipeline.testing.builders import make_rewards, make_transitions
+from cvl_pipeline.testing.finite_mdp import grid_world
 from tests.readout.laws import critic_of, log_law
 
 HOT = torch.tensor(1e6)

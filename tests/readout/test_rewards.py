@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.readout.rewards import label
-from cvl_pipeline.trajectories.container import Rewards, Transitions
-from tests.builders import labelled_transitions, make_rewards, reward_parameters
+from cvl_pipeline.testing.builders import labelled_transitions, make_rewards, reward_parameters
 
 HERE = "tests.readout.test_rewards"
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cvl_pipeline.trajectories.container import Rewards, Transitions
-from tests.builders import make_rewards, make_transitions
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.testing.builders import make_rewards, make_transitions
 from tests.sources.rows import Log, log_of, write
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cvl_pipeline.rollouts.collection import Disturbances, collect
-from cvl_pipeline.rollouts.environments import GymnasiumEnvironment
+from cvl_pipeline.environments.base import GymnasiumEnvironment
+from cvl_pipeline.environments.collection import Disturbances, collect
+from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.sources.minari import save_minari
 from cvl_pipeline.sources.simulators import UserController
-from cvl_pipeline.trajectories.container import Rewards, Transitions
 from tests.sources.rows import groups_of, write_groups
 
 ENVIRONMENT = "Hopper-v5"

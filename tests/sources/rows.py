@@ -12,11 +12,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.columns import Columns
 from cvl_pipeline.sources.files import load_file
-from cvl_pipeline.trajectories.container import Rewards, Transitions
-from tests.builders import slices
+from cvl_pipeline.testing.builders import slices
 
 Array = NDArray[Any]
 Log = dict[str, Array]

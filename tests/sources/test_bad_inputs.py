@@ -14,17 +14,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cvl_pipeline.configuration import CheckedConfigLoader
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.pipelines.parameters import check_parameters
-from cvl_pipeline.settings import CONFIG_LOADER_ARGS
+from cvl_pipeline.kedro.configuration import CheckedConfigLoader
+from cvl_pipeline.kedro.parameters import check_parameters
+from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
 from cvl_pipeline.sources.load import load
 from cvl_pipeline.sources.parameters import DatasetParameters
-from tests.builders import DATASET
+from cvl_pipeline.testing.builders import DATASET
+from tests.project import CONF
 from tests.sources import logs
 from tests.sources.test_load import COLUMNS, DEMOS
 
-CONF = Path(__file__).parents[2] / "conf"
 D4RL_ARRAYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
 NUMBERS = [f"obs_{i}" for i in range(11)] + [f"act_{i}" for i in range(3)] + ["reward"]
 Damage = Callable[[Path, np.random.Generator], dict[str, Any]]

@@ -13,12 +13,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cvl_pipeline.episodes.container import Transitions
+from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources import d4rl
 from cvl_pipeline.sources.d4rl import fetch_d4rl, load_d4rl, normalised_score, read_tables
-from cvl_pipeline.trajectories.container import Transitions
-from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
-from tests.builders import names_in, slices
+from cvl_pipeline.testing.builders import names_in, slices
 from tests.sources.test_download import sending, serving
 
 Arrays = dict[str, Any]

@@ -12,9 +12,9 @@ from threading import Event, Thread
 import pytest
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.storage import partial_place
 from cvl_pipeline.sources.download import ATTEMPTS, download
-from cvl_pipeline.storage import partial_place
-from tests.builders import names_in
+from cvl_pipeline.testing.builders import names_in
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB: several chunks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.files import load_file
-from cvl_pipeline.trajectories.container import Rewards, Transitions
-from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
-from tests.builders import labelled_transitions, make_rewards, make_transitions, slices
+from cvl_pipeline.testing.builders import labelled_transitions, make_rewards, make_transitions, slices
 from tests.sources.rows import (
     ARRAYS,
     GROUPS,

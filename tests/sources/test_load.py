@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.load import SOURCES, load
 from cvl_pipeline.sources.parameters import DatasetParameters
-from cvl_pipeline.trajectories.container import Rewards, Transitions
-from tests.builders import DATASET
+from cvl_pipeline.testing.builders import DATASET
 from tests.sources import logs
 from tests.sources.rows import GROUPS
 

@@ -30,11 +30,11 @@ from minari.dataset.minari_storage import MinariStorage
 from minari.storage import remotes
 from minari.storage.remotes.cloud_storage import CloudStorage
 
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.minari import environment_spec, load_minari, save_minari
-from cvl_pipeline.trajectories.container import Rewards, Transitions
-from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
-from tests.builders import make_discrete_transitions, make_rewards, make_transitions, names_in
+from cvl_pipeline.testing.builders import make_discrete_transitions, make_rewards, make_transitions, names_in
 
 gymnasium.register_envs(gymnasium_robotics)
 VECTOR = spaces.Box(-1.0, 1.0, (2,), np.float32)

@@ -13,7 +13,7 @@ import yaml
 
 from cvl_pipeline.sources.load import load
 from cvl_pipeline.sources.parameters import DatasetParameters
-from tests.builders import DATASET
+from cvl_pipeline.testing.builders import DATASET
 
 SECTION = (Path(__file__).parents[2] / "docs/own-data.md").read_text().split("## One group an episode")[1]
 LENGTHS = [3, 1] + [2] * 9

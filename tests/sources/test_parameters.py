@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from cvl_pipeline.sources.parameters import DatasetParameters
-from tests.builders import DATASET
+from cvl_pipeline.testing.builders import DATASET
 
 
 @pytest.mark.parametrize(

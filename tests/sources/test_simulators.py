@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cvl_pipeline.environments.parameters import EvaluationParameters
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.rollouts.parameters import EvaluationParameters
 from cvl_pipeline.sources.parameters import DatasetParameters
 from cvl_pipeline.sources.simulators import (
     SUCCESSORS,
@@ -17,7 +17,7 @@ from cvl_pipeline.sources.simulators import (
     make_environment,
     shared_tasks,
 )
-from tests.builders import DATASET
+from cvl_pipeline.testing.builders import DATASET
 
 HERE = "tests.sources.test_simulators"
 

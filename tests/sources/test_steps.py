@@ -10,11 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.steps import Steps, episodes_from_steps
-from cvl_pipeline.trajectories.container import Rewards, Transitions
-from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
-from tests.builders import slices
+from cvl_pipeline.testing.builders import slices
 
 END = {"": (False, False), "fell": (True, False), "cut": (False, True), "both": (True, True)}
 

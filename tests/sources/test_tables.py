@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from cvl_pipeline.sources.files import load_file
-from tests.builders import make_rewards, make_transitions
+from cvl_pipeline.testing.builders import make_rewards, make_transitions
 from tests.sources.rows import ARRAYS, SMALL, TABLES, Array, Log, log_of, mapping, mapping_of, refusal, write
 
 

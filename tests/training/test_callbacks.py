@@ -12,8 +12,16 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from cvl_pipeline.checked import read_checkpoint
 from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
+from cvl_pipeline.episodes.container import Transitions
+from cvl_pipeline.io.checked import read_checkpoint
+from cvl_pipeline.testing.builders import (
+    dynamics_parameters,
+    identity_normalisation,
+    names_in,
+    split_first,
+    training_parameters,
+)
 from cvl_pipeline.training import callbacks
 from cvl_pipeline.training.callbacks import BestWeights, operations_of_a_step, product_rate
 from cvl_pipeline.training.fit import fit
@@ -21,14 +29,6 @@ from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.processes import TERMINATED
 from cvl_pipeline.training.seeds import stream_seed
-from cvl_pipeline.trajectories.container import Transitions
-from tests.builders import (
-    dynamics_parameters,
-    identity_normalisation,
-    names_in,
-    split_first,
-    training_parameters,
-)
 from tests.training.toy import LineFit
 
 SPEEDS = [

@@ -9,17 +9,16 @@ import pandas as pd
 import pytest
 import torch
 
-from cvl_pipeline.checked import read_checkpoint
 from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
+from cvl_pipeline.episodes.container import Transitions
+from cvl_pipeline.episodes.preparation import fit_normalisation
+from cvl_pipeline.episodes.sampling import Draws
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.checked import read_checkpoint
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
-from cvl_pipeline.policies.module import train_policy
+from cvl_pipeline.objectives.module import train_policy
 from cvl_pipeline.readout.readouts import ExactReadout
-from cvl_pipeline.training.fit import PRECISIONS, fit, run_fingerprint
-from cvl_pipeline.trajectories.container import Transitions
-from cvl_pipeline.trajectories.preparation import fit_normalisation
-from cvl_pipeline.trajectories.sampling import Draws
-from tests.builders import (
+from cvl_pipeline.testing.builders import (
     dynamics_parameters,
     identity_normalisation,
     make_transitions,
@@ -28,6 +27,7 @@ from tests.builders import (
     split_first,
     training_parameters,
 )
+from cvl_pipeline.training.fit import PRECISIONS, fit, run_fingerprint
 from tests.training.toy import LineFit
 
 # Intervals of 30 steps are one full Lightning step of 25 and a rest; the last interval is cut short.
@@ -312,7 +312,7 @@ def test_other_normalisation_is_other_training(
         fingerprints.append(fingerprint)
 
     monkeypatch.setattr("cvl_pipeline.dynamics.module.fit", remember)
-    monkeypatch.setattr("cvl_pipeline.policies.module.fit", remember)
+    monkeypatch.setattr("cvl_pipeline.objectives.module.fit", remember)
     split = split_first(transitions, 4)
     for floor in (1e-3, 5.0):
         normalisation = fit_normalisation(transitions, split, floor)

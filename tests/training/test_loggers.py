@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.testing.builders import names_in, training_parameters
 from cvl_pipeline.training import loggers
 from cvl_pipeline.training.fit import fit
 from cvl_pipeline.training.loggers import make_loggers
-from tests.builders import names_in, training_parameters
 from tests.training.toy import LineFit
 
 

@@ -7,12 +7,17 @@ from pydantic import ValidationError
 from torch import Generator, Tensor
 
 from cvl_pipeline.dynamics.module import train_dynamics
+from cvl_pipeline.episodes.container import Transitions
+from cvl_pipeline.testing.builders import (
+    dynamics_parameters,
+    identity_normalisation,
+    split_first,
+    training_parameters,
+)
 from cvl_pipeline.training import module as offline
 from cvl_pipeline.training.fit import fit
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.parameters import TrainingParameters
-from cvl_pipeline.trajectories.container import Transitions
-from tests.builders import dynamics_parameters, identity_normalisation, split_first, training_parameters
 from tests.training.toy import LineFit
 
 

@@ -12,12 +12,10 @@ from torch import Tensor
 from cvl_pipeline.dynamics.losses import CONTRASTIVE_LOSSES
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
-from cvl_pipeline.policies.module import OBJECTIVES, PolicyExtraction
+from cvl_pipeline.objectives.module import OBJECTIVES, PolicyExtraction
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.q_function import QFunction
-from cvl_pipeline.training.module import OfflineModule
-from cvl_pipeline.training.processes import any_of, average, gather, maximum, own_share, rank, world_size
-from tests.builders import (
+from cvl_pipeline.testing.builders import (
     dynamics_parameters,
     identity_normalisation,
     make_discrete_transitions,
@@ -28,6 +26,8 @@ from tests.builders import (
     split_first,
     training_parameters,
 )
+from cvl_pipeline.training.module import OfflineModule
+from cvl_pipeline.training.processes import any_of, average, gather, maximum, own_share, rank, world_size
 from tests.training.processes import call_in_processes
 from tests.training.toy import LineFit
 

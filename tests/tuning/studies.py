@@ -5,18 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cvl_pipeline.artifacts import save_artifact
+from cvl_pipeline.environments.parameters import EvaluationParameters
+from cvl_pipeline.episodes.parameters import IngestionParameters
+from cvl_pipeline.episodes.preparation import fit_normalisation, split_episodes
+from cvl_pipeline.io.artifacts import save_artifact
 from cvl_pipeline.parameters import StageParameters
-from cvl_pipeline.rollouts.parameters import EvaluationParameters
 from cvl_pipeline.sources.parameters import DatasetParameters
-from cvl_pipeline.trajectories.parameters import IngestionParameters
-from cvl_pipeline.trajectories.preparation import fit_normalisation, split_episodes
-from cvl_pipeline.tuning.parameters import TuningParameters
-from cvl_pipeline.tuning.storage import StudyLocation
-from cvl_pipeline.tuning.study import open_study, prepare, signature
-from cvl_pipeline.tuning.trial import Log
-from cvl_pipeline.tuning.worker import KINDS, Specification
-from tests.builders import (
+from cvl_pipeline.testing.builders import (
     DATASET,
     dynamics_parameters,
     make_rewards,
@@ -25,6 +20,11 @@ from tests.builders import (
     readout_parameters,
     reward_parameters,
 )
+from cvl_pipeline.tuning.parameters import TuningParameters
+from cvl_pipeline.tuning.storage import StudyLocation
+from cvl_pipeline.tuning.study import open_study, prepare, signature
+from cvl_pipeline.tuning.trial import Log
+from cvl_pipeline.tuning.worker import KINDS, Specification
 
 SPACE: dict[str, Any] = {
     "contrastive_dynamics.temperature": {"type": "float", "low": 0.1, "high": 1.0, "log": True},

@@ -6,18 +6,18 @@ from unittest.mock import patch
 import pytest
 from scipy import stats
 
-from cvl_pipeline import launch
 from cvl_pipeline.dynamics.module import train_dynamics
+from cvl_pipeline.episodes.container import Split
+from cvl_pipeline.episodes.preparation import fit_normalisation, observed_returns, split_episodes
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.diagnostics import returns_correlation
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.sources.load import load
 from cvl_pipeline.sources.parameters import DatasetParameters
-from cvl_pipeline.trajectories.container import Split
-from cvl_pipeline.trajectories.preparation import fit_normalisation, observed_returns, split_episodes
+from cvl_pipeline.testing.builders import DATASET
+from cvl_pipeline.training import launch
 from cvl_pipeline.tuning.trial import Bench, Log
-from tests.builders import DATASET
 from tests.tuning.studies import make_log, make_stages
 
 OFFLINE = ("contrastive_loss", "mutual_information_bound", "returns_correlation")

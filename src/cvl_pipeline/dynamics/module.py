@@ -11,14 +11,14 @@ from torch import Generator, Tensor
 
 from cvl_pipeline.dynamics.losses import contrastive_loss, contrastive_metrics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.episodes.container import Normalisation, Split, Transitions
+from cvl_pipeline.episodes.sampling import Draws, Segments, SegmentSampler
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.training.callbacks import BestWeights, Watcher
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.processes import gather, own_share
 from cvl_pipeline.training.seeds import stream_seed
-from cvl_pipeline.trajectories.container import Normalisation, Split, Transitions
-from cvl_pipeline.trajectories.sampling import Draws, Segments, SegmentSampler
 
 Observer = Callable[[Segments, Tensor], None]
 """Sees every training batch and the psi of its futures, without a gradient.

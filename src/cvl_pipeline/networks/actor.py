@@ -11,9 +11,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from cvl_pipeline.episodes.container import Normalisation
 from cvl_pipeline.networks.encoder import ObservationEncoder
 from cvl_pipeline.networks.mlp import mlp
-from cvl_pipeline.trajectories.container import Normalisation
 
 
 @dataclass(frozen=True)

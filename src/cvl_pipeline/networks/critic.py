@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cvl_pipeline.episodes.container import Normalisation
 from cvl_pipeline.errors import unknown_name
 from cvl_pipeline.networks.encoder import ObservationEncoder
 from cvl_pipeline.networks.mlp import Standardise, mlp
-from cvl_pipeline.trajectories.container import Normalisation
 
 REPRESENTATIONS = ("unit_norm", "raw")
 OFFSET_FREQUENCIES = 8

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from cvl_pipeline.episodes.container import Normalisation
 from cvl_pipeline.networks.mlp import Standardise
-from cvl_pipeline.trajectories.container import Normalisation
 
 CHANNELS, IMAGE_FEATURES = 32, 128
 SMALLEST = 6

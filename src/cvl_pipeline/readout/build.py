@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from cvl_pipeline.episodes.container import Rewards, Split, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.readout.parameters import ReadoutParameters
@@ -19,7 +20,6 @@ from cvl_pipeline.readout.references import (
     represent,
 )
 from cvl_pipeline.training.seeds import stream_seed
-from cvl_pipeline.trajectories.container import Rewards, Split, Transitions
 
 
 @torch.no_grad()

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Generator
 
+from cvl_pipeline.episodes.container import Rewards, Split, Transitions
+from cvl_pipeline.episodes.preparation import observed_returns
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.readout.build import exact_readout
 from cvl_pipeline.readout.parameters import ReadoutParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.references import all_references
 from cvl_pipeline.training.seeds import stream_seed
-from cvl_pipeline.trajectories.container import Rewards, Split, Transitions
-from cvl_pipeline.trajectories.preparation import observed_returns
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Generator, Tensor
 
+from cvl_pipeline.episodes.sampling import Segments
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.readout.build import horizon_quantiles
 from cvl_pipeline.readout.readouts import FeatureReadout, draw_directions, random_features
-from cvl_pipeline.trajectories.sampling import Segments
 
 
 class MovingFeatures:

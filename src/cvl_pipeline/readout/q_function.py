@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cvl_pipeline.episodes.container import BLOCK, Transitions
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.readout.readouts import Readout
 from cvl_pipeline.readout.references import CHUNK
-from cvl_pipeline.trajectories.container import BLOCK, Transitions
 
 
 @dataclass(frozen=True)

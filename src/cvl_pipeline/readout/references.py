@@ -8,9 +8,9 @@ from typing import TypeVar
 import torch
 from torch import Generator, Tensor
 
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.sampling import SegmentSampler
 from cvl_pipeline.networks.critic import ContrastiveCritic
-from cvl_pipeline.trajectories.container import Rewards, Transitions
-from cvl_pipeline.trajectories.sampling import SegmentSampler
 
 CHUNK = 4096
 """Rows taken at once, here and in the readouts: bounds the memory at CHUNK^2 numbers."""

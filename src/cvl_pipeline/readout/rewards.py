@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cvl_pipeline.episodes.container import BLOCK, Rewards, Transitions
+from cvl_pipeline.episodes.validation import validate_rewards
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.imports import user_function
 from cvl_pipeline.readout.parameters import RewardParameters
-from cvl_pipeline.trajectories.container import BLOCK, Rewards, Transitions
-from cvl_pipeline.trajectories.validation import validate_rewards
 
 RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
 """From observations (N, O), actions (N, A) and next observations (N, O) to rewards (N,), on arrival in the

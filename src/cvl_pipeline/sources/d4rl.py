@@ -27,12 +27,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError, look_up
 from cvl_pipeline.imports import package_file
+from cvl_pipeline.io.storage import shown
 from cvl_pipeline.sources.download import download
 from cvl_pipeline.sources.steps import Steps, episodes_from_steps
-from cvl_pipeline.storage import shown
-from cvl_pipeline.trajectories.container import Rewards, Transitions
 
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]

@@ -11,7 +11,7 @@ from requests import exceptions
 from tqdm import tqdm
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.storage import refusal, shown, write_atomically
+from cvl_pipeline.io.storage import refusal, shown, write_atomically
 
 ATTEMPTS = 3  # at a file whose connection is cut
 CHUNK_BYTES = 1 << 18

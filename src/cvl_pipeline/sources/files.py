@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.columns import MOST_ACTIONS, Columns
 from cvl_pipeline.sources.steps import Steps, episodes_from_steps
 from cvl_pipeline.sources.tables import Table, brief, open_table, place_of_row
-from cvl_pipeline.trajectories.container import Rewards, Transitions
 
 Array = NDArray[Any]
 

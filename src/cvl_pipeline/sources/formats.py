@@ -15,7 +15,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from cvl_pipeline.errors import InputError, one_line
-from cvl_pipeline.storage import shown
+from cvl_pipeline.io.storage import shown
 
 Array = NDArray[Any]
 

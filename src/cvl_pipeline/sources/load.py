@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pooch
 
+from cvl_pipeline.environments.collection import Disturbances, collect
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import look_up
-from cvl_pipeline.rollouts.collection import Disturbances, collect
 from cvl_pipeline.sources.d4rl import fetch_d4rl, load_d4rl
 from cvl_pipeline.sources.files import load_file
 from cvl_pipeline.sources.minari import load_minari
 from cvl_pipeline.sources.parameters import DatasetParameters
 from cvl_pipeline.sources.simulators import make_controller, make_environment, shared_tasks
-from cvl_pipeline.trajectories.container import Rewards, Transitions
-from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
 
 Source = Callable[[DatasetParameters, int, int | None], tuple[Transitions, Rewards]]
 

@@ -20,11 +20,11 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
+from cvl_pipeline.environments.base import is_image_space
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError, unknown_name
-from cvl_pipeline.rollouts.environments import is_image_space
-from cvl_pipeline.storage import shown, write_atomically
-from cvl_pipeline.trajectories.container import Rewards, Transitions
-from cvl_pipeline.trajectories.validation import validate_rewards, validate_transitions
+from cvl_pipeline.io.storage import shown, write_atomically
 
 if TYPE_CHECKING:
     from minari import EpisodeData, MinariDataset

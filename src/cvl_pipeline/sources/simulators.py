@@ -9,11 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cvl_pipeline.errors import InputError
-from cvl_pipeline.imports import user_function
-from cvl_pipeline.rollouts.collection import Controller
-from cvl_pipeline.rollouts.d4rl_tasks import D4RL_TASKS
-from cvl_pipeline.rollouts.environments import (
+from cvl_pipeline.environments.base import (
     BENCHMARKS,
     Array,
     Environment,
@@ -22,9 +18,13 @@ from cvl_pipeline.rollouts.environments import (
     MetaWorldExpert,
     check_metaworld_task,
 )
-from cvl_pipeline.rollouts.multitask import MultiTaskEnvironment, MultiTaskExpert, benchmark_tasks
-from cvl_pipeline.rollouts.parameters import EvaluationParameters
-from cvl_pipeline.rollouts.pointmaze import WaypointController, check_pointmaze_task
+from cvl_pipeline.environments.collection import Controller
+from cvl_pipeline.environments.d4rl_tasks import D4RL_TASKS
+from cvl_pipeline.environments.multitask import MultiTaskEnvironment, MultiTaskExpert, benchmark_tasks
+from cvl_pipeline.environments.parameters import EvaluationParameters
+from cvl_pipeline.environments.pointmaze import WaypointController, check_pointmaze_task
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.imports import user_function
 from cvl_pipeline.sources.minari import environment_spec
 from cvl_pipeline.sources.parameters import DatasetParameters
 

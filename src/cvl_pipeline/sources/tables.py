@@ -15,9 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.storage import shown
 from cvl_pipeline.sources.columns import Columns
 from cvl_pipeline.sources.formats import Contents, open_contents, reading
-from cvl_pipeline.storage import shown
 
 Array = NDArray[Any]
 

@@ -23,10 +23,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pydantic import BaseModel
 from torch import Tensor
 
-from cvl_pipeline.checked import read_checkpoint, write_checkpoint
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.storage import fingerprint as fingerprint_of
-from cvl_pipeline.storage import shown
+from cvl_pipeline.io.checked import read_checkpoint, write_checkpoint
+from cvl_pipeline.io.storage import fingerprint as fingerprint_of
+from cvl_pipeline.io.storage import shown
 from cvl_pipeline.training.callbacks import BestWeights, Checkpoints, Progress, Throughput, Watch, Watcher
 from cvl_pipeline.training.loggers import make_loggers
 from cvl_pipeline.training.module import OfflineModule
@@ -185,7 +185,7 @@ def _environment(parameters: TrainingParameters) -> LightningEnvironment | Torch
     if not TorchElasticEnvironment.detect():
         raise RuntimeError(
             f"training.devices={parameters.devices}, nodes={parameters.nodes}: start the processes with "
-            "cvl_pipeline.launch, as the pipeline does"
+            "cvl_pipeline.training.launch, as the pipeline does"
         )
     return TorchElasticEnvironment()
 

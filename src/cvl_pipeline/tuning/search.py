@@ -16,12 +16,12 @@ import torch
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from cvl_pipeline.artifacts import save_artifact
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.launch import TrainingError, sigterm_raised
+from cvl_pipeline.io.artifacts import save_artifact
+from cvl_pipeline.io.storage import fingerprint, shown
 from cvl_pipeline.parameters import StageParameters
-from cvl_pipeline.storage import fingerprint, shown
 from cvl_pipeline.training.fit import tensors_of
+from cvl_pipeline.training.launch import TrainingError, sigterm_raised
 from cvl_pipeline.training.processes import end_with_parent
 from cvl_pipeline.tuning.parameters import TuningParameters
 from cvl_pipeline.tuning.results import trials_table

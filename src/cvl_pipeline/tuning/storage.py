@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cvl_pipeline.errors import InputError, causes
-from cvl_pipeline.storage import shown
+from cvl_pipeline.io.storage import shown
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage

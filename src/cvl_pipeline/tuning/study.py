@@ -21,8 +21,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.storage import shown
 from cvl_pipeline.parameters import StageParameters
-from cvl_pipeline.storage import shown
 from cvl_pipeline.training.parameters import OPERATION
 from cvl_pipeline.tuning.parameters import TuningParameters
 from cvl_pipeline.tuning.space import defaults_as_drawn, distribution

@@ -15,25 +15,25 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from cvl_pipeline import launch
-from cvl_pipeline.artifacts import load_artifact, save_artifact
-from cvl_pipeline.checked import read_table, write_table
 from cvl_pipeline.dynamics.module import train_dynamics
+from cvl_pipeline.environments.evaluation import evaluate, rollout_table
+from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
+from cvl_pipeline.episodes.preparation import fit_normalisation, split_episodes
+from cvl_pipeline.io.artifacts import load_artifact, save_artifact
+from cvl_pipeline.io.checked import read_table, write_table
+from cvl_pipeline.io.storage import write_atomically
 from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.objectives.module import extract_policy
 from cvl_pipeline.parameters import StageParameters
-from cvl_pipeline.policies.module import extract_policy
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.diagnostics import returns_correlation
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.rewards import label
-from cvl_pipeline.rollouts.evaluation import evaluate, rollout_table
 from cvl_pipeline.sources.load import load
 from cvl_pipeline.sources.simulators import make_environment, shared_tasks
-from cvl_pipeline.storage import write_atomically
+from cvl_pipeline.training import launch
 from cvl_pipeline.training.callbacks import Watcher
 from cvl_pipeline.training.fit import run_fingerprint
-from cvl_pipeline.trajectories.container import Normalisation, Rewards, Split, Transitions
-from cvl_pipeline.trajectories.preparation import fit_normalisation, split_episodes
 from cvl_pipeline.tuning.objectives import OBJECTIVES
 from cvl_pipeline.tuning.space import below, with_values
 

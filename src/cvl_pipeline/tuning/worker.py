@@ -22,10 +22,10 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from cvl_pipeline.artifacts import load_artifact
 from cvl_pipeline.errors import InputError, one_line
+from cvl_pipeline.io.artifacts import load_artifact
+from cvl_pipeline.io.storage import write_atomically
 from cvl_pipeline.parameters import StageParameters
-from cvl_pipeline.storage import write_atomically
 from cvl_pipeline.training.processes import end_with_parent
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.tuning.objectives import OBJECTIVES

@@ -1,7 +1,0 @@
-"""Kedro connectors: every artifact is written atomically and checked on load."""
-
-from cvl_pipeline.datasets.artifacts import ArtifactDataset
-from cvl_pipeline.datasets.atomic import FigureDataset, JSONDataset, ParquetDataset
-from cvl_pipeline.datasets.folder import FolderDataset
-
-__all__ = ["ArtifactDataset", "FigureDataset", "FolderDataset", "JSONDataset", "ParquetDataset"]

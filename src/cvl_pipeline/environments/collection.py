@@ -1,0 +1,186 @@
+"""Collecting episodes of mixed quality in simulators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from cvl_pipeline.environments.base import (
+    Array,
+    Environment,
+    MetaWorldEnvironment,
+    MetaWorldExpert,
+)
+from cvl_pipeline.environments.rollouts import RolloutTask, run_episodes, stack_episodes
+from cvl_pipeline.episodes.container import Rewards, Transitions
+
+Controller = Callable[[Array], Array]
+"""From an observation (O,) to an action (A,)."""
+
+
+@dataclass(frozen=True)
+class Disturbances:
+    """How far collection may stray from its controller; each episode draws its own amount.
+
+    From the episode's seed, and nothing else, come
+
+    * the standard deviation of Gaussian noise on every action, uniform in [0, ``noise_max``], in halves of
+      the range that the environment accepts;
+    * the share of steps spent in random bursts, uniform in [``random_min``, ``random_max``]: a burst holds
+      one action, uniform within the bounds, for ``random_hold`` steps and so leads away from the
+      controller's path.
+
+    Some episodes are then nearly expert and some nearly random, which is what an offline log of many
+    hands looks like and what cloning it cannot sort out.
+    """
+
+    noise_max: float
+    random_max: float
+    random_hold: int  # steps
+    random_min: float = 0.0
+
+
+class MixedQualityPolicy:
+    """A controller, disturbed by an amount that each episode draws for itself."""
+
+    def __init__(
+        self, make_controller: Callable[[], Controller], disturbances: Disturbances, low: Array, high: Array
+    ) -> None:
+        """Make the controller, which raises InputError if there is none of that name; bounds are (A,)."""
+        self._controller = make_controller()
+        self._disturbances = disturbances
+        # In double precision, as the disturbances are drawn: single would round every action.
+        self._bounds = (low.astype(np.float64), high.astype(np.float64))
+        self._episodes: list[_Disturbance] = []
+
+    def start(self, seeds: Sequence[int]) -> None:
+        """Draw the disturbances of a batch of episodes."""
+        # Not default_rng(seed): that is the stream Meta-World draws the goal from.
+        self._episodes = [
+            _Disturbance(np.random.default_rng([seed, 1]), self._disturbances, *self._bounds)
+            for seed in seeds
+        ]
+
+    def act(self, observations: list[Array], running: list[int]) -> list[Array]:
+        """The controller's actions, disturbed."""
+        return [
+            self._episodes[i].apply(self._controller(observation))
+            for observation, i in zip(observations, running, strict=True)
+        ]
+
+
+class _Disturbance:
+    """The noise and the random bursts of one episode."""
+
+    def __init__(
+        self, generator: np.random.Generator, disturbances: Disturbances, low: Array, high: Array
+    ) -> None:
+        self._generator = generator
+        self._low, self._high = low, high
+        self._noise = generator.uniform(0.0, disturbances.noise_max)
+        share = generator.uniform(disturbances.random_min, disturbances.random_max)
+        random_hold = disturbances.random_hold
+        # A burst follows on average (1 - p) / p undisturbed steps, so that hold / (hold + (1 - p) / p)
+        # of all steps are random: solved for p.
+        self._burst_chance = share / (share + random_hold * (1.0 - share)) if share < 1.0 else 1.0
+        self._hold = random_hold
+        self._burst_left = 0
+        self._burst_action: Array = np.zeros(0)
+
+    def apply(self, action: Array) -> Array:
+        if self._burst_left == 0 and self._generator.random() < self._burst_chance:
+            self._burst_left = self._hold
+            self._burst_action = self._generator.uniform(self._low, self._high)
+        unit = 0.5 * (self._high - self._low)
+        noise = self._noise * unit * self._generator.standard_normal(action.shape)
+        if self._burst_left > 0:
+            self._burst_left -= 1
+            return self._burst_action
+        return action + noise
+
+
+def collect(
+    make_environment: Callable[[], Environment],
+    make_controller: Callable[[], Controller],
+    disturbances: Disturbances,
+    *,
+    episodes: int,
+    seed: int,
+    workers: int | None,
+    name: str,
+    tasks: int = 1,
+) -> tuple[Transitions, Rewards]:
+    """Collect episodes of mixed quality in a simulator.
+
+    The same seed gives the same bytes whatever ``workers`` is.
+
+    Args:
+        make_environment: importable, so that other processes can call it.
+        make_controller: likewise; its actions are disturbed.
+        disturbances: by how much.
+        episodes: how many.
+        seed: determines goals, starts and disturbances.
+        workers: processes; None takes as many as there are cores.
+        name: what the progress bar calls it.
+        tasks: that the environment's episodes are shared among.
+
+    Returns:
+        The episodes and their labels.
+    """
+    with closing(make_environment()) as environment:  # raises before any process starts
+        bounds = environment.action_space.low, environment.action_space.high
+        recorded = run_episodes(
+            RolloutTask(
+                make_environment=make_environment,
+                make_policy=partial(MixedQualityPolicy, make_controller, disturbances, *bounds),
+            ),
+            episode_seeds(seed, "collection", episodes, tasks),
+            workers=workers,
+            description=f"Collecting {name}",
+        )
+        return stack_episodes(recorded, environment)
+
+
+def collect_metaworld(
+    task: str,
+    *,
+    episodes: int,
+    episode_steps: int,
+    noise_max: float,
+    random_max: float,
+    random_hold: int,
+    seed: int,
+    workers: int | None,
+) -> tuple[Transitions, Rewards]:
+    """Episodes of a Meta-World task by its scripted policy (see ``collect`` and ``Disturbances``).
+
+    Raises:
+        InputError: unknown task.
+    """
+    return collect(
+        partial(MetaWorldEnvironment, task, episode_steps),
+        partial(MetaWorldExpert, task),
+        Disturbances(noise_max, random_max, random_hold),
+        episodes=episodes, seed=seed, workers=workers, name=task,
+    )  # fmt: skip
+
+
+def episode_seeds(seed: int, purpose: str, count: int, tasks: int = 1) -> list[int]:
+    """Seeds of single episodes, in disjoint ranges for ``collection`` and ``evaluation``.
+
+    Evaluation seeds are odd and collection seeds even, so no goal that collection drew is evaluated on,
+    whatever the run's seed. Of several tasks, each gets its turn (see ``task_of_seed``), so that the numbers
+    of their episodes differ by one at most.
+    """
+    parity = {"collection": 0, "evaluation": 1}[purpose]
+    draws = np.random.default_rng([seed, parity]).integers(0, 2**30 // tasks, size=count)
+    return [int(2 * (draw * tasks + index % tasks) + parity) for index, draw in enumerate(draws)]
+
+
+def task_of_seed(seed: int, tasks: int) -> int:
+    """Which of so many tasks an episode is of, by its own seed alone."""
+    return seed // 2 % tasks

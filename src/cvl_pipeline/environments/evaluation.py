@@ -1,0 +1,136 @@
+"""Running a trained policy in the real environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from cvl_pipeline.environments.base import (
+    Array,
+    Environment,
+    MetaWorldEnvironment,
+    check_metaworld_task,
+)
+from cvl_pipeline.environments.collection import episode_seeds
+from cvl_pipeline.environments.multitask import with_tasks
+from cvl_pipeline.environments.rollouts import RolloutTask, run_episodes, stack_episodes
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.preparation import episode_summary
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.networks.actor import ActorShape
+
+
+class ActorPolicy:
+    """A trained policy, for all running episodes in one forward pass."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        """Act with ``policy``, observations (B, O) to actions (B, A), on the CPU."""
+        self._policy = policy.cpu().eval()
+
+    def start(self, seeds: Sequence[int]) -> None:
+        """Nothing to draw: the mode is deterministic."""
+
+    @torch.no_grad()
+    def act(self, observations: list[Array], running: list[int]) -> list[Array]:
+        """Actions within the bounds, one an observation."""
+        rows = np.stack(observations)
+        batch = torch.from_numpy(rows if rows.dtype == np.uint8 else rows.astype(np.float32))
+        return list(self._policy(batch).numpy())
+
+
+def evaluate(
+    policy: nn.Module,
+    make_environment: Callable[[], Environment],
+    *,
+    episodes: int,
+    seed: int,
+    workers: int | None,
+    name: str,
+    tasks: int = 1,
+) -> tuple[Transitions, Rewards]:
+    """Record episodes of a policy, on episode seeds that collection never uses.
+
+    Args:
+        policy: observations (B, O) to actions (B, A).
+        make_environment: importable, so that other processes can call it.
+        episodes: how many.
+        seed: determines the episodes.
+        workers: processes; None takes as many as there are cores.
+        name: what the progress bar calls the policy.
+        tasks: that the environment's episodes are shared among.
+
+    Returns:
+        The episodes and what the environment said of them.
+
+    Raises:
+        InputError: the environment's observations or actions are not the policy's.
+    """
+    with closing(make_environment()) as environment:
+        _check_sizes(policy, environment)
+        recorded = run_episodes(
+            RolloutTask(make_environment=make_environment, make_policy=partial(ActorPolicy, policy)),
+            episode_seeds(seed, "evaluation", episodes, tasks),
+            workers=workers,
+            description=f"Evaluating {name}",
+        )
+        return stack_episodes(recorded, environment)
+
+
+def _check_sizes(policy: nn.Module, environment: Environment) -> None:
+    """The environment of a log need not be the one it came from."""
+    shape = getattr(policy, "shape", None)
+    if not isinstance(shape, ActorShape):
+        return
+    sizes = {
+        "observations": (shape.observation_shape, environment.observation_space.shape),
+        "actions": ((shape.action_size,), environment.action_space.shape),
+    }
+    for name, (ours, theirs) in sizes.items():
+        if theirs != ours:
+            raise InputError(
+                f"evaluation.environment: {name} have shape {theirs} there and {ours} in the "
+                "dataset; name the environment that the log came from"
+            )
+
+
+def evaluate_metaworld(
+    policy: nn.Module,
+    task: str,
+    *,
+    episodes: int,
+    episode_steps: int,
+    seed: int,
+    workers: int | None,
+    name: str,
+) -> tuple[Transitions, Rewards]:
+    """Record episodes of a Meta-World task on goals that collection never used (see ``evaluate``).
+
+    Raises:
+        InputError: unknown task.
+    """
+    check_metaworld_task(task)  # before any process starts
+    return evaluate(
+        policy,
+        partial(MetaWorldEnvironment, task, episode_steps),
+        episodes=episodes,
+        seed=seed,
+        workers=workers,
+        name=name,
+    )
+
+
+def rollout_table(
+    transitions: Transitions, labels: Rewards, seed: int, tasks: Sequence[str] = ()
+) -> pd.DataFrame:
+    """One row an evaluation episode: seed, return (undiscounted), success at any step, length (steps).
+
+    Where episodes are shared among several ``tasks``, also the name of the task.
+    """
+    seeds = episode_seeds(seed, "evaluation", transitions.episodes, max(1, len(tasks)))
+    return with_tasks(episode_summary(transitions, labels).assign(episode_seed=seeds), transitions, tasks)

@@ -1,0 +1,154 @@
+"""This package's objects as files, and back: episodes, readouts and trained networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cvl_pipeline.errors import InputError, look_up
+from cvl_pipeline.imports import named
+from cvl_pipeline.io.storage import read_tensors, shown, write_tensors
+
+# By name, not imported: whoever reads one kind of artifact does not depend on the code of all others.
+NORMALISATION, REWARDS, SPLIT, TRANSITIONS = (
+    f"cvl_pipeline.episodes.container:{name}" for name in ("Normalisation", "Rewards", "Split", "Transitions")
+)
+CRITIC, CRITIC_SHAPE = (
+    f"cvl_pipeline.networks.critic:{name}" for name in ("ContrastiveCritic", "CriticShape")
+)
+ACTOR_SHAPE = "cvl_pipeline.networks.actor:ActorShape"
+ACTORS = {name: f"cvl_pipeline.networks.actor:{name}" for name in ("GaussianActor", "CategoricalActor")}
+READOUTS = {name: f"cvl_pipeline.readout.readouts:{name}" for name in ("ExactReadout", "FeatureReadout")}
+Q_FUNCTION = "cvl_pipeline.readout.q_function:QFunction"
+BEST_OF_N = "cvl_pipeline.objectives.best_of_n:BestOfN"
+
+Pack = Callable[[Any], tuple[dict[str, Tensor], dict[str, Any]]]
+Unpack = Callable[[dict[str, Tensor], dict[str, Any]], Any]
+
+
+def _pack_fields(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    values = {field.name: getattr(data, field.name) for field in fields(data)}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in values.items() if name not in tensors}
+
+
+def _unpack_fields(cls: str) -> Unpack:
+    return lambda tensors, config: named(cls)(**tensors, **config)
+
+
+def _pack_module(module: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    return dict(module.state_dict()), module.description()
+
+
+def _unpack_module(cls: str, shape: str) -> Unpack:
+    def unpack(tensors: dict[str, Tensor], config: dict[str, Any]) -> Any:
+        # JSON has lists where the shapes have tuples.
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+        module = named(cls)(named(shape)(**values))
+        module.load_state_dict(tensors)
+        return module.eval()
+
+    return unpack
+
+
+def _pack_readout(readout: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, config = _pack_fields(readout)
+    return tensors, {**config, "class": type(readout).__name__}
+
+
+def _unpack_readout(tensors: dict[str, Tensor], config: dict[str, Any]) -> Any:
+    values = dict(config)
+    return _unpack_fields(look_up("readout", values.pop("class"), READOUTS))(tensors, values)
+
+
+def _pack_policy(policy: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    name = type(policy).__name__
+    if name in ACTORS:
+        tensors, config = _pack_module(policy)
+        return tensors, {**config, "class": name}
+    packed = {
+        "actor": _pack_policy(policy.actor),
+        "critic": _pack_module(policy.critic),
+        "readout": _pack_readout(policy.readout),
+    }
+    tensors = {
+        f"{part}.{name}": value for part, (values, _) in packed.items() for name, value in values.items()
+    }
+    config = {part: values for part, (_, values) in packed.items()}
+    return {**tensors, "proposals": policy.proposals}, {**config, "class": name}
+
+
+def _unpack_policy(tensors: dict[str, Tensor], config: dict[str, Any]) -> Any:
+    values = dict(config)
+    name = values.pop("class")
+    if not BEST_OF_N.endswith(f":{name}"):
+        return _unpack_module(look_up("policy", name, ACTORS), ACTOR_SHAPE)(tensors, values)
+
+    def part(name: str) -> dict[str, Tensor]:
+        return {
+            key.removeprefix(f"{name}."): value
+            for key, value in tensors.items()
+            if key.startswith(f"{name}.")
+        }
+
+    critic = _unpack_module(CRITIC, CRITIC_SHAPE)(part("critic"), values["critic"])
+    readout = _unpack_readout(part("readout"), values["readout"])
+    q = named(Q_FUNCTION)(critic.requires_grad_(False), readout)
+    return named(BEST_OF_N)(_unpack_policy(part("actor"), values["actor"]), q, tensors["proposals"]).eval()
+
+
+KINDS: dict[str, tuple[Pack, Unpack]] = {
+    "transitions": (_pack_fields, _unpack_fields(TRANSITIONS)),
+    "rewards": (_pack_fields, _unpack_fields(REWARDS)),
+    "split": (_pack_fields, _unpack_fields(SPLIT)),
+    "normalisation": (_pack_fields, _unpack_fields(NORMALISATION)),
+    "critic": (_pack_module, _unpack_module(CRITIC, CRITIC_SHAPE)),
+    "readout": (_pack_readout, _unpack_readout),
+    "policy": (_pack_policy, _unpack_policy),
+}
+"""How each kind of artifact becomes tensors and plain values, and back."""
+
+
+def codec(kind: str) -> tuple[Pack, Unpack]:
+    """How that kind is packed and unpacked; raises InputError, listing the known ones, on another."""
+    return look_up("kind of artifact", kind, KINDS)
+
+
+def save_artifact(path: Path | str, kind: str, artifact: Any) -> None:
+    """Write an object atomically to a ``.safetensors`` file (see ``storage``).
+
+    Args:
+        path: the file; folders are made.
+        kind: one of KINDS.
+        artifact: an object of that kind.
+
+    Raises:
+        InputError: unknown kind.
+    """
+    pack, _ = codec(kind)
+    write_tensors(Path(path), kind, *pack(artifact))
+
+
+def load_artifact(path: Path | str, kind: str | None = None) -> Any:
+    """Read an object and check that its file is whole.
+
+    Args:
+        path: the file.
+        kind: what it must be; None takes what the file says it is.
+
+    Raises:
+        InputError: missing, damaged, foreign, or of another or an unknown kind.
+    """
+    found, tensors, config = read_tensors(Path(path), kind)
+    _, unpack = codec(found)
+    try:
+        return unpack(tensors, config)
+    except (InputError, KeyError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"{shown(Path(path))}: its content does not make a {found} ({type(error).__name__}); "
+            "delete it and rerun its stage"
+        ) from error

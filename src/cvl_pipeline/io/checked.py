@@ -1,0 +1,134 @@
+"""Tables and states of training as files that are checked when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.storage import FORMAT, altered, foreign, other_version, shown, write_atomically
+
+TABLE_VERSION = 1
+CHECKPOINT_VERSION = 1
+_DIGITS = 64
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as Parquet, with its name and a SHA-256 of the rest of the file in its own metadata.
+
+    Parquet has checksums of pages, but none of the footer, which says where those are and what they mean.
+    """
+    mark = secrets.token_hex(_DIGITS // 2)  # holds the place, where nothing else reads the same
+    arrow = pa.Table.from_pandas(table)
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, arrow.schema) as writer:
+        writer.write_table(arrow)
+        writer.add_key_value_metadata({FORMAT: f"version {TABLE_VERSION} table {path.stem} sha256 {mark}"})
+    content = bytearray(buffer.getbuffer())
+    start = content.index(mark.encode())
+    content[start : start + _DIGITS] = _digest_without(content, start)
+    write_atomically(path, lambda partial: partial.write_bytes(content))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a table and check that it is the one that was written.
+
+    Raises:
+        InputError: missing, truncated, altered, another table under this name, written by another program,
+            or of another format version.
+    """
+    content = _read(path)
+    try:
+        metadata = pq.read_metadata(io.BytesIO(content)).metadata or {}
+    except (OSError, ValueError) as error:  # Arrow's errors are some of these
+        raise InputError(f"{shown(path)} is damaged or no Parquet; delete it and rerun its stage") from error
+    found = re.fullmatch(
+        rb"version (\d+) table (.*) sha256 (.{%d})" % _DIGITS, metadata.get(FORMAT.encode(), b"")
+    )
+    if found is None:
+        raise foreign(path)
+    if int(found[1]) != TABLE_VERSION:
+        raise other_version(path, int(found[1]), TABLE_VERSION)
+    if _digest_without(content, content.rindex(found[3])) != found[3]:
+        raise altered(path)
+    if found[2] != path.stem.encode():
+        raise InputError(
+            f"{shown(path)} holds {found[2].decode()}, not {path.stem}; delete it and rerun its stage"
+        )
+    table: pd.DataFrame = pq.read_table(io.BytesIO(content)).to_pandas()
+    return table
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write the state of a training: a line with the format's version and a SHA-256, then what torch saves.
+
+    Torch reads a file that it has saved without comparing its checksums.
+    """
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    content = buffer.getbuffer()
+    line = f"{FORMAT} checkpoint {CHECKPOINT_VERSION} {hashlib.sha256(content).hexdigest()}\n".encode()
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            file.write(line)
+            file.write(content)
+
+    write_atomically(path, write)
+
+
+def read_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any]:
+    """Read the state of a training and check that it is the one that was written.
+
+    Args:
+        path: the file.
+        device: where its tensors go; as torch's ``map_location``.
+
+    Raises:
+        InputError: missing, truncated, altered, written by another program, of another format version, or
+            with objects in it other than tensors and plain values, which are not made.
+    """
+    content = memoryview(_read(path))
+    found = re.match(rb"%b checkpoint (\d+) ([0-9a-f]{64})\n" % FORMAT.encode(), content[:200])
+    if found is None:
+        raise foreign(path)
+    if int(found[1]) != CHECKPOINT_VERSION:
+        raise other_version(path, int(found[1]), CHECKPOINT_VERSION)
+    if hashlib.sha256(content[found.end() :]).hexdigest().encode() != found[2]:
+        raise altered(path)
+    try:
+        state: dict[str, Any] = torch.load(
+            io.BytesIO(content[found.end() :]), weights_only=True, map_location=device
+        )
+    except Exception as error:  # its checksum is right, so it is what someone wrote
+        raise InputError(f"{shown(path)} holds more than tensors and plain values; delete it") from error
+    return state
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{shown(path)} does not exist; run the stage that makes it") from error
+    except OSError as error:
+        raise InputError(
+            f"{shown(path)} is damaged ({error.strerror}); delete it and rerun its stage"
+        ) from error
+
+
+def _digest_without(content: bytes | bytearray, start: int) -> bytes:
+    """SHA-256, in hexadecimal, of a table without the digits of its checksum."""
+    view = memoryview(content)
+    digest = hashlib.sha256(view[:start])
+    digest.update(view[start + _DIGITS :])
+    return digest.hexdigest().encode()

@@ -1,0 +1,1 @@
+"""The Kedro side: pipelines, datasets, hooks, configuration, commands and provenance."""

@@ -1,0 +1,192 @@
+"""The project's commands: Kedro's own ``run``, and others, with a person's mistakes told in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from kedro.config import MissingConfigException
+from kedro.framework.cli.project import run as kedro_run
+from kedro.framework.cli.utils import _split_params
+from kedro.framework.project import settings
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+from kedro.pipeline import Pipeline
+
+from cvl_pipeline.errors import InputError, causes, missing_extra, printable, unknown_name
+from cvl_pipeline.io.storage import FULL, REFUSED, refusal, shown
+from cvl_pipeline.kedro.parameters import RunParameters, check_parameters
+from cvl_pipeline.kedro.pipeline_registry import register_pipelines
+from cvl_pipeline.kedro.provenance.states import Provenance
+from cvl_pipeline.kedro.provenance.status import print_status
+from cvl_pipeline.training.launch import TrainingError
+from cvl_pipeline.tuning.storage import StudyLocation
+
+
+@click.group(name=__file__)
+def cli() -> None:
+    """Command line of cvl-pipeline."""
+
+
+class _Command(click.Command):
+    """Tells a person's mistake in one line."""
+
+    def check(self, options: dict[str, Any]) -> None:
+        """Raise InputError if an option cannot be meant; this one takes all."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            self.check(ctx.params)
+            return super().invoke(ctx)
+        except click.ClickException:
+            raise
+        except Exception as error:
+            for cause in causes(error):
+                # Training that diverged, or lost a process, is told to a person too.
+                if isinstance(cause, InputError | FloatingPointError | TrainingError):
+                    raise click.ClickException(printable(str(cause))) from error
+                if isinstance(cause, OSError) and cause.errno in (*FULL, *REFUSED):
+                    # Of a file that is no artifact, such as a log.
+                    place = shown(Path(cause.filename)) if cause.filename else "a file"
+                    raise click.ClickException(
+                        printable(f"cannot write {place}: {refusal(cause)}")
+                    ) from error
+            if isinstance(error, ValueError | KeyError | MissingConfigException) and _raised_by_kedro(error):
+                # A tag, a dataset, credentials or an environment that does not exist.
+                raise click.ClickException(" ".join(str(error.args[0]).split())) from error
+            raise
+
+
+class _Run(_Command):
+    def check(self, options: dict[str, Any]) -> None:
+        _check_names(options)
+
+
+def _check_names(options: dict[str, Any]) -> None:
+    """Raise InputError if an option names a pipeline, a node, a stage or a tag that does not exist."""
+    pipelines = register_pipelines()
+    nodes = {node for pipeline in pipelines.values() for node in pipeline.nodes}
+    known = {
+        "pipeline": list(pipelines),
+        "node": sorted(node.name for node in nodes),
+        "namespace": [name for name in pipelines if name != "__default__"],
+        "tag": sorted({tag for node in nodes for tag in node.tags}),
+    }
+    asked = {
+        "pipeline": [*(options["pipelines"] or []), *filter(None, [options["pipeline"]])],
+        "node": [*options["node_names"], *options["from_nodes"], *options["to_nodes"]],
+        "namespace": options["namespaces"] or [],
+        "tag": options["tags"] or [],
+    }
+    for kind, names in asked.items():
+        _check(kind, names, known[kind])
+
+
+def _check(kind: str, names: list[str], known: list[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise unknown_name(kind, name, known)
+
+
+def _raised_by_kedro(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("kedro.")
+
+
+# Also a name of this module: Kedro's find_run_command looks for it here.
+run = _Run("run", params=kedro_run.params, callback=kedro_run.callback, help=kedro_run.help)
+cli.add_command(run)
+
+
+class _Tuning(_Command):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ImportError as error:
+            raise click.ClickException(str(missing_extra("tuning", error))) from error
+
+
+@cli.group()
+def tuning() -> None:
+    """Studies that ``kedro run --pipelines tuning`` runs."""
+
+
+def _which_study(command: Any) -> Any:
+    """The options that say which study is meant, as they were given to the run."""
+    params = click.option(
+        "--params", default="", callback=_split_params, help="Such as dataset.task=push-v3."
+    )
+    return click.option("--env", "-e", help="Folder of conf/.")(params(command))
+
+
+@tuning.command(cls=_Tuning)
+@_which_study
+def status(env: str | None, params: dict[str, Any]) -> None:
+    """Print how many trials there are, and the best."""
+    from cvl_pipeline.tuning.results import status_lines
+    from cvl_pipeline.tuning.study import find_study
+
+    location, parameters = _study_in_force(env, params)
+    study = find_study(location, parameters, parameters.tuning)
+    for line in status_lines(study, parameters.tuning):
+        click.echo(line)
+
+
+@tuning.command(cls=_Tuning)
+@_which_study
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8080, show_default=True, type=int)
+def dashboard(env: str | None, params: dict[str, Any], host: str, port: int) -> None:
+    """Open optuna-dashboard on the study's storage, while it runs or afterwards."""
+    from optuna_dashboard import run_server
+
+    from cvl_pipeline.tuning.storage import open_storage
+    from cvl_pipeline.tuning.study import find_study
+
+    location, parameters = _study_in_force(env, params)
+    study = find_study(location, parameters, parameters.tuning)
+    click.echo(f"http://{host}:{port}/ shows '{study.study_name}'; Ctrl+C ends it")
+    run_server(open_storage(location), host=host, port=port)
+
+
+def _study_in_force(env: str | None, params: dict[str, Any]) -> tuple[StudyLocation, RunParameters]:
+    """Where the study of the parameters lies, and these."""
+    project = Path.cwd()
+    bootstrap_project(project)
+    with KedroSession.create(project, env=env, runtime_params=params) as session:
+        catalog = session.load_context().catalog  # type: ignore[attr-defined]
+        return catalog.load("tuning_storage"), check_parameters(catalog.load("parameters"))
+
+
+class _Status(_Command):
+    def check(self, options: dict[str, Any]) -> None:
+        _check("pipeline", options["pipelines"] or [], list(register_pipelines()))
+
+
+@cli.group()
+def artifacts() -> None:
+    """What the pipeline has made."""
+
+
+def _status(env: str, params: dict[str, Any], pipelines: list[str], conf_source: str, explain: bool) -> None:
+    """List every artifact as fresh, stale (and why), missing or damaged. Changes nothing.
+
+    Fresh is what a run with the same --env and --params would make again; a run with --only-missing-outputs
+    makes the rest.
+    """
+    known = register_pipelines()
+    chosen = sum((known[name] for name in pipelines or ["__default__"]), start=Pipeline([]))
+    with settings.SESSION_CLASS.create(env=env, conf_source=conf_source, runtime_params=params) as session:
+        # Of the whole: what was made from a stale artifact of another stage is stale.
+        provenance = Provenance(known["__default__"] + chosen, session.load_context().catalog)
+        print_status(provenance, chosen.all_outputs(), explain)
+
+
+_EXPLAIN = click.Option(["--explain"], is_flag=True, help="Say everything that changed: what was, what is.")
+_SHARED = [
+    option for option in kedro_run.params if option.name in ("env", "params", "pipelines", "conf_source")
+]
+artifacts.add_command(_Status("status", params=[*_SHARED, _EXPLAIN], callback=_status, help=_status.__doc__))

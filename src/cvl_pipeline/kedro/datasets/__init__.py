@@ -1,0 +1,7 @@
+"""Kedro connectors: every artifact is written atomically and checked on load."""
+
+from cvl_pipeline.kedro.datasets.artifacts import ArtifactDataset
+from cvl_pipeline.kedro.datasets.atomic import FigureDataset, JSONDataset, ParquetDataset
+from cvl_pipeline.kedro.datasets.folder import FolderDataset
+
+__all__ = ["ArtifactDataset", "FigureDataset", "FolderDataset", "JSONDataset", "ParquetDataset"]

@@ -1,5 +1,0 @@
-"""Searching for better parameters."""
-
-from cvl_pipeline.pipelines.tuning.pipeline import create_pipeline
-
-__all__ = ["create_pipeline"]

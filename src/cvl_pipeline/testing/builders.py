@@ -1,0 +1,197 @@
+"""Small episodes and parameters for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
+from cvl_pipeline.objectives.parameters import PolicyParameters
+from cvl_pipeline.readout.parameters import ReadoutParameters, RewardParameters
+from cvl_pipeline.training.parameters import TrainingParameters
+
+DATASET: dict[str, Any] = {
+    "source": "metaworld", "task": "door-open-v3", "name": "{task}", "path": None,
+    "columns": {
+        "groups": None, "observations": "observations", "actions": "actions", "rewards": "rewards",
+        "successes": None, "terminated": "terminated", "truncated": "truncated", "episode": None,
+        "step": None, "next_observations": None, "discrete": False, "action_count": None,
+    },
+    "action_low": None, "action_high": None, "success_reward": None, "episodes": 4, "episode_steps": 10,
+    "noise_max": 0.3, "random_max": 1.0, "random_hold": 20, "policy": None,
+}  # fmt: skip
+"""The dataset's parameters, at small size."""
+
+
+def make_transitions(
+    lengths: Sequence[int],
+    terminated: Sequence[bool],
+    observation_size: int = 3,
+    action_size: int = 2,
+    seed: int = 0,
+) -> Transitions:
+    """Random episodes whose every observation row and action is told apart from every other."""
+    generator = torch.Generator().manual_seed(seed)
+    steps, episodes = sum(lengths), len(lengths)
+    ends = torch.tensor(terminated, dtype=torch.bool)
+    return Transitions(
+        observations=torch.randn(steps + episodes, observation_size, generator=generator),
+        actions=torch.rand(steps, action_size, generator=generator) * 2.0 - 1.0,
+        episode_starts=torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int64),
+        terminated=ends,
+        truncated=~ends,
+        action_low=-torch.ones(action_size),
+        action_high=torch.ones(action_size),
+    )
+
+
+def make_discrete_transitions(
+    lengths: Sequence[int], terminated: Sequence[bool], action_size: int = 3, seed: int = 0
+) -> Transitions:
+    """Random episodes with one-hot actions, the later ones rarer than the first."""
+    data = make_transitions(lengths, terminated, seed=seed)
+    law = torch.arange(action_size, 0, -1, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed + 1)
+    chosen = torch.multinomial(law, len(data), replacement=True, generator=generator)
+    return replace(
+        data,
+        actions=torch.eye(action_size)[chosen],
+        action_low=torch.zeros(action_size),
+        action_high=torch.ones(action_size),
+        discrete=torch.tensor(True),
+    )
+
+
+def labelled_transitions(lengths: Sequence[int], terminated: Sequence[bool]) -> Transitions:
+    """Episodes whose observations are (episode, time), so that a row says where it comes from."""
+    data = make_transitions(lengths, terminated)
+    rows = [(float(e), float(t)) for e, length in enumerate(lengths) for t in range(length + 1)]
+    return replace(data, observations=torch.tensor(rows))
+
+
+def make_rewards(transitions: Transitions, seed: int = 1) -> Rewards:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(len(transitions), generator=generator)
+    return Rewards(rewards=values, successes=values > 0.8)
+
+
+def identity_normalisation(transitions: Transitions) -> Normalisation:
+    observation, action = transitions.observations.shape[1], transitions.actions.shape[1]
+    return Normalisation(
+        torch.zeros(observation), torch.ones(observation), torch.zeros(action), torch.ones(action)
+    )
+
+
+def split_first(transitions: Transitions, train: int) -> Split:
+    """The first ``train`` episodes train, the others are held out."""
+    return Split(train=torch.arange(train), validation=torch.arange(train, transitions.episodes))
+
+
+def slices(transitions: Transitions) -> list[dict[str, Any]]:
+    """The episodes one by one, cut out with nothing but the layout that the container documents."""
+    starts = transitions.episode_starts.tolist()
+    return [
+        {
+            "observations": transitions.observations[start + e : end + e + 1],
+            "actions": transitions.actions[start:end],
+            "terminated": bool(transitions.terminated[e]),
+            "truncated": bool(transitions.truncated[e]),
+            "index": list(range(start, end)),
+        }
+        for e, (start, end) in enumerate(pairwise(starts))
+    ]
+
+
+def training_parameters(**changes: Any) -> TrainingParameters:
+    values: dict[str, Any] = {
+        "steps": 8,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "validation_interval": 4,
+        "precision": "float32",
+        "accelerator": "cpu",
+        "devices": 1,
+        "nodes": 1,
+        "rendezvous": None,
+        "checkpoint_seconds": 1e-9,  # after every chunk
+        "checkpoint_steps": None,
+        "loggers": (),
+    }
+    return TrainingParameters(**(values | changes))
+
+
+def dynamics_parameters(training: dict[str, Any] | None = None, **changes: Any) -> DynamicsParameters:
+    values: dict[str, Any] = {
+        "discount": 0.9,
+        "loss": "symmetric_infonce",
+        "logsumexp_penalty": 0.0,
+        "horizon_conditioning": False,
+        "representation": "unit_norm",
+        "representation_size": 4,
+        "hidden": (8,),
+        "temperature": 0.25,
+        "learned_temperature": False,
+        "segments_per_episode": 1,
+        "validation_batches": 2,
+        "keep": "last",
+        "patience": None,
+        "training": training_parameters(**(training or {})),
+    }
+    return DynamicsParameters(**(values | changes))
+
+
+def reward_parameters(**changes: Any) -> RewardParameters:
+    values: dict[str, Any] = {
+        "source": "dataset",
+        "name": None,
+        "indices": None,
+        "target": None,
+        "scale": None,
+        "tolerance": None,
+    }
+    return RewardParameters(**(values | changes))
+
+
+def readout_parameters(**changes: Any) -> ReadoutParameters:
+    values: dict[str, Any] = {
+        "method": "exact",
+        "self_normalised": True,
+        "references": None,
+        "reference_distribution": "marginal",
+        "prototypes": None,
+        "features": 64,
+        "discount": None,
+        "horizons": 4,
+        "compared_transitions": 20,
+    }
+    return ReadoutParameters(**(values | changes))
+
+
+def policy_parameters(training: dict[str, Any] | None = None, **changes: Any) -> PolicyParameters:
+    values: dict[str, Any] = {
+        "objective": "awr",
+        "hidden": (8,),
+        "beta": 3.0,
+        "max_weight": 100.0,
+        "baseline": "marginal_actions",
+        "baseline_actions": 4,
+        "value_steps": 20,
+        "alpha": 1.0,
+        "proposals": 8,
+        "cloning_share": 0.05,
+        "entropy_weight": 0.0,
+        "training": training_parameters(**(training or {})),
+    }
+    return PolicyParameters(**(values | changes))
+
+
+def names_in(folder: Path) -> list[str]:
+    """Everything in a folder, hidden files too."""
+    return sorted(path.name for path in folder.iterdir())

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete, MultiDiscrete, Sequence, Space
+from numpy.typing import NDArray
+
+from cvl_pipeline.environments.base import (
+    GymnasiumEnvironment,
+    MetaWorldEnvironment,
+    MetaWorldExpert,
+    metaworld_tasks,
+)
+from cvl_pipeline.errors import InputError
+from tests.environments.toys import Spaces
+
+TASKS = ("reach-v3", "door-open-v3", "push-v3")
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def environment(request: pytest.FixtureRequest) -> Iterator[MetaWorldEnvironment]:
+    built = MetaWorldEnvironment(request.param, 6)
+    yield built
+    built.close()
+
+
+def _episode(environment: MetaWorldEnvironment, seed: int, steps: int = 6) -> NDArray[np.float64]:
+    """All that an episode under fixed actions shows: observations, rewards, successes."""
+    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (steps, 4)).astype(np.float32)
+    observation, _ = environment.reset(seed=seed)
+    rows = [np.append(observation, [0.0, 0.0])]
+    for action in actions:
+        observation, reward, _, _, info = environment.step(action)
+        rows.append(np.append(observation, [float(reward), float(info["success"])]))
+    return np.stack(rows)
+
+
+def test_the_seed_determines_the_episode_whatever_happened_before(environment: MetaWorldEnvironment) -> None:
+    first = _episode(environment, 11)
+    other = _episode(environment, 12)
+    _episode(environment, 13, steps=3)  # left in the middle
+    np.testing.assert_array_equal(_episode(environment, 11), first)
+    assert not np.array_equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_fresh_environment_and_a_used_one_agree(task: str) -> None:
+    used = MetaWorldEnvironment(task, 6)
+    _episode(used, 5)
+    np.random.seed(1)
+    ours = _episode(used, 7)
+    np.random.seed(2)
+    np.testing.assert_array_equal(_episode(MetaWorldEnvironment(task, 6), 7), ours)
+
+
+def test_the_goal_is_visible_and_stays_where_it_is(environment: MetaWorldEnvironment) -> None:
+    rows = _episode(environment, 3)
+    goals = rows[:, 36:39]
+    assert np.abs(goals[0]).max() > 0.01
+    assert (goals != 0.0).any(axis=1).all()
+    np.testing.assert_array_equal(goals, np.broadcast_to(goals[0], goals.shape))
+    target = environment._environment._target_pos
+    assert target is not None
+    np.testing.assert_allclose(goals[0], target)
+
+
+def test_seeds_draw_different_goals(environment: MetaWorldEnvironment) -> None:
+    starts = np.stack([environment.reset(seed=seed)[0] for seed in range(8)])
+    assert len(np.unique(starts.round(6), axis=0)) == 8
+
+
+def test_observations_are_as_announced_and_rewards_in_their_range(environment: MetaWorldEnvironment) -> None:
+    rows = _episode(environment, 4)
+    assert rows.shape == (7, 41)
+    assert environment.observation_space.shape == (39,)
+    # The bounds are those of a visible goal: hidden ones would be zero.
+    assert isinstance(environment.observation_space, Box)
+    assert (environment.observation_space.high[36:39] > 0.0).any()
+    assert (rows[1:, 39] >= 0.0).all()
+    assert (rows[1:, 39] <= 10.0).all()
+    # The second half is the observation one step earlier.
+    np.testing.assert_array_equal(rows[1:, 18:36], rows[:-1, 0:18])
+    assert environment.action_space.shape == (4,)
+
+
+def test_episodes_are_truncated_at_their_length_and_not_terminated(environment: MetaWorldEnvironment) -> None:
+    for _ in range(2):  # the count starts anew
+        environment.reset(seed=1)
+        ends = [environment.step(np.zeros(4, dtype=np.float32))[2:4] for _ in range(6)]
+        assert ends == [(False, False)] * 5 + [(False, True)]
+
+
+@pytest.mark.parametrize("make", [lambda task: MetaWorldEnvironment(task, 5), MetaWorldExpert])
+def test_an_unknown_task_is_refused_with_a_near_one(make: object) -> None:
+    with pytest.raises(InputError, match=r"'reech-v3'.*did you mean .*reach-v3"):
+        make("reech-v3")  # type: ignore[operator]
+
+
+def test_there_are_fifty_tasks_with_a_scripted_policy_each() -> None:
+    tasks = metaworld_tasks()
+    assert len(tasks) == 50
+    assert tasks == sorted(tasks)
+    for task in tasks:
+        MetaWorldExpert(task)
+
+
+def test_the_expert_solves_reach_because_it_sees_the_goal() -> None:
+    environment, expert = MetaWorldEnvironment("reach-v3", 100), MetaWorldExpert("reach-v3")
+    solved = 0
+    for seed in range(3):
+        observation, _ = environment.reset(seed=seed)
+        for _ in range(100):
+            action = expert(observation)
+            assert np.abs(action).max() <= 1.0
+            observation, _, _, truncated, info = environment.step(action)
+            if info["success"] or truncated:
+                break
+        solved += bool(info["success"])
+    assert solved == 3
+
+
+VECTOR = Box(-1.0, 1.0, (2,), np.float32)
+
+
+@pytest.fixture
+def register() -> Iterator[Callable[[Space[Any], Space[Any]], str]]:
+    """Registers an environment of the given spaces and returns its id."""
+    name = "tests/Spaces-v0"
+
+    def register(observations: Space[Any], actions: Space[Any]) -> str:
+        gymnasium.register(
+            name,
+            entry_point="tests.environments.toys:Spaces",
+            max_episode_steps=3,
+            kwargs={"observations": observations, "actions": actions},
+            disable_env_checker=True,
+        )
+        return name
+
+    yield register
+    gymnasium.registry.pop(name, None)
+
+
+def test_discrete_actions_are_one_hot_vectors_of_which_the_environment_gets_the_index() -> None:
+    ours, theirs = GymnasiumEnvironment("CartPole-v1"), gymnasium.make("CartPole-v1")
+    assert ours.discrete
+    assert ours.action_space == Box(0.0, 1.0, (2,), np.float32)
+    observation, _ = ours.reset(seed=5)
+    np.testing.assert_array_equal(observation, theirs.reset(seed=5)[0])
+    for chosen in (0, 1, 1, 0):
+        observation, reward, terminated, truncated, _ = ours.step(np.eye(2, dtype=np.float32)[chosen])
+        expected = theirs.step(chosen)
+        np.testing.assert_array_equal(observation, expected[0])
+        assert (reward, terminated, truncated) == expected[1:4]
+    ours.close()
+    theirs.close()
+
+
+def test_continuous_actions_pass_as_they_are() -> None:
+    ours, theirs = GymnasiumEnvironment("Pendulum-v1"), gymnasium.make("Pendulum-v1")
+    assert not ours.discrete
+    assert ours.action_space == theirs.action_space
+    assert ours.observation_space == theirs.observation_space
+    np.testing.assert_array_equal(ours.reset(seed=5)[0], theirs.reset(seed=5)[0])
+    for torque in (-2.0, 0.3, 1.7):
+        action = np.array([torque], dtype=np.float32)
+        observation, reward, *_ = ours.step(action)
+        expected = theirs.step(action)
+        np.testing.assert_array_equal(observation, expected[0])
+        assert reward == expected[1]
+
+
+@pytest.mark.parametrize(("steps", "length"), [(7, 7), (None, 200)])
+def test_episodes_end_at_the_length_asked_for_or_registered(steps: int | None, length: int) -> None:
+    environment = GymnasiumEnvironment("Pendulum-v1", steps)
+    for _ in range(2):
+        environment.reset(seed=0)
+        ends = [environment.step(np.zeros(1, dtype=np.float32))[2:4] for _ in range(length)]
+        assert ends == [(False, False)] * (length - 1) + [(False, True)]
+
+
+def test_the_seed_determines_a_gymnasium_episode_whatever_happened_before() -> None:
+    environment = GymnasiumEnvironment("CartPole-v1")
+    first, _ = environment.reset(seed=3)
+    other, _ = environment.reset(seed=4)
+    environment.step(np.array([1.0, 0.0], dtype=np.float32))
+    np.testing.assert_array_equal(environment.reset(seed=3)[0], first)
+    assert not np.array_equal(first, other)
+
+
+ROBOTICS = [
+    "AntMaze_UMaze-v5", "PointMaze_UMaze-v3", "FrankaKitchen-v1",
+    "AdroitHandPen-v1", "AdroitHandDoor-v1", "AdroitHandHammer-v1", "AdroitHandRelocate-v1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROBOTICS)
+def test_the_seed_determines_an_episode_of_gymnasium_robotics_and_success_is_told(name: str) -> None:
+    environment = GymnasiumEnvironment(name, 8)
+
+    def episode(seed: int, steps: int = 8) -> NDArray[np.float64]:
+        actions = np.random.default_rng(0).uniform(-1.0, 1.0, (steps, *environment.action_space.shape))
+        rows = [np.append(environment.reset(seed=seed)[0], [0.0, 0.0])]
+        for action in actions.astype(np.float32):
+            observation, reward, _, _, info = environment.step(action)
+            assert observation.shape == environment.observation_space.shape
+            rows.append(np.append(observation, [float(reward), info["success"]]))
+        return np.stack(rows)
+
+    first, other = episode(3), episode(4)
+    episode(5, steps=3)  # left in the middle
+    np.testing.assert_array_equal(episode(3), first)
+    assert not np.array_equal(first, other)
+    environment.close()
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_the_kitchen_is_solved_when_all_of_its_tasks_have_been_completed(removed: bool) -> None:
+    settings = {"tasks_to_complete": ["microwave", "kettle"], "remove_task_when_completed": removed}
+    environment = GymnasiumEnvironment("FrankaKitchen-v1", settings=settings)
+    kitchen: Any = environment._environment.unwrapped
+    entries = {"kettle": slice(23, 30), "microwave": slice(22, 23)}
+    for _ in range(2):  # a new episode has all to do again
+        environment.reset(seed=0)
+        solved = [environment.step(np.zeros(9))[4]["success"]]
+        for task, places in entries.items():
+            kitchen.data.qpos[places] = kitchen.goal[task]
+            solved.append(environment.step(np.zeros(9))[4]["success"])
+        assert solved == [False, False, True]
+    environment.close()
+
+
+def test_observations_are_copies_that_the_environment_cannot_change(
+    register: Callable[[Space[Any], Space[Any]], str],
+) -> None:
+    environment = GymnasiumEnvironment(register(VECTOR, VECTOR))
+    rows = [environment.reset(seed=0)[0]]
+    rows += [environment.step(np.zeros(2, dtype=np.float32))[0] for _ in range(3)]
+    assert np.stack(rows)[:, 0].tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_discrete_actions_need_not_start_at_zero(register: Callable[[Space[Any], Space[Any]], str]) -> None:
+    environment = GymnasiumEnvironment(register(VECTOR, Discrete(3, start=-1)))
+    environment.reset(seed=0)
+    for row in np.eye(3, dtype=np.float32):
+        environment.step(row)
+    inner = environment._environment.unwrapped
+    assert isinstance(inner, Spaces)
+    assert inner.executed == [-1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions", "message"),
+    [
+        (Sequence(VECTOR), VECTOR, r"observations are Sequence\(.*, neither numbers that make one"),
+        (Sequence(Box(0, 255, (4, 4, 3), np.uint8)), VECTOR, r"observations are .*nor an image"),
+        (VECTOR, MultiDiscrete([2, 3]), r"actions are MultiDiscrete.*, neither a vector nor discrete"),
+        (VECTOR, Box(-1.0, 1.0, (2, 2), np.float32), r"actions are Box.*, neither a vector nor discrete"),
+        (VECTOR, Box(-np.inf, np.inf, (2,), np.float32), r"actions are Box.*, not bounded"),
+    ],
+)
+def test_spaces_that_the_method_cannot_take_are_refused(
+    register: Callable[[Space[Any], Space[Any]], str],
+    observations: Space[Any],
+    actions: Space[Any],
+    message: str,
+) -> None:
+    with pytest.raises(InputError, match=rf"'tests/Spaces-v0': {message}"):
+        GymnasiumEnvironment(register(observations, actions))
+
+
+@pytest.mark.parametrize("name", ["NoSuch-v0", "CartPole-v99", "not an id", "no_such_module:CartPole-v1"])
+def test_an_unknown_gymnasium_environment_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(InputError, match=f"^Gymnasium environment '{name}': ") as caught:
+        GymnasiumEnvironment(name)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from cvl_pipeline.environments.base import MetaWorldEnvironment, MetaWorldExpert
+from cvl_pipeline.environments.collection import (
+    Disturbances,
+    MixedQualityPolicy,
+    _Disturbance,
+    collect_metaworld,
+    episode_seeds,
+    task_of_seed,
+)
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
+from cvl_pipeline.errors import InputError
+
+BOUNDS = -np.ones(4), np.ones(4)
+
+
+def _disturbance(seed: int, noise_max: float, random_max: float, hold: int) -> _Disturbance:
+    return _Disturbance(np.random.default_rng(seed), Disturbances(noise_max, random_max, hold), *BOUNDS)
+
+
+def _policy(task: str, noise_max: float, random_max: float, hold: int) -> MixedQualityPolicy:
+    return MixedQualityPolicy(
+        partial(MetaWorldExpert, task), Disturbances(noise_max, random_max, hold), *BOUNDS
+    )
+
+
+def _random_steps(seed: int, random_max: float, hold: int, steps: int) -> np.ndarray:
+    """Which steps of an undisturbed policy that always says 5 became random ones."""
+    disturbance = _disturbance(seed, 0.0, random_max, hold)
+    five = np.full(4, 5.0)
+    return np.array([disturbance.apply(five)[0] != 5.0 for _ in range(steps)])
+
+
+@pytest.mark.parametrize(("random_max", "hold"), [(1.0, 5), (0.4, 1), (0.6, 20)])
+def test_the_share_of_random_steps_of_an_episode_is_uniform_up_to_its_limit(
+    random_max: float, hold: int
+) -> None:
+    shares = np.array([_random_steps(seed, random_max, hold, 3000).mean() for seed in range(150)])
+    # Uniform in [0, random_max], up to what 3000 steps resolve.
+    assert stats.kstest(shares / random_max, stats.uniform().cdf).pvalue > 1e-3
+    assert shares.mean() == pytest.approx(random_max / 2, abs=4 * random_max / np.sqrt(12 * 150))
+
+
+def test_a_random_burst_holds_one_action_within_the_bounds() -> None:
+    disturbance = _disturbance(3, 0.0, 0.5, 7)
+    actions = np.stack([disturbance.apply(np.full(4, 5.0)) for _ in range(4000)])
+    random = actions[:, 0] != 5.0
+    starts = np.flatnonzero(random & ~np.append(False, random[:-1]))
+    assert len(starts) > 20
+    for start in starts[:-1]:
+        burst = actions[start : start + 7]
+        assert (burst == burst[0]).all()
+        assert np.abs(burst).max() <= 1.0
+    assert np.abs(actions[random]).max() > 0.9
+    values = np.unique(actions[random], axis=0)
+    assert stats.kstest(values.ravel(), stats.uniform(-1.0, 2.0).cdf).pvalue > 1e-3
+
+
+def test_the_noise_of_an_episode_is_gaussian_with_a_uniform_spread() -> None:
+    spreads = []
+    for seed in range(150):
+        disturbance = _disturbance(seed, 0.3, 0.0, 5)
+        noise = np.stack([disturbance.apply(np.zeros(4)) for _ in range(200)]).ravel()
+        spreads.append(noise.std())
+        assert abs(noise.mean()) < 5 * noise.std() / np.sqrt(800)
+    assert stats.kstest(np.array(spreads) / 0.3, stats.uniform().cdf).pvalue > 1e-3
+
+
+def test_without_disturbance_the_policy_is_the_script() -> None:
+    environment, expert = MetaWorldEnvironment("reach-v3", 5), MetaWorldExpert("reach-v3")
+    policy = _policy("reach-v3", 0.0, 0.0, 5)
+    policy.start([1, 2])
+    observations = [environment.reset(seed=seed)[0] for seed in (1, 2)]
+    for action, observation in zip(policy.act(observations, [0, 1]), observations, strict=True):
+        np.testing.assert_array_equal(action, expert(observation))
+
+
+def test_disturbances_belong_to_the_episode_and_not_to_its_place_among_those_running() -> None:
+    environment = MetaWorldEnvironment("reach-v3", 5)
+    observation, _ = environment.reset(seed=1)
+    both, second = (_policy("reach-v3", 0.3, 1.0, 3) for _ in range(2))
+    both.start([4, 6])
+    second.start([6])
+    for _ in range(10):
+        together = both.act([observation, observation], [0, 1])[1]
+        np.testing.assert_array_equal(together, second.act([observation], [0])[0])
+    # The first has ended; the second goes on undisturbed by that.
+    for _ in range(10):
+        np.testing.assert_array_equal(both.act([observation], [1])[0], second.act([observation], [0])[0])
+
+
+def test_bounds_in_single_precision_do_not_round_the_actions() -> None:
+    observation, _ = MetaWorldEnvironment("reach-v3", 5).reset(seed=1)
+    actions = []
+    for kind in (np.float32, np.float64):
+        policy = MixedQualityPolicy(
+            partial(MetaWorldExpert, "reach-v3"), Disturbances(0.3, 0.5, 3), *(b.astype(kind) for b in BOUNDS)
+        )
+        policy.start([3])
+        actions.append(np.stack([policy.act([observation], [0])[0] for _ in range(20)]))
+    np.testing.assert_array_equal(actions[0], actions[1])
+
+
+def test_disturbances_share_no_random_numbers_with_the_goal() -> None:
+    """Where an object lies must say nothing about what the hands that move it do."""
+    task, hold = "door-open-v3", 1
+    environment = MetaWorldEnvironment(task, 5)
+    expert = MetaWorldExpert(task)
+    space = environment._environment._random_reset_space
+    assert space is not None
+    policy = _policy(task, 0.0, 1.0, hold)
+    places, actions = [], []
+    for seed in episode_seeds(0, "collection", 120):
+        observation, _ = environment.reset(seed=seed)
+        policy.start([seed])
+        (action,) = policy.act([observation], [0])
+        if np.array_equal(action, expert(observation)):
+            continue  # no burst at the first step
+        place = environment._environment._last_rand_vec
+        assert place is not None
+        places.append(place)
+        actions.append(action)
+    assert len(actions) > 30
+    moving = (space.high - space.low) > 0.0
+    together = np.hstack([np.stack(places)[:, moving], np.stack(actions)])
+    count = int(moving.sum())
+    correlation = np.corrcoef(together.T)[:count, count:]
+    assert np.abs(correlation).max() < 0.45  # independent draws stay below 0.35
+
+
+@pytest.mark.parametrize("seed", [0, 1, 12345, 2**31])
+def test_seeds_of_collection_and_evaluation_never_meet(seed: int) -> None:
+    collection = {s for run in (seed, seed + 1) for s in episode_seeds(run, "collection", 2000)}
+    evaluation = {s for run in (seed, seed + 1) for s in episode_seeds(run, "evaluation", 2000)}
+    assert not collection & evaluation
+    # By construction, not by luck: draws from so many numbers would hardly meet anyway.
+    assert {s % 2 for s in collection} == {0}
+    assert {s % 2 for s in evaluation} == {1}
+    assert len(collection) > 3990
+    assert all(0 <= s < 2**31 for s in collection | evaluation)
+
+
+def test_seeds_are_repeatable_and_longer_lists_begin_with_the_shorter_ones() -> None:
+    assert episode_seeds(3, "collection", 5) == episode_seeds(3, "collection", 9)[:5]
+    assert episode_seeds(3, "collection", 5) != episode_seeds(4, "collection", 5)
+
+
+def test_the_seeds_of_a_single_task_are_what_they_always_were() -> None:
+    """Collections of old stay the same bytes."""
+    assert episode_seeds(0, "collection", 3) == [1826701614, 1367864806, 1097657232]
+    assert episode_seeds(0, "evaluation", 3) == [1121323795, 1910699505, 2132340199]
+
+
+@pytest.mark.parametrize("purpose", ["collection", "evaluation"])
+@pytest.mark.parametrize("tasks", [1, 10, 50])
+def test_seeds_of_several_tasks_give_each_its_turn(purpose: str, tasks: int) -> None:
+    seeds = episode_seeds(7, purpose, 120, tasks)
+    assert [task_of_seed(seed, tasks) for seed in seeds] == [index % tasks for index in range(120)]
+    assert {seed % 2 for seed in seeds} == {purpose == "evaluation"}
+    assert len(set(seeds)) == 120
+    assert max(seeds) < 2**31
+    assert episode_seeds(7, purpose, 30, tasks) == seeds[:30]
+
+
+def _collect(workers: int, seed: int = 0, episodes: int = 12) -> tuple[Transitions, Rewards]:
+    return collect_metaworld(
+        "reach-v3",
+        episodes=episodes,
+        episode_steps=5,
+        noise_max=0.3,
+        random_max=1.0,
+        random_hold=3,
+        seed=seed,
+        workers=workers,
+    )
+
+
+def test_collection_gives_the_same_bytes_in_any_number_of_processes() -> None:
+    transitions, rewards = _collect(workers=1)
+    validate_transitions(transitions)
+    validate_rewards(rewards, transitions)
+    assert transitions.lengths.tolist() == [5] * 12
+    assert transitions.truncated.all()
+    assert not transitions.terminated.any()
+    goals = transitions.observations.reshape(12, 6, 39)[:, :, 36:]
+    assert torch.equal(goals, goals[:, :1].expand_as(goals))
+    assert len(np.unique(goals[:, 0].numpy(), axis=0)) == 12
+    others = _collect(workers=2)
+    for one, other in zip((transitions, rewards), others, strict=True):
+        for name in vars(one):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_another_seed_collects_other_episodes() -> None:
+    assert not torch.equal(*(_collect(1, seed, episodes=2)[0].observations for seed in (0, 1)))
+
+
+def test_an_unknown_task_is_refused_before_any_process_starts() -> None:
+    with pytest.raises(InputError, match=r"did you mean .*reach-v3"):
+        collect_metaworld(
+            "reech-v3",
+            episodes=2,
+            episode_steps=5,
+            noise_max=0.0,
+            random_max=0.0,
+            random_hold=1,
+            seed=0,
+            workers=2,
+        )

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from cvl_pipeline.environments import rollouts as module
+from cvl_pipeline.environments.base import Environment, GymnasiumEnvironment, MetaWorldEnvironment
+from cvl_pipeline.environments.collection import episode_seeds
+from cvl_pipeline.environments.d4rl_tasks import AntMaze, Kitchen, Maze2D
+from cvl_pipeline.environments.evaluation import ActorPolicy, evaluate, evaluate_metaworld, rollout_table
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.networks.actor import Actor, ActorShape, CategoricalActor, GaussianActor
+from cvl_pipeline.objectives.best_of_n import BestOfN
+from cvl_pipeline.testing.builders import make_transitions
+from tests.environments.toys import Walk
+from tests.objectives.toys import TargetCritic, q_of
+
+
+def _actor() -> GaussianActor:
+    torch.manual_seed(0)
+    return GaussianActor(ActorShape((39,), 4, (16,)))
+
+
+def _evaluate(workers: int, episodes: int = 3) -> tuple[Transitions, Rewards]:
+    return evaluate_metaworld(
+        _actor(), "reach-v3", episodes=episodes, episode_steps=5, seed=2, workers=workers, name="test"
+    )
+
+
+def test_a_rollout_is_the_episode_that_its_seed_and_the_mode_of_the_policy_determine() -> None:
+    transitions, rewards = _evaluate(workers=1)
+    validate_transitions(transitions)
+    validate_rewards(rewards, transitions)
+    assert transitions.lengths.tolist() == [5, 5, 5]
+    environment, actor = MetaWorldEnvironment("reach-v3", 5), _actor()
+    for episode, seed in enumerate(episode_seeds(2, "evaluation", 3)):
+        observation, _ = environment.reset(seed=seed)
+        observations, labels = [observation], []
+        for _ in range(5):
+            with torch.no_grad():
+                action = actor(torch.from_numpy(observation.astype(np.float32)))
+            observation, reward, *_ = environment.step(action.numpy())
+            observations.append(observation)
+            labels.append(float(reward))
+        part = transitions.select(torch.tensor([episode]))
+        # One forward pass for all episodes rounds differently from one for each.
+        np.testing.assert_allclose(part.observations, np.stack(observations), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(rewards.rewards[5 * episode : 5 * episode + 5], labels, rtol=1e-4)
+
+
+def test_processes_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH", 2)  # two batches of few simulations
+    for one, other in zip(_evaluate(1, episodes=4), _evaluate(2, episodes=4), strict=True):
+        for name in vars(one):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_acting_is_deterministic_and_needs_no_gradient() -> None:
+    policy = ActorPolicy(_actor())
+    observations = [np.random.default_rng(i).normal(size=39) for i in range(3)]
+    policy.start([1, 2, 3])
+    first = policy.act(observations, [0, 1, 2])
+    policy.start([4, 5, 6])
+    assert np.array_equal(first, policy.act(observations, [0, 1, 2]))
+    assert len(first) == 3
+    assert np.abs(first).max() <= 1.0
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
+def test_any_environment_of_gymnasium_is_evaluated_in(name: str) -> None:
+    discrete = name == "CartPole-v1"
+    torch.manual_seed(0)
+    actor: Actor = (
+        CategoricalActor(ActorShape((4,), 2, (8,)))
+        if discrete
+        else GaussianActor(ActorShape((3,), 1, (8,)), None, (torch.tensor([-2.0]), torch.tensor([2.0])))
+    )
+    make = partial(GymnasiumEnvironment, name, 15)
+    transitions, rewards = evaluate(actor, make, episodes=12, seed=0, workers=1, name="test")
+    validate_transitions(transitions)
+    validate_rewards(rewards, transitions)
+    assert transitions.episodes == 12
+    assert bool(transitions.discrete) == discrete
+    with torch.no_grad():
+        np.testing.assert_allclose(actor(transitions.states()), transitions.actions, atol=1e-5)
+    # Where each episode starts is what its seed says.
+    environment = make()
+    for episode, seed in enumerate(episode_seeds(0, "evaluation", 12)):
+        start = transitions.observations[int(transitions.episode_starts[episode]) + episode]
+        np.testing.assert_array_equal(start, environment.reset(seed=seed)[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "observations", "actions"),
+    [
+        (partial(GymnasiumEnvironment, "AntMaze_UMaze-v5", 5), 109, 8),
+        (partial(GymnasiumEnvironment, "PointMaze_UMaze-v3", 5), 8, 2),
+        (partial(GymnasiumEnvironment, "FrankaKitchen-v1", 5), 93, 9),
+        (partial(GymnasiumEnvironment, "AdroitHandDoor-v1", 5), 39, 28),
+        (partial(Maze2D, "maze2d-umaze-v1", 5), 4, 2),
+        (partial(AntMaze, "antmaze-umaze-v2", 5), 29, 8),
+        (partial(Kitchen, "kitchen-mixed-v0", 5), 60, 9),
+    ],
+)
+def test_robots_are_evaluated_in(make: Callable[[], Environment], observations: int, actions: int) -> None:
+    torch.manual_seed(0)
+    bounds = torch.ones(actions)
+    actor = GaussianActor(ActorShape((observations,), actions, (8,)), None, (-bounds, bounds))
+    transitions, rewards = evaluate(actor, make, episodes=1, seed=0, workers=1, name="test")
+    validate_transitions(transitions)
+    validate_rewards(rewards, transitions)
+    assert transitions.episode_starts.tolist() == [0, 5]
+    assert transitions.truncated.tolist() == [True]
+    with torch.no_grad():
+        np.testing.assert_allclose(actor(transitions.states()), transitions.actions, atol=1e-5)
+
+
+def test_a_policy_that_asks_its_critic_is_evaluated_like_any_other() -> None:
+    torch.manual_seed(0)
+
+    class Padded(torch.nn.Module):
+        """The walk has two numbers where the critic looks at three."""
+
+        def __init__(self, policy: BestOfN) -> None:
+            super().__init__()
+            self.policy = policy
+
+        def forward(self, observations: torch.Tensor) -> torch.Tensor:
+            actions: torch.Tensor = self.policy(torch.nn.functional.pad(observations, (0, 1)))
+            return actions[:, :1]
+
+    actor = GaussianActor(ActorShape((3,), 2, (8,)))
+    policy = BestOfN(actor, q_of(TargetCritic()), actor.noise(64, torch.Generator().manual_seed(0)))
+    transitions, _ = evaluate(Padded(policy), Walk, episodes=3, seed=0, workers=1, name="test")
+    assert float((transitions.actions - TargetCritic.TARGET[0]).abs().max()) < 0.4
+
+
+def test_success_counts_at_any_step_and_returns_are_not_discounted() -> None:
+    transitions = make_transitions([3, 1], [False, True])
+    labels = Rewards(
+        torch.tensor([1.0, 2.0, 4.0, 0.5]), torch.tensor([False, True, False, False], dtype=torch.bool)
+    )
+    table = rollout_table(transitions, labels, 2)
+    assert table["episode_seed"].tolist() == episode_seeds(2, "evaluation", 2)
+    assert table["return"].tolist() == [7.0, 0.5]
+    assert table["success"].tolist() == [True, False]
+    assert table["length"].tolist() == [3, 1]
+
+
+def test_an_unknown_task_is_refused() -> None:
+    with pytest.raises(InputError, match=r"did you mean .*reach-v3"):
+        evaluate_metaworld(_actor(), "reech-v3", episodes=2, episode_steps=5, seed=0, workers=1, name="test")

@@ -1,0 +1,145 @@
+"""From pictures to a policy, by the very functions that the stages call."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cvl_pipeline.dynamics.module import train_dynamics
+from cvl_pipeline.environments.base import GymnasiumEnvironment
+from cvl_pipeline.environments.collection import Disturbances, collect
+from cvl_pipeline.environments.evaluation import evaluate
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.preparation import episode_table, fit_normalisation, split_episodes
+from cvl_pipeline.episodes.validation import validate_transitions
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.artifacts import load_artifact, save_artifact
+from cvl_pipeline.kedro.pipelines.data_ingestion import nodes
+from cvl_pipeline.objectives.module import train_policy
+from cvl_pipeline.readout.build import build_readout
+from cvl_pipeline.readout.diagnostics import value_table
+from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.readout.rewards import label
+from cvl_pipeline.sources.minari import load_minari, save_minari
+from cvl_pipeline.testing.builders import (
+    dynamics_parameters,
+    policy_parameters,
+    readout_parameters,
+    reward_parameters,
+)
+from tests.environments.toys import DOT
+
+RANDOM = Disturbances(0.0, 1.0, 4, random_min=1.0)
+
+
+class Still:
+    """Nothing: the disturbances act."""
+
+    def __call__(self, observation: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        return np.zeros(2)
+
+
+@pytest.fixture(scope="module")
+def log() -> tuple[Transitions, Rewards]:
+    environment = partial(GymnasiumEnvironment, DOT)
+    return collect(environment, Still, RANDOM, episodes=120, seed=0, workers=1, name="dots")
+
+
+def test_images_are_kept_as_bytes(log: tuple[Transitions, Rewards], tmp_path: Path) -> None:
+    transitions, _ = log
+    assert transitions.observations.dtype == torch.uint8
+    assert transitions.observations.shape == (120 * 21, 16, 16, 3)
+    validate_transitions(transitions)
+    save_artifact(tmp_path / "log.safetensors", "transitions", transitions)
+    assert (tmp_path / "log.safetensors").stat().st_size < 1.05 * transitions.observations.nbytes
+    loaded = load_artifact(tmp_path / "log.safetensors")
+    assert torch.equal(loaded.observations, transitions.observations)
+
+
+def test_images_go_into_minari_and_out_again(log: tuple[Transitions, Rewards], tmp_path: Path) -> None:
+    transitions, rewards = log[0].select(torch.arange(3)), log[1].select(torch.arange(60))
+    save_minari(transitions, rewards, "dots-v0", tmp_path)
+    again, rewards_again = load_minari("dots-v0", tmp_path, download=False)
+    for name, value in vars(transitions).items():
+        assert torch.equal(getattr(again, name), value), name
+    assert torch.equal(rewards_again.rewards, rewards.rewards)
+
+
+def test_statistics_of_images_are_those_of_all_pixels_of_a_channel(log: tuple[Transitions, Rewards]) -> None:
+    transitions, _ = log
+    split = split_episodes(transitions, 0.2, 0)
+    found = fit_normalisation(transitions, split, 1e-3)
+    pixels = transitions.select(split.train).observations.double().reshape(-1, 3)
+    np.testing.assert_allclose(found.observation_mean, pixels.mean(0), rtol=1e-6)
+    # The third channel is always black: the floor holds it.
+    np.testing.assert_allclose(found.observation_std[:2], pixels.std(0, unbiased=False)[:2], rtol=1e-6)
+    assert float(found.observation_std[2]) == pytest.approx(1e-3)
+
+
+def test_a_policy_learned_from_pictures_of_random_moves_goes_to_the_target(
+    log: tuple[Transitions, Rewards],
+) -> None:
+    transitions, rewards = log
+    split = split_episodes(transitions, 0.1, 0)
+    normalisation = fit_normalisation(transitions, split, 1e-3)
+    training = {"steps": 400, "batch_size": 128, "learning_rate": 1e-3, "validation_interval": 200}
+    critic, history = train_dynamics(
+        transitions, split, normalisation,
+        dynamics_parameters(hidden=(64,), representation_size=16, segments_per_episode=4, training=training),
+        seed=0,
+    )  # fmt: skip
+    assert history["validation/mutual_information_bound"].iloc[-1] > 0.4
+    q = QFunction(critic, build_readout(critic, transitions, rewards, split, readout_parameters(), 0))
+    values = value_table(q, transitions, rewards, split, readout_parameters(), 0)
+    assert values["q"].corr(values["return"]) > 0.6
+    policy, _ = train_policy(
+        transitions, split, normalisation, policy_parameters(hidden=(64,), training=training), 0, q=q
+    )
+    environment = partial(GymnasiumEnvironment, DOT)
+    _, found = evaluate(policy, environment, episodes=20, seed=0, workers=1, name="CVL")
+    successes = found.successes.reshape(20, 20).any(1).double().mean()
+    behaviour = rewards.successes.reshape(120, 20).any(1).double().mean()
+    assert float(successes) > float(behaviour) + 0.3
+
+
+def test_pictures_have_a_report_and_no_distance_to_a_goal(log: tuple[Transitions, Rewards]) -> None:
+    transitions, rewards = log
+    split = split_episodes(transitions, 0.1, 0)
+    figure = nodes.plot(
+        transitions,
+        episode_table(transitions, rewards, split),
+        fit_normalisation(transitions, split, 1e-3),
+        0,
+    )
+    assert len(figure.axes) == 4
+    goal = reward_parameters(
+        source="goal_distance", name="x", indices=(0,), target=(0.0,), scale=1.0, tolerance=1.0
+    )
+    with pytest.raises(InputError, match=r"goal_distance: observations are images"):
+        label(transitions, rewards, goal)
+
+
+@pytest.mark.parametrize(
+    ("observations", "message"),
+    [
+        (torch.zeros(4, 3, 16, 16, dtype=torch.uint8), r"\(3, 16, 16\) have more channels than rows"),
+        (torch.zeros(4, 16, 16, 3), r"torch.float32 of shape \(4, 16, 16, 3\); they are vectors"),
+        (torch.zeros(4, 3, dtype=torch.uint8), r"torch.uint8 of shape \(4, 3\); they are vectors"),
+    ],
+)
+def test_pictures_laid_out_otherwise_are_refused(observations: torch.Tensor, message: str) -> None:
+    transitions = Transitions(
+        observations=observations,
+        actions=torch.zeros(3, 1),
+        episode_starts=torch.tensor([0, 3]),
+        terminated=torch.tensor([False]),
+        truncated=torch.tensor([True]),
+        action_low=-torch.ones(1),
+        action_high=torch.ones(1),
+    )
+    with pytest.raises(InputError, match=message):
+        validate_transitions(transitions)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from cvl_pipeline.environments.base import (
+    BENCHMARKS,
+    MetaWorldEnvironment,
+    MetaWorldExpert,
+    metaworld_tasks,
+)
+from cvl_pipeline.environments.collection import Disturbances, collect, episode_seeds
+from cvl_pipeline.environments.evaluation import evaluate, rollout_table
+from cvl_pipeline.environments.multitask import (
+    MultiTaskEnvironment,
+    MultiTaskExpert,
+    benchmark_tasks,
+    with_tasks,
+)
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
+from cvl_pipeline.networks.actor import ActorShape, GaussianActor
+
+MT10 = benchmark_tasks("MT10")
+MAKE = partial(MultiTaskEnvironment, "MT10", 4)
+SEEDS = episode_seeds(0, "collection", 10, 10)
+"""One of each task."""
+
+
+@pytest.fixture(scope="module")
+def environment() -> MultiTaskEnvironment:
+    return MAKE()
+
+
+def _episode(environment: MultiTaskEnvironment | MetaWorldEnvironment, seed: int) -> NDArray[np.float64]:
+    """Observations and rewards of an episode under fixed actions."""
+    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (4, 4)).astype(np.float32)
+    rows = [np.append(environment.reset(seed=seed)[0], 0.0)]
+    for action in actions:
+        observation, reward, _, truncated, _ = environment.step(action)
+        rows.append(np.append(observation, float(reward)))
+    assert truncated
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize(("benchmark", "count"), [("MT10", 10), ("MT50", 50)])
+def test_a_benchmark_has_the_tasks_that_metaworld_says_with_a_policy_each(benchmark: str, count: int) -> None:
+    tasks = benchmark_tasks(benchmark)
+    assert len(tasks) == len(set(tasks)) == count
+    assert set(tasks) <= set(metaworld_tasks())
+    MultiTaskExpert(benchmark)
+    assert benchmark in BENCHMARKS
+
+
+def test_an_episode_is_that_of_its_single_task_and_says_which(environment: MultiTaskEnvironment) -> None:
+    assert environment.observation_space.shape == (49,)
+    for index, seed in enumerate(SEEDS):
+        rows = _episode(environment, seed)
+        assert rows.shape == (5, 50)
+        np.testing.assert_array_equal(rows[:, 39:49], np.tile(np.eye(10)[index], (5, 1)))
+        # A fresh simulation of the task gives the same: nothing is left of the episodes before.
+        single = _episode(MetaWorldEnvironment(MT10[index], 4), seed)
+        np.testing.assert_array_equal(np.delete(rows, slice(39, 49), axis=1), single)
+
+
+def test_the_seed_determines_the_episode_whatever_happened_before(environment: MultiTaskEnvironment) -> None:
+    first = _episode(environment, SEEDS[3])
+    assert not np.array_equal(_episode(environment, episode_seeds(1, "collection", 4, 10)[3]), first)
+    environment.reset(seed=SEEDS[5])
+    environment.step(np.zeros(4, dtype=np.float32))
+    np.testing.assert_array_equal(_episode(environment, SEEDS[3]), first)
+
+
+def test_a_simulation_is_built_only_for_the_tasks_that_come() -> None:
+    environment = MAKE()
+    assert not environment._built
+    for _ in range(2):
+        environment.reset(seed=SEEDS[2])
+        assert list(environment._built) == [2]
+    environment.close()
+
+
+def test_the_expert_acts_by_the_script_of_the_task_it_sees(environment: MultiTaskEnvironment) -> None:
+    expert = MultiTaskExpert("MT10")
+    actions = []
+    for task, seed in zip(MT10, SEEDS, strict=True):
+        observation, _ = environment.reset(seed=seed)
+        actions.append(expert(observation))
+        np.testing.assert_array_equal(actions[-1], MetaWorldExpert(task)(observation[:39]))
+    assert len(np.unique(np.stack(actions), axis=0)) > 5
+
+
+def _collect(workers: int, episodes: int = 20) -> tuple[Transitions, Rewards]:
+    return collect(
+        MAKE, partial(MultiTaskExpert, "MT10"), Disturbances(0.3, 1.0, 3),
+        episodes=episodes, seed=0, workers=workers, name="MT10", tasks=10,
+    )  # fmt: skip
+
+
+def test_a_collection_is_balanced_and_the_same_bytes_in_any_number_of_processes() -> None:
+    transitions, rewards = _collect(workers=1)
+    validate_transitions(transitions)
+    validate_rewards(rewards, transitions)
+    table = with_tasks(pd.DataFrame(index=range(20)), transitions, MT10)
+    assert table["task"].tolist() == [*MT10, *MT10]
+    for one, other in zip((transitions, rewards), _collect(workers=2), strict=True):
+        for name in vars(one):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+    # An episode depends on its own seed alone, not on how many there are.
+    fewer, _ = _collect(workers=1, episodes=3)
+    assert torch.equal(fewer.observations, transitions.select(torch.arange(3)).observations)
+
+
+def test_an_evaluation_is_balanced_and_its_table_names_the_tasks() -> None:
+    torch.manual_seed(0)
+    actor = GaussianActor(ActorShape((49,), 4, (8,)))
+    transitions, rewards = evaluate(actor, MAKE, episodes=12, seed=3, workers=1, name="test", tasks=10)
+    validate_transitions(transitions)
+    table = rollout_table(transitions, rewards, 3, MT10)
+    assert table["task"].tolist() == [*MT10, *MT10[:2]]
+    assert table["episode_seed"].tolist() == episode_seeds(3, "evaluation", 12, 10)
+    environment = MAKE()
+    for episode in (1, 11):
+        observation, _ = environment.reset(seed=int(table["episode_seed"][episode]))
+        first = transitions.select(torch.tensor([episode])).observations[0]
+        np.testing.assert_array_equal(first, observation.astype(np.float32))
+
+
+def test_a_table_without_several_tasks_stays_as_it_is() -> None:
+    table = pd.DataFrame({"return": [1.0]})
+    assert with_tasks(table, _collect(1, episodes=1)[0], ()) is table

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cvl_pipeline.environments import rollouts as module
+from cvl_pipeline.environments.base import Array, GymnasiumEnvironment
+from cvl_pipeline.environments.rollouts import (
+    Episode,
+    RolloutTask,
+    available_cores,
+    run_episodes,
+    stack_episodes,
+)
+from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
+from cvl_pipeline.errors import InputError
+from tests.environments.toys import Dying, Push, Walk
+from tests.training.processes import linux, wait_for
+
+TASK = RolloutTask(make_environment=Walk, make_policy=Push)
+
+
+def _run(seeds: list[int], workers: int = 1) -> list[Episode]:
+    return run_episodes(TASK, seeds, workers=workers, description="test")
+
+
+def _by_hand(seed: int) -> dict[str, list[float]]:
+    place, action = (seed % 10) / 10.0, np.float32(np.clip(5.0 * (seed % 10) / 10.0 - 2.0, -1.0, 1.0))
+    places, rewards = [place], []
+    for _ in range(6):
+        place += float(action)
+        places.append(place)
+        rewards.append(place)
+        if place > 3.0:
+            break
+    return {"places": places, "rewards": rewards, "action": [float(action)]}
+
+
+def test_episodes_come_in_the_order_of_their_seeds_and_end_where_they_should() -> None:
+    seeds = [9, 3, 14, 7, 0, 5, 8, 1, 2, 6, 4, 19, 13]  # more than one batch, ends at different steps
+    recorded = _run(seeds)
+    assert len(recorded) == len(seeds)
+    for seed, episode in zip(seeds, recorded, strict=True):
+        expected = _by_hand(seed)
+        assert [float(row[0]) for row in episode.observations] == pytest.approx(expected["places"])
+        assert episode.rewards == pytest.approx(expected["rewards"])
+        assert {float(action[0]) for action in episode.actions} == set(expected["action"])
+        assert len(episode.actions) == len(expected["rewards"]) == len(episode.observations) - 1
+        assert episode.successes == [place > 2.0 for place in expected["places"][1:]]
+        assert episode.terminated == (expected["places"][-1] > 3.0)
+        assert episode.truncated == (len(expected["rewards"]) == 6)
+    assert {episode.terminated for episode in recorded} == {True, False}
+
+
+def test_actions_are_clipped_and_recorded_as_they_were_executed() -> None:
+    worker = module._Worker(TASK)
+    (episode,) = worker.run([0])  # the policy asks for -2
+    environment = worker._environments[0]
+    assert isinstance(environment, Walk)
+    assert environment.executed == [-1.0] * 6
+    assert [float(action[0]) for action in episode.actions] == environment.executed
+    assert episode.actions[0].dtype == np.float32
+
+
+def test_environments_are_built_once_and_used_again() -> None:
+    built = []
+
+    def make() -> Walk:
+        built.append(1)
+        return Walk()
+
+    run_episodes(RolloutTask(make, Push), list(range(30)), workers=1, description="test")
+    assert len(built) == module.BATCH
+
+
+def test_an_episode_depends_on_its_own_seed_alone() -> None:
+    alone = [_run([seed])[0] for seed in range(13)]
+    together = _run(list(range(13)))
+    for one, other in zip(alone, together, strict=True):
+        assert np.array_equal(np.stack(one.observations), np.stack(other.observations))
+        assert one.rewards == other.rewards
+
+
+def test_cores_are_those_that_this_process_may_use() -> None:
+    assert available_cores() >= 1
+
+
+def test_stacked_episodes_hold_every_row_in_its_place() -> None:
+    recorded = _run([9, 0, 8])
+    transitions, rewards = stack_episodes(recorded, Walk())
+    validate_transitions(transitions)
+    validate_rewards(rewards, transitions)
+    assert transitions.lengths.tolist() == [len(episode.actions) for episode in recorded]
+    assert transitions.terminated.tolist() == [True, False, True]
+    assert transitions.truncated.tolist() == [False, True, False]
+    for e, episode in enumerate(recorded):
+        part = transitions.select(torch.tensor([e]))
+        np.testing.assert_array_equal(part.observations, np.stack(episode.observations).astype(np.float32))
+        np.testing.assert_array_equal(part.actions, np.stack(episode.actions))
+        labels = rewards.select(transitions.transition_index(torch.tensor([e])))
+        np.testing.assert_array_equal(labels.rewards, np.array(episode.rewards, dtype=np.float32))
+        assert labels.successes.tolist() == episode.successes
+    for name in ("observations", "actions", "action_low", "action_high"):
+        assert getattr(transitions, name).dtype == torch.float32
+    assert transitions.episode_starts.dtype == torch.int64
+    assert transitions.terminated.dtype == rewards.successes.dtype == torch.bool
+    assert not transitions.discrete
+
+
+class Lever:
+    """Two actions by turns, the one that the seed says first, as one-hot vectors."""
+
+    def start(self, seeds: Sequence[int]) -> None:
+        self.seeds = list(seeds)
+        self.steps = 0
+
+    def act(self, observations: list[Array], running: list[int]) -> list[Array]:
+        self.steps += 1
+        return [np.eye(2)[(self.seeds[i] + self.steps) % 2] for i in running]
+
+
+def test_episodes_of_discrete_actions_say_so_and_hold_one_hot_vectors() -> None:
+    make = partial(GymnasiumEnvironment, "CartPole-v1", 12)
+    recorded = run_episodes(RolloutTask(make, Lever), list(range(12)), workers=1, description="test")
+    transitions, rewards = stack_episodes(recorded, make())
+    validate_transitions(transitions)
+    validate_rewards(rewards, transitions)
+    assert transitions.discrete.dtype == torch.bool
+    assert transitions.discrete
+    assert transitions.action_low.tolist() == [0.0, 0.0]
+    assert transitions.action_high.tolist() == [1.0, 1.0]
+    assert (transitions.terminated ^ transitions.truncated).all()
+    for e, episode in enumerate(recorded):
+        expected = [(e + step) % 2 for step in range(1, len(episode.actions) + 1)]
+        assert [int(np.argmax(action)) for action in episode.actions] == expected
+
+
+def test_a_worker_that_dies_is_told_with_what_to_do() -> None:
+    task = RolloutTask(make_environment=Dying, make_policy=Push)
+    with pytest.raises(InputError, match=r"evaluation\.workers"):
+        run_episodes(task, range(20), workers=2, description="dying")
+
+
+class Noted(Push):
+    """Leaves the number of its process in a file, and then is slow."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / str(os.getpid())).touch()
+
+    def act(self, observations: list[Array], running: list[int]) -> list[Array]:
+        time.sleep(60)
+        return super().act(observations, running)
+
+
+def _collect(folder: Path) -> None:
+    task = RolloutTask(partial(GymnasiumEnvironment, "CartPole-v1", 12), partial(Noted, folder))
+    run_episodes(task, range(20), workers=2, description="slow")
+
+
+@linux
+def test_a_run_that_is_killed_leaves_no_worker(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_collect, args=(tmp_path,))
+    process.start()
+    wait_for(lambda: len(list(tmp_path.iterdir())) == 2)
+    process.kill()
+    process.join()
+    workers = [Path("/proc", path.name) for path in tmp_path.iterdir()]
+    wait_for(lambda: not any(worker.exists() for worker in workers), seconds=10)

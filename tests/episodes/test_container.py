@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cvl_pipeline.episodes.container import Transitions
+from cvl_pipeline.testing.builders import make_discrete_transitions, make_rewards, make_transitions, slices
+
+EPISODES = st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=6)
+
+
+def _build(episodes: list[tuple[int, bool]]) -> Transitions:
+    return make_transitions([length for length, _ in episodes], [end for _, end in episodes])
+
+
+def test_transition_n_of_episode_e_starts_from_observation_row_n_plus_e(transitions: Transitions) -> None:
+    # Written out by hand for lengths 5, 1, 7, 3, 9, 4.
+    expected = [0, 1, 2, 3, 4, 6, 8, 9, 10, 11, 12, 13, 14, 16, 17, 18]
+    assert torch.equal(transitions.states()[:16], transitions.observations[expected])
+    assert len(transitions) == 29
+    assert transitions.episodes == 6
+    assert transitions.lengths.tolist() == [5, 1, 7, 3, 9, 4]
+
+
+def test_episode_of_finds_first_and_last_transition_of_every_episode(transitions: Transitions) -> None:
+    assert transitions.episode_of(torch.tensor([0, 4, 5, 6, 12, 13, 15, 16, 24, 25, 28])).tolist() == [
+        0, 0, 1, 2, 2, 3, 3, 4, 4, 5, 5,
+    ]  # fmt: skip
+    assert transitions.episode_of(torch.tensor([[0, 28], [5, 6]])).tolist() == [[0, 5], [1, 2]]
+
+
+@given(EPISODES)
+def test_states_are_all_rows_but_the_last_of_each_episode(episodes: list[tuple[int, bool]]) -> None:
+    data = _build(episodes)
+    expected = torch.cat([part["observations"][:-1] for part in slices(data)])
+    assert torch.equal(data.states(), expected)
+
+
+@given(EPISODES)
+def test_arrivals_are_all_rows_but_the_first_of_each_episode(episodes: list[tuple[int, bool]]) -> None:
+    data = _build(episodes)
+    expected = torch.cat([part["observations"][1:] for part in slices(data)])
+    assert torch.equal(data.arrivals(), expected)
+
+
+@given(EPISODES)
+def test_selecting_all_episodes_is_the_identity(episodes: list[tuple[int, bool]]) -> None:
+    data = _build(episodes)
+    selected = data.select(torch.arange(data.episodes))
+    for field in fields(Transitions):
+        assert torch.equal(getattr(selected, field.name), getattr(data, field.name)), field.name
+
+
+@given(EPISODES, st.data())
+def test_select_cuts_out_the_very_episodes_in_the_given_order(
+    episodes: list[tuple[int, bool]], draw: st.DataObject
+) -> None:
+    data = _build(episodes)
+    chosen = draw.draw(st.lists(st.integers(0, data.episodes - 1), min_size=1, max_size=8))
+    selected = slices(data.select(torch.tensor(chosen)))
+    whole = slices(data)
+    assert len(selected) == len(chosen)
+    for part, episode in zip(selected, chosen, strict=True):
+        assert torch.equal(part["observations"], whole[episode]["observations"])
+        assert torch.equal(part["actions"], whole[episode]["actions"])
+        assert part["terminated"] == whole[episode]["terminated"]
+        assert part["truncated"] == whole[episode]["truncated"]
+
+
+@given(EPISODES, st.data())
+def test_transition_index_lists_the_transitions_of_the_chosen_episodes(
+    episodes: list[tuple[int, bool]], draw: st.DataObject
+) -> None:
+    data = _build(episodes)
+    chosen = draw.draw(st.lists(st.integers(0, data.episodes - 1), min_size=1, max_size=8))
+    expected = [n for episode in chosen for n in slices(data)[episode]["index"]]
+    assert data.transition_index(torch.tensor(chosen)).tolist() == expected
+
+
+def test_rewards_follow_the_transitions_that_are_selected(transitions: Transitions) -> None:
+    rewards = make_rewards(transitions)
+    chosen = torch.tensor([3, 1])
+    labels = rewards.select(transitions.transition_index(chosen))
+    assert labels.rewards.tolist() == rewards.rewards[[13, 14, 15, 5]].tolist()
+    assert labels.successes.tolist() == rewards.successes[[13, 14, 15, 5]].tolist()
+
+
+def test_to_keeps_every_field() -> None:
+    data = make_discrete_transitions([5, 1, 7], [True, False, False])
+    moved = data.to("cpu")
+    for field in fields(Transitions):
+        assert torch.equal(getattr(moved, field.name), getattr(data, field.name)), field.name
+
+
+def test_episodes_are_continuous_unless_they_say_otherwise_and_a_selection_says_the_same(
+    transitions: Transitions,
+) -> None:
+    discrete = make_discrete_transitions([5, 1, 7], [True, False, False])
+    for data, expected in ((transitions, False), (discrete, True)):
+        assert bool(data.discrete) is expected
+        assert bool(data.select(torch.tensor([2, 0])).discrete) is expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_states_live_on_the_device_of_the_episodes(transitions: Transitions) -> None:
+    assert torch.equal(transitions.to("cuda").states().cpu(), transitions.states())

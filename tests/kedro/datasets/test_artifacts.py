@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from kedro.io import DatasetError
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.kedro.datasets.artifacts import ArtifactDataset
+from tests.artifacts import NAMES, assert_alike, kind_of, make_artifacts
+
+
+def _dataset(path: Path, kind: str) -> ArtifactDataset:
+    return ArtifactDataset(filepath=str(path), kind=kind)
+
+
+def _cause(error: BaseException) -> InputError:
+    """Kedro wraps what a dataset raises; the command line looks for the cause in the same way."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__
+    assert cause is not None, f"no InputError behind {error!r}"
+    return cause
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_saved_is_loaded(tmp_path: Path, name: str) -> None:
+    saved = make_artifacts()[name]
+    dataset = _dataset(tmp_path / "new" / "x.safetensors", kind_of(name))
+    assert not dataset.exists()
+    dataset.save(saved)
+    assert dataset.exists()
+    assert_alike(dataset.load(), saved)
+
+
+def test_an_artifact_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    _dataset(path, "policy").save(make_artifacts()["policy"])
+    critic = _dataset(path, "critic")
+    with pytest.raises(DatasetError) as caught:
+        critic.load()
+    message = str(_cause(caught.value))
+    assert str(path) in message
+    assert "holds a policy, not a critic" in message
+
+
+def test_missing_and_damaged_artifacts_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    dataset = _dataset(path, "rewards")
+    with pytest.raises(DatasetError) as caught:
+        dataset.load()
+    assert "does not exist" in str(_cause(caught.value))
+    dataset.save(make_artifacts()["rewards"])
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DatasetError) as caught:
+        dataset.load()
+    message = str(_cause(caught.value))
+    assert str(path) in message
+    assert "damaged" in message
+
+
+def test_an_unknown_kind_is_refused_with_the_near_ones() -> None:
+    with pytest.raises(Exception, match="did you mean critic") as caught:
+        ArtifactDataset(filepath="x.safetensors", kind="critics")
+    assert isinstance(_cause(caught.value), InputError)
+
+
+def test_preview_tells_kind_shapes_and_configuration(tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path / "x.safetensors", "policy")
+    dataset.save(make_artifacts()["policy"])
+    preview = json.loads(dataset.preview())
+    assert preview["kind"] == "policy"
+    actor = {"observation_shape": [3], "action_size": 2, "hidden": [8, 4], "class": "GaussianActor"}
+    assert preview["config"] == actor
+    assert preview["tensors"]["action_low"] == "torch.float32 [2]"
+    assert preview["tensors"]["network.0.weight"] == "torch.float32 [8, 3]"
+    dataset.save(make_artifacts()["policy, best of n"])
+    preview = json.loads(dataset.preview())
+    assert preview["config"]["class"] == "BestOfN"
+    assert preview["config"]["actor"] == actor
+    assert preview["config"]["readout"] == {"discount": 0.9, "self_normalised": True, "class": "ExactReadout"}
+    assert preview["tensors"]["readout.psi"] == "torch.float32 [9, 6]"
+
+
+def test_metadata_is_kept_for_the_viewer() -> None:
+    metadata = {"kedro-viz": {"layer": "models"}}
+    assert ArtifactDataset(filepath="x", kind="policy", metadata=metadata).metadata == metadata

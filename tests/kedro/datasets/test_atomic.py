@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+from kedro.io import DatasetError
+from matplotlib.figure import Figure
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.kedro.datasets import FigureDataset, JSONDataset, ParquetDataset
+from cvl_pipeline.testing.builders import names_in
+
+TABLE = pd.DataFrame(
+    {"episode": [0, 1, 2], "part": ["train", "train", "validation"], "return": [0.1, np.nan, 1e9]}
+)
+REPORT: dict[str, Any] = {"success_rate": 0.5, "task": "reach-v3", "nested": {"a": [1, 2]}, "none": None}
+
+
+def _figure() -> Figure:
+    figure = Figure(figsize=(2, 2))
+    figure.add_subplot().plot([0, 1], [1, 0])
+    return figure
+
+
+def _refusal(dataset: Any) -> str:
+    """The message of the InputError that loading ends in; Kedro wraps it."""
+    with pytest.raises(DatasetError) as caught:
+        dataset.load()
+    cause: BaseException | None = caught.value
+    while cause is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__
+    assert cause is not None
+    return str(cause)
+
+
+def test_a_table_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
+    dataset = ParquetDataset(filepath=str(tmp_path / "new" / "x.parquet"))
+    dataset.save(TABLE)
+    pd.testing.assert_frame_equal(dataset.load(), TABLE)
+    assert names_in(tmp_path / "new") == ["x.parquet"]
+
+
+def test_a_report_is_loaded_as_it_was_saved_and_can_be_read_by_eye(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "x.json"
+    dataset = JSONDataset(filepath=str(path))
+    dataset.save(REPORT)
+    assert dataset.load() == REPORT
+    assert path.read_text().splitlines()[1] == '  "success_rate": 0.5,'
+    assert names_in(path.parent) == ["x.json"]
+
+
+def test_a_correlation_that_is_no_number_survives(tmp_path: Path) -> None:
+    dataset = JSONDataset(filepath=str(tmp_path / "x.json"))
+    dataset.save({"spearman": float("nan")})
+    assert np.isnan(dataset.load()["spearman"])
+
+
+def test_a_figure_becomes_a_picture(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "x.png"
+    FigureDataset(filepath=str(path)).save(_figure())
+    picture = matplotlib.image.imread(path)
+    assert picture.shape[0] > 100
+    assert picture[..., :3].min() < 0.9 < picture[..., :3].max()
+    assert names_in(path.parent) == ["x.png"]
+
+
+class _Unwritable:
+    """Neither JSON nor an Arrow value."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "good", "bad"),
+    [
+        (JSONDataset, "x.json", REPORT, {"first": [1] * 1000, "then": _Unwritable()}),
+        (ParquetDataset, "x.parquet", TABLE, pd.DataFrame({"a": [1, _Unwritable()]})),
+        (FigureDataset, "x.png", _figure(), {"not": "a figure"}),
+    ],
+)
+def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, kind: Any, name: str, good: Any, bad: Any
+) -> None:
+    dataset = kind(filepath=str(tmp_path / name))
+    dataset.save(good)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(DatasetError):
+        dataset.save(bad)
+    assert (tmp_path / name).read_bytes() == before
+    assert names_in(tmp_path) == [name]
+    dataset.save(good)  # and the dataset still knows its own path
+    assert names_in(tmp_path) == [name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"), [(JSONDataset, REPORT), (ParquetDataset, TABLE)], ids=["json", "parquet"]
+)
+def test_files_cut_at_any_length_are_named(tmp_path: Path, kind: Any, content: Any) -> None:
+    path = tmp_path / "x"
+    dataset = kind(filepath=str(path))
+    dataset.save(content)
+    whole = path.read_bytes()
+    for length in [*range(0, len(whole), max(1, len(whole) // 60)), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        message = _refusal(dataset)
+        assert str(path) in message
+        assert "is damaged" in message or "was not written by cvl-pipeline" in message
+        assert "delete it and rerun its stage" in message
+
+
+@pytest.mark.parametrize("kind", [JSONDataset, ParquetDataset])
+def test_files_of_something_else_are_named(tmp_path: Path, kind: Any) -> None:
+    path = tmp_path / "x"
+    for content in (b"\x00\xff\xfe" * 50, b"PK\x03\x04 not what it should be"):
+        path.write_bytes(content)
+        message = _refusal(kind(filepath=str(path)))
+        assert str(path) in message
+        assert "is damaged" in message or "was not written by cvl-pipeline" in message
+
+
+@pytest.mark.parametrize("kind", [JSONDataset, ParquetDataset])
+def test_missing_files_are_named(tmp_path: Path, kind: Any) -> None:
+    message = _refusal(kind(filepath=str(tmp_path / "nothing")))
+    assert message == f"{tmp_path / 'nothing'} does not exist; run the stage that makes it"
+
+
+def test_previews_show_what_is_in_the_files(tmp_path: Path) -> None:
+    table = ParquetDataset(filepath=str(tmp_path / "x.parquet"))
+    table.save(TABLE)
+    preview: Any = table.preview(nrows=2)
+    assert preview["columns"] == ["episode", "part", "return"]
+    assert [row[1] for row in preview["data"]] == ["train", "train"]
+    report = JSONDataset(filepath=str(tmp_path / "x.json"))
+    report.save(REPORT)
+    assert json.loads(report.preview()) == REPORT
+    figure = FigureDataset(filepath=str(tmp_path / "x.png"))
+    figure.save(_figure())
+    assert len(figure.preview()) > 100  # base64

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.location import Location
+from cvl_pipeline.io.storage import HOST
+from cvl_pipeline.kedro.provenance import locks
+from cvl_pipeline.kedro.provenance.locks import GONE, Lease, acquire, release
+from tests.s3 import Bucket
+from tests.training.processes import wait_for
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from cvl_pipeline.kedro.provenance.locks import acquire
+file = acquire(Path(sys.argv[1]), "data")
+ours, childs = os.pipe()
+if len(sys.argv) > 2:
+    if os.fork() == 0:
+        os.write(childs, b"forked")
+        time.sleep(5)  # outlives its parent
+        os._exit(0)
+    os.read(ours, 6)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@contextmanager
+def _holder(path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path), *arguments], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_the_second_is_told_who_holds_it(tmp_path: Path) -> None:
+    path = tmp_path / "new/seed_0.lock"
+    with _holder(path) as holder:
+        told = rf"^data is in use by .*process {holder.pid} on \S+, since 20\S+\)"
+        with pytest.raises(InputError, match=told) as caught:
+            acquire(path, "data")
+        assert "\n" not in str(caught.value)
+        release(acquire(tmp_path / "seed_1.lock", "data"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("arguments", [[], ["with a child"]])
+def test_it_vanishes_with_its_process_however_that_dies(
+    tmp_path: Path, number: signal.Signals, arguments: list[str]
+) -> None:
+    with _holder(tmp_path / "lock", *arguments) as holder:
+        holder.send_signal(number)
+        holder.wait()
+        release(acquire(tmp_path / "lock", "data"))
+
+
+def test_two_runs_of_one_process_are_kept_apart_too(tmp_path: Path) -> None:
+    first = acquire(tmp_path / "lock", "data")
+    with pytest.raises(InputError, match=f"process {os.getpid()} on"):
+        acquire(tmp_path / "lock", "data")
+    release(first)
+    release(acquire(tmp_path / "lock", "data"))
+
+
+def test_where_there_are_no_locks_a_run_is_warned_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    release(acquire(tmp_path / "lock", "data"))
+    (told,) = caplog.messages
+    assert told.startswith("data cannot be locked (OSError")
+    assert told.endswith("No locks available): start no other run of it")
+
+
+def test_a_process_that_has_not_yet_said_who_it_is_holds_it(tmp_path: Path) -> None:
+    first = acquire(tmp_path / "lock", "data")
+    (tmp_path / "lock").write_text("")
+    with pytest.raises(InputError, match="it has just started"):
+        acquire(tmp_path / "lock", "data")
+    release(first)
+
+
+CLAIM = """
+import json, sys, time
+from pathlib import Path
+from cvl_pipeline.io.location import Location
+from cvl_pipeline.kedro.provenance.locks import Lease
+lease = Lease(Location(sys.argv[1], json.loads(sys.argv[2])), "data")
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def lock(bucket: Bucket, tmp_path: Path) -> Location:
+    return Location(f"{bucket.url}/.locks/seed_0.lock", bucket.options, tmp_path)
+
+
+def _write(lock: Location, **changes: Any) -> None:
+    """A lease of a run on another machine."""
+    holder = {"pid": 99999999, "host": "elsewhere", "machine": "elsewhere", "since": "2026-01-01"}
+    lock.write(json.dumps(holder | {"token": "x", "renewed": time.time()} | changes))
+
+
+def test_a_lease_bars_others_until_it_is_released(lock: Location) -> None:
+    lease = Lease(lock, "data")
+    with pytest.raises(InputError, match=rf"^data is in use by .*process {os.getpid()} on {HOST}, since 20"):
+        Lease(lock, "data")
+    lease.check()
+    lease.release()
+    assert lock.read() is None
+    Lease(lock, "data").release()
+
+
+def test_a_lease_of_another_container_of_the_same_name_is_respected(lock: Location) -> None:
+    _write(lock, host=HOST)
+    with pytest.raises(InputError, match="process 99999999 on"):
+        Lease(lock, "data")
+
+
+def test_a_lease_of_another_machine_is_respected_as_long_as_it_is_renewed(lock: Location) -> None:
+    _write(lock, renewed=time.time() - GONE + 60)
+    with pytest.raises(InputError, match="process 99999999 on elsewhere, since 2026-01-01"):
+        Lease(lock, "data")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"machine": 1, "pid": "x"}'])
+def test_what_no_run_has_written_bars_nobody(lock: Location, content: str) -> None:
+    lock.write(content)
+    Lease(lock, "data").release()
+
+
+def test_the_lease_of_a_machine_that_fell_silent_is_taken_over(lock: Location) -> None:
+    _write(lock, renewed=time.time() - GONE - 1)
+    lease = Lease(lock, "data")
+    assert json.loads(lock.read() or "")["pid"] == os.getpid()
+    lease.release()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_lease_of_a_killed_run_of_this_machine_is_taken_over_at_once(
+    lock: Location, number: signal.Signals
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", CLAIM, lock.filepath, json.dumps(dict(lock.options))],
+        stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"process {process.pid} on"):
+            Lease(lock, "data")
+        process.send_signal(number)
+        process.wait()
+        Lease(lock, "data").release()
+
+
+def test_of_two_that_take_over_one_has_it(lock: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(lock, renewed=0.0)
+    monkeypatch.setattr(time, "sleep", lambda _: _write(lock))  # the other is a moment later
+    with pytest.raises(InputError, match="process 99999999 on elsewhere"):
+        Lease(lock, "data")
+
+
+def test_a_lease_is_renewed_and_its_loss_is_noticed(lock: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "RENEWAL", 0.05)
+    lease = Lease(lock, "data")
+    first = json.loads(lock.read() or "")["renewed"]
+    wait_for(lambda: json.loads(lock.read() or "")["renewed"] > first)
+    lock.remove()  # someone cleaned up; nobody else has it
+    wait_for(lambda: lock.read() is not None)
+    lease.check()
+
+    def is_lost() -> bool:
+        _write(lock)  # a renewal may have been under way
+        return lease._lost
+
+    wait_for(is_lost)
+    with pytest.raises(InputError, match="data has been taken over by another run"):
+        lease.check()
+    lease.release()
+    assert json.loads(lock.read() or "")["host"] == "elsewhere"
+
+
+def test_a_lease_outlives_a_network_that_fails_for_a_while(
+    lock: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "RENEWAL", 0.05)
+    lease = Lease(lock, "data")
+    failures = []
+
+    def fail(*_: Any, **__: Any) -> None:
+        failures.append(1)
+        raise ConnectionError("dead")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock._system, "cat_file", fail)
+        wait_for(lambda: len(failures) > 2)
+    renewed = json.loads(lock.read() or "")["renewed"]
+    wait_for(lambda: json.loads(lock.read() or "")["renewed"] > renewed)
+    lease.check()
+    lease.release()
+    assert lock.read() is None

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cvl_pipeline.kedro.provenance import records
+from cvl_pipeline.kedro.provenance.records import (
+    Checksums,
+    Recipe,
+    Record,
+    changes,
+    read_record,
+    record_path,
+    write_record,
+)
+from cvl_pipeline.testing.builders import names_in
+
+RECIPE = Recipe(
+    "stage.node",
+    {"seed": 0, "a.b": None, "a.c": "x"},
+    {"dataset.path": "1"},
+    {"m": "1"},
+    {"torch": "2"},
+    {"in": "3"},
+)
+RECORD = Record(RECIPE, {"in": "4"}, {"out": "5", "beside": "6"}, [["data/x", 1, 2, 3, "7"]])
+PARTS = [field.name for field in dataclasses.fields(Recipe)][1:]
+
+mappings = st.dictionaries(st.sampled_from("abc"), st.sampled_from("xyz"), max_size=3)
+recipes = st.builds(Recipe, st.sampled_from("nm"), *(mappings for _ in PARTS))
+
+
+def test_a_record_is_beside_its_artifact_and_read_as_it_was_written(tmp_path: Path) -> None:
+    artifact = tmp_path / "x.json"
+    assert read_record(artifact) is None
+    write_record(artifact, RECORD)
+    assert names_in(tmp_path) == [".x.json.made.json"]
+    assert read_record(artifact) == RECORD
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "3",
+        "{}",
+        '{"format": 1}',
+        '{"format": 1, "recipe": 3}',
+        "not json",
+        '{"format": 1, "recipe": {}}',
+    ],
+)
+def test_what_is_no_record_is_none(tmp_path: Path, text: str) -> None:
+    record_path(tmp_path / "x").write_text(text)
+    assert read_record(tmp_path / "x") is None
+
+
+@pytest.mark.parametrize("part", ["recipe", "contents", "outputs", "seen", "format"])
+@pytest.mark.parametrize("value", [None, 3, "x"])
+def test_a_record_with_a_part_of_another_type_is_none(tmp_path: Path, part: str, value: Any) -> None:
+    write_record(tmp_path / "x", RECORD)
+    text = record_path(tmp_path / "x").read_text()
+    record_path(tmp_path / "x").write_text(json.dumps({**json.loads(text), part: value}))
+    assert read_record(tmp_path / "x") is None
+
+
+def test_a_record_cut_short_anywhere_is_none(tmp_path: Path) -> None:
+    write_record(tmp_path / "x", RECORD)
+    text = record_path(tmp_path / "x").read_text()
+    for length in range(len(text)):
+        record_path(tmp_path / "x").write_text(text[:length])
+        assert read_record(tmp_path / "x") is None
+
+
+@given(recipes, recipes)
+def test_fingerprints_are_equal_if_and_only_if_recipes_are(one: Recipe, other: Recipe) -> None:
+    assert (one.fingerprint == other.fingerprint) == (one == other)
+
+
+@given(recipes, recipes)
+def test_changes_are_all_that_differs_but_the_node_and_its_inputs(one: Recipe, other: Recipe) -> None:
+    same = dataclasses.replace(one, node=other.node, inputs=other.inputs) == other
+    assert (changes(one, other) == []) == same
+
+
+def test_changes_are_told_with_what_was_and_what_is() -> None:
+    other = Recipe(
+        "stage.node", {"seed": 1, "a.b": "x"}, {"dataset.path": "2"}, {"n": "1"}, {"torch": "3"}, {"in": "9"}
+    )
+    assert [str(change) for change in changes(RECIPE, other)] == [
+        "parameter a.b: null -> x",
+        "parameter a.c removed",
+        "parameter seed: 0 -> 1",
+        "source dataset.path changed",
+        "code of m removed",
+        "code of n added",
+        "package torch: 2 -> 3",
+    ]
+
+
+def test_checksums_are_of_the_bytes(tmp_path: Path) -> None:
+    path, checksums = tmp_path / "x", Checksums()
+    assert checksums.of(path) is None
+    path.write_text("one")
+    first = checksums.of(path)
+    path.write_text("two")
+    assert checksums.of(path) != first
+    path.write_text("one")
+    assert checksums.of(path) == first
+    assert checksums.of(tmp_path) is None
+    assert checksums.seen([path, tmp_path]) == []
+
+
+def test_a_large_file_is_read_once_and_after_that_its_record_knows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "CHECKED_ONCE", 4)
+    path = tmp_path / "x"
+    path.write_text("large")
+    first = Checksums()
+    right = first.of(path)
+    (entry,) = first.seen([path])
+    second = Checksums()
+    second.learn([[*entry[:-1], "what the record says"]])
+    assert second.of(path) == "what the record says"
+    os.utime(path, ns=(0, 0))
+    assert second.of(path) == right
+
+
+def test_an_old_file_is_read_once_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, checksums = tmp_path / "x", Checksums()
+    path.write_text("old")
+    os.utime(path, (time.time() - 60,) * 2)
+    first = checksums.of(path)
+    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("it is read again"))
+    assert checksums.of(path) == first
+    assert checksums.seen([path]) == []
+
+
+def test_a_folder_counts_by_its_files_names_and_bytes(tmp_path: Path) -> None:
+    def checksum(**files: str) -> str | None:
+        for path in tmp_path.rglob("*.txt"):
+            path.unlink()
+        for name, text in files.items():
+            path = tmp_path / f"{name.replace('__', '/')}.txt"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        return Checksums().of_folder(tmp_path)
+
+    assert checksum(a="1", sub__b="2") == checksum(a="1", sub__b="2")
+    assert len({checksum(a="1"), checksum(a="2"), checksum(b="1"), checksum(a="1", sub__b="2")}) == 4
+    assert Checksums().of_folder(tmp_path / "nowhere") is None
+    assert Checksums().of_folder(tmp_path / "a.txt") == Checksums().of(tmp_path / "a.txt")

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import Pipeline, node
+
+from cvl_pipeline.kedro.configuration import CheckedConfigLoader
+from cvl_pipeline.kedro.datasets import FolderDataset, JSONDataset
+from cvl_pipeline.kedro.provenance import states
+from cvl_pipeline.kedro.provenance.records import record_path
+from cvl_pipeline.kedro.provenance.states import Provenance, State
+from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
+from tests.project import CONF
+from tests.s3 import Bucket
+
+PARAMETERS = CheckedConfigLoader(str(CONF), **CONFIG_LOADER_ARGS)["parameters"]
+
+
+def one(seed: int, *inputs: Any) -> Any:
+    return [seed, *map(str, inputs)]
+
+
+def two(seed: int, *inputs: Any) -> Any:
+    return [seed, *map(str, inputs)], [seed, "beside"]
+
+
+@st.composite
+def pipelines(draw: st.DrawFn) -> Pipeline:
+    """Up to six nodes of one or two outputs, each of which reads the seed and some of what is before it."""
+    made: list[str] = []
+    nodes = []
+    for number in range(draw(st.integers(1, 6))):
+        chosen = draw(st.lists(st.sampled_from(made), unique=True, max_size=3)) if made else []
+        outputs = [f"a{number}", f"b{number}"] if draw(st.booleans()) else [f"a{number}"]
+        inputs, name = ["params:seed", *chosen], f"n{number}"
+        nodes.append(
+            node(one, inputs, outputs[0], name=name)
+            if len(outputs) == 1
+            else node(two, inputs, outputs, name=name)
+        )
+        made += outputs
+    return Pipeline(nodes)
+
+
+@contextmanager
+def project(pipeline: Pipeline) -> Iterator[tuple[DataCatalog, Path]]:
+    """A catalog of its artifacts, none of which is there."""
+    with TemporaryDirectory() as folder:
+        names = pipeline.all_outputs()
+        catalog = DataCatalog({name: JSONDataset(filepath=f"{folder}/{name}.json") for name in names})
+        catalog["parameters"], catalog["params:seed"] = PARAMETERS, 0
+        yield catalog, Path(folder)
+
+
+def run(pipeline: Pipeline, catalog: DataCatalog, whole: Pipeline | None = None) -> set[str]:
+    """Make what is not fresh, as Kedro would; the nodes that ran."""
+    states = Provenance(pipeline, catalog).states()
+    provenance = Provenance(whole or pipeline, catalog)
+    ran = set()
+    for current in pipeline.nodes:
+        if all(states[name].fresh for name in current.outputs):
+            continue
+        making = provenance.making(current)
+        for name, value in current.run({name: catalog.load(name) for name in current.inputs}).items():
+            catalog.save(name, value)
+        provenance.record(current, making)
+        ran.add(current.name)
+    return ran
+
+
+@given(pipelines(), st.data())
+@settings(max_examples=25)
+def test_what_is_not_fresh_is_what_was_touched_and_all_that_follows(
+    pipeline: Pipeline, data: st.DataObject
+) -> None:
+    with project(pipeline) as (catalog, folder):
+        states = Provenance(pipeline, catalog).states()
+        assert {state.name for state in states.values()} == {"missing"}
+        assert run(pipeline, catalog) == {node.name for node in pipeline.nodes}
+        assert run(pipeline, catalog) == set()
+
+        touched = data.draw(st.sets(st.sampled_from(sorted(pipeline.all_outputs()))))
+        for name in touched:
+            path = folder / f"{name}.json"
+            how = data.draw(st.sampled_from(["missing", "damaged", "stale"]))
+            if how == "missing":
+                path.unlink()
+            elif how == "damaged":
+                path.write_text("[]")
+            else:
+                record_path(path).unlink()
+            assert Provenance(pipeline, catalog).states()[name].name == how
+        makers = [node.name for node in pipeline.nodes if touched & set(node.outputs)]
+        due = {node.name for node in pipeline.from_nodes(*makers).nodes} if makers else set()
+        states = Provenance(pipeline, catalog).states()
+        assert {
+            node.name for node in pipeline.nodes if not all(states[name].fresh for name in node.outputs)
+        } == due
+        for name, state in states.items():
+            assert state.fresh or state.name == "missing" or state.why
+            assert name not in touched or not state.fresh
+        assert run(pipeline, catalog) == due
+        assert run(pipeline, catalog) == set()
+
+
+CHAIN = Pipeline(
+    [
+        node(two, "params:seed", ["first", "beside"], name="n0"),
+        node(one, ["params:seed", "first"], "second", name="n1"),
+        node(one, ["params:seed", "second", "folder"], "third", name="n2"),
+    ]
+)
+
+
+@contextmanager
+def chain() -> Iterator[tuple[DataCatalog, Path]]:
+    with project(CHAIN) as (catalog, folder):
+        catalog["folder"] = FolderDataset(filepath=str(folder))
+        run(CHAIN, catalog)
+        yield catalog, folder
+
+
+def test_of_two_outputs_that_do_not_belong_together_neither_is_trusted() -> None:
+    with chain() as (catalog, folder):
+        # Both whole and recorded, by two runs of one recipe whose bytes differ, as they may on a GPU.
+        for name in ("first.json", ".first.json.made.json"):
+            (folder / f"old {name}").write_bytes((folder / name).read_bytes())
+        catalog.save("first", ["other"])
+        catalog.save("beside", ["other"])
+        provenance = Provenance(CHAIN, catalog)
+        provenance.record(CHAIN.nodes[0], provenance.making(CHAIN.nodes[0]))
+        states = Provenance(CHAIN, catalog).states()
+        assert states["first"].fresh
+        assert states["second"] == State("stale", ("input first is another than it was made from",))
+        for name in ("first.json", ".first.json.made.json"):
+            (folder / f"old {name}").replace(folder / name)
+        states = Provenance(CHAIN, catalog).states()
+        assert states["first"] == State("stale", ("beside, made with it, is another",))
+        assert states["second"].why == "input first is stale"
+
+
+def test_a_part_takes_what_it_does_not_make_as_it_is() -> None:
+    part = CHAIN.only_nodes("n1")
+    with chain() as (catalog, folder):
+        record_path(folder / "first.json").unlink()
+        assert run(part, catalog, CHAIN) == set()
+        catalog.save("first", ["other"])
+        state = Provenance(part, catalog).states()["second"]
+        assert state == State("stale", ("input first is another than it was made from",))
+        assert run(part, catalog, CHAIN) == {"n1"}
+        assert run(part, catalog, CHAIN) == set()
+        assert Provenance(CHAIN, catalog).states()["second"].why == "input first is stale"
+
+
+def test_what_was_made_again_and_came_out_the_same_leaves_what_follows_fresh() -> None:
+    with chain() as (catalog, folder):
+        for name in ("first", "beside"):  # as if other code had made them
+            path = record_path(folder / f"{name}.json")
+            path.write_text(path.read_text().replace(":two", ":three"))
+        before = Provenance(CHAIN, catalog).states()
+        assert [before[name].name for name in ("first", "second", "third")] == ["stale"] * 3
+        assert run(CHAIN.only_nodes("n0"), catalog) == {"n0"}
+        assert all(state.fresh for state in Provenance(CHAIN, catalog).states().values())
+
+
+def test_the_seed_counts() -> None:
+    with chain() as (catalog, _):
+        catalog["parameters"] = {**PARAMETERS, "seed": 1}
+        states = Provenance(CHAIN, catalog).states()
+        assert states["first"] == State("stale", ("parameter seed: 0 -> 1",))
+        assert states["third"] == State("stale", ("parameter seed: 0 -> 1", "input second is stale"))
+        assert states["third"].why == "parameter seed and 1 more"
+
+
+def test_what_is_kept_in_memory_is_made_again_with_what_needs_it() -> None:
+    with TemporaryDirectory() as folder:
+        files = {name: JSONDataset(filepath=f"{folder}/{name}.json") for name in ("first", "beside", "third")}
+        catalog = DataCatalog({**files, "second": MemoryDataset(), "folder": FolderDataset(filepath=folder)})
+        catalog["parameters"], catalog["params:seed"] = PARAMETERS, 0
+        run(CHAIN, catalog)
+        provenance = Provenance(CHAIN, catalog)
+        for current in CHAIN.nodes[1:]:  # one run makes what is in memory and what follows from it
+            making = provenance.making(current)
+            for name, value in current.run({name: catalog.load(name) for name in current.inputs}).items():
+                catalog.save(name, value)
+            provenance.record(current, making)
+        assert all(state.fresh for state in Provenance(CHAIN, catalog).states().values())
+        Path(folder, "first.json").unlink()
+        states = Provenance(CHAIN, catalog).states()
+        assert [states[name].name for name in ("first", "second", "third")] == ["missing", "stale", "stale"]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_what_is_at_a_url_is_known_on_another_machine_and_a_large_one_without_a_download(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    if large:
+        monkeypatch.setattr(states, "CHECKED_ONCE", 0)
+
+    def machine(cache: str) -> DataCatalog:
+        catalog = DataCatalog(
+            {
+                name: JSONDataset(
+                    filepath=f"{bucket.url}/{name}.json",
+                    credentials=bucket.options,
+                    cache=str(tmp_path / cache),
+                )
+                for name in CHAIN.all_outputs()
+            }
+        )
+        catalog["folder"] = FolderDataset(filepath=str(tmp_path / cache))
+        catalog["parameters"], catalog["params:seed"] = PARAMETERS, 0
+        return catalog
+
+    def state(catalog: DataCatalog) -> set[str]:
+        return {found.name for found in Provenance(CHAIN, catalog).states().values()}
+
+    assert run(CHAIN, machine("one")) == {"n0", "n1", "n2"}
+    assert run(CHAIN, machine("one")) == set()
+    assert state(machine("two")) == {"fresh"}
+    artifacts = {f"{name}.json" for name in CHAIN.all_outputs()}
+    assert artifacts.isdisjoint(path.name for path in (tmp_path / "two").rglob("*")) == large
+    assert machine("two").load("third") == machine("one").load("third")
+    assert state(machine("two")) == {"fresh"}
+    # By other means than this program.
+    bucket.files.pipe_file(f"{bucket.url}/second.json", b"[]")
+    found = Provenance(CHAIN, machine("two")).states()
+    assert [found[name].name for name in ("first", "second", "third")] == ["fresh", "damaged", "stale"]
+    assert run(CHAIN, machine("two")) == {"n1", "n2"}
+    bucket.files.rm_file(f"{bucket.url}/first.json")
+    assert Provenance(CHAIN, machine("one")).states()["first"].name == "missing"
+    bucket.files.rm_file(f"{bucket.url}/.second.json.made.json")
+    assert Provenance(CHAIN, machine("one")).states()["second"].why == "no record of what made it"
+    assert run(CHAIN, machine("one")) == {"n0", "n1", "n2"}
+    assert state(machine("two")) == {"fresh"}

@@ -1,0 +1,17 @@
+"""The project that the tests belong to, and copies of its configuration."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[1]
+CONF = PROJECT / "conf"
+
+
+def copy_conf(project: Path) -> Path:
+    """Copy the configuration into another project, without what is local to a machine."""
+    conf = project / "conf"
+    shutil.copytree(CONF, conf, ignore=shutil.ignore_patterns("local"), dirs_exist_ok=True)
+    (conf / "local").mkdir(exist_ok=True)
+    return conf
