@@ -1,1 +1,1 @@
-"""Scripts that make the tables of docs/, and what they share with the tests."""
+"""Scripts that produce the tables of docs/, with code that the tests share."""

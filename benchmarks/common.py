@@ -1,4 +1,4 @@
-"""What the benchmarks share: the pipeline's defaults, where results are kept, how tables look."""
+"""Code shared by the benchmarks: the pipeline's defaults, the results folder and table formatting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESULTS = PROJECT / "benchmarks/results"
 
 
 def defaults(stage: str, environment: str | None = None) -> dict[str, Any]:
-    """The pipeline's default parameters of a stage, or those of an environment, a folder of conf/."""
+    """Default parameters of a stage of the pipeline; ``environment`` names a folder of conf/ to add."""
     merged: dict[str, Any] = {}
     for folder in filter(None, ["base", environment]):
         for file in sorted((PROJECT / "conf" / folder).glob("parameters*.yml")):
@@ -26,7 +26,7 @@ def defaults(stage: str, environment: str | None = None) -> dict[str, Any]:
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Field by field, as the configuration loader does it."""
+    """Merge field by field, as the configuration loader does."""
     return base | {
         name: _merged(base[name], value) if isinstance(value, dict) and name in base else value
         for name, value in changes.items()
@@ -39,8 +39,8 @@ def machine() -> str:
 
 
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:
-    """A table whose column ``x`` is joined with ``x_ci``, where there is one, as ``x +- ci``."""
-    shown = pd.DataFrame()
+    """Format a table as Markdown; if ``x_ci`` exists, column ``x`` is formatted as ``x +- ci``."""
+    texts = pd.DataFrame()
     for column in table.columns:
         if str(column).endswith("_ci"):
             continue
@@ -50,7 +50,7 @@ def markdown(table: pd.DataFrame, digits: int = 3) -> str:
             if f"{column}_ci" in table:
                 text += table[f"{column}_ci"].map(f" ± {{:.{digits}f}}".format)
             cells = text
-        shown[str(column)] = cells
-    lines = ["| " + " | ".join(map(str, shown.columns)) + " |", "|" + "---|" * len(shown.columns)]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in shown.itertuples(index=False)]
+        texts[str(column)] = cells
+    lines = ["| " + " | ".join(map(str, texts.columns)) + " |", "|" + "---|" * len(texts.columns)]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in texts.itertuples(index=False)]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""One dynamics model, many goals: what swapping the reward costs and brings (docs/benchmarks.md).
+"""One dynamics model, many goals: cost and success of swapping the reward (docs/benchmarks.md).
 
-Trains the dynamics once, on reach-v3; then every goal is a `kedro run` of its own that starts at the reward's
-label and ends with rollouts, in which the goal that the task shows is another one.
+The script trains the dynamics once, on reach-v3. Then it starts a `kedro run` per goal, from the reward labels
+to the rollouts. The goal in the task's observations differs from the rewarded one.
 
     python -m benchmarks.goals
 """
@@ -25,12 +25,12 @@ from benchmarks.common import PROJECT, RESULTS, machine, markdown
 
 # Corners of a box within the region of reach-v3's goals, in metres; the hand starts at (0, 0.6, 0.2).
 GOALS = tuple(itertools.product((-0.08, 0.08), (0.82, 0.88), (0.08, 0.27)))
-SCALE = 0.1  # metres, at which the reward has fallen to a half
-TOLERANCE = 0.05  # metres, as the task has it
+SCALE = 0.1  # distance at which the reward is one half, metres
+TOLERANCE = 0.05  # metres, as in the task
 
 
 def kedro_run(*arguments: str) -> tuple[str, float]:
-    """Output and seconds of a run; its failure ends the benchmark."""
+    """Run Kedro and return its output and seconds; exit the benchmark if it fails."""
     command = [str(Path(sys.executable).with_name("kedro")), "run", *arguments]
     print(shlex.join(["kedro", *command[1:]]), flush=True)  # noqa: T201
     start = time.perf_counter()
@@ -43,12 +43,12 @@ def kedro_run(*arguments: str) -> tuple[str, float]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def swap(number: int, goal: tuple[float, ...], common: str, folder: str) -> dict[str, Any]:
-    """Run one goal; its row of the table."""
+    """Run one goal and return its row of the table."""
     critic = PROJECT / f"data/06_models/{folder}/critic.safetensors"
     before = digest(critic)
     name = f"goal_{number}"
@@ -74,11 +74,11 @@ def swap(number: int, goal: tuple[float, ...], common: str, folder: str) -> dict
 
 
 def main() -> None:
-    """Train once, swap the goal eight times, print and record."""
+    """Train once, swap the goal eight times, print and save the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--task", default="reach-v3")
     parser.add_argument("--seed", type=int, default=10)
-    parser.add_argument("--keep", action="store_true", help="the dynamics are trained already")
+    parser.add_argument("--keep", action="store_true", help="reuse the trained dynamics")
     arguments = parser.parse_args()
     common = f"dataset.task={arguments.task},seed={arguments.seed}"
     folder = f"{arguments.task}/seed_{arguments.seed}"

@@ -1,7 +1,7 @@
-"""Ideas for sharper action values: what each, alone, gives the policy (docs/tuning.md).
+"""Effect of single ideas for better action values on the policy (docs/tuning.md).
 
-Besides, numbers of held-out episodes, each ranked against the policies' returns: which of them would have
-told the better critic without the environment? The seeds are those that settings may be chosen on.
+The script also ranks numbers from held-out episodes against the policies' returns, to test which of them
+identifies the better critic without the environment. The seeds are those reserved for choosing settings.
 
     python -m benchmarks.ideas --tasks reach-v3 door-open-v3 push-v3 drawer-close-v3 --seeds 0 1 2
 """
@@ -51,23 +51,23 @@ from cvl_pipeline.tuning.trial import Log
 
 FOLDER = PROJECT / "data/ideas"
 DISCOUNTS = (0.9, 0.97, 0.99)
-"""Of the held-out returns that all critics are measured on, whatever their own."""
+"""Discounts of the held-out returns on which all critics are measured, for any discount of their own."""
 STEPS_LEFT = 30
-"""Fewer logged steps than these say too little of a return."""
+"""Smallest number of logged steps after which a return is measured."""
 
 
 class OtherActions(ContrastiveDynamics):
-    """Besides: which of five actions at this state led to this future? The other four are logged anywhere."""
+    """Training with a second loss: choose the logged action among five; four come from other states."""
 
     weight = 0.5
     others = 4
 
     def training_loss(self, batch: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """The contrastive loss, and the cross-entropy of that choice."""
+        """Sum of the contrastive loss and the cross-entropy of the choice."""
         segments = self._train_sampler.gather(batch)
         phi, psi = self._representations(segments)
         logits = self.critic.logits(phi, psi)
-        # Drawn by the batch itself, so that the same step draws the same.
+        # Seeded by the batch, so that the same step always samples the same actions.
         generator = Generator().manual_seed(int(batch.anchors.sum()))
         train = self._transitions.transition_index(self._split.train)
         index = train[torch.randint(len(train), (len(phi), self.others), generator=generator)]
@@ -79,14 +79,14 @@ class OtherActions(ContrastiveDynamics):
 
 @dataclass(frozen=True)
 class Ensemble(QFunction):
-    """The mean Q of several critics."""
+    """Mean Q of several critics."""
 
     members: tuple[QFunction, ...]
 
     def in_batches(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """See QFunction; the sample size is the mean too."""
-        found = [member.in_batches(observations, actions) for member in self.members]
-        values, sizes = (torch.stack(parts).mean(0) for parts in zip(*found, strict=True))
+        """See QFunction; the sample size is a mean too."""
+        results = [member.in_batches(observations, actions) for member in self.members]
+        values, sizes = (torch.stack(parts).mean(0) for parts in zip(*results, strict=True))
         return values, sizes
 
     def frozen(self, device: torch.device | str) -> Ensemble:
@@ -97,13 +97,13 @@ class Ensemble(QFunction):
 
 @dataclass(frozen=True)
 class Idea:
-    """What an idea changes.
+    """Changes to the pipeline's settings.
 
     Attributes:
         dynamics: parameters of the critic.
-        module: trains it.
-        members: critics whose Q is averaged.
-        action_free: V comes from a critic that sees no action.
+        module: training module of the critic.
+        members: number of critics whose Q is averaged.
+        action_free: V comes from a critic without actions.
     """
 
     dynamics: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -127,13 +127,13 @@ IDEAS = {
 
 
 def without_actions(log: Log) -> Log:
-    """The same with every action zero, so that a critic of it is one of states alone."""
+    """Copy a log with all actions zero, so that its critic depends on states only."""
     blank = dataclasses.replace(log.transitions, actions=torch.zeros_like(log.transitions.actions))
     return dataclasses.replace(log, transitions=blank, normalisation=fit_normalisation(blank, log.split, 1.0))
 
 
 def collected(task: str, seed: int, workers: int | None) -> Log:
-    """The pipeline's default episodes of a task: those that a ``kedro run`` left, or new ones."""
+    """Load the episodes of an earlier ``kedro run`` of a task, or collect new ones with the default settings."""
     dataset, ingestion = defaults("dataset"), defaults("data_ingestion")
     files = [
         PROJECT / f"data/01_raw/{task}/seed_{seed}/{name}.safetensors" for name in ("transitions", "rewards")
@@ -147,16 +147,16 @@ def collected(task: str, seed: int, workers: int | None) -> Log:
 
 
 class Critics:
-    """Critics with their readouts, each trained once however many ideas use it."""
+    """Critics with their readouts; each is trained once and shared by all ideas that use it."""
 
     def __init__(self, log: Log, seed: int) -> None:
-        """Train on ``log``, member m of an ensemble with a seed of its own."""
+        """Train on ``log``; every member of an ensemble has its own seed."""
         self._log = log
         self._seed = seed
         self._trained: dict[str, QFunction] = {}
 
     def __call__(self, idea: Idea, member: int = 0, blind: bool = False) -> QFunction:
-        """Q of one critic; ``blind`` to actions."""
+        """Q of one critic; ``blind``: without actions."""
         key = repr((sorted(idea.dynamics.items()), idea.module.__name__, member, blind))
         if key not in self._trained:
             log = without_actions(self._log) if blind else self._log
@@ -174,7 +174,7 @@ class Critics:
         return members[0] if len(members) == 1 else Ensemble(members[0].critic, members[0].readout, members)
 
     def baseline(self, idea: Idea) -> AbstractContextManager[Any]:
-        """While it lasts, ``marginal_actions`` is the idea's V."""
+        """Replace ``marginal_actions`` by the idea's V within the context."""
         if not idea.action_free:
             return nullcontext()
         blind = self(idea, blind=True)
@@ -187,7 +187,7 @@ class Critics:
 
 
 def trained(log: Log, idea: Idea, seed: int) -> ContrastiveCritic:
-    """A critic by the pipeline's settings, but for what the idea changes."""
+    """Train a critic with the pipeline's settings and the idea's changes."""
     parameters = DynamicsParameters(**defaults("contrastive_dynamics") | idea.dynamics)
     arguments = (log.transitions, log.split, log.normalisation, parameters, seed)
     if idea.module is ContrastiveDynamics:
@@ -198,7 +198,7 @@ def trained(log: Log, idea: Idea, seed: int) -> ContrastiveCritic:
 
 
 def returns_per_step(log: Log, episodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """States (N, O), returns (N, discounts) as ``value_table`` has them, and steps left (N,)."""
+    """States (N, O), returns (N, discounts) as in ``value_table``, and steps left (N,)."""
     data = log.transitions.select(episodes)
     labels = log.rewards.select(log.transitions.transition_index(episodes))
     index = torch.arange(len(data))
@@ -208,7 +208,7 @@ def returns_per_step(log: Log, episodes: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def held_out_table(log: Log, seed: int) -> pd.DataFrame:
-    """Returns of the held-out transitions, and less what a network predicts of the state alone."""
+    """Returns of the held-out transitions, and residuals after a network's prediction from the state."""
     states, returns, left = returns_per_step(log, log.split.validation)
     train_states, train_returns, train_left = returns_per_step(log, log.split.train)
     mean, std = log.normalisation.observation_mean, log.normalisation.observation_std
@@ -219,7 +219,7 @@ def held_out_table(log: Log, seed: int) -> pd.DataFrame:
         torch.manual_seed(seed)
         network = mlp(states.shape[1], (256, 256), len(DISCOUNTS))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.1)
-    for _ in range(1000):  # few: to remember episodes would not help on others
+    for _ in range(1000):  # few steps, so that the network does not memorise episodes
         index = torch.randint(len(train_states), (512,), generator=generator)
         predicted = network((train_states[index] - mean) / std)
         loss = (predicted - (train_returns[index] - centre) / spread).square().mean()
@@ -237,7 +237,7 @@ def held_out_table(log: Log, seed: int) -> pd.DataFrame:
 
 @torch.no_grad()
 def telling_actions(q: QFunction, data: Transitions) -> float:
-    """How often f(s, a, s') exceeds f(s, b, s') for an action b logged anywhere, on held-out segments."""
+    """Share of held-out segments with f(s, a, s') > f(s, b, s') for a random logged action b."""
     generator = Generator().manual_seed(0)
     segments = SegmentSampler(data, q.critic.shape.discount).sample(8192, generator)
     other = data.actions[torch.randint(len(data), (8192,), generator=generator)]
@@ -249,7 +249,7 @@ def telling_actions(q: QFunction, data: Transitions) -> float:
 
 
 def study(task: str, seed: int, chosen: dict[str, Idea], folder: Path, workers: int | None) -> None:
-    """All ideas on one log; tables of held-out transitions and a record of every idea."""
+    """Run all ideas on one log; save a table of held-out transitions and a record per idea."""
     log = collected(task, seed, workers)
     critics = Critics(log, seed)
     data = log.transitions.select(log.split.validation)
@@ -305,16 +305,16 @@ def spearman(one: pd.Series[float], other: pd.Series[float]) -> float:
 
 
 def numbers(table: pd.DataFrame, record: dict[str, Any]) -> dict[str, float]:
-    """What can be said of a critic from held-out episodes alone."""
+    """Compute numbers that judge a critic from held-out episodes only."""
     name = record["idea"]
     table = table[table["left"] > STEPS_LEFT]
     q, advantage, log_prob = (table[f"{kind}: {name}"] for kind in ("q", "advantage", "log_prob"))
     judgements = [value for key, value in record.items() if key.startswith("judged by: ") and name not in key]
-    found = {"telling the logged action from another": record["telling actions"]}
+    results = {"telling the logged action from another": record["telling actions"]}
     for discount in DISCOUNTS:
         returns, residual = table[f"return {discount}"], table[f"residual {discount}"]
         weights = np.exp(3.0 * advantage).clip(upper=100.0)
-        found |= {
+        results |= {
             f"Q with returns, gamma {discount}": spearman(q, returns),
             f"A with returns less V(s), gamma {discount}": spearman(advantage, residual),
             f"the same, weighted as awr does, gamma {discount}": float(
@@ -323,30 +323,30 @@ def numbers(table: pd.DataFrame, record: dict[str, Any]) -> dict[str, float]:
             f"the policy's log-likelihood with the same, gamma {discount}": spearman(log_prob, residual),
         }
     if judgements:
-        found["its policy's actions, judged by the other critics"] = float(np.mean(judgements))
-    return found
+        results["its policy's actions, judged by the other critics"] = float(np.mean(judgements))
+    return results
 
 
 def cells(tasks: list[str], seeds: list[int]) -> Iterator[tuple[str, int, Path]]:
-    """Where each task and seed is kept."""
+    """Folder of each task and seed."""
     for task in tasks:
         for seed in seeds:
             yield task, seed, FOLDER / task / f"seed_{seed}"
 
 
 def summarise(tasks: list[str], seeds: list[int]) -> tuple[pd.DataFrame, pd.DataFrame, list[dict[str, Any]]]:
-    """The table of ideas, that of numbers, and all records."""
+    """Return the table of ideas, the table of numbers, and all records."""
     records: list[dict[str, Any]] = []
-    predicted = []
+    correlations = []
     for task, seed, folder in cells(tasks, seeds):
         if not (folder / "records.json").exists():
             continue
-        found = json.loads((folder / "records.json").read_text())
+        cell = json.loads((folder / "records.json").read_text())
         table = pd.read_parquet(folder / "held_out.parquet")
-        measured = pd.DataFrame([numbers(table, record) for record in found])
-        returns = pd.Series([record["return"] for record in found])
-        predicted.append({"task": task} | {name: spearman(measured[name], returns) for name in measured})
-        records += [{"task": task, "seed": seed} | record for record in found]
+        values = pd.DataFrame([numbers(table, record) for record in cell])
+        returns = pd.Series([record["return"] for record in cell])
+        correlations.append({"task": task} | {name: spearman(values[name], returns) for name in values})
+        records += [{"task": task, "seed": seed} | record for record in cell]
     frame = pd.DataFrame(records)
     success = frame.pivot_table(index="idea", columns=["task", "seed"], values="success", sort=False)
     ideas = pd.DataFrame({"idea": success.index})
@@ -354,11 +354,11 @@ def summarise(tasks: list[str], seeds: list[int]) -> tuple[pd.DataFrame, pd.Data
         ideas[task] = [
             ", ".join("-" if x != x else f"{x:.2f}" for x in row) for row in success[task].to_numpy()
         ]
-    gain = (success - success.loc["defaults"]).T  # of a cell: one task and seed
+    gain = (success - success.loc["defaults"]).T  # one row per cell, a task and seed
     ideas["cells"] = gain.count().astype(str).to_numpy()
     ideas["gain"] = gain.mean().to_numpy()
     ideas["gain_ci"] = (gain.sem() * stats.t.ppf(0.975, (gain.count() - 1).clip(lower=1))).to_numpy()
-    by_cell = pd.DataFrame(predicted)
+    by_cell = pd.DataFrame(correlations)
     ranks = by_cell.groupby("task", sort=False).mean().T
     ranks["mean"] = by_cell.drop(columns="task").mean()
     ranks["lowest"] = by_cell.drop(columns="task").min()
@@ -367,7 +367,7 @@ def summarise(tasks: list[str], seeds: list[int]) -> tuple[pd.DataFrame, pd.Data
 
 
 def main() -> None:
-    """Run what is missing, then print and record the tables."""
+    """Run missing cells, then print and save the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
         "--tasks", nargs="+", default=["reach-v3", "door-open-v3", "push-v3", "drawer-close-v3"]
@@ -375,10 +375,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--ideas", nargs="+", choices=IDEAS, default=list(IDEAS))
     parser.add_argument(
-        "--workers", type=int, help="processes that run episodes; as many as cores by default"
+        "--workers", type=int, help="number of processes that run episodes; default: one per core"
     )
-    parser.add_argument("--keep", action="store_true", help="do not rerun what has finished")
-    parser.add_argument("--report", action="store_true", help="run nothing, tabulate what has finished")
+    parser.add_argument("--keep", action="store_true", help="do not rerun finished cells")
+    parser.add_argument("--report", action="store_true", help="run nothing, tabulate finished cells")
     arguments = parser.parse_args()
     chosen = {name: IDEAS[name] for name in dict.fromkeys(["defaults", *arguments.ideas])}
     for task, seed, folder in cells(arguments.tasks, arguments.seeds):

@@ -1,4 +1,4 @@
-"""Which operators a step of the critic's training spends its time in (docs/benchmarks.md).
+"""Time per operator in a training step of the critic (docs/benchmarks.md).
 
 python -m benchmarks.operators
 """
@@ -28,11 +28,11 @@ GROUPS = {
     "Adam": ("aten::_fused_adam_", "Optimizer.step#Adam.step"),
     "gathering the batch": ("aten::index_select",),
 }
-"""Operators by what they do; all others are elementwise work, sums, copies and the calls themselves."""
+"""Operators by purpose; the others are elementwise operations, sums, copies and call overhead."""
 
 
 def milliseconds_by_group(folder: Path, configuration: Configuration) -> dict[str, float]:
-    """Own time on the processor of each group of operators, and of all, in a step without Lightning."""
+    """CPU milliseconds of each group of operators, and of all, in a training step without Lightning."""
     inputs = [
         load_artifact(folder / f"{name}.safetensors") for name in ("transitions", "split", "normalisation")
     ]
@@ -59,7 +59,7 @@ def milliseconds_by_group(folder: Path, configuration: Configuration) -> dict[st
 
 
 def main() -> None:
-    """Profile, record and print."""
+    """Profile, save and print the results."""
     with tempfile.TemporaryDirectory() as folder:
         write_log(Path(folder))
         rows = [

@@ -1,8 +1,8 @@
-"""Readouts at equal cost: error, rank correlation, processor microseconds a query.
+"""Readouts at equal cost: error, rank correlation and CPU microseconds per query.
 
-Against the exact readout, on the truth bench's grid and on critics trained on Meta-World episodes, over the
-temperature and the number of references, prototypes or random features, each of which costs one inner product
-and one exponential a query.
+The script compares them with the exact readout, for critics of the truth benchmark's grid and of Meta-World
+episodes. It varies the temperature and the number of references, prototypes or random features. Each of them
+costs one inner product and one exponential per query.
 
     python -m benchmarks.readouts
 """
@@ -39,12 +39,12 @@ from cvl_pipeline.sources.parameters import DatasetParameters
 
 TEMPERATURES = (0.05, 0.1, 0.25, 1.0)
 SIZES = (256, 1024, 4096, 16384, 65536)
-MOST_PROTOTYPES = 4096  # Lloyd's algorithm over more takes longer than it saves
+MOST_PROTOTYPES = 4096  # with more, Lloyd's algorithm takes more time than it saves
 QUERIES = 1000
 
 
 def grid_critics(steps: int) -> Iterator[tuple[float, ContrastiveCritic, Transitions, Rewards, Split]]:
-    """Critics of the truth bench's grid."""
+    """Train critics on the truth benchmark's grid, one per temperature."""
     transitions, rewards = truth.cases(12_000)["grid"].log(0)
     split = split_episodes(transitions, 0.1, 0)
     for temperature in TEMPERATURES:
@@ -56,7 +56,7 @@ def grid_critics(steps: int) -> Iterator[tuple[float, ContrastiveCritic, Transit
 def metaworld_critics(
     task: str, episodes: int, steps: int
 ) -> Iterator[tuple[float, ContrastiveCritic, Transitions, Rewards, Split]]:
-    """Critics of a Meta-World task, with the pipeline's default settings but for the temperature."""
+    """Train critics on a Meta-World task, one per temperature, with default settings otherwise."""
     dataset = DatasetParameters(**defaults("dataset") | {"task": task, "episodes": episodes})
     transitions, rewards = load(dataset, seed=0, workers=None)
     split = split_episodes(transitions, 0.1, 0)
@@ -72,7 +72,7 @@ def metaworld_critics(
 def made_readouts(
     critic: ContrastiveCritic, everything: References, sizes: tuple[int, ...], drawn_only: bool
 ) -> Iterator[tuple[str, int, Readout, float]]:
-    """Name, size, readout and the seconds it took to make; ``drawn_only``: of drawn references alone."""
+    """Build readouts: name, size, readout and build seconds; ``drawn_only``: only with sampled references."""
     none: Tensor = horizon_quantiles(0.5, 0)
     temperature, discount = critic.temperature.detach(), critic.shape.discount
     for size in sizes:
@@ -113,7 +113,7 @@ def measure(
     split: Split,
     sizes: tuple[int, ...],
 ) -> list[dict[str, Any]]:
-    """Every readout of a critic against the exact one, on held-out pairs."""
+    """Compare every readout of a critic with the exact readout, on held-out pairs."""
     held_out = transitions.transition_index(split.validation)
     index = held_out[torch.randint(len(held_out), (QUERIES,), generator=Generator().manual_seed(0))]
     queries = (transitions.states(index), transitions.actions[index])
@@ -126,10 +126,10 @@ def measure(
         truth_values, ess = exact.in_batches(*queries)
         drawn_only = reward == "sparse"
         for name, size, readout, seconds in made_readouts(critic, everything, sizes, drawn_only):
-            start = time.process_time()  # of the processor, so that other work on the machine does not count
-            found = readout.values(phi)
+            start = time.process_time()  # CPU time, which excludes other work on the machine
+            estimates = readout.values(phi)
             micros = (time.process_time() - start) / QUERIES * 1e6
-            error, rank = readout_error(found.numpy(), truth_values.numpy())
+            error, rank = readout_error(estimates.numpy(), truth_values.numpy())
             rows.append(
                 {
                     "critic": where, "temperature": temperature, "reward": reward, "readout": name,
@@ -141,7 +141,7 @@ def measure(
 
 
 def plot(rows: pd.DataFrame) -> Figure:
-    """Error against size, one panel a critic and temperature."""
+    """Plot error against size, with one panel per critic and temperature."""
     critics = list(dict.fromkeys(rows["critic"]))
     figure = Figure(figsize=(4.0 * len(TEMPERATURES), 3.4 * len(critics)), layout="constrained")
     axes = figure.subplots(len(critics), len(TEMPERATURES), sharex=True, sharey=True, squeeze=False)
@@ -161,13 +161,13 @@ def plot(rows: pd.DataFrame) -> Figure:
 
 
 def wide(rows: pd.DataFrame, value: str, digits: int) -> str:
-    """One column a size."""
+    """Format the rows as a table with one column per size."""
     table = rows.pivot_table(
         index=["critic", "reward", "temperature", "readout"], columns="size", values=value, sort=False
     )
 
     def cell(number: float) -> str:
-        if number != number:  # not made
+        if number != number:  # not measured
             return ""
         return "> 100" if value == "error" and number >= 100 else f"{number:.{digits}f}"
 
@@ -175,7 +175,7 @@ def wide(rows: pd.DataFrame, value: str, digits: int) -> str:
 
 
 def main() -> None:
-    """Train the critics, measure, print and record."""
+    """Train the critics, measure the readouts, print and save the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--task", default="reach-v3")
     parser.add_argument("--episodes", type=int, default=400, help="of Meta-World, 200 steps each")
@@ -203,7 +203,7 @@ def main() -> None:
     plot(table).savefig(RESULTS / "readouts.png", dpi=80)
     print("\nError, in standard deviations of the exact Q\n\n" + wide(table, "error", 3))  # noqa: T201
     print("\nRank correlation with the exact Q\n\n" + wide(table, "rank_correlation", 3))  # noqa: T201
-    print("\nMicroseconds a query\n\n" + wide(table, "microseconds", 1))  # noqa: T201
+    print("\nMicroseconds per query\n\n" + wide(table, "microseconds", 1))  # noqa: T201
 
 
 if __name__ == "__main__":

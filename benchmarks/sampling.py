@@ -1,8 +1,8 @@
-"""Drawing segments from logs of 10^5 to 10^8 transitions: speed and memory (docs/benchmarks.md).
+"""Speed and memory of sampling segments from logs of 10^5 to 10^8 transitions (docs/benchmarks.md).
 
-Every log is an artifact of the pipeline, mapped into memory as training maps it. Speed is measured on all
-logs in turn, in one process; memory in a process of each log's own. Beside it stands the obvious way: a
-dataset that draws one segment an item, behind torch's DataLoader, with everything in memory.
+Every log is an artifact of the pipeline, memory-mapped as in training. One process measures the speed on all
+logs in turn; a separate process per log measures the memory. The baseline is the standard approach: a dataset
+that samples one segment per item, behind torch's DataLoader, with all data in memory.
 
     python -m benchmarks.sampling --sizes 1e5 1e6 1e7 1e8
 """
@@ -32,14 +32,14 @@ from cvl_pipeline.episodes.sampling import SegmentSampler
 from cvl_pipeline.io.artifacts import load_artifact, save_artifact
 
 OBSERVATION, ACTION, STEPS = 11, 3, 1000
-"""Of D4RL's Hopper, whose episodes have up to 1000 steps: 56 bytes a transition, 5.6 GB for 10^8."""
+"""Sizes of D4RL's Hopper, with up to 1000 steps per episode: 56 bytes per transition, 5.6 GB for 10^8."""
 BATCHES, ROUNDS = 200, 30
 IN_MEMORY = 10**7
-"""Transitions up to which the DataLoader is tried."""
+"""Largest number of transitions with which the DataLoader is measured."""
 
 
 def write_log(path: Path, transitions: int) -> None:
-    """A log of random numbers, written through files, so that it may be larger than memory."""
+    """Write a log of random numbers, through files, so that it may be larger than memory."""
     episodes = transitions // STEPS
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
 
@@ -65,15 +65,15 @@ def write_log(path: Path, transitions: int) -> None:
 
 
 def make_sampler(path: Path) -> SegmentSampler:
-    """As training makes it: the artifact, checked, and the sampler of the default discount."""
+    """Load and check the artifact and build the sampler with the default discount, as training does."""
     return SegmentSampler(load_artifact(path, "transitions"), defaults("contrastive_dynamics")["discount"])
 
 
 class Items(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """The obvious way: one segment an item, by the same law but for the anchors, which are uniform."""
+    """The standard approach: one segment per item, with the same distribution except for uniform anchors."""
 
     def __init__(self, transitions: Transitions, discount: float) -> None:
-        """Take everything into memory."""
+        """Copy all data into memory."""
         self._observations = transitions.observations.numpy().copy()
         self._actions = transitions.actions.numpy().copy()
         self._starts = transitions.episode_starts.numpy()
@@ -85,7 +85,7 @@ class Items(Dataset[tuple[Tensor, Tensor, Tensor]]):
         return len(self._actions)
 
     def __getitem__(self, anchor: int) -> tuple[Tensor, Tensor, Tensor]:
-        """State, action and a future state."""
+        """Sample a future state; return state, action and future state."""
         episode = int(np.searchsorted(self._starts, anchor, side="right")) - 1
         left = int(self._starts[episode + 1]) - anchor
         u = self._generator.random() * (1.0 - self._discount**left)
@@ -97,7 +97,7 @@ class Items(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 def seconds_of_sampler(sampler: SegmentSampler, batch: int, per_episode: int, seed: int) -> float:
-    """Seconds for BATCHES batches."""
+    """Measure the seconds for BATCHES batches."""
     generator = Generator().manual_seed(seed)
     start = time.perf_counter()
     for _ in range(BATCHES):
@@ -106,11 +106,11 @@ def seconds_of_sampler(sampler: SegmentSampler, batch: int, per_episode: int, se
 
 
 def rate_of_items(path: Path, batch: int, batches: int = 40) -> float:
-    """Segments per second of the DataLoader, in this process."""
+    """Measure the segments per second of the DataLoader, in this process."""
     transitions = load_artifact(path, "transitions")
     items = Items(transitions, defaults("contrastive_dynamics")["discount"])
     loader = iter(DataLoader(items, batch_size=batch, sampler=_Uniform(len(items), 2 * batch * batches)))
-    for _ in range(batches):  # to warm up
+    for _ in range(batches):  # warm-up
         next(loader)
     start = time.perf_counter()
     for _ in range(batches):
@@ -119,7 +119,7 @@ def rate_of_items(path: Path, batch: int, batches: int = 40) -> float:
 
 
 class _Uniform(torch.utils.data.Sampler[int]):
-    """Uniform numbers with replacement; torch's own would list or shuffle every transition first."""
+    """Uniform numbers with replacement; torch's own samplers first list or shuffle all transitions."""
 
     def __init__(self, size: int, count: int) -> None:
         self._size, self._count = size, count
@@ -132,25 +132,25 @@ class _Uniform(torch.utils.data.Sampler[int]):
 
 
 def own_memory() -> float:
-    """MiB of memory that this process holds and the machine cannot take back: not the mapped file."""
+    """MiB of memory of this process that the system cannot reclaim, so without the mapped file."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) / 1024.0
-    raise OSError("/proc/self/status tells no RssAnon; measure on Linux")
+    raise OSError("/proc/self/status has no RssAnon; measure on Linux")
 
 
 def added_memory(path: Path, batch: int, per_episode: int) -> float:
-    """MiB that loading, checking and sampling a log add in a fresh process, at their highest."""
+    """Peak MiB that loading, checking and sampling a log add in a new process."""
     command = [sys.executable, "-m", "benchmarks.sampling", "--memory-of", str(path)]
     command += ["--batch", str(batch), "--per-episode", str(per_episode)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def print_added_memory(path: Path, batch: int, per_episode: int) -> None:
-    """What ``added_memory`` runs."""
+    """Measure and print the added memory, in the process that ``added_memory`` starts."""
     generator = Generator().manual_seed(0)
     smallest = min(path.parent.glob("*.safetensors"), key=lambda log: log.stat().st_size)
-    make_sampler(smallest).sample(batch, generator, per_episode)  # what torch itself takes, once
+    make_sampler(smallest).sample(batch, generator, per_episode)  # torch's own one-time memory
     before = own_memory()
     sampler = make_sampler(path)
     highest = own_memory()
@@ -161,7 +161,7 @@ def print_added_memory(path: Path, batch: int, per_episode: int) -> None:
 
 
 def measure(folder: Path, sizes: list[int], batch: int, per_episode: int) -> pd.DataFrame:
-    """One row a size."""
+    """Measure all sizes and return a table with one row per size."""
     paths = {size: folder / f"{size}.safetensors" for size in sizes}
     for size, path in paths.items():
         write_log(path, size)
@@ -174,7 +174,7 @@ def measure(folder: Path, sizes: list[int], batch: int, per_episode: int) -> pd.
     return pd.DataFrame(
         {
             "transitions": size,
-            # Of the fastest round: the one that other work on the machine disturbed least.
+            # The fastest round is the one that other work on the machine disturbed least.
             "segments_per_second": batch * BATCHES / min(seconds[size]),
             "microseconds_per_batch": min(seconds[size]) / BATCHES * 1e6,
             "added_memory_mib": added_memory(paths[size], batch, per_episode),
@@ -186,7 +186,7 @@ def measure(folder: Path, sizes: list[int], batch: int, per_episode: int) -> pd.
 
 
 def main() -> None:
-    """Measure, record and print the table; the last line is the flatness."""
+    """Measure, save and print the table; the last line is the flatness."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sizes", nargs="+", type=float, default=[1e5, 1e6, 1e7, 1e8])
     parser.add_argument(
@@ -196,7 +196,7 @@ def main() -> None:
         "--per-episode", type=int, default=defaults("contrastive_dynamics")["segments_per_episode"]
     )
     parser.add_argument(
-        "--folder", type=Path, help="where the logs are written; 12 GB for 10^8, then removed"
+        "--folder", type=Path, help="folder of the logs, which are deleted afterwards; 12 GB for 10^8"
     )
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -208,7 +208,7 @@ def main() -> None:
         free = shutil.disk_usage(folder).free
         possible = [size for size in sizes if 2.5 * size * 4 * (OBSERVATION + ACTION) < free]
         for size in sorted(set(sizes) - set(possible)):
-            print(f"left out for want of disk: {size}")  # noqa: T201
+            print(f"skipped, not enough disk space: {size}")  # noqa: T201
         table = measure(Path(folder), possible, arguments.batch, arguments.per_episode)
     rates = table["segments_per_second"]
     flatness = float(rates.min() / rates.max())

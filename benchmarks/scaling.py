@@ -1,6 +1,6 @@
-"""Weak scaling: one process on a batch, two on twice the batch, one thread each (docs/benchmarks.md).
+"""Weak scaling: one process with a batch, two with twice the batch, one thread each (docs/benchmarks.md).
 
-Called by ``benchmarks.speed``; ``cvl_pipeline.training.launch`` starts the processes, as in the pipeline.
+``benchmarks.speed`` calls it; ``cvl_pipeline.training.launch`` starts the processes, as in the pipeline.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from cvl_pipeline.io.artifacts import load_artifact
 from cvl_pipeline.training import launch
 
 INTERVALS, STEPS = 4, 150
-"""Validation intervals of so many gradient steps; the fastest counts."""
+"""Number of validation intervals and gradient steps per interval; the fastest interval counts."""
 
 
 def weak_scaling(folder: Path, batch: int) -> list[dict[str, Any]]:
-    """Gradient steps per second of one and two processes with ``batch`` segments each.
+    """Measure gradient steps per second of one and two processes with ``batch`` segments each.
 
     Args:
-        folder: of the log's artifacts.
-        batch: segments of each process.
+        folder: folder of the log's artifacts.
+        batch: segments per process.
 
     Returns:
-        One row a number of processes: ``processes``, ``batch`` of all together, ``steps_per_second`` and
-        ``efficiency``, the segments per second of a process over those of the one that is alone.
+        One row per number of processes: ``processes``, ``batch`` (total over processes), ``steps_per_second``
+        and ``efficiency``, the segments per second and process relative to a single process.
     """
     names = ("transitions", "split", "normalisation")
     inputs = {name: load_artifact(folder / f"{name}.safetensors") for name in names}
@@ -46,7 +46,7 @@ def weak_scaling(folder: Path, batch: int) -> list[dict[str, Any]]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """For this process, and by the environment for those that it starts."""
+    """Limit this process to one thread, and by the environment also the processes that it starts."""
     threads, before = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,12 +1,12 @@
-"""Gradient steps per second and memory of training against peers (docs/benchmarks.md).
+"""Gradient steps per second and memory of training, compared with peers (docs/benchmarks.md).
 
-Ours and every peer do the same jobs - the same random log, networks and batch - in a process of their own,
-alternately for several rounds, on all cores and, if there is one, on the GPU; the fastest round of each
-counts. Compilation and warm-up are not timed. Peers live in ``.venv-peers``, made from PyPI on first use; one
-that cannot be installed or run is left out, and the benchmark says why.
+This package and every peer do the same jobs: the same random log, networks and batch size. Each job runs in its
+own process, in turn for several rounds, on all cores and on the GPU if there is one. The fastest round counts.
+Compilation and warm-up are not timed. Peers are installed from PyPI into ``.venv-peers`` on first use. A peer
+that cannot be installed or run is skipped, and the benchmark reports the reason.
 
     python -m benchmarks.speed
-    python -m benchmarks.speed --write-docs   # the tables of the last run, into docs/benchmarks.md
+    python -m benchmarks.speed --write-docs   # write the last run's tables into docs/benchmarks.md
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ from cvl_pipeline.episodes.preparation import fit_normalisation
 from cvl_pipeline.io.artifacts import save_artifact
 
 OBSERVATION, ACTION, EPISODES, STEPS = 39, 4, 360, 200
-"""Of a Meta-World log; every tenth episode is held out."""
+"""Sizes of a Meta-World log; every tenth episode is held out."""
 REPRESENTATION = 64
 ENVIRONMENTS = PROJECT / ".venv-peers"
 DOCS = PROJECT / "docs/benchmarks.md"
 LONGEST = 900
-"""Seconds that an installation or one job may take."""
+"""Time limit in seconds of an installation or a job."""
 BEGIN, END = "<!-- speed: written by benchmarks.speed -->", "<!-- end of speed -->"
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """What is trained."""
+    """A network and batch size to train."""
 
     stage: str
     hidden: tuple[int, ...]
     batch: int
 
     def __str__(self) -> str:
-        """For the tables."""
+        """Return the name in the tables."""
         return f"{self.stage}, hidden {self.hidden}, batch {self.batch}"
 
 
@@ -69,17 +69,17 @@ PRODUCT = Configuration("product", (), SIZE)
 
 @dataclass(frozen=True)
 class Contender:
-    """Ours or a peer.
+    """This package or a peer.
 
     Attributes:
-        name: in the tables.
-        module: the script, which takes a Job as JSON and prints one line of JSON.
-        configurations: that it trains.
-        arithmetic: ``equal``, or what differs.
-        environment: its folder in ENVIRONMENTS; None: the one this runs in.
-        requirements: of the environment, the arguments of one ``pip install`` after another.
-        method: of a script that has several.
-        precision: of matrix products.
+        name: name in the tables.
+        module: script that takes a Job as JSON and prints one line of JSON.
+        configurations: configurations that it trains.
+        arithmetic: ``equal``, or the differences from this package.
+        environment: folder of its virtual environment in ENVIRONMENTS; None: the current environment.
+        requirements: arguments of the ``pip install`` commands of the environment, in order.
+        method: method to run, for scripts with several.
+        precision: precision of matrix products.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Contender:
 
 
 OURS = Contender("cvl-pipeline", "benchmarks.peers.ours", CONFIGURATIONS, "equal")
-"""Whom the ratio is of."""
+"""Numerator of the ratio."""
 PRODUCTS = Contender("matrix product", "benchmarks.peers.product", (PRODUCT,), "")
 TORCH = "torch==2.13.0"
 JAX = ("jax[cuda12]==0.10.2" if torch.cuda.is_available() else "jax==0.10.2", "optax==0.2.8")
@@ -116,7 +116,7 @@ CONTENDERS = (
         "JaxGCRL", "benchmarks.peers.jaxgcrl", CRITICS,
         "inputs not standardised; raw representations, logits without a matrix product; a penalty and "
         "accuracies besides; no cosine; batches drawn as by the JAX loop",
-        # Its own requirements are a CUDA build that PyPI does not have; its losses run with any JAX.
+        # Its own requirements need a CUDA build that is not on PyPI; its losses run with any JAX.
         environment="jaxgcrl",
         requirements=((*JAX, "flax==0.12.7"), ("--no-deps", "jaxgcrl==0.2.8")),
     ),
@@ -145,7 +145,7 @@ CONTENDERS = (
 
 
 def write_log(folder: Path, episodes: int = EPISODES, steps: int = STEPS) -> None:
-    """A log of random numbers, as artifacts for ours and its training episodes as ``log.npz`` for peers."""
+    """Write a random log: artifacts for this package, and its training episodes as ``log.npz`` for peers."""
     generator = Generator().manual_seed(0)
     transitions = Transitions(
         observations=torch.randn(episodes * (steps + 1), OBSERVATION, generator=generator),
@@ -168,12 +168,12 @@ def write_log(folder: Path, episodes: int = EPISODES, steps: int = STEPS) -> Non
 
 
 def operations_of_a_step(configuration: Configuration) -> int:
-    """Floating-point operations of the matrix products of one step of the critic, forward and backward.
+    """Count the floating-point operations of the matrix products in one training step of the critic.
 
-    A product of (B, I) and (I, O) takes 2 B I O. Forward, that is every layer of phi, whose input has
-    OBSERVATION + ACTION columns, every layer of psi, whose input has OBSERVATION + 1, and the logits, (B, D)
-    by (D, B). Backward, each takes as much twice more, for the gradients of both factors; the first layers
-    only once more, for their inputs take none.
+    A product of (B, I) and (I, O) takes 2 B I O. The forward pass has every layer of phi, with OBSERVATION +
+    ACTION inputs, every layer of psi, with OBSERVATION + 1 inputs, and the logits, (B, D) by (D, B). The
+    backward pass takes twice as much, for the gradients of both factors. The first layers take only as much
+    as forward, because their inputs need no gradient.
     """
     batch = configuration.batch
     total = 3 * 2 * batch * batch * REPRESENTATION
@@ -185,14 +185,14 @@ def operations_of_a_step(configuration: Configuration) -> int:
 
 
 class NotInstalled(RuntimeError):  # noqa: N818
-    """A peer's environment cannot be made."""
+    """A peer's environment cannot be created."""
 
 
 def python_of(contender: Contender) -> Path:
-    """The interpreter of its environment, which is made if it is not there or was made for other versions.
+    """Return the interpreter of a contender's environment; create the environment if missing or outdated.
 
     Raises:
-        NotInstalled: it cannot be; the message is one line.
+        NotInstalled: the environment cannot be created; the message is one line.
     """
     if contender.environment is None:
         return Path(sys.executable)
@@ -203,7 +203,7 @@ def python_of(contender: Contender) -> Path:
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         commands = [[sys.executable, "-m", "venv", "--clear", str(folder)]]
         commands += [[*pip, *arguments] for arguments in contender.requirements]
-        print(f"making {folder}", flush=True)  # noqa: T201
+        print(f"creating {folder}", flush=True)  # noqa: T201
         try:
             for command in commands:
                 output(command)
@@ -214,11 +214,11 @@ def python_of(contender: Contender) -> Path:
 
 
 def output(command: Sequence[str]) -> str:
-    """What a command prints; RuntimeError with its last word if it fails."""
-    # PYTHONPATH and the like are of this environment, not of the peer's.
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    """Run a command and return its output; raise RuntimeError with the last error line if it fails."""
+    # PYTHONPATH and similar variables belong to this environment, not to the peer's.
+    filtered = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     own = command[0] == sys.executable
-    environment = None if own else kept
+    environment = None if own else filtered
     try:
         done = subprocess.run(
             command,
@@ -230,25 +230,25 @@ def output(command: Sequence[str]) -> str:
             timeout=LONGEST,
         )
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"not done within {LONGEST} seconds") from None
+        raise RuntimeError(f"not finished within {LONGEST} seconds") from None
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        errors = [line for line in said if "error" in line.lower()]
-        raise RuntimeError((errors or said or [f"status {done.returncode}"])[-1].strip())
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        errors = [line for line in lines if "error" in line.lower()]
+        raise RuntimeError((errors or lines or [f"status {done.returncode}"])[-1].strip())
     return done.stdout
 
 
 def do(contender: Contender, job: Job) -> dict[str, Any]:
-    """Run a contender's script; RuntimeError if it fails."""
-    printed = output([str(python_of(contender)), "-m", contender.module, json.dumps(asdict(job))])
-    result: dict[str, Any] = json.loads(printed.strip().splitlines()[-1])
+    """Run a contender's script and return its result; raise RuntimeError if it fails."""
+    text = output([str(python_of(contender)), "-m", contender.module, json.dumps(asdict(job))])
+    result: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
     return result
 
 
 def job_of(
     contender: Contender, configuration: Configuration, folder: Path, device: str, seconds: float
 ) -> Job:
-    """Ours to the letter, but for the sizes."""
+    """Build a job with this package's default settings and the configuration's sizes."""
     critic, policy = defaults("contrastive_dynamics"), defaults("policy_extraction")
     return Job(
         folder=str(folder), stage=configuration.stage, hidden=configuration.hidden,
@@ -263,18 +263,18 @@ def job_of(
 def measure(
     folder: Path, contenders: Sequence[Contender], devices: Sequence[str], rounds: int, seconds: float
 ) -> dict[str, Any]:
-    """Every job of every contender in turn, round after round.
+    """Run all jobs of all contenders in turn, for several rounds.
 
     Args:
-        folder: of the log.
-        contenders: ours among them.
+        folder: folder of the log.
+        contenders: contenders, including OURS.
         devices: cpu, and cuda if there is one.
-        rounds: how often.
-        seconds: of training that are timed, in each round.
+        rounds: number of rounds.
+        seconds: timed seconds of training per round.
 
     Returns:
-        ``rows``, one a contender, configuration and device; ``product_rate`` by device, in operations per
-        second; ``versions``; ``left_out``, with reasons.
+        ``rows``, one per contender, configuration and device; ``product_rate`` by device, in operations per
+        second; ``versions``; ``left_out``, skipped jobs with reasons.
     """
     results: dict[tuple[Contender, Configuration, str], list[dict[str, Any]]] = {}
     left_out: dict[str, str] = {}
@@ -290,13 +290,13 @@ def measure(
                     try:
                         done = do(contender, job_of(contender, configuration, folder, device, seconds))
                     except RuntimeError as error:
-                        missing = isinstance(error, NotInstalled)  # then none of its jobs need be tried
+                        missing = isinstance(error, NotInstalled)  # then skip all its jobs
                         left_out[contender.name if missing else title] = str(error)
                         print(f"left out: {title}: {error}", flush=True)  # noqa: T201
                         continue
                     results.setdefault((contender, configuration, device), []).append(done)
                     speed = done["steps"] / done["seconds"]
-                    print(f"round {turn + 1}: {title}: {speed:.1f} a second", flush=True)  # noqa: T201
+                    print(f"round {turn + 1}: {title}: {speed:.1f} per second", flush=True)  # noqa: T201
     rows = [
         {
             "contender": contender.name,
@@ -329,7 +329,7 @@ def measure(
 
 
 def shares(folder: Path, devices: Sequence[str], seconds: float) -> list[dict[str, Any]]:
-    """Where a critic's step of ours spends its time: one row a configuration; see ``peers.ours.shares``."""
+    """Time per part of our critic's training step, one row per configuration; see ``peers.ours.shares``."""
     return [
         {"device": device, **asdict(configuration)}
         | {"microseconds": do(OURS, job_of(OURS, as_shares, folder, device, seconds))}
@@ -341,9 +341,9 @@ def shares(folder: Path, devices: Sequence[str], seconds: float) -> list[dict[st
 
 def speed_of(record: dict[str, Any], name: str, configuration: Configuration, device: str) -> float:
     """Steps per second in the record; NaN if it has none."""
-    wanted = {"contender": name, "device": device} | asdict(configuration)
+    keys = {"contender": name, "device": device} | asdict(configuration)
     for row in record["rows"]:
-        if all(_same(row[key], value) for key, value in wanted.items()):
+        if all(_same(row[key], value) for key, value in keys.items()):
             return float(row["steps_per_second"])
     return float("nan")
 
@@ -353,7 +353,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def ratio(record: dict[str, Any], configuration: Configuration, device: str) -> float:
-    """Our steps per second over those of the fastest peer of equal arithmetic; NaN without one."""
+    """Our steps per second over those of the fastest peer with equal arithmetic; NaN without one."""
     peers = {
         row["contender"]
         for row in record["rows"]
@@ -365,10 +365,10 @@ def ratio(record: dict[str, Any], configuration: Configuration, device: str) -> 
 
 
 def summary(record: dict[str, Any], device: str) -> dict[str, float]:
-    """The two numbers of a device.
+    """Compute the two summary numbers of a device.
 
-    ``ratio_vs_fastest_peer`` is the smaller of the ratios of CRITICS; ``matmul_fraction`` says which part of
-    the rate of one large matrix product the products of LARGE's steps reach.
+    ``ratio_vs_fastest_peer`` is the smallest ratio of CRITICS. ``matmul_fraction`` is the rate of the matrix
+    products in LARGE's steps as a fraction of the rate of one large matrix product.
     """
     done = operations_of_a_step(LARGE) * speed_of(record, OURS.name, LARGE, device)
     return {
@@ -378,7 +378,7 @@ def summary(record: dict[str, Any], device: str) -> dict[str, float]:
 
 
 def tables(record: dict[str, Any]) -> str:
-    """All of it as Markdown."""
+    """Format the record as Markdown."""
     parts = []
     rows = pd.DataFrame(record["rows"])
     for device in record["product_rate"]:
@@ -392,7 +392,7 @@ def tables(record: dict[str, Any]) -> str:
                 continue
             own = speed_of(record, OURS.name, configuration, device)
             table = rows.iloc[chosen].sort_values("steps_per_second", ascending=False)
-            shown = pd.DataFrame(
+            cells = pd.DataFrame(
                 {
                     "": table["contender"],
                     "steps/s": table["steps_per_second"].map("{:.1f}".format),
@@ -402,8 +402,8 @@ def tables(record: dict[str, Any]) -> str:
                 }
             )
             if device == "cuda":
-                shown["of the GPU, MiB"] = table["peak_device_memory_mib"].map("{:.0f}".format)
-            parts.append(f"**{configuration}** ({device}):\n\n{markdown(shown)}")
+                cells["of the GPU, MiB"] = table["peak_device_memory_mib"].map("{:.0f}".format)
+            parts.append(f"**{configuration}** ({device}):\n\n{markdown(cells)}")
     if record["shares"]:
         parts.append(
             "Where a step of our critic's training spends its time:\n\n" + markdown(_shares_table(record))
@@ -460,19 +460,19 @@ def _shares_table(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def write_docs(record: dict[str, Any]) -> None:
-    """Put the tables between the two marks of docs/benchmarks.md."""
+    """Write the tables between the two marks of docs/benchmarks.md."""
     before, rest = DOCS.read_text().split(BEGIN)
     _, after = rest.split(END)
     DOCS.write_text(f"{before}{BEGIN}\n\n{tables(record)}\n\n{END}{after}")
 
 
 def main() -> None:
-    """Measure, record and print; the last line has the two numbers of the processor."""
+    """Measure, save and print the results; the last line has the two summary numbers of the CPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--seconds", type=float, default=3.0, help="timed in each round")
-    parser.add_argument("--only", nargs="+", help="contenders whose names start so, beside ours")
-    parser.add_argument("--write-docs", action="store_true", help="write the recorded tables")
+    parser.add_argument("--seconds", type=float, default=3.0, help="timed seconds per round")
+    parser.add_argument("--only", nargs="+", help="prefixes of the names of the peers to run")
+    parser.add_argument("--write-docs", action="store_true", help="write the last run's tables to the docs")
     arguments = parser.parse_args()
     path = RESULTS / "speed.json"
     if arguments.write_docs:
@@ -487,7 +487,7 @@ def main() -> None:
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     load = os.getloadavg()[0]
     if load > 0.5:
-        print(f"other work is running (load {load:.1f}): it will disturb every figure", flush=True)  # noqa: T201
+        print(f"other work is running (load {load:.1f}); it affects all results", flush=True)  # noqa: T201
     with tempfile.TemporaryDirectory() as folder:
         write_log(Path(folder))
         measured = measure(Path(folder), chosen, devices, arguments.rounds, arguments.seconds)

@@ -1,8 +1,8 @@
-"""Success of CVL, BC, IQL and the behaviour data in simulators: the tables of docs/benchmarks.md.
+"""Success of CVL, BC, IQL and the behaviour data in simulators, for the tables of docs/benchmarks.md.
 
-CVL and BC come from whole ``kedro run``s, so the numbers are those that a user gets; IQL is trained on the
-artifacts of the same run, for as many gradient steps as critic and policy together, and evaluated on the same
-goals. The default seeds were never used while settings were tuned (docs/tuning.md).
+CVL and BC come from whole ``kedro run``s, so you get the same numbers. IQL is trained on the artifacts of the
+same run, with as many gradient steps as critic and policy together, and evaluated on the same goals. The
+default seeds were not used for tuning (docs/tuning.md).
 
     python -m benchmarks.success --tasks reach-v3 door-open-v3 push-v3 drawer-close-v3 --seeds 10 11 12
     python -m benchmarks.success --env pointmaze --tasks PointMaze_Medium-v3
@@ -38,13 +38,13 @@ RESAMPLES = 10_000
 
 
 def table_path(table: str, task: str, seed: int) -> Path:
-    """Where the episodes of a policy are tabulated."""
+    """Path of a table of episodes."""
     layer = "02_intermediate" if table == "episodes" else "07_model_output"
     return PROJECT / f"data/{layer}/{task}/seed_{seed}/{table}.parquet"
 
 
 def iql_parameters(env: str | None) -> IQLParameters:
-    """The published settings, with the pipeline's networks, batch and gradient steps."""
+    """Published settings of IQL, with the pipeline's networks, batch size and gradient steps."""
     critic, policy = defaults("contrastive_dynamics", env), defaults("policy_extraction", env)
     steps = critic["training"]["steps"] + policy["training"]["steps"]
     return IQLParameters(
@@ -55,7 +55,7 @@ def iql_parameters(env: str | None) -> IQLParameters:
 
 
 def run_iql(task: str, seed: int, env: str | None) -> None:
-    """Train IQL on the run's own artifacts and tabulate its rollouts beside the others."""
+    """Train IQL on the run's artifacts and save its rollouts beside the others."""
     folder = f"{task}/seed_{seed}"
     transitions, rewards, split, normalisation = (
         load_artifact(PROJECT / f"data/{layer}/{folder}/{name}.safetensors")
@@ -77,7 +77,7 @@ def run_iql(task: str, seed: int, env: str | None) -> None:
 
 
 def run(task: str, seed: int, env: str | None, params: str, keep: bool) -> float | None:
-    """Run the pipeline for one task and seed; seconds, or None if its results are kept."""
+    """Run the pipeline for one task and seed; return the seconds, or None if earlier results are reused."""
     if keep and all(table_path(table, task, seed).exists() for table in POLICIES.values()):
         return None
     command = [
@@ -96,7 +96,7 @@ def run(task: str, seed: int, env: str | None, params: str, keep: bool) -> float
 
 
 def episodes(task: str, seed: int) -> dict[str, NDArray[np.float64]]:
-    """Success (0 or 1) of every episode of each policy."""
+    """Success (0 or 1) per episode of each policy."""
     return {
         policy: pd.read_parquet(table_path(table, task, seed), columns=["success"])["success"].to_numpy(
             np.float64
@@ -106,7 +106,7 @@ def episodes(task: str, seed: int) -> dict[str, NDArray[np.float64]]:
 
 
 def resampled_means(runs: list[NDArray[np.float64]], generator: np.random.Generator) -> NDArray[np.float64]:
-    """Means over seeds with the episodes of every seed resampled: a bootstrap stratified by seed."""
+    """Bootstrap means over seeds; episodes are resampled within each seed."""
     means = [
         values[generator.integers(len(values), size=(RESAMPLES, len(values)))].mean(1) for values in runs
     ]
@@ -114,7 +114,7 @@ def resampled_means(runs: list[NDArray[np.float64]], generator: np.random.Genera
 
 
 def summarise(tasks: list[str], seeds: list[int]) -> dict[str, Any]:
-    """Means and 95 % intervals per task and policy, over all tasks, and of CVL's differences."""
+    """Compute means and 95 % intervals per task and policy, over all tasks, and of CVL's differences."""
     generator = np.random.default_rng(0)
     summary: dict[str, Any] = {}
     resampled_tasks = []
@@ -145,7 +145,7 @@ def summarise(tasks: list[str], seeds: list[int]) -> dict[str, Any]:
 
 
 def table(summary: dict[str, Any], tasks: list[str]) -> str:
-    """The summary as a Markdown table."""
+    """Format the summary as a Markdown table."""
     lines = ["| task | behaviour data | BC | IQL | CVL | CVL, each seed | IQL, each seed |", "|" + "---|" * 7]
     for task in [*tasks, "mean"]:
         cells = [
@@ -168,16 +168,16 @@ def table(summary: dict[str, Any], tasks: list[str]) -> str:
 
 
 def main() -> None:
-    """Run what is missing, then write and print the table."""
+    """Run the pipeline for all tasks and seeds, then save and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
         "--tasks", nargs="+", default=["reach-v3", "door-open-v3", "push-v3", "drawer-close-v3"]
     )
-    parser.add_argument("--env", help="a folder of conf/, such as pointmaze, whose settings differ")
+    parser.add_argument("--env", help="folder of conf/ with other settings, such as pointmaze")
     parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12])
     parser.add_argument("--params", default="", help="more kedro --params, such as evaluation.episodes=100")
     parser.add_argument(
-        "--keep", action="store_true", help="do not rerun finished runs (made by the same settings?)"
+        "--keep", action="store_true", help="do not rerun finished runs (check that their settings match)"
     )
     arguments = parser.parse_args()
     seconds = [

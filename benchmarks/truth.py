@@ -1,7 +1,7 @@
-"""The method against the truth: finite MDPs whose Q comes from a linear solve (docs/truth.md).
+"""Comparison of CVL's Q with the exact Q of finite MDPs, from a linear solve (docs/truth.md).
 
-The library's own sampler, losses and readouts run on logs of small MDPs, and what they say Q is stands beside
-what Q is. The last line is the default setting's: mean over MDPs and seeds.
+The library's own sampler, losses and readouts run on logs of small MDPs. The last line of the output has the
+results of the default settings, averaged over MDPs and seeds.
 
     python -m benchmarks.truth
 """
@@ -44,24 +44,24 @@ DEFAULT_LOSS, DEFAULT_READOUT = "symmetric_infonce", "exact, self-normalised"
 HORIZONS = 16
 FEATURES = 1024
 REFERENCES = 256
-SUMMED = 8192  # references that features are summed over; with some 30 states, more say nothing new
+SUMMED = 8192  # references summed by the features; about 30 states need no more
 
 
 @dataclass(frozen=True)
 class Case:
-    """An MDP and the log that is taken of it."""
+    """An MDP and the size of its log."""
 
     mdp: FiniteMDP
-    steps: int  # after which an episode is cut off
-    transitions: int  # about how many are logged
+    steps: int  # maximum length of an episode
+    transitions: int  # approximate number of logged transitions
 
     def log(self, seed: int) -> tuple[Transitions, Rewards]:
-        """The log of one seed."""
+        """Simulate the log of one seed."""
         return self.mdp.log_episodes(self.transitions // self.steps, self.steps, seed)
 
 
 def cases(transitions: int) -> dict[str, Case]:
-    """The four MDPs."""
+    """Build the four MDPs."""
     return {
         "grid": Case(grid_world(side=5, goal=True), 100, transitions),
         "chain": Case(chain(states=12), 100, transitions),
@@ -83,7 +83,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 
 
 def parameters(steps: int, **changes: Any) -> DynamicsParameters:
-    """The pipeline's defaults where they matter (loss, temperature), networks as small as the problem."""
+    """Build parameters: the pipeline's defaults where they matter (loss, temperature), with small networks."""
     values: dict[str, Any] = {
         "discount": 0.9, "loss": DEFAULT_LOSS, "logsumexp_penalty": 0.0, "horizon_conditioning": False,
         "representation": "unit_norm", "representation_size": 32, "hidden": (64, 64), "temperature": 0.1,
@@ -104,7 +104,7 @@ def readouts(
     split: Split,
     moving: MovingFeatures | None,
 ) -> dict[str, Readout]:
-    """Every readout of a critic."""
+    """Build all readouts of a critic."""
     generator = Generator().manual_seed(0)
     everything = all_references(critic, transitions, rewards, split.train)
     summed = draw_references(everything, SUMMED, False, generator)
@@ -114,7 +114,7 @@ def readouts(
     def exact(references: Any, self_normalised: bool = True) -> Readout:
         return exact_readout(critic, references, horizons, discount, self_normalised)
 
-    made = {
+    by_name = {
         DEFAULT_READOUT: exact(everything),
         "exact, unnormalised": exact(everything, self_normalised=False),
         f"exact, {REFERENCES} references": exact(draw_references(everything, REFERENCES, False, generator)),
@@ -126,13 +126,13 @@ def readouts(
     for method in ("random_fourier", "positive_random"):
         for normalised in (True, False):
             name = f"{method}, {'self-normalised' if normalised else 'unnormalised'}"
-            made[name] = feature_readout(
+            by_name[name] = feature_readout(
                 summed, method, FEATURES, generator,
                 temperature=temperature, horizons=horizons, discount=discount, self_normalised=normalised,
             )  # fmt: skip
     if moving is not None:
-        made["random_fourier, moving average"] = moving.readout(critic)
-    return made
+        by_name["random_fourier, moving average"] = moving.readout(critic)
+    return by_name
 
 
 def q_table(mdp: FiniteMDP, q: QFunction) -> Floats:
@@ -143,38 +143,39 @@ def q_table(mdp: FiniteMDP, q: QFunction) -> Floats:
 
 
 def score(mdp: FiniteMDP, values: Floats, noise: float) -> dict[str, float]:
-    """How far a table of values (S, A) is from the exact one, terminal states left out.
+    """Compare a table of values (S, A) with the exact one, without terminal states.
 
-    ``correlation`` is Pearson's over all pairs; ``error`` the root mean square difference after the best
-    scaling of the values, over the exact values' standard deviation; ``greedy_agreement`` the share of states
-    whose best action is found, among those whose exact gap between best and second action exceeds ``noise``
-    (NaN where no state's does).
+    Returns:
+        ``correlation``: Pearson's, over all pairs. ``error``: root mean square difference after the best
+        scaling of the values, divided by the exact values' standard deviation. ``clear_states``: share of
+        states whose gap between best and second-best action exceeds ``noise``. ``greedy_agreement``: share of
+        those states with the right best action (NaN if there are none).
     """
-    exact, found = mdp.q()[~mdp.terminal], values[~mdp.terminal]
-    scale = (exact * found).sum() / (found * found).sum()
+    exact, estimate = mdp.q()[~mdp.terminal], values[~mdp.terminal]
+    scale = (exact * estimate).sum() / (estimate * estimate).sum()
     ordered = np.sort(exact, axis=1)
     clear = ordered[:, -1] - ordered[:, -2] > noise
-    agrees = exact.argmax(1) == found.argmax(1)
+    agrees = exact.argmax(1) == estimate.argmax(1)
     return {
-        "correlation": float(np.corrcoef(exact.ravel(), found.ravel())[0, 1]),
-        "error": float(np.sqrt(np.mean((scale * found - exact) ** 2)) / exact.std()),
+        "correlation": float(np.corrcoef(exact.ravel(), estimate.ravel())[0, 1]),
+        "error": float(np.sqrt(np.mean((scale * estimate - exact) ** 2)) / exact.std()),
         "greedy_agreement": float(agrees[clear].mean()) if clear.any() else float("nan"),
         "clear_states": float(clear.mean()),
     }
 
 
 def tabular_values(mdp: FiniteMDP, transitions: Transitions, ends: str = "ours") -> Floats:
-    """Q by counting: what a sampler that knew no network would estimate from the log, (S, A).
+    """Estimate Q from the log by counting, without a network, (S, A).
 
     Every pair of a transition and a state k steps later counts ``gamma^(k-1)`` (and so does every absorbed
-    future, at reward 0), normalised over the pairs of each (s, a).
+    future, with reward 0), normalised over the pairs of each (s, a).
 
     Args:
-        mdp: gives the rewards and the discount.
+        mdp: provides the rewards and the discount.
         transitions: the log.
-        ends: how episodes end. ``ours``: see SegmentSampler. ``uniform anchors``: k truncated and
-            renormalised anchor by anchor, the paper's. ``no absorbing state``: that, and terminations taken
-            for timeouts. ``clamped``: offsets past the end land in the last state.
+        ends: treatment of episode ends. ``ours``: see SegmentSampler. ``uniform anchors``: the paper's, k is
+            truncated and renormalised per anchor. ``no absorbing state``: the same, with terminations treated
+            as timeouts. ``clamped``: offsets past the end count for the last state.
     """
     index = torch.arange(len(transitions))
     episodes = transitions.episode_of(index)
@@ -203,7 +204,7 @@ def tabular_values(mdp: FiniteMDP, transitions: Transitions, ends: str = "ours")
 
 
 def noise_level(mdp: FiniteMDP, transitions: Transitions) -> float:
-    """Root mean square error of counting on the same log: what these data leave open, whatever the method."""
+    """Root mean square error of counting on the same log, the uncertainty of the data for any method."""
     alive = ~mdp.terminal
     return float(np.sqrt(np.mean((tabular_values(mdp, transitions)[alive] - mdp.q()[alive]) ** 2)))
 
@@ -231,9 +232,9 @@ def one_critic(job: tuple[str, str, int, int, int]) -> list[dict[str, Any]]:
         )  # fmt: skip
     critic, _ = train_dynamics(used, split, identity(used, split), settings, seed, observer=moving)
     critic.requires_grad_(False)
-    made = readouts(critic, used, labels, split, moving)
+    by_name = readouts(critic, used, labels, split, moving)
     rows = []
-    for name, readout in made.items():
+    for name, readout in by_name.items():
         start = time.perf_counter()
         values = q_table(case.mdp, QFunction(critic, readout))
         micros = (time.perf_counter() - start) / values.size * 1e6
@@ -247,14 +248,14 @@ def one_critic(job: tuple[str, str, int, int, int]) -> list[dict[str, Any]]:
 
 
 def identity(transitions: Transitions, split: Split) -> Any:
-    """One-hot inputs go in as they are."""
-    measured = fit_normalisation(transitions, split, 1.0)
-    zeros: Tensor = torch.zeros_like(measured.observation_mean)
-    return replace(measured, observation_mean=zeros, action_mean=torch.zeros_like(measured.action_mean))
+    """Normalisation that leaves one-hot inputs unchanged."""
+    fit = fit_normalisation(transitions, split, 1.0)
+    zeros: Tensor = torch.zeros_like(fit.observation_mean)
+    return replace(fit, observation_mean=zeros, action_mean=torch.zeros_like(fit.action_mean))
 
 
 def summarise(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Mean over MDPs and seeds with a 95 % interval: seeds are the chance in it, MDPs are what they are."""
+    """Mean over MDPs and seeds with a 95 % interval, in which seeds are random and MDPs are fixed."""
     scores = ["correlation", "error", "greedy_agreement"]
     out = []
     for key, part in rows.groupby(by, sort=False):
@@ -271,7 +272,7 @@ def summarise(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def plot(rows: pd.DataFrame, table: pd.DataFrame, transitions: int) -> Figure:
-    """Default values against exact ones for each MDP, and the correlation of every loss and readout."""
+    """Plot default against exact values for each MDP, and the correlation of every loss and readout."""
     figure = Figure(figsize=(15, 9), layout="constrained")
     grid = figure.add_gridspec(2, 4, height_ratios=[1, 1.25])
     for column, (name, case) in enumerate(cases(transitions).items()):
@@ -309,7 +310,7 @@ def plot(rows: pd.DataFrame, table: pd.DataFrame, transitions: int) -> Figure:
 
 
 def ends_table(transitions: int, seeds: int) -> pd.DataFrame:
-    """What each treatment of an episode's end does to Q, by counting: no network, no training."""
+    """Table of the effect of each treatment of episode ends on Q, by counting, without training."""
     rows = []
     for name, case in cases(transitions).items():
         if name not in ("grid with terminal states", "grid with timeouts"):
@@ -326,7 +327,7 @@ def ends_table(transitions: int, seeds: int) -> pd.DataFrame:
 
 
 def run(transitions: int, seeds: int, steps: int, workers: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All critics and readouts: every row, and the means."""
+    """Run all critics and readouts; return all rows, and the means."""
     jobs = [
         (case, loss, seed, transitions, steps)
         for seed in range(seeds)
@@ -343,7 +344,7 @@ def run(transitions: int, seeds: int, steps: int, workers: int) -> tuple[pd.Data
 
 
 def main() -> None:
-    """Run everything, print the tables, record them."""
+    """Run everything, print and save the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--transitions", type=int, default=200_000, help="logged in each MDP")
     parser.add_argument("--seeds", type=int, default=3)

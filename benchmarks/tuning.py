@@ -1,7 +1,7 @@
-"""What a study gives: success with the parameters it found beside the defaults, on seeds it never saw.
+"""Success with a study's best parameters compared with the defaults, on seeds that the study did not use.
 
-A study on an offline objective, which also measures rollouts, then whole runs of both settings: the figures
-of docs/studies.md.
+The script runs a study with an offline objective, which also measures rollouts, then whole runs of both
+settings. docs/studies.md has the results.
 
     python -m benchmarks.tuning --task door-open-v3 --seeds 10 11 12
 """
@@ -31,7 +31,7 @@ MEASURES = "contrastive_loss mutual_information_bound success_rate return_mean"
 
 
 def kedro(*arguments: str) -> float:
-    """Run Kedro; seconds."""
+    """Run Kedro and return the seconds."""
     command = [str(Path(sys.executable).with_name("kedro")), "run", *arguments]
     print(shlex.join(["kedro", *command[1:]]), flush=True)  # noqa: T201
     start = time.perf_counter()
@@ -40,7 +40,7 @@ def kedro(*arguments: str) -> float:
 
 
 def run(task: str, seeds: list[int], workers: int) -> float:
-    """The study, then every seed by both settings, their rollouts kept apart; seconds of the study."""
+    """Run the study, then every seed with both settings, and copy their rollouts; return the study's seconds."""
     seconds = kedro(
         "--pipelines", "data_ingestion,tuning",
         "--params", f"dataset.task={task},tuning.workers={workers},tuning.measures={MEASURES}",
@@ -48,27 +48,27 @@ def run(task: str, seeds: list[int], workers: int) -> float:
     for seed in seeds:
         for setting, tuned in SETTINGS.items():
             kedro("--params", f"dataset.task={task},tuned={tuned},seed={seed}")
-            made = PROJECT / f"data/07_model_output/{task}/seed_{seed}/rollouts.parquet"
-            kept = table_path(task, seed, setting)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(made, kept)
+            rollouts = PROJECT / f"data/07_model_output/{task}/seed_{seed}/rollouts.parquet"
+            copy = table_path(task, seed, setting)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(rollouts, copy)
     return seconds
 
 
 def table_path(task: str, seed: int, setting: str) -> Path:
-    """Where the rollouts of a setting are kept."""
+    """Path of the rollouts of a setting."""
     return FOLDER / task / f"seed_{seed}" / f"{setting}.parquet"
 
 
 def summarise(task: str, seeds: list[int]) -> dict[str, Any]:
-    """Success of both settings and the gain on the same goals, with 95 % intervals."""
+    """Compute success of both settings and the gain on the same goals, with 95 % intervals."""
     runs: dict[str, list[NDArray[np.float64]]] = {
         setting: [
             pd.read_parquet(table_path(task, seed, setting))["success"].to_numpy(np.float64) for seed in seeds
         ]
         for setting in SETTINGS
     }
-    # Episode by episode, for both settings start from the same goals.
+    # Episode by episode, because both settings have the same goals.
     runs["gain"] = [tuned - default for default, tuned in zip(runs["defaults"], runs["tuned"], strict=True)]
     generator = np.random.default_rng(0)
     return {
@@ -82,12 +82,12 @@ def summarise(task: str, seeds: list[int]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run, record and print."""
+    """Run the study, save and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--task", default="door-open-v3")
     parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--report", action="store_true", help="run nothing, record what has been run")
+    parser.add_argument("--report", action="store_true", help="run nothing, save the results of earlier runs")
     arguments = parser.parse_args()
     seconds = None if arguments.report else run(arguments.task, arguments.seeds, arguments.workers)
     study = PROJECT / f"data/08_reporting/{arguments.task}/tuning/study"
@@ -101,9 +101,9 @@ def main() -> None:
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "tuning.json").write_text(json.dumps(record, indent=2) + "\n")
-    for name, found in record["success"].items():
-        seeds = ", ".join(f"{value:+.2f}" if name == "gain" else f"{value:.2f}" for value in found["seeds"])
-        print(f"{name}: {found['mean']:.2f} [{found['ci'][0]:.2f}, {found['ci'][1]:.2f}] ({seeds})")  # noqa: T201
+    for name, result in record["success"].items():
+        seeds = ", ".join(f"{value:+.2f}" if name == "gain" else f"{value:.2f}" for value in result["seeds"])
+        print(f"{name}: {result['mean']:.2f} [{result['ci'][0]:.2f}, {result['ci'][1]:.2f}] ({seeds})")  # noqa: T201
 
 
 if __name__ == "__main__":

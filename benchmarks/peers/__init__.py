@@ -1,1 +1,1 @@
-"""Whom training is timed against (``benchmarks.speed``), a script each, in an environment of its own."""
+"""Peers for ``benchmarks.speed``: one script per peer, each in its own environment."""

@@ -1,4 +1,4 @@
-"""The critic's training of contrastive-rl-pytorch: its own trainer and loss, networks of equal shape."""
+"""Training of the critic in contrastive-rl-pytorch: its own trainer and loss, with networks of equal shape."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from benchmarks.peers.torch_networks import mlp
 
 
 def main() -> None:
-    """Train, timed."""
+    """Train and report the time."""
     job = given_job(sys.argv[1])
     with np.load(job.log) as log:
         observations, actions, starts = (
             torch.from_numpy(log[name]) for name in ("observations", "actions", "episode_starts")
         )
-    # It takes episodes of one length, side by side, as many a step as make a batch. Whole batches of them
-    # alone, since it would train on what is left as on a smaller one.
+    # The trainer takes episodes of equal length, and as many per step as make a batch. Pass whole batches
+    # only, because it would train on the remainder as a smaller batch.
     a_step = job.batch // job.per_episode
     episodes = (len(starts) - 1) // a_step * a_step
     steps = int(starts[1])
@@ -39,7 +39,7 @@ def main() -> None:
     )
 
     def steps_of(count: int) -> int:
-        loss = trainer(states, count, actions=acts, pbar=False)  # it waits for every loss
+        loss = trainer(states, count, actions=acts, pbar=False)  # the trainer waits for every loss
         if not np.isfinite(loss):
             raise FloatingPointError("the loss is not a number")
         return count

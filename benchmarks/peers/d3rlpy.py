@@ -1,4 +1,4 @@
-"""d3rlpy's own updates, on batches that its own buffer draws, without its logging."""
+"""d3rlpy's own updates, with batches from its own buffer and without its logging."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.peers.torch_networks import read_transitions
 
 
 def main() -> None:
-    """Train, timed."""
+    """Train and report the time."""
     job = given_job(sys.argv[1])
     log = {name: value.cpu().numpy() for name, value in read_transitions(job).items()}
     dataset = d3rlpy.dataset.MDPDataset(
@@ -44,7 +44,7 @@ def main() -> None:
 
     def steps_of(steps: int) -> int:
         for _ in range(steps):
-            # It reads its losses, so it waits for every step.
+            # d3rlpy reads its losses, so it waits for every step.
             losses = learner.update(dataset.sample_transition_batch(job.batch))
         if not all(np.isfinite(value) for value in losses.values()):
             raise FloatingPointError("a loss is not a number")

@@ -1,6 +1,6 @@
-"""What every timed script shares: its job, the clock, what it prints.
+"""Code shared by all timed scripts: the job, the clock and the report.
 
-Of the standard library alone, and of any Python from 3.10: it runs in the environment of every peer.
+It uses only the standard library and runs on Python 3.10 or later, because it runs in every peer's environment.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from importlib import metadata
 from pathlib import Path
 
 Train = Callable[[int], tuple[int, float]]
-"""Takes at least so many gradient steps; returns how many they were and the seconds they took."""
+"""Takes at least the given number of gradient steps; returns their number and their seconds."""
 SHORTEST = 0.3
-"""Seconds of a trial run from which the speed of the timed one is foretold."""
+"""Shortest trial run, in seconds, that predicts the length of the timed run."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, for how long.
+    """A training job.
 
     Attributes:
-        folder: of ``log.npz`` (see ``benchmarks.speed.write_log``).
-        stage: ``critic``, ``policy``, or what a script knows besides.
+        folder: folder of ``log.npz`` (see ``benchmarks.speed.write_log``).
+        stage: ``critic``, ``policy``, or another stage of the script.
         hidden: sizes of the hidden layers of every network.
-        batch: B.
-        representation: D of phi and psi.
+        batch: batch size, B.
+        representation: size of phi and psi, D.
         precision: float32 or bfloat16.
         device: cpu or cuda.
-        seconds: of the timed run.
-        method: of a script that has several.
+        seconds: length of the timed run.
+        method: method to run, for scripts with several.
         discount: gamma.
-        temperature: divides the logits.
-        per_episode: segments of a batch that share an episode.
-        learning_rate: of Adam at the first step.
-        beta: of the weights ``exp(beta A)``.
-        max_weight: that clamps them.
+        temperature: divisor of the logits.
+        per_episode: number of segments of a batch that share an episode.
+        learning_rate: Adam's learning rate at the first step.
+        beta: beta of the weights ``exp(beta A)``.
+        max_weight: maximum of these weights.
     """
 
     folder: str
@@ -60,23 +60,23 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """The episodes, as NumPy keeps them."""
+        """Path of the episodes, a NumPy file."""
         return Path(self.folder) / "log.npz"
 
 
 def given_job(text: str) -> Job:
-    """The job that the driver wrote as JSON."""
+    """Parse the job that ``benchmarks.speed`` passes as JSON."""
     values = json.loads(text)
     return Job(**{**values, "hidden": tuple(values["hidden"])})
 
 
 def clocked(steps_of: Callable[[int], int]) -> Train:
-    """A Train of a function that takes steps, waits for them and returns their number."""
+    """Make a Train from a function that takes steps, waits for them and returns their number."""
 
     def train(steps: int) -> tuple[int, float]:
         start = time.perf_counter()
-        taken = steps_of(steps)
-        return taken, time.perf_counter() - start
+        count = steps_of(steps)
+        return count, time.perf_counter() - start
 
     return train
 
@@ -84,16 +84,16 @@ def clocked(steps_of: Callable[[int], int]) -> Train:
 def timed(train: Train, seconds: float) -> tuple[int, float]:
     """Steps and seconds of a run of about the given length, after compilation and warm-up."""
     train(1)
-    steps, taken = train(8)
-    while taken < min(SHORTEST, seconds):
-        steps, taken = train(2 * steps)
-    return train(max(1, round(steps * seconds / taken)))
+    steps, duration = train(8)
+    while duration < min(SHORTEST, seconds):
+        steps, duration = train(2 * steps)
+    return train(max(1, round(steps * seconds / duration)))
 
 
 def peak_memory() -> float:
-    """MiB that this process held at its highest, libraries and all."""
+    """Peak memory of this process in MiB, including libraries."""
     status = Path("/proc/self/status")
-    if status.exists():  # what ru_maxrss says includes the process that started this one
+    if status.exists():  # ru_maxrss would include the parent process
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024.0
@@ -102,13 +102,13 @@ def peak_memory() -> float:
 
 
 def report(job: Job, train: Train, packages: Sequence[str], device_memory: Callable[[], int]) -> None:
-    """Time it and print one line of JSON.
+    """Time a job and print the result as one line of JSON.
 
     Args:
-        job: what is timed.
-        train: takes its steps.
-        packages: whose versions are told.
-        device_memory: peak bytes on the GPU; not asked on a processor.
+        job: the job.
+        train: takes the training steps.
+        packages: packages whose versions are reported.
+        device_memory: returns the peak bytes on the GPU; not called on a CPU.
     """
     steps, seconds = timed(train, job.seconds)
     result = {

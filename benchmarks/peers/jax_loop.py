@@ -1,7 +1,7 @@
-"""The same arithmetic as plain JAX and optax: the fastest way to write it down, without a framework.
+"""The same arithmetic in plain JAX and optax, the fastest implementation without a framework.
 
-One compiled program takes CHUNK gradient steps: their batches are drawn at once, then a scan goes over them.
-The loss takes one exponential an entry, as ours does. Nothing is measured, logged or saved.
+One compiled program takes CHUNK gradient steps: it samples all their batches, then scans over them. The loss
+takes one exponential per entry, as in this package. Nothing is measured, logged or saved.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
 CHUNK = 64 if max(JOB.hidden) <= 512 else 8
-"""Steps of one call, so that what a call costs is nothing."""
+"""Steps per call, enough to make the overhead of a call negligible."""
 TOTAL = 100_000
-"""Steps of the learning rate's cosine; ours has the length of the run, which costs the same."""
+"""Steps of the cosine schedule; this package uses the length of the run, at the same cost."""
 Log = dict[str, jax.Array]
 
 
 def read_log() -> Log:
-    """The training episodes on the device, and tables of the law that segments follow.
+    """Read the training episodes to the device, with tables for sampling segments.
 
-    The law is that of ``SegmentSampler`` for truncated episodes.
+    The distribution of segments is that of ``SegmentSampler`` for truncated episodes.
     """
     with np.load(JOB.log) as file:
         arrays = dict(file)
@@ -49,35 +49,35 @@ def read_log() -> Log:
     }
     names = ("observations", "actions", "advantages", "action_low", "action_high")
     statistics = ("observation_mean", "observation_std", "action_mean", "action_std")
-    kept = {name: arrays[name] for name in (*names, *statistics)}
-    return {name: jnp.asarray(value) for name, value in {**kept, **tables}.items()}
+    selection = {name: arrays[name] for name in (*names, *statistics)}
+    return {name: jnp.asarray(value) for name, value in {**selection, **tables}.items()}
 
 
 def segments(log: Log, key: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Rows of the anchors, transitions and rows of the futures of the next batches, (chunk, B) each."""
+    """Sample rows of the anchors, transitions and rows of the futures of a chunk of batches, (chunk, B) each."""
     batch, repeats = JOB.batch, JOB.per_episode
     of_episode, of_anchor, of_offset = jax.random.split(key, 3)
     cumulative = log["cumulative_mass"]
     place = jax.random.uniform(of_episode, (chunk, -(-batch // repeats))) * cumulative[-1]
-    chosen = jnp.minimum(jnp.searchsorted(cumulative, place, side="right"), len(cumulative) - 1)
-    episodes = jnp.repeat(chosen, repeats, axis=1)[:, :batch]
+    index = jnp.minimum(jnp.searchsorted(cumulative, place, side="right"), len(cumulative) - 1)
+    episodes = jnp.repeat(index, repeats, axis=1)[:, :batch]
     left = log["mass"][episodes] * (1.0 - jax.random.uniform(of_anchor, (chunk, batch)))
     steps_left = jnp.minimum(jnp.searchsorted(log["sums"], left), len(log["sums"]) - 1) + 1
-    shown = log["shares"][steps_left - 1] * jax.random.uniform(of_offset, (chunk, batch))
-    offsets = (jnp.log1p(-shown) / np.log(JOB.discount)).astype(jnp.int32) + 1
+    share = log["shares"][steps_left - 1] * jax.random.uniform(of_offset, (chunk, batch))
+    offsets = (jnp.log1p(-share) / np.log(JOB.discount)).astype(jnp.int32) + 1
     anchors = log["ends"][episodes] - steps_left
     rows = anchors + episodes
     return rows, anchors, rows + jnp.minimum(offsets, steps_left)
 
 
 def transitions(log: Log, key: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
-    """Rows and numbers of the transitions of the next batches, uniformly, (chunk, B) each."""
+    """Sample rows and indices of transitions uniformly, for a chunk of batches, (chunk, B) each."""
     anchors = jax.random.randint(key, (chunk, JOB.batch), 0, len(log["actions"]))
     return anchors + log["episode_of"][anchors], anchors
 
 
 def mlp_init(generator: np.random.Generator, sizes: list[int]) -> list[dict[str, jax.Array]]:
-    """Layers as torch starts them."""
+    """Initialise layers as torch does."""
     layers = []
     for inputs, outputs in pairwise(sizes):
         bound = inputs**-0.5
@@ -103,17 +103,17 @@ def mlp(layers: list[dict[str, jax.Array]], x: jax.Array) -> jax.Array:
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """On the sphere."""
+    """Scale to unit length."""
     return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-24)
 
 
 def states(log: Log, rows: jax.Array) -> jax.Array:
-    """Standardised observations."""
+    """Read standardised observations."""
     return (log["observations"][rows] - log["observation_mean"]) / log["observation_std"]
 
 
 def critic_weights(log: Log):
-    """Of both encoders."""
+    """Initialise both encoders."""
     observation, action = log["observations"].shape[1], log["actions"].shape[1]
     generator = np.random.default_rng(0)
     return {
@@ -122,9 +122,9 @@ def critic_weights(log: Log):
     }
 
 
-def critic_loss(weights, log: Log, drawn) -> jax.Array:
+def critic_loss(weights, log: Log, batch) -> jax.Array:
     """Symmetric InfoNCE of one batch."""
-    rows, anchors, reached = drawn
+    rows, anchors, reached = batch
     actions = (log["actions"][anchors] - log["action_mean"]) / log["action_std"]
     absorbed = jnp.zeros((len(rows), 1))
     phi = unit(mlp(weights["phi"], jnp.concatenate([states(log, rows), actions], -1)))
@@ -137,14 +137,14 @@ def critic_loss(weights, log: Log, drawn) -> jax.Array:
 
 
 def policy_weights(log: Log):
-    """Of the mean, and the deviation."""
+    """Initialise the network of the mean, and the standard deviation."""
     sizes = [log["observations"].shape[1], *JOB.hidden, log["actions"].shape[1]]
     return {"mean": mlp_init(np.random.default_rng(0), sizes), "log_std": jnp.zeros(sizes[-1])}
 
 
-def policy_loss(weights, log: Log, drawn) -> jax.Array:
+def policy_loss(weights, log: Log, batch) -> jax.Array:
     """Advantage-weighted negative log-likelihood of one batch."""
-    rows, anchors = drawn
+    rows, anchors = batch
     low, high = log["action_low"], log["action_high"]
     squashed = jnp.tanh(mlp(weights["mean"], states(log, rows)))
     mean = jnp.clip(low + (squashed + 1.0) / 2.0 * (high - low), low, high)
@@ -162,12 +162,12 @@ STAGES = {
 
 
 def loop(step, state, draw, log: Log, chunk: int) -> Train:
-    """Training by ``step(state, log, drawn)``, which returns the next state and the loss, chunk by chunk."""
+    """Train in chunks with ``step(state, log, batch)``, which returns the next state and the loss."""
 
     def steps_of_chunk(state, key, log):
         key, own = jax.random.split(key)
-        drawn = draw(log, own, chunk)
-        state, losses = jax.lax.scan(lambda state, drawn: step(state, log, drawn), state, drawn)
+        batches = draw(log, own, chunk)
+        state, losses = jax.lax.scan(lambda state, batch: step(state, log, batch), state, batches)
         return state, key, losses.mean()
 
     compiled = jax.jit(steps_of_chunk, donate_argnums=(0, 1))
@@ -190,14 +190,14 @@ def device_memory() -> int:
 
 
 def main() -> None:
-    """Train, timed."""
+    """Train and report the time."""
     log = read_log()
     initial, draw, loss = STAGES[JOB.stage]
     optimiser = optax.adam(optax.cosine_decay_schedule(JOB.learning_rate, TOTAL))
 
-    def step(state, log, drawn):
+    def step(state, log, batch):
         weights, moments = state
-        value, gradient = jax.value_and_grad(loss)(weights, log, drawn)
+        value, gradient = jax.value_and_grad(loss)(weights, log, batch)
         updates, moments = optimiser.update(gradient, moments, weights)
         return (optax.apply_updates(weights, updates), moments), value
 

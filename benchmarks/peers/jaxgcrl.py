@@ -1,4 +1,4 @@
-"""The critic's update of JaxGCRL: its own networks and losses, inside the loop of ``jax_loop``."""
+"""The critic's update of JaxGCRL: its own networks and losses, in the loop of ``jax_loop``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-from benchmarks.peers import jax_loop  # before jax, whose device it sets
+from benchmarks.peers import jax_loop  # before jax, because it sets JAX's device
 
 import jax  # isort: skip
 import jax.numpy as jnp
@@ -15,15 +15,15 @@ from flax.training.train_state import TrainState
 
 JOB = jax_loop.JOB
 CHUNK = 4
-"""Steps of one call; they are slow."""
+"""Steps per call; few, because they are slow."""
 
 
 def part(name: str) -> ModuleType:
-    """A module of its agent alone: the package itself imports simulators, which none of this needs."""
-    found = importlib.util.find_spec("jaxgcrl")
-    assert found is not None
-    assert found.submodule_search_locations is not None
-    path = Path(found.submodule_search_locations[0]) / f"agents/crl/{name}.py"
+    """Import a module of its agent without the package, which would import simulators."""
+    package = importlib.util.find_spec("jaxgcrl")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    path = Path(package.submodule_search_locations[0]) / f"agents/crl/{name}.py"
     spec = importlib.util.spec_from_file_location(f"jaxgcrl_{name}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -33,12 +33,12 @@ def part(name: str) -> ModuleType:
 
 
 def main() -> None:
-    """Train, timed."""
+    """Train and report the time."""
     log = jax_loop.read_log()
     losses, networks = part("losses"), part("networks")
     observation, action = log["observations"].shape[1], log["actions"].shape[1]
     if len(set(JOB.hidden)) != 1:
-        raise ValueError("its layers are all of one size")
+        raise ValueError(f"hidden layers {JOB.hidden} differ in size; JaxGCRL needs equal sizes")
     encoder = networks.Encoder(
         repr_dim=JOB.representation, network_width=JOB.hidden[0], network_depth=len(JOB.hidden),
         skip_connections=0, use_relu=True, use_ln=True,
@@ -60,27 +60,27 @@ def main() -> None:
     }
     encoders = {"sa_encoder": encoder, "g_encoder": encoder}
 
-    def step(critic, log, drawn):
-        rows, anchors, reached = drawn
+    def step(critic, log, segments):
+        rows, anchors, reached = segments
         both = jnp.concatenate([log["observations"][rows], log["observations"][reached]], -1)
         batch = SimpleNamespace(observation=both, action=log["actions"][anchors])
-        held = State(critic)
-        held, metrics = losses.update_critic(config, encoders, batch, held, None)
-        return held.critic_state, metrics["critic_loss"]
+        state = State(critic)
+        state, metrics = losses.update_critic(config, encoders, batch, state, None)
+        return state.critic_state, metrics["critic_loss"]
 
     train = jax_loop.loop(step, critic, jax_loop.segments, log, CHUNK)
     jax_loop.report(JOB, train, ["jaxgcrl", "jax", "flax"], jax_loop.device_memory)
 
 
 class State:
-    """What its update reads and replaces, of its training state."""
+    """The part of its training state that its update uses."""
 
     def __init__(self, critic_state: TrainState) -> None:
-        """Hold the critic."""
+        """Store the critic."""
         self.critic_state = critic_state
 
     def replace(self, critic_state: TrainState) -> State:
-        """Another one."""
+        """Return a state with another critic."""
         return State(critic_state)
 
 

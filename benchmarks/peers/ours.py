@@ -1,4 +1,4 @@
-"""Ours, timed as the peers are: a script that does a job and prints one line of JSON."""
+"""Training of this package, timed like the peers: the script does a job and prints one line of JSON."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ from cvl_pipeline.training.module import OfflineModule
 
 PIECES = ("drawing", "gathering", "forward", "loss", "backward", "optimiser")
 ROUNDS = 3
-"""Of the pieces and of the whole, in turn."""
+"""Number of measurements, of which the fastest counts."""
 
 
 class Clock(OfflineModule):
-    """Takes the time from the first gradient step to the first measurement, which comes after the last."""
+    """Measures the time from the first gradient step to the first validation, which follows the last step."""
 
     began = ended = 0.0
 
     def on_train_start(self) -> None:
-        """Start."""
+        """Start the clock."""
         self.began = time.perf_counter()
 
     def on_validation_start(self) -> None:
-        """Stop; the losses of the last steps have been waited for."""
+        """Stop the clock, after the losses of the last steps."""
         self.ended = time.perf_counter()
 
 
 class TimedDynamics(Clock, ContrastiveDynamics):
-    """The critic's training."""
+    """Training of the critic with a clock."""
 
 
 class TimedPolicy(Clock, PolicyExtraction):
-    """The policy's."""
+    """Training of the policy with a clock."""
 
 
 def training_values(job: Job, stage: str, steps: int) -> dict[str, Any]:
-    """The pipeline's own, with the job's sizes and a single measurement, after the last step."""
+    """Training parameters of the pipeline, with the job's sizes and one validation, after the last step."""
     values: dict[str, Any] = defaults(stage)["training"]
     return values | {
         "steps": steps,
@@ -67,7 +67,7 @@ def training_values(job: Job, stage: str, steps: int) -> dict[str, Any]:
 
 
 def dynamics_parameters(job: Job, steps: int) -> DynamicsParameters:
-    """Of the critic."""
+    """Parameters of the critic."""
     stage = "contrastive_dynamics"
     changes = {
         "discount": job.discount, "loss": "symmetric_infonce", "representation": "unit_norm",
@@ -79,7 +79,7 @@ def dynamics_parameters(job: Job, steps: int) -> DynamicsParameters:
 
 
 def policy_parameters(job: Job, steps: int) -> PolicyParameters:
-    """Of the policy, by advantage-weighted regression; V takes one action, since it is not what is timed."""
+    """Parameters of the policy, for advantage-weighted regression; V is not timed, so it takes one action."""
     stage = "policy_extraction"
     changes = {
         "objective": "awr", "hidden": job.hidden, "beta": job.beta, "max_weight": job.max_weight,
@@ -90,7 +90,7 @@ def policy_parameters(job: Job, steps: int) -> PolicyParameters:
 
 
 def read(job: Job) -> tuple[Transitions, Split, Normalisation]:
-    """The artifacts."""
+    """Read the artifacts."""
     transitions, split, normalisation = (
         load_artifact(Path(job.folder) / f"{kind}.safetensors", kind)
         for kind in ("transitions", "split", "normalisation")
@@ -99,7 +99,7 @@ def read(job: Job) -> tuple[Transitions, Split, Normalisation]:
 
 
 def small_q(job: Job, transitions: Transitions, normalisation: Normalisation) -> QFunction:
-    """Some Q: advantages are computed before the first step, so its size does not show in the time."""
+    """Build a small Q; advantages are computed before the first step, so its size does not affect the time."""
     shape = CriticShape(
         observation_shape=tuple(transitions.observations.shape[1:]),
         action_size=transitions.actions.shape[1], hidden=(8,), representation_size=4,
@@ -118,7 +118,7 @@ def small_q(job: Job, transitions: Transitions, normalisation: Normalisation) ->
 
 
 def trainer(job: Job) -> Train:
-    """Training by ``fit``, Lightning included; not its start, the advantages or the measurement."""
+    """Make a Train that times ``fit`` with Lightning, without startup, advantages and validation."""
     transitions, split, normalisation = read(job)
     q = small_q(job, transitions, normalisation) if job.stage == "policy" else None
 
@@ -135,23 +135,23 @@ def trainer(job: Job) -> Train:
 
 
 def wait(job: Job) -> None:
-    """Until the GPU, if it is one, has done what it was told."""
+    """Wait for the GPU, if the job uses one."""
     if job.device == "cuda":
         torch.cuda.synchronize()
 
 
 class ClockedDynamics(TimedDynamics):
-    """The critic's training with clocks around what does the pieces of a step."""
+    """Training of the critic with a clock for each part of a step."""
 
     def __init__(self, job: Job, steps: int) -> None:
-        """Read the log and start the clocks at nothing."""
+        """Read the log and set the clocks to zero."""
         transitions, split, normalisation = read(job)
         super().__init__(transitions, split, normalisation, dynamics_parameters(job, steps), 0)
         self.job = job
         self.spent = dict.fromkeys(PIECES, 0.0)
 
     def clock(self, owner: Any, name: str, piece: str) -> None:
-        """Add the time of every call of a function up; on a GPU, until it has done what it was told."""
+        """Sum the time of all calls of a function; on a GPU, wait for the result of each call."""
         function = getattr(owner, name)
 
         def clocked(*arguments: Any, **options: Any) -> Any:
@@ -165,27 +165,27 @@ class ClockedDynamics(TimedDynamics):
         setattr(owner, name, clocked)
 
     def make_optimizer(self, values: torch.nn.Parameter) -> torch.optim.Optimizer:
-        """Adam, with a clock."""
+        """Return Adam with a clock."""
         optimizer = super().make_optimizer(values)
         self.clock(optimizer, "step", "optimiser")
         return optimizer
 
     def on_train_start(self) -> None:
-        """Put the other clocks up."""
+        """Install the other clocks."""
         self.clock(self, "draw", "drawing")
         self.clock(self._train_sampler, "gather", "gathering")
         self.clock(self, "_representations", "forward")
-        self.clock(self, "training_loss", "loss")  # gathering and forward too, which ``shares`` takes off
+        self.clock(self, "training_loss", "loss")  # with gathering and forward, which ``shares`` subtracts
         self.clock(self._vector, "differentiate", "backward")
         super().on_train_start()
 
 
 def shares(job: Job) -> dict[str, float]:
-    """Microseconds of each piece of a critic's step within training by ``fit``, and of the whole step.
+    """Microseconds of each part of a critic's training step in ``fit``, and of the whole step.
 
-    Drawing is of many batches at once; forward is phi and psi; the loss has the logits too, and backward has
-    its own. What the step takes beyond the pieces is Lightning's and the module's own work. The fastest of
-    ROUNDS counts. On a GPU each piece is waited for, so that they do not overlap as they otherwise do.
+    Drawing samples many batches at once. Forward is phi and psi. The loss includes the logits; backward is the
+    whole backward pass. The rest of the step is the work of Lightning and the module. The fastest of ROUNDS
+    counts. On a GPU, each part waits for its result, so parts do not overlap as usual.
     """
     steps, _ = timed(trainer(job), job.seconds / ROUNDS)
     rows = []

@@ -1,4 +1,4 @@
-"""Square matrix products, one a step, in float32: what the machine can do at most."""
+"""Square matrix products in float32, one per step: the maximum speed of the machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIZE = 1024
 
 
 def main() -> None:
-    """Multiply, timed."""
+    """Multiply and report the time."""
     job = given_job(sys.argv[1])
     left, right, result = torch.rand(3, SIZE, SIZE, device=job.device)
 

@@ -1,4 +1,4 @@
-"""Networks of the same shape as ours, for the peers on torch, and their log."""
+"""Networks of the same shape as this package's, and the log, for the peers that use torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
 
 
 def read_transitions(job: Job) -> dict[str, Tensor]:
-    """Standardised states and next states, actions, rewards and whether an episode ends, (N, ...) each."""
+    """Read standardised states and next states, actions, rewards and episode ends, (N, ...) each."""
     with np.load(job.log) as file:
         log = dict(file)
     starts = log["episode_starts"]

@@ -1,4 +1,4 @@
-"""TorchRL's losses in a plain loop: batches by index from the device, fused Adam, its own soft updates."""
+"""TorchRL's losses in a plain loop, with batches by index on the device, fused Adam and its soft updates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class OfPair(nn.Module):
 
 
 def main() -> None:
-    """Train, timed."""
+    """Train and report the time."""
     job = given_job(sys.argv[1])
     log = read_transitions(job)
     observation, action = log["states"].shape[1], log["actions"].shape[1]
@@ -51,12 +51,12 @@ def main() -> None:
     loss.make_value_estimator(gamma=job.discount)
     target = SoftUpdate(loss, tau=0.005)
     optimiser = torch.optim.Adam(loss.parameters(), lr=job.learning_rate, fused=True)
-    # None of the episodes terminates: they are cut short.
+    # No episode terminates; all are truncated.
     done = torch.zeros(job.batch, 1, dtype=torch.bool, device=job.device)
-    taken = 0
+    count = 0
 
     def steps_of(steps: int) -> int:
-        nonlocal taken
+        nonlocal count
         for _ in range(steps):
             index = torch.randint(len(log["actions"]), (job.batch,), device=job.device)
             batch = TensorDict(
@@ -77,13 +77,13 @@ def main() -> None:
                 total = losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_value"]
             else:
                 total = loss.qvalue_loss(batch)[0]
-                if taken % 2:  # the method's delay
+                if count % 2:  # delayed policy updates
                     total = total + loss.actor_loss(batch)[0]
             optimiser.zero_grad(set_to_none=True)
             total.backward()
             optimiser.step()
             target.step()
-            taken += 1
+            count += 1
         if not torch.isfinite(total):  # waits for the last step
             raise FloatingPointError("the loss is not a number")
         return steps

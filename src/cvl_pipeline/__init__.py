@@ -1,3 +1,56 @@
-"""Offline reinforcement learning without TD learning: Contrastive Value Learning as a Kedro pipeline."""
+"""Offline reinforcement learning without TD learning: Contrastive Value Learning.
+
+``import cvl_pipeline as cvl`` gives the functions and classes of ``cvl_pipeline.api``. They are imported when first
+used, because torch takes seconds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from cvl_pipeline.api import (
+        EpisodeData,
+        QFunction,
+        episodes_from_arrays,
+        episodes_from_file,
+        evaluate,
+        extract_policy,
+        label_rewards,
+        load,
+        load_episodes,
+        read_out,
+        save,
+        train_critic,
+        train_method,
+    )
+
+__all__ = [
+    "EpisodeData",
+    "QFunction",
+    "episodes_from_arrays",
+    "episodes_from_file",
+    "evaluate",
+    "extract_policy",
+    "label_rewards",
+    "load",
+    "load_episodes",
+    "read_out",
+    "save",
+    "train_critic",
+    "train_method",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'cvl_pipeline' has no attribute '{name}'")
+    from cvl_pipeline import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,4 +1,4 @@
-"""What lies on the Python path: functions of the user's own, and files of packages that are not imported."""
+"""Imports by name: functions of the user, and files of packages that stay unimported."""
 
 from __future__ import annotations
 
@@ -6,45 +6,47 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cvl_pipeline.errors import InputError, one_line
 
+T = TypeVar("T")
+
 
 def named(source: str) -> Any:
-    """What ``module:name`` names, in this package or another; what an import raises, it raises."""
+    """Import the object ``module:name`` of any package; errors of the import are passed on."""
     module_name, _, name = source.partition(":")
     return getattr(importlib.import_module(module_name), name)
 
 
 def user_function(field: str, source: str) -> Callable[..., Any]:
-    """The function that ``module:function`` names.
+    """Import the function ``module:function``.
 
     Args:
         field: the parameter that names it, for the error.
-        source: ``module:function``, the module on the Python path.
+        source: ``module:function``; the module must be on the Python path.
 
     Raises:
-        InputError: it cannot be imported, or is no function.
+        InputError: it cannot be imported, or is not a function.
     """
     try:
         function = named(source)
-    except Exception as error:  # the module runs here, and may fail in any way
+    except Exception as error:  # importing runs the module, which may raise anything
         raise InputError(
             f"{field} '{source}' cannot be imported ({one_line(error)}); is the module on the Python path?"
         ) from error
     if not callable(function):
         raise InputError(f"{field} '{source}' is {type(function).__name__}, not a function")
-    chosen: Callable[..., Any] = function
-    return chosen
+    result: Callable[..., Any] = function
+    return result
 
 
 def package_file(package: str, path: str) -> Path | None:
-    """A file of an installed package, found without importing the package.
+    """Locate a file of an installed package without importing the package.
 
     Args:
         package: its name on the Python path.
-        path: from the package's folder.
+        path: relative to the package's folder.
 
     Returns:
         The file, or None if the package is not installed or has no such file.
@@ -52,3 +54,20 @@ def package_file(package: str, path: str) -> Path | None:
     spec = importlib.util.find_spec(package)
     files = [Path(folder) / path for folder in (spec and spec.submodule_search_locations) or []]
     return files[0] if files and files[0].is_file() else None
+
+
+def user_class(field: str, source: str, base: type[T]) -> type[T]:
+    """Return the class of the user's own that ``module:Class`` names.
+
+    Args:
+        field: the parameter that names it, for the error.
+        source: ``module:Class``, the module on the Python path.
+        base: the class that it must extend.
+
+    Raises:
+        InputError: it cannot be imported, or does not extend the base.
+    """
+    chosen = user_function(field, source)
+    if not (isinstance(chosen, type) and issubclass(chosen, base)):
+        raise InputError(f"{field} '{source}' is not a subclass of {base.__module__}.{base.__name__}")
+    return chosen

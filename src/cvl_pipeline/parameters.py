@@ -2,36 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import get_close_matches
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, model_validator
 
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.environments.parameters import EvaluationParameters
 from cvl_pipeline.episodes.parameters import IngestionParameters
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.objectives.parameters import PolicyParameters
-from cvl_pipeline.readout.parameters import ReadoutParameters, RewardParameters
-from cvl_pipeline.sources.parameters import DatasetParameters
-from cvl_pipeline.training.parameters import Strict
+from cvl_pipeline.methods.base import METHODS
+from cvl_pipeline.methods.bc import BC
+from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
+from cvl_pipeline.objectives.base import OBJECTIVES, ObjectiveParameters, PolicyTraining
+from cvl_pipeline.readout.parameters import (
+    READOUTS,
+    REWARDS,
+    ExactParameters,
+    LoggedReward,
+    ReadoutParameters,
+    RewardParameters,
+    ValueReportParameters,
+)
+from cvl_pipeline.schema import Choice, Strict, merged
+from cvl_pipeline.sources.base import SOURCES, SourceParameters
+from cvl_pipeline.sources.metaworld import MetaWorld
 
-Model = TypeVar("Model", bound=BaseModel)
+RENAMED = {
+    "contrastive_dynamics.logsumexp_penalty": "contrastive_dynamics.loss.logsumexp_penalty",
+    "value_readout.compared_transitions": "value_report.compared_transitions",
+    "policy_extraction.baseline": "policy_extraction.state_value",
+    "policy_extraction.baseline_actions": "policy_extraction.state_value.actions",
+    "policy_extraction.value_steps": "policy_extraction.state_value.steps",
+}
+"""New spellings of old parameters, for error messages."""
 
 
 class StageParameters(Strict):
-    """What is common, and one model a stage."""
+    """Parameters that all stages share, and one model per stage."""
 
-    seed: int = Field(ge=0)  # of collection, initial weights, batches, references and evaluation
-    dataset: DatasetParameters
-    reward: RewardParameters
-    data_ingestion: IngestionParameters
-    contrastive_dynamics: DynamicsParameters
-    value_readout: ReadoutParameters
-    policy_extraction: PolicyParameters
-    evaluation: EvaluationParameters
+    seed: int = Field(
+        0, ge=0, description="Seed of collection, initial weights, batches, reference states and evaluation."
+    )
+    dataset: Annotated[SourceParameters, Choice(SOURCES)] = Field(
+        MetaWorld.Parameters(), description="The episodes, and the folder of their artifacts."
+    )
+    reward: Annotated[RewardParameters, Choice(REWARDS)] = Field(
+        LoggedReward(), description="What counts as good. The dynamics never see it."
+    )
+    data_ingestion: IngestionParameters = Field(
+        IngestionParameters(), description="How episodes are prepared for training."
+    )
+    contrastive_dynamics: DynamicsParameters = Field(
+        DynamicsParameters(), description="What the contrastive critic is and how it is trained."
+    )
+    value_readout: Annotated[ReadoutParameters, Choice(READOUTS)] = Field(
+        ExactParameters(), description="How values are read out of the critic."
+    )
+    value_report: ValueReportParameters = Field(
+        ValueReportParameters(), description="How values are judged on held-out episodes."
+    )
+    policy_extraction: Annotated[ObjectiveParameters, Choice(OBJECTIVES)] = Field(
+        AdvantageWeightedRegression.Parameters(), description="How CVL's policy is extracted from the values."
+    )
+    baselines: Annotated[dict[str, Any], Choice(METHODS, mapping=True)] = Field(
+        {"bc": BC.Parameters()},
+        description="Methods that are trained and evaluated beside CVL, by a name of yours. A name that is a method's "
+        "chooses it. Network and training follow policy_extraction unless they are set.",
+    )
+    evaluation: EvaluationParameters = Field(
+        EvaluationParameters(), description="How policies are judged in the real environment."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _baselines_follow_policy_extraction(cls, values: Any) -> Any:
+        return with_inherited(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _readout_has_the_critics_discount(self) -> StageParameters:
@@ -43,51 +89,53 @@ class StageParameters(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _cvl_is_no_baseline(self) -> StageParameters:
+        if "cvl" in self.baselines:
+            raise ValueError("baselines: 'cvl' is the name of CVL itself; choose another name")
+        return self
 
-def validated(model: type[Model], values: dict[str, Any]) -> Model:
-    """Make a model of nested values.
 
-    Raises:
-        InputError: one line with every fault: the field's full name, its value, and what it may be.
+def with_inherited(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what baselines take over from policy_extraction: network, encoder and training.
+
+    A method that learns its values itself takes the gradient steps of critic and policy together.
+
+    Args:
+        values: plain values of StageParameters.
     """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        faults = "; ".join(_describe(model, detail) for detail in error.errors())
-        raise InputError(f"parameters: {faults}") from None
+    result = dict(values)
+    baselines = result.get("baselines", {"bc": {}})
+    policy = result.get("policy_extraction")
+    if not isinstance(baselines, Mapping):
+        return result
+    shared = {
+        name: policy[name] for name in ("hidden", "encoder", "training")
+        if isinstance(policy, Mapping) and name in policy
+    }  # fmt: skip
+    choice = Choice(METHODS, mapping=True)
+    entries: dict[str, Any] = {}
+    for label, given in baselines.items():
+        entries[label] = given
+        if not isinstance(given, Mapping):
+            continue
+        try:
+            method = METHODS[METHODS.name_in(given, choice.default_for(label))]
+        except InputError:  # validation reports it
+            continue
+        lower = {name: value for name, value in shared.items() if name in method.Parameters.model_fields}
+        if method.learns_values and "training" in method.Parameters.model_fields:
+            training = lower.get("training")
+            training = dict(training) if isinstance(training, Mapping) else {}
+            lower["training"] = training | {"steps": _steps(result, "contrastive_dynamics") + _steps(result)}
+        entries[label] = merged(method.Parameters, lower, given)
+    return result | {"baselines": entries}
 
 
-def fields_at(model: type[BaseModel], path: Iterable[Any]) -> list[str]:
-    """Names of the fields of the model that a path of field names leads to; none if it leads to no model."""
-    current: Any = model
-    for part in path:
-        current = _inner(current).get(part)
-        if current is None:
-            return []
-    return list(_inner(current))
-
-
-def _inner(annotation: Any) -> dict[str, Any]:
-    """Annotations of a model's fields, by name."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return {name: field.annotation for name, field in annotation.model_fields.items()}
-    return {}
-
-
-def _describe(model: type[BaseModel], detail: ErrorDetails) -> str:
-    *parents, last = detail["loc"] or ("",)
-    name = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        known = fields_at(model, parents)
-        close = get_close_matches(str(last), known, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        return f"unknown field '{name}': {hint}known here: {', '.join(known)}"
-    if detail["type"] == "missing":
-        return f"field '{name}' is missing"
-    message = detail["msg"].removeprefix("Value error, ")
-    text = f"{message[0].lower()}{message[1:]}"
-    if not name:  # about several stages together: the message names them
-        return text
-    if isinstance(detail["input"], dict):  # a whole stage's values would bury the message
-        return f"'{name}': {text}"
-    return f"'{name}' is {detail['input']!r}: {text}"
+def _steps(values: Mapping[str, Any], stage: str = "policy_extraction") -> int:
+    """Gradient steps of a stage in plain values."""
+    defaults = {"policy_extraction": PolicyTraining(), "contrastive_dynamics": DynamicsParameters().training}
+    part = values.get(stage)
+    training = part.get("training") if isinstance(part, Mapping) else None
+    steps = training.get("steps") if isinstance(training, Mapping) else None
+    return steps if isinstance(steps, int) else defaults[stage].steps

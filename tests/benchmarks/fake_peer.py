@@ -1,4 +1,4 @@
-"""A peer of two thousand steps a second, to test how peers are run."""
+"""A peer with two thousand steps per second, to test how peers are run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The study of ideas at small size."""
+"""The benchmark of ideas at small size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks import ideas
 
 
 def small(stage: str) -> dict[str, Any]:
-    """The defaults, of a size that takes seconds."""
+    """The defaults, at a size that takes seconds."""
     values = defaults(stage)
     if "training" in values:
         values["training"] |= {"steps": 20, "batch_size": 32, "validation_interval": 20}
@@ -52,9 +52,9 @@ def test_the_command_tabulates_ideas_and_numbers_and_keeps_what_has_finished(
     assert all(0.0 <= row["success"] <= 1.0 for row in found["records"])
     table = pd.read_parquet(folder / "ideas/reach-v3/seed_0/held_out.parquet")
     advantage = {name: table[f"advantage: {name}"] for name in ("defaults", *chosen)}
-    for name in chosen:  # every idea is another critic, or another V
+    for name in chosen:  # every idea changes the critic or V
         assert not advantage[name].equals(advantage["defaults"])
-    # The same critic: what the action-free V changes is the advantage alone.
+    # The critic is the same, because the action-free V changes only the advantage.
     assert table["q: V of an action-free critic"].equals(table["q: defaults"])
 
     def fail(*_: object) -> None:
@@ -88,5 +88,5 @@ def test_residuals_take_out_what_a_state_alone_is_worth(folder: Path) -> None:
     log = ideas.collected("reach-v3", 0, workers=1)
     table = ideas.held_out_table(log, 0)
     known = table[table["left"] > ideas.STEPS_LEFT]
-    # Longer horizons are another matter after so few episodes.
+    # So few episodes are not enough for longer horizons.
     assert known["residual 0.9"].std() < 0.9 * known["return 0.9"].std()

@@ -1,4 +1,4 @@
-"""The IQL that CVL is measured against, where its answer is known."""
+"""IQL, the baseline for CVL, on problems with known solutions."""
 
 from __future__ import annotations
 

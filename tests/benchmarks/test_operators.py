@@ -12,5 +12,5 @@ def test_groups_of_operators_add_up_to_the_step(tmp_path: Path, monkeypatch: pyt
     speed.write_log(tmp_path, episodes=10, steps=20)
     row = operators.milliseconds_by_group(tmp_path, speed.Configuration("critic", (16, 16), 32))
     assert sum(value for name, value in row.items() if name != "step") == pytest.approx(row["step"])
-    # A name of an operator that torch has changed would leave its group empty.
+    # If torch renames an operator, its group becomes empty.
     assert all(row[name] > 0.0 for name in operators.GROUPS)

@@ -1,4 +1,4 @@
-"""The readout bench at small size."""
+"""The readout benchmark at small size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_command_records_what_it_prints(
     monkeypatch.setattr("sys.argv", ["readouts", "--episodes", "4", "--steps", "8", "--sizes", "32", "64"])
     readouts.main()
     printed = capsys.readouterr().out
-    assert "Microseconds a query" in printed
+    assert "Microseconds per query" in printed
     rows = json.loads((tmp_path / "readouts.json").read_text())["rows"]
     assert {row["critic"] for row in rows} == {"grid", "reach-v3"}
     assert (tmp_path / "readouts.png").exists()

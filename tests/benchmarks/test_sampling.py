@@ -30,7 +30,7 @@ def test_items_follow_the_same_law_as_segments(tmp_path: Path) -> None:
         assert torch.equal(action, log.actions[500])
         offsets.append(places[tuple(future.tolist())] - 500)
     assert min(offsets) == 1
-    # Of a geometric law, hardly cut by the 500 steps that are left; four deviations of its mean.
+    # A geometric distribution, hardly truncated by the 500 remaining steps; four deviations of its mean.
     assert sum(offsets) / 2000 == pytest.approx(1 / (1 - sampler.discount), abs=4 * 33 / 2000**0.5)
 
 
@@ -47,7 +47,7 @@ def test_the_command_records_every_size_and_ends_with_the_flatness(
     assert record["flatness"] == pytest.approx(min(rates) / max(rates))
     assert all(row["items_per_second"] > 0 for row in record["rows"])
     assert capsys.readouterr().out.splitlines()[-1] == f"flatness={record['flatness']:.2f}"
-    assert [path.name for path in tmp_path.iterdir()] == ["results"]  # the logs are gone
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]  # the logs are deleted
 
 
 def test_sampling_holds_no_part_of_the_log_in_memory(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_the_timed_run_is_as_long_as_was_asked() -> None:
         return steps, steps * 0.01
 
     assert harness.timed(train, 2.0) == (200, 2.0)
-    assert asked == [1, 8, 16, 32, 200]  # until a trial lasts 0.3 seconds
+    assert asked == [1, 8, 16, 32, 200]  # until a trial run takes 0.3 seconds
 
 
 def test_an_environment_is_made_once_for_the_same_versions(

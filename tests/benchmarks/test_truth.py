@@ -1,4 +1,4 @@
-"""The truth bench at small size: what it holds the library to holds here too."""
+"""The truth benchmark at small size, with the same requirements."""
 
 from __future__ import annotations
 

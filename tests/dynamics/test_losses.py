@@ -98,7 +98,7 @@ def _spread_over(width: float, dtype: torch.dtype = torch.float64) -> torch.Tens
     return (width * (logits - 0.5)).to(dtype).requires_grad_()
 
 
-# Within the spread, the function has a backward of its own; beyond it, the formula's.
+# Up to SPREAD, the function has its own backward pass; beyond it, autograd's.
 @pytest.mark.parametrize("width", [0.1, 5.0, 0.99 * SPREAD, 1.01 * SPREAD, 3.0 * SPREAD])
 def test_the_gradient_of_symmetric_infonce_is_that_of_the_formula(width: float) -> None:
     logits = _spread_over(width)
@@ -136,7 +136,7 @@ def test_infonce_equals_the_formula_written_out(batch: int, scale: float, seed: 
 
 
 def test_infonce_asks_for_the_future_and_not_for_the_anchor() -> None:
-    # Every row has its own future; every column prefers anchor 0.
+    # Every row prefers its own future; every column prefers anchor 0.
     logits = torch.tensor([[9.0, 8.0, 8.0], [0.0, 5.0, 0.0], [0.0, 0.0, 5.0]])
     assert float(infonce(logits)) < 0.3
     assert float(infonce(logits.T)) > 1.0
@@ -185,13 +185,13 @@ def test_the_penalty_is_added_with_its_weight(name: str) -> None:
 @pytest.mark.parametrize("penalty", [0.0, 0.01])
 @pytest.mark.parametrize("name", sorted(CONTRASTIVE_LOSSES))
 def test_logits_in_bfloat16_cost_what_they_cost_in_float32(name: str, penalty: float) -> None:
-    # So many terms that their sum in bfloat16, of eight bits, would stop growing.
+    # So many terms that a bfloat16 sum, with eight bits, would stop growing.
     logits = _logits(512, 1.0, 0).float()
     narrow = logits.bfloat16().requires_grad_()
     loss = contrastive_loss(name, penalty)(narrow)
     assert loss.dtype == torch.float32
     assert float(loss.detach()) == pytest.approx(float(contrastive_loss(name, penalty)(logits)), rel=2e-3)
-    # What is left is the rounding of the logits themselves.
+    # The remaining error is the rounding of the logits.
     rounded = contrastive_loss(name, penalty)(narrow.detach().float())
     assert float(loss.detach()) == pytest.approx(float(rounded), rel=1e-6)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -209,11 +209,11 @@ def test_a_constant_critic_is_best_at_zero_under_nce() -> None:
     ("name", "penalty"), [("symmetric_infonce", 0.0), ("nce", 0.0), ("infonce", 0.0), ("infonce", 0.01)]
 )
 def test_the_optimum_is_the_log_density_ratio(name: str, penalty: float) -> None:
-    """Free logits of a small joint law, fitted to the expected loss, become log p(z | x) / p(z)."""
+    """Free logits that minimise the expected loss of a small joint distribution are log p(z | x) / p(z)."""
     joint = torch.tensor([[0.20, 0.05, 0.05], [0.04, 0.30, 0.06], [0.10, 0.05, 0.15]], dtype=torch.float64)
     ratio = (joint / (joint.sum(1, keepdim=True) * joint.sum(0))).log()
     table = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
-    # A batch of 200 pairs whose counts are the joint law exactly.
+    # A batch of 200 pairs whose counts match the joint distribution exactly.
     counts = (joint * 200).round().long()
     x = torch.repeat_interleave(torch.arange(9) // 3, counts.flatten())
     z = torch.repeat_interleave(torch.arange(9) % 3, counts.flatten())
@@ -226,9 +226,9 @@ def test_the_optimum_is_the_log_density_ratio(name: str, penalty: float) -> None
     fitted = table.detach()
     if name == "symmetric_infonce":  # up to a constant
         fitted = fitted - fitted.mean() + ratio.mean()
-    if name == "infonce" and not penalty:  # up to a constant of every row
+    if name == "infonce" and not penalty:  # up to a constant per row
         fitted = fitted - fitted.mean(1, keepdim=True) + ratio.mean(1, keepdim=True)
-    # A finite batch's negatives leave the pair itself out (nce) or in (infonce): a bias of order 1 / B.
+    # A finite batch's negatives exclude (nce) or include (infonce) the pair itself: a bias of order 1 / B.
     np.testing.assert_allclose(fitted, ratio, atol=0.04)
 
 
@@ -265,7 +265,7 @@ def test_metrics_of_logits_made_by_hand() -> None:
 
 
 def test_the_two_accuracies_ask_two_questions() -> None:
-    # Every row prefers future 0; every column has its own anchor.
+    # Every row prefers future 0; every column prefers its own anchor.
     logits = torch.tensor([[9.0, 1.0, 1.0], [8.0, 2.0, 0.0], [8.0, 0.0, 2.0]])
     metrics = contrastive_metrics(logits)
     assert float(metrics["categorical_accuracy_future"]) == pytest.approx(1 / 3)

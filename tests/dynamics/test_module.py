@@ -129,7 +129,7 @@ def test_training_twice_gives_the_same_critic_to_the_bit(transitions: Transition
 
 
 class Watcher:
-    """An observer that keeps what it is shown."""
+    """An observer that stores its inputs."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[Segments, Tensor]] = []
@@ -152,7 +152,7 @@ def test_an_observer_sees_every_training_batch_and_changes_nothing(transitions: 
     for name, value in unseen.state_dict().items():
         assert torch.equal(seen.state_dict()[name], value), name
     assert seen_history.equals(unseen_history)
-    # Eight training steps, and none of the held-out batches.
+    # Eight training steps, but no held-out batches.
     sampler = SegmentSampler(transitions.select(torch.arange(4)), 0.9)
     assert len(watcher.batches) == 8
     generator = torch.Generator().manual_seed(stream_seed(0, "training", 0))
@@ -195,14 +195,14 @@ def test_training_in_bfloat16_ends_near_training_in_float32() -> None:
         )
         assert np.isfinite(history.to_numpy()).all()
         losses[precision] = history["train/loss"].iloc[-1]
-        # Weights stay in single precision whatever the products are taken in.
+        # Weights stay in single precision for any precision of the products.
         assert {value.dtype for value in critic.state_dict().values()} == {torch.float32}
     assert losses["bfloat16"] != losses["float32"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
 
 
 def test_the_penalty_holds_the_normalisers_near_one() -> None:
-    """Rows alone leave c(s, a) open; where it drifts to shows in the log-sum-exp of the logits."""
+    """The row loss does not determine c(s, a); its drift appears in the log-sum-exp of the logits."""
     data = make_transitions([20] * 8, [False] * 8)
     drift = {}
     for penalty in (0.0, 1.0):
@@ -230,7 +230,7 @@ def test_the_penalty_holds_the_normalisers_near_one() -> None:
 
 
 def test_a_conditioned_critic_learns_where_each_offset_leads() -> None:
-    """A clock: the state k steps ahead of time t is t + k, so phi has to use k."""
+    """A clock: the state k steps after time t is t + k, so phi must use k."""
     length = 12
     data = make_transitions([length] * 40, [False] * 40, observation_size=1)
     clock = torch.arange(length + 1, dtype=torch.float32).repeat(40)[:, None]
@@ -275,7 +275,7 @@ def test_a_learned_temperature_moves_and_is_reported() -> None:
 
 
 def test_episodes_that_say_where_they_lead_are_told_apart() -> None:
-    """A goal in the observation predicts the future, so held-out accuracy rises far above chance."""
+    """The goal in the observation predicts the future, so held-out accuracy is far above chance."""
     data = make_transitions([10] * 60, [False] * 60, observation_size=4)
     goals = torch.randn(60, 4, generator=torch.Generator().manual_seed(5))
     data = replace(data, observations=goals.repeat_interleave(11, dim=0) + 0.1 * data.observations)
@@ -293,7 +293,7 @@ def test_episodes_that_say_where_they_lead_are_told_apart() -> None:
     )
     assert history["step"].tolist() == [150, 300]
     last = history.iloc[-1]
-    # Twenty held-out goals: at best one future of about three in 64 is the right one.
+    # With twenty held-out goals, about three of 64 futures fit an anchor, and one of them is right.
     assert last["validation/categorical_accuracy_future"] > 0.2
     assert last["validation/mutual_information_bound"] > 1.5
     assert last["validation/mutual_information_bound"] < np.log(64)

@@ -1,4 +1,4 @@
-"""What the installed package ``d4rl`` says of its tasks, read as text: it cannot be imported."""
+"""Task definitions of the installed package ``d4rl``, read as text because it cannot be imported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def package_path(path: str) -> Path:
 
 
 def definitions(path: str, **names: Any) -> dict[str, Any]:
-    """Constants and functions of a module, whose imports and classes are left out; ``names`` stand in."""
+    """Constants and functions of a module, without imports and classes; ``names`` replace these."""
     tree = ast.parse(package_path(path).read_text())
     kept: list[ast.stmt] = [node for node in tree.body if isinstance(node, ast.Assign | ast.FunctionDef)]
     names = {"np": np, **names}
@@ -31,7 +31,7 @@ def definitions(path: str, **names: Any) -> dict[str, Any]:
 
 
 def class_constants(path: str, name: str) -> dict[str, Any]:
-    """Assignments in a class's body."""
+    """Assignments in the body of a class."""
     tree = ast.parse(package_path(path).read_text())
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     values: dict[str, Any] = {}
@@ -42,7 +42,7 @@ def class_constants(path: str, name: str) -> dict[str, Any]:
 
 
 def registrations(path: str) -> dict[str, dict[str, Any]]:
-    """Arguments of Gym's ``register`` by id, flat; a name in another module becomes its last word."""
+    """Arguments of Gym's ``register`` by id, flat; a qualified name becomes its last part."""
     found: dict[str, dict[str, Any]] = {}
     for call in ast.walk(ast.parse(package_path(path).read_text())):
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "register":
@@ -63,7 +63,7 @@ def _value(node: ast.expr) -> Any:
 
 
 def point_maze_xml(maze: str) -> str:
-    """D4RL's own model of a maze2d map."""
+    """D4RL's model of a maze2d map."""
     spec = importlib.util.spec_from_file_location("dynamic_mjc", package_path("pointmaze/dynamic_mjc.py"))
     assert spec is not None
     assert spec.loader is not None
@@ -76,7 +76,7 @@ def point_maze_xml(maze: str) -> str:
 
 
 def ant_maze_xml(maze: str, size: float) -> str:
-    """D4RL's ant in one of its mazes, with the walls where ``MazeEnv`` puts them."""
+    """D4RL's ant in one of its mazes, with walls placed as in ``MazeEnv``."""
     rows = definitions("locomotion/maze_env.py")[maze]
     cells = {(i, j): cell for i, row in enumerate(rows) for j, cell in enumerate(row)}
     (start,) = (place for place, cell in cells.items() if cell == "r")
@@ -98,7 +98,7 @@ def ant_maze_xml(maze: str, size: float) -> str:
 
 
 def kitchen_model(folder: Path) -> Path:
-    """D4RL's own model of the kitchen, in a copy that today's MuJoCo reads: its defaults need a root."""
+    """D4RL's model of the kitchen, in a copy for current MuJoCo, which needs a root in its defaults."""
     shutil.copytree(package_path("kitchen/__init__.py").parent, folder / "kitchen")
     kettle = folder / "kitchen/adept_models/kitchen/assets/kettle_asset.xml"
     text = kettle.read_text().replace('<default class="kettle">', '<default><default class="kettle">')

@@ -9,12 +9,8 @@ import pytest
 from gymnasium.spaces import Box, Discrete, MultiDiscrete, Sequence, Space
 from numpy.typing import NDArray
 
-from cvl_pipeline.environments.base import (
-    GymnasiumEnvironment,
-    MetaWorldEnvironment,
-    MetaWorldExpert,
-    metaworld_tasks,
-)
+from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
+from cvl_pipeline.environments.metaworld import MetaWorldEnvironment, MetaWorldExpert, metaworld_tasks
 from cvl_pipeline.errors import InputError
 from tests.environments.toys import Spaces
 
@@ -29,7 +25,7 @@ def environment(request: pytest.FixtureRequest) -> Iterator[MetaWorldEnvironment
 
 
 def _episode(environment: MetaWorldEnvironment, seed: int, steps: int = 6) -> NDArray[np.float64]:
-    """All that an episode under fixed actions shows: observations, rewards, successes."""
+    """Observations, rewards and successes of an episode with fixed actions."""
     actions = np.random.default_rng(0).uniform(-1.0, 1.0, (steps, 4)).astype(np.float32)
     observation, _ = environment.reset(seed=seed)
     rows = [np.append(observation, [0.0, 0.0])]
@@ -42,7 +38,7 @@ def _episode(environment: MetaWorldEnvironment, seed: int, steps: int = 6) -> ND
 def test_the_seed_determines_the_episode_whatever_happened_before(environment: MetaWorldEnvironment) -> None:
     first = _episode(environment, 11)
     other = _episode(environment, 12)
-    _episode(environment, 13, steps=3)  # left in the middle
+    _episode(environment, 13, steps=3)  # an unfinished episode
     np.testing.assert_array_equal(_episode(environment, 11), first)
     assert not np.array_equal(first[0], other[0])
 
@@ -77,7 +73,7 @@ def test_observations_are_as_announced_and_rewards_in_their_range(environment: M
     rows = _episode(environment, 4)
     assert rows.shape == (7, 41)
     assert environment.observation_space.shape == (39,)
-    # The bounds are those of a visible goal: hidden ones would be zero.
+    # The bounds are those of a visible goal; those of a hidden goal would be zero.
     assert isinstance(environment.observation_space, Box)
     assert (environment.observation_space.high[36:39] > 0.0).any()
     assert (rows[1:, 39] >= 0.0).all()
@@ -88,7 +84,7 @@ def test_observations_are_as_announced_and_rewards_in_their_range(environment: M
 
 
 def test_episodes_are_truncated_at_their_length_and_not_terminated(environment: MetaWorldEnvironment) -> None:
-    for _ in range(2):  # the count starts anew
+    for _ in range(2):  # the count restarts
         environment.reset(seed=1)
         ends = [environment.step(np.zeros(4, dtype=np.float32))[2:4] for _ in range(6)]
         assert ends == [(False, False)] * 5 + [(False, True)]
@@ -128,7 +124,7 @@ VECTOR = Box(-1.0, 1.0, (2,), np.float32)
 
 @pytest.fixture
 def register() -> Iterator[Callable[[Space[Any], Space[Any]], str]]:
-    """Registers an environment of the given spaces and returns its id."""
+    """Register an environment with the given spaces and return its id."""
     name = "tests/Spaces-v0"
 
     def register(observations: Space[Any], actions: Space[Any]) -> str:
@@ -212,7 +208,7 @@ def test_the_seed_determines_an_episode_of_gymnasium_robotics_and_success_is_tol
         return np.stack(rows)
 
     first, other = episode(3), episode(4)
-    episode(5, steps=3)  # left in the middle
+    episode(5, steps=3)  # an unfinished episode
     np.testing.assert_array_equal(episode(3), first)
     assert not np.array_equal(first, other)
     environment.close()
@@ -224,7 +220,7 @@ def test_the_kitchen_is_solved_when_all_of_its_tasks_have_been_completed(removed
     environment = GymnasiumEnvironment("FrankaKitchen-v1", settings=settings)
     kitchen: Any = environment._environment.unwrapped
     entries = {"kettle": slice(23, 30), "microwave": slice(22, 23)}
-    for _ in range(2):  # a new episode has all to do again
+    for _ in range(2):  # a new episode starts with all subtasks open
         environment.reset(seed=0)
         solved = [environment.step(np.zeros(9))[4]["success"]]
         for task, places in entries.items():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from cvl_pipeline.environments.base import MetaWorldEnvironment, MetaWorldExpert
+from cvl_pipeline.environments.metaworld import MetaWorldEnvironment, MetaWorldExpert
 from cvl_pipeline.environments.collection import (
     Disturbances,
     MixedQualityPolicy,
@@ -34,7 +34,7 @@ def _policy(task: str, noise_max: float, random_max: float, hold: int) -> MixedQ
 
 
 def _random_steps(seed: int, random_max: float, hold: int, steps: int) -> np.ndarray:
-    """Which steps of an undisturbed policy that always says 5 became random ones."""
+    """Whether each step is random, for a noise-free policy that always returns 5."""
     disturbance = _disturbance(seed, 0.0, random_max, hold)
     five = np.full(4, 5.0)
     return np.array([disturbance.apply(five)[0] != 5.0 for _ in range(steps)])
@@ -45,7 +45,7 @@ def test_the_share_of_random_steps_of_an_episode_is_uniform_up_to_its_limit(
     random_max: float, hold: int
 ) -> None:
     shares = np.array([_random_steps(seed, random_max, hold, 3000).mean() for seed in range(150)])
-    # Uniform in [0, random_max], up to what 3000 steps resolve.
+    # Uniform in [0, random_max], up to the resolution of 3000 steps.
     assert stats.kstest(shares / random_max, stats.uniform().cdf).pvalue > 1e-3
     assert shares.mean() == pytest.approx(random_max / 2, abs=4 * random_max / np.sqrt(12 * 150))
 
@@ -93,7 +93,7 @@ def test_disturbances_belong_to_the_episode_and_not_to_its_place_among_those_run
     for _ in range(10):
         together = both.act([observation, observation], [0, 1])[1]
         np.testing.assert_array_equal(together, second.act([observation], [0])[0])
-    # The first has ended; the second goes on undisturbed by that.
+    # The first has ended, which does not affect the second.
     for _ in range(10):
         np.testing.assert_array_equal(both.act([observation], [1])[0], second.act([observation], [0])[0])
 
@@ -111,7 +111,7 @@ def test_bounds_in_single_precision_do_not_round_the_actions() -> None:
 
 
 def test_disturbances_share_no_random_numbers_with_the_goal() -> None:
-    """Where an object lies must say nothing about what the hands that move it do."""
+    """The position of an object must be independent of the disturbances."""
     task, hold = "door-open-v3", 1
     environment = MetaWorldEnvironment(task, 5)
     expert = MetaWorldExpert(task)
@@ -134,7 +134,7 @@ def test_disturbances_share_no_random_numbers_with_the_goal() -> None:
     together = np.hstack([np.stack(places)[:, moving], np.stack(actions)])
     count = int(moving.sum())
     correlation = np.corrcoef(together.T)[:count, count:]
-    assert np.abs(correlation).max() < 0.45  # independent draws stay below 0.35
+    assert np.abs(correlation).max() < 0.45  # independent samples stay below 0.35
 
 
 @pytest.mark.parametrize("seed", [0, 1, 12345, 2**31])
@@ -142,7 +142,7 @@ def test_seeds_of_collection_and_evaluation_never_meet(seed: int) -> None:
     collection = {s for run in (seed, seed + 1) for s in episode_seeds(run, "collection", 2000)}
     evaluation = {s for run in (seed, seed + 1) for s in episode_seeds(run, "evaluation", 2000)}
     assert not collection & evaluation
-    # By construction, not by luck: draws from so many numbers would hardly meet anyway.
+    # Check the construction, because random samples from so many numbers rarely coincide anyway.
     assert {s % 2 for s in collection} == {0}
     assert {s % 2 for s in evaluation} == {1}
     assert len(collection) > 3990
@@ -155,7 +155,7 @@ def test_seeds_are_repeatable_and_longer_lists_begin_with_the_shorter_ones() -> 
 
 
 def test_the_seeds_of_a_single_task_are_what_they_always_were() -> None:
-    """Collections of old stay the same bytes."""
+    """Collections keep the bytes of earlier versions."""
     assert episode_seeds(0, "collection", 3) == [1826701614, 1367864806, 1097657232]
     assert episode_seeds(0, "evaluation", 3) == [1121323795, 1910699505, 2132340199]
 

@@ -1,4 +1,4 @@
-"""The tasks against the package ``d4rl`` itself: its texts, and its models in the same MuJoCo."""
+"""Comparison of the tasks with the package ``d4rl``: its source text, and its models in the same MuJoCo."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def _make(dataset_id: str, steps: int | None = None) -> Task:
 
 
 def _held_actions(size: int, steps: int, seed: int = 0, hold: int = 25) -> Floats:
-    """Random actions that last long enough to run into things."""
+    """Random actions, each long enough to cause collisions."""
     drawn = np.random.default_rng(seed).uniform(-1.3, 1.3, (steps // hold + 1, size))
     return np.repeat(drawn, hold, axis=0)[:steps]
 
 
-# Ids, limits and seeds of all of them.
+# Ids, limits and seeds of all tasks.
 
 
 def test_every_dataset_of_these_families_has_its_task_and_no_other() -> None:
@@ -66,7 +66,7 @@ def test_every_dataset_of_these_families_has_its_task_and_no_other() -> None:
 
 def test_episodes_last_as_long_as_d4rls_and_then_are_truncated() -> None:
     task = Maze2D("maze2d-umaze-v1")
-    for _ in range(2):  # the count starts anew
+    for _ in range(2):  # the count restarts
         task.reset(seed=0)
         ends = [task.step(np.zeros(2))[2:4] for _ in range(MAZE2D["maze2d-umaze-v1"]["max_episode_steps"])]
         assert ends == [(False, False)] * 299 + [(False, True)]
@@ -81,14 +81,14 @@ def test_the_seed_determines_the_episode_in_any_process(dataset_id: str) -> None
             observation, reward, _, truncated, info = task.step(action)
             rows.append(np.append(observation, [reward, info["success"]]))
             assert observation.shape == task.observation_space.shape
-        assert truncated == (steps == 12)  # the length asked for
+        assert truncated == (steps == 12)  # the given length
         return np.stack(rows)
 
     make = pickle.loads(pickle.dumps(partial(_make, dataset_id, 12)))  # noqa: S301, as a worker gets it
     with closing(make()) as used, closing(make()) as fresh:
         first = episode(used, 3)
         other = episode(used, 4)
-        episode(used, 5, steps=7)  # left in the middle
+        episode(used, 5, steps=7)  # an unfinished episode
         np.testing.assert_array_equal(episode(used, 3), first)
         np.testing.assert_array_equal(episode(fresh, 3), first)
     assert not np.array_equal(first[0], other[0])
@@ -129,7 +129,7 @@ def test_a_missing_package_is_named_with_its_command(
 def test_neither_d4rl_nor_its_simulators_are_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("gym", "mujoco_py"):  # importable, so that an import would be seen
+    for name in ("gym", "mujoco_py"):  # importable, so that the test would notice an import
         (tmp_path / f"{name}.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     for dataset_id in ("maze2d-umaze-v1", "antmaze-umaze-v2", "kitchen-mixed-v0"):
@@ -173,7 +173,7 @@ def test_the_point_moves_as_in_d4rls_own_model(maze_spec: str) -> None:
             np.testing.assert_allclose(observation, [*data.qpos, *data.qvel], rtol=0.0, atol=1e-6)
             fast = max(fast, np.abs(observation[2:]).max())
     assert touched > 100
-    assert fast > 5.0  # the limit mattered
+    assert fast > 5.0  # the limit has an effect
 
 
 def test_pushes_move_along_the_axes_that_they_name() -> None:
@@ -204,7 +204,7 @@ def test_episodes_start_in_every_free_cell_a_tenth_around_its_indices() -> None:
     starts = np.stack([task.reset(seed=seed)[0] for seed in range(300)])
     cells = starts[:, :2].round()
     free = [[i, j] for i, row in enumerate(MAPS["umaze"]) for j, cell in enumerate(row) if cell == "."]
-    assert np.unique(cells, axis=0).tolist() == free  # the goal's too, as in D4RL
+    assert np.unique(cells, axis=0).tolist() == free  # including the goal's cell, as in D4RL
     offsets = starts[:, :2] - cells
     assert 0.095 < np.abs(offsets).max() <= 0.1
     assert starts[:, 2:].std() == pytest.approx(0.1, rel=0.1)
@@ -224,7 +224,7 @@ def test_the_goal_is_rewarded_and_ends_nothing(distance: float) -> None:
 
 
 def test_random_actions_score_near_zero() -> None:
-    """D4RL's reference of a random policy: with another map, goal or force it would be far away."""
+    """D4RL's reference score of a random policy would differ with another map, goal or force."""
     low = read_tables().min_scores["maze2d-umaze-dense-v1"]
     task, actions, returns = Maze2D("maze2d-umaze-dense-v1"), np.random.default_rng(0), []
     for seed in range(100):
@@ -263,7 +263,7 @@ def test_the_ants_maps_goals_starts_and_lengths_are_those_of_the_package(dataset
     for seed in range(50):
         task.reset(seed=seed)
         offsets.append(task._goal - xy(goal))
-    low, high = np.min(offsets), np.max(offsets)  # the sum of draws from [0, 1] and [0, 0.5] metres
+    low, high = np.min(offsets), np.max(offsets)  # the sum of samples from [0, 1] and [0, 0.5] metres
     assert 0.0 <= low < 0.3
     assert 1.2 < high <= 1.5
 
@@ -369,7 +369,7 @@ def test_the_kitchen_starts_and_is_disturbed_as_in_the_package(kitchen: Kitchen)
     assert np.abs(noise).max() <= 1.0
     assert (np.abs(noise).max(0) > 0.8).all()
     correlations = np.corrcoef(noise.T) - np.eye(30)
-    assert np.abs(correlations).max() < 0.6  # 60 independent draws
+    assert np.abs(correlations).max() < 0.6  # 60 independent samples
 
 
 def test_actions_are_joint_velocities_of_two_a_second(kitchen: Kitchen) -> None:
@@ -393,7 +393,7 @@ def test_the_kitchen_moves_as_in_d4rls_own_model(kitchen: Kitchen, tmp_path: Pat
         data.ctrl[:] = kitchen._robot.data.ctrl
         mujoco.mj_step(model, data, 40)
         np.testing.assert_allclose(kitchen._robot.data.qpos, data.qpos, rtol=0.0, atol=1e-9)
-    theirs = np.flatnonzero(model.geom_bodyid != 1)  # without the controller that D4RL's teachers held
+    theirs = np.flatnonzero(model.geom_bodyid != 1)  # without the controller of D4RL's human demonstrators
     for name in ("geom_contype", "geom_conaffinity"):
         np.testing.assert_array_equal(
             getattr(kitchen._robot.model, name) != 0, getattr(model, name)[theirs] != 0, err_msg=name
@@ -401,7 +401,7 @@ def test_the_kitchen_moves_as_in_d4rls_own_model(kitchen: Kitchen, tmp_path: Pat
 
 
 def test_every_thing_is_rewarded_once_and_all_four_end_the_episode(kitchen: Kitchen) -> None:
-    for _ in range(2):  # a new episode has all to do again
+    for _ in range(2):  # a new episode starts with all subtasks open
         kitchen.reset(seed=0)
         qpos = kitchen._robot.data.qpos
         rest = qpos.copy()
@@ -415,7 +415,7 @@ def test_every_thing_is_rewarded_once_and_all_four_end_the_episode(kitchen: Kitc
             if thing == "microwave":
                 qpos[kitchen._entries[thing]] = rest[
                     kitchen._entries[thing]
-                ]  # closed again, and still counted
+                ]  # closed again, but still counted
         assert seen == [
             *[(1.0, False, False)] * 2,
             (0.0, False, False),

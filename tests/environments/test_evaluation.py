@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from cvl_pipeline.environments import rollouts as module
-from cvl_pipeline.environments.base import Environment, GymnasiumEnvironment, MetaWorldEnvironment
+from cvl_pipeline.environments.base import Environment
+from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
+from cvl_pipeline.environments.metaworld import MetaWorldEnvironment
 from cvl_pipeline.environments.collection import episode_seeds
 from cvl_pipeline.environments.d4rl_tasks import AntMaze, Kitchen, Maze2D
 from cvl_pipeline.environments.evaluation import ActorPolicy, evaluate, evaluate_metaworld, rollout_table
@@ -49,13 +51,13 @@ def test_a_rollout_is_the_episode_that_its_seed_and_the_mode_of_the_policy_deter
             observations.append(observation)
             labels.append(float(reward))
         part = transitions.select(torch.tensor([episode]))
-        # One forward pass for all episodes rounds differently from one for each.
+        # One forward pass for all episodes rounds differently from one pass per episode.
         np.testing.assert_allclose(part.observations, np.stack(observations), rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(rewards.rewards[5 * episode : 5 * episode + 5], labels, rtol=1e-4)
 
 
 def test_processes_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH", 2)  # two batches of few simulations
+    monkeypatch.setattr(module, "BATCH", 2)  # two batches with few simulations
     for one, other in zip(_evaluate(1, episodes=4), _evaluate(2, episodes=4), strict=True):
         for name in vars(one):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
@@ -89,7 +91,7 @@ def test_any_environment_of_gymnasium_is_evaluated_in(name: str) -> None:
     assert bool(transitions.discrete) == discrete
     with torch.no_grad():
         np.testing.assert_allclose(actor(transitions.states()), transitions.actions, atol=1e-5)
-    # Where each episode starts is what its seed says.
+    # The seed determines where each episode starts.
     environment = make()
     for episode, seed in enumerate(episode_seeds(0, "evaluation", 12)):
         start = transitions.observations[int(transitions.episode_starts[episode]) + episode]
@@ -125,7 +127,7 @@ def test_a_policy_that_asks_its_critic_is_evaluated_like_any_other() -> None:
     torch.manual_seed(0)
 
     class Padded(torch.nn.Module):
-        """The walk has two numbers where the critic looks at three."""
+        """The walk observes two numbers, but the critic needs three."""
 
         def __init__(self, policy: BestOfN) -> None:
             super().__init__()

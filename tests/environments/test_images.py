@@ -1,4 +1,4 @@
-"""From pictures to a policy, by the very functions that the stages call."""
+"""From images to a policy, with the functions that the stages call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cvl_pipeline.dynamics.module import train_dynamics
-from cvl_pipeline.environments.base import GymnasiumEnvironment
+from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.collection import Disturbances, collect
 from cvl_pipeline.environments.evaluation import evaluate
 from cvl_pipeline.episodes.container import Rewards, Transitions
@@ -37,7 +37,7 @@ RANDOM = Disturbances(0.0, 1.0, 4, random_min=1.0)
 
 
 class Still:
-    """Nothing: the disturbances act."""
+    """Return zeros, so that only the disturbances act."""
 
     def __call__(self, observation: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         return np.zeros(2)
@@ -75,7 +75,7 @@ def test_statistics_of_images_are_those_of_all_pixels_of_a_channel(log: tuple[Tr
     found = fit_normalisation(transitions, split, 1e-3)
     pixels = transitions.select(split.train).observations.double().reshape(-1, 3)
     np.testing.assert_allclose(found.observation_mean, pixels.mean(0), rtol=1e-6)
-    # The third channel is always black: the floor holds it.
+    # The third channel is always black, so it has the floor's standard deviation.
     np.testing.assert_allclose(found.observation_std[:2], pixels.std(0, unbiased=False)[:2], rtol=1e-6)
     assert float(found.observation_std[2]) == pytest.approx(1e-3)
 
@@ -127,8 +127,8 @@ def test_pictures_have_a_report_and_no_distance_to_a_goal(log: tuple[Transitions
     ("observations", "message"),
     [
         (torch.zeros(4, 3, 16, 16, dtype=torch.uint8), r"\(3, 16, 16\) have more channels than rows"),
-        (torch.zeros(4, 16, 16, 3), r"torch.float32 of shape \(4, 16, 16, 3\); they are vectors"),
-        (torch.zeros(4, 3, dtype=torch.uint8), r"torch.uint8 of shape \(4, 3\); they are vectors"),
+        (torch.zeros(4, 16, 16, 3), r"torch.float32 of shape \(4, 16, 16, 3\); use vectors"),
+        (torch.zeros(4, 3, dtype=torch.uint8), r"torch.uint8 of shape \(4, 3\); use vectors"),
     ],
 )
 def test_pictures_laid_out_otherwise_are_refused(observations: torch.Tensor, message: str) -> None:

@@ -8,12 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cvl_pipeline.environments.base import (
-    BENCHMARKS,
-    MetaWorldEnvironment,
-    MetaWorldExpert,
-    metaworld_tasks,
-)
+from cvl_pipeline.environments.metaworld import BENCHMARKS, MetaWorldEnvironment, MetaWorldExpert, metaworld_tasks
 from cvl_pipeline.environments.collection import Disturbances, collect, episode_seeds
 from cvl_pipeline.environments.evaluation import evaluate, rollout_table
 from cvl_pipeline.environments.multitask import (
@@ -29,7 +24,7 @@ from cvl_pipeline.networks.actor import ActorShape, GaussianActor
 MT10 = benchmark_tasks("MT10")
 MAKE = partial(MultiTaskEnvironment, "MT10", 4)
 SEEDS = episode_seeds(0, "collection", 10, 10)
-"""One of each task."""
+"""One seed per task."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +33,7 @@ def environment() -> MultiTaskEnvironment:
 
 
 def _episode(environment: MultiTaskEnvironment | MetaWorldEnvironment, seed: int) -> NDArray[np.float64]:
-    """Observations and rewards of an episode under fixed actions."""
+    """Observations and rewards of an episode with fixed actions."""
     actions = np.random.default_rng(0).uniform(-1.0, 1.0, (4, 4)).astype(np.float32)
     rows = [np.append(environment.reset(seed=seed)[0], 0.0)]
     for action in actions:
@@ -63,7 +58,7 @@ def test_an_episode_is_that_of_its_single_task_and_says_which(environment: Multi
         rows = _episode(environment, seed)
         assert rows.shape == (5, 50)
         np.testing.assert_array_equal(rows[:, 39:49], np.tile(np.eye(10)[index], (5, 1)))
-        # A fresh simulation of the task gives the same: nothing is left of the episodes before.
+        # A new simulation of the task gives the same result, so earlier episodes have no effect.
         single = _episode(MetaWorldEnvironment(MT10[index], 4), seed)
         np.testing.assert_array_equal(np.delete(rows, slice(39, 49), axis=1), single)
 
@@ -111,7 +106,7 @@ def test_a_collection_is_balanced_and_the_same_bytes_in_any_number_of_processes(
     for one, other in zip((transitions, rewards), _collect(workers=2), strict=True):
         for name in vars(one):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
-    # An episode depends on its own seed alone, not on how many there are.
+    # An episode depends only on its own seed, not on the number of episodes.
     fewer, _ = _collect(workers=1, episodes=3)
     assert torch.equal(fewer.observations, transitions.select(torch.arange(3)).observations)
 

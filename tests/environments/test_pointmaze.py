@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from cvl_pipeline.environments.base import GymnasiumEnvironment
+from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.collection import Disturbances, collect
 from cvl_pipeline.environments.pointmaze import WaypointController, check_pointmaze_task, pointmaze_tasks
 from cvl_pipeline.episodes.container import Rewards, Transitions
@@ -28,7 +28,7 @@ def test_the_controller_reaches_every_goal(task: str) -> None:
     transitions, rewards = _collect(task, Disturbances(0.0, 0.0, 1), episodes=8)
     starts = transitions.episode_starts[:-1].numpy()
     assert np.logical_or.reduceat(rewards.successes.numpy(), starts).all()
-    # And stays there: the goal is where the episode ends.
+    # The point stays at the goal until the episode ends.
     ends = transitions.observations[transitions.episode_starts[1:] + np.arange(8)]
     assert ((ends[:, :2] - ends[:, 2:4]).norm(dim=1) < 0.45).all()
     assert not transitions.terminated.any()

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from cvl_pipeline.environments import rollouts as module
-from cvl_pipeline.environments.base import Array, GymnasiumEnvironment
+from cvl_pipeline.environments.base import Array
+from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.rollouts import (
     Episode,
     RolloutTask,
@@ -45,7 +46,7 @@ def _by_hand(seed: int) -> dict[str, list[float]]:
 
 
 def test_episodes_come_in_the_order_of_their_seeds_and_end_where_they_should() -> None:
-    seeds = [9, 3, 14, 7, 0, 5, 8, 1, 2, 6, 4, 19, 13]  # more than one batch, ends at different steps
+    seeds = [9, 3, 14, 7, 0, 5, 8, 1, 2, 6, 4, 19, 13]  # more than one batch, with different lengths
     recorded = _run(seeds)
     assert len(recorded) == len(seeds)
     for seed, episode in zip(seeds, recorded, strict=True):
@@ -62,7 +63,7 @@ def test_episodes_come_in_the_order_of_their_seeds_and_end_where_they_should() -
 
 def test_actions_are_clipped_and_recorded_as_they_were_executed() -> None:
     worker = module._Worker(TASK)
-    (episode,) = worker.run([0])  # the policy asks for -2
+    (episode,) = worker.run([0])  # the policy returns -2
     environment = worker._environments[0]
     assert isinstance(environment, Walk)
     assert environment.executed == [-1.0] * 6
@@ -116,7 +117,7 @@ def test_stacked_episodes_hold_every_row_in_its_place() -> None:
 
 
 class Lever:
-    """Two actions by turns, the one that the seed says first, as one-hot vectors."""
+    """Two alternating actions as one-hot vectors; the seed selects the first."""
 
     def start(self, seeds: Sequence[int]) -> None:
         self.seeds = list(seeds)
@@ -150,7 +151,7 @@ def test_a_worker_that_dies_is_told_with_what_to_do() -> None:
 
 
 class Noted(Push):
-    """Leaves the number of its process in a file, and then is slow."""
+    """Writes its process id to a file, and then is slow."""
 
     def __init__(self, folder: Path) -> None:
         (folder / str(os.getpid())).touch()

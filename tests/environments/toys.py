@@ -1,4 +1,4 @@
-"""Small environments, importable by worker processes."""
+"""Small environments that worker processes can import."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cvl_pipeline.environments.base import Array, Environment
 
 
 class Walk(Environment):
-    """The seed is the place, actions move it; ends past 3 (a termination) or after ``steps`` steps."""
+    """A walk from the seed's position; ends past 3 (a termination) or after ``steps`` steps."""
 
     def __init__(self, steps: int = 6) -> None:
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -40,7 +40,7 @@ class Walk(Environment):
 
 
 class Push:
-    """Moves by five times the digit of the episode's seed less two: often beyond the bounds."""
+    """Moves by five times the last digit of the episode's seed minus two, often beyond the bounds."""
 
     def start(self, seeds: Sequence[int]) -> None:
         self.seeds = list(seeds)
@@ -51,14 +51,14 @@ class Push:
 
 
 class Dying(Walk):
-    """Takes its process with it, as the kernel does with one that uses too much memory."""
+    """Kills its process, as the kernel does if it uses too much memory."""
 
     def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
         os._exit(9)
 
 
 class Spaces(gymnasium.Env[Any, Any]):
-    """An environment of any spaces. It fills one array for ever and remembers what it was asked to do."""
+    """An environment with any spaces. It reuses one array and records all actions."""
 
     def __init__(self, observations: gymnasium.Space[Any], actions: gymnasium.Space[Any]) -> None:
         self.observation_space = observations
@@ -79,7 +79,7 @@ class Spaces(gymnasium.Env[Any, Any]):
 
 
 class Dot(gymnasium.Env[Any, Any]):
-    """A red dot in a picture, to be moved to a green one that stands still; solved two pixels from it."""
+    """An image with a red dot to move to a fixed green dot; solved within two pixels."""
 
     SIZE, TARGET = 16, np.array([12.0, 4.0])
 
@@ -109,5 +109,5 @@ class Dot(gymnasium.Env[Any, Any]):
 
 
 DOT = "tests.environments.toys:tests/Dot-v0"
-"""Its id, with the module that registers it, as other processes need it."""
+"""Its id with the module that registers it, which other processes need."""
 gymnasium.register("tests/Dot-v0", "tests.environments.toys:Dot")

@@ -18,7 +18,7 @@ def _build(episodes: list[tuple[int, bool]]) -> Transitions:
 
 
 def test_transition_n_of_episode_e_starts_from_observation_row_n_plus_e(transitions: Transitions) -> None:
-    # Written out by hand for lengths 5, 1, 7, 3, 9, 4.
+    # By hand, for lengths 5, 1, 7, 3, 9, 4.
     expected = [0, 1, 2, 3, 4, 6, 8, 9, 10, 11, 12, 13, 14, 16, 17, 18]
     assert torch.equal(transitions.states()[:16], transitions.observations[expected])
     assert len(transitions) == 29

@@ -59,7 +59,7 @@ def test_one_episode_cannot_be_split() -> None:
 def test_normalisation_measures_the_training_episodes_alone(transitions: Transitions) -> None:
     split = split_first(transitions, 4)
     spoilt = transitions.observations.clone()
-    spoilt[4 + 16 :] = 1e6  # every row of episodes 4 and 5
+    spoilt[4 + 16 :] = 1e6  # all rows of episodes 4 and 5
     spoilt_actions = transitions.actions.clone()
     spoilt_actions[16:] = 1e6
     fitted = fit_normalisation(replace(transitions, observations=spoilt, actions=spoilt_actions), split, 1e-3)

@@ -13,7 +13,7 @@ from scipy import stats
 from cvl_pipeline.episodes.sampling import Segments, SegmentSampler
 from cvl_pipeline.testing.builders import labelled_transitions
 
-# A true law fails a test at this level once in ten thousand seeds, and the seeds here are fixed.
+# A correct sampler fails a test at this level for one seed in ten thousand; the seeds here are fixed.
 LEVEL = 1e-4
 
 
@@ -25,7 +25,7 @@ def _sample(
 
 
 def _p_value(counts: NDArray[np.float64], law: NDArray[np.float64]) -> float:
-    """Chi-square test of counts against a law, cells with little mass taken together."""
+    """Chi-square test of counts against probabilities, with small cells merged."""
     expected = law / law.sum() * counts.sum()
     small = expected < 5.0
     if small.any():
@@ -37,9 +37,9 @@ def _p_value(counts: NDArray[np.float64], law: NDArray[np.float64]) -> float:
 def _joint_law(
     lengths: list[int], terminated: list[bool], discount: float, longest: int
 ) -> NDArray[np.float64]:
-    """Probability of every (anchor, offset), (N, longest + 1); the last column holds all longer offsets.
+    """Probability of every (anchor, offset), (N, longest + 1); the last column sums all longer offsets.
 
-    Written out from the definition: every pair that the log shows, in proportion to gamma^(k-1).
+    From the definition: every logged pair in proportion to gamma^(k-1).
     """
     law = np.zeros((sum(lengths), longest + 1))
     anchor = 0
@@ -79,7 +79,7 @@ def test_offsets_of_terminated_episodes_follow_the_whole_geometric_law(discount:
         offsets = segments.offsets[of_anchor].clamp(max=longest + 1).numpy()
         counts = np.bincount(offsets - 1, minlength=longest + 1).astype(np.float64)
         assert _p_value(counts, law) > LEVEL
-        # What the renormalised law hides: the mass gamma^L beyond a termination.
+        # The mass gamma^L beyond a termination, which renormalisation would drop.
         share = float(segments.absorbed[of_anchor].double().mean())
         mass = discount ** (length - anchor)
         assert share == pytest.approx(mass, abs=5.0 * np.sqrt(mass * (1 - mass) / int(of_anchor.sum())))
@@ -123,12 +123,12 @@ def test_anchors_and_offsets_follow_the_law_of_what_was_logged(
 
 
 def test_an_anchor_counts_as_much_as_of_its_future_was_logged() -> None:
-    # Written out by hand: gamma = 1/2, so the mass of L logged steps is 1 - 2^-L; a termination logs all.
+    # By hand: gamma = 1/2, so the mass of L logged steps is 1 - 2^-L, or 1 after a termination.
     segments = _sample([3, 2], [False, True], 0.5, 70_000)
     law = np.array([7 / 8, 3 / 4, 1 / 2, 1.0, 1.0])
     counts = np.bincount(segments.anchors.numpy(), minlength=5).astype(np.float64)
     assert _p_value(counts, law) > LEVEL
-    assert _p_value(counts, np.ones(5)) < LEVEL, "so many draws tell it from uniform anchors"
+    assert _p_value(counts, np.ones(5)) < LEVEL, "enough samples to distinguish it from uniform anchors"
 
 
 @given(
@@ -146,7 +146,7 @@ def test_the_marginal_is_the_sum_of_the_law_over_anchors(
     expected = np.zeros(steps + 1)
     for anchor, end in enumerate(ends):
         left = int(end) - anchor
-        expected[anchor : int(end)] += law[anchor, :left]  # offset k arrives by transition anchor + k - 1
+        expected[anchor : int(end)] += law[anchor, :left]  # transition anchor + k - 1 leads to offset k
         expected[steps] += law[anchor, left:].sum()
     states, absorbed = SegmentSampler(data, discount).marginal()
     assert states.dtype == torch.float64
@@ -168,14 +168,14 @@ def test_the_marginal_is_the_law_of_the_futures_that_are_drawn(discount: float) 
 
 
 def test_the_marginal_of_long_logs_keeps_its_digits() -> None:
-    # gamma^L is all but one here, and all but nothing.
+    # gamma^L is close to one in one case and close to zero in the other.
     for discount, lengths in ((1.0 - 1e-6, [3, 4]), (0.5, [2000, 1500])):
         states, absorbed = SegmentSampler(labelled_transitions(lengths, [False, False]), discount).marginal()
         assert float(states.sum()) == pytest.approx(1.0, abs=1e-12)
         assert float(absorbed) == 0.0
         assert (states > 0.0).all()
     states, absorbed = SegmentSampler(labelled_transitions([3], [True]), 1.0 - 1e-6).marginal()
-    # Nearly all of the future of a terminated episode lies past its end.
+    # Almost all of the future of a terminated episode is after its end.
     assert float(absorbed) == pytest.approx(1.0 - 2e-6, abs=1e-9)
 
 
@@ -187,7 +187,7 @@ def test_segments_that_share_an_episode_follow_the_same_law_each(discount: float
     longest = 40
     law = _joint_law(lengths, terminated, discount, longest).ravel()
     cells = segments.anchors * (longest + 1) + segments.offsets.clamp(max=longest + 1) - 1
-    for place in range(4):  # the segments of one place are independent
+    for place in range(4):  # segments at the same place are independent
         counts = np.bincount(cells[place::4].numpy(), minlength=len(law)).astype(np.float64)
         assert not counts[law == 0.0].any()
         assert _p_value(counts[law > 0.0], law[law > 0.0]) > LEVEL
@@ -197,14 +197,14 @@ def test_segments_share_an_episode_by_groups_and_nothing_else() -> None:
     data = labelled_transitions([30] * 50, [False] * 50)
     sampler = SegmentSampler(data, 0.9)
     segments = sampler.sample(1003, torch.Generator().manual_seed(0), per_episode=4)
-    assert len(segments.anchors) == 1003  # the last group is cut short
+    assert len(segments.anchors) == 1003  # the last group is incomplete
     episodes = data.episode_of(segments.anchors)[:1000].reshape(250, 4)
     assert torch.equal(episodes, episodes[:, :1].expand(-1, 4))
     assert len(set(episodes[:, 0].tolist())) > 40
     times = (segments.anchors[:1000] % 30).reshape(250, 4).double()
     offsets = segments.offsets[:1000].reshape(250, 4).double()
     for drawn in (times, offsets):
-        assert np.abs(np.corrcoef(drawn.T) - np.eye(4)).max() < 0.25  # four deviations of 250 draws
+        assert np.abs(np.corrcoef(drawn.T) - np.eye(4)).max() < 0.25  # four deviations of 250 samples
     alone = data.episode_of(sampler.sample(1000, torch.Generator().manual_seed(0)).anchors).reshape(250, 4)
     assert float((alone == alone[:, :1]).all(1).double().mean()) < 0.05
 
@@ -242,19 +242,19 @@ def test_segments_never_leave_their_episode(
         assert not absorbed or terminated[episode]
         assert segments.observations[i].tolist() == [episode, time]
         assert torch.equal(segments.actions[i], data.actions[segments.anchors[i]])
-        # s_{t+k}, and the transition that led to it; past a termination, the last of the episode.
+        # s_{t+k} and the transition that leads to it; past a termination, the episode's last one.
         assert segments.futures[i].tolist() == [episode, time + reached]
         assert int(segments.arrivals[i]) == int(segments.anchors[i]) + reached - 1
         assert place[int(segments.arrivals[i])][0] == episode
 
 
 def test_long_episodes_at_a_high_discount_reach_their_end_and_no_further() -> None:
-    # Single precision rounds here: 0.999 ** 1000 and steps that differ in the fourth digit.
+    # Cases in which single precision fails: 0.999 ** 1000 and steps that differ in the fourth digit.
     segments = _sample([1000], [False], 0.999, 200_000)
     left = 1000 - segments.anchors
     assert int((left - segments.offsets).min()) == 0
     u = (1.0 - 0.999 ** (segments.offsets.double() - 0.5)) / (1.0 - 0.999 ** left.double())
-    # The inverse distribution function of the law makes u uniform (but for the cell that k stands for).
+    # The distribution function maps k back to a uniform u (up to the width of k's cell).
     long = left > 500
     assert stats.kstest(u[long].clamp(0.0, 1.0).numpy(), "uniform").statistic < 0.006
 

@@ -90,7 +90,7 @@ def test_discrete_actions_that_are_not_one_hot_are_refused(row: list[float]) -> 
     faulty = replace(data, actions=actions)
     with pytest.raises(InputError, match=r"transitions\.actions.* at transition 11 is not one-hot"):
         validate_transitions(faulty)
-    # As vectors of a continuous space they are sound.
+    # The same vectors are valid continuous actions.
     validate_transitions(replace(faulty, discrete=torch.tensor(False)))
 
 

@@ -1,4 +1,4 @@
-"""A copy of the project that the tests run kedro in, with one finished smoke run."""
+"""A copy of the project for running kedro in tests, with one finished smoke run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REUSE = ("run", "--only-missing-outputs")
 
 @dataclass(frozen=True)
 class Project:
-    """A folder with the project's code and configuration, and data of its own."""
+    """A folder with the project's code and configuration, and its own data."""
 
     root: Path
 
@@ -33,15 +33,15 @@ class Project:
         return [sys.executable, "-m", "kedro", *arguments]
 
     def environment(self) -> dict[str, str]:
-        # Wide, so that no message is wrapped; the copy's code, not the installed one; one thread, as sums in
-        # another order have other last digits.
+        # Wide, so that messages are not wrapped; the copy's code instead of the installed one; one thread,
+        # because the order of sums changes their last digits.
         return {
             **os.environ, "COLUMNS": "400", "KEDRO_ENV": "smoke", "PYTHONPATH": str(self.root / "src"),
             "OMP_NUM_THREADS": "1",
         }  # fmt: skip
 
     def kedro(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run kedro; standard output and error are one text in ``stdout``."""
+        """Run kedro; ``stdout`` has standard output and standard error."""
         return subprocess.run(
             self.command(*arguments),
             cwd=self.root,
@@ -57,7 +57,7 @@ class Project:
         return self.root / "data" / layer / dataset / name
 
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of every file under data/ but logs and locks, which tell how fast a run was, and which."""
+        """SHA-256 of every file under data/ except logs and locks, which differ between runs."""
         return {
             str(path.relative_to(self.root)): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted((self.root / "data").rglob("*"))
@@ -74,7 +74,7 @@ def copy_project(root: Path) -> Project:
 
 
 class Forks:
-    """Runs kedro commands, each in a fork of a process that has done the slow imports."""
+    """Runs kedro commands, each in a fork of a process that has finished the slow imports."""
 
     def __init__(self, project: Project, output: Path) -> None:
         self._output = output
@@ -86,7 +86,7 @@ class Forks:
         )  # fmt: skip
 
     def kedro(self, project: Project, *arguments: str, status: int = 0, **changes: list[Any]) -> str:
-        """What the command wrote."""
+        """Run a command and return its output."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         asked = {"root": str(project.root), "arguments": arguments, "output": str(self._output)}
@@ -98,12 +98,12 @@ class Forks:
         return output
 
     def plan(self, project: Project, *arguments: str) -> set[str]:
-        """The nodes that Kedro would run."""
+        """Names of the nodes that Kedro would run."""
         output = self.kedro(project, *REUSE, *arguments, plan=[])
         return set(re.search(r"^PLAN(.*)$", output, re.MULTILINE)[1].split())  # type: ignore[index]
 
     def run(self, project: Project, *arguments: str) -> set[str]:
-        """The nodes that ran."""
+        """Run a command and return the names of the nodes that ran."""
         return set(re.findall(r"\d+/\d+ (\S+) ->", self.kedro(project, *arguments)))
 
     def close(self) -> None:
@@ -122,7 +122,7 @@ class FinishedRun:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    """The project after ``kedro run --env smoke``. Tests must leave its data as they found it."""
+    """The project after ``kedro run --env smoke``. Tests must not change its data."""
     project = copy_project(tmp_path_factory.mktemp("finished"))
     result = project.kedro("run")
     assert result.returncode == 0, result.stdout

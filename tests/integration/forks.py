@@ -1,6 +1,6 @@
-"""Kedro commands in forks of one process, which has imported all that is slow to import but not the project.
+"""Kedro commands in forks of one process, which has imported the slow libraries but not the project.
 
-A script: each line of standard input asks for one command, and each line of standard output tells its status.
+Each line of standard input requests a command, and each line of standard output reports its exit status.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ SLOW = (
 
 
 def plan() -> None:
-    """Let Kedro choose the nodes, and tell them instead of running them."""
+    """Let Kedro choose the nodes, and print them instead of running them."""
     from kedro.runner import SequentialRunner
 
-    def tell(self: Any, pipeline: Any, *_: Any) -> None:
+    def report(self: Any, pipeline: Any, *_: Any) -> None:
         print("PLAN", *sorted(node.name for node in pipeline.nodes))  # noqa: T201
         raise SystemExit(0)
 
-    SequentialRunner._run = tell  # type: ignore[method-assign, assignment]
+    SequentialRunner._run = report  # type: ignore[method-assign, assignment]
 
 
 def die_at_record(number: int) -> None:
-    """End as kill -9 does, when the record of that number is about to be written."""
+    """Exit like kill -9 before writing the record with that number."""
     from cvl_pipeline.kedro.provenance import states
 
     write, count = vars(states)["write_record"], 0
@@ -48,7 +48,7 @@ def die_at_record(number: int) -> None:
 
 
 def read_narrowly() -> None:
-    """Give nodes no field of the parameters but those that are declared to be read."""
+    """Give each node only the parameters that it declares to read."""
     from kedro.framework.hooks import hook_impl
 
     from cvl_pipeline.kedro import settings

@@ -1,4 +1,4 @@
-"""Exactly what is stale is made again: every kind of change, against the nodes that run after it."""
+"""Only stale artifacts are recreated: every kind of change, and the nodes that run after it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ WHOLE = register_pipelines()["__default__"]
 
 
 def after(*nodes: str) -> set[str]:
-    """The nodes, and all that follow from them."""
+    """The nodes and all nodes that depend on them."""
     return {node.name for node in WHOLE.from_nodes(*nodes).nodes} if nodes else set()
 
 
 def told(nodes: set[str]) -> str:
-    """The nodes, in the words of docs/artifacts.md."""
+    """Text of the nodes in docs/artifacts.md."""
     first = [node.name for node in WHOLE.nodes if node.name in nodes]
     for name in list(first):
         first = [other for other in first if other == name or other not in after(name)]
@@ -42,7 +42,7 @@ Act = Callable[[Project], None]
 
 @dataclass(frozen=True)
 class Row:
-    """A change, and the nodes that run because of it."""
+    """A change and the nodes that it causes to run."""
 
     what: str
     nodes: set[str]
@@ -103,7 +103,7 @@ def touch(name: str) -> Act:
 
 
 def package(name: str) -> Act:
-    """Another version of a package, as its metadata have it; they are looked for here first."""
+    """Give a package another version, by metadata in a folder that is searched first."""
 
     def act(project: Project) -> None:
         folder = project.root / "src" / f"{name}-99.0.dist-info"
@@ -194,7 +194,7 @@ PLANNED = {
     "a comment in training/fit.py", "dynamics/losses.py", "the version of scipy", "labels damaged",
     "bc_history deleted, not bc_policy",
 }  # fmt: skip
-"""Changes whose plan alone is looked at, where there is no time to run after all of them (slow tests)."""
+"""Changes for which only the plan is checked; slow tests run after all changes."""
 RUN = "evaluation.confidence"
 
 
@@ -224,7 +224,7 @@ def test_once_it_is_made_again_all_is_fresh(kedro: Forks, scratch: Project, row:
     output = kedro.kedro(scratch, "artifacts", "status", *parameters)
     assert "29 artifacts: 29 fresh" in output
     if not row.parameters and not row.what.startswith(("the version", "one node")) and ".py" not in row.what:
-        assert scratch.fingerprints() == before  # the same recipe, the same bytes, the records too
+        assert scratch.fingerprints() == before  # the same inputs give the same bytes, including records
 
 
 @pytest.mark.slow
@@ -244,7 +244,7 @@ def test_a_stage_run_by_hand_with_other_parameters_leaves_what_follows_stale(
     assert "readout" in output
     assert kedro.plan(scratch) == after("contrastive_dynamics.train")
     assert kedro.plan(scratch, *other) == after("contrastive_dynamics.train") - {"contrastive_dynamics.train"}
-    # A part takes what it does not make as it is, and says so.
+    # A part of the pipeline uses stale inputs unchanged, and reports them.
     output = kedro.kedro(scratch, "run", "--pipelines", "value_readout")
     assert "critic is used as it is, but it is stale (parameter contrastive_dynamics.temperature)" in output
     assert kedro.plan(scratch, "--pipelines", "value_readout") == set()
@@ -256,7 +256,7 @@ def test_a_stage_run_by_hand_with_other_parameters_leaves_what_follows_stale(
 def test_what_was_written_without_its_record_is_not_trusted(
     kedro: Forks, scratch: Project, number: int
 ) -> None:
-    """Killed before the first record of two outputs, and between the two."""
+    """The run is killed before the first record of two outputs, or between the two."""
     other = ("--params", "contrastive_dynamics.temperature=0.2")
     kedro.kedro(
         scratch, "run", "--nodes", "contrastive_dynamics.train", *other, status=137, die_at_record=[number]
@@ -348,7 +348,7 @@ def test_two_runs_of_one_dataset_and_seed_are_kept_apart(kedro: Forks, scratch: 
     assert output.startswith("Error: data of dataset 'reach-v3-smoke', seed 0, is in use by another run")
     assert f"process {holder.pid} on" in output
     assert scratch.fingerprints() == before
-    # Others go on, and so does who only looks.
+    # Other seeds and read-only commands continue to work.
     split = ("--nodes", "data_ingestion.split")
     assert "29 fresh" in kedro.kedro(scratch, "artifacts", "status")
     assert kedro.plan(scratch, "--params", "seed=1") == ALL

@@ -1,4 +1,4 @@
-"""Bad input: one line that names the fault and the fix, non-zero exit, nothing overwritten."""
+"""Bad input gives one line with fault and fix, a non-zero exit status, and overwrites nothing."""
 
 from __future__ import annotations
 

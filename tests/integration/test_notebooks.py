@@ -1,4 +1,4 @@
-"""The notebooks run as they stand, at small size."""
+"""The notebooks run unchanged, at small size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.project import PROJECT
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # jupyter_client leaves its sockets to the collector
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # jupyter_client leaves sockets open
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_top_to_bottom(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

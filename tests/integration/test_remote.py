@@ -1,4 +1,4 @@
-"""Data at a URL: the same results, reuse and refusals as in a folder, from any machine."""
+"""Data at a URL: the same results, reuse and errors as in a folder, from any machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOCK = f".locks/{DATASET}.lock"
 
 @dataclass(frozen=True)
 class Remote:
-    """A project whose data are in a bucket."""
+    """A project with its data in a bucket."""
 
     project: Project
     bucket: Bucket
@@ -36,7 +36,7 @@ class Remote:
         return self.project.root / "data/.cache"
 
     def contents(self) -> dict[str, bytes]:
-        """Of every file of the data root but leases, by its path."""
+        """Contents of every file of the data root except leases, by path."""
         return {
             name.removeprefix("me/"): self.bucket.files.cat_file(f"{self.bucket.url}/{name}")
             for name in self.bucket.names()
@@ -59,7 +59,7 @@ def _project(root: Path, bucket: Bucket) -> Project:
 
 @pytest.fixture(scope="module")
 def whole(kedro: Forks, s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Remote:
-    """After one run. Tests must leave the bucket as they found it."""
+    """The project after one run. Tests must not change the bucket."""
     bucket = make_bucket(s3_endpoint)
     project = _project(tmp_path_factory.mktemp("remote"), bucket)
     remote = Remote(project, bucket, "")
@@ -68,7 +68,7 @@ def whole(kedro: Forks, s3_endpoint: str, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def remote(whole: Remote, s3_endpoint: str, tmp_path: Path) -> Remote:
-    """A copy of that bucket, seen from another machine, which a test may damage."""
+    """Another machine with a copy of that bucket, which a test may damage."""
     bucket = make_bucket(s3_endpoint)
     bucket.files.copy(f"{whole.bucket.url}/me/", f"{bucket.url}/me/", recursive=True)
     assert len(bucket.names()) == len(whole.bucket.names())
@@ -87,7 +87,7 @@ def test_a_run_writes_to_the_url_what_a_local_one_writes_to_its_folder(
     assert whole.contents() == local
     assert f"Metrics, tables and plots: {whole.bucket.url}/me/08_reporting/{DATASET}/" in whole.output
     assert SECRET not in whole.output
-    # On this machine there is nothing but the cache.
+    # This machine has only the cache.
     assert [path.name for path in (whole.project.root / "data").iterdir()] == [".cache"]
 
 
@@ -106,14 +106,14 @@ def test_nothing_is_made_again_here_or_on_another_machine(
 
 def test_what_is_damaged_or_deleted_at_the_url_is_refused_or_made_again(kedro: Forks, remote: Remote) -> None:
     before = remote.contents()
-    # Here there is a whole copy of it.
+    # This machine then has a complete copy of the critic.
     extract = ("run", "--nodes", "policy_extraction.clone", *remote.parameters)
     kedro.kedro(remote.project, *extract)
     remote.spoil(CRITIC)
     output = kedro.kedro(remote.project, "run", "--pipelines", "value_readout", *remote.parameters, status=1)
     assert output.startswith(f"Error: {remote.bucket.url}/me/{CRITIC} is damaged")
     assert "\n" not in output.strip()
-    # What shows in nothing but its record.
+    # Damage that only the record reveals.
     metrics = f"{remote.bucket.url}/me/08_reporting/{DATASET}/metrics.json"
     content = remote.bucket.files.cat_file(metrics)
     remote.bucket.files.pipe_file(metrics, content.replace(b'"seed": 0', b'"seed": 1'))
@@ -224,7 +224,7 @@ def test_a_study_is_kept_here_and_what_it_found_at_the_url(kedro: Forks, remote:
     assert f"08_reporting/{DATASET.partition('/')[0]}/tuning/study/best_parameters.json" in found
     assert not any(name.startswith("06_models") for name in found)
     assert list(remote.cache.rglob("journal.log"))
-    # As if another machine had found something else.
+    # Simulate another result from another machine.
     best = (
         f"{remote.bucket.url}/me/08_reporting/{DATASET.partition('/')[0]}/tuning/study/best_parameters.json"
     )

@@ -1,4 +1,4 @@
-"""A run that ends in training is taken up where it was, and ends with the same weights."""
+"""The same command resumes a run that stopped during training, and gives the same weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from tests.integration.conftest import FinishedRun, Project
 from tests.training.processes import checkpoints_in, linux, processes_of, wait_for, worker_of
 
-# Long enough to be ended on the way, short enough to finish soon; saved after every few chunks.
+# Long enough to interrupt, short enough to finish soon; saved after every few chunks.
 LONG = (
     "contrastive_dynamics.training.steps=4000,contrastive_dynamics.training.validation_interval=100,"
     "contrastive_dynamics.training.checkpoint_seconds=0.05"
@@ -28,7 +28,7 @@ STAGE = ("run", "--pipelines", "contrastive_dynamics")
 
 
 def start(project: Project, output: Path, parameters: str = LONG) -> subprocess.Popen[bytes]:
-    """Begin the stage, and return when training has been saved for the first time."""
+    """Start the stage and return after the first checkpoint."""
     with output.open("wb") as file:
         process = subprocess.Popen(
             project.command(*STAGE, "--params", parameters),
@@ -52,7 +52,7 @@ def critic(project: Project) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The critic of a run that nothing ended."""
+    """The critic of an uninterrupted run."""
     root = tmp_path_factory.mktemp("uninterrupted") / "project"
     shutil.copytree(finished.project.root, root)
     result = Project(root).kedro(*STAGE, "--params", LONG)
@@ -72,9 +72,9 @@ def test_training_that_is_ended_resumes_and_ends_with_the_weights_of_an_uninterr
     output = (tmp_path / "output").read_text()
     if number == signal.SIGTERM:
         assert status == 143, output
-        assert "Stopped by SIGTERM; the same command goes on from data/06_models" in output
+        assert "Stopped by SIGTERM; run the same command again to resume from data/06_models" in output
         assert "Traceback" not in output
-    assert critic(scratch).read_bytes() == old  # the unfinished run replaced nothing
+    assert critic(scratch).read_bytes() == old  # the unfinished run has replaced nothing
 
     resumed = scratch.kedro(*STAGE, "--params", LONG)
     assert resumed.returncode == 0, resumed.stdout
@@ -91,7 +91,7 @@ def test_training_killed_at_any_moment_resumes_to_the_very_same_weights(
     resumed = 0
     for _ in range(10):
         process = start(scratch, tmp_path / "output")
-        # Among them moments in which a checkpoint is being written: one is every twentieth of a second.
+        # Some kills happen during the write of a checkpoint; there are twenty checkpoints per second.
         time.sleep(moments.uniform(0.0, 4.0))
         process.kill()
         process.wait()
@@ -99,7 +99,7 @@ def test_training_killed_at_any_moment_resumes_to_the_very_same_weights(
         assert result.returncode == 0, result.stdout
         resumed += "Resuming from step" in result.stdout
         assert critic(scratch).read_bytes() == uninterrupted
-    assert resumed >= 5  # the others had ended before they were killed
+    assert resumed >= 5  # the other runs ended before they were killed
 
 
 def test_other_parameters_do_not_take_up_the_unfinished_training(scratch: Project, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_another_reward_reruns_readout_and_policy_alone_and_lies_beside_the_firs
     folder = f"{DATASET}/corner"
     metrics = json.loads(scratch.artifact("08_reporting", "metrics.json", folder).read_text())
     assert metrics["reward"] == "goal_distance"
-    for policy in ("cvl", "bc"):  # scored by the reward in force, which lies in (0, 1] a step
+    for policy in ("cvl", "bc"):  # scored by the current reward, which is in (0, 1] per step
         assert 0.0 < metrics[f"{policy}.return_mean"] <= 40.0
     assert f"Metrics, tables and plots: data/08_reporting/{folder}/" in result.stdout
 
@@ -166,7 +166,7 @@ def test_every_objective_ends_in_an_evaluated_policy(objective: str, scratch: Pr
     assert scratch.artifact("08_reporting", "metrics.json").exists()
 
 
-# Run apart, before anything could have kept an unpickler: whatever unpickles ends in an error.
+# Runs in its own process, before any library can store a reference to an unpickler; unpickling fails.
 LOAD_ALL = """
 import pickle, _pickle, sys
 from pathlib import Path
@@ -194,8 +194,8 @@ with KedroSession.create(env="smoke") as session:
 
 
 def test_every_artifact_is_loaded_without_unpickling(finished: FinishedRun) -> None:
-    """Checkpoints are apart: torch's own restricted unpickler, which makes tensors and plain values alone,
-    reads them (tests/test_checked.py)."""
+    """Checkpoints are an exception: torch's restricted unpickler, which creates only tensors and plain
+    values, reads them (tests/io/test_checked.py)."""
     result = subprocess.run(
         [sys.executable, "-c", LOAD_ALL],
         cwd=finished.project.root,

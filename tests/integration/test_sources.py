@@ -1,4 +1,4 @@
-"""kedro run on logs that nobody collected here."""
+"""kedro run on external logs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLUMNS = (
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project beside whose data lie logs in every format."""
+    """A project with logs in every format beside its data."""
     project = copy_project(tmp_path_factory.mktemp("sources"))
     logs.write_all(project.root, *logs.collect_hopper(12))
     return project
@@ -39,12 +39,12 @@ def test_a_log_becomes_a_policy_that_is_evaluated(project: Project, parameters: 
     result = project.kedro("run", "--params", parameters)
     assert result.returncode == 0, result.stdout
     metrics = json.loads((project.root / f"data/08_reporting/{folder}/seed_0/metrics.json").read_text())
-    assert "Adroit" not in result.stdout  # a notice that Gymnasium-Robotics prints to everyone
+    assert "Adroit" not in result.stdout  # a notice that Gymnasium-Robotics always prints
     assert metrics["behaviour_episodes"] == 12
     assert metrics["environment"] == logs.ENVIRONMENT
     assert metrics["cvl.return_mean"] > 0.0
     if "d4rl" in parameters:
-        assert -10.0 < metrics["behaviour.normalised_score"] < 10.0  # random actions are what 0 means
+        assert -10.0 < metrics["behaviour.normalised_score"] < 10.0  # random actions have score 0
         assert "D4RL score" in result.stdout
 
 

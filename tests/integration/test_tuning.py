@@ -1,4 +1,4 @@
-"""A study that is killed, gone on with, used, damaged and taken up again."""
+"""A study is killed, resumed, used, damaged and restored."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.training.processes import linux, wait_for
 
 STUDY = "reach-v3-smoke/tuning/study"
 SEARCH = ("run", "--pipelines", "tuning")
-TRIALS = 4  # of conf/smoke
+TRIALS = 4  # as in conf/smoke
 
 
 def workers_of(project: Project) -> list[int]:
-    """Processes of the project's workers: theirs is its folder, and its code."""
+    """Process ids of the project's workers, which run its code in its folder."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -46,7 +46,7 @@ def trials_of(project: Project) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def studied(project: Project) -> tuple[Project, set[str]]:
-    """A study whose run was killed in the middle, then ended; ids of the trials that were finished then."""
+    """A study that was killed and then resumed; ids of the trials that were finished before."""
     records = project.root / f"data/06_models/{STUDY}/records"
     process = subprocess.Popen(
         project.command(*SEARCH),
@@ -56,7 +56,7 @@ def studied(project: Project) -> tuple[Project, set[str]]:
     assert process.poll() is None
     process.kill()
     process.wait()
-    wait_for(lambda: not workers_of(project))  # nothing outlives it
+    wait_for(lambda: not workers_of(project))  # no worker outlives the run
     before = {path.name for path in records.glob("[!.]*.json")}
     result = project.kedro(*SEARCH)
     assert result.returncode == 0, result.stdout
@@ -104,7 +104,7 @@ def test_tuned_trains_with_the_best_and_says_so(studied: tuple[Project, set[str]
     project, _ = studied
     path = project.root / f"data/08_reporting/{STUDY}/best_parameters.json"
     best = json.loads(path.read_text())
-    best["parameters"]["contrastive_dynamics.representation_size"] = 8  # another than conf/smoke's
+    best["parameters"]["contrastive_dynamics.representation_size"] = 8  # differs from conf/smoke
     best["parameters"]["contrastive_dynamics.temperature"] = 0.2
     path.write_text(json.dumps(best))
     given = "tuned=true,contrastive_dynamics.temperature=0.3"
@@ -130,7 +130,7 @@ def test_a_damaged_journal_is_told_and_what_was_finished_is_taken_up(
     journal.rename(journal.with_suffix(".damaged"))
     result = project.kedro(*SEARCH)
     assert result.returncode == 0, result.stdout
-    assert f"Took up {TRIALS} finished trials" in result.stdout
+    assert f"Restored {TRIALS} finished trials" in result.stdout
     measure = "measure/returns_correlation"
     complete = before[before["state"] == "COMPLETE"]
     assert sorted(trials_of(project)[measure]) == sorted(complete[measure])

@@ -1,4 +1,4 @@
-"""The site that kedro-viz builds of the pipeline."""
+"""The site that kedro-viz builds from the pipeline."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_no_path_of_the_machine_and_no_tracker_is_published(site: Path) -> None:
         if path.is_file():
             content = path.read_bytes()
             assert project not in content, path
-            if path.suffix not in {".js", ".css"}:  # the program's own text may hold any word
+            if path.suffix not in {".js", ".css"}:  # kedro-viz's own files may contain any word
                 assert home not in content, path
                 assert b"heapanalytics" not in content or path.name == "telemetry.html", path
 

@@ -151,5 +151,5 @@ def test_a_file_of_an_unknown_class_is_named(tmp_path: Path, name: str) -> None:
     save_artifact(path, kind_of(name), make_artifacts()[name])
     _, tensors, config = read_tensors(path, None)
     write_tensors(path, kind_of(name), tensors, {**config, "class": "Another"})
-    with pytest.raises(InputError, match=rf"x\.safetensors: its content does not make a {name}"):
+    with pytest.raises(InputError, match=rf"x\.safetensors: its content is not a valid {name}"):
         load_artifact(path)

@@ -171,7 +171,7 @@ def test_what_cannot_be_published_is_kept_under_another_name(
     monkeypatch.undo()
     kept = there.path.with_name(".unpublished-x.bin")
     assert f"cannot write {there.filepath}: PermissionError" in str(caught.value)
-    assert str(caught.value).endswith(f"what was made is kept in {kept}")
+    assert str(caught.value).endswith(f"; the new file is stored as {kept}")
     assert (SECRET in str(caught.value)) == (not there.options)
     assert kept.read_bytes() == b"newer"
     there.fetch()

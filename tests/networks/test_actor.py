@@ -50,9 +50,9 @@ def test_actions_lie_within_the_bounds_for_any_input(bounds: list[float], scale:
     torch.manual_seed(seed)
     actor = GaussianActor(ActorShape((3,), 2, (16,)), None, (low, high))
     with torch.no_grad():
-        _last(actor).weight.mul_(100.0)  # far into the tails of tanh
+        _last(actor).weight.mul_(100.0)  # far in the tails of tanh
         actions = actor(scale * torch.randn(64, 3))
-    # To the last bit: validate_transitions refuses anything outside.
+    # Exactly, because validate_transitions rejects everything outside.
     assert (actions >= low).all()
     assert (actions <= high).all()
 
@@ -81,7 +81,7 @@ def test_log_prob_is_that_of_the_normal_distribution_around_the_mode(log_std: li
     with torch.no_grad():
         actor.log_std.copy_(torch.tensor(log_std))
         actions = LOW + (HIGH - LOW) * torch.rand(50, 2, generator=torch.Generator().manual_seed(2))
-        actions[0], actions[1] = LOW, HIGH  # clipped actions lie on the bounds in numbers
+        actions[0], actions[1] = LOW, HIGH  # clipped actions are often on the bounds
         std = torch.tensor(log_std).clamp(*GaussianActor.LOG_STD_RANGE).exp()
         expected = Normal(actor(_observations()), std).log_prob(actions).sum(-1)  # type: ignore[no-untyped-call]
         result = actor.log_prob(_observations(), actions)
@@ -177,7 +177,7 @@ def test_probabilities_of_discrete_actions_are_the_softmax_of_the_network() -> N
         scores = actor.network(scaled).double()
     np.testing.assert_allclose(log_probs.exp().sum(-1), 1.0, atol=1e-6)
     np.testing.assert_allclose(log_probs, scores - scores.logsumexp(-1, keepdim=True), atol=1e-5)
-    assert float(log_probs.std()) > 0.1, "the actions are told apart"
+    assert float(log_probs.std()) > 0.1, "the actions differ"
 
 
 def test_log_prob_of_a_one_hot_action_is_the_entry_of_that_action() -> None:

@@ -96,7 +96,7 @@ def test_the_absorbing_state_has_no_observation() -> None:
     absorbed = critic.psi(observations, torch.ones(4, dtype=torch.bool))
     assert torch.equal(absorbed, absorbed[:1].expand(4, -1))
     assert torch.equal(critic.psi(observations * 1e30, torch.ones(4, dtype=torch.bool)), absorbed)
-    # An observation of zeros after standardisation is a state like any other.
+    # A standardised observation of zeros is an ordinary state.
     mean = critic.psi(NORMALISATION.observation_mean[None], torch.tensor([False]))
     assert not torch.allclose(mean[0], absorbed[0])
 
@@ -145,7 +145,7 @@ def test_a_conditioned_critic_tells_offsets_apart_and_others_take_none() -> None
         critic.phi(observations, actions)
     with pytest.raises(ValueError, match="horizon_conditioning"):
         _critic().phi(observations, actions, torch.ones(20, dtype=torch.int64))
-    # The future state is a state, whenever it comes.
+    # psi of a future state does not depend on its offset.
     assert critic.psi(observations, absorbed).shape == (20, 8)
 
 
@@ -168,7 +168,7 @@ def test_the_code_of_an_offset_is_bounded_and_its_own() -> None:
     assert code.shape == (2002, 2 * OFFSET_FREQUENCIES)
     assert torch.isfinite(code).all()
     assert float(code.abs().max()) <= 1.0
-    # Sines and cosines of one angle.
+    # Sines and cosines of the same angle.
     squares = code[:, :OFFSET_FREQUENCIES].square() + code[:, OFFSET_FREQUENCIES:].square()
     np.testing.assert_allclose(squares, 1.0, atol=1e-5)
     distances = torch.cdist(code[:2000], code[:2000]).fill_diagonal_(9.0)

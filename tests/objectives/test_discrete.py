@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from cvl_pipeline.dynamics.module import train_dynamics
-from cvl_pipeline.environments.base import Array, GymnasiumEnvironment
+from cvl_pipeline.environments.base import Array
+from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.collection import episode_seeds
 from cvl_pipeline.environments.evaluation import evaluate
 from cvl_pipeline.environments.rollouts import RolloutTask, run_episodes, stack_episodes

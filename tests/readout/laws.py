@@ -1,4 +1,4 @@
-"""What a log of a finite MDP says by itself, counted pair by pair, without the sampler or the readouts."""
+"""Counts of the pairs in a log of a finite MDP, without the sampler or the readouts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cvl_pipeline.testing.finite_mdp import ExactCritic, FiniteMDP
 
 Floats = NDArray[np.float64]
 NEVER = -60.0
-"""Log ratio of an outcome that the log does not show: exp of it is nothing, and it stays finite."""
+"""Log ratio of an outcome that is not in the log; finite, but its exponential is zero."""
 
 
 def log_law(mdp: FiniteMDP, transitions: Transitions) -> Floats:
-    """Share of every (s, a, outcome) among all pairs of the log, (S, A, S + 1).
+    """Share of every (s, a, outcome) in all pairs of the log, (S, A, S + 1).
 
-    A pair of a transition and the state k steps later counts ``gamma^(k-1)``; where the episode terminated,
-    all that lies past its end counts for the absorbing state, which is the last outcome.
+    A pair of a transition and the state k steps later counts ``gamma^(k-1)``. In a terminated episode, all
+    states after the end count for the absorbing state, which is the last outcome.
     """
     law = np.zeros((mdp.states, mdp.actions, mdp.states + 1))
     for episode in slices(transitions):
@@ -37,7 +37,7 @@ def log_law(mdp: FiniteMDP, transitions: Transitions) -> Floats:
 
 
 def expected_values(mdp: FiniteMDP, law: Floats) -> Floats:
-    """Q(s, a) under a law of pairs, (S, A); NaN where the log never took the action."""
+    """Q(s, a) for given shares of pairs, (S, A); NaN if the log does not contain the action."""
     reward = np.append(mdp.reward, 0.0)
     with np.errstate(invalid="ignore"):
         values: Floats = law @ reward / law.sum(-1) / (1.0 - mdp.discount)
@@ -45,7 +45,7 @@ def expected_values(mdp: FiniteMDP, law: Floats) -> Floats:
 
 
 def critic_of(law: Floats, discount: float, temperature: float = 0.5) -> ExactCritic:
-    """The critic that endless training on a log of this law would end at."""
+    """Optimal critic for a log with the given shares of pairs."""
     independent = law.sum(-1, keepdims=True) * law.sum((0, 1))
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(law > 0.0, np.log(law) - np.log(independent), NEVER)
@@ -53,6 +53,6 @@ def critic_of(law: Floats, discount: float, temperature: float = 0.5) -> ExactCr
 
 
 def all_pairs(mdp: FiniteMDP) -> tuple[Tensor, Tensor]:
-    """Every state with every action, (S * A, S) and (S * A, A)."""
+    """All pairs of a state and an action, (S * A, S) and (S * A, A)."""
     states, actions = np.indices((mdp.states, mdp.actions)).reshape(2, -1)
     return torch.eye(mdp.states)[states], torch.eye(mdp.actions)[actions]

@@ -118,7 +118,7 @@ def test_the_readout_is_what_the_parameters_say(
 
 
 def test_features_sum_over_the_references_asked_for(transitions: Transitions, rewards: Rewards) -> None:
-    """A single reference makes every value its reward."""
+    """With a single reference, every value is its reward."""
     phi = _critic().phi(transitions.states(), transitions.actions).detach()
     one = _build(transitions, rewards, method="positive_random", references=1).values(phi)
     assert float(one.std()) < 1e-3
@@ -153,7 +153,7 @@ def test_every_reference_carries_the_reward_of_its_own_arrival_in_a_training_epi
     transitions, rewards = mdp.log_episodes(6, 40, seed=2)
     split = Split(train=torch.tensor([1, 3, 4]), validation=torch.tensor([0, 2, 5]))
     critic = critic_of(np.ones((9, 4, 10)), mdp.discount)
-    # A reward that depends on the episode too: references of held-out episodes would show.
+    # The reward also depends on the episode, so the test would notice references of held-out episodes.
     episode = transitions.episode_of(torch.arange(len(transitions)))
     marked = Rewards(rewards.rewards + 10.0 * episode, rewards.successes)
     readout = build_readout(critic, transitions, marked, split, readout_parameters(references=500), seed=0)
@@ -188,10 +188,10 @@ def test_a_critic_of_horizons_serves_any_discount(
 
 
 class HorizonCritic(ExactCritic):
-    """The critic that horizon-conditioned training would end at: ``log p_k(z | s, a) / p(z)`` by table."""
+    """The optimum of horizon-conditioned training, ``log p_k(z | s, a) / p(z)``, as a table."""
 
     def __init__(self, log_ratios: Floats, discount: float) -> None:
-        """Look up ``log_ratios[k - 1, s, a, z]``."""
+        """Store ``log_ratios[k - 1, s, a, z]``."""
         super().__init__(log_ratios[0], 0.5, discount)
         self.shape = CriticShape((9,), 4, (), 10, "raw", 0.5, False, discount, True)
         self.tables = torch.from_numpy(log_ratios).float()
@@ -226,7 +226,7 @@ def test_a_perfect_critic_of_horizons_reads_out_the_q_of_any_discount(discount: 
 def test_horizons_are_equally_likely_offsets() -> None:
     # Half of all offsets are at most 7 at discount 0.9: 1 - 0.9^7 = 0.52.
     assert horizon_quantiles(0.9, 1).tolist() == [7]
-    # The middles of quarters: 1/8, 3/8, 5/8, 7/8 of the distribution.
+    # The centres of the quarters of the distribution: 1/8, 3/8, 5/8, 7/8.
     assert horizon_quantiles(0.9, 4).tolist() == [2, 5, 10, 20]
     assert horizon_quantiles(0.9, 0).shape == (0,)
     assert horizon_quantiles(0.9, 3).dtype == torch.int64
@@ -254,7 +254,7 @@ def test_means_over_horizons_are_those_of_the_geometric_law(discount: float) -> 
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_drawn_references_read_out_what_the_log_says(terminal: bool) -> None:
-    """Within the standard error of independent draws; it holds only if absorbed references are worth 0."""
+    """Within the standard error of independent samples; it holds only if absorbed references have reward 0."""
     mdp = grid_world(terminal=terminal)
     transitions, rewards = mdp.log_episodes(400 if terminal else 40, 100, seed=1)
     assert bool(transitions.terminated.any()) == terminal
@@ -275,7 +275,7 @@ def test_drawn_references_read_out_what_the_log_says(terminal: bool) -> None:
     assert alive.sum() == (~mdp.terminal).sum() * mdp.actions
     standard = _standard_errors(mdp, law, count).ravel()[alive]
     assert (np.abs(values - expected)[alive] < 5.0 * standard).all()
-    # The bound means something: it is below the differences between pairs.
+    # The bound is meaningful, because it is below the differences between pairs.
     assert 5.0 * np.median(standard) < 0.3 * expected[alive].std()
 
 
@@ -311,9 +311,9 @@ def test_contrastive_training_on_one_hot_states_recovers_q() -> None:
         q = QFunction(critic, readout)(*all_pairs(mdp)).double().numpy()
     exact_q = mdp.q().ravel()
     assert np.corrcoef(q, exact_q)[0, 1] > 0.9
-    # Not merely ranked: in the units of Q.
+    # Not only the ranking, but the values in units of Q.
     assert np.abs(q - exact_q).mean() < 0.5 * exact_q.std()
-    # Actions within a state, which is what a policy is extracted from.
+    # Actions within a state, from which the policy is extracted.
     differences = [
         values.reshape(9, 4) - values.reshape(9, 4).mean(1, keepdims=True) for values in (q, exact_q)
     ]

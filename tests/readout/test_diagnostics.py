@@ -32,7 +32,7 @@ LOGGER = "cvl_pipeline.readout.diagnostics"
 def _logged(
     terminal: bool, discount: float, episodes: int
 ) -> tuple[FiniteMDP, Transitions, Rewards, Split, ContrastiveCritic]:
-    """A log, half of it held out, and the critic that fits it perfectly."""
+    """A log with half of its episodes held out, and the critic that fits it exactly."""
     mdp = replace(grid_world(terminal=terminal), discount=discount)
     transitions, rewards = mdp.log_episodes(episodes, 60, seed=0)
     split = Split(train=torch.arange(0, episodes // 2), validation=torch.arange(episodes // 2, episodes))
@@ -47,7 +47,7 @@ def _table(terminal: bool, discount: float = 0.9, episodes: int = 60, **changes:
 
 
 def _expected(terminal: bool, discount: float = 0.9, episodes: int = 60) -> dict[str, NDArray[np.float64]]:
-    """Episode, step and return of the table, written out episode by episode."""
+    """Episode, step and return of the table, computed episode by episode."""
     _, transitions, rewards, split, _ = _logged(terminal, discount, episodes)
     expected: dict[str, list[float]] = {"episode": [], "step": [], "return": []}
     whole = slices(transitions)
@@ -88,7 +88,7 @@ def test_some_transitions_get_the_value_of_the_exact_readout_too(changes: dict[s
     assert compared.sum() == 50
     np.testing.assert_allclose(table["q_exact"][compared], exact["q"][compared], rtol=1e-5)
     assert (table["q"] - exact["q"]).abs().mean() > 1e-2, "the readout itself is another"
-    # Not the first of them, which would all be of one episode.
+    # Not the first ones, which would all belong to one episode.
     assert table["episode"][compared].nunique() > 5
 
 
@@ -109,7 +109,7 @@ def test_features_have_the_sample_size_of_the_exact_readout() -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_exact_values_are_calibrated_against_the_returns_of_the_table(terminal: bool) -> None:
-    """The returns are normalised so that they estimate what the readout estimates: slope one, no offset."""
+    """Normalised returns estimate the same quantity as the readout, with slope one and no offset."""
     table = _table(terminal, discount=0.8, episodes=1200 if terminal else 160)
     early = table[table["step"] < 30] if not terminal else table
     line = stats.linregress(early["q"], early["return"])
@@ -138,7 +138,7 @@ def test_report_of_numbers_made_by_hand() -> None:
     assert report["return_mean"] == pytest.approx(6.0)
     assert report["effective_sample_size_median"] == pytest.approx(25.0)
     assert report["effective_sample_size_p10"] == pytest.approx(13.0)
-    # Off by one on each of the three compared; the standard deviation of 0, 4, 5 is sqrt(14/3).
+    # Each of the three values is off by one; the standard deviation of 0, 4, 5 is sqrt(14/3).
     assert report["readout_error"] == pytest.approx(np.sqrt(3.0 / 14.0))
     assert report["readout_rank_correlation"] == pytest.approx(1.0)
     assert report["transitions"] == 4.0
@@ -184,7 +184,7 @@ def test_a_constant_readout_has_no_error_to_speak_of(values: list[float], exact:
 
 
 def _report(temperature: float, **changes: Any) -> dict[str, float | None]:
-    """Of an untrained critic on the unit sphere, whose actions matter to it."""
+    """Report for an untrained critic on the unit sphere, whose values depend on the actions."""
     data = make_transitions([30] * 8, [False] * 8)
     split, rewards = split_first(data, 6), make_rewards(data)
     torch.manual_seed(0)

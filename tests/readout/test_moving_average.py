@@ -40,7 +40,7 @@ def _moving(rewards: Rewards, **changes: Any) -> MovingFeatures:
 
 
 def _one_pass(references: References) -> FeatureReadout:
-    """What the pipeline does after training, with the same features: they follow from the seed alone."""
+    """The pipeline's pass after training, with the same features, which depend only on the seed."""
     return feature_readout(
         references, "random_fourier", FEATURES, torch.Generator().manual_seed(3),
         temperature=torch.tensor(TEMPERATURE), horizons=torch.zeros(0, dtype=torch.int64), discount=0.9,
@@ -70,7 +70,7 @@ def _queries(count: int = 9) -> Tensor:
 def test_a_psi_that_stays_the_same_gives_the_feature_sum_of_one_pass(
     transitions: Transitions, rewards: Rewards, decay: float, times: int
 ) -> None:
-    """From the first batch on: what the average starts at has no weight."""
+    """From the first batch on, the initial value of the average has no weight."""
     segments, critic = _batch(transitions, 50), _critic()
     assert segments.absorbed.any(), "the absorbing state takes part, without a reward"
     psi = _psi(critic, segments)
@@ -133,7 +133,7 @@ def test_it_follows_training_to_the_gpu(transitions: Transitions, rewards: Rewar
     for _ in range(2):
         here(segments, psi)
         there(on_gpu, psi.to("cuda"))
-    # The trained critic is back on the CPU, and so is its readout.
+    # The trained critic is on the CPU again, and so is its readout.
     np.testing.assert_allclose(there.readout(critic).xi, here.readout(critic).xi, rtol=1e-3, atol=1e-5)
 
 
@@ -142,7 +142,7 @@ def test_a_learned_temperature_is_refused(transitions: Transitions, rewards: Rew
     moving, segments = _moving(rewards), _batch(transitions, 50)
     moving(segments, _psi(_critic(), segments))
     with pytest.raises(
-        InputError, match=rf"drawn for temperature 1, .*learned {learned}.*learned_temperature=false"
+        InputError, match=rf"sampled for temperature 1, .*learned {learned}.*learned_temperature=false"
     ):
         moving.readout(_critic(learned))
 
@@ -152,7 +152,7 @@ def test_it_watches_training_and_changes_nothing() -> None:
     split, rewards = split_first(data, 8), make_rewards(data)
     parameters = dynamics_parameters(
         temperature=TEMPERATURE,
-        # So slow that psi stays the same, and the averages are those of one pass.
+        # Training is so slow that psi stays constant, and the averages equal those of one pass.
         training={"steps": 150, "batch_size": 256, "learning_rate": 1e-12, "validation_interval": 150},
     )
     moving = _moving(rewards, decay=0.99)

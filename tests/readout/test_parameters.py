@@ -35,7 +35,7 @@ def test_other_sources_are_refused_with_the_known_ones(source: str) -> None:
     ("indices", "target"),
     [
         ([0, 3], [1.0, -2.0]),
-        ("0 3", "1 -2"),  # Kedro's --params know no lists
+        ("0 3", "1 -2"),  # Kedro's --params have no lists
         (" 0  3 ", "1.0 -2e0"),
     ],
 )
@@ -47,7 +47,7 @@ def test_numbers_come_as_a_list_or_as_one_string(indices: Any, target: Any) -> N
 
 @pytest.mark.parametrize(("indices", "target"), [(3, 1), ("3", "1"), (3, 1.0)])
 def test_a_single_number_needs_no_list(indices: Any, target: Any) -> None:
-    """Kedro's --params make a number of it before it is seen here."""
+    """Kedro's --params convert it to a number first."""
     parameters = reward_parameters(**GOAL | {"indices": indices, "target": target})
     assert parameters.indices == (3,)
     assert parameters.target == (1.0,)
@@ -78,7 +78,7 @@ def test_every_index_needs_its_target(indices: Any, target: Any, counts: tuple[i
 @pytest.mark.parametrize("source", ["dataset", "success", "module:function"])
 @pytest.mark.parametrize("field", ["indices", "target", "scale", "tolerance"])
 def test_a_goal_is_for_goal_distance_alone(source: str, field: str) -> None:
-    """A forgotten source would otherwise label with another reward than was meant."""
+    """Otherwise a missing source would silently label with the wrong reward."""
     assert f"are for goal_distance, not {source}" in _refusal(source=source, **{field: GOAL[field]})
 
 

@@ -20,7 +20,7 @@ HORIZONS = torch.tensor([1, 4, 30])
 
 
 def _q(horizons: Tensor | None = None, references: int = 20) -> QFunction:
-    """An untrained critic with any references."""
+    """An untrained critic with arbitrary references."""
     torch.manual_seed(0)
     shape = CriticShape((3,), 2, (8,), 4, "unit_norm", 0.25, False, 0.9, horizons is not None)
     generator = torch.Generator().manual_seed(1)
@@ -78,7 +78,7 @@ def test_pairs_in_batches_equal_pairs_at_once(
 def test_no_batch_has_more_representations_than_a_chunk(
     monkeypatch: pytest.MonkeyPatch, horizons: Tensor | None
 ) -> None:
-    """The memory that a batch takes in the readout goes with them, horizons included."""
+    """The memory of a batch in the readout grows with their number, including horizons."""
     seen = []
     original = ContrastiveCritic.phi
 
@@ -125,7 +125,7 @@ def test_a_frozen_copy_takes_no_gradient_and_leaves_the_original_alone() -> None
     assert not torch.equal(frozen(*pairs), q(*pairs))
 
 
-# From here on: finite MDPs, whose p_gamma and Q come from one linear solve.
+# Finite MDPs, whose p_gamma and Q come from linear solves.
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -133,7 +133,7 @@ def test_a_frozen_copy_takes_no_gradient_and_leaves_the_original_alone() -> None
 def test_the_solve_itself_agrees_with_the_definition_of_q(
     make: Callable[..., FiniteMDP], terminal: bool
 ) -> None:
-    """Q = 1/(1 - gamma) E_{p_gamma} r, the identity that the method rests on, on this MDP."""
+    """The method's identity, Q = 1/(1 - gamma) E_{p_gamma} r, holds for this MDP."""
     mdp = make(terminal=terminal)
     law = mdp.p_gamma()
     np.testing.assert_allclose(law.sum(-1), 1.0, rtol=1e-12)
@@ -144,7 +144,7 @@ def test_the_solve_itself_agrees_with_the_definition_of_q(
 
 
 def _over_all_references(mdp: FiniteMDP, transitions: Transitions, rewards: Rewards) -> tuple[Tensor, Tensor]:
-    """Q of all pairs by the critic that fits this log perfectly, self-normalised and not."""
+    """Q of all pairs from the critic that fits this log exactly, self-normalised and not."""
     critic = critic_of(log_law(mdp, transitions), mdp.discount)
     references = all_references(critic, transitions, rewards)
     values = [
@@ -158,7 +158,7 @@ def _over_all_references(mdp: FiniteMDP, transitions: Transitions, rewards: Rewa
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_perfect_critic_reads_out_what_its_log_says(terminal: bool) -> None:
-    """Exactly, absorbing state included, however few episodes there are."""
+    """Exact for any number of episodes, including the absorbing state."""
     mdp = grid_world(terminal=terminal)
     transitions, rewards = mdp.log_episodes(25, 15, seed=1)
     expected = expected_values(mdp, log_law(mdp, transitions)).ravel()
@@ -166,7 +166,7 @@ def test_a_perfect_critic_reads_out_what_its_log_says(terminal: bool) -> None:
     assert seen.sum() >= 30
     for values in _over_all_references(mdp, transitions, rewards):
         np.testing.assert_allclose(values[seen], expected[seen], rtol=1e-4)
-    # Far from the truth, so that it is this log that is read out.
+    # Far from the exact Q, so the readout depends on this log.
     assert np.abs(expected - mdp.q().ravel())[seen].mean() > 0.1
 
 

@@ -33,7 +33,7 @@ def _seeded(seed: int = 0) -> torch.Generator:
 def _exact(
     references: int, size: int = 6, seed: int = 0, temperature: float = 0.2, **changes: Any
 ) -> ExactReadout:
-    """References of unequal weight, with rewards of either sign."""
+    """References with unequal weights and rewards of both signs."""
     generator = _seeded(seed)
     weights = torch.rand(references, generator=generator) + 0.2
     values: dict[str, Any] = {
@@ -86,7 +86,7 @@ def test_streamed_values_equal_the_formula_whatever_the_chunk(
 @pytest.mark.parametrize("chunk", [3, 4096])
 def test_logits_far_beyond_the_range_of_exp_do_no_harm(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(module, "CHUNK", chunk)
-    readout, phi = _exact(20, temperature=1e-3), _queries(5)  # logits of some thousands, either sign
+    readout, phi = _exact(20, temperature=1e-3), _queries(5)  # logits of several thousand, of both signs
     logits = phi.double() @ readout.psi.double().T / readout.temperature.double() + readout.log_weights
     assert logits.abs().max() > 1000
     weights = logits.softmax(-1)
@@ -162,8 +162,8 @@ def test_a_reference_of_triple_weight_counts_as_three() -> None:
 
 
 def _with_constant(self_normalised: bool) -> tuple[Tensor, Tensor]:
-    """Values as they are, and with a constant c(s, a) added to all logits of a pair."""
-    # The last coordinate of psi is one, so that of phi, over the temperature, adds to the logits.
+    """Values without and with a constant c(s, a) added to all logits of a pair."""
+    # The last coordinate of psi is one, so phi's last coordinate / temperature is added to the logits.
     psi = torch.cat([_exact(25).psi, torch.ones(25, 1)], dim=1)
     readout = _exact(25, psi=psi, temperature=1.0, self_normalised=self_normalised)
     plain = torch.cat([_queries(8), torch.zeros(8, 1)], dim=1)
@@ -192,7 +192,7 @@ def test_scaling_and_shifting_the_rewards_scales_and_shifts_the_values() -> None
 
 
 def _kernel_estimates(fourier: bool, x: Tensor, y: Tensor, temperature: Tensor) -> Tensor:
-    """F(x) . F(y) of many draws of few features, (draws, pairs)."""
+    """F(x) . F(y) for many samples of few features, (samples, pairs)."""
     generator = _seeded(1)
     found = []
     for _ in range(2000):
@@ -206,7 +206,7 @@ def _kernel_estimates(fourier: bool, x: Tensor, y: Tensor, temperature: Tensor) 
 @pytest.mark.parametrize("unit_norm", [True, False], ids=["unit norm", "raw"])
 @pytest.mark.parametrize("method", METHODS)
 def test_products_of_features_are_the_kernel_on_average(method: str, unit_norm: bool) -> None:
-    # Four dimensions and 12 features: the orthogonal blocks are whole.
+    # With four dimensions and 12 features, the orthogonal blocks are complete.
     x, y = _units(6, 4, seed=1), _units(6, 4, seed=2)
     y[0], y[1] = x[0], -x[1]  # the ends of the range
     if not unit_norm:
@@ -215,9 +215,9 @@ def test_products_of_features_are_the_kernel_on_average(method: str, unit_norm: 
     found = _kernel_estimates(method == "random_fourier", x, y, temperature)
     expected = ((x * y).sum(-1) / temperature).exp().double()
     standard = found.std(0) / math.sqrt(len(found))
-    # Positive features of opposite points have no variance at all, only rounding.
+    # Positive features of opposite points have no variance, only rounding errors.
     assert ((found.mean(0) - expected).abs() < 4.5 * standard + 1e-6).all()
-    # The bound tells the kernel of one pair from that of another.
+    # The bound is small enough to distinguish the kernels of different pairs.
     assert 4.5 * standard.max() < 0.3 * (expected.max() - expected.min())
 
 
@@ -246,7 +246,7 @@ def test_directions_are_orthogonal_in_blocks(count: int, size: int) -> None:
 @pytest.mark.parametrize("orthogonal", [False, True])
 @pytest.mark.parametrize("size", [1, 4])
 def test_each_direction_alone_is_normally_distributed(size: int, orthogonal: bool) -> None:
-    """Whichever its place in its block: the kernel is biased otherwise."""
+    """For every position in its block; otherwise the kernel is biased."""
     generator, repeats, temperature = _seeded(), 4000, torch.tensor(0.25)
     rows = torch.stack(
         [draw_directions(2 * size, size, temperature, orthogonal, generator) for _ in range(repeats)]
@@ -294,7 +294,7 @@ def test_feature_values_converge_to_the_exact_ones_at_temperature_one(
         return float((values - exact).square().mean().sqrt() / exact.std())
 
     few, many = error(256), error(65536)
-    # For 256 times the features a sixteenth of the error, by and large.
+    # With 256 times the features, about a sixteenth of the error.
     assert many < (0.06 if self_normalised else 0.2)
     assert many < 0.25 * few
 
@@ -344,7 +344,7 @@ def test_feature_values_have_the_gradient_of_their_differences(method: str) -> N
 
 
 def test_where_features_fail_values_are_finite_and_none_depends_on_its_batch() -> None:
-    """Few Fourier features at a low temperature: the normaliser is nothing, or less than nothing."""
+    """With few Fourier features at a low temperature, the normaliser is zero or negative."""
     low = torch.tensor(0.05)
     readout, phi = _features("random_fourier", 16, temperature=low), _units(200, seed=5)
     queries = random_features(phi, readout.directions, readout.phases, low)
@@ -374,7 +374,7 @@ def test_values_of_several_horizons_are_the_mean_of_each(readout: Readout) -> No
 
 @pytest.mark.parametrize("readout", _readouts(), ids=["exact", *METHODS])
 def test_values_are_as_precise_under_autocast(readout: Readout) -> None:
-    """At a low temperature the rounding of bfloat16 would be as large as the differences between actions."""
+    """At a low temperature, bfloat16's rounding would be as large as the differences between actions."""
     phi = _units(9)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (phi @ phi.T).dtype == torch.bfloat16

@@ -22,7 +22,7 @@ from cvl_pipeline.testing.finite_mdp import grid_world
 from tests.readout.laws import critic_of, log_law
 
 HOT = torch.tensor(1e6)
-"""A temperature at which all logits are alike."""
+"""A temperature at which all logits are almost equal."""
 
 
 def _critic(discount: float = 0.9) -> ContrastiveCritic:
@@ -35,7 +35,7 @@ def _seeded(seed: int = 0) -> torch.Generator:
 
 
 def _references(count: int, size: int = 4, seed: int = 0, clusters: int = 8) -> References:
-    """References of unequal probability, on the unit sphere around a few centres; rewards follow psi."""
+    """References with unequal probabilities around a few centres on the unit sphere; rewards depend on psi."""
     generator = _seeded(seed)
     centres = normalize(torch.randn(clusters, size, generator=generator), dim=-1)
     chosen = torch.randint(clusters, (count,), generator=generator)
@@ -83,7 +83,7 @@ def test_probabilities_are_the_frequencies_of_the_sampler(transitions: Transitio
     assert probabilities[-1] > 0.2, "the absorbing state is among them"
     standard = (probabilities * (1.0 - probabilities) / count).sqrt()
     assert ((frequencies - probabilities).abs() < 5.0 * standard).all()
-    # The bound tells the first states of an episode apart.
+    # The bound is small enough to distinguish the first states of an episode.
     assert probabilities[1] - probabilities[0] > 20.0 * standard[1]
 
 
@@ -105,7 +105,7 @@ def test_every_reference_has_the_psi_and_the_reward_of_its_arrival(
     critic = _critic()
     references = all_references(critic, transitions, rewards)
     starts = transitions.episode_starts.tolist()
-    # What every transition led to: all observations of an episode but its first.
+    # The state after every transition: all observations of an episode except the first.
     arrivals = [
         transitions.observations[start + e + 1 : end + e + 1]
         for e, (start, end) in enumerate(pairwise(starts))
@@ -117,7 +117,7 @@ def test_every_reference_has_the_psi_and_the_reward_of_its_arrival(
     assert torch.equal(references.rewards[:-1], rewards.rewards)
     anything = torch.full((1, 3), 7.0)
     absorbing = critic.psi(anything, torch.ones(1, dtype=torch.bool))[0].detach()
-    np.testing.assert_allclose(references.psi[-1], absorbing, rtol=1e-6, atol=1e-6)  # of another batch
+    np.testing.assert_allclose(references.psi[-1], absorbing, rtol=1e-6, atol=1e-6)  # from another batch
     assert references.rewards[-1] == 0.0
     assert not references.psi.requires_grad
 
@@ -136,7 +136,7 @@ def test_references_do_not_depend_on_the_chunk(
     np.testing.assert_allclose(parts.psi, whole.psi, rtol=1e-6, atol=1e-6)
 
 
-# Some of them, drawn.
+# Sampled references.
 
 
 def _draws(everything: References, count: int, by_reward: bool, repeats: int) -> list[References]:
@@ -145,7 +145,7 @@ def _draws(everything: References, count: int, by_reward: bool, repeats: int) ->
 
 
 def _sparse(count: int = 60) -> References:
-    """A reward, or a penalty, in a few states that are hardly ever reached."""
+    """A reward or penalty in a few rarely reached states."""
     everything = _references(count)
     rewards = torch.zeros(count)
     rewards[[7, 23, 41]] = torch.tensor([2.0, -1.0, 3.0])
@@ -154,7 +154,7 @@ def _sparse(count: int = 60) -> References:
 
 @pytest.mark.parametrize("by_reward", [False, True])
 def test_weighted_sums_over_drawn_references_are_unbiased(by_reward: bool) -> None:
-    """Of the weight, of psi and of psi times reward: what a readout sums is of this kind."""
+    """Means of the weight, psi and psi times reward, like the sums of a readout."""
     everything, repeats = _sparse(), 2500
 
     def sums(references: References) -> Tensor:
@@ -181,7 +181,7 @@ def test_no_reference_drawn_by_reward_weighs_more_than_twice_one_of_the_marginal
     drawn = draw_references(_sparse(), 200, True, _seeded())
     assert (drawn.log_weights.exp() <= 2.0 / 200 * (1.0 + 1e-5)).all()
     rewarded = drawn.rewards != 0.0
-    assert 0.5 <= float(rewarded.float().mean()) < 0.65, "half of them, and what the marginal draws of them"
+    assert 0.5 <= float(rewarded.float().mean()) < 0.65, "half of them, plus the share from the marginal"
     assert (drawn.log_weights[rewarded] < drawn.log_weights[~rewarded].min()).all()
 
 
@@ -213,7 +213,7 @@ def test_more_references_can_be_drawn_than_there_are() -> None:
     everything = _references(5)
     drawn = draw_references(everything, 100_000, False, _seeded())
     of_each = (drawn.psi[:, None] == everything.psi).all(-1).double().mean(0)
-    # Systematic resampling: each as often as it should be, to within one.
+    # Systematic resampling: each count is within one of its expectation.
     np.testing.assert_allclose(of_each, everything.log_weights.double().exp(), atol=2e-5)
 
 
@@ -229,7 +229,7 @@ def test_the_generator_determines_the_draw() -> None:
 @pytest.mark.parametrize("count", [1, 5, 40])
 def test_prototypes_keep_the_total_weight_the_mean_psi_and_the_mean_reward(count: int) -> None:
     references = _references(300)
-    # The correction for the spread of a cluster vanishes where the logits are alike.
+    # The correction for the spread of a cluster vanishes if the logits are almost equal.
     prototypes = compress(references, count, HOT, _seeded())
     assert len(prototypes) == count
     before, after = references.log_weights.exp(), prototypes.log_weights.exp()
@@ -256,7 +256,7 @@ def test_a_prototype_weighs_more_by_the_spread_of_its_cluster() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_clusters_are_of_what_lies_together(seed: int) -> None:
-    # Along one ray, so that only the distance tells them apart, whichever points the centres start at.
+    # Along one ray, so that they differ only in distance, for any initial centres.
     psi = torch.tensor([[1.0, 0.0], [1.2, 0.0], [3.0, 0.0], [3.4, 0.0]])
     references = References(psi, torch.tensor([1.0, 2.0, 5.0, 7.0]), torch.full((4,), math.log(0.25)))
     prototypes = compress(references, 2, HOT, _seeded(seed))
@@ -283,7 +283,7 @@ def test_the_weight_of_the_spread_makes_the_normaliser_right() -> None:
     references, temperature = _references(2000, size=16), torch.tensor(0.25)
     phi = normalize(torch.randn(200, 16, generator=_seeded(1)), dim=-1)
     prototypes = compress(references, 32, temperature, _seeded())
-    plain = compress(references, 32, HOT, _seeded())  # the same clusters without it
+    plain = compress(references, 32, HOT, _seeded())  # the same clusters without the correction
 
     def log_normaliser(some: References) -> Tensor:
         return (phi @ some.psi.T / temperature + some.log_weights).logsumexp(1)
@@ -296,7 +296,7 @@ def test_the_weight_of_the_spread_makes_the_normaliser_right() -> None:
 
 
 def test_centres_that_no_reference_is_nearest_to_are_left_out() -> None:
-    # Two places a hundred times each: most of the first centres are copies of another.
+    # Two points, a hundred times each, so most initial centres are duplicates.
     psi = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).repeat(100, 1)
     rewards = torch.tensor([1.0, 3.0]).repeat(100)
     references = References(psi, rewards, torch.full((200,), -math.log(200)))

@@ -18,7 +18,7 @@ HERE = "tests.readout.test_rewards"
 
 @pytest.fixture
 def data() -> Transitions:
-    """Two episodes, of 3 and 2 steps, whose observations are (episode, time)."""
+    """Two episodes of 3 and 2 steps, with observations (episode, time)."""
     return labelled_transitions([3, 2], [False, True])
 
 
@@ -27,7 +27,7 @@ def logged(data: Transitions) -> Rewards:
     return make_rewards(data)
 
 
-# Reward functions of a user.
+# Reward functions of the user.
 
 
 def time_times_action(observations: Tensor, actions: Tensor, arrivals: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def with_a_hole(observations: Tensor, actions: Tensor, arrivals: Tensor) -> Tens
 NOT_A_FUNCTION = 3.0
 
 
-# What comes out.
+# Results.
 
 
 def test_the_datasets_own_reward_is_left_alone(data: Transitions, logged: Rewards) -> None:

@@ -1,4 +1,4 @@
-"""Logs that tests alter."""
+"""Logs for tests to modify."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def log(transitions: Transitions, rewards: Rewards) -> Log:
 
 @pytest.fixture
 def npz(tmp_path: Path) -> Callable[..., Path]:
-    """Write arrays that differ from the log of one episode of four steps."""
+    """Write a log of one episode of four steps with the given arrays replaced."""
     data = make_transitions([4], [False])
 
     def altered(**changes: Any) -> Path:

@@ -1,4 +1,4 @@
-"""One small collection in Hopper, written in every format that sources read."""
+"""A small collection in Hopper, written in every format that sources read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cvl_pipeline.environments.base import GymnasiumEnvironment
+from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.collection import Disturbances, collect
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.sources.minari import save_minari
@@ -22,7 +22,7 @@ MINARI_ID = "mine/hopper-v0"
 
 
 def collect_hopper(episodes: int) -> tuple[Transitions, Rewards]:
-    """Falls after some ten steps each, by random actions."""
+    """Random actions; the hopper falls after about ten steps."""
     make = partial(GymnasiumEnvironment, ENVIRONMENT)
     return collect(
         make, partial(UserController, None, make), Disturbances(0.0, 1.0, 5, random_min=1.0),
@@ -31,10 +31,10 @@ def collect_hopper(episodes: int) -> tuple[Transitions, Rewards]:
 
 
 def write_all(folder: Path, transitions: Transitions, rewards: Rewards) -> None:
-    """One collection in every format.
+    """Write one collection in every format.
 
-    ``hopper.hdf5`` as D4RL has it, ``hopper.csv`` as people have it, ``demos.hdf5`` with a group for each
-    episode, and a Minari dataset.
+    The files are ``hopper.hdf5`` in D4RL's format, ``hopper.csv`` with one row per step, ``demos.hdf5`` with
+    one group per episode, and a Minari dataset.
     """
     rows = torch.arange(len(transitions))
     episodes = transitions.episode_of(rows)

@@ -1,4 +1,4 @@
-"""Logs of one row a step, written in every format that people keep them in."""
+"""Logs with one row per step, written in every supported format."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Log = dict[str, Array]
 ARRAYS = ("log.hdf5", "log.h5", "log.npz")
 TABLES = ("log.parquet", "log.csv", "log.csv.gz")
 
-# One observation and one action, ends flagged.
+# One observation, one action and a column of episode ends.
 SMALL: dict[str, Any] = {
     "observations": "x", "actions": "u", "rewards": None, "successes": None, "next_observations": None,
     "terminated": "end", "truncated": None,
 }  # fmt: skip
-# What ``groups_of`` calls things.
+# Names that ``groups_of`` uses.
 GROUPS: dict[str, Any] = {
     "groups": "data/demo_*", "observations": "obs/place obs/rest", "actions": "actions",
     "rewards": "rewards", "successes": None, "terminated": "dones", "truncated": None,
@@ -38,7 +38,7 @@ GROUPS: dict[str, Any] = {
 
 
 def log_of(data: Transitions, rewards: Rewards) -> Log:
-    """One row a step, with everything that a log can say."""
+    """A log with one row per step and all supported columns."""
     last = data.episode_starts[1:] - 1
     ends = torch.zeros(2, len(data), dtype=torch.bool)
     ends[0, last], ends[1, last] = data.terminated, data.truncated
@@ -71,7 +71,7 @@ def write(path: Path, log: Log) -> Path:
         frame = _frame(log)
         frame.to_parquet(path) if path.suffix == ".parquet" else frame.to_csv(path, index=False)
     elif path.suffix == ".npz":
-        named: dict[str, Any] = log  # for all that mypy knows, one of them is called allow_pickle
+        named: dict[str, Any] = log  # for mypy, because a key could be called allow_pickle
         np.savez(path, **named)
     else:
         with h5py.File(path, "w") as file:
@@ -81,7 +81,7 @@ def write(path: Path, log: Log) -> Path:
 
 
 def groups_of(data: Transitions, rewards: Rewards) -> dict[str, Log]:
-    """A group for each episode: T + 1 observations in two arrays, T of everything else."""
+    """One group per episode: T + 1 observations in two arrays, T rows of everything else."""
     groups = {}
     for number, episode in enumerate(slices(data)):
         observations, flags = episode["observations"].numpy(), np.zeros(len(episode["index"]), dtype=bool)
@@ -97,7 +97,7 @@ def groups_of(data: Transitions, rewards: Rewards) -> dict[str, Log]:
 
 
 def write_groups(path: Path, groups: dict[str, Log]) -> Path:
-    """An HDF5 file of groups, written in the order given."""
+    """Write an HDF5 file of groups, in the given order."""
     with h5py.File(path, "w") as file:
         for group, arrays in groups.items():
             file.create_group(group)
@@ -125,7 +125,7 @@ def mapping(**changes: Any) -> Columns:
 
 
 def mapping_of(name: str, **changes: Any) -> Columns:
-    """What ``write`` calls things in a file of that name."""
+    """Names that ``write`` uses in a file of that name."""
     table = {"observations": "observation_*", "actions": "action_*", "next_observations": "next_*"}
     return mapping(**((table if name in TABLES else {}) | changes))
 

@@ -1,4 +1,4 @@
-"""Four hundred generated bad inputs: each ends in one line that a person can act on."""
+"""Four hundred generated bad inputs; each ends in a one-line error that names the fault."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.sources.test_load import COLUMNS, DEMOS
 D4RL_ARRAYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
 NUMBERS = [f"obs_{i}" for i in range(11)] + [f"act_{i}" for i in range(3)] + ["reward"]
 Damage = Callable[[Path, np.random.Generator], dict[str, Any]]
-"""Spoils the logs in a folder; returns the dataset parameters that then must fail."""
+"""Damages the logs in a folder and returns dataset parameters that must fail."""
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def _demos(folder: Path, **columns: Any) -> dict[str, Any]:
 
 
 def _in_a_demo(folder: Path, rng: np.random.Generator, name: str, change: Callable[[Any], Any]) -> str:
-    """Change an array of one group; returns what the group is called."""
+    """Change an array of one group and return the group's name."""
     with h5py.File(folder / "demos.hdf5", "r+") as file:
         group = f"data/demo_{rng.integers(len(file['data']))}"
         values = change(file[f"{group}/{name}"][()])
@@ -270,8 +270,8 @@ def test_a_damaged_log_is_told_in_one_line(damage: Damage, whole: Path, tmp_path
 def test_spoiled_parameters_are_told_in_one_line() -> None:
     base = CheckedConfigLoader(str(CONF), **CONFIG_LOADER_ARGS)["parameters"]
     rng = np.random.default_rng(0)
-    told: Counter[str] = Counter()
-    while told.total() < 130:
+    counts: Counter[str] = Counter()
+    while counts.total() < 130:
         spoiled = copy.deepcopy(base)
         place: dict[str, Any] = spoiled
         path = []
@@ -293,5 +293,5 @@ def test_spoiled_parameters_are_told_in_one_line() -> None:
         assert "\n" not in message
         assert path[0] in message
         assert name in message
-        told[way] += 1
-    assert min(told.values()) > 20
+        counts[way] += 1
+    assert min(counts.values()) > 20

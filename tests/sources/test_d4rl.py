@@ -25,7 +25,7 @@ Arrays = dict[str, Any]
 
 
 def write(path: Path, arrays: Arrays) -> Path:
-    """A file as D4RL writes them: arrays compressed, texts and single numbers not."""
+    """Write a file as D4RL does: with compressed arrays, uncompressed texts and single numbers."""
     with h5py.File(path, "w") as file:
         for name, values in arrays.items():
             array = np.asarray(values)
@@ -34,7 +34,7 @@ def write(path: Path, arrays: Arrays) -> Path:
 
 
 def rows(count: int, size: int, start: float = 0.0) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Rows that say which they are: row n is (start + n, start + n + 0.1, ...)."""
+    """Rows that contain their index: row n is (start + n, start + n + 0.1, ...)."""
     return (start + np.arange(count)[:, None] + 0.1 * np.arange(size)).astype(np.float32)
 
 
@@ -43,7 +43,7 @@ def flags(count: int, *places: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 
 def a_log(count: int = 8, **changes: Any) -> Arrays:
-    """A log of two episodes, one that fell and one that the time limit ended."""
+    """A log of two episodes, one ended by a fall and one by the time limit."""
     arrays: Arrays = {
         "observations": rows(count, 3),
         "actions": np.tanh(rows(count, 2) - 4.0),
@@ -55,7 +55,7 @@ def a_log(count: int = 8, **changes: Any) -> Arrays:
 
 
 def episode_ids(transitions: Transitions) -> list[list[int]]:
-    """The numbers of the rows that each episode's observations are, of a log made by ``rows``."""
+    """Row indices of each episode's observations, for a log made with ``rows``."""
     return [part["observations"][:, 0].round().int().tolist() for part in slices(transitions)]
 
 
@@ -63,11 +63,11 @@ def endings(transitions: Transitions) -> list[str]:
     return ["terminated" if ended else "truncated" for ended in transitions.terminated.tolist()]
 
 
-# The layouts that D4RL published.
+# D4RL's published layouts.
 
 
 def test_locomotion_with_next_observations_keeps_every_step(tmp_path: Path) -> None:
-    """Locomotion v1 and v2: everything is said, and there is much besides."""
+    """Locomotion v1 and v2: files have all arrays, and many others."""
     besides: Arrays = {
         "infos/action_log_probs": np.zeros(8, np.float32),
         "infos/qpos": np.zeros((8, 5)),
@@ -95,7 +95,7 @@ def test_locomotion_with_next_observations_keeps_every_step(tmp_path: Path) -> N
 def test_locomotion_without_next_observations_loses_the_last_step_of_a_truncated_episode(
     tmp_path: Path,
 ) -> None:
-    """Locomotion v0, and replay buffers, whose columns are matrices and whose numbers are wide."""
+    """Locomotion v0 and replay buffers: columns are matrices, in double precision."""
     log = a_log(
         observations=rows(8, 3).astype(np.float64),
         rewards=np.arange(8.0)[:, None],
@@ -103,7 +103,7 @@ def test_locomotion_without_next_observations_loses_the_last_step_of_a_truncated
         timeouts=flags(8, 5)[:, None],
     )
     transitions, rewards = load_d4rl(write(tmp_path / "walker.hdf5", log), "walker2d-medium-replay-v0")
-    # Behind the fall the last observation stands in.
+    # After the fall, the last observation is repeated.
     assert episode_ids(transitions) == [[0, 1, 2, 2], [3, 4, 5], [6, 7]]
     assert endings(transitions) == ["terminated", "truncated", "truncated"]
     assert rewards.rewards.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 6.0]
@@ -139,7 +139,7 @@ def test_adroit_ends_demonstrations_by_timeouts(
 
 
 def an_antmaze(**changes: Any) -> Arrays:
-    """Twelve steps. The ant is at the goal from step 3 to 5 and at step 7, and starts anew after step 9."""
+    """Twelve steps. The ant is at the goal from step 3 to 5 and at step 7, and restarts after step 9."""
     goal = flags(12, 3, 4, 5, 7).astype(np.float32)
     observations = rows(12, 29)
     observations[:, 1] = np.where(np.arange(12) < 10, 0.0, 30.0)
@@ -160,7 +160,7 @@ def test_antmaze_ends_at_the_goal_and_passes_over_the_stay_there(tmp_path: Path)
 
 
 def test_antmaze_that_starts_anew_at_the_goal_loses_nothing(tmp_path: Path) -> None:
-    """As in antmaze-umaze-diverse: one terminal, and the next step is of the next episode."""
+    """As in antmaze-umaze-diverse: one terminal, and the next step belongs to the next episode."""
     observations = rows(6, 29)
     observations[3:, 1] = 30.0
     log = a_log(6, observations=observations, terminals=flags(6, 2), timeouts=flags(6, 5))
@@ -176,7 +176,7 @@ def test_a_goal_behind_a_timeout_is_no_stay_at_the_goal(tmp_path: Path) -> None:
 
 
 def test_antmaze_whose_timeouts_miss_the_starts_is_refused(tmp_path: Path) -> None:
-    """As v0 is."""
+    """As in v0."""
     path = write(tmp_path / "maze.hdf5", an_antmaze(timeouts=flags(12, 8)))
     with pytest.raises(
         InputError, match=r"maze\.hdf5: the ant jumps 30\.0 after step 9 \(1 such steps\).*v2"
@@ -185,7 +185,7 @@ def test_antmaze_whose_timeouts_miss_the_starts_is_refused(tmp_path: Path) -> No
 
 
 def a_maze2d(**changes: Any) -> Arrays:
-    """One walk; the walker is at the target in the states that steps 4 and 7 start from."""
+    """One walk; the walker is at the target in the states before steps 4 and 7."""
     target = flags(8, 4, 7).astype(np.float32)
     walk: Arrays = {"rewards": target, "terminals": flags(8), "timeouts": flags(8, 2)}
     return a_log(**(walk | changes))
@@ -196,7 +196,7 @@ def test_maze2d_counts_rewards_on_arrival(tmp_path: Path, dataset_id: str) -> No
     transitions, rewards = load_d4rl(write(tmp_path / "maze.hdf5", a_maze2d()), dataset_id)
     assert episode_ids(transitions) == [[0, 1, 2], [3, 4, 5, 6, 7]]
     assert endings(transitions) == ["truncated", "truncated"]
-    # The rewarded states, 4 and 7, are those that the third and the last kept step lead to.
+    # The rewarded states, 4 and 7, follow the third and the last remaining step.
     assert rewards.rewards.tolist() == [0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
     assert rewards.successes.tolist() == [False, False, True, False, False, True]
 
@@ -236,7 +236,7 @@ def test_maze2d_without_a_flag_is_cut_at_the_step_limit(
 
 
 def a_kitchen() -> Arrays:
-    """Two demonstrations, the second of which solves all four subtasks."""
+    """Two demonstrations; the second solves all four subtasks."""
     return a_log(
         rewards=np.array([0, 1, 1, 2, 2, 2, 3, 4], np.float32),
         terminals=flags(8, 3, 7).astype(np.float32),
@@ -260,7 +260,7 @@ def test_what_counts_as_success_does_not_move_the_ends(tmp_path: Path) -> None:
     assert rewards.successes.tolist() == [False, False, True, True, True, True, True]
 
 
-# Logs of one's own.
+# User logs.
 
 
 def test_a_log_of_ones_own_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_a_log_that_says_where_steps_led_is_kept_whole(tmp_path: Path, ends: lis
     count = len(ends)
     last = np.array([end != "none" for end in ends])
     first = np.append(True, last[:-1])
-    # Every episode has numbers of its own, so that a state of the wrong one is seen.
+    # Every episode has its own numbers, so the test would notice a state of the wrong episode.
     observations = rows(count, 2) + np.float32(1000.0) * np.cumsum(first, dtype=np.float32)[:, None]
     terminals = np.array([end in ("terminal", "both") for end in ends])
     log = a_log(
@@ -320,7 +320,7 @@ def test_a_log_that_says_where_steps_led_is_kept_whole(tmp_path: Path, ends: lis
     validate_transitions(transitions)
 
 
-# Files that are not what they should be.
+# Faulty files.
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path, share: float) -> None:
         load_d4rl(path)
 
 
-@settings(  # the same ones always: some damage asks for more memory than there is
+@settings(  # fixed examples, because some damage needs too much memory
     max_examples=80,
     deadline=None,
     derandomize=True,
@@ -433,7 +433,7 @@ def test_the_tables_know_the_published_datasets() -> None:
     for dataset_id, url in tables.urls.items():
         assert url.startswith("http")
         assert d4rl._family(dataset_id) in d4rl._FAMILIES.values()
-    # The cache folder is one for all.
+    # All datasets share one cache folder.
     assert len({url.rsplit("/", 1)[1] for url in tables.urls.values()}) == len(tables.urls)
 
 
@@ -492,7 +492,7 @@ def test_another_package_of_that_name_is_refused(
 def test_neither_d4rl_nor_its_simulators_are_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("gym", "mujoco_py"):  # importable, so that an import would be seen
+    for name in ("gym", "mujoco_py"):  # importable, so that the test would notice an import
         (tmp_path / f"{name}.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     load_d4rl(write(tmp_path / "log.hdf5", a_log()), "hopper-medium-v2")

@@ -21,7 +21,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Requests(BaseHTTPRequestHandler):
-    """Answers every request by the first answer that is left, and by the last one from then on."""
+    """Gives the answers in order, one per request, and then repeats the last one."""
 
     server: Server
 
@@ -31,16 +31,16 @@ class Requests(BaseHTTPRequestHandler):
         (answers.pop(0) if len(answers) > 1 else answers[0])(self)
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Log nothing."""
 
 
 class Server(ThreadingHTTPServer):
-    """A web server of this machine.
+    """A web server on this machine.
 
     Attributes:
-        answers: what it does, request by request.
-        requests: how many there were.
-        url: of the one file that it has.
+        answers: answers in order, one per request.
+        requests: number of requests.
+        url: URL of its only file.
     """
 
     def __init__(self, *answers: Callable[[BaseHTTPRequestHandler], None]) -> None:
@@ -62,13 +62,13 @@ def serving(*answers: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[Serv
             thread.join()
 
 
-def sending(content: bytes, told_length: int | None) -> Callable[[BaseHTTPRequestHandler], None]:
-    """An answer of these bytes, said to be so many, after which the connection is closed."""
+def sending(content: bytes, length: int | None) -> Callable[[BaseHTTPRequestHandler], None]:
+    """An answer with these bytes and this Content-Length, after which the connection is closed."""
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
-        if told_length is not None:
-            request.send_header("Content-Length", str(told_length))
+        if length is not None:
+            request.send_header("Content-Length", str(length))
         request.end_headers()
         request.wfile.write(content)
 
@@ -76,7 +76,7 @@ def sending(content: bytes, told_length: int | None) -> Callable[[BaseHTTPReques
 
 
 def sending_half_in_pieces(request: BaseHTTPRequestHandler) -> None:
-    """An answer without a length, in HTTP's chunks, of which the last ones are missing."""
+    """An answer in HTTP chunks without a length, whose last chunks are missing."""
     request.protocol_version = "HTTP/1.1"
     request.send_response(200)
     request.send_header("Transfer-Encoding", "chunked")
@@ -109,7 +109,7 @@ def test_a_file_that_is_there_is_taken_without_the_network(tmp_path: Path, sha25
         before = first.stat().st_mtime_ns
         assert download(server.url, tmp_path, sha256) == first
         assert server.requests == 1
-    assert download(server.url, tmp_path, sha256) == first  # there is no server any more
+    assert download(server.url, tmp_path, sha256) == first  # the server is stopped
     assert first.stat().st_mtime_ns == before
 
 
@@ -126,7 +126,7 @@ def test_a_connection_that_is_always_cut_leaves_nothing_and_a_rerun_works(
 ) -> None:
     with serving(cut) as server:
         with pytest.raises(
-            InputError, match=r"the connection was cut 3 times .* or give dataset\.path"
+            InputError, match=r"the connection was interrupted 3 times; .* or give dataset\.path"
         ) as caught:
             download(server.url, tmp_path)
         assert server.requests == ATTEMPTS
@@ -146,7 +146,7 @@ def test_a_connection_that_is_cut_once_or_twice_is_tried_again(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    # Other content; a server that tells a shorter length; one that tells none and stops.
+    # Other content; a server that reports a shorter length; one that reports none and stops.
     "answer", [sending(CONTENT[:1000], 1000), sending(CONTENT, 1000), sending(CONTENT[:1000], None)]
 )  # fmt: skip
 def test_another_checksum_is_refused_and_leaves_nothing(
@@ -179,24 +179,26 @@ def test_a_server_that_falls_silent_is_not_waited_for_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pooch.downloaders.DEFAULT_TIMEOUT", 0.2)
-    told = Event()
+    finished = Event()
 
     def silent(request: BaseHTTPRequestHandler) -> None:
         half(request)
         request.wfile.flush()
-        told.wait(10.0)
+        finished.wait(10.0)
 
     with serving(silent) as server:
-        with pytest.raises(InputError, match=r"log\.hdf5: the server cannot be reached, or fell silent"):
+        with pytest.raises(
+            InputError, match=r"log\.hdf5: the server cannot be reached or stopped responding"
+        ):
             download(server.url, tmp_path)
-        told.set()
+        finished.set()
         assert names_in(tmp_path) == []
         server.answers = [whole]
         assert download(server.url, tmp_path).read_bytes() == CONTENT
 
 
 def test_without_a_network_the_error_says_where_to_put_the_file(tmp_path: Path) -> None:
-    with socket.socket() as held:  # bound and not listening: connections are refused
+    with socket.socket() as held:  # bound but not listening, so connections are refused
         held.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{held.getsockname()[1]}/log.hdf5"
         with pytest.raises(InputError) as caught:
@@ -212,7 +214,7 @@ def test_without_a_network_the_error_says_where_to_put_the_file(tmp_path: Path) 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
-    # What is written to the partial file goes to a device without space.
+    # The partial file is a link to a device without space.
     place = partial_place(tmp_path / "log.hdf5")
     place.mkdir()
     (place / "log.hdf5").symlink_to("/dev/full")

@@ -94,7 +94,7 @@ def test_what_is_written_is_loaded(episodes: tuple[Transitions, Rewards], marks:
 )
 def test_episode_ids_are_numbers_or_text(tmp_path: Path, name: str, ids: list[Any]) -> None:
     data = make_transitions([3, 1], [True, False])
-    # Text is of variable length in HDF5 and tables; NPZ has it of fixed length alone.
+    # Text has a variable length in HDF5 and tables, but a fixed length in NPZ.
     values = np.array(ids, dtype=object if isinstance(ids[0], str) and name != "log.npz" else None)
     path = write(tmp_path / name, log_of(data, make_rewards(data)) | {"episode": values})
     found, _ = load_file(path, mapping_of(name, episode="episode", terminated=None, truncated=None))
@@ -381,11 +381,14 @@ def test_groups_that_do_not_exist_are_refused_with_those_that_do(
 @pytest.mark.parametrize("name", ["log.npz", "log.csv"])
 def test_only_hdf5_has_groups(tmp_path: Path, log: Log, name: str) -> None:
     text = refusal(write(tmp_path / name, log), mapping_of(name, groups="*"))
-    assert "no group matches '*' (dataset.columns.groups); there is nothing; null if the log has none" in text
+    assert (
+        "no group matches '*' (dataset.columns.groups); there is nothing; set null if the log has none"
+        in text
+    )
 
 
 def _image_log(tmp_path: Path, suffix: str, **changes: Array) -> Path:
-    """Two episodes of three steps, seen in pictures that all differ."""
+    """Two episodes of three steps with images that all differ."""
     pictures = np.arange(8 * 6 * 5 * 3).reshape(8, 6, 5, 3).astype(np.uint8)
     arrays: dict[str, Array] = {
         "x": pictures[[0, 1, 2, 4, 5, 6]], "next": pictures[[1, 2, 3, 5, 6, 7]],
@@ -438,6 +441,6 @@ def test_images_of_another_kind_or_beside_numbers_are_refused(tmp_path: Path) ->
     with pytest.raises(InputError, match=r"shape \(6, 6, 5, 3\) and type float32; .* one image"):
         load_file(path, mapping(**SMALL))
     with pytest.raises(
-        InputError, match=r"shape \(6, 6, 5, 3\) and type uint8; .* only observation one image"
+        InputError, match=r"shape \(6, 6, 5, 3\) and type uint8; .* only observation, one image"
     ):
         load_file(_image_log(tmp_path, ".npz"), mapping(**SMALL | {"observations": "x u", "actions": "end"}))

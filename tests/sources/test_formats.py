@@ -86,7 +86,7 @@ def test_damaged_hdf5_data_is_refused_with_the_name_of_the_array(tmp_path: Path,
 
 
 class _Trap:
-    """Whoever unpickles this leaves a trace."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace

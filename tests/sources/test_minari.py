@@ -48,7 +48,7 @@ def _no_home_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def _laid_out(space: spaces.Space[Any], values: list[Any]) -> Any:
-    """Elements of a space as Minari's buffers hold them: lists in the leaves of the space."""
+    """Elements of a space as in Minari's buffers, with lists in the leaves of the space."""
     if isinstance(space, spaces.Dict):
         return {key: _laid_out(part, [value[key] for value in values]) for key, part in space.items()}
     if isinstance(space, spaces.Tuple):
@@ -57,7 +57,7 @@ def _laid_out(space: spaces.Space[Any], values: list[Any]) -> Any:
 
 
 def _create(root: Path, name: str, buffers: list[EpisodeBuffer], **described: Any) -> None:
-    """Let Minari write a dataset below a folder; its complaints about missing authors are not ours."""
+    """Let Minari write a dataset below a folder, without its warnings about missing authors."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.setenv("MINARI_DATASETS_PATH", str(root))
         warnings.simplefilter("ignore", UserWarning)
@@ -67,9 +67,9 @@ def _create(root: Path, name: str, buffers: list[EpisodeBuffer], **described: An
 def _record(
     root: Path, name: str, environment: gymnasium.Env[Any, Any], episodes: int, **described: Any
 ) -> list[dict[str, Any]]:
-    """Random episodes of a real environment, stored by Minari; returned as they were seen, step by step.
+    """Store random episodes of a real environment with Minari; return them step by step.
 
-    What minari.DataCollector does, without the JAX that it needs for it.
+    It does the same as minari.DataCollector, which needs JAX.
     """
     environment.action_space.seed(0)
     seen: list[dict[str, Any]] = []
@@ -101,7 +101,7 @@ def _record(
 
 
 def _buffer(steps: int = 3, **changes: Any) -> EpisodeBuffer:
-    """An episode of VECTOR observations and actions that is truncated."""
+    """A truncated episode of VECTOR observations and actions."""
     values: dict[str, Any] = {
         "observations": np.linspace(-1, 1, 2 * (steps + 1), dtype=np.float32).reshape(-1, 2),
         "actions": np.linspace(-0.5, 0.5, 2 * steps, dtype=np.float32).reshape(-1, 2),
@@ -166,7 +166,7 @@ def test_pendulum_comes_in_as_it_was_recorded(tmp_path: Path) -> None:
 
 
 class _NearGoal(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Starts a corridor's cell away from the goal, and pushes towards it."""
+    """Starts one cell away from the goal and pushes towards it."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         return self.env.reset(
@@ -174,7 +174,7 @@ class _NearGoal(gymnasium.Wrapper[Any, Any, Any, Any]):
         )
 
     def step(self, action: Any) -> Any:
-        action[:] = [1.0, 0.0]  # in place, so that the log holds what was executed
+        action[:] = [1.0, 0.0]  # in place, so that the log has the executed action
         return self.env.step(action)
 
 
@@ -189,7 +189,7 @@ def test_a_maze_with_goals_comes_in_flat_and_with_its_successes(tmp_path: Path) 
 
 
 def _recorded_in(space: spaces.Space[Any], root: Path) -> tuple[Transitions, list[Any], np.ndarray]:
-    """What is loaded of elements of a space, the elements, and each as Gymnasium flattens it."""
+    """Store elements of a space; return the loaded data, the elements, and Gymnasium's flat versions."""
     space.seed(0)
     values = [space.sample() for _ in range(4)]
     buffer = _buffer(observations=_laid_out(space, values))
@@ -351,7 +351,7 @@ def test_minari_itself_reads_what_was_saved(tmp_path: Path) -> None:
     assert list(minari.list_local_datasets()) == ["a_b/c_d/mine-v1"]
     with dataset.recover_environment() as environment:
         assert environment.spec == gymnasium.make("CartPole-v1").spec
-    assert (tmp_path / "a_b/c_d/namespace_metadata.json").exists()  # without, Minari does not share it
+    assert (tmp_path / "a_b/c_d/namespace_metadata.json").exists()  # Minari needs it to share the dataset
     assert names_in(tmp_path / "a_b/c_d") == ["mine-v1", "namespace_metadata.json"]
 
 
@@ -424,7 +424,7 @@ def test_episodes_that_are_not_sound_are_not_saved(
 
 
 def _die_while_saving(root: Path) -> None:
-    """The system ends this process at once when its file grows past 64 KiB."""
+    """The system kills this process when its file exceeds 64 KiB."""
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
@@ -516,14 +516,14 @@ def test_without_minari_the_fix_is_told(
 
 
 class _Elsewhere(CloudStorage):
-    """A remote that is a folder of this machine; without a folder, a server that refuses."""
+    """A remote in a folder of this machine; without a folder, a server that refuses connections."""
 
     def __init__(self, name: str, token: str | None = None) -> None:
         self._folder = Path(name)
 
     def list_datasets(self, prefix: str | None = None) -> Iterable[str]:
         if not self._folder.exists():
-            urllib.request.urlopen("http://127.0.0.1:1")  # the port that nothing listens on
+            urllib.request.urlopen("http://127.0.0.1:1")  # no server listens on this port
         return [
             path.parents[1].relative_to(self._folder).as_posix()
             for path in self._folder.glob("**/data/metadata.json")
@@ -749,7 +749,7 @@ def test_a_dataset_cannot_have_its_environment_made_by_leaving_out_a_space(
     _described(**{field: None, "env_spec": json.dumps(spec | {"kwargs": {"path": str(made)}})})(tmp_path)
     with pytest.raises(TypeError):
         MinariStorage.read(tmp_path / "odd-v0" / "data")
-    made.rmdir()  # so Minari alone does make what the file names
+    made.rmdir()  # Minari by itself creates the folder that the file names
     for call in (lambda: load_minari("odd-v0", tmp_path), lambda: environment_spec("odd-v0", tmp_path)):
         with pytest.raises(InputError, match=f"its metadata has no {field}"):
             call()

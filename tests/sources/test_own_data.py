@@ -1,4 +1,4 @@
-"""What docs/own-data.md says of groups is what happens."""
+"""The examples with groups in docs/own-data.md work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cvl_pipeline.testing.builders import DATASET
 
 SECTION = (Path(__file__).parents[2] / "docs/own-data.md").read_text().split("## One group an episode")[1]
 LENGTHS = [3, 1] + [2] * 9
-"""Steps of each episode; eleven, so that the order of the names as text is another."""
+"""Steps per episode; eleven episodes, so that the alphabetical order of their names differs."""
 
 
 def _example(language: str) -> str:
@@ -68,7 +68,7 @@ def test_files_of_one_episode_become_groups_of_one_file(
     columns = fields | {"rewards": None, "terminated": None, "truncated": None}
     example = {"source": "files", "columns": columns}
     transitions, _ = load(_dataset(example, tmp_path / "episodes.hdf5"), seed=0, workers=1)
-    # Nothing says where the last action of an episode led.
+    # The state after the last action of an episode is unknown.
     assert transitions.lengths.tolist() == [length - 1 for length in LENGTHS if length > 1]
     found = list(dict.fromkeys(transitions.observations[:, 0].tolist()))
     assert found == [number for number, length in enumerate(LENGTHS) if length > 1]

@@ -121,17 +121,17 @@ def test_an_unknown_environment_is_told_before_anything_runs(changes: dict[str, 
 
 
 def always_right(observation: np.ndarray) -> int:
-    """A person's policy for CartPole."""
+    """A user's policy for CartPole."""
     return 1
 
 
 def swings(observation: np.ndarray) -> np.ndarray:
-    """A person's policy for Pendulum."""
+    """A user's policy for Pendulum."""
     return np.array([2.0 * np.sign(observation[2])])
 
 
 def wrong_action(observation: np.ndarray) -> Any:
-    """Neither 0 nor 1."""
+    """A policy that returns neither 0 nor 1."""
     return 7
 
 

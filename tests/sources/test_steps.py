@@ -20,7 +20,7 @@ END = {"": (False, False), "fell": (True, False), "cut": (False, True), "both": 
 
 
 def _log(endings: list[str], next_observations: bool, **changes: Any) -> Steps:
-    """Steps whose every number says which row it comes from: row 3 is observed as 3 and leads to 3.5."""
+    """Steps whose numbers identify their row: row 3 starts at observation 3 and leads to 3.5."""
     rows = np.arange(len(endings), dtype=np.float32)
     flags = np.array([END[ending] for ending in endings], dtype=bool).reshape(-1, 2)
     values: dict[str, Any] = {
@@ -41,7 +41,7 @@ def _rows(data: Transitions) -> list[list[float]]:
 
 
 def _plain_loop(endings: list[str], next_observations: bool) -> list[dict[str, Any]]:
-    """What the log of ``_log`` says, one step after the other."""
+    """The expected episodes of the log of ``_log``, computed step by step."""
     episodes: list[dict[str, Any]] = []
     steps: list[int] = []
     for row, ending in enumerate(endings):
@@ -192,7 +192,7 @@ def test_next_observations_of_another_size_are_refused() -> None:
 
 
 def test_a_log_without_steps_is_refused() -> None:
-    with pytest.raises(InputError, match="my log: no step"):
+    with pytest.raises(InputError, match="my log: no steps"):
         episodes_from_steps(_log([], next_observations=True), "my log")
 
 

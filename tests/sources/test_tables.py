@@ -92,14 +92,14 @@ def test_a_vector_of_one_number_is_a_number(npz: Callable[..., Path]) -> None:
         ("x,u,end\n1,2\n", "Expected 3 columns, got 2"),
         ("x,u,end\n1,2,0\n1,2,0,5\n", "Expected 3 columns, got 4"),
         ("x,u,end\n", "has no row"),
-        ("x,x,u,end\n1,2,3,0\n", "there are 2 of that name"),
+        ("x,x,u,end\n1,2,3,0\n", "there are 2 with that name"),
         ("x,u,end\n1,2,0\n,2,0\n", "'x' (dataset.columns.observations): nan at row 1"),
         ("x,u,end\n1,2,0\n1,2,\n", "'end' (dataset.columns.terminated): nothing at row 1"),
         ("x,u,end\n1,2,0\n1,two,0\n", "'u' (dataset.columns.actions): 'two' at row 1"),
         ("x,u,end\n,2,0\n,2,0\n", "'x' (dataset.columns.observations): nothing at row 0"),
         (
             "x,u,end\n1,2,0\n1,2,2\n",
-            "'end' (dataset.columns.terminated): 2 at row 1 (the first is 0) is no flag",
+            "'end' (dataset.columns.terminated): 2 at row 1 (the first is 0) is not a flag",
         ),
         ("x,u,end\n1,2,yes\n1,2,no\n", "'yes' at row 0"),
         ("x,u,end\n1,2,0\n1e400,2,0\n", "inf at row 1"),
@@ -125,10 +125,10 @@ def test_a_faulty_table_is_refused_by_column_row_and_value(
         ({"observation": np.ones((0, 3))}, "has no row"),
         (
             {"action": np.ones((5, 2))},
-            "'observation' (dataset.columns.observations): 4 rows, but 'action' has 5; one row a step",
+            "'observation' (dataset.columns.observations): 4 rows, but 'action' has 5; save one row per step",
         ),
         ({"reward": np.ones(5)}, "'reward' (dataset.columns.rewards): 5 rows, but 'action' has 4"),
-        ({"reward": np.ones((4, 2))}, "'reward' (dataset.columns.rewards): 2 numbers a row"),
+        ({"reward": np.ones((4, 2))}, "'reward' (dataset.columns.rewards): 2 numbers per row"),
         ({"reward": np.array([0, 1, np.nan, 3])}, "'reward' (dataset.columns.rewards): nan at row 2"),
         (
             {"action": np.array([[0, 0], [0, 1], [2, 2], [0, -np.inf]])},
@@ -146,7 +146,7 @@ def test_a_faulty_table_is_refused_by_column_row_and_value(
         ({"terminated": np.array([0, 0, 0.5, 1])}, "'terminated' (dataset.columns.terminated): 0.5 at row 2"),
         ({"terminated": np.array([0, 0, 0, -1])}, "-1 at row 3"),
         ({"terminated": np.array([0, 0, 0, np.nan])}, "nothing at row 3"),
-        ({"terminated": np.zeros((4, 2))}, "has shape (4, 2); one value a row"),
+        ({"terminated": np.zeros((4, 2))}, "has shape (4, 2); save one value per row"),
         ({"success": np.array([0, 3, 0, 1])}, "'success' (dataset.columns.successes): 3 at row 1"),
         (
             {"next": np.ones((4, 2))},
@@ -231,9 +231,11 @@ def test_a_pattern_that_matches_nothing_is_refused(csv: Callable[[str], Path]) -
 def test_a_pattern_must_not_take_what_another_field_names(
     csv: Callable[[str], Path], changes: dict[str, Any], part: str
 ) -> None:
-    """A reward among the observations would pass unseen."""
+    """Otherwise a reward could become an observation without notice."""
     assert part in refusal(csv("x,xr,xn,u,end\n1,2,0,0,1\n"), mapping(**SMALL | changes))
 
 
 def test_a_name_given_twice_is_refused(csv: Callable[[str], Path]) -> None:
-    assert "taken twice" in refusal(csv("x,u,end\n1,2,0\n"), mapping(**SMALL | {"observations": "x x"}))
+    assert "listed twice; name it once" in refusal(
+        csv("x,u,end\n1,2,0\n"), mapping(**SMALL | {"observations": "x x"})
+    )

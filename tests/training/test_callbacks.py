@@ -307,7 +307,7 @@ def test_sigterm_saves_after_the_chunk_and_ends_the_process(
     with pytest.raises(SystemExit) as caught:
         fit(Terminated(training, 0), description="test", checkpoints=tmp_path)
     assert caught.value.code == TERMINATED == 128 + signal.SIGTERM
-    assert "the same command goes on from" in caplog.text
+    assert "run the same command again to resume from" in caplog.text
     assert signal.getsignal(signal.SIGTERM) == handler
     assert _saved(tmp_path) == 50
     resumed, whole = LineFit(training, 0), LineFit(training, 0)

@@ -111,7 +111,7 @@ def test_training_interrupted_twice_resumes_twice(tmp_path: Path) -> None:
 
 
 def test_resuming_warns_of_nothing(tmp_path: Path) -> None:
-    """A resumed run is told in one line of the log; warnings are errors here."""
+    """A resumed run is reported in one line of the log; warnings are errors here."""
     _interrupt(tmp_path, 70)
     _train(LineFit(TRAINING, 0), tmp_path)
 
@@ -237,7 +237,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_training_and_names_the_steps(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"nan at step 41 \(seed 3; batch 41 of those drawn"):
+    with pytest.raises(FloatingPointError, match=r"nan at step 41 \(seed 3; batch 41 sampled with seed"):
         _train(LineFit(TRAINING, 3, nan_at=41), tmp_path)
     # What is kept is from before the fault.
     state = read_checkpoint(_checkpoint(tmp_path))

@@ -111,7 +111,7 @@ def test_defaults_outside_of_the_space_are_not_tried(dimension: dict[str, Any]) 
         ),
         (
             {"space": {"dataset.noise_max": {"type": "float", "low": 0.1, "high": 0.3}}},
-            ["dataset.noise_max", "cannot be compared by returns_correlation", "other episodes"],
+            ["dataset.noise_max", "cannot be compared by returns_correlation", "the held-out episodes differ"],
         ),
         ({"space": {"seed": {"type": "int", "low": 0, "high": 9}}}, ["seed is not a parameter that can be"]),
         (

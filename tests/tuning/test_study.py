@@ -133,7 +133,7 @@ def test_a_study_of_other_parameters_is_refused(tmp_path: Path) -> None:
     specification = make_specification(tmp_path, tuning)
     study = open_study(specification.location, "name", tuning, 0)
     stages = make_stages(seed=3)
-    with pytest.raises(InputError, match=r"begun with other parameters \(seed was 0, is 3\)"):
+    with pytest.raises(InputError, match=r"started with other parameters \(seed was 0, is 3\)"):
         prepare(study, signature(stages, tuning, "data"), tuning, stages, specification.records)
     with pytest.raises(InputError, match="the episodes was 'data', is 'others'"):
         prepare(study, signature(specification.stages, tuning, "others"), tuning, specification.stages,

@@ -1,26 +1,25 @@
-"""Contrastive losses: functions of the logits alone."""
+"""Contrastive losses, functions of the logits only."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from cvl_pipeline.errors import look_up
-
-ContrastiveLoss = Callable[[Tensor], Tensor]
+from cvl_pipeline.schema import Registry, Strict
 
 
 def symmetric_infonce(logits: Tensor) -> Tensor:
     """Mean of the row-wise and the column-wise cross-entropy against the diagonal.
 
-    ``logits[i, j] = f(s_i, a_i, s'_j)``, (B, B), positives on the diagonal; returns a scalar. Rows alone
-    leave an arbitrary c(s, a) in f; the columns remove it.
+    ``logits[i, j] = f(s_i, a_i, s'_j)``, (B, B), with positives on the diagonal; returns a scalar. The row
+    loss does not determine a term c(s, a) of f; the column loss does.
     """
     if logits.device.type == "cpu":
         lowest, highest = torch.aminmax(logits.detach())
@@ -32,14 +31,14 @@ def symmetric_infonce(logits: Tensor) -> Tensor:
 
 
 SPREAD = 80.0
-"""Of logits, up to which the exponential of the lowest, relative to the highest, does not underflow."""
+"""Largest spread of logits for which ``exp(lowest - highest)`` does not underflow."""
 
 
 class _SymmetricInfoNCE(torch.autograd.Function):
-    """The same with one exponential an entry, for rows and columns, forward and backward, instead of four.
+    """Symmetric InfoNCE with one exponential per entry instead of four: rows, columns, forward, backward.
 
-    On a processor the passes over the (B, B) logits cost as much as the networks do at B = 1024; a GPU would
-    wait for the spread, which has to be known beforehand.
+    At B = 1024, the passes over the (B, B) logits cost as much as the networks on a CPU. It is not used on a
+    GPU, which would have to wait for the spread of the logits.
     """
 
     @staticmethod
@@ -62,8 +61,9 @@ class _SymmetricInfoNCE(torch.autograd.Function):
 def infonce(logits: Tensor) -> Tensor:
     """Row-wise cross-entropy against the diagonal, (B, B) -> scalar (van den Oord et al. 2018).
 
-    Which of the batch's futures belongs to this pair? A term c(s, a) of f cancels in every row, so the loss
-    says nothing about it; ``logsumexp_penalty`` holds it back, a self-normalised readout cancels it again.
+    It classifies which future of the batch belongs to a pair (s, a). A term c(s, a) of f cancels in every
+    row, so the loss does not determine it; ``logsumexp_penalty`` limits it, and a self-normalised readout
+    cancels it.
     """
     return (torch.logsumexp(logits, dim=1) - logits.diagonal()).mean()
 
@@ -71,8 +71,8 @@ def infonce(logits: Tensor) -> Tensor:
 def nce(logits: Tensor) -> Tensor:
     """Binary cross-entropy of every pair against the identity, (B, B) -> scalar.
 
-    The positives together count as much as the negatives together, so that the optimum is
-    ``f = log p_gamma / p`` whatever B is; equal weights for all B^2 pairs would shift it by -log(B - 1).
+    All positives together have the same weight as all negatives together, so the optimum is
+    ``f = log p_gamma / p`` for every B; equal weights for all B^2 pairs would shift it by -log(B - 1).
     """
     batch = len(logits)
     positive = functional.softplus(-logits.diagonal()).mean()
@@ -83,43 +83,91 @@ def nce(logits: Tensor) -> Tensor:
 def logsumexp_penalty(logits: Tensor) -> Tensor:
     """``mean_i (log 1/B sum_j exp L_ij)^2``, (B, B) -> scalar: keeps each row's normaliser near one.
 
-    The published code squares the sum, not the mean; that pulls f down by log B, and by another amount at
-    every batch size.
+    The published code squares the log of the sum instead of the mean. That lowers f by log B, which depends
+    on the batch size.
     """
     return (torch.logsumexp(logits, dim=1) - math.log(len(logits))).square().mean()
 
 
-CONTRASTIVE_LOSSES: dict[str, ContrastiveLoss] = {
-    "symmetric_infonce": symmetric_infonce,
-    "infonce": infonce,
-    "nce": nce,
-}
+class LossParameters(Strict):
+    """Settings that all contrastive losses share. A loss adds its own."""
+
+    name: str = Field(description="Name of the loss, or `module:Class` for one of your own.")
+    logsumexp_penalty: float = Field(
+        0.0,
+        ge=0.0,
+        description="Weight of the squared log-normaliser. The published code has 0.01 with infonce.",
+    )
 
 
-def contrastive_loss(name: str, penalty: float = 0.0) -> ContrastiveLoss:
-    """The loss of that name, plus ``penalty`` times the log-sum-exp penalty, in single precision.
+class Loss(ABC):
+    """A contrastive loss of the logits, with its penalty, in single precision.
 
-    Logits may come in bfloat16, whose eight bits would lose what a sum over a batch adds up.
-
-    Raises:
-        InputError: unknown name; the message lists the known ones.
+    Logits may be bfloat16, whose eight bits are too few for a sum over a batch.
     """
-    chosen = look_up("loss", name, CONTRASTIVE_LOSSES)
 
-    def loss(logits: Tensor) -> Tensor:
+    Parameters: ClassVar[type[LossParameters]] = LossParameters
+
+    def __init__(self, parameters: LossParameters) -> None:
+        """Store the parameters."""
+        self.parameters = parameters
+
+    @abstractmethod
+    def of_logits(self, logits: Tensor) -> Tensor:
+        """Return the loss without the penalty, (B, B) -> scalar."""
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Return the loss, (B, B) -> scalar."""
         wide = logits.float()
-        return chosen(wide) + penalty * logsumexp_penalty(wide) if penalty else chosen(wide)
+        penalty = self.parameters.logsumexp_penalty
+        return self.of_logits(wide) + penalty * logsumexp_penalty(wide) if penalty else self.of_logits(wide)
 
-    return loss
+
+class SymmetricInfoNCE(Loss):
+    """See ``symmetric_infonce``."""
+
+    def of_logits(self, logits: Tensor) -> Tensor:
+        """Return the loss without the penalty."""
+        return symmetric_infonce(logits)
+
+
+class InfoNCE(Loss):
+    """See ``infonce``."""
+
+    def of_logits(self, logits: Tensor) -> Tensor:
+        """Return the loss without the penalty."""
+        return infonce(logits)
+
+
+class NCE(Loss):
+    """See ``nce``."""
+
+    def of_logits(self, logits: Tensor) -> Tensor:
+        """Return the loss without the penalty."""
+        return nce(logits)
+
+
+LOSSES: Registry[Loss] = Registry(
+    "loss",
+    "name",
+    "cvl_pipeline.dynamics.losses:Loss",
+    {
+        "symmetric_infonce": "cvl_pipeline.dynamics.losses:SymmetricInfoNCE",
+        "infonce": "cvl_pipeline.dynamics.losses:InfoNCE",
+        "nce": "cvl_pipeline.dynamics.losses:NCE",
+    },
+)
 
 
 def contrastive_metrics(logits: Tensor) -> dict[str, Tensor]:
-    """How well the critic tells positives from negatives, from (B, B) logits.
+    """Measure how well the critic distinguishes positives from negatives, from (B, B) logits.
 
-    Returns scalars: the share of rows (``categorical_accuracy_future``: which future belongs to this
-    pair) and columns (``categorical_accuracy_anchor``) whose largest logit is the positive; the InfoNCE
-    lower bound on the mutual information of (s, a) and s', ``log B - loss``, in nats (van den Oord et
-    al. 2018), which cannot exceed log B; and the mean logit of positives and negatives.
+    Returns:
+        Scalars. ``categorical_accuracy_future`` and ``categorical_accuracy_anchor``: shares of rows (which
+        future belongs to this pair) and columns whose largest logit is the positive.
+        ``mutual_information_bound``: the InfoNCE lower bound on the mutual information of (s, a) and s',
+        ``log B - loss``, in nats (van den Oord et al. 2018); it cannot exceed log B. ``logit_positive`` and
+        ``logit_negative``: mean logits.
     """
     batch = len(logits)
     truth = torch.arange(batch, device=logits.device)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from cvl_pipeline.dynamics.losses import contrastive_loss, contrastive_metrics
+from cvl_pipeline.dynamics.losses import LOSSES, contrastive_metrics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
-from cvl_pipeline.episodes.container import Normalisation, Split, Transitions
+from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.episodes.sampling import Draws, Segments, SegmentSampler
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.training.callbacks import BestWeights, Watcher
@@ -35,9 +36,7 @@ class ContrastiveDynamics(OfflineModule):
 
     def __init__(
         self,
-        transitions: Transitions,
-        split: Split,
-        normalisation: Normalisation,
+        data: EpisodeData,
         parameters: DynamicsParameters,
         seed: int,
         observer: Observer | None = None,
@@ -45,19 +44,17 @@ class ContrastiveDynamics(OfflineModule):
         """Build the critic and hold the episodes.
 
         Args:
-            transitions: all episodes.
-            split: which of them train and which measure.
-            normalisation: statistics of the training episodes.
+            data: the episodes; their rewards are never read.
             parameters: the stage's.
             seed: of the initial weights and the batches.
-            observer: is shown every training batch.
+            observer: receives every training batch.
         """
         super().__init__(parameters.training, seed)
         self.parameters_of_stage = parameters
         self._observer = observer
-        self._loss = contrastive_loss(parameters.loss, parameters.logsumexp_penalty)
-        self._transitions = transitions
-        self._split = split
+        self._loss = LOSSES.create(parameters.loss)
+        self._transitions, self._split = data.transitions, data.split
+        transitions = self._transitions
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "initialisation", 0))
             self.critic = ContrastiveCritic(
@@ -71,8 +68,9 @@ class ContrastiveDynamics(OfflineModule):
                     learned_temperature=parameters.learned_temperature,
                     discount=parameters.discount,
                     horizon_conditioning=parameters.horizon_conditioning,
+                    encoder=parameters.encoder.model_dump(mode="json"),
                 ),
-                normalisation,
+                data.normalisation,
             )
 
     def on_fit_start(self) -> None:
@@ -122,42 +120,44 @@ class ContrastiveDynamics(OfflineModule):
         return phi, self.critic.psi(segments.futures, segments.absorbed)
 
 
+class TrainedCritic(NamedTuple):
+    """A critic, on the CPU, and the history of its training (see ``fit``)."""
+
+    critic: ContrastiveCritic
+    history: pd.DataFrame
+
+
 def train_dynamics(
-    transitions: Transitions,
-    split: Split,
-    normalisation: Normalisation,
+    data: EpisodeData,
     parameters: DynamicsParameters,
     seed: int,
+    *,
     checkpoints: Path | None = None,
     logs: Path | None = None,
     observer: Observer | None = None,
     watch: Watcher | None = None,
-) -> tuple[ContrastiveCritic, pd.DataFrame]:
+) -> TrainedCritic:
     """Train a contrastive critic on transitions alone.
 
     Args:
-        transitions: all episodes.
-        split: which of them train and which measure.
-        normalisation: statistics of the training episodes.
+        data: the episodes; their rewards are never read.
         parameters: the stage's.
         seed: of the initial weights and the batches.
-        checkpoints: folder that unfinished training is kept in and resumed from.
+        checkpoints: folder that keeps unfinished training, which the same call resumes.
         logs: folder of metrics.csv and other logs.
-        observer: is shown every training batch; it is not resumed, so give it no checkpoints, and no logs
-            either, whose count of operations would show it the first batch once more.
-        watch: is shown every row of the history, and may raise to end the training.
-
-    Returns:
-        The critic, on the CPU, and the history (see ``fit``).
+        observer: receives every training batch. It is not resumed, so give it no checkpoints. Give it no logs
+            either: their count of operations would show it the first batch once more.
+        watch: receives every row of the history, and may raise to end the training.
     """
-    module = ContrastiveDynamics(transitions, split, normalisation, parameters, seed, observer)
+    data = data.without_rewards()
+    module = ContrastiveDynamics(data, parameters, seed, observer)
     history = fit(
         module,
         description="Training the contrastive critic",
         checkpoints=checkpoints,
-        fingerprint=run_fingerprint(parameters, seed, transitions, split, normalisation),
+        fingerprint=run_fingerprint(parameters, seed, *data.parts().values()),
         logs=logs,
         best=BestWeights(parameters.keep, parameters.patience),
         watch=watch,
     )
-    return module.critic.cpu().eval(), history
+    return TrainedCritic(module.critic.cpu().eval(), history)

@@ -2,32 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cvl_pipeline.training.parameters import Hidden, Strict, TrainingParameters
+from cvl_pipeline.dynamics.losses import LOSSES, LossParameters
+from cvl_pipeline.networks.encoder import ENCODERS, AutomaticEncoderParameters, EncoderParameters
+from cvl_pipeline.schema import Choice, Strict
+from cvl_pipeline.training.parameters import Hidden, TrainingParameters
+
+
+class DynamicsTraining(TrainingParameters):
+    """How the critic is trained."""
 
 
 class DynamicsParameters(Strict):
     """What the contrastive critic is and how it is trained."""
 
-    discount: float = Field(gt=0.0, lt=1.0)  # gamma of p_gamma, per step
-    loss: Literal["symmetric_infonce", "infonce", "nce"]
-    logsumexp_penalty: float = Field(ge=0.0)  # weight of the squared log-normaliser; published: 0.01, infonce
-    horizon_conditioning: bool  # phi also takes the offset k: one critic then serves any discount
-    representation: Literal["unit_norm", "raw"]
-    representation_size: int = Field(ge=1)  # D, size of phi and psi
-    hidden: Hidden  # hidden layers of phi and psi
-    temperature: float = Field(gt=0.0)  # divides the logits
-    learned_temperature: bool  # train it, starting from the value above
-    segments_per_episode: int = Field(ge=1)  # of a batch; with more, some negatives come from within it
-    validation_batches: int = Field(ge=1)  # held-out batches, as large as in training, that metrics average
-    keep: Literal["last", "best"]  # the weights of the last step, or those of the lowest held-out loss
+    discount: float = Field(
+        0.97, gt=0.0, lt=1.0, description="Discount gamma of the future-state distribution p_gamma, per step."
+    )
+    loss: Annotated[LossParameters, Choice(LOSSES)] = Field(
+        LossParameters(name="symmetric_infonce"), description="Contrastive loss (docs/method.md)."
+    )
+    horizon_conditioning: bool = Field(
+        False,
+        description="phi also takes the offset k of the future state. One critic then serves any discount.",
+    )
+    encoder: Annotated[EncoderParameters, Choice(ENCODERS)] = Field(
+        AutomaticEncoderParameters(), description="What turns observations into features, in phi and psi."
+    )
+    representation: Literal["unit_norm", "raw"] = Field(
+        "unit_norm", description="Whether phi and psi are on the unit sphere."
+    )
+    representation_size: int = Field(64, ge=1, description="Size D of phi and psi.")
+    hidden: Hidden = Field((256, 256), description="Sizes of the hidden layers of phi and psi.")
+    temperature: float = Field(0.1, gt=0.0, description="The logits are divided by it.")
+    learned_temperature: bool = Field(
+        False, description="Train the temperature, starting from the value above (unit_norm only)."
+    )
+    segments_per_episode: int = Field(
+        4,
+        ge=1,
+        description="Segments of a batch that share an episode. With more than one, some negatives come from the "
+        "anchor's own episode.",
+    )
+    validation_batches: int = Field(
+        8, ge=1, description="Held-out batches, as large as in training, that the metrics average."
+    )
+    keep: Literal["last", "best"] = Field(
+        "last", description="Keep the weights of the last step, or those of the lowest held-out loss."
+    )
     patience: int | None = Field(
-        ge=1
-    )  # measurements without a lower held-out loss that end it; null: none do
-    training: TrainingParameters
+        None,
+        ge=1,
+        description="Measurements without a lower held-out loss that end training. null: training runs to its end.",
+    )
+    training: DynamicsTraining = Field(DynamicsTraining(), description="How the critic is trained.")
 
     @model_validator(mode="after")
     def _raw_representations_scale_themselves(self) -> DynamicsParameters:

@@ -1,4 +1,4 @@
-"""Collecting episodes of mixed quality in simulators."""
+"""Collection of episodes of mixed quality in simulators."""
 
 from __future__ import annotations
 
@@ -9,33 +9,28 @@ from functools import partial
 
 import numpy as np
 
-from cvl_pipeline.environments.base import (
-    Array,
-    Environment,
-    MetaWorldEnvironment,
-    MetaWorldExpert,
-)
+from cvl_pipeline.environments.base import Array, Environment
+from cvl_pipeline.environments.metaworld import MetaWorldEnvironment, MetaWorldExpert
 from cvl_pipeline.environments.rollouts import RolloutTask, run_episodes, stack_episodes
 from cvl_pipeline.episodes.container import Rewards, Transitions
 
 Controller = Callable[[Array], Array]
-"""From an observation (O,) to an action (A,)."""
+"""Maps an observation (O,) to an action (A,)."""
 
 
 @dataclass(frozen=True)
 class Disturbances:
-    """How far collection may stray from its controller; each episode draws its own amount.
+    """Ranges of the disturbances added to the controller; every episode samples its own amount.
 
-    From the episode's seed, and nothing else, come
+    Two amounts are sampled, from the episode's seed only:
 
-    * the standard deviation of Gaussian noise on every action, uniform in [0, ``noise_max``], in halves of
-      the range that the environment accepts;
-    * the share of steps spent in random bursts, uniform in [``random_min``, ``random_max``]: a burst holds
-      one action, uniform within the bounds, for ``random_hold`` steps and so leads away from the
-      controller's path.
+    * the standard deviation of Gaussian noise on every action, uniform in [0, ``noise_max``], in units of
+      half the environment's action range;
+    * the share of steps in random bursts, uniform in [``random_min``, ``random_max``]. A burst repeats one
+      action, uniform within the bounds, for ``random_hold`` steps and so leaves the controller's path.
 
-    Some episodes are then nearly expert and some nearly random, which is what an offline log of many
-    hands looks like and what cloning it cannot sort out.
+    Some episodes are then nearly expert and some nearly random, as in an offline log from many operators.
+    Behaviour cloning cannot separate them.
     """
 
     noise_max: float
@@ -45,28 +40,28 @@ class Disturbances:
 
 
 class MixedQualityPolicy:
-    """A controller, disturbed by an amount that each episode draws for itself."""
+    """A controller with disturbances, whose amount each episode samples for itself."""
 
     def __init__(
         self, make_controller: Callable[[], Controller], disturbances: Disturbances, low: Array, high: Array
     ) -> None:
-        """Make the controller, which raises InputError if there is none of that name; bounds are (A,)."""
+        """Build the controller, which raises InputError for an unknown name; bounds are (A,)."""
         self._controller = make_controller()
         self._disturbances = disturbances
-        # In double precision, as the disturbances are drawn: single would round every action.
+        # Double precision, like the disturbances: single precision would round every action.
         self._bounds = (low.astype(np.float64), high.astype(np.float64))
         self._episodes: list[_Disturbance] = []
 
     def start(self, seeds: Sequence[int]) -> None:
-        """Draw the disturbances of a batch of episodes."""
-        # Not default_rng(seed): that is the stream Meta-World draws the goal from.
+        """Sample the disturbances of a batch of episodes."""
+        # Not default_rng(seed): Meta-World samples the goal from that stream.
         self._episodes = [
             _Disturbance(np.random.default_rng([seed, 1]), self._disturbances, *self._bounds)
             for seed in seeds
         ]
 
     def act(self, observations: list[Array], running: list[int]) -> list[Array]:
-        """The controller's actions, disturbed."""
+        """Return the controller's actions with disturbances."""
         return [
             self._episodes[i].apply(self._controller(observation))
             for observation, i in zip(observations, running, strict=True)
@@ -84,8 +79,8 @@ class _Disturbance:
         self._noise = generator.uniform(0.0, disturbances.noise_max)
         share = generator.uniform(disturbances.random_min, disturbances.random_max)
         random_hold = disturbances.random_hold
-        # A burst follows on average (1 - p) / p undisturbed steps, so that hold / (hold + (1 - p) / p)
-        # of all steps are random: solved for p.
+        # A burst follows (1 - p) / p undisturbed steps on average, so the random share of all steps is
+        # hold / (hold + (1 - p) / p). The next line solves this for p.
         self._burst_chance = share / (share + random_hold * (1.0 - share)) if share < 1.0 else 1.0
         self._hold = random_hold
         self._burst_left = 0
@@ -116,22 +111,22 @@ def collect(
 ) -> tuple[Transitions, Rewards]:
     """Collect episodes of mixed quality in a simulator.
 
-    The same seed gives the same bytes whatever ``workers`` is.
+    The same seed gives the same bytes for any number of ``workers``.
 
     Args:
-        make_environment: importable, so that other processes can call it.
-        make_controller: likewise; its actions are disturbed.
-        disturbances: by how much.
-        episodes: how many.
+        make_environment: creates the environment; must be importable, so that other processes can call it.
+        make_controller: creates the controller; must be importable too. Its actions are disturbed.
+        disturbances: ranges of the disturbances.
+        episodes: number of episodes.
         seed: determines goals, starts and disturbances.
-        workers: processes; None takes as many as there are cores.
-        name: what the progress bar calls it.
-        tasks: that the environment's episodes are shared among.
+        workers: number of processes; None: one per core.
+        name: label of the progress bar.
+        tasks: number of tasks among which the episodes are divided.
 
     Returns:
         The episodes and their labels.
     """
-    with closing(make_environment()) as environment:  # raises before any process starts
+    with closing(make_environment()) as environment:  # raises errors before any process starts
         bounds = environment.action_space.low, environment.action_space.high
         recorded = run_episodes(
             RolloutTask(
@@ -156,7 +151,7 @@ def collect_metaworld(
     seed: int,
     workers: int | None,
 ) -> tuple[Transitions, Rewards]:
-    """Episodes of a Meta-World task by its scripted policy (see ``collect`` and ``Disturbances``).
+    """Collect episodes of a Meta-World task with its scripted policy (see ``collect``, ``Disturbances``).
 
     Raises:
         InputError: unknown task.
@@ -170,11 +165,11 @@ def collect_metaworld(
 
 
 def episode_seeds(seed: int, purpose: str, count: int, tasks: int = 1) -> list[int]:
-    """Seeds of single episodes, in disjoint ranges for ``collection`` and ``evaluation``.
+    """Seeds of single episodes, disjoint for ``collection`` and ``evaluation``.
 
-    Evaluation seeds are odd and collection seeds even, so no goal that collection drew is evaluated on,
-    whatever the run's seed. Of several tasks, each gets its turn (see ``task_of_seed``), so that the numbers
-    of their episodes differ by one at most.
+    Evaluation seeds are odd and collection seeds even, so evaluation never uses a seed of collection, for any
+    seed of the run. Several tasks take turns (see ``task_of_seed``), so their numbers of episodes differ by
+    at most one.
     """
     parity = {"collection": 0, "evaluation": 1}[purpose]
     draws = np.random.default_rng([seed, parity]).integers(0, 2**30 // tasks, size=count)
@@ -182,5 +177,5 @@ def episode_seeds(seed: int, purpose: str, count: int, tasks: int = 1) -> list[i
 
 
 def task_of_seed(seed: int, tasks: int) -> int:
-    """Which of so many tasks an episode is of, by its own seed alone."""
+    """Index of an episode's task among ``tasks`` tasks, from the episode's seed alone."""
     return seed // 2 % tasks

@@ -1,10 +1,12 @@
-"""The tasks of D4RL whose observations no environment of today has: maze2d, antmaze and kitchen.
+"""D4RL's maze2d, antmaze and kitchen, reimplemented: no current environment has their observations.
 
 Fu et al. 2020, "D4RL: Datasets for Deep Data-Driven Reinforcement Learning". Maps, starts, goals, limits and
-noise are those of the package ``d4rl`` 1.1, which cannot be imported any more; nothing here needs gym or
-mujoco_py. What moves is simulated by today's MuJoCo from the same models: the point of Gymnasium-Robotics,
-which kept D4RL's constants, the ant of the package ``d4rl``, which is weaker than today's Ant and steps twice
-as long, and the kitchen of Gymnasium-Robotics, which differs in one shape that is put back.
+noise come from the package ``d4rl`` 1.1, which can no longer be imported; this module needs neither gym nor
+mujoco_py. Current MuJoCo simulates the same models:
+
+* the point of Gymnasium-Robotics, which kept D4RL's constants;
+* the ant of the package ``d4rl``, which is weaker than the current Ant and has steps twice as long;
+* the kitchen of Gymnasium-Robotics, which differs in one shape; this module restores D4RL's.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from cvl_pipeline.environments.base import Array, register_installed
+from cvl_pipeline.environments.base import Array
+from cvl_pipeline.environments.gymnasium import register_installed
 from cvl_pipeline.errors import InputError, look_up
 from cvl_pipeline.imports import package_file
 
@@ -51,7 +54,7 @@ MAPS = {
         "#.##.#.#.###", "#....#.....#", "############",
     ),
 }  # fmt: skip
-"""Rows of cells, ``#`` a wall. D4RL's maze2d and antmaze share them."""
+"""Rows of cells; ``#`` is a wall. D4RL's maze2d and antmaze share them."""
 
 MAZE2D_GOALS: dict[str, Cell] = {
     "open": (2, 3), "umaze": (1, 1), "medium": (6, 6), "large": (7, 9),
@@ -68,11 +71,11 @@ KITCHEN_TASKS = {
     "kitchen-partial-v0": ("microwave", "kettle", "light switch", "slide cabinet"),
     "kitchen-mixed-v0": ("microwave", "kettle", "bottom burner", "light switch"),
 }
-"""What is to be done, by the dataset's id."""
+"""Subtasks by dataset id."""
 
 
 class _Task(gymnasium.Env[Array, Array], ABC):
-    """Counts steps, clips actions as D4RL does, and lets the seed determine the episode."""
+    """Base class: counts steps, clips actions as D4RL does, and seeds the episode."""
 
     discrete = False
 
@@ -87,13 +90,13 @@ class _Task(gymnasium.Env[Array, Array], ABC):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Start the episode that ``seed`` determines, or the next one of the last seed."""
+        """Start the episode of ``seed``; None: the next episode of the last seed."""
         super().reset(seed=seed)
         self._steps = 0
         return self._start(), {}
 
     def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Advance by one control step; the episode is truncated at its length."""
+        """Advance by one control step; truncate the episode at its maximum length."""
         self._steps += 1
         self._move(np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0))
         observation, reward, terminated, success = self._judge()
@@ -101,7 +104,7 @@ class _Task(gymnasium.Env[Array, Array], ABC):
 
     @abstractmethod
     def _start(self) -> Floats:
-        """Draw a start from ``self.np_random`` and return its observation."""
+        """Sample a start from ``self.np_random`` and return its observation."""
 
     @abstractmethod
     def _move(self, action: Floats) -> None:
@@ -109,43 +112,43 @@ class _Task(gymnasium.Env[Array, Array], ABC):
 
     @abstractmethod
     def _judge(self) -> tuple[Floats, float, bool, bool]:
-        """Observation, reward, termination and success of the state that the step led to."""
+        """Observation, reward, termination and success of the state after the step."""
 
 
 class Maze2D(_Task):
-    """A point pushed through a maze to a fixed goal that it does not see.
+    """Maze with a point mass that forces move to a fixed goal, which the observation does not contain.
 
-    Observations are position (x, y; metres, x counts the rows of the map, y its columns) and velocity
-    (metres a second), (4,); actions forces along x and y in [-1, 1]^2; a step takes 0.01 s. The goal is a
-    cell's (row, column); the reward of a step 1 within 0.5 of it, or exp(-distance) in the dense tasks.
-    Episodes never terminate. Success is to be within 0.5 of the goal.
+    Observations are position (x, y, in metres; x counts the rows of the map, y its columns) and velocity
+    (metres per second), (4,). Actions are forces along x and y in [-1, 1]^2. A step takes 0.01 s. The goal is
+    a cell's (row, column). The reward is 1 within 0.5 of the goal and 0 elsewhere, or exp(-distance) in the
+    dense tasks. Episodes never terminate. Success means a distance of at most 0.5.
     """
 
-    # D4RL's point starts its axes at 1.2 where the walls are laid out from 1.0: a cell's centre is not where
-    # its indices say, so the goal and the starts are off-centre, and the walls are 0.2 nearer on one side.
+    # D4RL's point has its origin at 1.2, but the walls start at 1.0. So goal and starts are not at the centre
+    # of their cells, and the walls are 0.2 nearer on one side.
     WALLS_AT = -0.2
 
     def __init__(self, dataset_id: str, episode_steps: int | None = None) -> None:
         """Build the simulation.
 
         Args:
-            dataset_id: D4RL's, such as ``maze2d-umaze-v1`` or ``maze2d-eval-large-dense-v1``.
-            episode_steps: length after which an episode is truncated; None takes D4RL's.
+            dataset_id: D4RL's id, such as ``maze2d-umaze-v1`` or ``maze2d-eval-large-dense-v1``.
+            episode_steps: number of steps after which an episode is truncated; None: D4RL's number.
 
         Raises:
-            InputError: unknown id; Gymnasium-Robotics is not installed.
+            InputError: unknown id, or Gymnasium-Robotics is not installed.
         """
         maze, self._dense = look_up("maze2d dataset of D4RL", dataset_id, self.datasets())
         super().__init__(4, 2, episode_steps or MAZE2D_STEPS[maze.removeprefix("eval-")])
         point = _package_file(dataset_id, "gymnasium_robotics", "envs/assets/point/point.xml")
         walls = ((row + self.WALLS_AT, column + self.WALLS_AT, 0.0) for row, column in _cells(maze, "#"))
         self._simulation = _Simulation(_with_walls(point, walls, (0.5, 0.5, 0.2)), frame_skip=1)
-        self._starts = np.array(_cells(maze, "."), dtype=np.float64)  # the goal's cell too
+        self._starts = np.array(_cells(maze, "."), dtype=np.float64)  # including the goal's cell
         self._goal = np.array(MAZE2D_GOALS[maze], dtype=np.float64)
 
     @staticmethod
     def datasets() -> dict[str, tuple[str, bool]]:
-        """Map and whether rewards are dense, by D4RL's ids."""
+        """Map name and whether rewards are dense, by D4RL id."""
         return {
             f"maze2d-{maze}{'-dense' if dense else ''}-v{0 if maze == 'open' else 1}": (maze, dense)
             for maze in MAZE2D_GOALS
@@ -159,7 +162,7 @@ class Maze2D(_Task):
 
     def _move(self, action: Floats) -> None:
         velocity = self._simulation.data.qvel
-        np.clip(velocity, -5.0, 5.0, out=velocity)  # before the step, so that an observed one may be larger
+        np.clip(velocity, -5.0, 5.0, out=velocity)  # before the step, so observed velocities may be larger
         self._simulation.advance(action)
 
     def _judge(self) -> tuple[Floats, float, bool, bool]:
@@ -170,28 +173,29 @@ class Maze2D(_Task):
 
 
 class AntMaze(_Task):
-    """An ant that walks from one end of a maze to the other, towards a goal that it does not see.
+    """Maze with an ant that walks to a goal at the other end, which the observation does not contain.
 
-    Observations are MuJoCo's positions (15: torso x, y, z in metres from the start's cell, x counting the
-    columns of the map and y its rows, a quaternion, eight joint angles in radians) and velocities (14),
-    (29,); actions eight torques in [-1, 1], 1 being 30 N m; a step takes 0.1 s. Every episode draws its goal
-    in the goal's cell, as D4RL does from v2 on; v0 drew it once for all episodes. The reward is 1 within 0.5
-    of the goal, where the episode terminates in success, and 0 elsewhere; a fall does not end it.
+    Observations, (29,), are MuJoCo's 15 positions and 14 velocities. The positions are the torso's x, y and z
+    in metres from the start cell (x counts the columns of the map, y its rows), a quaternion, and eight joint
+    angles in radians. Actions are eight torques in [-1, 1]; 1 is 30 N m. A step takes 0.1 s. Every episode
+    samples its goal in the goal's cell, as D4RL does since v2; v0 sampled it once for all episodes. The
+    reward is 1 within 0.5 of the goal, where the episode terminates with success, and 0 elsewhere. A fall
+    does not end the episode.
     """
 
     START: Cell = (1, 1)
-    SIZE = 4.0  # of a cell, metres
+    SIZE = 4.0  # side of a cell, metres
     TORQUE = 30.0
 
     def __init__(self, dataset_id: str, episode_steps: int | None = None) -> None:
         """Build the simulation.
 
         Args:
-            dataset_id: D4RL's, such as ``antmaze-umaze-v2`` or ``antmaze-large-play-v2``.
-            episode_steps: length after which an episode is truncated; None takes D4RL's.
+            dataset_id: D4RL's id, such as ``antmaze-umaze-v2`` or ``antmaze-large-play-v2``.
+            episode_steps: number of steps after which an episode is truncated; None: D4RL's number.
 
         Raises:
-            InputError: unknown id; the package ``d4rl``, which has the ant, or MuJoCo is not installed.
+            InputError: unknown id, or MuJoCo or the package ``d4rl``, which contains the ant, is missing.
         """
         maze = look_up("antmaze dataset of D4RL", dataset_id, self.datasets())
         super().__init__(29, 8, episode_steps or ANTMAZE_STEPS[maze])
@@ -205,7 +209,7 @@ class AntMaze(_Task):
 
     @staticmethod
     def datasets() -> dict[str, str]:
-        """Map by D4RL's ids."""
+        """Map name by D4RL id."""
         return {
             f"antmaze-{maze}{kind}-v{version}": maze
             for maze, kinds in ANTMAZE_KINDS.items()
@@ -218,12 +222,12 @@ class AntMaze(_Task):
         return self.SIZE * (column - self.START[1]), self.SIZE * (row - self.START[0])
 
     def _start(self) -> Floats:
-        # Two draws, added: D4RL disturbs the goal twice.
+        # The sum of two samples, because D4RL disturbs the goal twice.
         spread = self.np_random.uniform(0.0, 1.0, 2) + self.np_random.uniform(0.0, 0.5, 2)
         self._goal = self._goal_cell + spread
         model = self._simulation.model
         position = model.qpos0 + self.np_random.uniform(-0.1, 0.1, model.nq)
-        # MuJoCo 2.0 made rotations of length 1 before the first observation, today's does in the first step.
+        # MuJoCo 2.0 normalised quaternions before the first observation; today's does so in the first step.
         position[3:7] /= np.linalg.norm(position[3:7])
         return self._simulation.place(position, 0.1 * self.np_random.standard_normal(model.nv))
 
@@ -237,39 +241,39 @@ class AntMaze(_Task):
 
 
 class Kitchen(_Task):
-    """A robot arm that has four things to do in a kitchen.
+    """Kitchen with a robot arm and four subtasks.
 
-    Observations are the arm's joints (9), the kitchen's (21) and those wanted of the four things (30, zero
-    elsewhere), (60,), in radians and metres; actions joint velocities in [-1, 1]^9, 1 being two a second; a
-    step takes 0.08 s. The reward of a step is the number of things done in it for the first time; the
-    episode terminates, in success, when all four have been done.
+    Observations, (60,), in radians and metres, are the 9 joints of the arm, the 21 joints of the kitchen, and
+    the goal: the 30 joints with the four subtasks' targets, zero elsewhere. Actions are joint velocities in
+    [-1, 1]^9; 1 is two per second. A step takes 0.08 s. The reward is the number of subtasks completed in the
+    step for the first time. The episode terminates with success when all four are complete.
 
-    Observations are noisy, and so is the control that starts from them, as in D4RL: all episodes start alike,
-    and the noise is what tells one from another.
+    Observations are noisy, and so is the control, which starts from them, as in D4RL. All episodes start in
+    the same state; only the noise makes them differ.
     """
 
     STEPS = 280
-    NEAR = 0.3  # distance in joint space at which a thing counts as done
-    ARM_NOISE = 0.1  # a factor of Gymnasium-Robotics, 0.01 rad; its own default is a tenth
+    NEAR = 0.3  # distance in joint space within which a subtask counts as complete
+    ARM_NOISE = 0.1  # noise factor of Gymnasium-Robotics, 0.01 rad; its default is a tenth of it
     NOISE: Floats = 1e-4 * np.repeat([5.0, 0.5, 5.0, 100.0, 5.0, 100.0, 5.0], [2, 6, 3, 3, 3, 3, 1])
 
     def __init__(self, dataset_id: str, episode_steps: int | None = None) -> None:
         """Build the simulation.
 
         Args:
-            dataset_id: D4RL's, such as ``kitchen-partial-v0``.
-            episode_steps: length after which an episode is truncated; None takes D4RL's.
+            dataset_id: D4RL's id, such as ``kitchen-partial-v0``.
+            episode_steps: number of steps after which an episode is truncated; None: D4RL's number.
 
         Raises:
-            InputError: unknown id; Gymnasium-Robotics is not installed.
+            InputError: unknown id, or Gymnasium-Robotics is not installed.
         """
         tasks = look_up("kitchen dataset of D4RL", dataset_id, KITCHEN_TASKS)
         super().__init__(60, 9, episode_steps or self.STEPS)
         _package_file(dataset_id, "gymnasium_robotics", "__init__.py")
-        register_installed()  # which keeps its notice to itself, unlike the next import
+        register_installed()  # suppresses a notice that the next import would print
         from gymnasium_robotics.envs.franka_kitchen import kitchen_env
 
-        library: Any = kitchen_env  # its annotations call the environment abstract
+        library: Any = kitchen_env  # its annotations declare the environment as abstract
         self._kitchen = library.KitchenEnv(tasks_to_complete=list(tasks), robot_noise_ratio=self.ARM_NOISE)
         self._robot = self._kitchen.robot_env
         self._arm = np.zeros(9)
@@ -278,7 +282,7 @@ class Kitchen(_Task):
         for task, entries in self._entries.items():
             self._goal[entries] = self._kitchen.goal[task]
         self._left = set(tasks)
-        # The arm stands on a post that nothing touches in D4RL, and that fallen things rest on in its heir.
+        # The arm stands on a post. Fallen objects rest on it in Gymnasium-Robotics, but pass through in D4RL.
         post = np.flatnonzero(self._robot.model.geom_bodyid == 1)
         self._robot.model.geom_contype[post] = self._robot.model.geom_conaffinity[post] = 0
 
@@ -311,7 +315,7 @@ D4RL_TASKS: dict[str, type[Maze2D] | type[AntMaze] | type[Kitchen]] = {
     "antmaze": AntMaze,
     "kitchen": Kitchen,
 }
-"""What makes the environment of a dataset's id, by the first word of the id."""
+"""Environment class by the first word of the dataset id."""
 
 
 class _Simulation:
@@ -327,7 +331,7 @@ class _Simulation:
         self.data = mujoco.MjData(self.model)
 
     def place(self, positions: Floats, velocities: Floats) -> Floats:
-        """Begin anew from a state, whose observation is returned."""
+        """Reset to a state and return its observation."""
         self._mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[:], self.data.qvel[:] = positions, velocities
         return self.observation()
@@ -343,7 +347,7 @@ class _Simulation:
 
 
 def _cells(maze: str, kind: str) -> list[Cell]:
-    """(row, column) of the cells of one kind."""
+    """(row, column) of all cells of one kind."""
     rows = enumerate(MAPS[maze])
     return [(row, column) for row, cells in rows for column, cell in enumerate(cells) if cell == kind]
 
@@ -351,10 +355,10 @@ def _cells(maze: str, kind: str) -> list[Cell]:
 def _with_walls(
     body: Path, centres: Iterable[tuple[float, float, float]], half: tuple[float, float, float]
 ) -> str:
-    """The model of a body among boxes, all of half the size ``half``, as MJCF."""
+    """MJCF of a body among boxes with the given centres and half sizes."""
     model = ET.parse(body).getroot()
     world = model.find("worldbody")
-    assert world is not None  # of any model that has a body
+    assert world is not None  # every model with a body has one
     for centre in centres:
         box = {"pos": " ".join(map(str, centre)), "size": " ".join(map(str, half))}
         ET.SubElement(world, "geom", box, type="box", contype="1", conaffinity="1")

@@ -1,4 +1,4 @@
-"""Running a trained policy in the real environment."""
+"""Run a trained policy in the real environment."""
 
 from __future__ import annotations
 
@@ -11,12 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from cvl_pipeline.environments.base import (
-    Array,
-    Environment,
-    MetaWorldEnvironment,
-    check_metaworld_task,
-)
+from cvl_pipeline.environments.base import Array, Environment
 from cvl_pipeline.environments.collection import episode_seeds
 from cvl_pipeline.environments.multitask import with_tasks
 from cvl_pipeline.environments.rollouts import RolloutTask, run_episodes, stack_episodes
@@ -34,11 +29,11 @@ class ActorPolicy:
         self._policy = policy.cpu().eval()
 
     def start(self, seeds: Sequence[int]) -> None:
-        """Nothing to draw: the mode is deterministic."""
+        """Do nothing: the mode is deterministic."""
 
     @torch.no_grad()
     def act(self, observations: list[Array], running: list[int]) -> list[Array]:
-        """Actions within the bounds, one an observation."""
+        """Actions within the bounds, one per observation."""
         rows = np.stack(observations)
         batch = torch.from_numpy(rows if rows.dtype == np.uint8 else rows.astype(np.float32))
         return list(self._policy(batch).numpy())
@@ -61,12 +56,12 @@ def evaluate(
         make_environment: importable, so that other processes can call it.
         episodes: how many.
         seed: determines the episodes.
-        workers: processes; None takes as many as there are cores.
-        name: what the progress bar calls the policy.
+        workers: processes; None: one per core.
+        name: of the policy, in the progress bar.
         tasks: that the environment's episodes are shared among.
 
     Returns:
-        The episodes and what the environment said of them.
+        The episodes, and the rewards and successes that the environment reported.
 
     Raises:
         InputError: the environment's observations or actions are not the policy's.
@@ -83,7 +78,7 @@ def evaluate(
 
 
 def _check_sizes(policy: nn.Module, environment: Environment) -> None:
-    """The environment of a log need not be the one it came from."""
+    """Refuse an environment whose observations or actions are not the policy's."""
     shape = getattr(policy, "shape", None)
     if not isinstance(shape, ActorShape):
         return
@@ -94,43 +89,17 @@ def _check_sizes(policy: nn.Module, environment: Environment) -> None:
     for name, (ours, theirs) in sizes.items():
         if theirs != ours:
             raise InputError(
-                f"evaluation.environment: {name} have shape {theirs} there and {ours} in the "
-                "dataset; name the environment that the log came from"
+                f"evaluation.environment: its {name} have shape {theirs}, the dataset's {ours}; name the "
+                "environment that the log came from"
             )
-
-
-def evaluate_metaworld(
-    policy: nn.Module,
-    task: str,
-    *,
-    episodes: int,
-    episode_steps: int,
-    seed: int,
-    workers: int | None,
-    name: str,
-) -> tuple[Transitions, Rewards]:
-    """Record episodes of a Meta-World task on goals that collection never used (see ``evaluate``).
-
-    Raises:
-        InputError: unknown task.
-    """
-    check_metaworld_task(task)  # before any process starts
-    return evaluate(
-        policy,
-        partial(MetaWorldEnvironment, task, episode_steps),
-        episodes=episodes,
-        seed=seed,
-        workers=workers,
-        name=name,
-    )
 
 
 def rollout_table(
     transitions: Transitions, labels: Rewards, seed: int, tasks: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """One row an evaluation episode: seed, return (undiscounted), success at any step, length (steps).
+    """One row per evaluation episode: seed, return (undiscounted), success at any step, length (steps).
 
-    Where episodes are shared among several ``tasks``, also the name of the task.
+    Where several ``tasks`` share the episodes, also the name of the task.
     """
     seeds = episode_seeds(seed, "evaluation", transitions.episodes, max(1, len(tasks)))
     return with_tasks(episode_summary(transitions, labels).assign(episode_seed=seeds), transitions, tasks)

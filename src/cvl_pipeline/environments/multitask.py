@@ -1,4 +1,4 @@
-"""Meta-World's multi-task benchmarks: the episode's seed says which task it is of, the observation too."""
+"""Meta-World's multi-task benchmarks: the episode's seed selects the task, the observation contains it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cvl_pipeline.environments.base import Array, Environment, MetaWorldEnvironment, MetaWorldExpert
+from cvl_pipeline.environments.base import Array, Environment
 from cvl_pipeline.environments.collection import task_of_seed
+from cvl_pipeline.environments.metaworld import MetaWorldEnvironment, MetaWorldExpert
 from cvl_pipeline.episodes.container import Transitions
 
 OBSERVATION_SIZE = 39
-"""Numbers that every single task observes."""
+"""Size of the observation of a single task."""
 
 
 def benchmark_tasks(benchmark: str) -> tuple[str, ...]:
@@ -26,18 +27,18 @@ def benchmark_tasks(benchmark: str) -> tuple[str, ...]:
 
 
 class MultiTaskEnvironment(Environment):
-    """All tasks of a benchmark behind one observation, a seed of which belongs to one task.
+    """All tasks of a benchmark as one environment; each seed belongs to one task.
 
-    Observations are the 39 numbers of a single task (see ``MetaWorldEnvironment``) and a one-hot of the
-    task, (39 + K,) for K tasks; actions and rewards are those of the task.
+    Observations are the 39 numbers of a single task (see ``MetaWorldEnvironment``) and a one-hot vector of
+    the task, (39 + K,) for K tasks. Actions and rewards are those of the task.
     """
 
     def __init__(self, benchmark: str, episode_steps: int) -> None:
-        """Look up the tasks; each simulation, 0.2 s and 30 MB, is built when an episode first needs it.
+        """Look up the tasks; each simulation (0.2 s, 30 MB) is built when an episode first needs it.
 
         Args:
             benchmark: one of ``BENCHMARKS``.
-            episode_steps: length after which an episode is truncated, at most 500.
+            episode_steps: number of steps after which an episode is truncated, at most 500.
         """
         self._tasks = benchmark_tasks(benchmark)
         self._episode_steps = episode_steps
@@ -49,7 +50,7 @@ class MultiTaskEnvironment(Environment):
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
-        """Start the episode that ``seed`` determines, of the task that it determines."""
+        """Start the episode of ``seed``, in the task that the seed selects."""
         self._task = task_of_seed(seed, len(self._tasks))
         if self._task not in self._built:
             self._built[self._task] = MetaWorldEnvironment(self._tasks[self._task], self._episode_steps)
@@ -73,7 +74,7 @@ class MultiTaskEnvironment(Environment):
 
 
 class MultiTaskExpert:
-    """The scripted policy of whichever task an observation is of."""
+    """The scripted policy of the task that the observation names."""
 
     def __init__(self, benchmark: str) -> None:
         """Look up the policies of all tasks of ``benchmark``, one of ``BENCHMARKS``."""
@@ -86,7 +87,10 @@ class MultiTaskExpert:
 
 
 def with_tasks(table: pd.DataFrame, transitions: Transitions, tasks: Sequence[str]) -> pd.DataFrame:
-    """A table of one row an episode with its ``task``, read off the observations; as it is without tasks."""
+    """Add the column ``task``, read from the observations, to a table with one row per episode.
+
+    Without ``tasks``, the table is returned unchanged.
+    """
     if not tasks:
         return table
     first = transitions.episode_starts[:-1] + torch.arange(transitions.episodes)  # rows of observations

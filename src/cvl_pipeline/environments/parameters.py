@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from cvl_pipeline.training.parameters import Strict
+from cvl_pipeline.schema import Strict, operational
 
 
 class EvaluationParameters(Strict):
     """How policies are judged in the real environment."""
 
-    environment: str | None  # a Gymnasium id; null: the dataset's own, or its successor
-    episode_steps: int | None = Field(ge=1)  # of that environment, not of a simulator's; null: its own limit
-    episodes: int = Field(ge=1)  # rollouts of each policy, on goals that collection never used
-    confidence: float = Field(gt=0.0, lt=1.0)  # level of the bootstrap intervals
-    workers: int | None = Field(ge=1)  # processes; null: one a core
+    environment: str | None = Field(
+        None,
+        description="Gymnasium id of the environment, such as `CartPole-v1`. null: the dataset's own environment "
+        "or its successor. A log without an environment is not evaluated in one.",
+    )
+    episode_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Steps after which an episode of that environment is truncated. null: its own limit. "
+        "Simulators that collect keep `dataset.episode_steps`.",
+    )
+    episodes: int = Field(50, ge=1, description="Episodes per policy, on goals that collection never used.")
+    confidence: float = Field(0.95, gt=0.0, lt=1.0, description="Level of the bootstrap intervals.")
+    workers: int | None = operational(
+        None, ge=1, description="Processes that step environments. null: one per core."
+    )

@@ -1,4 +1,4 @@
-"""PointMaze of Gymnasium-Robotics and a controller that finds its way: D4RL's maze2d, made anew."""
+"""PointMaze of Gymnasium-Robotics, which reimplements D4RL's maze2d, and a controller that solves it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from cvl_pipeline.environments.base import Array, register_installed
+from cvl_pipeline.environments.base import Array
+from cvl_pipeline.environments.gymnasium import register_installed
 from cvl_pipeline.errors import InputError, unknown_name
 
 GAIN, DAMPING = 10.0, 3.0
-"""Force per metre towards the waypoint, and per metre a second against the speed."""
+"""Force per metre towards the waypoint, and per metre per second against the velocity."""
 NEAR = 0.35
-"""Metres from a waypoint at which the next one is aimed at; cells are one metre wide."""
+"""Distance to a waypoint, in metres, within which the controller aims at the next; cells are 1 m wide."""
 
 
 def pointmaze_tasks() -> list[str]:
-    """Ids of the PointMaze environments, sorted; raises InputError without Gymnasium-Robotics."""
+    """Sorted ids of the PointMaze environments; raises InputError without Gymnasium-Robotics."""
     register_installed()
     tasks = sorted(name for name in gymnasium.registry if name.startswith("PointMaze_"))
     if not tasks:
@@ -36,14 +37,14 @@ def check_pointmaze_task(task: str) -> None:
 
 
 class WaypointController:
-    """Pushes the point from cell to cell along a shortest path to the goal.
+    """Controller that moves the point from cell to cell along a shortest path to the goal.
 
-    As the data of D4RL's maze2d were made (Fu et al. 2020, section 5): a planner chooses waypoints, a
-    proportional-derivative controller reaches them.
+    D4RL's maze2d data were generated in the same way (Fu et al. 2020, section 5): a planner selects
+    waypoints, and a proportional-derivative controller reaches them.
     """
 
     def __init__(self, task: str) -> None:
-        """Read the map of ``task``; raises InputError on an unknown one."""
+        """Read the map of ``task``; raises InputError if the task is unknown."""
         check_pointmaze_task(task)
         environment: Any = gymnasium.make(task)
         self._maze = environment.unwrapped.maze
@@ -58,7 +59,7 @@ class WaypointController:
         target = goal
         if here != there:
             following = self._towards(there).get(here)
-            if following is not None:  # pressed into a wall's cell by rounding: straight on
+            if following is not None:  # None if rounding puts the point into a wall's cell: go straight on
                 target = self._centre(following)
                 after = self._towards(there).get(following)
                 if np.linalg.norm(target - position) < NEAR:
@@ -74,7 +75,7 @@ class WaypointController:
         return np.asarray(self._maze.cell_rowcol_to_xy(np.array(cell)))
 
     def _towards(self, goal: tuple[int, int]) -> dict[tuple[int, int], tuple[int, int]]:
-        """The neighbour to go to from every cell, by breadth-first search from the goal."""
+        """Next cell from every cell on the way to the goal, by breadth-first search from the goal."""
         if goal not in self._next_cell:
             following: dict[tuple[int, int], tuple[int, int]] = {goal: goal}
             waiting = deque([goal])

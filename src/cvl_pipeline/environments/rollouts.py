@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cvl_pipeline.environments.base import Array, Environment
+from cvl_pipeline.environments.base import SUCCESSES, Array, Environment
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.training.processes import end_with_parent
@@ -43,6 +43,7 @@ class Episode:
     actions: list[Array] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     successes: list[bool] = field(default_factory=list)
+    success_reported: bool = False
     terminated: bool = False
     truncated: bool = False
 
@@ -144,7 +145,9 @@ class _Worker:
                 episode.observations.append(observation)
                 episode.actions.append(executed)
                 episode.rewards.append(float(reward))
-                episode.successes.append(bool(info.get("success", False)))
+                success = next((info[name] for name in SUCCESSES if name in info), None)
+                episode.successes.append(bool(success))
+                episode.success_reported |= success is not None
                 episode.terminated, episode.truncated = bool(terminated), bool(truncated)
             running = [i for i in running if not (episodes[i].terminated or episodes[i].truncated)]
         return episodes
@@ -197,5 +200,6 @@ def stack_episodes(episodes: Sequence[Episode], environment: Environment) -> tup
     rewards = Rewards(
         rewards=torch.tensor([r for episode in episodes for r in episode.rewards], dtype=torch.float32),
         successes=torch.tensor([s for episode in episodes for s in episode.successes]),
+        success_reported=torch.tensor(any(episode.success_reported for episode in episodes)),
     )
     return transitions, rewards

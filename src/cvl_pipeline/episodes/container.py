@@ -1,7 +1,7 @@
-"""The episode container: what every source fills and every stage reads.
+"""The episode container, which every source fills and every stage reads.
 
-Its arrays may be a file that is mapped into memory, larger than memory itself, so what reads them takes the
-rows it needs: ``states(index)``, a ``SegmentSampler``, or blocks of ``BLOCK`` rows.
+The arrays may be a memory-mapped file that is larger than memory. Read only the rows you need: with
+``states(index)``, with a ``SegmentSampler``, or in blocks of ``BLOCK`` rows.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ import torch
 from torch import Tensor
 
 BLOCK = 1 << 16
-"""Rows that a pass over all of them takes at once."""
+"""Rows per block in a pass over all rows."""
 
 
 @dataclass(frozen=True)
 class Transitions:
-    """Logged episodes without their rewards, laid end to end.
+    """Logged episodes, end to end, without their rewards.
 
-    An episode of T steps has T actions and T + 1 observations, the last being where the log ends, so
-    with N transitions in E episodes transition ``n`` of episode ``e`` leads from observation row
-    ``n + e`` to row ``n + e + 1``.
+    An episode of T steps has T actions and T + 1 observations; the last observation is the final state. With
+    N transitions in E episodes, transition ``n`` of episode ``e`` leads from observation row ``n + e`` to row
+    ``n + e + 1``.
 
     Attributes:
         observations: (N + E, O) float32, or images, (N + E, H, W, C) uint8.
         actions: (N, A) float32, as the environment executed them.
         episode_starts: (E + 1,) int64, first transition of each episode; the last entry is N.
-        terminated: (E,) bool, the world stopped (a fall, a goal that ends the episode).
-        truncated: (E,) bool, the log stopped and the world did not (a time limit).
-        action_low: (A,) float32, the smallest action the environment accepts.
-        action_high: (A,) float32, the largest.
-        discrete: () bool, there are A actions to choose from and each logged one is a one-hot vector.
+        terminated: (E,) bool, the environment ended the episode (a fall, a goal that ends it).
+        truncated: (E,) bool, the log ended and the episode did not (a time limit).
+        action_low: (A,) float32, smallest action that the environment accepts.
+        action_high: (A,) float32, largest action that the environment accepts.
+        discrete: () bool, there are A discrete actions and each logged action is a one-hot vector.
     """
 
     observations: Tensor
@@ -59,19 +59,19 @@ class Transitions:
 
     @property
     def lengths(self) -> Tensor:
-        """Steps of each episode, (E,) int64."""
+        """Number of steps per episode, (E,) int64."""
         return self.episode_starts.diff()
 
     def episode_of(self, transition: Tensor) -> Tensor:
-        """Episode that each transition index belongs to; any shape, int64."""
+        """Episode id of each transition index; any shape, int64."""
         return torch.searchsorted(self.episode_starts, transition, right=True) - 1
 
     def states(self, index: Tensor | None = None) -> Tensor:
-        """Observation that each of the given transitions, (M,), or of all starts from, (M, O): s_t."""
+        """Observations s_t at which the given transitions, (M,), start, (M, O); None: all transitions."""
         return self.observations.index_select(0, self._rows(index))
 
     def arrivals(self, index: Tensor | None = None) -> Tensor:
-        """Observation that each of the given transitions, (M,), or of all leads to, (M, O): s_{t+1}."""
+        """Observations s_{t+1} to which the given transitions, (M,), lead, (M, O); None: all transitions."""
         return self.observations.index_select(0, self._rows(index) + 1)
 
     def _rows(self, index: Tensor | None) -> Tensor:
@@ -84,7 +84,7 @@ class Transitions:
         return Transitions(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
 
     def select(self, episodes: Tensor) -> Transitions:
-        """A copy of the given episodes alone, in the given order.
+        """Copy the given episodes, in the given order.
 
         Args:
             episodes: (M,) int64 episode ids.
@@ -111,7 +111,7 @@ class Transitions:
         )
 
     def transition_index(self, episodes: Tensor) -> Tensor:
-        """Indices of all transitions of the given episodes, episode after episode, (M,) int64."""
+        """Indices of all transitions of the given episodes, in their order, (M,) int64."""
         episodes = episodes.to(self.actions.device)
         lengths = self.lengths[episodes]
         ends = lengths.cumsum(0)
@@ -122,30 +122,40 @@ class Transitions:
 
 @dataclass(frozen=True)
 class Rewards:
-    """What the log says about how good each transition was, apart from the transitions themselves.
+    """Reward and success labels of the transitions.
 
     Attributes:
-        rewards: (N,) float32, counted on arrival: entry n belongs to the state that transition n led to; all
-            NaN where the log has none.
-        successes: (N,) bool, the task counts as solved in the state that transition n led to.
+        rewards: (N,) float32, on arrival: entry n belongs to the state that transition n leads to; all NaN if
+            the log has no rewards.
+        successes: (N,) bool, the task is solved in the state that transition n leads to.
+        success_reported: () bool, the log says whether the task is solved. If not, ``successes`` is False
+            everywhere and has no meaning.
     """
 
     rewards: Tensor
     successes: Tensor
+    success_reported: Tensor = field(default_factory=lambda: torch.tensor(True))
 
     @property
     def missing(self) -> bool:
-        """Whether the log says nothing of rewards."""
+        """Whether the log has no rewards."""
         return bool(self.rewards.isnan().all())
 
+    @property
+    def reports_success(self) -> bool:
+        """Whether ``successes`` has a meaning."""
+        return bool(self.success_reported)
+
     def select(self, transition_index: Tensor) -> Rewards:
-        """The labels of the given transitions, in the given order."""
-        return Rewards(self.rewards[transition_index], self.successes[transition_index])
+        """Return the labels of the given transitions, in the given order."""
+        return Rewards(
+            self.rewards[transition_index], self.successes[transition_index], self.success_reported
+        )
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which episodes train and which are held out.
+    """Training and held-out episodes.
 
     Attributes:
         train: (M,) int64 episode ids, ascending.
@@ -161,10 +171,10 @@ class Normalisation:
     """Per-dimension statistics of the training episodes.
 
     Attributes:
-        observation_mean: (O,) float32; of images, (C,), over all pixels.
-        observation_std: likewise, never below the floor it was fitted with.
+        observation_mean: (O,) float32; for images, (C,), over all pixels.
+        observation_std: same shape, at least the ``std_floor`` of the fit.
         action_mean: (A,) float32.
-        action_std: (A,) float32, likewise.
+        action_std: (A,) float32, at least the same floor.
     """
 
     observation_mean: Tensor

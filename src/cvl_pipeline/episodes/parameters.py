@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from cvl_pipeline.training.parameters import Strict
+from cvl_pipeline.schema import Strict, operational
 
 
 class IngestionParameters(Strict):
     """How episodes are prepared for training."""
 
-    validation_fraction: float = Field(gt=0.0, lt=1.0)  # share of whole episodes held out
-    std_floor: float = Field(gt=0.0)  # standard deviations below it count as it, in the input's units
-    workers: int | None = Field(ge=1)  # processes that collect; null: one a core
+    validation_fraction: float = Field(
+        0.1, gt=0.0, lt=1.0, description="Share of the episodes that is held out. Episodes stay whole."
+    )
+    std_floor: float = Field(
+        1e-3,
+        gt=0.0,
+        description="Smallest standard deviation that inputs are divided by, in the input's units.",
+    )
+    workers: int | None = operational(
+        None, ge=1, description="Processes that collect episodes. null: one per core."
+    )

@@ -1,4 +1,4 @@
-"""Drawing contrastive segments: anchors, discounted future states and the marginal of both."""
+"""Sampling of contrastive segments: anchors, discounted future states and their marginal distribution."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Segments:
     Attributes:
         observations: (B, O), s_t.
         actions: (B, A), a_t.
-        futures: (B, O), s_{t+k}; where ``absorbed``, the episode's last observation (psi ignores it).
-        absorbed: (B,) bool, k ran past a termination: the future is the absorbing state.
-        arrivals: (B,) int64, the transition that led to the future state (its reward label is the
-            future's reward); where ``absorbed``, the episode's last transition.
+        futures: (B, O), s_{t+k}; if ``absorbed``, the last observation of the episode (psi ignores it).
+        absorbed: (B,) bool, k exceeds the steps before a termination, so the future is the absorbing state.
+        arrivals: (B,) int64, the transition that leads to the future state (its reward label is the reward
+            of the future state); if ``absorbed``, the last transition of the episode.
         anchors: (B,) int64, the transition index t.
         offsets: (B,) int64, k >= 1 in steps.
     """
@@ -38,15 +38,15 @@ class Segments:
 
 @dataclass(frozen=True)
 class Draws:
-    """Where segments are in the log, before anything is read of it; (B,) int64 each but for the last.
+    """Positions of segments in the log, without their data; (B,) int64 each, except ``absorbed``.
 
     Attributes:
         anchors: transition indices t.
         offsets: k >= 1 in steps.
-        rows: of the observations s_t.
-        future_rows: of the observations s_{t+k}.
+        rows: rows of the observations s_t.
+        future_rows: rows of the observations s_{t+k}.
         arrivals: see Segments.
-        absorbed: (B,) bool, likewise.
+        absorbed: (B,) bool, see Segments.
     """
 
     anchors: Tensor
@@ -57,11 +57,11 @@ class Draws:
     absorbed: Tensor
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Draws:
-        """Every column changed alike."""
+        """Apply ``change`` to every column."""
         return Draws(*(change(getattr(self, field.name)) for field in fields(self)))
 
     def split(self, sizes: list[int]) -> list[Draws]:
-        """Consecutive draws of the given sizes."""
+        """Split into consecutive draws of the given sizes."""
         parts = (getattr(self, field.name).split(sizes) for field in fields(self))
         return [Draws(*columns) for columns in zip(*parts, strict=True)]
 
@@ -69,8 +69,8 @@ class Draws:
 class _LoggedFutures:
     """Sums ``c(L) = sum_{l=1..L} (1 - gamma^l)`` and their inverse, for episodes of any length.
 
-    ``1 - gamma^l`` is the share of its future that the log shows of an anchor l steps before a timeout. The
-    tables end where ``gamma^l`` is lost in rounding; from there on a share is one.
+    ``1 - gamma^l`` is the logged share of the future of an anchor l steps before a timeout. The tables end
+    where rounding removes ``gamma^l``; beyond them, the share is one.
     """
 
     def __init__(self, discount: float, longest: int, device: torch.device) -> None:
@@ -81,46 +81,46 @@ class _LoggedFutures:
         self._all = size == longest
 
     def shares(self, steps: Tensor) -> Tensor:
-        """``1 - gamma^L`` of each L >= 1, float64."""
+        """``1 - gamma^L`` for each L >= 1, float64."""
         return self._shares[steps.clamp(max=len(self._shares)) - 1]
 
     def sums(self, steps: Tensor) -> Tensor:
-        """c(L) of each L >= 1, float64."""
+        """c(L) for each L >= 1, float64."""
         within = steps.clamp(max=len(self._sums))
         return self._sums[within - 1] + (steps - within)
 
     def steps(self, sums: Tensor) -> Tensor:
-        """The smallest L >= 1 with c(L) >= the given sum, int64."""
+        """Smallest L >= 1 with c(L) >= the given sum, int64."""
         steps = torch.searchsorted(self._sums, sums).clamp_(max=len(self._sums) - 1).add_(1)
         return steps if self._all else steps + (sums - self._sums[-1]).clamp_(min=0.0).ceil_().long()
 
 
 def _draws(anchors: Tensor, offsets: Tensor, episodes: Tensor, steps_left: Tensor) -> Draws:
-    """Where segments are whose anchors have the given episodes and L steps left."""
+    """Positions of segments, given the anchors' episodes and their L steps left."""
     rows = anchors + episodes
     reached = torch.minimum(offsets, steps_left)
     return Draws(anchors, offsets, rows, rows + reached, anchors + reached - 1, offsets > steps_left)
 
 
 class SegmentSampler:
-    """Draws pairs of a transition and a later state of its episode, each in proportion to ``gamma^(k-1)``.
+    """Samples pairs of a transition and a later state of its episode in proportion to ``gamma^(k-1)``.
 
-    Over the states that the log shows, that is the discounted future-state distribution p_gamma
-    (Mazoure et al. 2023, section 4.1): the offset k is geometric, k >= 1. With L steps left in the episode:
+    On the logged states, this is the discounted future-state distribution p_gamma (Mazoure et al. 2023,
+    section 4.1): the offset k is geometric, k >= 1. With L steps left in the episode:
 
-    * a **truncated** episode says nothing of what lies past its end, so pairs that reach past it do not
-      exist: anchors are drawn in proportion to ``1 - gamma^L``, the share of their future that was logged,
-      and k from the geometric distribution truncated to 1..L, by its inverse distribution function
-      ``k = 1 + floor(log(1 - u (1 - gamma^L)) / log gamma)``;
-    * a **terminated** episode stays at its end for ever, so k is not truncated, every anchor counts fully,
-      and k > L is the absorbing state, whose reward is zero.
+    * A **truncated** episode has no data after its end, so no pair reaches past it. Anchors are sampled in
+      proportion to ``1 - gamma^L``, the logged share of their future. The offset k follows the geometric
+      distribution truncated to 1..L, by its inverse distribution function
+      ``k = 1 + floor(log(1 - u (1 - gamma^L)) / log gamma)``.
+    * A **terminated** episode stays in the absorbing state, whose reward is zero. So k is not truncated,
+      every anchor counts fully, and k > L means the absorbing state.
 
-    Drawing anchors uniformly, as the paper does, would let the last steps before a timeout, of whose future
-    next to nothing was seen, say as much as any other (measured in docs/truth.md).
+    The paper samples anchors uniformly. That gives the last steps before a timeout full weight, although
+    almost none of their future is logged (measured in docs/truth.md).
 
-    All of it is index arithmetic on the device that holds the transitions, which may be a file that is mapped
-    into memory: nothing is kept but a few numbers an episode, and the work per segment does not grow with the
-    data, but for one binary search among the episodes.
+    Sampling is index arithmetic on the device of the transitions, which may be a memory-mapped file. The
+    sampler stores a few numbers per episode. The work per segment does not depend on the size of the data,
+    except for one binary search over the episodes.
     """
 
     def __init__(self, transitions: Transitions, discount: float, episodes: Tensor | None = None) -> None:
@@ -129,68 +129,68 @@ class SegmentSampler:
         Args:
             transitions: the log.
             discount: gamma in (0, 1), per step.
-            episodes: (M,) int64 ids of those to draw from; None: all. Transitions keep their numbers.
+            episodes: (M,) int64 ids of the episodes to sample from; None: all. Transition indices refer to
+                the whole log.
         """
         self.transitions = transitions
         self.discount = discount
         self._log_discount = math.log(discount)
         device = transitions.actions.device
-        chosen = (torch.arange(transitions.episodes) if episodes is None else episodes).to(device)
-        self._lengths = transitions.lengths[chosen]
-        terminated = transitions.terminated[chosen]
+        episode_ids = (torch.arange(transitions.episodes) if episodes is None else episodes).to(device)
+        self._lengths = transitions.lengths[episode_ids]
+        terminated = transitions.terminated[episode_ids]
         self._terminates = bool(terminated.any())
         self._futures = _LoggedFutures(discount, int(self._lengths.max()), device)
         mass = torch.where(terminated, self._lengths, self._futures.sums(self._lengths))
         self._cumulative_mass = mass.cumsum(0)  # (M,)
-        ends = transitions.episode_starts[chosen + 1]
-        # In one table, because its rows lie far apart in a long log, and each look-up waits for memory. Whole
-        # numbers are exact in double precision.
-        self._table = torch.stack([mass, self._lengths, ends, chosen, terminated], dim=1)  # (M, 5)
+        ends = transitions.episode_starts[episode_ids + 1]
+        # One table instead of five columns: rows of a long log are far apart, and each look-up waits for
+        # memory. Integers are exact in double precision.
+        self._table = torch.stack([mass, self._lengths, ends, episode_ids, terminated], dim=1)  # (M, 5)
 
     def sample(self, count: int, generator: Generator | None = None, per_episode: int = 1) -> Segments:
-        """Draw ``count`` segments, each of which follows the law above; see ``draw``."""
+        """Sample ``count`` segments from the distribution above; see ``draw``."""
         return self.gather(self.draw(count, generator, per_episode))
 
     def draw(self, count: int, generator: Generator | None = None, per_episode: int = 1) -> Draws:
-        """Say where ``count`` segments are.
+        """Sample the positions of ``count`` segments.
 
-        Most of the work is the same for a few and for thousands of segments, so training draws those of many
-        steps at once.
+        Most of the cost does not depend on ``count``, so training samples the segments of many steps at once.
 
         Args:
-            count: B.
-            generator: of the draws.
-            per_episode: consecutive segments that share an episode; 1: all are independent. With more, some
-                of a batch's negatives come from the anchor's own episode, and to tell those from the positive
-                the critic has to know what happens in an episode, not which episode it is.
+            count: number of segments, B.
+            generator: random generator.
+            per_episode: number of consecutive segments that share an episode; 1: all are independent. With
+                more, some negatives of a batch come from the anchor's own episode. To distinguish them from
+                the positive, the critic must learn the course of the episode, not only its identity.
         """
-        # Double precision: at discount 0.999 and L = 1000 single precision visibly bends the law.
+        # Double precision: with discount 0.999 and L = 1000, single precision visibly distorts the offsets.
         draws = torch.rand(
             3, count, generator=generator, device=self._table.device, dtype=torch.float64
-        )  # of the episode, the offset and the anchor
+        )  # for the episode, the offset and the anchor
         place = draws[0, : -(-count // per_episode)] * self._cumulative_mass[-1]
-        chosen = torch.searchsorted(self._cumulative_mass, place, right=True)
-        table = self._table.index_select(0, chosen.clamp_(max=len(self._table) - 1))  # rounding
+        index = torch.searchsorted(self._cumulative_mass, place, right=True)
+        table = self._table.index_select(0, index.clamp_(max=len(self._table) - 1))  # rounding
         if per_episode > 1:
             table = table.repeat_interleave(per_episode, dim=0)[:count]
         mass, lengths, ends, episodes, terminated = table.unbind(1)
-        # Of a truncated episode, the last L anchors have the mass c(L); of a terminated one, L.
+        # The last L anchors have the mass c(L) in a truncated episode and L in a terminated one.
         mass_left = mass - draws[2] * mass
         steps_left = self._futures.steps(mass_left)
         if self._terminates:
             steps_left = torch.where(terminated > 0.0, mass_left.ceil().long(), steps_left)
         steps_left = torch.minimum(steps_left, lengths.long()).clamp_(min=1)  # rounding
-        shown = self._futures.shares(steps_left)
+        share = self._futures.shares(steps_left)
         if self._terminates:
-            shown = torch.where(terminated > 0.0, 1.0, shown)
-        offsets = (shown.mul_(draws[1]).neg_().log1p_() / self._log_discount).long().add_(1)
-        # Rounding can put a truncated offset one past its end; the law gives that no mass.
+            share = torch.where(terminated > 0.0, 1.0, share)
+        offsets = (share.mul_(draws[1]).neg_().log1p_() / self._log_discount).long().add_(1)
+        # Rounding can put an offset one step past the end of a truncated episode, which has no mass.
         within = torch.minimum(offsets, steps_left)
         offsets = torch.where(terminated > 0.0, offsets, within) if self._terminates else within
         return _draws(ends.long().sub_(steps_left), offsets, episodes.long(), steps_left)
 
     def segments(self, anchors: Tensor, offsets: Tensor) -> Segments:
-        """The segments that start at the given transitions and reach ``offsets`` steps ahead, (B,) each."""
+        """Read the segments from the given transitions to the states ``offsets`` steps later, (B,) each."""
         episodes = self.transitions.episode_of(anchors)
         steps_left = self.transitions.episode_starts[episodes + 1] - anchors
         return self.gather(_draws(anchors, offsets, episodes, steps_left))
@@ -211,12 +211,12 @@ class SegmentSampler:
     def marginal(self) -> tuple[Tensor, Tensor]:
         """Exact probability of every future state under ``sample``.
 
-        The state that the p-th transition of its episode led to is reached from p anchors, with
+        The state after the p-th transition of an episode is reachable from p anchors, with total weight
         ``gamma^0 + ... + gamma^(p-1)``.
 
         Returns:
-            Of the state that each transition of the chosen episodes led to, episode after episode, (N,)
-            float64, and of the absorbing state, a scalar; they sum to one.
+            Probabilities of the state after each transition of the sampled episodes, episode after episode,
+            (N,) float64, and of the absorbing state, a scalar; they sum to one.
         """
         ends = self._lengths.cumsum(0)
         firsts = torch.repeat_interleave(ends - self._lengths, self._lengths)

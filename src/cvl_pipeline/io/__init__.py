@@ -1,1 +1,1 @@
-"""Files: written atomically, checked on read, on this machine or behind a URL."""
+"""Files: written atomically, verified on read, local or behind a URL."""

@@ -1,4 +1,4 @@
-"""This package's objects as files, and back: episodes, readouts and trained networks."""
+"""Conversion of episodes, readouts and trained networks to files and back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cvl_pipeline.errors import InputError, look_up
 from cvl_pipeline.imports import named
 from cvl_pipeline.io.storage import read_tensors, shown, write_tensors
 
-# By name, not imported: whoever reads one kind of artifact does not depend on the code of all others.
+# Named, not imported: code that reads one kind of artifact must not depend on the code of all others.
 NORMALISATION, REWARDS, SPLIT, TRANSITIONS = (
     f"cvl_pipeline.episodes.container:{name}" for name in ("Normalisation", "Rewards", "Split", "Transitions")
 )
@@ -46,7 +46,7 @@ def _pack_module(module: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _unpack_module(cls: str, shape: str) -> Unpack:
     def unpack(tensors: dict[str, Tensor], config: dict[str, Any]) -> Any:
-        # JSON has lists where the shapes have tuples.
+        # JSON turns the tuples of the shapes into lists.
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
         module = named(cls)(named(shape)(**values))
         module.load_state_dict(tensors)
@@ -110,45 +110,65 @@ KINDS: dict[str, tuple[Pack, Unpack]] = {
     "readout": (_pack_readout, _unpack_readout),
     "policy": (_pack_policy, _unpack_policy),
 }
-"""How each kind of artifact becomes tensors and plain values, and back."""
+"""Functions that convert each kind of artifact to tensors and plain values, and back."""
+
+CLASSES = {
+    TRANSITIONS: "transitions", REWARDS: "rewards", SPLIT: "split", NORMALISATION: "normalisation",
+    CRITIC: "critic", **dict.fromkeys(READOUTS.values(), "readout"),
+    **dict.fromkeys([*ACTORS.values(), BEST_OF_N], "policy"),
+}  # fmt: skip
+"""The kind of artifact that each class is."""
 
 
 def codec(kind: str) -> tuple[Pack, Unpack]:
-    """How that kind is packed and unpacked; raises InputError, listing the known ones, on another."""
+    """Return the functions to pack and unpack a kind; raise InputError with known names if unknown."""
     return look_up("kind of artifact", kind, KINDS)
+
+
+def kind_of(artifact: Any) -> str:
+    """Return the kind of artifact that an object is.
+
+    Raises:
+        InputError: it is none.
+    """
+    for cls in type(artifact).__mro__:
+        kind = CLASSES.get(f"{cls.__module__}:{cls.__name__}")
+        if kind is not None:
+            return kind
+    raise InputError(f"{type(artifact).__name__} is not an artifact; known: {', '.join(KINDS)}")
 
 
 def save_artifact(path: Path | str, kind: str, artifact: Any) -> None:
     """Write an object atomically to a ``.safetensors`` file (see ``storage``).
 
     Args:
-        path: the file; folders are made.
+        path: the file; missing folders are created.
         kind: one of KINDS.
         artifact: an object of that kind.
 
     Raises:
-        InputError: unknown kind.
+        InputError: the kind is unknown.
     """
     pack, _ = codec(kind)
     write_tensors(Path(path), kind, *pack(artifact))
 
 
 def load_artifact(path: Path | str, kind: str | None = None) -> Any:
-    """Read an object and check that its file is whole.
+    """Read an object and verify its file.
 
     Args:
         path: the file.
-        kind: what it must be; None takes what the file says it is.
+        kind: the expected kind; None accepts the kind that the file states.
 
     Raises:
-        InputError: missing, damaged, foreign, or of another or an unknown kind.
+        InputError: the file is missing, damaged, from another program, or of another or an unknown kind.
     """
-    found, tensors, config = read_tensors(Path(path), kind)
-    _, unpack = codec(found)
+    stored_kind, tensors, config = read_tensors(Path(path), kind)
+    _, unpack = codec(stored_kind)
     try:
         return unpack(tensors, config)
     except (InputError, KeyError, RuntimeError, TypeError) as error:
         raise InputError(
-            f"{shown(Path(path))}: its content does not make a {found} ({type(error).__name__}); "
+            f"{shown(Path(path))}: its content is not a valid {stored_kind} ({type(error).__name__}); "
             "delete it and rerun its stage"
         ) from error

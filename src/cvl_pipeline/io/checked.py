@@ -1,4 +1,4 @@
-"""Tables and states of training as files that are checked when they are read."""
+"""Files of tables and training states, verified on read."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _DIGITS = 64
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as Parquet, with its name and a SHA-256 of the rest of the file in its own metadata.
+    """Write a table as Parquet; its metadata contains its name and a SHA-256 of the rest of the file.
 
-    Parquet has checksums of pages, but none of the footer, which says where those are and what they mean.
+    Parquet has checksums for pages, but none for the footer, which locates and describes the pages.
     """
-    mark = secrets.token_hex(_DIGITS // 2)  # holds the place, where nothing else reads the same
+    mark = secrets.token_hex(_DIGITS // 2)  # a placeholder that nothing else in the file equals
     arrow = pa.Table.from_pandas(table)
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, arrow.schema) as writer:
@@ -41,38 +41,38 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a table and check that it is the one that was written.
+    """Read a table and verify its checksum.
 
     Raises:
-        InputError: missing, truncated, altered, another table under this name, written by another program,
-            or of another format version.
+        InputError: the file is missing, truncated, altered, another table under this name, from another
+            program, or of another format version.
     """
     content = _read(path)
     try:
         metadata = pq.read_metadata(io.BytesIO(content)).metadata or {}
-    except (OSError, ValueError) as error:  # Arrow's errors are some of these
-        raise InputError(f"{shown(path)} is damaged or no Parquet; delete it and rerun its stage") from error
-    found = re.fullmatch(
+    except (OSError, ValueError) as error:  # Arrow's errors are subclasses of these
+        raise InputError(f"{shown(path)} is damaged or not Parquet; delete it and rerun its stage") from error
+    stamp = re.fullmatch(
         rb"version (\d+) table (.*) sha256 (.{%d})" % _DIGITS, metadata.get(FORMAT.encode(), b"")
     )
-    if found is None:
+    if stamp is None:
         raise foreign(path)
-    if int(found[1]) != TABLE_VERSION:
-        raise other_version(path, int(found[1]), TABLE_VERSION)
-    if _digest_without(content, content.rindex(found[3])) != found[3]:
+    if int(stamp[1]) != TABLE_VERSION:
+        raise other_version(path, int(stamp[1]), TABLE_VERSION)
+    if _digest_without(content, content.rindex(stamp[3])) != stamp[3]:
         raise altered(path)
-    if found[2] != path.stem.encode():
+    if stamp[2] != path.stem.encode():
         raise InputError(
-            f"{shown(path)} holds {found[2].decode()}, not {path.stem}; delete it and rerun its stage"
+            f"{shown(path)} holds {stamp[2].decode()}, not {path.stem}; delete it and rerun its stage"
         )
     table: pd.DataFrame = pq.read_table(io.BytesIO(content)).to_pandas()
     return table
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of a training: a line with the format's version and a SHA-256, then what torch saves.
+    """Write a training state: a line with format version and SHA-256, then the output of ``torch.save``.
 
-    Torch reads a file that it has saved without comparing its checksums.
+    ``torch.load`` does not compare the checksums of the files that torch saves.
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
@@ -88,29 +88,29 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any]:
-    """Read the state of a training and check that it is the one that was written.
+    """Read a training state and verify its checksum.
 
     Args:
         path: the file.
-        device: where its tensors go; as torch's ``map_location``.
+        device: device for the tensors, like torch's ``map_location``.
 
     Raises:
-        InputError: missing, truncated, altered, written by another program, of another format version, or
-            with objects in it other than tensors and plain values, which are not made.
+        InputError: the file is missing, truncated, altered, from another program, of another format version,
+            or holds objects other than tensors and plain values, which are never created.
     """
     content = memoryview(_read(path))
-    found = re.match(rb"%b checkpoint (\d+) ([0-9a-f]{64})\n" % FORMAT.encode(), content[:200])
-    if found is None:
+    stamp = re.match(rb"%b checkpoint (\d+) ([0-9a-f]{64})\n" % FORMAT.encode(), content[:200])
+    if stamp is None:
         raise foreign(path)
-    if int(found[1]) != CHECKPOINT_VERSION:
-        raise other_version(path, int(found[1]), CHECKPOINT_VERSION)
-    if hashlib.sha256(content[found.end() :]).hexdigest().encode() != found[2]:
+    if int(stamp[1]) != CHECKPOINT_VERSION:
+        raise other_version(path, int(stamp[1]), CHECKPOINT_VERSION)
+    if hashlib.sha256(content[stamp.end() :]).hexdigest().encode() != stamp[2]:
         raise altered(path)
     try:
         state: dict[str, Any] = torch.load(
-            io.BytesIO(content[found.end() :]), weights_only=True, map_location=device
+            io.BytesIO(content[stamp.end() :]), weights_only=True, map_location=device
         )
-    except Exception as error:  # its checksum is right, so it is what someone wrote
+    except Exception as error:  # the checksum is right, so the file is not damaged
         raise InputError(f"{shown(path)} holds more than tensors and plain values; delete it") from error
     return state
 
@@ -127,7 +127,7 @@ def _read(path: Path) -> bytes:
 
 
 def _digest_without(content: bytes | bytearray, start: int) -> bytes:
-    """SHA-256, in hexadecimal, of a table without the digits of its checksum."""
+    """SHA-256, in hexadecimal, of a table file without the digits of its checksum."""
     view = memoryview(content)
     digest = hashlib.sha256(view[:start])
     digest.update(view[start + _DIGITS :])

@@ -1,7 +1,7 @@
-"""Where a file of the catalog is: on this machine, or behind a URL with a copy on this machine.
+"""Location of a catalog file: a local path, or a URL with a local copy.
 
-Everything that reads or writes has to do with the file on this machine alone: it is memory-mapped, hashed and
-renamed as if there were nothing else. ``fetch`` before and ``publish`` after is all that a URL adds.
+All reads and writes use the local file, which is memory-mapped, hashed and renamed. For a URL, ``fetch`` runs
+before a read and ``publish`` after a write.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from cvl_pipeline.io.storage import partial_place, shown, write_atomically
 
 CACHE = Path("data/.cache")
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-"""The extra of this package that brings the library of a protocol."""
+"""Extra of this package that installs the library for a protocol."""
 SECRETS = ("key", "secret", "token", "password", "account_key", "sas_token", "connection_string")
-"""Options of file systems that no message may show."""
+"""Options of file systems that must not appear in messages."""
 IDENTITY = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
-"""What file systems tell of a file that changes with its content; each has some of these."""
+"""Metadata that changes with a file's content; each file system reports some of them."""
 
 
 def is_url(path: str) -> bool:
-    """Whether fsspec has to be asked for it."""
+    """Whether the path is a URL for fsspec."""
     return "://" in path
 
 
 @dataclass(frozen=True)
 class Location:
-    """A file, and for one that lies elsewhere its copy on this machine.
+    """A local file, or a remote file with its local copy.
 
     Attributes:
-        filepath: path, or URL that fsspec knows, such as ``s3://bucket/folder/file``.
-        options: of the file system, such as ``key``, ``secret`` and ``endpoint_url`` of S3.
-        cache: folder of copies on this machine.
+        filepath: path, or URL that fsspec supports, such as ``s3://bucket/folder/file``.
+        options: for the file system, such as ``key``, ``secret`` and ``endpoint_url`` for S3.
+        cache: local folder for copies.
     """
 
     filepath: str
@@ -48,54 +48,54 @@ class Location:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it lies elsewhere."""
+        """Whether the file is behind a URL."""
         return is_url(self.filepath)
 
     @property
     def path(self) -> Path:
-        """The file on this machine: itself, or its copy."""
+        """The local file: the file itself, or its copy."""
         if not self.is_remote:
             return Path(self.filepath)
         protocol, _, rest = self.filepath.partition("://")
         return self.cache / protocol / rest
 
     def __str__(self) -> str:
-        """As a person should read it."""
+        """The path or URL for messages."""
         return self.filepath if self.is_remote else shown(Path(self.filepath))
 
     def sibling(self, name: str) -> Location:
-        """Another file of the same folder."""
+        """Another file in the same folder."""
         folder, slash, _ = self.filepath.rpartition("/")
         return Location(f"{folder}{slash}{name}", self.options, self.cache)
 
     def exists(self) -> bool:
-        """Whether it is there; raises InputError if that cannot be found out."""
+        """Whether the file exists; raises InputError if the file system cannot report it."""
         return self.path.exists() if not self.is_remote else self.identity() is not None
 
     def identity(self) -> list[str] | None:
-        """What tells that the file behind the URL has not changed, its size first; None if there is none.
+        """Metadata that changes with the remote file's content, size first; None if there is no file.
 
         Raises:
-            InputError: that cannot be found out.
+            InputError: the file system cannot report it.
         """
-        with self._told("read"):
+        with self._one_line_errors("read"):
             self._system.invalidate_cache()  # others write there too
             try:
-                found = self._system.info(self._remote)
+                info = self._system.info(self._remote)
             except FileNotFoundError:
                 return None
-        if found["type"] == "directory":
+        if info["type"] == "directory":
             return None
-        return [str(found["size"]), *(f"{name} {found[name]}" for name in IDENTITY if found.get(name))]
+        return [str(info["size"]), *(f"{name} {info[name]}" for name in IDENTITY if info.get(name))]
 
     def fetch(self, anew: bool = False) -> None:
-        """Bring the copy up to date; of what is not there, there is none afterwards.
+        """Update the local copy; delete it if the remote file does not exist.
 
         Args:
-            anew: whatever the copy looks like.
+            anew: download even if the copy looks up to date.
 
         Raises:
-            InputError: it cannot be read, or the copy not written.
+            InputError: the remote file cannot be read, or the copy cannot be written.
         """
         if not self.is_remote:
             return
@@ -103,31 +103,31 @@ class Location:
         if identity is None:
             self.path.unlink(missing_ok=True)
         elif anew or self._copied() != [identity, _state(self.path)]:
-            with self._told("read"):
+            with self._one_line_errors("read"):
                 write_atomically(self.path, lambda partial: self._system.get_file(self._remote, str(partial)))
             self._note(identity)
 
     def publish(self) -> None:
-        """Put the file on this machine where it belongs.
+        """Upload the local file to its URL.
 
         Raises:
-            InputError: that failed. The file is kept under another name, which the message tells: what is in
-                its place is a copy of what is there.
+            InputError: the upload failed. The new file is then stored under another name, which the message
+                gives, because its own path is for a copy of the remote file.
         """
         if not self.is_remote:
             return
         try:
-            with self._told("write"):
+            with self._one_line_errors("write"):
                 self._put()
             identity = self.identity()
         except InputError as error:
-            kept = self.path.with_name(f".unpublished-{self.path.name}")
-            self.path.replace(kept)
-            raise InputError(f"{error}; what was made is kept in {shown(kept)}") from error
+            backup = self.path.with_name(f".unpublished-{self.path.name}")
+            self.path.replace(backup)
+            raise InputError(f"{error}; the new file is stored as {shown(backup)}") from error
         self._note(identity)
 
     def _put(self) -> None:
-        if self._system.async_impl:  # object stores show a file when it is whole
+        if self._system.async_impl:  # object stores show only complete files
             self._system.put_file(str(self.path), self._remote)
             return
         partial = self.sibling(partial_place(self.path).name)._remote
@@ -136,8 +136,8 @@ class Location:
         self._system.mv(partial, self._remote)
 
     def create(self, text: str) -> bool:
-        """Write a small file where there is none; False if there is one. No copy is made."""
-        with self._told("write"):
+        """Create a small file without a local copy; return False if it exists already."""
+        with self._one_line_errors("write"):
             try:
                 self._system.pipe_file(self._remote, text.encode(), mode="create")
             except FileExistsError:
@@ -145,21 +145,21 @@ class Location:
         return True
 
     def write(self, text: str) -> None:
-        """Write a small file. No copy is made."""
-        with self._told("write"):
+        """Write a small file without a local copy."""
+        with self._one_line_errors("write"):
             self._system.pipe_file(self._remote, text.encode())
 
     def read(self) -> str | None:
-        """A small file; None if there is none. No copy is made."""
-        with self._told("read"):
+        """Read a small file without a local copy; return None if it does not exist."""
+        with self._one_line_errors("read"):
             try:
                 return str(self._system.cat_file(self._remote).decode())
             except FileNotFoundError:
                 return None
 
     def remove(self) -> None:
-        """Delete a small file of which there is no copy."""
-        with self._told("write"), suppress(FileNotFoundError):
+        """Delete a small file that has no local copy."""
+        with self._one_line_errors("write"), suppress(FileNotFoundError):
             self._system.rm_file(self._remote)
 
     @cached_property
@@ -168,7 +168,7 @@ class Location:
 
     @cached_property
     def _system(self) -> Any:
-        import fsspec  # type: ignore[import-untyped]  # not above: a run without a URL need not wait for it
+        import fsspec  # type: ignore[import-untyped]  # imported here: slow, and only URLs need it
 
         protocol = self.filepath.partition("://")[0]
         try:
@@ -182,7 +182,7 @@ class Location:
 
     @property
     def _notes(self) -> Path:
-        """Says of what the copy is one, and how it looked then."""
+        """File that records the identity of the remote file and the state of its copy."""
         return self.path.with_name(f".{self.path.name}.copied.json")
 
     def _note(self, identity: list[str] | None) -> None:
@@ -196,8 +196,8 @@ class Location:
             return None
 
     @contextmanager
-    def _told(self, verb: str) -> Iterator[None]:
-        """Tell what a file system raises, each in its own way, in one line."""
+    def _one_line_errors(self, verb: str) -> Iterator[None]:
+        """Convert the errors of any file system to an InputError of one line."""
         try:
             yield
         except InputError:
@@ -211,13 +211,13 @@ class Location:
     def _masked(self, text: str) -> str:
         for name in SECRETS:
             if secret := str(self.options.get(name) or ""):
-                text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)  # not inside of a word
+                text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)  # whole words only
         return text
 
 
 def _state(path: Path) -> list[int] | None:
     try:
-        found = path.stat()
+        state = path.stat()
     except FileNotFoundError:
         return None
-    return [found.st_size, found.st_mtime_ns, found.st_ino]
+    return [state.st_size, state.st_mtime_ns, state.st_ino]

@@ -1,4 +1,4 @@
-"""The one file format of tensors: safetensors, self-describing, checked and written atomically."""
+"""File format for tensors: self-describing safetensors, written atomically and verified on read."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from cvl_pipeline.errors import InputError, causes
 FORMAT = "cvl-pipeline"
 VERSION = 2
 CHECKED_ONCE = 1 << 26
-"""Bytes from which on a file that has not changed is checked once a process, not at every read."""
+"""Size in bytes from which an unchanged file is verified once per process, not on every read."""
 SETTLED = 2.0
-"""Age in seconds at which the time of a file tells whether it changes: clocks of file systems are coarse."""
+"""Age in seconds from which a file's modification time shows any change: file-system clocks are coarse."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
     errno.ENOTEMPTY, errno.ENAMETOOLONG,
 )  # fmt: skip
-"""What the system says when a disk is full, or does not take a file for another reason."""
+"""Error numbers of a full disk (FULL), and of a disk that refuses a file for another reason."""
 HOST = socket.gethostname()
 ABANDONED = 86400.0
-"""Age in seconds at which what another machine, whose processes are unknown, left half-written is removed."""
+"""Age in seconds at which unfinished files of another machine, whose processes are unknown, are deleted."""
 
 _checked: set[tuple[int, ...]] = set()
 
@@ -53,26 +53,27 @@ def fingerprint(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str
 
 
 def shown(path: Path | PurePath) -> str:
-    """The path as a person should read it: from the working directory on, if it lies below it.
+    """The path for messages, relative to the working directory if it is inside.
 
-    Also what the published page of the pipeline shows, which must not tell the machine it was made on.
+    The published page of the pipeline shows it too, and must not reveal the machine that built it.
     """
     absolute = Path(path).absolute()
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file or a folder in a temporary place, then rename it: whole or not at all.
+    """Let ``write`` create a file or a folder in a temporary folder, then rename it: all or nothing.
 
-    The place is a folder of this process's beside ``path``, for whatever a library puts beside what it
-    writes. Those that killed processes left are removed. A folder replaces none but an empty one.
+    The temporary folder belongs to this process and is next to ``path``; it also holds any files that a
+    library creates beside its output. Temporary folders of killed processes are deleted. A new folder can
+    replace only an empty one.
 
     Args:
-        path: where it belongs; folders are made.
-        write: is given a path of the same name in the temporary place.
+        path: the target; missing folders are created.
+        write: receives a path of the same name in the temporary folder.
 
     Raises:
-        InputError: the disk is full or does not take the file.
+        InputError: the disk is full or refuses the file.
     """
     place = partial_place(path)
     try:
@@ -87,7 +88,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             shutil.rmtree(place, ignore_errors=True)
         _flush_entry(path.parent)
     except Exception as error:
-        # Libraries that write wrap what the system says in errors of their own.
+        # Libraries wrap the system's errors in their own.
         for cause in causes(error):
             if isinstance(cause, OSError) and cause.errno in (*FULL, *REFUSED):
                 raise InputError(f"cannot write {shown(path)}: {refusal(cause)}") from error
@@ -95,21 +96,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def refusal(error: OSError) -> str:
-    """Why the disk did not take a file, and what to do."""
+    """Explain why the disk refused a file, and how to fix it."""
     if error.errno in FULL:
-        return f"the disk is full ({error.strerror}); free some space, or give another folder"
-    return f"{error.strerror or error}; make the folder writable, or give another one"
+        return f"the disk is full ({error.strerror}); free some space, or choose another folder"
+    return f"{error.strerror or error}; make the folder writable, or choose another one"
 
 
 def _make_folder(folder: Path) -> None:
     missing = [part for part in (folder, *folder.parents) if not part.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    for made in missing:
-        _flush_entry(made.parent)
+    for part in missing:
+        _flush_entry(part.parent)
 
 
 def _flush(path: Path) -> None:
-    """Have the disk hold the content of a file, or of all files below a folder."""
+    """Flush the content of a file, or of all files in a folder, to disk."""
     if path.is_dir():
         for child in path.iterdir():
             _flush(child)
@@ -120,8 +121,8 @@ def _flush(path: Path) -> None:
 
 
 def _flush_entry(folder: Path) -> None:
-    """Have the disk hold the names of a folder's files, without which a power cut may undo a rename."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    """Flush the names of a folder's files to disk; otherwise a power cut may undo a rename."""
+    if os.name == "posix":  # other systems cannot open a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -130,55 +131,55 @@ def _flush_entry(folder: Path) -> None:
 
 
 def partial_place(path: Path) -> Path:
-    """The folder that this process makes a file in before it is renamed to ``path``."""
+    """Temporary folder in which this process creates a file before it renames it to ``path``."""
     return path.with_name(f".partial-{os.getpid()}@{HOST}@{path.name}")
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary places that killed processes left in a folder."""
+    """Delete the temporary folders of killed processes from a folder."""
     for place in folder.glob(".partial-*"):
-        found = re.fullmatch(r"\.partial-(\d+)@([^@]*)@.+", place.name)
-        if found and _abandoned(place, found[2], int(found[1])):
+        match = re.fullmatch(r"\.partial-(\d+)@([^@]*)@.+", place.name)
+        if match and _abandoned(place, match[2], int(match[1])):
             shutil.rmtree(place, ignore_errors=True)
 
 
 def is_alive(process: int) -> bool:
-    """Whether there is a process of that number on this machine; where that cannot be asked, it is."""
-    if os.name != "posix":  # elsewhere, asking would end it
+    """Whether a process of that number runs here; assumed if the system cannot report it."""
+    if os.name != "posix":  # other systems would end the process here
         return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # it belongs to another user
         return True
     return True
 
 
 def _abandoned(place: Path, host: str, process: int) -> bool:
-    """Whether nobody is writing there any more."""
+    """Whether no process writes to the place any more."""
     if host == HOST:
         return not is_alive(process)
     try:
         return time.time() - place.stat().st_mtime > ABANDONED
-    except FileNotFoundError:  # done meanwhile
+    except FileNotFoundError:  # it has finished in the meantime
         return False
 
 
 def foreign(path: Path) -> InputError:
-    """The error for a file of another program."""
+    """Create the error for a file of another program."""
     return InputError(f"{shown(path)} was not written by {FORMAT}; delete it and rerun its stage")
 
 
 def altered(path: Path) -> InputError:
-    """The error for a file whose content is not what was written."""
+    """Create the error for a file whose content has changed."""
     return InputError(
         f"{shown(path)} is damaged (content does not match its checksum); delete it and rerun its stage"
     )
 
 
 def other_version(path: Path, found: Any, known: int) -> InputError:
-    """The error for a file of another version of its format."""
+    """Create the error for a file of another format version."""
     return InputError(
         f"{shown(path)} has format version {found}, this program reads {known}; delete it and rerun its stage"
     )
@@ -188,10 +189,10 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], config: 
     """Write an artifact.
 
     Args:
-        path: ends in ``.safetensors``; folders are made.
-        kind: what it is, such as ``critic``; checked when it is read.
+        path: ends in ``.safetensors``; missing folders are created.
+        kind: kind of artifact, such as ``critic``; verified on read.
         tensors: its arrays.
-        config: plain values needed to make sense of them.
+        config: plain values needed to interpret them.
     """
     header = {
         "version": VERSION,
@@ -199,15 +200,15 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], config: 
         "config": dict(config),
         "checksum": _checksum(kind, tensors, config),
     }
-    # One entry: safetensors writes several in an order that changes from run to run, and the same content
-    # should be the same bytes.
+    # One entry: safetensors orders several entries differently in each run, but equal content must give
+    # equal bytes.
     metadata = {FORMAT: json.dumps(header, sort_keys=True)}
     plain: dict[str, Tensor] = {}
     owners: set[int] = set()
     for name, tensor in tensors.items():
         value = tensor.detach().cpu().contiguous()
         memory = value.untyped_storage().data_ptr()
-        # Safetensors refuses two names for one memory. No other copy: it may be a mapped file of any size.
+        # Safetensors refuses two names for one memory: copy the second. Others may be large mapped files.
         plain[name] = value.clone() if memory in owners else value
         owners.add(memory)
 
@@ -215,7 +216,7 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], config: 
         try:
             save_file(plain, partial, metadata=metadata)
         except SafetensorError as error:
-            number = re.search(r"\(os error (\d+)\)", str(error))  # all that it tells of the system's error
+            number = re.search(r"\(os error (\d+)\)", str(error))  # the only trace of the system's error
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
@@ -224,20 +225,20 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], config: 
 
 
 def read_tensors(path: Path, kind: str | None) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    """Read an artifact and check that it is whole.
+    """Read an artifact and verify it.
 
-    Its tensors are the file, mapped into memory: pages are read when they are used and given back when memory
-    runs short. Writing to a tensor leaves the file as it is.
+    The tensors are the file, mapped into memory: pages are read on use and released when memory runs short.
+    Writing to a tensor does not change the file.
 
     Args:
         path: the file.
-        kind: what it must be; None takes any.
+        kind: the expected kind; None accepts any.
 
     Returns:
-        What it is, its tensors and its configuration.
+        Its kind, its tensors and its configuration.
 
     Raises:
-        InputError: missing, truncated, altered, written by another program, of another kind, or of
+        InputError: the file is missing, truncated, altered, from another program, of another kind, or of
             another format version.
     """
     with _open(path, kind) as (file, header):
@@ -273,13 +274,13 @@ def _checksum(kind: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any
 def _checked_header(path: Path, kind: str | None, metadata: dict[str, str] | None) -> dict[str, Any]:
     try:
         header = json.loads((metadata or {})[FORMAT])
-        found = {key: header[key] for key in ("version", "kind", "config", "checksum")}
+        fields = {key: header[key] for key in ("version", "kind", "config", "checksum")}
     except (KeyError, TypeError, ValueError) as error:
         raise foreign(path) from error
-    if found["version"] != VERSION:
-        raise other_version(path, found["version"], VERSION)
-    if kind is not None and found["kind"] != kind:
+    if fields["version"] != VERSION:
+        raise other_version(path, fields["version"], VERSION)
+    if kind is not None and fields["kind"] != kind:
         raise InputError(
-            f"{shown(path)} holds a {found['kind']}, not a {kind}; delete it and rerun its stage"
+            f"{shown(path)} holds a {fields['kind']}, not a {kind}; delete it and rerun its stage"
         )
-    return found
+    return fields

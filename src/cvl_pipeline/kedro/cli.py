@@ -1,4 +1,4 @@
-"""The project's commands: Kedro's own ``run``, and others, with a person's mistakes told in one line."""
+"""The project's commands: Kedro's own ``run`` and others. They report the user's mistakes in one line."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.pipeline import Pipeline
 
-from cvl_pipeline.errors import InputError, causes, missing_extra, printable, unknown_name
+from cvl_pipeline.errors import InputError, causes, missing_extra, one_line, printable, unknown_name
 from cvl_pipeline.io.storage import FULL, REFUSED, refusal, shown
-from cvl_pipeline.kedro.parameters import RunParameters, check_parameters
-from cvl_pipeline.kedro.pipeline_registry import register_pipelines
+from cvl_pipeline.kedro.configuration import CheckedConfigLoader
+from cvl_pipeline.kedro.parameters import RunParameters
+from cvl_pipeline.kedro.pipeline_registry import plan_for, register_pipelines
 from cvl_pipeline.kedro.provenance.states import Provenance
 from cvl_pipeline.kedro.provenance.status import print_status
 from cvl_pipeline.training.launch import TrainingError
@@ -30,12 +31,26 @@ def cli() -> None:
 
 
 class _Command(click.Command):
-    """Tells a person's mistake in one line."""
+    """Reports the user's mistakes in one line."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the options; Kedro reads the values of ``--params`` as YAML, which may fail in any way."""
+        try:
+            return super().parse_args(ctx, args)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            raise click.ClickException(
+                printable(
+                    f"--params cannot be read ({one_line(error)[:200]}); write field=value, with commas between"
+                )
+            ) from error
 
     def check(self, options: dict[str, Any]) -> None:
-        """Raise InputError if an option cannot be meant; this one takes all."""
+        """Raise InputError if an option is invalid; this one accepts all."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
         try:
             self.check(ctx.params)
             return super().invoke(ctx)
@@ -43,11 +58,11 @@ class _Command(click.Command):
             raise
         except Exception as error:
             for cause in causes(error):
-                # Training that diverged, or lost a process, is told to a person too.
+                # Training that diverged, or lost a process, is no defect either.
                 if isinstance(cause, InputError | FloatingPointError | TrainingError):
                     raise click.ClickException(printable(str(cause))) from error
                 if isinstance(cause, OSError) and cause.errno in (*FULL, *REFUSED):
-                    # Of a file that is no artifact, such as a log.
+                    # A file that is no artifact, such as a log.
                     place = shown(Path(cause.filename)) if cause.filename else "a file"
                     raise click.ClickException(
                         printable(f"cannot write {place}: {refusal(cause)}")
@@ -60,7 +75,29 @@ class _Command(click.Command):
 
 class _Run(_Command):
     def check(self, options: dict[str, Any]) -> None:
+        _follow(options)
         _check_names(options)
+
+
+def _follow(options: dict[str, Any]) -> None:
+    """Let the pipelines follow the parameters that the options give."""
+    source = options.get("conf_source") or str(Path.cwd() / settings.CONF_SOURCE)
+    loader = settings.CONFIG_LOADER_CLASS(
+        source,
+        env=options.get("env"),
+        runtime_params=options.get("params") or {},
+        **settings.CONFIG_LOADER_ARGS,
+    )
+    plan_for(loader.run_parameters())
+
+
+RENAMED_NODES = {
+    "policy_extraction.extract": "policy_extraction.train_cvl",
+    "policy_extraction.clone": "policy_extraction.train_bc",
+    "evaluation.roll_out": "evaluation.roll_out_cvl",
+    "evaluation.score": "evaluation.score_cvl",
+}
+"""New names of old nodes, for error messages."""
 
 
 def _check_names(options: dict[str, Any]) -> None:
@@ -85,6 +122,8 @@ def _check_names(options: dict[str, Any]) -> None:
 
 def _check(kind: str, names: list[str], known: list[str]) -> None:
     for name in names:
+        if name in RENAMED_NODES:
+            raise InputError(f"node '{name}' is now '{RENAMED_NODES[name]}'")
         if name not in known:
             raise unknown_name(kind, name, known)
 
@@ -115,7 +154,7 @@ def tuning() -> None:
 
 
 def _which_study(command: Any) -> Any:
-    """The options that say which study is meant, as they were given to the run."""
+    """Add the options that choose a study, the same as those of the run."""
     params = click.option(
         "--params", default="", callback=_split_params, help="Such as dataset.task=push-v3."
     )
@@ -153,39 +192,56 @@ def dashboard(env: str | None, params: dict[str, Any], host: str, port: int) -> 
 
 
 def _study_in_force(env: str | None, params: dict[str, Any]) -> tuple[StudyLocation, RunParameters]:
-    """Where the study of the parameters lies, and these."""
+    """Return the storage of the study of the parameters, and these."""
     project = Path.cwd()
     bootstrap_project(project)
     with KedroSession.create(project, env=env, runtime_params=params) as session:
-        catalog = session.load_context().catalog  # type: ignore[attr-defined]
-        return catalog.load("tuning_storage"), check_parameters(catalog.load("parameters"))
+        loader = session.load_context().config_loader  # type: ignore[attr-defined]
+        assert isinstance(loader, CheckedConfigLoader)  # of the project's settings
+        return loader.study()[0], loader.run_parameters()
 
 
 class _Status(_Command):
     def check(self, options: dict[str, Any]) -> None:
+        _follow(options)
         _check("pipeline", options["pipelines"] or [], list(register_pipelines()))
 
 
 @cli.group()
 def artifacts() -> None:
-    """What the pipeline has made."""
+    """Artifacts that the pipeline makes."""
 
 
 def _status(env: str, params: dict[str, Any], pipelines: list[str], conf_source: str, explain: bool) -> None:
     """List every artifact as fresh, stale (and why), missing or damaged. Changes nothing.
 
-    Fresh is what a run with the same --env and --params would make again; a run with --only-missing-outputs
-    makes the rest.
+    An artifact is fresh if a run with the same --env and --params would make it again. A run with
+    --only-missing-outputs makes all others.
     """
-    known = register_pipelines()
-    chosen = sum((known[name] for name in pipelines or ["__default__"]), start=Pipeline([]))
     with settings.SESSION_CLASS.create(env=env, conf_source=conf_source, runtime_params=params) as session:
-        # Of the whole: what was made from a stale artifact of another stage is stale.
-        provenance = Provenance(known["__default__"] + chosen, session.load_context().catalog)
+        catalog = session.load_context().catalog
+        known = register_pipelines()
+        chosen = sum((known[name] for name in pipelines or ["__default__"]), start=Pipeline([]))
+        # All pipelines: an artifact is stale too if it was made from a stale artifact of another stage.
+        provenance = Provenance(known["__default__"] + chosen, catalog)
         print_status(provenance, chosen.all_outputs(), explain)
 
 
-_EXPLAIN = click.Option(["--explain"], is_flag=True, help="Say everything that changed: what was, what is.")
+@cli.group()
+def parameters() -> None:
+    """The reference of all parameters."""
+
+
+@parameters.command(cls=_Command)
+def write() -> None:
+    """Write docs/parameters.md and conf/parameters.schema.json from the models."""
+    from cvl_pipeline.kedro.reference import write_reference
+
+    for path in write_reference(Path.cwd()):
+        click.echo(f"wrote {shown(path)}")
+
+
+_EXPLAIN = click.Option(["--explain"], is_flag=True, help="Show everything that changed: old and new values.")
 _SHARED = [
     option for option in kedro_run.params if option.name in ("env", "params", "pipelines", "conf_source")
 ]

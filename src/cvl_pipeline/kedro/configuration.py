@@ -1,9 +1,10 @@
-"""Kedro's configuration loader, with the parameters checked and at hand in the catalog."""
+"""Kedro's configuration loader, which checks the parameters and resolves the folders of the catalog."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,131 +15,173 @@ from omegaconf import OmegaConf
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.location import Location, is_url
 from cvl_pipeline.kedro.parameters import DataParameters, RunParameters, check_parameters
+from cvl_pipeline.schema import flattened, merged, nested
+from cvl_pipeline.tuning.storage import StudyLocation
 
 logger = logging.getLogger(__name__)
 
-RESOLVERS = (
-    "artifact_folder", "reward_folder", "tuning_folder", "tuning_credentials", "data_root", "local_root"
-)  # fmt: skip
-"""What stands for a value of the parameters in the catalog."""
+RESOLVERS = ("artifact_folder", "reward_folder", "tuning_folder", "data_root")
+"""Names that stand for a value of the parameters in the catalog."""
 
 
 class CheckedConfigLoader(OmegaConfigLoader):
     """Validates the parameters as soon as they are read and resolves the folders that the catalog names.
 
-    ``${artifact_folder:}`` is ``<dataset>/seed_<n>`` of the parameters in force, ``--params`` included: what
-    no reward touches is filed there. ``${reward_folder:}`` is the same folder for the dataset's own reward
-    and one named after the reward inside it for any other; ``${tuning_folder:}`` that of a study, for all
-    seeds of its dataset alike. ``${tuning_credentials:}`` is the entry of credentials.yml that
-    ``tuning.storage`` names.
+    The parameters are layers, each over the one before: the models' defaults, ``conf/base``, the environment,
+    the best parameters of a study if ``tuned``, and ``--params``. A layer that chooses another alternative, such
+    as another ``policy_extraction.objective``, drops settings of the former one.
 
-    ``${data_root:}`` is ``data.root``, and ``${local_root:}`` the same folder or, of a URL, that of its
-    copies on this machine. Entries below a URL are given its cache and its credentials.
-
-    With ``tuned`` the parameters that a study found best take the place of those in the files; ``--params``
-    still has the last word.
+    ``${data_root:}`` is ``data.root``. ``${artifact_folder:}`` is ``<dataset>/seed_<n>``: artifacts that no
+    reward touches are stored there. ``${reward_folder:}`` is the same folder for the dataset's own reward; for
+    any other reward it is ``<dataset>/seed_<n>/<reward>``. ``${tuning_folder:}`` is the folder of a study, the
+    same for all seeds of its dataset.
     """
-
-    _told = False
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         """Load one kind of configuration; raises InputError on faulty parameters."""
-        # Once for all entries of a catalog: reading the files takes a hundred milliseconds.
-        folders = cache(self._folders)
-        # Resolvers are global and Kedro never replaces one: without this, a second session in the same
+        if key == "parameters":
+            return self.run_parameters().model_dump(mode="json")
+        # Resolvers are global and Kedro never replaces one. Without this, a second session in the same
         # process would file its artifacts under the first one's seed.
+        folders = cache(self._folders)
         for name in RESOLVERS:
             OmegaConf.register_new_resolver(name, lambda name=name: folders()[name], replace=True)
         config = super().__getitem__(key)
-        if key == "parameters":
-            parameters = check_parameters(config)
-            if parameters.tuned:
-                config = self._tuned(config)
-                check_parameters(config)
-        elif key == "catalog":
+        if key == "catalog":
             self._complete(config)
         return config
 
+    def run_parameters(self) -> RunParameters:
+        """Return the parameters in force; raises InputError on faulty ones."""
+        if not hasattr(self, "_parameters"):
+            parameters = check_parameters(self._layered())
+            self._parameters = (
+                check_parameters(self._layered(self._tuned())) if parameters.tuned else parameters
+            )
+        return self._parameters
+
+    def _layered(self, tuned: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Merge the layers of parameters."""
+        if not hasattr(self, "_layers"):
+            run_env = self.env or self.default_run_env
+            self._layers = [self._read(self.base_env)]
+            if run_env != self.base_env:
+                self._layers.append(self._read(run_env))
+        values: dict[str, Any] = {}
+        for layer in (*self._layers, tuned or {}, dict(self.runtime_params or {})):
+            values = merged(RunParameters, values, layer)
+        return values
+
+    def _read(self, env: str) -> dict[str, Any]:
+        """Read the parameter files of one environment."""
+        loader = OmegaConfigLoader(
+            self.conf_source, base_env=env, default_run_env=env, config_patterns=self.config_patterns
+        )
+        layer: dict[str, Any] = loader["parameters"]
+        return layer
+
     def location(self, filepath: str) -> Location:
-        """A path of the project, or a URL below ``data.root``; raises InputError without its credentials."""
+        """Return a path of the project, or a URL below ``data.root``.
+
+        Raises:
+            InputError: a URL without its credentials.
+        """
         data = self._untuned().data
-        project = Path(self.conf_source).absolute().parent
         if not is_url(filepath):
-            return Location(str(project / filepath))
-        return Location(filepath, self._options(data), project / data.cache)
+            return Location(str(self._project / filepath))
+        return Location(filepath, self._options(data), self._project / data.cache)
+
+    def local(self, filepath: str) -> Path:
+        """Return a path below the data root as it is on this machine."""
+        root = self._untuned().data.root
+        place = f"{root}/{filepath}"
+        if not is_url(root):
+            return self._project / place
+        return Location(place, cache=self._project / self._untuned().data.cache).path
+
+    def study(self) -> tuple[StudyLocation, Path]:
+        """Return the storage of the study in force, and its folder on this machine.
+
+        Raises:
+            InputError: ``tuning.storage`` is no entry of credentials.yml, or one that is not just a url.
+        """
+        folder = self.local(f"06_models/{self._folders()['tuning_folder']}")
+        name = self._untuned().tuning.storage
+        if name is None:
+            return StudyLocation(folder / "journal.log"), folder
+        credentials = self._credentials("tuning.storage", name)
+        if set(credentials) != {"url"} or not isinstance(credentials["url"], str):
+            raise InputError(
+                "tuning.storage: its entry in credentials.yml must be one field, url, such as "
+                "postgresql+psycopg://user:password@host/database"
+            )
+        return StudyLocation(folder / "journal.log", credentials["url"]), folder
+
+    @property
+    def _project(self) -> Path:
+        return Path(self.conf_source).absolute().parent
 
     def _options(self, data: DataParameters) -> dict[str, Any]:
-        """Of the URL's file system."""
-        if data.credentials is None:
-            return {}
+        """Return the options of the URL's file system."""
+        return {} if data.credentials is None else self._credentials("data.credentials", data.credentials)
+
+    def _credentials(self, field: str, name: str) -> dict[str, Any]:
         try:
-            options: dict[str, Any] = self["credentials"][data.credentials]
+            entry: dict[str, Any] = self["credentials"][name]
         except (KeyError, MissingConfigException):
             folders = (self.base_env, self.env or self.default_run_env)
             files = " or ".join(f"conf/{folder}/credentials.yml" for folder in folders)
-            raise InputError(
-                f"data.credentials is '{data.credentials}', which is no entry of {files}"
-            ) from None
-        return options
+            raise InputError(f"{field} is '{name}', which is no entry of {files}") from None
+        return entry
 
     def _complete(self, catalog: dict[str, Any]) -> None:
-        """Give entries below a URL what they need besides."""
+        """Give entries below a URL their cache and credentials."""
         data = self._untuned().data
         self._options(data)  # Kedro would name no file
         for entry in catalog.values():
             if is_url(data.root) and str(entry.get("filepath")).startswith(f"{data.root}/"):
-                entry["cache"] = str(Path(self.conf_source).absolute().parent / data.cache)
+                entry["cache"] = str(self._project / data.cache)
                 if data.credentials is not None:
                     entry["credentials"] = data.credentials
 
     def _untuned(self) -> RunParameters:
-        """Without what a study found: it never changes which dataset, seed or reward is meant, or where."""
-        return check_parameters(super().__getitem__("parameters"))
+        """Return the parameters without those of a study, which never change dataset, seed, reward or place."""
+        if not hasattr(self, "_checked"):
+            self._checked = check_parameters(self._layered())
+        return self._checked
 
-    def _folders(self) -> dict[str, str | None]:
-        """What the catalog's resolvers stand for."""
-        parameters, data = self._untuned(), self._untuned().data
-        local = Location(data.root, cache=Path(data.cache)).path if is_url(data.root) else data.root
+    def _folders(self) -> dict[str, str]:
+        """Return the values of the catalog's resolvers."""
+        parameters = self._untuned()
         folder = PurePosixPath(parameters.dataset.folder, f"seed_{parameters.seed}")
+        study = PurePosixPath(
+            parameters.dataset.folder, "tuning", parameters.reward.folder, parameters.tuning.study
+        )
         return {
             "artifact_folder": str(folder),
             "reward_folder": str(folder / parameters.reward.folder),
-            "tuning_folder": str(_study_folder(parameters)),
-            "tuning_credentials": parameters.tuning.storage,
-            "data_root": data.root,
-            "local_root": str(local),
+            "tuning_folder": str(study),
+            "data_root": parameters.data.root,
         }
 
-    def _tuned(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The parameters with those of the study in place; each that differs is told, once."""
-        kept = self.location(self["catalog"]["best_parameters"]["filepath"])
-        kept.fetch()
+    def _tuned(self) -> dict[str, Any]:
+        """Return the best parameters of the study; logs each that differs from the files' once."""
+        location = self.location(self["catalog"]["best_parameters"]["filepath"])
+        location.fetch()
         try:
-            found: dict[str, Any] = json.loads(kept.path.read_text())["parameters"]
+            best: dict[str, Any] = json.loads(location.path.read_text())["parameters"]
         except FileNotFoundError:
             raise InputError(
-                f"tuned=true, but {kept} does not exist: search first, kedro run --pipelines "
+                f"tuned=true, but {location} does not exist: search first, kedro run --pipelines "
                 "data_ingestion,tuning, with the same dataset, reward and tuning.study"
             ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{kept} is damaged ({type(error).__name__}); delete it and rerun tuning.choose"
+                f"{location} is damaged ({type(error).__name__}); delete it and rerun tuning.choose"
             ) from None
-        for name, value in found.items():
-            *parents, last = name.split(".")
-            place, given = config, dict(self.runtime_params or {})
-            for parent in parents:
-                place, given = place[parent], given.get(parent) or {}
-            if last in given:
-                continue  # --params has the last word
-            if not self._told and place[last] != value:
-                logger.info("tuned: %s is %s, not %s", name, value, place[last])
-            place[last] = value
-        self._told = True
-        return config
-
-
-def _study_folder(parameters: RunParameters) -> PurePosixPath:
-    return PurePosixPath(
-        parameters.dataset.folder, "tuning", parameters.reward.folder, parameters.tuning.study
-    )
+        before = flattened(self._untuned().model_dump(mode="json"))
+        overridden = flattened(dict(self.runtime_params or {}))
+        for name, value in best.items():
+            if name not in overridden and before.get(name) != value:
+                logger.info("tuned: %s is %s, not %s", name, value, before.get(name))
+        return nested(best)

@@ -1,12 +1,14 @@
-"""What surrounds a run: inputs are checked before it, results are told after it."""
+"""Hooks around a run: the plan and the checks before it, one line per node, the results after it."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog, DatasetError
 from kedro.pipeline import Pipeline
@@ -16,27 +18,62 @@ from rich.markup import escape
 from rich.table import Table
 
 from cvl_pipeline.errors import InputError, causes, missing_extra
-from cvl_pipeline.kedro.parameters import check_parameters
-from cvl_pipeline.kedro.pipeline_registry import register_pipelines
+from cvl_pipeline.io.storage import shown
+from cvl_pipeline.kedro.commands import kedro_run, keep_options
+from cvl_pipeline.kedro.configuration import CheckedConfigLoader
+from cvl_pipeline.kedro.parameters import RunParameters, check_parameters
+from cvl_pipeline.kedro.pipeline_registry import current_plan, plan_for, register_pipelines
 from cvl_pipeline.readout.rewards import check_reward
-from cvl_pipeline.sources.simulators import check_environment
+from cvl_pipeline.sources.environment import environment_for
 from cvl_pipeline.tuning.objectives import OBJECTIVES
 
 logger = logging.getLogger(__name__)
+
+OLD_ARTIFACTS = {
+    "cvl_policy": "policy.safetensors",
+    "cvl_history": "policy_history.parquet",
+    "cvl_rollouts": "rollouts.parquet",
+    "cvl_rollout_transitions": "rollout_transitions.safetensors",
+    "cvl_rollout_rewards": "rollout_rewards.safetensors",
+}
+"""Names that artifacts had before there were several methods."""
+
+
+class FollowParameters:
+    """Lets the pipelines follow the parameters: one row per method, and no evaluation without an environment."""
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Read the parameters before Kedro asks for the pipelines; raises InputError on faulty ones."""
+        loader = context.config_loader
+        assert isinstance(loader, CheckedConfigLoader)  # of the project's settings
+        keep_options(loader.env, loader.runtime_params)
+        plan_for(loader.run_parameters())
+        local = sorted(Path(loader.conf_source, loader.default_run_env).glob("**/parameters*.y*ml"))
+        if not loader.env and local:
+            logger.info(
+                "%s is in force: without --env, files in conf/%s override conf/base",
+                ", ".join(shown(path) for path in local), loader.default_run_env,
+            )  # fmt: skip
 
 
 class CheckInputs:
     """Stops a run whose task or reward is unknown or whose saved inputs are missing or foreign."""
 
     @hook_impl
-    def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
         """Check the environment, if one will run, the reward and every input on disk; raises InputError."""
+        parameters = check_parameters(catalog.load("parameters"))
+        if not current_plan().evaluates and "evaluation" in (run_params.get("pipeline_names") or []):
+            environment_for(parameters.dataset, parameters.evaluation)  # says why there is none
         if any("simulator" in node.tags for node in pipeline.nodes):
-            check_environment(catalog.load("params:dataset"), catalog.load("params:evaluation"))
-        if "tuning_storage" in pipeline.inputs():
-            _check_tuning(catalog.load("parameters"))
+            environment_for(parameters.dataset, parameters.evaluation).check()
+        if "parameters" in pipeline.inputs():
+            _check_tuning(parameters)
         if "params:reward" in pipeline.inputs():
-            check_reward(catalog.load("params:reward"))
+            check_reward(parameters.reward)
         missing = set()
         for name in sorted(pipeline.inputs()):
             if name.startswith("params:") or name == "parameters":
@@ -51,32 +88,43 @@ class CheckInputs:
                 faults = [cause for cause in causes(error) if isinstance(cause, InputError)]
                 raise (faults[0] if faults else error) from None
         if missing:
-            makers = ",".join(
-                name
-                for name, nodes in register_pipelines().items()
-                if name != "__default__" and missing & nodes.all_outputs()
-            )
-            raise InputError(
-                f"missing artifacts: {', '.join(sorted(missing))}; make them first: "
-                f"kedro run --pipelines {makers} (with the same --env and --params)"
-            )
+            raise _missing(missing, catalog)
 
 
-def _check_tuning(raw: dict[str, Any]) -> None:
+def _missing(names: set[str], catalog: DataCatalog) -> InputError:
+    """Return the error about inputs that do not exist."""
+    for name in sorted(names & OLD_ARTIFACTS.keys()):
+        path = Path(vars(catalog.get(name))["_filepath"])
+        old = path.with_name(OLD_ARTIFACTS[name])
+        if old.exists():
+            return InputError(
+                f"{shown(old)} is of an older version, in which it was the only policy; rename it to {path.name}, "
+                f"or make it again: {kedro_run('--only-missing-outputs')}"
+            )
+    makers = ",".join(
+        name
+        for name, nodes in register_pipelines().items()
+        if name != "__default__" and names & nodes.all_outputs()
+    )
+    return InputError(
+        f"missing artifacts: {', '.join(sorted(names))}; make them first: {kedro_run('--pipelines', makers)}"
+    )
+
+
+def _check_tuning(parameters: RunParameters) -> None:
     """Refuse a search that cannot be done, before anything is run for it."""
     try:
         from cvl_pipeline.tuning.space import check_space
     except ImportError as error:
         raise missing_extra("tuning", error) from None
-    parameters = check_parameters(raw)
     check_space(parameters.tuning, parameters.stages)
     if any(OBJECTIVES[name].online for name in parameters.tuning.measured):
-        check_environment(parameters.dataset, parameters.evaluation)
+        environment_for(parameters.dataset, parameters.evaluation).check()
     check_reward(parameters.reward)
 
 
-class NarrateNodes:
-    """Tells every finished node in one line: how many are done, what it made, how long it took."""
+class ReportNodes:
+    """Logs every finished node in one line: how many are done, its outputs, its seconds."""
 
     def __init__(self) -> None:
         """Start with nothing counted."""
@@ -95,12 +143,12 @@ class NarrateNodes:
 
     @hook_impl
     def before_node_run(self) -> None:
-        """Take the time."""
+        """Start the clock."""
         self._start = time.perf_counter()
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
-        """Tell."""
+        """Log the node."""
         self._done += 1
         seconds = time.perf_counter() - self._start
         logger.info(
@@ -109,15 +157,34 @@ class NarrateNodes:
 
 
 class ReportResults:
-    """Ends an evaluated run with a table that says what came out and where it lies."""
+    """Ends a run with a table of its results, or without an environment with the places of its results."""
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Print the comparison if this run made one."""
-        if "metrics" not in pipeline.all_outputs():
-            return
-        place, _, _ = str(vars(catalog["metrics"])["location"]).rpartition("/")
-        _print_comparison(catalog.load("metrics"), place)
+        if "metrics" in pipeline.all_outputs():
+            place, _, _ = str(vars(catalog["metrics"])["location"]).rpartition("/")
+            _print_comparison(catalog.load("metrics"), place)
+        elif "policy_plot" in pipeline.all_outputs() and not current_plan().evaluates:
+            _print_places(catalog)
+
+
+def _print_places(catalog: DataCatalog) -> None:
+    """Say that nothing was evaluated, and where the policies, their figures and pictures are."""
+    console = Console()
+    parameters = check_parameters(catalog.load("parameters"))
+    lines = [
+        f"No environment is known for '{parameters.dataset.label}', so the policies were not run in one; to do so, "
+        "name a Gymnasium id: --params evaluation.environment=ID"
+    ]
+    lines += [
+        f"{row.title}: {vars(catalog.get(row.dataset('policy')))['location']}" for row in current_plan().rows
+    ]
+    place, _, _ = str(vars(catalog["value_report"])["location"]).rpartition("/")
+    lines.append(f"Offline figures: {place}/value_report.json (explained in docs/metrics.md)")
+    lines.append(f"Pictures: {place}/value_plot.png, {place}/policy_plot.png")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _print_comparison(metrics: Mapping[str, Any], place: str) -> None:
@@ -126,21 +193,26 @@ def _print_comparison(metrics: Mapping[str, Any], place: str) -> None:
     if metrics["reward"] != "dataset":
         title += f", reward {metrics['reward']}"
     table = Table(title=escape(title), title_justify="left")
+    rows = {**metrics["methods"], "behaviour": "behaviour data"}
+    scored = any(f"{key}.normalised_score" in metrics for key in rows)
     columns = ["policy", "episodes", f"success rate [{level} interval]", f"return [{level} interval]"]
-    scored = "cvl.normalised_score" in metrics
     for heading in [*columns, *(["D4RL score"] if scored else [])]:
         table.add_column(heading)
-    rows = {"cvl": "CVL", "bc": "BC (control)", "behaviour": "behaviour data"}
     for key, label in rows.items():
         episodes = metrics["behaviour_episodes" if key == "behaviour" else "episodes"]
-        cells = []
-        for name, digits in (("success_rate", 2), ("return_mean", 0)):
-            mean, low, high = (metrics[f"{key}.{name}{end}"] for end in ("", "_ci_low", "_ci_high"))
-            cells.append(f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
+        cells = [
+            _interval(metrics, f"{key}.{name}", digits)
+            for name, digits in (("success_rate", 2), ("return_mean", 0))
+        ]
         if scored:
-            cells.append(f"{metrics[f'{key}.normalised_score']:.1f}")
-        table.add_row(label, str(episodes), *cells)
+            score = metrics.get(f"{key}.normalised_score")
+            cells.append("n/a" if score is None else f"{score:.1f}")
+        table.add_row(escape(label), str(episodes), *cells)
     console = Console()
     console.print(table)
-    told = f"Metrics, tables and plots: {place}/"
-    console.print(told, soft_wrap=True, highlight=False, markup=False)
+    console.print(f"Metrics, tables and plots: {place}/", soft_wrap=True, highlight=False, markup=False)
+
+
+def _interval(metrics: Mapping[str, Any], name: str, digits: int) -> str:
+    mean, low, high = (metrics[f"{name}{end}"] for end in ("", "_ci_low", "_ci_high"))
+    return "n/a" if mean is None else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

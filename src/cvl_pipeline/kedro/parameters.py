@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import accumulate
 from pathlib import PurePosixPath
 from typing import Any
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cvl_pipeline.io.location import is_url
-from cvl_pipeline.parameters import StageParameters, validated
-from cvl_pipeline.readout.parameters import ReadoutParameters
-from cvl_pipeline.training.parameters import OPERATION, Strict
+from cvl_pipeline.parameters import RENAMED, StageParameters
+from cvl_pipeline.schema import Strict, effective, operational, validated
 from cvl_pipeline.tuning.parameters import TuningParameters
 
 
 class DataParameters(Strict):
-    """Where artifacts lie."""
+    """Where artifacts are stored."""
 
-    root: str  # a folder, or the URL of one
-    cache: str  # folder on this machine: copies of what lies at a URL, unfinished training, logs
-    credentials: str | None  # entry of credentials.yml with options of the URL's file system; null: none
+    root: str = Field(
+        "data",
+        description="Folder of all artifacts, or its URL, such as `s3://bucket/folder`. See docs/remote.md.",
+    )
+    cache: str = Field(
+        "data/.cache",
+        description="Folder on this machine for copies of files at a URL, unfinished training and logs.",
+    )
+    credentials: str | None = Field(
+        None, description="Entry of credentials.yml with options of the URL's file system. null: none."
+    )
 
     @field_validator("root", "cache")
     @classmethod
@@ -32,9 +39,7 @@ class DataParameters(Strict):
             if "::" in path or path.startswith("file:"):
                 raise ValueError("must be a path, or a URL of one file system, such as s3://bucket/folder")
         if not path.strip("/. ") or path.startswith("~") or ".." in PurePosixPath(path).parts:
-            raise ValueError(
-                "must be a folder of the project or, to lie outside of it, absolute, without '..'"
-            )
+            raise ValueError("must be a folder of the project, or an absolute path, without '..'")
         return path.rstrip("/")
 
     @model_validator(mode="after")
@@ -47,13 +52,18 @@ class DataParameters(Strict):
 class RunParameters(StageParameters):
     """The whole parameter file."""
 
-    data: DataParameters
-    tuned: bool  # take the best parameters that a study of this dataset found; --params still overrides them
-    tuning: TuningParameters
+    data: DataParameters = operational(DataParameters(), description="Where artifacts are stored.")
+    tuned: bool = operational(
+        False,
+        description="Train with the best parameters that a study of this dataset found. --params still overrides them.",
+    )
+    tuning: TuningParameters = Field(
+        TuningParameters(), description="What is searched, by which measure, and how. See docs/studies.md."
+    )
 
     @property
     def stages(self) -> StageParameters:
-        """Those of the stages alone."""
+        """The parameters of the stages alone."""
         return StageParameters(**{name: getattr(self, name) for name in StageParameters.model_fields})
 
 
@@ -61,71 +71,28 @@ def check_parameters(raw: dict[str, Any]) -> RunParameters:
     """Validate the merged parameter files and ``--params``.
 
     Raises:
-        InputError: one line with every fault: the field's full name, its value, and what it may be.
+        InputError: one line with every fault: the field's full name, its value, and the values it accepts.
     """
-    return validated(RunParameters, raw)
+    return validated(RunParameters, raw, RENAMED)
 
 
-WITHOUT_EFFECT = (
-    *(
-        f"{stage}.training.{field}"
-        for stage in ("contrastive_dynamics", "policy_extraction")
-        for field in OPERATION
-    ),
-    "data_ingestion.workers",
-    "evaluation.workers",
-    "dataset.path",  # what lies there counts, not where it lies
-    *(f"data.{field}" for field in DataParameters.model_fields),
-    "tuned",  # the parameters that it puts in place count
-    *(f"tuning.{field}" for field in ("storage", "workers", "max_failures", "grace_seconds")),
-)
-"""Fields that change no result."""
-
-READ = {
-    "data_ingestion.ingest": ("data_ingestion", ("workers",)),
-    "data_ingestion.split": ("data_ingestion", ("validation_fraction",)),
-    "data_ingestion.normalise": ("data_ingestion", ("std_floor",)),
-    "value_readout.read_out": (
-        "value_readout",
-        tuple(field for field in ReadoutParameters.model_fields if field != "compared_transitions"),
-    ),
-    "value_readout.evaluate": ("value_readout", ("compared_transitions",)),
-    "policy_extraction.clone": ("policy_extraction", ("hidden", "training")),
-    "evaluation.roll_out": ("evaluation", ("environment", "episode_steps", "episodes", "workers")),
-    "evaluation.roll_out_bc": ("evaluation", ("environment", "episode_steps", "episodes", "workers")),
-    "evaluation.score": ("evaluation", ("environment",)),
-    "evaluation.summarise": ("evaluation", ("environment", "episode_steps", "confidence")),
-}
-"""The fields that a node reads of a stage's parameters, where it is given all and reads few."""
-
-
-def counted_parameters(node: str, inputs: Iterable[str], parameters: RunParameters) -> dict[str, Any]:
-    """The fields that a node's result follows from, as plain values.
+def is_given(name: str, inputs: Iterable[str]) -> bool:
+    """Return whether a parameter is among the inputs of a node, itself or in a group.
 
     Args:
-        node: its name.
-        inputs: names of what it is given, such as ``params:reward``, or ``parameters``, which is all of them;
-            what is no parameter is passed over.
-        parameters: of the run.
-
-    Returns:
-        Values by their full names, such as ``reward.source``.
+        name: full name, such as ``reward.source``.
+        inputs: of the node, such as ``params:reward``, or ``parameters``, which is all of them.
     """
-    every = _flat(parameters.model_dump(mode="json"))
+    groups = {"parameters", *(f"params:{part}" for part in accumulate(name.split("."), "{}.{}".format))}
+    return not groups.isdisjoint(inputs)
+
+
+def counted_parameters(inputs: Iterable[str], parameters: RunParameters) -> dict[str, Any]:
+    """Return the fields that a node's result follows from, as plain values by their full names.
+
+    Args:
+        inputs: names of the node's inputs; those that are no parameters are ignored.
+        parameters: of the run.
+    """
     given = set(inputs)
-    stage, read = READ.get(node, ("", ()))
-    found = {}
-    for name, value in every.items():
-        whole = ["parameters", *(f"params:{part}" for part in accumulate(name.split("."), "{}.{}".format))]
-        if name in WITHOUT_EFFECT or not given & set(whole):
-            continue
-        if name.split(".")[0] != stage or name.split(".")[1] in read:
-            found[name] = value
-    return found
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
+    return {name: value for name, value in effective(parameters).items() if is_given(name, given)}

@@ -1,9 +1,15 @@
-"""The pipelines that ``kedro run --pipelines`` knows."""
+"""The pipelines that ``kedro run --pipelines`` knows.
+
+They follow the parameters: one row of nodes per method in force, and no evaluation where no environment is known.
+A hook sets the plan when Kedro has read the parameters, before it asks for the pipelines.
+"""
 
 from __future__ import annotations
 
+from kedro.framework.project import pipelines
 from kedro.pipeline import Pipeline
 
+from cvl_pipeline.kedro.parameters import RunParameters
 from cvl_pipeline.kedro.pipelines import (
     contrastive_dynamics,
     data_ingestion,
@@ -12,21 +18,37 @@ from cvl_pipeline.kedro.pipelines import (
     tuning,
     value_readout,
 )
+from cvl_pipeline.kedro.rows import Plan
+
+_plans: list[Plan] = []
+
+
+def plan_for(parameters: RunParameters) -> None:
+    """Let the pipelines follow these parameters from now on."""
+    _plans[:] = [Plan.of(parameters)]
+    # Kedro keeps what it has asked for, such as the pipelines of an earlier session of this process.
+    pipelines.configure(__name__)
+
+
+def current_plan() -> Plan:
+    """Return the plan in force; that of the default parameters, if nothing has been read."""
+    return _plans[0] if _plans else Plan.of(RunParameters())
 
 
 def register_stages() -> dict[str, Pipeline]:
-    """One pipeline a stage, in the order that data flows."""
+    """Return one pipeline per stage, in the order that data flows."""
+    plan = current_plan()
     return {
         "data_ingestion": data_ingestion.create_pipeline(),
         "contrastive_dynamics": contrastive_dynamics.create_pipeline(),
         "value_readout": value_readout.create_pipeline(),
-        "policy_extraction": policy_extraction.create_pipeline(),
-        "evaluation": evaluation.create_pipeline(),
+        "policy_extraction": policy_extraction.create_pipeline(plan),
+        "evaluation": evaluation.create_pipeline(plan),
     }
 
 
 def register_pipelines() -> dict[str, Pipeline]:
-    """The stages, ``__default__``, which is all of them, and ``tuning``, which searches their parameters."""
+    """Return the stages, ``__default__``, which is all of them, and ``tuning``, which searches parameters."""
     stages = register_stages()
     return {
         "__default__": sum(stages.values(), start=Pipeline([])),

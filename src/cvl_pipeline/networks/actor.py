@@ -1,48 +1,100 @@
-"""Policies' networks."""
+"""Policy networks."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from cvl_pipeline.episodes.container import Normalisation
+from cvl_pipeline.episodes.container import Normalisation, Transitions
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.encoder import ObservationEncoder
 from cvl_pipeline.networks.mlp import mlp
 
 
 @dataclass(frozen=True)
 class ActorShape:
-    """What is needed to rebuild an actor before its weights are loaded."""
+    """Sizes needed to rebuild an actor before its weights are loaded."""
 
-    observation_shape: tuple[int, ...]  # (O,), or (H, W, C) of images
+    observation_shape: tuple[int, ...]  # (O,), or (H, W, C) for images
     action_size: int
     hidden: tuple[int, ...]
+    encoder: dict[str, Any] = field(default_factory=dict)  # plain parameters
 
 
-class Actor(nn.Module, ABC):
-    """A stochastic policy pi(a | s) whose mode is what acts."""
+class Policy(nn.Module):
+    """A deterministic policy, which takes tensors or NumPy arrays."""
+
+    shape: ActorShape
+    discrete: bool = False
+    """Whether actions are discrete: one-hot vectors as tensors, and integers in ``act``."""
+
+    def act(self, observations: ArrayLike) -> Any:
+        """Return the actions for one observation or many, as the environment takes them.
+
+        Args:
+            observations: (O,) or (B, O) numbers of any type; images (H, W, C) or (B, H, W, C).
+
+        Returns:
+            (A,) or (B, A) float32 within the action bounds. Discrete actions are an integer, or (B,) int64.
+
+        Raises:
+            InputError: the observations have another shape, or are not finite numbers.
+        """
+        rows = np.asarray(observations)
+        wanted = tuple(self.shape.observation_shape)
+        if rows.dtype.kind not in "biuf":
+            raise InputError(f"observations are {rows.dtype}, not numbers")
+        if rows.shape[-len(wanted) :] != wanted or rows.ndim - len(wanted) not in (0, 1):
+            raise InputError(
+                f"observations have shape {rows.shape}; this policy takes {wanted} or (B, {str(wanted)[1:]}"
+            )
+        if not np.isfinite(rows).all():
+            raise InputError("observations hold a value that is not a finite number")
+        single = rows.ndim == len(wanted)
+        batch = torch.from_numpy(np.array(rows, dtype=np.uint8 if len(wanted) == 3 else np.float32))
+        device = next(self.parameters()).device
+        with torch.no_grad():
+            actions = self.forward((batch.unsqueeze(0) if single else batch).to(device)).cpu().numpy()
+        actions = actions.argmax(-1) if self.discrete else actions
+        if not single:
+            return actions
+        return int(actions[0]) if self.discrete else actions[0]
+
+    def __call__(self, observations: Any, *others: Any) -> Any:
+        """Act on tensors, (..., O) -> (..., A), or on NumPy arrays as ``act`` does."""
+        if isinstance(observations, np.ndarray):
+            return self.act(observations)
+        if isinstance(observations, Tensor) and observations.dtype == torch.float64:
+            observations = observations.float()
+        return super().__call__(observations, *others)
+
+
+class Actor(Policy, ABC):
+    """A stochastic policy pi(a | s) that acts by its mode."""
 
     def __init__(self, shape: ActorShape, normalisation: Normalisation | None = None) -> None:
         """Build the network.
 
         Args:
             shape: sizes.
-            normalisation: statistics of the observations; None leaves them to ``load_state_dict``.
+            normalisation: statistics of the observations; None: ``load_state_dict`` sets them.
         """
         super().__init__()
         self.shape = shape
-        self.encode_observation = ObservationEncoder(shape.observation_shape, normalisation)
+        self.encode_observation = ObservationEncoder(shape.observation_shape, normalisation, shape.encoder)
         self.network = mlp(self.encode_observation.features, shape.hidden, shape.action_size)
 
     @abstractmethod
     def forward(self, observations: Tensor) -> Tensor:
-        """The mode of the policy, (..., O) -> (..., A)."""
+        """Mode of the policy, (..., O) -> (..., A)."""
 
     @abstractmethod
     def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
@@ -50,27 +102,26 @@ class Actor(nn.Module, ABC):
 
     @abstractmethod
     def noise(self, count: int, generator: Generator) -> Tensor:
-        """What makes the policy stochastic, (count, A); see ``act_with_noise``."""
+        """Noise that makes the policy stochastic, (count, A); see ``act_with_noise``."""
 
     @abstractmethod
     def act_with_noise(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """One action of the policy for each row of noise, (B, O) and (M, A) -> (B, M, A)."""
+        """One action of the policy per row of noise, (B, O) and (M, A) -> (B, M, A)."""
 
     def description(self) -> dict[str, Any]:
-        """The shape as plain values, for storage."""
+        """Return the shape as plain values, for storage."""
         return asdict(self.shape)
 
     def _outputs(self, observations: Tensor) -> Tensor:
         outputs: Tensor = self.network(self.encode_observation(observations))
-        return outputs.float()  # autocast leaves bfloat16
+        return outputs.float()  # under autocast they are bfloat16
 
 
 class GaussianActor(Actor):
     """``pi(a | s) = N(mean(s), diag(std^2))`` with the mean squashed into the action bounds by tanh.
 
-    The noise is added after squashing and its scale does not depend on the state. A density of the
-    squashed sample would be infinite at the bounds, where logged actions that an environment has
-    clipped lie in numbers.
+    The noise is added after squashing, and its scale does not depend on the state. The density of a squashed
+    sample would be infinite at the bounds, where logs have many actions that the environment clipped.
     """
 
     action_low: Tensor
@@ -87,8 +138,8 @@ class GaussianActor(Actor):
 
         Args:
             shape: sizes.
-            normalisation: statistics of the observations; None leaves them to ``load_state_dict``.
-            action_bounds: lowest and highest action, (A,) each; likewise.
+            normalisation: statistics of the observations; None: ``load_state_dict`` sets them.
+            action_bounds: lowest and highest action, (A,) each; None: ``load_state_dict`` sets them.
         """
         super().__init__(shape, normalisation)
         low, high = action_bounds or (-torch.ones(shape.action_size), torch.ones(shape.action_size))
@@ -102,7 +153,7 @@ class GaussianActor(Actor):
         return self.log_std.clamp(*self.LOG_STD_RANGE).exp()
 
     def forward(self, observations: Tensor) -> Tensor:
-        """The mode of the policy, (..., O) -> (..., A), within the action bounds."""
+        """Mode of the policy, (..., O) -> (..., A), within the action bounds."""
         squashed = torch.tanh(self._outputs(observations))
         return self._bounded(self.action_low + (squashed + 1.0) / 2.0 * (self.action_high - self.action_low))
 
@@ -113,7 +164,7 @@ class GaussianActor(Actor):
         return density.sum(-1)
 
     def noise(self, count: int, generator: Generator) -> Tensor:
-        """Standard normal, (count, A)."""
+        """Standard normal noise, (count, A)."""
         return torch.randn(count, self.shape.action_size, generator=generator, device=generator.device)
 
     def act_with_noise(self, observations: Tensor, noise: Tensor) -> Tensor:
@@ -125,10 +176,12 @@ class GaussianActor(Actor):
 
 
 class CategoricalActor(Actor):
-    """``pi(a | s) = softmax(network(s))`` over discrete actions, which are one-hot vectors throughout."""
+    """``pi(a | s) = softmax(network(s))`` over discrete actions, which are one-hot vectors."""
+
+    discrete = True
 
     def forward(self, observations: Tensor) -> Tensor:
-        """The likeliest action, one-hot, (..., O) -> (..., A)."""
+        """Most likely action, one-hot, (..., O) -> (..., A)."""
         return self._one_hot(self._outputs(observations))
 
     def log_probs(self, observations: Tensor) -> Tensor:
@@ -140,13 +193,38 @@ class CategoricalActor(Actor):
         return (self.log_probs(observations) * actions).sum(-1)
 
     def noise(self, count: int, generator: Generator) -> Tensor:
-        """Gumbel, (count, A): the largest of log pi + noise is distributed as pi (Gumbel 1954)."""
+        """Gumbel noise, (count, A): the argmax of log pi + noise is distributed as pi (Gumbel 1954)."""
         uniform = torch.rand(count, self.shape.action_size, generator=generator, device=generator.device)
         return -(-uniform.clamp(min=1e-20).log()).log()
 
     def act_with_noise(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """The action whose log pi + noise is largest, one-hot, (B, M, A)."""
+        """Actions with the largest log pi + noise, one-hot, (B, M, A)."""
         return self._one_hot(self.log_probs(observations).unsqueeze(1) + noise)
 
     def _one_hot(self, scores: Tensor) -> Tensor:
         return functional.one_hot(scores.argmax(-1), self.shape.action_size).to(scores.dtype)
+
+
+def make_actor(
+    transitions: Transitions,
+    normalisation: Normalisation,
+    hidden: tuple[int, ...],
+    encoder: dict[str, Any] | None = None,
+) -> Actor:
+    """Build the actor for episodes: categorical if actions are discrete, else Gaussian.
+
+    Args:
+        transitions: the episodes, which define the shapes of observations and actions.
+        normalisation: statistics of the observations.
+        hidden: sizes of the hidden layers.
+        encoder: plain parameters of the observations' encoder; None: ``auto``.
+    """
+    shape = ActorShape(
+        observation_shape=tuple(transitions.observations.shape[1:]),
+        action_size=transitions.actions.shape[1],
+        hidden=hidden,
+        encoder=encoder or {},
+    )
+    if transitions.discrete:
+        return CategoricalActor(shape, normalisation)
+    return GaussianActor(shape, normalisation, (transitions.action_low, transitions.action_high))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class CriticShape:
         discount: gamma of the p_gamma that the critic was trained on. Without horizon conditioning, the
             readout can use no other.
         horizon_conditioning: phi also takes the offset k of the future state.
+        encoder: plain parameters of the observations' encoder.
     """
 
     observation_shape: tuple[int, ...]
@@ -46,6 +47,7 @@ class CriticShape:
     learned_temperature: bool
     discount: float
     horizon_conditioning: bool
+    encoder: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise InputError on an unknown kind of representation."""
@@ -81,7 +83,7 @@ class ContrastiveCritic(nn.Module):
         """
         super().__init__()
         self.shape = shape
-        self.encode_observation = ObservationEncoder(shape.observation_shape, normalisation)
+        self.encode_observation = ObservationEncoder(shape.observation_shape, normalisation, shape.encoder)
         self.standardise_action = Standardise(shape.action_size)
         if normalisation is not None:
             self.standardise_action.fit(normalisation.action_mean, normalisation.action_std)

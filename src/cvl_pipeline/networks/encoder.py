@@ -1,62 +1,188 @@
-"""What every network does with observations first."""
+"""Encoders: the first part of every network, from observations to features."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from cvl_pipeline.episodes.container import Normalisation
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.mlp import Standardise
+from cvl_pipeline.schema import Registry, Strict
 
-CHANNELS, IMAGE_FEATURES = 32, 128
 SMALLEST = 6
 """Pixels of a side that convolutions do not halve any further."""
 
 
-class ObservationEncoder(nn.Module):
-    """Standardised vectors as they are, images through convolutions.
+class EncoderParameters(Strict):
+    """The settings that every encoder has. An encoder adds its own."""
 
-    Images, (..., H, W, C) uint8 as logs have them, are standardised by channel; convolutions of stride 2
-    halve them until a side has no more than SMALLEST pixels; a linear layer, LayerNorm and tanh make features
-    of one size and scale of what is left (Yarats et al. 2021, section 4.1).
+    name: str = Field(description="Name of the encoder, or `module:Class` for one of your own.")
+
+
+class Encoder(nn.Module, ABC):
+    """From standardised observations to features.
+
+    An encoder of your own extends this class, with a model ``Parameters`` of its own settings.
     """
 
-    def __init__(self, shape: tuple[int, ...], normalisation: Normalisation | None = None) -> None:
+    Parameters: ClassVar[type[EncoderParameters]] = EncoderParameters
+    features: int
+    """Size of the output, which the constructor sets."""
+
+    @abstractmethod
+    def __init__(self, parameters: Any, shape: tuple[int, ...]) -> None:
+        """Build the layers.
+
+        Args:
+            parameters: an instance of ``Parameters``.
+            shape: of one observation: (O,), or (H, W, C) of an image.
+
+        Raises:
+            InputError: the encoder does not take observations of that shape.
+        """
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return features of standardised observations, (B, O) or (B, H, W, C) -> (B, features)."""
+
+
+ENCODERS: Registry[Encoder] = Registry(
+    "encoder",
+    "name",
+    "cvl_pipeline.networks.encoder:Encoder",
+    {
+        "auto": "cvl_pipeline.networks.encoder:AutomaticEncoder",
+        "identity": "cvl_pipeline.networks.encoder:IdentityEncoder",
+        "convolutional": "cvl_pipeline.networks.encoder:ConvolutionalEncoder",
+    },
+)
+
+
+class IdentityEncoder(Encoder):
+    """Vectors as they are."""
+
+    class Parameters(EncoderParameters):
+        """The settings of ``identity``: none."""
+
+        name: Literal["identity"] = Field("identity", description="Standardised vectors as they are.")
+
+    def __init__(self, parameters: Parameters, shape: tuple[int, ...]) -> None:
+        """Check the shape; there is nothing to build."""
+        super().__init__(parameters, shape)
+        if len(shape) != 1:
+            raise InputError(f"encoder 'identity' takes vectors, not observations of shape {shape}")
+        self.features = shape[0]
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return the observations, (B, O) -> (B, O)."""
+        return observations
+
+
+class ConvolutionalEncoder(Encoder):
+    """Images through convolutions of stride 2.
+
+    They halve the image until a side has no more than SMALLEST pixels. A linear layer, LayerNorm and tanh make
+    features of one size and scale (Yarats et al. 2021, section 4.1).
+    """
+
+    class Parameters(EncoderParameters):
+        """The settings of ``convolutional``."""
+
+        name: Literal["convolutional"] = Field("convolutional", description="Images through convolutions.")
+        channels: int = Field(32, ge=1, description="Channels of every convolution.")
+        features: int = Field(128, ge=1, description="Size of the output.")
+
+    def __init__(self, parameters: Parameters, shape: tuple[int, ...]) -> None:
+        """Build the layers for images (H, W, C)."""
+        super().__init__(parameters, shape)
+        if len(shape) != 3:
+            raise InputError(f"encoder 'convolutional' takes images, not observations of shape {shape}")
+        height, width, channels = shape
+        layers: list[nn.Module] = []
+        while min(height, width) > SMALLEST:
+            layers += [nn.Conv2d(channels, parameters.channels, 3, stride=2, padding=1), nn.ReLU()]
+            height, width, channels = math.ceil(height / 2), math.ceil(width / 2), parameters.channels
+        self.features = parameters.features
+        self.layers = nn.Sequential(
+            *layers,
+            nn.Flatten(),
+            nn.Linear(height * width * channels, self.features),
+            nn.LayerNorm(self.features),
+            nn.Tanh(),
+        )
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return features, (B, H, W, C) -> (B, features)."""
+        channels_first = observations.permute(0, 3, 1, 2)
+        features: Tensor = self.layers(channels_first.to(memory_format=torch.channels_last))
+        return features
+
+
+class AutomaticEncoderParameters(EncoderParameters):
+    """The settings of ``auto``: none."""
+
+    name: Literal["auto"] = Field("auto", description="Vectors as they are, images through convolutions.")
+
+
+class AutomaticEncoder(Encoder):
+    """Vectors as they are, images through convolutions."""
+
+    Parameters = AutomaticEncoderParameters
+
+    def __init__(self, parameters: AutomaticEncoderParameters, shape: tuple[int, ...]) -> None:
+        """Choose by the shape."""
+        super().__init__(parameters, shape)
+        self.chosen: Encoder = (
+            ConvolutionalEncoder(ConvolutionalEncoder.Parameters(), shape)
+            if len(shape) == 3
+            else IdentityEncoder(IdentityEncoder.Parameters(), shape)
+        )
+        self.features = self.chosen.features
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return the chosen encoder's features."""
+        features: Tensor = self.chosen(observations)
+        return features
+
+
+class ObservationEncoder(nn.Module):
+    """Standardises observations, by dimension or by channel of images, and encodes them."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        normalisation: Normalisation | None = None,
+        encoder: dict[str, Any] | None = None,
+    ) -> None:
         """Build the layers.
 
         Args:
             shape: of one observation: (O,), or (H, W, C) of an image.
             normalisation: statistics; None leaves them to ``load_state_dict``.
+            encoder: plain parameters of the encoder; None: ``auto``.
+
+        Raises:
+            InputError: unknown encoder, or one that does not take that shape.
         """
         super().__init__()
+        self.shape = shape
         self.standardise = Standardise(shape[-1])
         if normalisation is not None:
             self.standardise.fit(normalisation.observation_mean, normalisation.observation_std)
-        self.convolutions: nn.Sequential | None = None
-        self.features = shape[0]  # size of the output
-        if len(shape) == 3:
-            height, width, channels = shape
-            layers: list[nn.Module] = []
-            while min(height, width) > SMALLEST:
-                layers += [nn.Conv2d(channels, CHANNELS, 3, stride=2, padding=1), nn.ReLU()]
-                height, width, channels = math.ceil(height / 2), math.ceil(width / 2), CHANNELS
-            self.features = IMAGE_FEATURES
-            self.convolutions = nn.Sequential(
-                *layers,
-                nn.Flatten(),
-                nn.Linear(height * width * channels, self.features),
-                nn.LayerNorm(self.features),
-                nn.Tanh(),
-            )
+        parameters = ENCODERS.validate(encoder or {})
+        self.encoder = ENCODERS.of(parameters)(parameters, shape)
+        self.features = self.encoder.features
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Features, (..., O) -> (..., O) or (..., H, W, C) -> (..., IMAGE_FEATURES)."""
+        """Return features, (..., O) or (..., H, W, C) -> (..., features)."""
         standard: Tensor = self.standardise(observations)
-        if self.convolutions is None:
-            return standard
-        rows, image = standard.shape[:-3], standard.shape[-3:]
-        channels_first = standard.reshape(-1, *image).permute(0, 3, 1, 2)
-        features: Tensor = self.convolutions(channels_first.to(memory_format=torch.channels_last))
+        rows = standard.shape[: -len(self.shape)]
+        features: Tensor = self.encoder(standard.reshape(-1, *self.shape))
         return features.reshape(*rows, self.features)

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons as offline RL uses them."""
+"""Multilayer perceptrons and input standardisation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
-    """Linear layers with LayerNorm and ReLU between them; the last layer is bare.
+    """Linear layers with LayerNorm and ReLU between them; the last layer has neither.
 
     Args:
         inputs: size of the last axis of the input.
@@ -25,7 +25,7 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
 
 
 class Standardise(nn.Module):
-    """``(x - mean) / std`` per dimension with fixed statistics, which travel with the module's weights."""
+    """``(x - mean) / std`` per dimension with fixed statistics, stored with the module's weights."""
 
     mean: Tensor
     std: Tensor

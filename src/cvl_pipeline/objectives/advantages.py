@@ -1,96 +1,154 @@
-"""Advantages of logged actions: their Q less what the state is worth under other actions."""
+"""Advantages of logged actions: their Q minus the value of the state under other actions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor
 from torch.nn import functional
 
 from cvl_pipeline.episodes.container import Transitions
-from cvl_pipeline.errors import look_up
 from cvl_pipeline.networks.mlp import mlp
-from cvl_pipeline.objectives.parameters import PolicyParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.references import CHUNK
+from cvl_pipeline.schema import Registry, Strict
+from cvl_pipeline.training.parameters import Hidden
 from cvl_pipeline.training.seeds import stream_seed
 
-Baseline = Callable[[QFunction, Transitions, Tensor, Tensor, PolicyParameters, int], Tensor]
-"""V(s) where each of the given transitions starts, (M,), from Q, all transitions, the indices of those meant,
-the Q of their actions, the parameters and the seed."""
+
+class StateValueParameters(Strict):
+    """The settings that every V(s) has. Each adds its own."""
+
+    name: str = Field(description="Name of the state value, or `module:Class` for one of your own.")
 
 
-def marginal_actions(
-    q: QFunction,
-    transitions: Transitions,
-    index: Tensor,
-    values: Tensor,
-    parameters: PolicyParameters,
-    seed: int,
-) -> Tensor:
+class StateValue(ABC):
+    """V(s), which is subtracted from Q(s, a)."""
+
+    Parameters: ClassVar[type[StateValueParameters]] = StateValueParameters
+
+    def __init__(self, parameters: Any) -> None:
+        """Keep the parameters."""
+        self.parameters = parameters
+
+    @abstractmethod
+    def values(
+        self, q: QFunction, transitions: Transitions, index: Tensor, logged: Tensor, seed: int
+    ) -> Tensor:
+        """Return V of the states that transitions start from, (M,).
+
+        Args:
+            q: frozen.
+            transitions: all episodes.
+            index: (M,) int64, the transitions.
+            logged: (M,), Q of their actions.
+            seed: of every draw.
+        """
+
+
+STATE_VALUES: Registry[StateValue] = Registry(
+    "state value",
+    "name",
+    "cvl_pipeline.objectives.advantages:StateValue",
+    {
+        "marginal_actions": "cvl_pipeline.objectives.advantages:MarginalActions",
+        "fitted_value": "cvl_pipeline.objectives.advantages:FittedValue",
+    },
+)
+
+
+class MarginalActionsParameters(StateValueParameters):
+    """The settings of ``marginal_actions``."""
+
+    name: Literal["marginal_actions"] = Field(
+        "marginal_actions", description="The mean of Q over actions logged anywhere in the data."
+    )
+    actions: int = Field(4, ge=1, description="Number of actions that the mean takes.")
+
+
+class MarginalActions(StateValue):
     """``V(s) = 1/M sum_m Q(s, a_m)`` with a_m logged anywhere in the data.
 
-    Everything about Q that depends on the state alone (which goal, which episode: most of its variance)
-    cancels exactly in ``Q(s, a) - V(s)``, which no regression of V on states that each occur once can
-    promise. Discrete actions are not drawn: V is the mean over all of them, by their frequency in the data.
-    ``values`` is unused.
+    Everything about Q that depends on the state alone (the goal, the episode: most of its variance) cancels
+    exactly in ``Q(s, a) - V(s)``. No regression of V on states that each occur once can promise that. With
+    discrete actions V is the mean over all of them, by their frequency in the data.
     """
-    if transitions.discrete:
-        frequency = transitions.actions[index].mean(0)
-        return torch.cat(
-            [q.of_all_actions(transitions.states(part)) @ frequency for part in torch.split(index, CHUNK)]
-        )
-    generator = Generator(device=index.device).manual_seed(stream_seed(seed, "baseline", 0))
-    total = torch.zeros(len(index), device=index.device)
-    for _ in range(parameters.baseline_actions):
-        drawn = torch.randint(len(index), (len(index),), generator=generator, device=index.device)
-        total += q.of_transitions(transitions, index, index[drawn])[0]
-    return total / parameters.baseline_actions
+
+    Parameters = MarginalActionsParameters
+
+    def values(
+        self, q: QFunction, transitions: Transitions, index: Tensor, logged: Tensor, seed: int
+    ) -> Tensor:
+        """Return V, (M,); ``logged`` is not used."""
+        if transitions.discrete:
+            frequency = transitions.actions[index].mean(0)
+            return torch.cat(
+                [q.of_all_actions(transitions.states(part)) @ frequency for part in torch.split(index, CHUNK)]
+            )
+        generator = Generator(device=index.device).manual_seed(stream_seed(seed, "baseline", 0))
+        total = torch.zeros(len(index), device=index.device)
+        for _ in range(self.parameters.actions):
+            others = torch.randint(len(index), (len(index),), generator=generator, device=index.device)
+            total += q.of_transitions(transitions, index, index[others])[0]
+        mean: Tensor = total / self.parameters.actions
+        return mean
 
 
-def fitted_value(
-    q: QFunction,
-    transitions: Transitions,
-    index: Tensor,
-    values: Tensor,
-    parameters: PolicyParameters,
-    seed: int,
-) -> Tensor:
+class FittedValueParameters(StateValueParameters):
+    """The settings of ``fitted_value``."""
+
+    name: Literal["fitted_value"] = Field(
+        "fitted_value", description="A network fitted to the Q of the logged actions."
+    )
+    steps: int = Field(1000, ge=1, description="Gradient steps. More of them memorise states.")
+    hidden: Hidden = Field((256, 256), description="Sizes of the network's hidden layers.")
+    batch_size: int = Field(256, ge=1, description="Size of a batch.")
+    learning_rate: float = Field(1e-3, gt=0.0, description="Learning rate of Adam.")
+
+
+class FittedValue(StateValue):
     """V(s) by least squares on the Q of the logged actions: its mean under the behaviour policy.
 
-    Fitted for few steps on purpose (``value_steps``): every state of a continuous log occurs once, and a
-    V that memorised them would leave no advantage.
+    It is fitted for few steps on purpose: every state of a continuous log occurs once, and a V that memorised
+    them would leave no advantage.
     """
-    device = values.device
-    inputs = torch.cat(
-        [q.critic.encode_observation(transitions.states(part)) for part in torch.split(index, CHUNK)]
-    )
-    mean, std = values.mean(), values.std().clamp(min=1e-8)
-    targets = (values - mean) / std
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "baseline", 1))
-        network = mlp(inputs.shape[1], parameters.hidden, 1).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=parameters.training.learning_rate)
-    generator = Generator(device=device).manual_seed(stream_seed(seed, "baseline", 2))
-    batch = parameters.training.batch_size
-    with torch.enable_grad():
-        for _ in range(parameters.value_steps):
-            drawn = torch.randint(len(inputs), (batch,), generator=generator, device=device)
-            loss = functional.mse_loss(network(inputs[drawn]).squeeze(-1), targets[drawn])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-    fitted: Tensor = network(inputs).squeeze(-1)
-    return fitted * std + mean
 
+    Parameters = FittedValueParameters
 
-BASELINES: dict[str, Baseline] = {"marginal_actions": marginal_actions, "fitted_value": fitted_value}
+    def values(
+        self, q: QFunction, transitions: Transitions, index: Tensor, logged: Tensor, seed: int
+    ) -> Tensor:
+        """Fit V and return it, (M,)."""
+        parameters, device = self.parameters, logged.device
+        inputs = torch.cat(
+            [q.critic.encode_observation(transitions.states(part)) for part in torch.split(index, CHUNK)]
+        )
+        mean, std = logged.mean(), logged.std().clamp(min=1e-8)
+        targets = (logged - mean) / std
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(seed, "baseline", 1))
+            network = mlp(inputs.shape[1], parameters.hidden, 1).to(device)
+        optimizer = torch.optim.Adam(network.parameters(), lr=parameters.learning_rate)
+        generator = Generator(device=device).manual_seed(stream_seed(seed, "baseline", 2))
+        with torch.enable_grad():
+            for _ in range(parameters.steps):
+                rows = torch.randint(
+                    len(inputs), (parameters.batch_size,), generator=generator, device=device
+                )
+                loss = functional.mse_loss(network(inputs[rows]).squeeze(-1), targets[rows])
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+        fitted: Tensor = network(inputs).squeeze(-1)
+        return fitted * std + mean
 
 
 @torch.no_grad()
 def advantages(
-    q: QFunction, transitions: Transitions, index: Tensor, parameters: PolicyParameters, seed: int
+    q: QFunction, transitions: Transitions, index: Tensor, parameters: StateValueParameters, seed: int
 ) -> Tensor:
     """``A(s, a) = Q(s, a) - V(s)`` of logged actions, in units of its own standard deviation, (M,).
 
@@ -98,13 +156,10 @@ def advantages(
         q: frozen, on the device of the transitions.
         transitions: all episodes.
         index: (M,) int64, the transitions that train.
-        parameters: the stage's; ``baseline`` chooses V.
-        seed: of the baseline's draws.
-
-    Raises:
-        InputError: unknown baseline.
+        parameters: of V.
+        seed: of the draws that V makes.
     """
-    baseline = look_up("baseline", parameters.baseline, BASELINES)
     values, _ = q.of_transitions(transitions, index)
-    advantage = values - baseline(q, transitions, index, values, parameters, seed)
+    state_values = STATE_VALUES.create(parameters).values(q, transitions, index, values, seed)
+    advantage = values - state_values
     return advantage / advantage.std(unbiased=False).clamp(min=1e-8)

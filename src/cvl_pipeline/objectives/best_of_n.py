@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Generator, Tensor, nn
 
-from cvl_pipeline.networks.actor import Actor
+from cvl_pipeline.networks.actor import Actor, Policy
+from cvl_pipeline.objectives.base import ObjectiveParameters
+from cvl_pipeline.objectives.bc import BehaviourCloning
 from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.training.seeds import stream_seed
 
 
-class BestOfN(nn.Module):
+class BestOfN(Policy):
     """Acts by the best, in Q, of N actions that a cloned stochastic policy proposes.
 
-    Proposals are made of the same N rows of noise in every state, so the policy is deterministic. Their first
-    is the mode.
+    The same N rows of noise make the proposals in every state, so the policy is deterministic. The first
+    proposal is the mode.
     """
 
     proposals: Tensor
@@ -29,6 +35,7 @@ class BestOfN(nn.Module):
         super().__init__()
         self.actor = actor
         self.shape = actor.shape
+        self.discrete = actor.discrete
         self.critic = q.critic
         self.readout = q.readout
         self.register_buffer("proposals", proposals)
@@ -44,3 +51,25 @@ class BestOfN(nn.Module):
         )
         best = values.reshape(batch, count).argmax(1)
         return candidates[torch.arange(batch), best]
+
+
+class BestOfNProposals(BehaviourCloning):
+    """Clones the behaviour; the critic chooses among the clone's proposals when the policy acts."""
+
+    class Parameters(ObjectiveParameters):
+        """The settings of ``best_of_n``."""
+
+        objective: Literal["best_of_n"] = Field(
+            "best_of_n", description="Sample actions from a cloned policy and take the one with the best Q."
+        )
+        proposals: int = Field(
+            32, ge=1, description="Number N of actions that the cloned policy proposes beside its mode."
+        )
+
+    needs_critic = True
+
+    def policy(self, actor: Actor, values: QFunction | None, seed: int) -> nn.Module:
+        """Return the policy that asks the critic."""
+        assert values is not None  # checked before training begins
+        generator = Generator().manual_seed(stream_seed(seed, "proposals", 0))
+        return BestOfN(actor, values.frozen("cpu"), actor.noise(self.parameters.proposals, generator))

@@ -1,8 +1,10 @@
-"""Making the readout that the parameters ask for."""
+"""Make the readout that the parameters ask for."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -10,7 +12,14 @@ from torch import Generator, Tensor
 from cvl_pipeline.episodes.container import Rewards, Split, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.critic import ContrastiveCritic
-from cvl_pipeline.readout.parameters import ReadoutParameters
+from cvl_pipeline.readout.parameters import (
+    READOUTS,
+    ExactParameters,
+    FeatureParameters,
+    FourierParameters,
+    PositiveParameters,
+    ReadoutParameters,
+)
 from cvl_pipeline.readout.readouts import ExactReadout, Readout, feature_readout
 from cvl_pipeline.readout.references import (
     References,
@@ -20,6 +29,108 @@ from cvl_pipeline.readout.references import (
     represent,
 )
 from cvl_pipeline.training.seeds import stream_seed
+
+
+class ReadoutMethod(ABC):
+    """A way to turn the critic and weighted reference states into values."""
+
+    Parameters: ClassVar[type[ReadoutParameters]] = ReadoutParameters
+
+    def __init__(self, parameters: Any) -> None:
+        """Keep the parameters."""
+        self.parameters = parameters
+
+    @abstractmethod
+    def build(
+        self,
+        critic: ContrastiveCritic,
+        references: References,
+        horizons: Tensor,
+        discount: float,
+        generator: Generator,
+    ) -> Readout:
+        """Make the readout.
+
+        Args:
+            critic: the trained critic.
+            references: weighted reference states.
+            horizons: (H,) int64, offsets that a horizon-conditioned critic is averaged over; else empty.
+            discount: of the values.
+            generator: of every draw.
+        """
+
+    @property
+    @abstractmethod
+    def size(self) -> str:
+        """How large the readout is, for messages, such as ``64 features``."""
+
+
+class Exact(ReadoutMethod):
+    """See ``ExactReadout``."""
+
+    Parameters = ExactParameters
+
+    def build(
+        self,
+        critic: ContrastiveCritic,
+        references: References,
+        horizons: Tensor,
+        discount: float,
+        generator: Generator,
+    ) -> Readout:
+        """Keep the reference states, or compress them to cluster centres."""
+        if self.parameters.prototypes is not None:
+            temperature = critic.temperature.detach().clone()
+            references = compress(references, self.parameters.prototypes, temperature, generator)
+        return exact_readout(critic, references, horizons, discount, self.parameters.self_normalised)
+
+    @property
+    def size(self) -> str:
+        """Number of prototypes or references."""
+        if self.parameters.prototypes is not None:
+            return f"{self.parameters.prototypes} prototypes"
+        return f"{self.parameters.references or 'all'} references"
+
+
+class RandomFeatures(ReadoutMethod):
+    """See ``FeatureReadout``."""
+
+    Parameters = FeatureParameters
+    fourier: ClassVar[bool]
+
+    def build(
+        self,
+        critic: ContrastiveCritic,
+        references: References,
+        horizons: Tensor,
+        discount: float,
+        generator: Generator,
+    ) -> Readout:
+        """Sum the features of the reference states once."""
+        return feature_readout(
+            references, self.fourier, self.parameters.features, generator,
+            temperature=critic.temperature.detach().clone(), horizons=horizons, discount=discount,
+            self_normalised=self.parameters.self_normalised,
+        )  # fmt: skip
+
+    @property
+    def size(self) -> str:
+        """Number of features."""
+        return f"{self.parameters.features} features"
+
+
+class RandomFourier(RandomFeatures):
+    """Random Fourier features, the paper's."""
+
+    Parameters = FourierParameters
+    fourier = True
+
+
+class PositiveRandom(RandomFeatures):
+    """Positive orthogonal random features."""
+
+    Parameters = PositiveParameters
+    fourier = False
 
 
 @torch.no_grad()
@@ -35,7 +146,7 @@ def build_readout(
 
     Args:
         critic: the trained critic.
-        transitions: all episodes; the references come from the training ones.
+        transitions: all episodes; the reference states come from the training episodes.
         labels: their rewards.
         split: which episodes train.
         parameters: the stage's.
@@ -56,19 +167,10 @@ def build_readout(
         by_reward = parameters.reference_distribution == "reward"
         states = draw_references(states, parameters.references, by_reward, generator)
     references = represent(critic, transitions, states)
-    temperature = critic.temperature.detach().clone()
-    if parameters.prototypes is not None:
-        references = compress(references, parameters.prototypes, temperature, generator)
     horizons = horizon_quantiles(discount, parameters.horizons)
     if not critic.shape.horizon_conditioning:
         horizons = horizons[:0]
-    if parameters.method == "exact":
-        return exact_readout(critic, references, horizons, discount, parameters.self_normalised)
-    return feature_readout(
-        references, parameters.method, parameters.features, generator,
-        temperature=temperature, horizons=horizons, discount=discount,
-        self_normalised=parameters.self_normalised,
-    )  # fmt: skip
+    return READOUTS.create(parameters).build(critic, references, horizons, discount, generator)
 
 
 def exact_readout(

@@ -15,7 +15,7 @@ from cvl_pipeline.episodes.container import Rewards, Split, Transitions
 from cvl_pipeline.episodes.preparation import observed_returns
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.readout.build import exact_readout
-from cvl_pipeline.readout.parameters import ReadoutParameters
+from cvl_pipeline.readout.parameters import READOUTS, ReadoutParameters, ValueReportParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.references import all_references
 from cvl_pipeline.training.seeds import stream_seed
@@ -34,7 +34,7 @@ def value_table(
     transitions: Transitions,
     labels: Rewards,
     split: Split,
-    parameters: ReadoutParameters,
+    parameters: ValueReportParameters,
     seed: int,
 ) -> pd.DataFrame:
     """Values beside discounted Monte Carlo returns and the exact readout, one row a held-out transition.
@@ -48,7 +48,7 @@ def value_table(
         transitions: all episodes.
         labels: their rewards.
         split: which episodes are held out.
-        parameters: the stage's; ``compared_transitions`` rows get the exact value too.
+        parameters: ``compared_transitions`` rows get the exact value too.
         seed: chooses those rows.
 
     Returns:
@@ -83,21 +83,25 @@ def _exact(q: QFunction, transitions: Transitions, labels: Rewards, split: Split
     return QFunction(q.critic, exact_readout(q.critic, references, q.readout.horizons, q.readout.discount))
 
 
-def value_report(values: pd.DataFrame, parameters: ReadoutParameters) -> dict[str, float | None]:
+def value_report(
+    values: pd.DataFrame, labels: Rewards, parameters: ReadoutParameters
+) -> dict[str, float | None]:
     """Correlation and calibration of Q against held-out returns, and the readout's own error.
 
     Logs a warning if the readout's order of values is not the exact readout's.
 
     Args:
         values: of ``value_table``.
-        parameters: the stage's.
+        labels: rewards of all transitions.
+        parameters: of the readout.
 
     Returns:
         ``spearman`` and ``pearson`` over all held-out transitions, ``slope`` and ``intercept`` of the
         least-squares line return = slope * Q + intercept (1 and 0 where values are calibrated), the median
         and tenth percentile of the effective sample size, ``readout_error`` (root mean square difference from
         the exact readout, over the exact values' standard deviation), ``readout_rank_correlation`` (Spearman,
-        with the exact readout), and the number of transitions. Correlations, slope, intercept and error are
+        with the exact readout), the number of transitions, and ``success_states``, the logged states that
+        count as success (None where nothing reports success). Correlations, slope, intercept and error are
         None where values or returns are all equal.
     """
     q, returns = values["q"].to_numpy(np.float64), values["return"].to_numpy(np.float64)
@@ -107,17 +111,11 @@ def value_report(values: pd.DataFrame, parameters: ReadoutParameters) -> dict[st
     compared = values.dropna(subset=["q_exact"])
     error, rank = readout_error(compared["q"].to_numpy(), compared["q_exact"].to_numpy())
     if rank is not None and rank < RANK_CORRELATION_NEEDED:
-        if parameters.method != "exact":
-            size = f"{parameters.features} features"
-        elif parameters.prototypes is not None:
-            size = f"{parameters.prototypes} prototypes"
-        else:
-            size = f"{parameters.references or 'all'} references"
         logger.warning(
             "value_readout: %s with %s misses the exact values by %.2g of their standard deviations (rank "
-            "correlation %.2f): they cannot carry the critic's temperature; take %smore, method exact, or a "
-            "higher temperature",
-            parameters.method, size, error, rank,
+            "correlation %.2f): they are too few for the critic's temperature; use %smore of them, method exact, "
+            "or a higher temperature",
+            parameters.method, READOUTS.create(parameters).size, error, rank,
             "" if parameters.self_normalised else "self_normalised=true, ",
         )  # fmt: skip
     return {
@@ -132,6 +130,7 @@ def value_report(values: pd.DataFrame, parameters: ReadoutParameters) -> dict[st
         "readout_error": error,
         "readout_rank_correlation": rank,
         "transitions": float(len(values)),
+        "success_states": float(labels.successes.sum()) if labels.reports_success else None,
     }
 
 

@@ -3,78 +3,176 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from cvl_pipeline.training.parameters import Floats, Integers, Strict
+from cvl_pipeline.schema import Floats, Integers, Registry, Strict
+
+if TYPE_CHECKING:
+    from cvl_pipeline.readout.build import ReadoutMethod
+    from cvl_pipeline.readout.rewards import Reward
+
+
+def _folder_name(name: str | None) -> str | None:
+    if name is not None and (not re.fullmatch(r"[\w.\-]+", name) or name.startswith(".")):
+        raise ValueError("must be letters, digits, '.', '_' and '-', no '.' first: it names a folder")
+    return name
 
 
 class RewardParameters(Strict):
-    """What counts as good: labels of the logged transitions, made without touching the dynamics."""
+    """The settings that every reward has. A reward adds its own."""
 
-    source: str  # dataset | success | goal_distance | module:function, a function of your own
-    name: str | None  # folder of what follows from this reward; null: none for dataset, else after the source
-    indices: Integers | None  # goal_distance: dimensions of the observation that are compared
-    target: Floats | None  # goal_distance: their values at the goal, in the observation's units
-    scale: float | None = Field(gt=0.0)  # goal_distance: distance at which the reward has fallen to a half
-    tolerance: float | None = Field(gt=0.0)  # goal_distance: distance that counts as success
-
-    @field_validator("source")
-    @classmethod
-    def _known_source(cls, source: str) -> str:
-        # Of words alone: without a name, the reward's folder is called after it.
-        if source not in ("dataset", "success", "goal_distance") and not re.fullmatch(
-            r"[^\W\d]\w*(\.\w+)*:\w+", source
-        ):
-            raise ValueError("must be dataset, success, goal_distance or module:function")
-        return source
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_a_folder_name(cls, name: str | None) -> str | None:
-        if name is not None and (not re.fullmatch(r"[\w.\-]+", name) or name.startswith(".")):
-            raise ValueError("must be letters, digits, '.', '_' and '-', no '.' first: it names a folder")
-        return name
-
-    @model_validator(mode="after")
-    def _goal_is_whole(self) -> RewardParameters:
-        goal = (self.indices, self.target, self.scale, self.tolerance)
-        if self.source == "goal_distance":
-            if self.indices is None or self.target is None or self.scale is None or self.tolerance is None:
-                raise ValueError("goal_distance needs reward.indices, target, scale and tolerance")
-            if len(self.indices) != len(self.target) or not self.indices:
-                raise ValueError(
-                    f"reward.indices has {len(self.indices)} entries and reward.target {len(self.target)}; "
-                    "each index needs its target"
-                )
-        elif any(value is not None for value in goal):
-            raise ValueError(
-                f"reward.indices, target, scale and tolerance are for goal_distance, not {self.source}"
-            )
-        return self
+    source: str = Field(
+        description="`dataset`, `success`, `goal_distance`, or `module:function`, a function of your own."
+    )
+    name: Annotated[str | None, AfterValidator(_folder_name)] = Field(
+        None,
+        description="Subfolder of the results for this reward. null: none for `dataset`, else named after the "
+        "source.",
+    )
 
     @property
     def folder(self) -> str:
-        """Folder below the dataset's and seed's, or nothing for the dataset's own reward."""
-        return self.name or ("" if self.source == "dataset" else self.source.replace(":", "."))
+        """Subfolder of the dataset's and seed's folder; empty for the dataset's own reward."""
+        return self.name or self.source.replace(":", ".")
+
+
+class LoggedReward(RewardParameters):
+    """The settings of ``dataset``: none."""
+
+    source: Literal["dataset"] = Field("dataset", description="The reward as the log has it.")
+
+    @property
+    def folder(self) -> str:
+        """Subfolder of the dataset's and seed's folder; empty unless the reward has a name."""
+        return self.name or ""
+
+
+class SuccessReward(RewardParameters):
+    """The settings of ``success``: none."""
+
+    source: Literal["success"] = Field(
+        "success", description="1 where the log counts the task as solved, else 0."
+    )
+
+
+class GoalDistanceReward(RewardParameters):
+    """The settings of ``goal_distance``."""
+
+    source: Literal["goal_distance"] = Field(
+        "goal_distance",
+        description="1 / (1 + (d / scale)^2) with the distance d between the state arrived in and a target.",
+    )
+    indices: Integers | None = Field(None, description="Dimensions of the observation that are compared.")
+    target: Floats | None = Field(
+        None, description="Values of these dimensions at the goal, in the observation's units."
+    )
+    scale: float | None = Field(
+        None, gt=0.0, description="Distance at which the reward has fallen to a half."
+    )
+    tolerance: float | None = Field(None, gt=0.0, description="Distance that counts as success.")
+
+    @model_validator(mode="after")
+    def _goal_is_whole(self) -> GoalDistanceReward:
+        if self.indices is None or self.target is None or self.scale is None or self.tolerance is None:
+            raise ValueError("goal_distance needs reward.indices, target, scale and tolerance")
+        if len(self.indices) != len(self.target) or not self.indices:
+            raise ValueError(
+                f"reward.indices has {len(self.indices)} entries and reward.target {len(self.target)}; "
+                "each index needs its target"
+            )
+        return self
+
+
+class FunctionReward(RewardParameters):
+    """The settings of a function of your own: none."""
 
 
 class ReadoutParameters(Strict):
-    """How values are read out of the critic."""
+    """The settings that every readout has. A readout adds its own."""
 
-    method: Literal["exact", "random_fourier", "positive_random"]
-    self_normalised: bool  # divide by the estimated normaliser, which cancels any c(s, a) in the critic
-    references: int | None = Field(ge=1)  # K future states drawn as in training; null: all that were logged
-    reference_distribution: Literal["marginal", "reward"]  # reward: half of them in proportion to |reward|
-    prototypes: int | None = Field(ge=1)  # exact: compress the references to so many; null: keep them
-    features: int = Field(ge=2)  # random features: how many
-    discount: float | None = Field(gt=0.0, lt=1.0)  # null: the critic's; another needs horizon_conditioning
-    horizons: int = Field(ge=1)  # offsets that a horizon-conditioned critic is averaged over
-    compared_transitions: int = Field(ge=2)  # held-out ones that the readout's own error is measured on
+    method: str = Field(description="Name of the readout, or `module:Class` for one of your own.")
+    self_normalised: bool = Field(
+        True,
+        description="Divide by the estimated normaliser, which cancels any term c(s, a) in the critic.",
+    )
+    references: int | None = Field(
+        8192,
+        ge=1,
+        description="Number K of reference states, drawn as in training. null: every logged future state.",
+    )
+    reference_distribution: Literal["marginal", "reward"] = Field(
+        "marginal", description="`reward` draws half of the reference states in proportion to |reward|."
+    )
+    discount: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="Discount of the values. null: the critic's. Another one needs horizon_conditioning.",
+    )
+    horizons: int = Field(8, ge=1, description="Offsets that a horizon-conditioned critic is averaged over.")
 
-    @model_validator(mode="after")
-    def _prototypes_are_for_exact(self) -> ReadoutParameters:
-        if self.prototypes is not None and self.method != "exact":
-            raise ValueError(f"prototypes are for method exact, not {self.method}")
-        return self
+
+class ExactParameters(ReadoutParameters):
+    """The settings of ``exact``."""
+
+    method: Literal["exact"] = Field(
+        "exact", description="Self-normalised importance sampling over the reference states."
+    )
+    prototypes: int | None = Field(
+        None,
+        ge=1,
+        description="Compress the reference states to this many cluster centres. null: keep them.",
+    )
+
+
+class FeatureParameters(ReadoutParameters):
+    """The settings of readouts by random features."""
+
+    features: int = Field(4096, ge=2, description="Number of random features.")
+
+
+class FourierParameters(FeatureParameters):
+    """The settings of ``random_fourier``."""
+
+    method: Literal["random_fourier"] = Field("random_fourier", description="The paper's random features.")
+
+
+class PositiveParameters(FeatureParameters):
+    """The settings of ``positive_random``."""
+
+    method: Literal["positive_random"] = Field(
+        "positive_random", description="Positive orthogonal random features."
+    )
+
+
+class ValueReportParameters(Strict):
+    """How values are judged on held-out episodes."""
+
+    compared_transitions: int = Field(
+        2000, ge=2, description="Held-out transitions on which the readout's own error is measured."
+    )
+
+
+REWARDS: Registry[Reward] = Registry(
+    "reward source",
+    "source",
+    "cvl_pipeline.readout.rewards:Reward",
+    {
+        "dataset": "cvl_pipeline.readout.rewards:Logged",
+        "success": "cvl_pipeline.readout.rewards:Success",
+        "goal_distance": "cvl_pipeline.readout.rewards:GoalDistance",
+    },
+    functions="cvl_pipeline.readout.rewards:UserReward",
+)
+READOUTS: Registry[ReadoutMethod] = Registry(
+    "readout",
+    "method",
+    "cvl_pipeline.readout.build:ReadoutMethod",
+    {
+        "exact": "cvl_pipeline.readout.build:Exact",
+        "random_fourier": "cvl_pipeline.readout.build:RandomFourier",
+        "positive_random": "cvl_pipeline.readout.build:PositiveRandom",
+    },
+)

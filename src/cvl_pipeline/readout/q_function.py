@@ -1,4 +1,4 @@
-"""Q(s, a) of the behaviour policy: a critic and a readout together."""
+"""Q(s, a) of the behaviour policy: a critic combined with a readout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cvl_pipeline.readout.references import CHUNK
 
 @dataclass(frozen=True)
 class QFunction:
-    """Values of actions, from the critic that was trained without rewards and a readout that knows them."""
+    """Action values from a critic, trained without rewards, and a readout, which contains the rewards."""
 
     critic: ContrastiveCritic
     readout: Readout
@@ -26,7 +26,7 @@ class QFunction:
         return self.readout.values(self.phi(observations, actions))
 
     def phi(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Representations that the readout takes: (B, D), or (B, H, D) of a horizon-conditioned critic."""
+        """Inputs of the readout: (B, D), or (B, H, D) for a horizon-conditioned critic."""
         horizons = self.readout.horizons
         if not len(horizons):
             return self.critic.phi(observations, actions)
@@ -51,8 +51,8 @@ class QFunction:
 
         Args:
             transitions: the log.
-            index: (M,) int64, the transitions whose states are meant.
-            actions: (M,) int64, those whose actions are meant; None: the same.
+            index: (M,) int64, transitions that provide the states.
+            actions: (M,) int64, transitions that provide the actions; None: the same.
         """
         actions = index if actions is None else actions
         parts = [
@@ -63,12 +63,12 @@ class QFunction:
         return torch.cat(values), torch.cat(sizes)
 
     def of_all_actions(self, observations: Tensor) -> Tensor:
-        """Q of every discrete action at once, (B, O) -> (B, A); actions are one-hot."""
+        """Q of every discrete action, (B, O) -> (B, A); actions are one-hot."""
         count = self.critic.shape.action_size
         actions = torch.eye(count, device=observations.device)
         values = self(observations.repeat_interleave(count, dim=0), actions.repeat(len(observations), 1))
         return values.reshape(len(observations), count)
 
     def frozen(self, device: torch.device | str) -> QFunction:
-        """A copy on another device whose weights take no gradient; the original stays as it is."""
+        """Copy the function to a device, without gradients for its weights; the original is unchanged."""
         return QFunction(copy.deepcopy(self.critic).to(device).requires_grad_(False), self.readout.to(device))

@@ -1,4 +1,4 @@
-"""Readouts: from representations of state-action pairs to values."""
+"""Readouts, which map representations of state-action pairs to values."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from cvl_pipeline.readout.references import CHUNK, References
 ReadoutT = TypeVar("ReadoutT", bound="Readout")
 
 QUERY_TILE, REFERENCE_TILE = 512, 1024
-"""Logits taken at once: 2 MiB, which a processor's cache holds; 4096 x 4096 takes seven times as long."""
+"""Size of a tile of logits: 2 MiB, which fits in a CPU cache; 4096 x 4096 takes seven times as long."""
 
 
 @dataclass(frozen=True)
 class Readout(ABC):
-    """Turns phi(s, a) into ``Q(s, a) = 1/(1 - gamma) E_{s' ~ p_gamma(. | s, a)} r(s')``.
+    """Maps phi(s, a) to ``Q(s, a) = 1/(1 - gamma) E_{s' ~ p_gamma(. | s, a)} r(s')``.
 
     Attributes:
-        temperature: scalar, the critic's.
-        horizons: (H,) int64, offsets k that the critic is averaged over; empty unless it is conditioned on k.
+        temperature: scalar, the critic's temperature.
+        horizons: (H,) int64, offsets k over which Q is averaged; empty unless the critic is conditioned on k.
         discount: gamma.
         self_normalised: whether the weights are divided by their sum.
     """
@@ -37,23 +37,23 @@ class Readout(ABC):
 
     @abstractmethod
     def expectation(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected reward and effective sample size of each query, (B, D) -> (B,) each."""
+        """Expected reward and effective sample size per query, (B, D) -> (B,) each."""
 
     def values(self, phi: Tensor) -> Tensor:
-        """Q of each query, (B, D) or (B, H, D) -> (B,); differentiable with respect to ``phi``."""
+        """Q per query, (B, D) or (B, H, D) -> (B,); differentiable with respect to ``phi``."""
         return self.values_and_sample_size(phi)[0]
 
     def values_and_sample_size(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Q and the effective sample size ``(sum_j w_j)^2 / sum_j w_j^2`` of the weights behind it.
+        """Q and the effective sample size ``(sum_j w_j)^2 / sum_j w_j^2`` of its weights.
 
         Args:
-            phi: (B, D), or (B, H, D) with one representation a horizon, whose mean is taken.
+            phi: (B, D), or (B, H, D) with one representation per horizon; results are averaged over horizons.
 
         Returns:
-            (B,) each; the sample size is NaN for random features, which never weigh single references.
+            (B,) each; the sample size is NaN for random features, which have no weights per reference.
         """
         rows = phi.shape[:-1]
-        # In single precision even under autocast, as the critic's own logits are.
+        # Single precision even under autocast, like the critic's own logits.
         with torch.autocast(phi.device.type, enabled=False):
             expectation, size = self.expectation(phi.float().reshape(-1, phi.shape[-1]))
         expectation, size = expectation.reshape(rows), size.reshape(rows)
@@ -62,7 +62,7 @@ class Readout(ABC):
         return expectation / (1.0 - self.discount), size
 
     def to(self: ReadoutT, device: torch.device | str) -> ReadoutT:
-        """The same readout on another device."""
+        """Move the readout to a device."""
         moved: dict[str, Any] = {
             field.name: value.to(device)
             for field in dataclasses.fields(self)
@@ -75,10 +75,10 @@ class Readout(ABC):
 class ExactReadout(Readout):
     """Self-normalised importance sampling over reference states z_1..z_K.
 
-    ``Q(s, a) = 1/(1 - gamma) sum_j w_j r_j``, ``w_j`` in proportion to ``p_j exp f(s, a, z_j)``: the
-    references follow p(s') with probabilities p_j and ``f = log p_gamma(s' | s, a) / p(s')`` (Mazoure et al.
-    2023, equation 6; self-normalising cancels any constant c(s, a) in f). Unnormalised, the sum is
-    ``sum_j p_j exp(f) r_j`` as it stands.
+    ``Q(s, a) = 1/(1 - gamma) sum_j w_j r_j`` with ``w_j`` in proportion to ``p_j exp f(s, a, z_j)``. The
+    references represent p(s') with probabilities p_j, and ``f = log p_gamma(s' | s, a) / p(s')`` (Mazoure et
+    al. 2023, equation 6). Self-normalisation cancels any constant c(s, a) in f. Without it, the sum is
+    ``sum_j p_j exp(f) r_j``.
 
     Attributes:
         psi: (K, D) representations of the references.
@@ -91,19 +91,19 @@ class ExactReadout(Readout):
     log_weights: Tensor
 
     def expectation(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass over the references for every tile of queries."""
+        """Expected reward and effective sample size, with one pass over the references per query tile."""
         tiles = [self._expectation(tile) for tile in torch.split(phi / self.temperature, QUERY_TILE)]
         expectation, size = (torch.cat(parts) for parts in zip(*tiles, strict=True))
         return expectation, size
 
     def _expectation(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Of queries over temperature, (tile, D), with sums relative to the largest logit so far."""
+        """Expectation of queries / temperature, (tile, D), with sums relative to the largest logit so far."""
         highest = queries.new_full((len(queries), 1), -torch.inf)
         total, squares, reward = (queries.new_zeros(len(queries)) for _ in range(3))
         for start in range(0, len(self.psi), REFERENCE_TILE):
             part = slice(start, start + REFERENCE_TILE)
             logits = torch.addmm(self.log_weights[part], queries, self.psi[part].T)  # (tile, tile)
-            # The maximum cancels in every ratio, so no gradient need pass through it.
+            # The maximum cancels in every ratio, so it needs no gradient.
             new_highest = torch.maximum(highest, logits.detach().amax(1, keepdim=True))
             fade = (highest - new_highest).exp().squeeze(1)
             weights = (logits - new_highest).exp()
@@ -119,12 +119,13 @@ class ExactReadout(Readout):
 class FeatureReadout(Readout):
     """``Q = F(phi) . xi / (1 - gamma)`` with random features F of the kernel ``exp(x . y / T)``.
 
-    ``xi = E[F(psi(z)) r(z)]`` is summed once over the references, so a query costs as much as there are
-    features, whatever the dataset's size; self-normalised, it is divided by ``F(phi) . E[F(psi(z))]``.
+    ``xi = E[F(psi(z)) r(z)]`` is summed once over the references, so the cost of a query depends on the
+    number of features and not on the size of the dataset. Self-normalisation divides by
+    ``F(phi) . E[F(psi(z))]``.
 
     Attributes:
         directions: (M, D), rows of W.
-        phases: (M,), b of the Fourier features; empty for the positive ones.
+        phases: (M,), b of the Fourier features; empty for positive features.
         xi: (M,), E[F(psi) r].
         normaliser: (M,), E[F(psi)].
     """
@@ -135,13 +136,13 @@ class FeatureReadout(Readout):
     normaliser: Tensor
 
     def expectation(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Two inner products a query; the sample size is NaN."""
+        """Expected reward with two inner products per query; the sample size is NaN."""
         features = random_features(phi, self.directions, self.phases, self.temperature)
         expectation = features @ self.xi
         if self.self_normalised:
             normaliser = features @ self.normaliser
-            # Fourier features may sum to nothing or less where they fail; a value that is wrong but finite is
-            # what the report measures. The floor is the query's own, so that no value depends on its batch.
+            # Where Fourier features fail, the normaliser may be zero or negative. The floor keeps the value
+            # finite, so that the report can measure its error; it is per query, independent of the batch.
             floor = 1e-3 * features.detach().norm(dim=-1) * self.normaliser.norm()
             expectation = expectation / torch.maximum(normaliser, floor)
         return expectation, torch.full_like(expectation, torch.nan)
@@ -164,7 +165,7 @@ def random_features(inputs: Tensor, directions: Tensor, phases: Tensor, temperat
 def draw_directions(
     count: int, size: int, temperature: Tensor, orthogonal: bool, generator: Generator
 ) -> Tensor:
-    """Rows of W, (M, D), each N(0, I/T); ``orthogonal`` ones are so in blocks of D (Yu et al. 2016)."""
+    """Sample the rows of W, (M, D), each N(0, I/T); ``orthogonal``: in blocks of D (Yu et al. 2016)."""
     normal = torch.randn(count, size, generator=generator)
     if orthogonal:
         blocks = [_rotation(size, generator) for _ in range(0, count, size)]
@@ -173,9 +174,9 @@ def draw_directions(
 
 
 def _rotation(size: int, generator: Generator) -> Tensor:
-    """A uniformly distributed orthogonal matrix.
+    """Uniformly distributed orthogonal matrix.
 
-    The Q of LAPACK's decomposition is not: its signs are fixed, which would bias the kernel (Mezzadri 2007).
+    LAPACK's Q is not uniformly distributed: its signs are fixed, which biases the kernel (Mezzadri 2007).
     """
     q, r = torch.linalg.qr(torch.randn(size, size, generator=generator))
     rotation: Tensor = q * r.diagonal().sign()
@@ -184,7 +185,7 @@ def _rotation(size: int, generator: Generator) -> Tensor:
 
 def feature_readout(
     references: References,
-    method: str,
+    fourier: bool,
     features: int,
     generator: Generator,
     *,
@@ -193,19 +194,18 @@ def feature_readout(
     discount: float,
     self_normalised: bool,
 ) -> FeatureReadout:
-    """Sum the features of all references once.
+    """Build a readout by summing the features of all references once.
 
     Args:
         references: weighted reference states.
-        method: ``random_fourier`` or ``positive_random``.
-        features: M.
-        generator: of W and b, on the CPU.
-        temperature: see Readout, likewise the rest.
+        fourier: random Fourier features; else positive orthogonal ones.
+        features: number of features, M.
+        generator: samples W and b, on the CPU.
+        temperature: see Readout.
         horizons: see Readout.
         discount: see Readout.
         self_normalised: see Readout.
     """
-    fourier = method == "random_fourier"
     device = references.psi.device
     size = references.psi.shape[1]
     directions = draw_directions(features, size, temperature, not fourier, generator).to(device)

@@ -1,4 +1,4 @@
-"""Pictures of what each stage made, as Matplotlib figures."""
+"""Pictures of the results of each stage, as Matplotlib figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = {"CVL": "#1b6ca8", "BC": "#d98e04", "behaviour": "#7a7a7a"}
+COLOURS = ("#1b6ca8", "#d98e04", "#2f7d4f", "#8a4fbf", "#b3423a", "#3aa6a6", "#c26d8f", "#6b6b1f")
+"""Of the policies, CVL first."""
+BEHAVIOUR = "#7a7a7a"
+"""Of the data that the policies learned from."""
+
+
+def _colour(position: int) -> str:
+    return COLOURS[position % len(COLOURS)]
 
 
 def _axes(count: int, height: float = 3.4) -> tuple[Figure, list[Axes]]:
@@ -24,23 +31,31 @@ def _axes(count: int, height: float = 3.4) -> tuple[Figure, list[Axes]]:
 
 
 def behaviour_data(episodes: pd.DataFrame, coverage: pd.DataFrame) -> Figure:
-    """Returns of solved and unsolved episodes, their lengths, and where their observations lie."""
+    """Returns and lengths of solved and unsolved episodes, and the coverage of their observations."""
     figure, (returns, lengths, places) = _axes(3)
+    parts = [("all", "all episodes", BEHAVIOUR)]
+    if not episodes["success"].isna().any():
+        parts = [(True, "solved", "#2f7d4f"), (False, "not solved", "#b3423a")]  # type: ignore[list-item]
     for axis, column in ((returns, "return"), (lengths, "length")):
         known = episodes.dropna(subset=[column])
         bins = np.histogram_bin_edges(known[column], bins=20).tolist()
-        for success, label, colour in ((True, "solved", "#2f7d4f"), (False, "not solved", "#b3423a")):
-            part = known.loc[known["success"] == success, column]
-            axis.hist(part, bins=bins, alpha=0.7, color=colour, label=f"{label} ({len(part)} episodes)")
+        for success, label, colour in parts:
+            chosen = known if success == "all" else known[known["success"] == success]
+            text = f"{label} ({len(chosen)})"
+            axis.hist(chosen[column], bins=bins, alpha=0.7, color=colour, label=text)
         axis.set(ylabel="episodes")
-    returns.set(xlabel="return of the episode (undiscounted)", title="Behaviour data")
-    returns.legend(frameon=False)
-    lengths.set(xlabel="steps", title="Lengths")
+        if known.empty:
+            axis.text(0.5, 0.5, "the log has no rewards", ha="center", transform=axis.transAxes)
+    returns.set(xlabel="return of the episode (undiscounted)", title="Returns in the data")
+    lengths.set(xlabel="steps", title="Lengths of episodes")
+    lengths.legend(frameon=False)
     image = places.hexbin(
         coverage["first"], coverage["second"], gridsize=40, bins="log", mincnt=1, cmap="viridis"
     )
     figure.colorbar(image, ax=places, label="observations")
-    places.set(xlabel="first principal component", ylabel="second", title="Coverage (standardised)")
+    places.set(
+        xlabel="first principal component", ylabel="second", title="Coverage by standardised observations"
+    )
     return figure
 
 
@@ -66,7 +81,7 @@ def dynamics_history(history: pd.DataFrame) -> Figure:
 def values_against_returns(values: pd.DataFrame, report: Mapping[str, float | None]) -> Figure:
     """Q against held-out returns, with the calibration line, and both along three episodes."""
     figure, (scatter, course) = _axes(2, height=3.8)
-    scatter.scatter(values["q"], values["return"], s=4, alpha=0.25, color=COLOURS["CVL"], edgecolors="none")
+    scatter.scatter(values["q"], values["return"], s=4, alpha=0.25, color=_colour(0), edgecolors="none")
     span = np.array([values["q"].min(), values["q"].max()])
     scatter.plot(span, span, ":", color="black", lw=1, label="calibrated")
     title = "Held-out transitions: values or returns are all equal"
@@ -80,8 +95,8 @@ def values_against_returns(values: pd.DataFrame, report: Mapping[str, float | No
     scatter.legend(frameon=False)
     ranked = values.groupby("episode")["return"].mean().sort_values().index
     # As a dict, so that one or two held-out episodes are drawn once.
-    shown = {0: "#b3423a", len(ranked) // 2: "#d98e04", len(ranked) - 1: "#2f7d4f"}
-    for position, colour in shown.items():
+    colours = {0: "#b3423a", len(ranked) // 2: "#d98e04", len(ranked) - 1: "#2f7d4f"}
+    for position, colour in colours.items():
         part = values[values["episode"] == ranked[position]]
         course.plot(part["step"], part["return"], color=colour, lw=1, ls=":")
         course.plot(part["step"], part["q"], color=colour, lw=1.5, label=f"episode {ranked[position]}")
@@ -95,27 +110,35 @@ def values_against_returns(values: pd.DataFrame, report: Mapping[str, float | No
 def policy_histories(histories: Mapping[str, pd.DataFrame]) -> Figure:
     """Training loss of each policy, each on its own scale, and held-out distance to the logged actions."""
     figure, (*losses, error) = _axes(len(histories) + 1)
-    for loss, (name, history) in zip(losses, histories.items(), strict=True):
-        style: dict[str, Any] = {"color": COLOURS[name], "label": name, "marker": "o", "markersize": 3}
+    for position, (loss, (name, history)) in enumerate(zip(losses, histories.items(), strict=True)):
+        style: dict[str, Any] = {
+            "color": _colour(position), "label": name, "marker": "o", "markersize": 3
+        }  # fmt: skip
         loss.plot(history["step"], history["train/loss"], **style)
         loss.set(title=f"{name}: training loss", xlabel="gradient step")
-        error.plot(history["step"], history["validation/action_error"], **style)
+        if "validation/action_error" in history:  # a method of the user's own may not measure it
+            error.plot(history["step"], history["validation/action_error"], **style)
     error.set(title="Held-out squared distance to logged actions", xlabel="gradient step", ylim=(0, None))
     error.legend(frameon=False)
     return figure
 
 
 def comparison(metrics: Mapping[str, Any]) -> Figure:
-    """Success rate and mean return of CVL, BC and the behaviour data with their intervals."""
+    """Success rate and mean return of all policies and the behaviour data, with their intervals."""
+    rows = {**metrics["methods"], "behaviour": "behaviour"}
     figure, axes = _axes(2, height=3.6)
-    keys = {"cvl": "CVL", "bc": "BC", "behaviour": "behaviour"}
+    figure.set_figwidth(max(8.8, 2.0 * len(rows)))
     panels = (("success_rate", "success rate"), ("return_mean", "mean return (undiscounted)"))
     for axis, (metric, label) in zip(axes, panels, strict=True):
-        for position, (key, name) in enumerate(keys.items()):
+        for position, key in enumerate(rows):
             mean, low, high = (metrics[f"{key}.{metric}{end}"] for end in ("", "_ci_low", "_ci_high"))
-            axis.bar(position, mean, color=COLOURS[name], width=0.65)
+            if mean is None:
+                axis.text(position, 0.0, "n/a", ha="center", va="bottom")
+                continue
+            colour = BEHAVIOUR if key == "behaviour" else _colour(position)
+            axis.bar(position, mean, color=colour, width=0.65)
             axis.errorbar(position, mean, [[mean - low], [high - mean]], color="black", capsize=4, lw=1.2)
-        axis.set_xticks(range(len(keys)), list(keys.values()))
+        axis.set_xticks(range(len(rows)), list(rows.values()))
         axis.set(ylabel=label)
         axis.grid(axis="x", visible=False)
     axes[0].set_ylim(0, 1.05)

@@ -27,24 +27,30 @@ def bootstrap_interval(values: NDArray[np.float64], confidence: float, seed: int
     return float(interval.low), float(interval.high)
 
 
-def summarise_rollouts(tables: Mapping[str, pd.DataFrame], confidence: float, seed: int) -> dict[str, float]:
+def summarise_rollouts(
+    tables: Mapping[str, pd.DataFrame], confidence: float, seed: int
+) -> dict[str, float | None]:
     """``<name>.success_rate`` and ``<name>.return_mean`` of each table, each with ``_ci_low``/``_ci_high``.
 
-    Where a table tells tasks apart, ``<name>.success_rate.<task>`` of each besides.
+    They are None where success or reward is not known. A table with tasks also gives
+    ``<name>.success_rate.<task>`` of each.
 
     Args:
-        tables: with columns ``success`` and ``return``, one row an episode, and perhaps ``task``.
+        tables: with columns ``success`` and ``return``, one row per episode, and perhaps ``task``.
         confidence: level of the intervals, such as 0.95.
         seed: of the resampling.
     """
-    summary: dict[str, float] = {}
+    summary: dict[str, float | None] = {}
     for name, table in tables.items():
         for metric, column in (("success_rate", "success"), ("return_mean", "return")):
+            key = f"{name}.{metric}"
+            if table[column].isna().any():
+                summary |= dict.fromkeys((key, f"{key}_ci_low", f"{key}_ci_high"))
+                continue
             values = table[column].to_numpy(np.float64)
             low, high = bootstrap_interval(values, confidence, seed)
-            key = f"{name}.{metric}"
             summary |= {key: float(values.mean()), f"{key}_ci_low": low, f"{key}_ci_high": high}
-        if "task" in table:
+        if "task" in table and not table["success"].isna().any():
             for task, rate in table.groupby("task")["success"].mean().items():
                 summary[f"{name}.success_rate.{task}"] = float(rate)
     return summary

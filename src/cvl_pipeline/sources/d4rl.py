@@ -19,18 +19,28 @@ by D4RL's issues (numbers in brackets):
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
+import pooch
 from numpy.typing import NDArray
+from pydantic import Field
 
+from cvl_pipeline.environments.base import Environment
+from cvl_pipeline.environments.d4rl_tasks import D4RL_TASKS
+from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError, look_up
 from cvl_pipeline.imports import package_file
 from cvl_pipeline.io.storage import shown
+from cvl_pipeline.schema import operational
+from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 from cvl_pipeline.sources.download import download
 from cvl_pipeline.sources.steps import Steps, episodes_from_steps
 
@@ -190,7 +200,7 @@ def load_d4rl(
         truncated=truncated[rows],
         next_observations=None if log.next_observations is None else log.next_observations[rows],
         rewards=rewards[rows],
-        successes=rewards[rows] >= success_reward,
+        successes=rewards[rows] >= success_reward if math.isfinite(success_reward) else None,
     )
     return episodes_from_steps(steps, source, _action_bounds(log.actions))
 
@@ -334,3 +344,73 @@ def _action_bounds(actions: Floats) -> tuple[Floats, Floats] | None:
         return None
     high = np.ones(actions.shape[1], dtype=np.float32)
     return -high, high
+
+
+SUCCESSORS = {
+    "hopper": "Hopper-v5",
+    "halfcheetah": "HalfCheetah-v5",
+    "walker2d": "Walker2d-v5",
+    "pen": "AdroitHandPen-v1",
+    "hammer": "AdroitHandHammer-v1",
+    "door": "AdroitHandDoor-v1",
+    "relocate": "AdroitHandRelocate-v1",
+}
+"""Gymnasium's environments with the observations and actions of D4RL's, by the first word of the id.
+
+The physics is not the same: MuJoCo's own bindings instead of mujoco_py 2.0, and version 5 of the tasks instead of
+2. So returns are near D4RL's, not equal to them. Where the observations themselves changed, in maze2d, antmaze and
+kitchen, ``D4RL_TASKS`` reimplements D4RL's own tasks."""
+
+
+class D4RL(Source):
+    """A dataset in D4RL's format, published or your own."""
+
+    class Parameters(SourceParameters):
+        """The settings of ``d4rl``."""
+
+        source: Literal["d4rl"] = Field("d4rl", description="A dataset in D4RL's HDF5 format.")
+        task: Task = Field("hopper-medium-v2", description="Id of the dataset.")
+        path: LocalPath = operational(None, description="The file. null: downloaded and cached.")
+        success_reward: float | None = Field(
+            None, description="Smallest reward that counts as success. null: the task family's own, if any."
+        )
+
+        @property
+        def label(self) -> str:
+            """The file's name, or the task."""
+            return Path(self.path).name if self.path else self.task
+
+    parameters: Parameters
+
+    @property
+    def _family(self) -> str:
+        return self.parameters.task.split("-")[0]
+
+    def load(self, seed: int, workers: int | None) -> tuple[Transitions, Rewards]:
+        """Read the file, downloaded first if it is not there."""
+        given = self.parameters
+        path = Path(given.path) if given.path else fetch_d4rl(given.task, Path(pooch.os_cache("d4rl")))
+        return load_d4rl(path, given.task, given.success_reward)
+
+    def make_environment(self, episode_steps: int | None = None) -> Callable[[], Environment] | None:
+        """Return a factory of the environment's successor, or of D4RL's own task."""
+        if self._family in SUCCESSORS:
+            return partial(GymnasiumEnvironment, SUCCESSORS[self._family], episode_steps)
+        if self._family in D4RL_TASKS:
+            return partial(D4RL_TASKS[self._family], self.parameters.task, episode_steps)
+        return None
+
+    @property
+    def environment_name(self) -> str:
+        """The successor's id, or D4RL's."""
+        return SUCCESSORS.get(self._family, self.parameters.task)
+
+    def score(self, mean_return: float) -> float | None:
+        """Return D4RL's normalised score."""
+        with suppress(InputError):  # a local file under a name of its own, or no tables
+            return normalised_score(self.parameters.task, mean_return)
+        return None
+
+    def files(self) -> list[Path]:
+        """The local file."""
+        return [Path(self.parameters.path)] if self.parameters.path else []

@@ -1,4 +1,4 @@
-"""Fetching a published file once, whole or not at all."""
+"""Download of published files, once and completely."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from tqdm import tqdm
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.storage import refusal, shown, write_atomically
 
-ATTEMPTS = 3  # at a file whose connection is cut
+ATTEMPTS = 3  # per file, if the connection is interrupted
 CHUNK_BYTES = 1 << 18
 ELSEWHERE = "or download it elsewhere and put it at that path, or give dataset.path"
 
 
 def download(url: str, folder: Path, sha256: str | None = None) -> Path:
-    """Fetch a file into a folder, under the last part of its URL's path, which must be its alone there.
+    """Download a file into a folder, named after the last part of the URL's path, which must be unique there.
 
-    A file that is already there (and has the checksum, where one is known) is taken as it is, without the
-    network. Another one is written beside its final path and renamed when it is whole. A connection that is
-    cut is tried again twice. Without a checksum, a file is whole if it has the length that the server
-    tells, and nothing can be said of one whose server tells none.
+    A file that exists (with the right checksum, if one is given) is used without the network. Otherwise the
+    download goes to a temporary file, which is renamed when it is complete. An interrupted connection is
+    retried twice. Without a checksum, a file is complete if it has the length that the server reports; if the
+    server reports none, completeness is not checked.
 
     Args:
-        url: http or https.
-        folder: of the cache; made if it does not exist.
+        url: http or https URL.
+        folder: cache folder, created if it does not exist.
         sha256: checksum of the file, in hexadecimal.
 
     Returns:
         Path of the file.
 
     Raises:
-        InputError: another kind of URL, no connection, an error status, a connection that is cut again and
-            again, another checksum, a full disk or a folder that cannot be written.
+        InputError: unsupported URL, no connection, an error status, a connection interrupted on every
+            attempt, a wrong checksum, a full disk, or a folder without write access.
     """
     target = folder / _file_name(url)
     try:
         if target.is_file() and _has_checksum(target, sha256):
             return target
         return _fetch(url, target, sha256, ATTEMPTS)
-    except OSError as error:  # those of requests too
+    except OSError as error:  # includes the errors of requests
         raise InputError(f"cannot download {url} to {shown(target)}: {_reason(error)}") from error
 
 
@@ -58,7 +58,7 @@ def _fetch(url: str, target: Path, sha256: str | None, attempts: int) -> Path:
 
     try:
         write_atomically(target, write)
-    except exceptions.ChunkedEncodingError:  # cut
+    except exceptions.ChunkedEncodingError:  # the connection was interrupted
         if attempts == 1:
             raise
         return _fetch(url, target, sha256, attempts - 1)
@@ -67,12 +67,12 @@ def _fetch(url: str, target: Path, sha256: str | None, attempts: int) -> Path:
 
 def _write(url: str, path: Path) -> None:
     with ExitStack() as stack:
-        # Drawn on terminals alone. Pooch makes the file's length its total; until then it needs another one,
-        # without which a bar has no truth value.
+        # Visible only in terminals. Pooch sets the total to the file's length. Until then the bar needs some
+        # total, because a bar without one has no truth value.
         bar = stack.enter_context(
             tqdm(desc="download", total=1, unit="B", unit_scale=True, leave=False, disable=None)
         )
-        # Pooch leaves a response open where the download fails, and its socket with it.
+        # Pooch leaves the response and its socket open if the download fails.
         hooks = {"response": lambda response, **_: stack.enter_context(response)}
         pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK_BYTES, hooks=hooks)(url, str(path), None)
 
@@ -88,19 +88,19 @@ def _file_name(url: str) -> str:
         raise InputError(f"cannot download {url}: {error}; correct the URL") from error
     name = PurePosixPath(unquote(parts.path)).name
     if parts.scheme not in ("http", "https") or name in ("", "..") or not name.isprintable():
-        raise InputError(f"cannot download {url}: not an http or https URL of a file; correct it")
+        raise InputError(f"cannot download {url}: not an http or https URL of a file; correct the URL")
     return name
 
 
 def _reason(error: OSError) -> str:
-    """What went wrong and what to do, without the library's own long words."""
+    """Reason and fix, without the library's long message."""
     if isinstance(error, exceptions.HTTPError) and error.response is not None:
         status = f"{error.response.status_code} {error.response.reason}"
         return f"the server answers '{status}'; check the URL, {ELSEWHERE}"
     if isinstance(error, exceptions.ChunkedEncodingError):
-        return f"the connection was cut {ATTEMPTS} times before the file was whole; run again, {ELSEWHERE}"
+        return f"the connection was interrupted {ATTEMPTS} times; run again, {ELSEWHERE}"
     if isinstance(error, (exceptions.ConnectionError, exceptions.Timeout)):
-        return f"the server cannot be reached, or fell silent; check the network, {ELSEWHERE}"
+        return f"the server cannot be reached or stopped responding; check the network, {ELSEWHERE}"
     if isinstance(error, exceptions.RequestException):
         return f"{error}; check the URL, {ELSEWHERE}"
     return refusal(error)

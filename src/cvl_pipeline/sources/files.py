@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, model_validator
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.schema import Floats, operational
+from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters
 from cvl_pipeline.sources.columns import MOST_ACTIONS, Columns
 from cvl_pipeline.sources.steps import Steps, episodes_from_steps
 from cvl_pipeline.sources.tables import Table, brief, open_table, place_of_row
@@ -332,3 +335,38 @@ def _action_bounds(
             "environment executed them"
         )
     return lowest, highest
+
+
+class Files(Source):
+    """Your own log: HDF5, NPZ, Parquet or CSV, one row per step."""
+
+    class Parameters(SourceParameters):
+        """The settings of ``files``."""
+
+        source: Literal["files"] = Field("files", description="Your own log, one row per step.")
+        path: LocalPath = operational(None, description="The file. Its suffix names the format.")
+        columns: Columns = Field(Columns(), description="The names of the log's columns.")
+        action_low: Floats | None = Field(
+            None, description="Smallest action of each dimension. null: the smallest in the log."
+        )
+        action_high: Floats | None = Field(
+            None, description="Largest action of each dimension. null: the largest in the log."
+        )
+
+        @model_validator(mode="after")
+        def _path_is_given(self) -> Files.Parameters:
+            if self.path is None:
+                raise ValueError("dataset.path is null: with dataset.source files it names your log")
+            return self
+
+    parameters: Parameters
+
+    def load(self, seed: int, workers: int | None) -> tuple[Transitions, Rewards]:
+        """Read the file."""
+        given = self.parameters
+        assert given.path is not None  # checked with the parameters
+        return load_file(Path(given.path), given.columns, given.action_low, given.action_high)
+
+    def files(self) -> list[Path]:
+        """The file."""
+        return [Path(self.parameters.path)] if self.parameters.path else []

@@ -1,4 +1,4 @@
-"""The formats of people's own logs: a file is opened, nothing in it is ever unpickled."""
+"""File formats of user logs; files are opened without ever unpickling their contents."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ Array = NDArray[Any]
 
 
 class Contents(NamedTuple):
-    """What an open file holds."""
+    """Contents of an open file."""
 
-    noun: str  # what the format calls one of its columns
-    names: list[str]  # of the columns; a table may have the same one twice
-    read: Callable[[str], Array]  # a column as it is stored
+    noun: str  # the format's word for a column
+    names: list[str]  # column names; a table may have the same name twice
+    read: Callable[[str], Array]  # returns a column as stored
     groups: Sequence[str] = ()  # folders of columns, at any depth
 
 
 @contextmanager
 def open_contents(path: Path) -> Iterator[Contents]:
-    """Open a log by its suffix, .hdf5, .h5, .npz, .parquet, .csv or .csv.gz.
+    """Open a log by its suffix: .hdf5, .h5, .npz, .parquet, .csv or .csv.gz.
 
     Raises:
-        InputError: no such file, a folder, an unknown suffix, an empty or damaged file.
+        InputError: the file is missing, a folder, empty or damaged, or has an unknown suffix.
     """
     suffix = next((known for known in OPENERS if path.name.lower().endswith(known)), None)
     if not path.exists():
@@ -43,7 +43,7 @@ def open_contents(path: Path) -> Iterator[Contents]:
         raise InputError(f"dataset.path: {shown(path)} is a folder; name one file in it")
     if suffix is None:
         raise InputError(
-            f"dataset.path: {shown(path)} is of an unknown kind; it must end in one of {', '.join(OPENERS)}"
+            f"dataset.path: {shown(path)} has an unknown suffix; it must end in one of {', '.join(OPENERS)}"
         )
     if path.stat().st_size == 0:
         raise InputError(f"dataset.path: {shown(path)} is empty")
@@ -55,10 +55,10 @@ def open_contents(path: Path) -> Iterator[Contents]:
 
 @contextmanager
 def reading(place: str) -> Iterator[None]:
-    """Turn whatever fails while ``place``, a file or a column of it, is read into an InputError."""
+    """Convert every error while reading ``place``, a file or a column, into an InputError."""
     try:
         yield
-    except Exception as error:  # what is damaged may fail in any way, deep in a library
+    except Exception as error:  # a damaged file can raise any error of its library
         reason = one_line(error)
         if "allow_pickle" in reason:
             raise InputError(
@@ -66,8 +66,8 @@ def reading(place: str) -> Iterator[None]:
                 "as numpy.asarray(values, dtype='float32')"
             ) from error
         raise InputError(
-            f"{place}: cannot be read ({reason[:200]}); it is damaged, closed to you, or not what its suffix "
-            "says: write it again"
+            f"{place}: cannot be read ({reason[:200]}); it is damaged, unreadable for you, or has another "
+            "format than its suffix says: write it again"
         ) from error
 
 
@@ -78,7 +78,7 @@ def _open_hdf5(path: Path) -> Iterator[Contents]:
         groups: list[str] = []
 
         def note(name: str | bytes, item: object) -> None:
-            # A name that is no UTF-8 comes as bytes; nobody can ask for it.
+            # h5py gives a name that is not UTF-8 as bytes; no parameter can select it.
             if isinstance(name, str):
                 (names if isinstance(item, h5py.Dataset) else groups).append(name)
 
@@ -94,7 +94,7 @@ def _open_hdf5(path: Path) -> Iterator[Contents]:
 
 @contextmanager
 def _open_npz(path: Path) -> Iterator[Contents]:
-    # Not numpy.load, which takes whatever is no archive for a pickle and says so.
+    # Not numpy.load: it reports every file that is not an archive as a pickle.
     with path.open("rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as file:
         yield Contents("array", list(file.files), file.__getitem__)
 
@@ -115,7 +115,7 @@ def _open_csv(path: Path) -> Iterator[Contents]:
     options = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
     with pa.input_stream(str(path), compression=compression) as stream:
         table = pyarrow.csv.read_csv(stream, convert_options=options)
-    names = [name.strip() for name in table.column_names]  # a blank after a comma is no part of a name
+    names = [name.strip() for name in table.column_names]  # spaces after a comma do not belong to the name
     yield Contents("column", names, lambda name: _from_arrow(table.column(names.index(name))))
 
 

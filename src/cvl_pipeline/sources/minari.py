@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium
 import numpy as np
@@ -19,20 +20,22 @@ import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
+from pydantic import Field
 
-from cvl_pipeline.environments.base import is_image_space
+from cvl_pipeline.environments.base import SUCCESSES, Environment
+from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment, is_image_space
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError, unknown_name
 from cvl_pipeline.io.storage import shown, write_atomically
+from cvl_pipeline.schema import operational
+from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 
 if TYPE_CHECKING:
     from minari import EpisodeData, MinariDataset
     from minari.data_collector import EpisodeBuffer
 
 Array = NDArray[Any]
-SUCCESSES = ("success", "is_success", "goal_achieved")
-"""What environments call the entry of ``infos`` that says whether the task is solved, first found first."""
 
 
 def load_minari(
@@ -159,6 +162,7 @@ class _Episode:
     actions: Array
     rewards: Array
     successes: Array
+    success_reported: bool
     terminated: bool
     truncated: bool
 
@@ -324,11 +328,13 @@ def _read_episode(
                 f"{place}: step {int(flags.argmax())} of {steps} says {word}, but the episode goes on; end "
                 "the episode there"
             )
+    successes, reported = _successes(data.infos or {}, steps, place)
     return _Episode(
         observations=_flattened(observation_space, data.observations, steps + 1, f"{place}, observations"),
         actions=_flattened(action_space, data.actions, steps, f"{place}, actions"),
         rewards=rewards,
-        successes=_successes(data.infos or {}, steps, place),
+        successes=successes,
+        success_reported=reported,
         terminated=bool(terminations[-1]),
         truncated=bool(truncations[-1] or not terminations[-1]),
     )
@@ -355,10 +361,11 @@ def _flattened(space: spaces.Space[Any], values: Any, rows: int, place: str) -> 
     return np.array([spaces.flatten(space, value) for value in array], dtype=np.float32)
 
 
-def _successes(infos: Mapping[str, Any], steps: int, place: str) -> Array:
+def _successes(infos: Mapping[str, Any], steps: int, place: str) -> tuple[Array, bool]:
+    """Successes of an episode, (T,) bool, and whether it reports any."""
     name = next((name for name in SUCCESSES if name in infos), None)
     if name is None:
-        return np.zeros(steps, dtype=bool)
+        return np.zeros(steps, dtype=bool), False
     values = np.asarray(infos[name])
     flat = values.shape[:1] == (values.size,)  # (steps,) or (steps, 1)
     if values.dtype.kind not in "biuf" or values.size not in (steps, steps + 1) or not flat:
@@ -366,7 +373,7 @@ def _successes(infos: Mapping[str, Any], steps: int, place: str) -> Array:
             f"{place}, infos['{name}']: {values.dtype} of shape {values.shape}, but {steps} steps have "
             f"{steps} numbers, or {steps + 1} with the one of the reset"
         )
-    return np.asarray(values.reshape(-1)[-steps:] > 0)
+    return np.asarray(values.reshape(-1)[-steps:] > 0), True
 
 
 def _joined(
@@ -393,7 +400,8 @@ def _joined(
         discrete=torch.tensor(isinstance(action_space, spaces.Discrete)),
     )
     rewards = torch.from_numpy(all_of("rewards").astype(np.float32))
-    return transitions, Rewards(rewards, torch.from_numpy(all_of("successes")))
+    reported = any(episode.success_reported for episode in episodes)
+    return transitions, Rewards(rewards, torch.from_numpy(all_of("successes")), torch.tensor(reported))
 
 
 def _registered(environment: str) -> EnvSpec:
@@ -468,3 +476,58 @@ def _buffers(transitions: Transitions, rewards: Rewards) -> Iterator[EpisodeBuff
             "infos": {"success": np.append(False, rewards.successes[start:end].cpu().numpy())},
         }
         yield EpisodeBuffer(**columns)
+
+
+class Minari(Source):
+    """A Minari dataset, published or your own."""
+
+    class Parameters(SourceParameters):
+        """The settings of ``minari``."""
+
+        source: Literal["minari"] = Field("minari", description="A Minari dataset.")
+        task: Task = Field("D4RL/pointmaze/umaze-v2", description="Id of the dataset.")
+        path: LocalPath = operational(
+            None,
+            description="Folder of datasets. null: Minari's own, where missing datasets are downloaded to.",
+        )
+
+        @property
+        def label(self) -> str:
+            """The id."""
+            return self.task
+
+    parameters: Parameters
+
+    @property
+    def _root(self) -> Path | None:
+        return Path(self.parameters.path) if self.parameters.path else None
+
+    def load(self, seed: int, workers: int | None) -> tuple[Transitions, Rewards]:
+        """Read the dataset, downloaded first if it is not there."""
+        return load_minari(self.parameters.task, self._root)
+
+    def make_environment(self, episode_steps: int | None = None) -> Callable[[], Environment] | None:
+        """Return a factory of the environment that the local dataset names."""
+        spec = environment_spec(self.parameters.task, self._root)
+        if spec is None:
+            return None
+        # By its id, not as it stands: a specification may name any code as its entry.
+        return partial(GymnasiumEnvironment, spec.id, episode_steps or spec.max_episode_steps, spec.kwargs)
+
+    @property
+    def may_have_environment(self) -> bool:
+        """Whether the dataset names one; assumed of a dataset that is not there yet."""
+        try:
+            return environment_spec(self.parameters.task, self._root) is not None
+        except InputError:
+            return True
+
+    @property
+    def environment_name(self) -> str:
+        """The id of the environment that the dataset names."""
+        spec = environment_spec(self.parameters.task, self._root)
+        return spec.id if spec is not None else self.parameters.task
+
+    def files(self) -> list[Path]:
+        """The dataset in its folder of datasets."""
+        return [self._root / self.parameters.task] if self._root else []

@@ -1,4 +1,4 @@
-"""Episodes from logs that have one row a step: what D4RL files and most people's own logs look like."""
+"""Episodes from logs with one row per step, such as D4RL files and most user logs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Steps:
     """A log of N steps, episode after episode.
 
     Attributes:
-        observations: (N, O) numbers or (N, H, W, C) uint8 images, what the action was chosen from.
-        actions: (N, A), one-hot where they are discrete.
-        terminated: (N,) bool, the world stopped after this step.
-        truncated: (N,) bool, the log of the episode stops after this step and the world did not.
-        next_observations: likewise, what the step led to, or None if the log does not say.
-        rewards: (N,), counted on arrival, or None.
+        observations: (N, O) numbers or (N, H, W, C) uint8 images, before the action.
+        actions: (N, A), one-hot if discrete.
+        terminated: (N,) bool, the environment ended the episode after this step.
+        truncated: (N,) bool, the log ended after this step, but the environment did not end the episode.
+        next_observations: same shape as observations, after the action, or None if the log has none.
+        rewards: (N,), on arrival, or None.
         successes: (N,) bool, solved on arrival, or None.
-        discrete: whether actions are choices.
+        discrete: whether actions are discrete.
     """
 
     observations: Array
@@ -43,28 +43,28 @@ class Steps:
 def episodes_from_steps(
     steps: Steps, source: str, action_bounds: tuple[Array, Array] | None = None
 ) -> tuple[Transitions, Rewards]:
-    """Cut a log into episodes.
+    """Split a log into episodes.
 
-    An episode ends after every step that terminated or was truncated, and after the last one. Where it ends,
-    the container wants the observation that the last step led to:
+    An episode ends after every terminated or truncated step, and after the last step of the log. The container
+    also needs the final observation of each episode:
 
-    * it is the last row of ``next_observations``, where the log has them;
-    * without, a truncated episode loses its last step, of which nobody knows where it led (an episode of one
-      step is lost altogether);
-    * a terminated one keeps it, with its reward and the fact that the world stopped, and the last observation
-      stands for the one that is missing: what follows is the absorbing state anyway.
+    * With ``next_observations``, it is the last of them.
+    * Without, a truncated episode loses its last step, because its next state is unknown. An episode of one
+      step is dropped.
+    * Without, a terminated episode keeps its last step, with its reward and the termination. The last
+      observation replaces the missing one, because the absorbing state follows in any case.
 
     Args:
         steps: the log.
-        source: names it in errors, such as a file.
-        action_bounds: smallest and largest action, (A,) each; by default 0 and 1 where actions are discrete,
-            else those of the log's own actions.
+        source: name of the log in errors, such as a file.
+        action_bounds: smallest and largest action, (A,) each; None: 0 and 1 for discrete actions, else the
+            smallest and largest logged actions.
 
     Returns:
-        The episodes, and their rewards: all NaN where the log has none.
+        The episodes and their rewards, which are all NaN if the log has none.
 
     Raises:
-        InputError: rows of different number, or no episode at all.
+        InputError: fields differ in their number of rows, or there are no episodes.
     """
     count = len(steps.observations)
     columns: dict[str, Array | None] = {
@@ -73,14 +73,16 @@ def episodes_from_steps(
     }  # fmt: skip
     for name, values in columns.items():
         if values is not None and len(values) != count:
-            raise InputError(f"{source}: {len(values)} rows of {name}, but {count} of observations")
+            raise InputError(
+                f"{source}: {len(values)} rows of {name}, but {count} of observations; save the same number"
+            )
     if steps.next_observations is not None and steps.next_observations.shape != steps.observations.shape:
         raise InputError(
             f"{source}: next_observations have shape {steps.next_observations.shape}, observations "
-            f"{steps.observations.shape}; they must be the same"
+            f"{steps.observations.shape}; save both with the same shape"
         )
     if count == 0:
-        raise InputError(f"{source}: no step")
+        raise InputError(f"{source}: no steps; log at least one")
     terminated, truncated = steps.terminated.astype(bool), steps.truncated.astype(bool)
     ends = terminated | truncated
     ends[-1] = True
@@ -88,27 +90,27 @@ def episodes_from_steps(
     first = np.concatenate([[0], last[:-1] + 1])
     fell = terminated[last]
     unknown = ~fell if steps.next_observations is None else np.zeros(len(last), dtype=bool)
-    kept_steps = np.ones(count, dtype=bool)
-    kept_steps[last[unknown]] = False
+    mask = np.ones(count, dtype=bool)
+    mask[last[unknown]] = False
     lengths = last - first + 1 - unknown
     some = lengths > 0
     if not some.any():
         raise InputError(
-            f"{source}: every episode is one step long and the log has no next_observations, so no step is "
-            "known to lead anywhere; add them"
+            f"{source}: every episode is one step long and the log has no next_observations, so no next state "
+            "is known; add next_observations"
         )
     first, last, lengths, fell = first[some], last[some], lengths[some], fell[some]
-    # Observation rows: those of the kept steps, and behind every episode the one that its last step led to.
+    # Observation rows: those of the remaining steps, and after every episode its final observation.
     final = steps.observations[last] if steps.next_observations is None else steps.next_observations[last]
-    kept = np.flatnonzero(kept_steps)
-    # In their last type at once: numpy.insert would cast what it inserts to the type of the rows around it.
-    rows = steps.observations[kept]
+    index = np.flatnonzero(mask)
+    # Convert before numpy.insert, which casts inserted values to the type of the array.
+    rows = steps.observations[index]
     rows = rows if rows.ndim == 4 else rows.astype(np.float32)
     observations = np.insert(rows, lengths.cumsum(), final, axis=0)
-    actions = _tensor(steps.actions[kept])
+    actions = _tensor(steps.actions[index])
     low, high = _bounds(actions, steps.discrete) if action_bounds is None else action_bounds
-    rewards = np.full(len(kept), np.nan) if steps.rewards is None else steps.rewards[kept]
-    successes = np.zeros(len(kept), dtype=bool) if steps.successes is None else steps.successes[kept]
+    rewards = np.full(len(index), np.nan) if steps.rewards is None else steps.rewards[index]
+    successes = np.zeros(len(index), dtype=bool) if steps.successes is None else steps.successes[index]
     transitions = Transitions(
         observations=torch.from_numpy(observations),
         actions=actions,
@@ -119,15 +121,17 @@ def episodes_from_steps(
         action_high=_tensor(high),
         discrete=torch.tensor(steps.discrete),
     )
-    return transitions, Rewards(_tensor(rewards), torch.from_numpy(successes.astype(bool)))
+    return transitions, Rewards(
+        _tensor(rewards), torch.from_numpy(successes.astype(bool)), torch.tensor(steps.successes is not None)
+    )
 
 
 def _bounds(actions: Tensor, discrete: bool) -> tuple[Tensor, Tensor]:
-    if discrete:  # the log need not have taken every action
+    if discrete:  # the log may lack some of the actions
         return torch.zeros(actions.shape[1]), torch.ones(actions.shape[1])
     return actions.amin(0), actions.amax(0)
 
 
 def _tensor(values: Array | Tensor) -> Tensor:
-    # A copy, whatever its byte order or owner: the log stays apart from what is made of it.
+    # Copy, for any byte order or owner, so that the tensor never shares memory with the log.
     return torch.from_numpy(np.array(values, dtype=np.float32))

@@ -1,4 +1,4 @@
-"""An open log: which columns it has, and each of them checked."""
+"""Access to the columns of an open log, with checks of every column."""
 
 from __future__ import annotations
 
@@ -23,54 +23,56 @@ Array = NDArray[Any]
 
 FLAGS = {"false": False, "0": False, "0.0": False, "true": True, "1": True, "1.0": True}
 LISTED = 30
-"""Columns that an error lists at most."""
+"""Maximum number of columns that an error lists."""
 OBSERVED = ("observations", "next_observations")
 """Fields that may be images."""
 
 
 @contextmanager
 def open_table(path: Path) -> Iterator[Table]:
-    """The columns of a file, while it is open; raises InputError where ``open_contents`` does."""
+    """Open a file and yield its columns; raises InputError as ``open_contents`` does."""
     with open_contents(path) as contents:
         yield Table(shown(path), contents)
 
 
 class Table:
-    """The columns of an open file. What they hold is checked as it is read: all methods raise InputError."""
+    """The columns of an open file. Columns are checked when they are read; all methods raise InputError."""
 
     def __init__(self, file: str, contents: Contents, longer: str | None = None) -> None:
-        """Take the contents of an open file.
+        """Wrap the contents of an open file.
 
         Args:
-            file: names it in errors.
-            contents: its columns and how they are read.
-            longer: the field that may have one row more than the column that is read first.
+            file: name of the file in errors.
+            contents: columns of the file.
+            longer: field that may have one row more than the first column read.
         """
         self.file = file
         self._contents = contents
         self._noun, self._names = contents.noun, contents.names
         self._longer = longer
-        self._first: tuple[str, int] | None = None  # name and rows of what was read first
+        self._first: tuple[str, int] | None = None  # name and number of rows of the first column read
 
     def groups(self, pattern: str) -> list[Table]:
-        """A table for each group that matches, in natural order, whose names are paths within the group.
+        """One table per group that matches the pattern, in natural order; names are paths within the group.
 
-        A ``*`` stays within one part of a path. Observations may have one row more than what is read first.
+        A ``*`` matches within one part of a path. Observations may have one row more than the first column
+        read.
         """
-        wanted = pattern.strip("/").split("/")
+        pattern_parts = pattern.strip("/").split("/")
+        depth = len(pattern_parts)
         matching = [
             group
             for group in self._contents.groups
-            if len(parts := group.split("/")) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+            if len(parts := group.split("/")) == depth and all(map(fnmatchcase, parts, pattern_parts))
         ]
         if not matching:
             raise self._unknown("groups", pattern, "no group matches", self._contents.groups)
         names: dict[str, list[str]] = {group: [] for group in sorted(matching, key=_natural)}
         for name in self._names:
             parts = name.split("/")
-            group = "/".join(parts[: len(wanted)])
+            group = "/".join(parts[:depth])
             if group in names:
-                names[group].append("/".join(parts[len(wanted) :]))
+                names[group].append("/".join(parts[depth:]))
         return [self._within(group, inner) for group, inner in names.items()]
 
     def _within(self, group: str, names: list[str]) -> Table:
@@ -78,61 +80,61 @@ class Table:
         return Table(f"{self.file}, group '{group}'", contents, longer="observations")
 
     def place(self, field: str, name: str) -> str:
-        """How errors name a column."""
+        """Name of a column in errors."""
         return f"{self.file}: {self._noun} '{name}' (dataset.columns.{field})"
 
     def choose(self, field: str, columns: Columns) -> list[str]:
-        """The names that a field stands for, patterns resolved."""
-        named = columns.named()
-        others = [(name, other) for other in named if other != field for name in named[other]]
-        chosen = [name for given in named[field] for name in self._resolve(field, given, others)]
-        twice = next((name for name in chosen if chosen.count(name) > 1), None)
-        if twice is not None:
-            raise InputError(f"{self.place(field, twice)}: taken twice; name it once")
-        return chosen
+        """Names of the columns of a field, with patterns resolved."""
+        fields = columns.named()
+        others = [(name, other) for other in fields if other != field for name in fields[other]]
+        names = [name for given in fields[field] for name in self._resolve(field, given, others)]
+        duplicate = next((name for name in names if names.count(name) > 1), None)
+        if duplicate is not None:
+            raise InputError(f"{self.place(field, duplicate)}: listed twice; name it once")
+        return names
 
     def _resolve(self, field: str, given: str, others: list[tuple[str, str]]) -> list[str]:
         if given in self._names or not any(sign in given for sign in "*?["):
             return [given]
-        found = sorted({name for name in self._names if fnmatchcase(name, given)}, key=_natural)
-        if not found:
+        matches = sorted({name for name in self._names if fnmatchcase(name, given)}, key=_natural)
+        if not matches:
             raise self._unknown(field, given, f"no {self._noun} matches", self._names)
-        for name in found:
-            taken = next((by for other, by in others if name == other or fnmatchcase(name, other)), None)
-            if taken is not None:
+        for name in matches:
+            owner = next((by for other, by in others if name == other or fnmatchcase(name, other)), None)
+            if owner is not None:
                 raise InputError(
-                    f"{self.place(field, given)}: takes '{name}' too, which is dataset.columns.{taken}; make "
+                    f"{self.place(field, given)}: takes '{name}' too, which is dataset.columns.{owner}; make "
                     "the pattern narrower, or list the names"
                 )
-        return found
+        return matches
 
     def _unknown(self, field: str, name: str, what: str, known: Sequence[str]) -> InputError:
         close = get_close_matches(name, known, n=3)
         near = f"did you mean {' or '.join(repr(one) for one in close)}? " if close else ""
-        listed = ", ".join(sorted(known, key=_natural)[:LISTED]) or "nothing"
+        names = ", ".join(sorted(known, key=_natural)[:LISTED]) or "nothing"
         more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
-        optional = "" if field in ("observations", "actions") else "; null if the log has none"
+        optional = "" if field in ("observations", "actions") else "; set null if the log has none"
         return InputError(
-            f"{self.file}: {what} '{name}' (dataset.columns.{field}); {near}there is {listed}{more}{optional}"
+            f"{self.file}: {what} '{name}' (dataset.columns.{field}); {near}there is {names}{more}{optional}"
         )
 
     def matrix(self, field: str, columns: Columns) -> Array:
-        """All columns of a field side by side, (N, K) float32; images as they are, (N, H, W, C) uint8."""
+        """All columns of a field side by side, (N, K) float32; images unchanged, (N, H, W, C) uint8."""
         names = self.choose(field, columns)
         first = self._cells(field, names[0])
         if len(names) == 1 and field in OBSERVED and first.ndim == 4 and first.dtype == np.uint8:
             return first
         parts = [self._as(field, names[0], np.float32, first)]
         parts += [self._as(field, name, np.float32) for name in names[1:]]
-        for name, part in zip(names, parts, strict=True):  # only what may be longer can differ here
+        for name, part in zip(names, parts, strict=True):  # only the longer field can differ here
             self._check_rows(field, name, len(part), (names[0], len(parts[0])))
         return np.concatenate(parts, axis=1)
 
     def single(self, field: str, name: str, dtype: type[np.floating[Any]] = np.float32) -> Array:
-        """A column of one number a row, (N,)."""
+        """A column of one number per row, (N,)."""
         values = self._as(field, name, dtype)
         if values.shape[1] != 1:
-            raise InputError(f"{self.place(field, name)}: {values.shape[1]} numbers a row; it must be one")
+            raise InputError(f"{self.place(field, name)}: {values.shape[1]} numbers per row; it must be one")
         return values[:, 0]
 
     def _as(self, field: str, name: str, dtype: type[np.floating[Any]], cells: Array | None = None) -> Array:
@@ -143,24 +145,24 @@ class Table:
         return values
 
     def numbers(self, field: str, name: str, cells: Array | None = None) -> Array:
-        """A column of finite numbers as they are stored, (N, K); ``cells``: if it has been read already."""
+        """A column of finite numbers as stored, (N, K); pass ``cells`` if the column is already read."""
         values = self._cells(field, name) if cells is None else cells
         place = self.place(field, name)
         if values.dtype.kind in "OSU":
             raise self._no_number(values, place)
         if values.dtype.kind not in "biuf":
-            raise InputError(f"{place}: holds {values.dtype}, not numbers; convert it or leave it out")
+            raise InputError(f"{place}: holds {values.dtype}, not numbers; convert the column or omit it")
         if values.ndim > 2 or 0 in values.shape:
             raise InputError(
                 f"{place}: has shape {values.shape} and type {values.dtype}; a row must be one number, one "
-                "vector (flatten it), or as the only observation one image, (height, width, channels) uint8"
+                "vector (flatten it), or, as the only observation, one image, (height, width, channels) uint8"
             )
         values = values.reshape(len(values), -1)
-        self._refuse(~np.isfinite(values), values, field, name, "is no finite number; repair that row")
+        self._refuse(~np.isfinite(values), values, field, name, "is not a finite number; repair that row")
         return values
 
     def _refuse(self, bad: Array, values: Array, field: str, name: str, fault: str) -> None:
-        """Raise InputError at the first bad value, if there is any; (N, K) both."""
+        """Raise InputError at the first bad value, if there is one; both arrays are (N, K)."""
         if bad.any():
             row, entry = np.argwhere(bad)[0]
             within = f", entry {entry}" if values.shape[1] > 1 else ""
@@ -176,51 +178,52 @@ class Table:
         wrong = next((index for index, cell in enumerate(values.flat) if not _is_number(cell)), None)
         if wrong is not None:
             return InputError(
-                f"{place}: {brief(values.flat[wrong])} at {place_of_row(wrong // width)} is no number"
+                f"{place}: {brief(values.flat[wrong])} at {place_of_row(wrong // width)} is not a number; "
+                "repair that row"
             )
         return InputError(f"{place}: holds text such as {brief(values.flat[0])}; save it as numbers")
 
     def flags(self, field: str, name: str) -> Array:
         """A column of flags, (N,) bool."""
-        codes, found = self.categories(field, name)
-        truths = [FLAGS.get(str(value).lower()) for value in found]
+        codes, categories = self.categories(field, name)
+        truths = [FLAGS.get(str(value).lower()) for value in categories]
         if None in truths:
             row = np.flatnonzero(codes == truths.index(None))[0]
             raise InputError(
-                f"{self.place(field, name)}: {brief(found[codes[row]])} at {place_of_row(row)} is no flag; "
-                "write 0 and 1, or false and true"
+                f"{self.place(field, name)}: {brief(categories[codes[row]])} at {place_of_row(row)} is not a "
+                "flag; write 0 and 1, or false and true"
             )
         return np.array(truths, dtype=bool)[codes]
 
     def categories(self, field: str, name: str) -> tuple[Array, list[Any]]:
-        """A column of one value a row: codes, (N,) int64, that count up as values appear, and the values."""
+        """A column of one value per row: codes, (N,) int64, in order of appearance, and the values."""
         values = self._cells(field, name)
         place = self.place(field, name)
         if values.size != len(values):
-            raise InputError(f"{place}: has shape {values.shape}; one value a row is needed")
+            raise InputError(f"{place}: has shape {values.shape}; save one value per row")
         values = np.char.decode(values, errors="replace") if values.dtype.kind == "S" else values
         try:
-            codes, found = pd.factorize(values.reshape(-1).astype(object))
-        except TypeError:  # cells that are no single values
-            raise InputError(f"{place}: holds {brief(values.flat[0])}; one value a row is needed") from None
+            codes, categories = pd.factorize(values.reshape(-1).astype(object))
+        except TypeError:  # cells are not single values
+            raise InputError(f"{place}: holds {brief(values.flat[0])}; save one value per row") from None
         missing = np.flatnonzero(codes < 0)
         if len(missing):
             raise InputError(f"{place}: nothing at {place_of_row(missing[0])}; repair that row")
-        return codes, list(found)
+        return codes, list(categories)
 
     def _cells(self, field: str, name: str) -> Array:
-        """A column as it is stored, with a row for every row of the others."""
+        """A column as stored, checked to have as many rows as the others."""
         if name not in self._names:
             raise self._unknown(field, name, f"no {self._noun}", self._names)
         place = self.place(field, name)
         if self._names.count(name) > 1:
-            raise InputError(f"{place}: there are {self._names.count(name)} of that name; rename them")
+            raise InputError(f"{place}: there are {self._names.count(name)} with that name; rename them")
         with reading(f"{self.file}, '{name}'"):
             values = self._contents.read(name)
         if not isinstance(values, np.ndarray) or values.ndim == 0:
-            raise InputError(f"{place}: is a single value or empty; one row a step is needed")
+            raise InputError(f"{place}: is a single value or empty; save one row per step")
         if len(values) == 0:
-            raise InputError(f"{place}: has no row; log at least one step")
+            raise InputError(f"{place}: has no rows; log at least one step")
         self._first = self._first or (name, len(values))
         if field != self._longer or len(values) != self._first[1] + 1:
             self._check_rows(field, name, len(values), self._first)
@@ -228,22 +231,22 @@ class Table:
 
     def _check_rows(self, field: str, name: str, rows: int, other: tuple[str, int]) -> None:
         if rows != other[1]:
-            more = "" if self._longer is None else f", and at most one more of dataset.columns.{self._longer}"
+            more = f", and at most one more of dataset.columns.{self._longer}" if self._longer else ""
             raise InputError(
-                f"{self.place(field, name)}: {rows} rows, but '{other[0]}' has {other[1]}; one row a step in "
-                f"each{more}"
+                f"{self.place(field, name)}: {rows} rows, but '{other[0]}' has {other[1]}; save one row per "
+                f"step in each{more}"
             )
 
 
 def _stacked(values: Array, place: str) -> Array:
-    """Cells that are themselves arrays as one array; everything else as it is."""
+    """Stack cells that are arrays into one array; return everything else unchanged."""
     if values.dtype.kind != "O" or values.ndim > 1 or not isinstance(values[0], np.ndarray):
         return values
     for row, cell in enumerate(values):
         if np.shape(cell) != values[0].shape:
             raise InputError(
                 f"{place}: {np.size(cell)} values at {place_of_row(row)}, but {values[0].size} in the first; "
-                "every row needs the same number"
+                "save the same number in every row"
             )
     return np.stack(values.tolist())
 
@@ -257,7 +260,7 @@ def _is_number(cell: Any) -> bool:
 
 
 def brief(cell: Any) -> str:
-    """The value of a cell as errors show it."""
+    """Text of a cell in errors."""
     text = repr(cell.item() if isinstance(cell, np.generic) else cell)
     return text if len(text) <= 40 else f"{text[:40]}..."
 
@@ -269,5 +272,5 @@ def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
 
 
 def place_of_row(index: int) -> str:
-    """How errors name a row, of which people count the first as one."""
+    """Name of a row in errors; it says that counting starts at 0."""
     return f"row {index} (the first is 0)"

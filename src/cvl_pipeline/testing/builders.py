@@ -13,20 +13,12 @@ import torch
 
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
-from cvl_pipeline.objectives.parameters import PolicyParameters
-from cvl_pipeline.readout.parameters import ReadoutParameters, RewardParameters
+from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.objectives.base import OBJECTIVES, ObjectiveParameters
+from cvl_pipeline.readout.parameters import READOUTS, REWARDS, ReadoutParameters, RewardParameters
 from cvl_pipeline.training.parameters import TrainingParameters
 
-DATASET: dict[str, Any] = {
-    "source": "metaworld", "task": "door-open-v3", "name": "{task}", "path": None,
-    "columns": {
-        "groups": None, "observations": "observations", "actions": "actions", "rewards": "rewards",
-        "successes": None, "terminated": "terminated", "truncated": "truncated", "episode": None,
-        "step": None, "next_observations": None, "discrete": False, "action_count": None,
-    },
-    "action_low": None, "action_high": None, "success_reward": None, "episodes": 4, "episode_steps": 10,
-    "noise_max": 0.3, "random_max": 1.0, "random_hold": 20, "policy": None,
-}  # fmt: skip
+DATASET: dict[str, Any] = {"source": "metaworld", "task": "door-open-v3", "episodes": 4, "episode_steps": 10}
 """The dataset's parameters, at small size."""
 
 
@@ -113,83 +105,64 @@ def training_parameters(**changes: Any) -> TrainingParameters:
     values: dict[str, Any] = {
         "steps": 8,
         "batch_size": 16,
-        "learning_rate": 1e-3,
         "validation_interval": 4,
-        "precision": "float32",
         "accelerator": "cpu",
-        "devices": 1,
-        "nodes": 1,
-        "rendezvous": None,
         "checkpoint_seconds": 1e-9,  # after every chunk
-        "checkpoint_steps": None,
         "loggers": (),
     }
     return TrainingParameters(**(values | changes))
 
 
+def _training(changes: dict[str, Any] | None) -> dict[str, Any]:
+    return training_parameters(**(changes or {})).model_dump()
+
+
 def dynamics_parameters(training: dict[str, Any] | None = None, **changes: Any) -> DynamicsParameters:
     values: dict[str, Any] = {
-        "discount": 0.9,
-        "loss": "symmetric_infonce",
-        "logsumexp_penalty": 0.0,
-        "horizon_conditioning": False,
-        "representation": "unit_norm",
-        "representation_size": 4,
-        "hidden": (8,),
-        "temperature": 0.25,
-        "learned_temperature": False,
-        "segments_per_episode": 1,
-        "validation_batches": 2,
-        "keep": "last",
-        "patience": None,
-        "training": training_parameters(**(training or {})),
-    }
-    return DynamicsParameters(**(values | changes))
+        "discount": 0.9, "representation_size": 4, "hidden": (8,), "temperature": 0.25,
+        "segments_per_episode": 1, "validation_batches": 2,
+    }  # fmt: skip
+    return DynamicsParameters.model_validate({**values, **changes, "training": _training(training)})
 
 
 def reward_parameters(**changes: Any) -> RewardParameters:
-    values: dict[str, Any] = {
-        "source": "dataset",
-        "name": None,
-        "indices": None,
-        "target": None,
-        "scale": None,
-        "tolerance": None,
-    }
-    return RewardParameters(**(values | changes))
+    parameters = REWARDS.validate(changes)
+    assert isinstance(parameters, RewardParameters)
+    return parameters
 
 
 def readout_parameters(**changes: Any) -> ReadoutParameters:
-    values: dict[str, Any] = {
-        "method": "exact",
-        "self_normalised": True,
-        "references": None,
-        "reference_distribution": "marginal",
-        "prototypes": None,
-        "features": 64,
-        "discount": None,
-        "horizons": 4,
-        "compared_transitions": 20,
-    }
-    return ReadoutParameters(**(values | changes))
+    values: dict[str, Any] = {"references": None, "horizons": 4}
+    if "features" in READOUTS.parameters(READOUTS.name_in(changes)).model_fields:
+        values["features"] = 64
+    parameters = READOUTS.validate({**values, **changes})
+    assert isinstance(parameters, ReadoutParameters)
+    return parameters
 
 
-def policy_parameters(training: dict[str, Any] | None = None, **changes: Any) -> PolicyParameters:
-    values: dict[str, Any] = {
-        "objective": "awr",
-        "hidden": (8,),
-        "beta": 3.0,
-        "max_weight": 100.0,
-        "baseline": "marginal_actions",
-        "baseline_actions": 4,
-        "value_steps": 20,
-        "alpha": 1.0,
-        "proposals": 8,
-        "cloning_share": 0.05,
-        "entropy_weight": 0.0,
-        "training": training_parameters(**(training or {})),
-    }
-    return PolicyParameters(**(values | changes))
+def policy_parameters(training: dict[str, Any] | None = None, **changes: Any) -> ObjectiveParameters:
+    """Parameters of an objective, ``awr`` by default, at small size."""
+    small: dict[str, Any] = {"hidden": (8,), "proposals": 8}
+    known = OBJECTIVES.parameters(OBJECTIVES.name_in(changes)).model_fields
+    values = {name: value for name, value in small.items() if name in known}
+    parameters = OBJECTIVES.validate({**values, **changes, "training": _training(training)})
+    assert isinstance(parameters, ObjectiveParameters)
+    return parameters
+
+
+def make_data(
+    transitions: Transitions,
+    train: int,
+    rewards: Rewards | None = None,
+    normalisation: Normalisation | None = None,
+) -> EpisodeData:
+    """The first ``train`` episodes train, the others are held out; inputs are not standardised by default."""
+    return EpisodeData(
+        transitions,
+        split_first(transitions, train),
+        normalisation or identity_normalisation(transitions),
+        rewards,
+    )
 
 
 def names_in(folder: Path) -> list[str]:

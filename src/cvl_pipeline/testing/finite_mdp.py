@@ -1,4 +1,4 @@
-"""A finite MDP with a known behaviour policy, whose p_gamma and Q come from one linear solve."""
+"""Finite MDPs with a known behaviour policy, whose p_gamma and Q are solutions of linear systems."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class FiniteMDP:
-    """``step[s, a, s']``, ``policy[s, a]``, ``reward[s']`` on arrival; arriving at a terminal state ends."""
+    """A finite MDP; arrival at a terminal state ends the episode.
+
+    Attributes:
+        step: (S, A, S), probabilities of s' given s and a.
+        policy: (S, A), probabilities of a given s.
+        reward: (S,), reward on arrival at s'.
+        terminal: (S,), whether s' is terminal.
+        discount: gamma.
+    """
 
     step: Floats
     policy: Floats
@@ -27,12 +35,12 @@ class FiniteMDP:
 
     @property
     def states(self) -> int:
-        """S, how many."""
+        """Number of states, S."""
         return int(self.step.shape[0])
 
     @property
     def actions(self) -> int:
-        """A, how many."""
+        """Number of actions, A."""
         return int(self.step.shape[1])
 
     def p_gamma(self) -> Floats:
@@ -58,7 +66,7 @@ class FiniteMDP:
         return q
 
     def log_episodes(self, episodes: int, steps: int, seed: int) -> tuple[Transitions, Rewards]:
-        """Episodes with one-hot observations and actions, all side by side, cut off after ``steps`` steps."""
+        """Simulate episodes in parallel, with one-hot observations and actions, truncated after ``steps``."""
         generator = np.random.default_rng(seed)
         cumulative_policy, cumulative_step = self.policy.cumsum(-1), self.step.cumsum(-1)
         states = np.empty((episodes, steps + 1), dtype=np.int64)
@@ -114,7 +122,7 @@ def grid_world(
     ends[side // 2 * side + side // 2] = terminal
     rows, columns = np.divmod(np.arange(size), side)
     closeness = np.exp(-(2 * (side - 1) - rows - columns) / 2.0)
-    # Where episodes can end, every step pays, the last one too, as where a robot falls: dying early costs.
+    # With a terminal state, every step has a positive reward, so ending early costs, as for a falling robot.
     rewards = 1.0 + 0.3 * closeness if terminal else closeness
     return FiniteMDP(
         step=step,
@@ -128,15 +136,15 @@ def grid_world(
 def chain(
     *, states: int = 12, slip: float = 0.1, discount: float = 0.9, terminal: bool = False, seed: int = 7
 ) -> FiniteMDP:
-    """States in a row, a step left or right that fails or reverses at times; reward grows to the right.
+    """A row of states; steps left or right may fail or reverse, and the reward grows to the right.
 
-    With ``terminal``, falling off the left end stops the episode.
+    With ``terminal``, arrival at the left end ends the episode.
     """
     step = np.zeros((states, 2, states))
     for state in range(states):
         left, right = max(state - 1, 0), min(state + 1, states - 1)
-        for action, (meant, other) in enumerate([(left, right), (right, left)]):
-            step[state, action, meant] += 1.0 - 2.0 * slip
+        for action, (target, other) in enumerate([(left, right), (right, left)]):
+            step[state, action, target] += 1.0 - 2.0 * slip
             step[state, action, other] += slip
             step[state, action, state] += slip
     generator = np.random.default_rng(seed)
@@ -152,10 +160,10 @@ def chain(
 
 
 class ExactCritic(ContrastiveCritic):
-    """The critic that contrastive learning would end at: ``phi . psi / T = log p_gamma / p`` by table."""
+    """The optimum of contrastive learning, ``phi . psi / T = log p_gamma / p``, as a table."""
 
     def __init__(self, log_ratio: Floats, temperature: float, discount: float) -> None:
-        """Look up ``log_ratio[s, a, z]``; the last z is the absorbing state."""
+        """Store ``log_ratio[s, a, z]``, (S, A, S + 1); the last z is the absorbing state."""
         states, actions, outcomes = log_ratio.shape
         super().__init__(
             CriticShape((states,), actions, (), outcomes, "raw", temperature, False, discount, False)
@@ -163,7 +171,7 @@ class ExactCritic(ContrastiveCritic):
         self.table = torch.from_numpy(log_ratio).float()
 
     def phi(self, observations: Tensor, actions: Tensor, offsets: Tensor | None = None) -> Tensor:
-        """The row of the table, times the temperature, (..., S) and (..., A) -> (..., S + 1)."""
+        """Row of the table times the temperature, (..., S) and (..., A) -> (..., S + 1)."""
         return self.temperature * self.table[observations.argmax(-1), actions.argmax(-1)]
 
     def psi(self, futures: Tensor, absorbed: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What happens around the gradient steps: progress, throughput, the best weights, checkpoints."""
+"""Callbacks around the gradient steps: progress, throughput, best weights, checkpoints."""
 
 from __future__ import annotations
 
@@ -23,74 +23,74 @@ from cvl_pipeline.training.processes import any_of, rank, world_size
 from cvl_pipeline.training.progress import progress_bar
 
 Watcher = Callable[[Mapping[str, float]], None]
-"""Is shown rows of the history."""
+"""Function that receives rows of the history."""
 
 
 class Progress(Callback):
-    """Gradient steps done, of all."""
+    """Progress bar of the gradient steps."""
 
     def __init__(self, description: str, steps: int) -> None:
-        """Describe the bar."""
+        """Create the bar."""
         self._description = description
         self._steps = steps
         self._bar = progress_bar()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show it, in one of the processes."""
+        """Show the bar in one process."""
         self._task = self._bar.add_task(self._description, total=self._steps, completed=trainer.global_step)
         if trainer.is_global_zero:
             self._bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Move it."""
+        """Move the bar."""
         self._bar.update(self._task, completed=trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave its last state."""
+        """Stop the bar; its last state stays visible."""
         self._bar.stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave its last state."""
+        """Stop the bar; its last state stays visible."""
         self._bar.stop()
 
 
 class Throughput(Checkpoint):
-    """Writes metrics.csv and tells the loggers, once a validation interval, what was measured and how fast.
+    """Write metrics.csv and log measurements and speed, once per validation interval.
 
-    Beside the module's row: ``throughput/steps_per_second`` and ``throughput/samples_per_second`` of the
-    interval without its measurement, and ``throughput/model_flops_utilisation``, the operations of the matrix
-    products of a step times steps per second, over the rate of one large product on the same device.
+    Adds to the module's row: ``throughput/steps_per_second`` and ``throughput/samples_per_second`` of the
+    interval without its measurement, and ``throughput/model_flops_utilisation``: operations of the matrix
+    products of a step, times steps per second, over the rate of one large product on the same device.
 
-    A checkpoint callback by name alone: those run after the module has closed its row.
+    A checkpoint callback only by name: those run after the module has closed its row.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Write to the folder."""
+        """Set the folder of metrics.csv."""
         self._path = folder / "metrics.csv"
         self._rows: list[dict[str, float]] = []
         self._seconds = 0.0
         self._steps = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count operations and measure the machine."""
+        """Count the operations of a step and measure the machine."""
         assert isinstance(pl_module, OfflineModule)
-        self._rows += pl_module.rows[len(self._rows) :]  # of a run that was begun without logs
+        self._rows += pl_module.rows[len(self._rows) :]  # from a run that started without logs
         self._operations = operations_of_a_step(pl_module) * world_size()
         narrow = pl_module.training_parameters.precision == "bfloat16"
         rate = product_rate(pl_module.device, torch.bfloat16 if narrow else torch.float32)
         self._machine = rate * world_size()
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Take the time."""
+        """Start the clock."""
         self._start, self._first = time.perf_counter(), trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Add it up; the losses of a chunk have just been waited for."""
+        """Add the elapsed time; the module has just waited for the losses of the chunk."""
         self._seconds += time.perf_counter() - self._start
         self._steps += trainer.global_step - self._first
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write and tell, if an interval was closed."""
+        """Write and log a row if an interval has ended."""
         assert isinstance(pl_module, OfflineModule)
         if len(pl_module.rows) == len(self._rows):
             return
@@ -110,11 +110,11 @@ class Throughput(Checkpoint):
                 logger.log_metrics(row, step=int(row["step"]))
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows, which a resumed run writes again, and what was measured of the next."""
+        """The rows, which a resumed run writes again, and the measurements of the next row so far."""
         return {"rows": self._rows, "seconds": self._seconds, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them up."""
+        """Restore the state."""
         self._rows = state_dict["rows"]
         self._seconds, self._steps = state_dict["seconds"], state_dict["steps"]
 
@@ -129,7 +129,7 @@ def operations_of_a_step(module: OfflineModule) -> float:
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
-    """Floating-point operations a second of a square matrix product, the best of a few, as the machine is."""
+    """Floating-point operations per second of a square matrix product; best of four, under current load."""
     left, right = torch.rand(2, size, size, device=device).to(dtype)
 
     def seconds() -> float:
@@ -146,34 +146,34 @@ def product_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> 
 
 
 class Watch(Checkpoint):
-    """Shows every row of the history to a function, which may raise to end the training.
+    """Pass every row of the history to a function, which may raise to end the training.
 
-    A checkpoint callback by name alone, as Throughput is.
+    A checkpoint callback only by name, like Throughput.
     """
 
     def __init__(self, watch: Watcher) -> None:
-        """Show the rows to ``watch``, those before a resumption too."""
+        """Pass the rows to ``watch``, including those before a resumption."""
         self._watch = watch
-        self._shown = 0
+        self._count = 0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what is new."""
+        """Pass on the new rows."""
         assert isinstance(pl_module, OfflineModule)
-        rows = pl_module.rows[self._shown :]
-        self._shown += len(rows)
+        rows = pl_module.rows[self._count :]
+        self._count += len(rows)
         for row in rows:
             self._watch(row)
 
 
 class BestWeights(Checkpoint):
-    """Remembers the weights of the lowest held-out loss, and ends training that no longer lowers it."""
+    """Keep the weights of the lowest held-out loss, and end training that no longer lowers it."""
 
     def __init__(self, keep: Literal["last", "best"], patience: int | None) -> None:
-        """Say what to do.
+        """Set which weights to keep and when to stop.
 
         Args:
             keep: the weights that training ends with.
-            patience: measurements without a lower ``validation/loss`` that end it; None: none do.
+            patience: measurements without a lower ``validation/loss`` that end training; None: no limit.
         """
         self._keep = keep
         self._patience = patience
@@ -183,11 +183,11 @@ class BestWeights(Checkpoint):
         self._weights: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End at once what had been resumed after its end."""
+        """Stop at once if the patience was over before the resumption."""
         self._stop_if_patience_is_over(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge the interval that was closed, if one was."""
+        """Compare the loss of the interval, if one has ended."""
         assert isinstance(pl_module, OfflineModule)
         if len(pl_module.rows) == self._rows:
             return
@@ -201,37 +201,37 @@ class BestWeights(Checkpoint):
         self._stop_if_patience_is_over(trainer, pl_module)
 
     def _stop_if_patience_is_over(self, trainer: Trainer, module: LightningModule) -> None:
-        # Agreed upon: machines of different kinds may measure losses that differ in their last digit.
+        # The processes agree on it: on different machines, losses may differ in the last digit.
         if self._patience is not None and any_of(self._since >= self._patience, module.device):
             trainer.should_stop = True
 
     def restore(self, module: OfflineModule) -> None:
-        """Give the module the weights that are to be kept."""
+        """Load the weights to keep into the module."""
         if self._weights:
             module.load_state_dict(self._weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it."""
+        """The complete state."""
         return {
             "lowest": self._lowest, "since": self._since, "rows": self._rows, "weights": self._weights
         }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it up."""
+        """Restore the state."""
         self._lowest, self._since = state_dict["lowest"], state_dict["since"]
         self._rows, self._weights = state_dict["rows"], state_dict["weights"]
 
 
 class Checkpoints(Checkpoint):
-    """Saves unfinished training after a chunk of steps: by time, by steps, and when SIGTERM comes."""
+    """Save unfinished training after a chunk of steps: by time, by steps, and on SIGTERM."""
 
     def __init__(self, folder: Path | None, seconds: float, steps: int | None) -> None:
-        """Say where and when.
+        """Set where and how often to save.
 
         Args:
-            folder: of last.ckpt; None: nothing is saved, and SIGTERM only ends the training.
-            seconds: between saves.
-            steps: likewise; None: by time alone.
+            folder: for last.ckpt; None: nothing is saved, and SIGTERM only ends the training.
+            seconds: time between saves.
+            steps: gradient steps between saves; None: by time only.
         """
         self.path = None if folder is None else folder / "last.ckpt"
         self._seconds = seconds
@@ -239,15 +239,15 @@ class Checkpoints(Checkpoint):
         self._terminated = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock and listen."""
+        """Start the clock and handle SIGTERM."""
         self._saved, self._saved_step = time.monotonic(), trainer.global_step
         if threading.current_thread() is threading.main_thread():
-            # In place of Lightning's, which sends messages to the other processes from within the handler.
-            # Lightning puts the one before it back at the end.
+            # Replaces Lightning's handler, which sends messages to the other processes while it runs.
+            # Lightning restores the original handler at the end.
             signal.signal(signal.SIGTERM, self._note)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save if it is time to; processes agree on it."""
+        """Save if it is time to; the processes agree on it."""
         terminated = any_of(self._terminated, pl_module.device)
         if self.path is not None:
             late = time.monotonic() - self._saved >= self._seconds

@@ -1,4 +1,4 @@
-"""One way to train, for every stage: launch, progress, checkpoints, resumption."""
+"""Training for every stage: launch, progress, checkpoints, resumption."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.checked import read_checkpoint, write_checkpoint
 from cvl_pipeline.io.storage import fingerprint as fingerprint_of
 from cvl_pipeline.io.storage import shown
+from cvl_pipeline.schema import effective
 from cvl_pipeline.training.callbacks import BestWeights, Checkpoints, Progress, Throughput, Watch, Watcher
 from cvl_pipeline.training.loggers import make_loggers
 from cvl_pipeline.training.module import OfflineModule
-from cvl_pipeline.training.parameters import OPERATION, TrainingParameters
+from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.processes import TERMINATED, rank
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
-"""Lightning's names: weights and optimiser stay in float32 either way."""
+"""Lightning's names; weights and optimiser stay in float32 in both cases."""
 
 
 def fit(
@@ -51,27 +52,27 @@ def fit(
 ) -> pd.DataFrame:
     """Train the module in place.
 
-    With more than one device or node, every process of them calls this, started by torchrun (see ``launch``).
+    With several devices or nodes, torchrun starts the processes (see ``launch``), and each calls this.
 
     Args:
-        module: what to train; it holds its data and its parameters.
-        description: what the progress bar says.
-        checkpoints: folder whose subfolder ``fingerprint`` keeps the state of unfinished training, by time,
-            by steps and when SIGTERM comes; it is removed when training is done. None: not resumable.
-        fingerprint: identifies parameters and data. Unfinished training is resumed only under the same
-            fingerprint, so a changed parameter or dataset starts anew.
-        logs: folder of metrics.csv and of what the other loggers write; None: no logs.
+        module: the module to train; it holds its data and its parameters.
+        description: text of the progress bar.
+        checkpoints: folder; its subfolder ``fingerprint`` holds the state of unfinished training, saved by
+            time, by steps and on SIGTERM, and deleted when training is done. None: not resumable.
+        fingerprint: identifies parameters and data. Only training with the same fingerprint is resumed, so
+            a changed parameter or dataset starts from the beginning.
+        logs: folder of metrics.csv and of the other loggers' files; None: no logs.
         best: keeps the best weights or ends the training early.
-        watch: is shown every row of the history, and may raise to end the training.
+        watch: receives every row of the history, and may raise to end the training.
 
     Returns:
-        The history: one row a validation interval with ``step``, ``train/...`` (means over the
+        The history: one row per validation interval with ``step``, ``train/...`` (means over the
         interval) and ``validation/...``.
 
     Raises:
         InputError: the checkpoint to resume from cannot be read, or a logger is not installed.
-        FloatingPointError: the loss is not a number.
-        SystemExit: SIGTERM; what was done is saved.
+        FloatingPointError: the loss is not finite.
+        SystemExit: SIGTERM arrived; the training is saved.
     """
     parameters = module.training_parameters
     folder = checkpoints / fingerprint if checkpoints is not None else None
@@ -82,17 +83,17 @@ def fit(
     if watch is not None:
         callbacks.append(Watch(watch))
     resume = _resumable(saver.path) if saver.path is not None else None
-    # Not Lightning's auto: it would take Apple's GPU, which has no double precision to draw offsets in.
+    # Not Lightning's auto: it would choose Apple's GPU, which lacks the double precision to sample offsets.
     accelerator: str = parameters.accelerator
     if accelerator == "auto":
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     for name in ("lightning.pytorch", "lightning.fabric"):
-        # What it reports (which devices exist, which loops it runs) is not for the reader of a pipeline log.
+        # Lightning's reports (devices, loops) do not help the reader of a pipeline log.
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(name).handlers.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PossibleUserWarning)  # "no logger configured", "few batches"
-        # Lightning's own use of a name that torch has deprecated.
+        # Lightning uses a name that torch has deprecated.
         warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
         trainer = lightning.Trainer(
             accelerator=accelerator,
@@ -115,7 +116,9 @@ def fit(
             )
         except SIGTERMException:
             if saver.path is not None:
-                logger.warning("Stopped by SIGTERM; the same command goes on from %s", shown(saver.path))
+                logger.warning(
+                    "Stopped by SIGTERM; run the same command again to resume from %s", shown(saver.path)
+                )
             raise SystemExit(TERMINATED) from None
     if best is not None:
         best.restore(module)
@@ -125,20 +128,19 @@ def fit(
 
 
 def run_fingerprint(parameters: BaseModel, seed: int, *inputs: Any) -> str:
-    """Identifies a training run by its parameters, seed and inputs, for ``fit``.
+    """Identify a training run by its parameters, seed and inputs, for ``fit``.
 
     Args:
-        parameters: the stage's; what changes no result (processes, checkpoints, loggers) does not count.
-        seed: the run's.
+        parameters: the stage's; fields that change no result (processes, checkpoints, loggers) are ignored.
+        seed: of the run.
         inputs: dataclasses of tensors and numbers, modules, or None.
     """
     tensors = tensors_of({str(index): value for index, value in enumerate(inputs)})
-    values = parameters.model_dump(exclude={"training": set(OPERATION)})
-    return fingerprint_of(tensors, {"parameters": values, "seed": seed})[:16]
+    return fingerprint_of(tensors, {"parameters": effective(parameters), "seed": seed})[:16]
 
 
 def tensors_of(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All tensors and numbers of inputs, by the name of the input and their own, to be fingerprinted.
+    """Collect all tensors and numbers of inputs, by input and own name, for a fingerprint.
 
     Args:
         inputs: dataclasses of tensors and numbers, modules, or None.
@@ -153,25 +155,25 @@ def tensors_of(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _resumable(path: Path) -> Path | None:
-    """The checkpoint, if there is one; raises InputError if it is damaged."""
+    """The checkpoint to resume from, if any; raises InputError if it is damaged."""
     if not path.exists():
         return None
     state = read_checkpoint(path)
     if state["training"] != path.parent.name:
-        raise InputError(f"{shown(path)} is of another training; delete it to train anew")
+        raise InputError(f"{shown(path)} belongs to another training; delete it to start again")
     logger.info("Resuming from step %d (%s)", state["global_step"], shown(path))
     return path
 
 
 class _Replicas(DDPStrategy):
-    """Processes that hold the same weights, without DistributedDataParallel around the module.
+    """Processes with equal weights, without DistributedDataParallel around the module.
 
-    That synchronises once a forward pass, where one Lightning step here takes many gradient steps; and the
-    module averages its gradients itself (see ``processes``).
+    DistributedDataParallel synchronises once per forward pass, but one Lightning step here takes many
+    gradient steps. The module averages its gradients itself (see ``processes``).
     """
 
     def configure_ddp(self) -> None:
-        """Leave the module as it is: every process made it from the same seed."""
+        """Do nothing: every process creates the module from the same seed."""
 
 
 def _strategy(parameters: TrainingParameters) -> Strategy | str:
@@ -179,22 +181,22 @@ def _strategy(parameters: TrainingParameters) -> Strategy | str:
 
 
 def _environment(parameters: TrainingParameters) -> LightningEnvironment | TorchElasticEnvironment:
-    """Who counts the processes: never SLURM, under which Lightning takes devices for tasks of its own."""
+    """Environment that counts the processes; not SLURM's, where Lightning takes devices for SLURM tasks."""
     if parameters.devices * parameters.nodes == 1:
         return LightningEnvironment()
     if not TorchElasticEnvironment.detect():
         raise RuntimeError(
-            f"training.devices={parameters.devices}, nodes={parameters.nodes}: start the processes with "
-            "cvl_pipeline.training.launch, as the pipeline does"
+            f"training.devices={parameters.devices}, nodes={parameters.nodes} need torchrun; start the "
+            "processes with cvl_pipeline.training.launch, as the pipeline does"
         )
     return TorchElasticEnvironment()
 
 
 class _CheckedCheckpoints(TorchCheckpointIO):
-    """Writes beside the old checkpoint and renames; compares a checksum when it reads.
+    """Write checkpoints atomically and verify their checksum on read.
 
-    Lightning's own moves a file from the temporary folder, which is a copy, and so not atomic, where
-    that folder lies on another file system; and a changed byte of a weight passes it.
+    Lightning's own class moves a file from the temporary folder. If that is on another file system, the
+    move is a copy and not atomic. It also misses a changed byte of a weight.
     """
 
     def save_checkpoint(

@@ -16,16 +16,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import pandas as pd
 
-from cvl_pipeline.errors import InputError, one_line
+from cvl_pipeline.errors import InputError, look_up, one_line
 from cvl_pipeline.imports import named
 from cvl_pipeline.io.artifacts import load_artifact, save_artifact
 from cvl_pipeline.io.checked import read_table, write_table
@@ -46,45 +47,57 @@ PATIENCE = 30.0
 """Seconds that a process which has to end waits for the first to say why: torchrun ends all with any."""
 
 
+JOBS = {
+    "critic": "cvl_pipeline.dynamics.job:CriticJob",
+    "policy": "cvl_pipeline.methods.job:PolicyJob",
+}
+"""The trainings that other processes may be asked for. A specification can name no other code."""
+
+
 class TrainingError(RuntimeError):
-    """A process of a training ended early. The message is one line for a person; what was done is kept."""
+    """A training process ended early. The message is one line for the user; finished steps are saved."""
 
 
-class StageParameters(Protocol):
-    """The parameters of a stage that trains: a Pydantic model with a field ``training``."""
+class Job(Protocol):
+    """A training that one process can do, or several can share."""
+
+    name: ClassVar[str]
+    """Its key in JOBS."""
+    makes: ClassVar[str]
+    """The kind of artifact that it trains."""
 
     @property
     def training(self) -> TrainingParameters:
         """How many processes, among others."""
 
-    def model_dump(self, *, mode: str) -> dict[str, Any]:
-        """Plain values."""
+    def artifacts(self) -> dict[str, Any]:
+        """Return the inputs by their kinds of artifact."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return everything else as plain values."""
+
+    @classmethod
+    def from_parts(cls, artifacts: Mapping[str, Any], settings: Mapping[str, Any]) -> Job:
+        """Make the job again from ``artifacts`` and ``settings``."""
+
+    def run(
+        self, checkpoints: Path | None, logs: Path | None, watch: Watcher | None
+    ) -> tuple[Any, pd.DataFrame]:
+        """Train in this process; return the module, on the CPU, and the history."""
 
 
 def train(
-    function: Callable[..., tuple[Any, pd.DataFrame]],
-    makes: str,
-    parameters: StageParameters,
-    seed: int,
-    checkpoints: Path,
-    logs: Path | None,
-    inputs: Mapping[str, Any],
-    watch: Watcher | None = None,
+    job: Job, checkpoints: Path | None = None, logs: Path | None = None, watch: Watcher | None = None
 ) -> tuple[Any, pd.DataFrame]:
-    """Train in this process, or in as many as the parameters ask for.
+    """Train in this process, or in as many processes as the job's parameters ask for.
 
     Args:
-        function: trains; takes parameters, seed, checkpoints, logs and the inputs by these names, and returns
-            the module and its history. Other processes import it by its name.
-        makes: the kind of artifact that the module is.
-        parameters: of its stage; ``training.devices`` and ``nodes`` say how many processes.
-        seed: of the run.
-        checkpoints: folder that unfinished training is kept in and resumed from. With several machines, on a
-            disk that all of them see.
+        job: the training.
+        checkpoints: folder that keeps unfinished training, which the same call resumes. With several machines,
+            on a disk that all of them see. None: not resumable.
         logs: folder of metrics.csv and other logs; None: no logs.
-        inputs: artifacts by their kind; ``labels`` are of the kind rewards.
-        watch: is shown every row of the dynamics' history as it is measured, and may raise to end the
-            training; by several processes it is shown none.
+        watch: receives every row of the history, and may raise to end the training; with several processes it
+            receives none.
 
     Returns:
         The trained module, on the CPU, and the history.
@@ -93,26 +106,24 @@ def train(
         InputError: a damaged checkpoint; a parameter or a logger that cannot be used.
         FloatingPointError: the loss is not a number.
         TrainingError: a process was killed.
-        SystemExit: SIGTERM, to this process or to one of those it started; what was done is saved.
+        SystemExit: SIGTERM, to this process or to one that it started; finished steps are saved.
     """
-    if parameters.training.devices * parameters.training.nodes == 1:
-        watched = {} if watch is None else {"watch": watch}
-        return function(
-            parameters=parameters, seed=seed, checkpoints=checkpoints, logs=logs, **watched, **inputs
-        )
+    if job.training.devices * job.training.nodes == 1:
+        return job.run(checkpoints, logs, watch)
+    if checkpoints is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            return train(job, Path(temporary), logs, watch)
     specification = {
-        "function": _name(function), "makes": makes,
-        "model": _name(type(parameters)), "parameters": parameters.model_dump(mode="json"), "seed": seed,
+        "job": job.name, "settings": job.settings(), "artifacts": sorted(job.artifacts()),
         "checkpoints": str(checkpoints.absolute()), "logs": str(logs.absolute()) if logs else None,
-        "inputs": sorted(inputs),
     }  # fmt: skip
     folder = (checkpoints / "launch").absolute()
     shutil.rmtree(folder, ignore_errors=True)
-    for name, value in inputs.items():
-        save_artifact(folder / f"{name}.safetensors", _kind(name), value)
+    for kind, value in job.artifacts().items():
+        save_artifact(folder / f"{kind}.safetensors", kind, value)
     _write_json(folder / "specification.json", specification)
-    result = _torchrun(folder, parameters.training)
-    trained = load_artifact(folder / f"{makes}.safetensors", makes)
+    result = _torchrun(folder, job.training)
+    trained = load_artifact(folder / f"{job.makes}.trained.safetensors", job.makes)
     history = read_table(folder / "history.parquet")
     logger.info("Trained by %d processes (world_size %d)", result["world_size"], result["world_size"])
     shutil.rmtree(folder)
@@ -230,20 +241,17 @@ def _first_slurm_host() -> str:
 
 
 def work(folder: Path) -> None:
-    """One process of a training: read the inputs, train a share, and as the first save the results."""
+    """Be one process of a training: read the inputs, train a share, and as the first process save the results."""
     specification = json.loads((folder / "specification.json").read_text())
-    makes = specification["makes"]
-    inputs = {
-        name: load_artifact(folder / f"{name}.safetensors", _kind(name)) for name in specification["inputs"]
+    artifacts = {
+        kind: load_artifact(folder / f"{kind}.safetensors", kind) for kind in specification["artifacts"]
     }
+    logs = specification["logs"]
     try:
-        trained, history = named(specification["function"])(
-            parameters=named(specification["model"])(**specification["parameters"]),
-            seed=specification["seed"],
-            checkpoints=Path(specification["checkpoints"]),
-            logs=Path(specification["logs"]) if specification["logs"] else None,
-            **inputs,
+        job = named(look_up("training", specification["job"], JOBS)).from_parts(
+            artifacts, specification["settings"]
         )
+        trained, history = job.run(Path(specification["checkpoints"]), Path(logs) if logs else None, None)
     except SystemExit:
         _tell(folder, {"terminated": True})
         raise
@@ -251,7 +259,7 @@ def work(folder: Path) -> None:
         _tell(folder, {"error": type(error).__name__, "message": str(error)})
         raise
     if rank() == 0:
-        save_artifact(folder / f"{makes}.safetensors", makes, trained)
+        save_artifact(folder / f"{job.makes}.trained.safetensors", job.makes, trained)
         write_table(folder / "history.parquet", history)
         _write_json(folder / DONE, {"world_size": world_size()})
 
@@ -263,14 +271,6 @@ def _tell(folder: Path, result: dict[str, Any]) -> None:
     end = time.monotonic() + PATIENCE
     while not (folder / DONE).exists() and time.monotonic() < end:
         time.sleep(0.05)
-
-
-def _name(thing: Callable[..., Any]) -> str:
-    return f"{thing.__module__}:{thing.__qualname__}"
-
-
-def _kind(name: str) -> str:
-    return "rewards" if name == "labels" else name
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Where else training tells its metrics, beside metrics.csv."""
+"""Loggers of training metrics besides metrics.csv."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ logger = logging.getLogger(__name__)
 
 
 def make_loggers(names: tuple[str, ...], folder: Path) -> list[Logger]:
-    """The loggers of the given names.
+    """Create the loggers of the given names.
 
     Args:
-        names: ``tensorboard`` writes event files to the folder, and is left out where it is not installed;
-            ``mlflow`` writes to MLFLOW_TRACKING_URI, or to the folder; ``wandb`` as its own login says.
-        folder: of this training; its name and that of the folder around it name the run.
+        names: ``tensorboard`` writes event files to the folder, and is skipped if it is not installed;
+            ``mlflow`` writes to MLFLOW_TRACKING_URI, or else to the folder; ``wandb`` uses its own login.
+        folder: of this training, such as ``seed_0/logs/policy_logs``; the run is ``seed_0/policy_logs``.
 
     Raises:
-        InputError: mlflow or wandb was asked for and is not installed.
+        InputError: mlflow or wandb is requested but not installed.
     """
     for name in names:
         if name != "tensorboard" and find_spec(name) is None:

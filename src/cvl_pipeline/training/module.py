@@ -1,4 +1,4 @@
-"""The Lightning module that every training stage builds on."""
+"""Base class of the Lightning modules of all training stages."""
 
 from __future__ import annotations
 
@@ -15,61 +15,61 @@ from cvl_pipeline.training.processes import average, gather, rank, world_size
 from cvl_pipeline.training.seeds import stream_seed
 
 CHUNK = 25
-"""Gradient steps in one Lightning step. The trainer's own work per step is of the size of a small
-network's, so it is paid once for many. A constant: it changes no result, only the overhead."""
+"""Gradient steps per Lightning step. The trainer's overhead is as large as a small network's step, so it is
+paid once for many. A constant: it changes no result, only the overhead."""
 DRAWN = 64
-"""Batches that are drawn at once: saying where a batch lies in the log is cheap for many, dear for each."""
+"""Batches sampled at once: locating them in the log is cheap for many together, but not one by one."""
 
 
 class OfflineModule(lightning.LightningModule):
-    """Trains on batches that it draws itself, by index arithmetic on the device that holds the data.
+    """Train on batches that the module samples by index arithmetic on the device that holds the data.
 
-    A subclass says what is drawn, what one gradient step minimises and what is measured on held-out data. The
-    batch of step n depends on the seed and n alone, so training that was interrupted and resumed draws the
-    very batches of training that was not.
+    A subclass defines the batches, the loss of a gradient step and the metrics on held-out data. The batch of
+    step n depends only on the seed and n, so resumed training samples the same batches as uninterrupted
+    training.
 
-    A Lightning epoch is one chunk of steps, so that training can be saved and stopped after any chunk; a
+    A Lightning epoch is one chunk of steps, so that training can be saved and stopped after any chunk. A
     validation interval is a whole number of chunks.
     """
 
     def __init__(self, training: TrainingParameters, seed: int) -> None:
-        """Keep the parameters; nothing is drawn yet."""
+        """Set the parameters. No batch has been sampled yet."""
         super().__init__()
         self.training_parameters = training
         self.seed = seed
         self.automatic_optimization = False
-        self.rows: list[dict[str, float]] = []  # one a validation interval
+        self.rows: list[dict[str, float]] = []  # one per validation interval
         self._sums: dict[str, Tensor] = {}
         self._validation: Mapping[str, Tensor] = {}
         self._block: tuple[int, Sequence[Any]] | None = None
 
     def draw(self, batches: int, generator: Generator) -> Sequence[Any]:
-        """Where the next batches lie in the data, one entry a batch, all of it drawn with ``generator``."""
+        """Sample the places of the next batches in the data, one entry per batch, with ``generator`` only."""
         raise NotImplementedError
 
     def training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one entry of ``draw``, and metrics to record (scalars)."""
+        """Loss of one entry of ``draw``, and scalar metrics to record."""
         raise NotImplementedError
 
     def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
-        """Metrics on held-out data; ``generator`` is the same at every call."""
+        """Metrics on held-out data; ``generator`` is the same in every call."""
         raise NotImplementedError
 
     def trained_parameters(self) -> list[torch.nn.Parameter]:
-        """What the optimiser changes."""
+        """Parameters that the optimiser changes."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser of the trained parameters, which become parts of one vector."""
+        """Create the optimiser; the trained parameters become parts of one vector."""
         self._vector = _Vector(self.trained_parameters())
         return self.make_optimizer(self._vector.values)
 
     def make_optimizer(self, values: torch.nn.Parameter) -> torch.optim.Optimizer:
-        """Adam."""
+        """Create Adam."""
         return torch.optim.Adam([values], lr=self.training_parameters.learning_rate, fused=True)
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of a step: from the parameter's value down to zero along half a cosine."""
+        """Learning rate of a step: half a cosine from the parameter's value down to zero."""
         parameters = self.training_parameters
         return parameters.learning_rate * 0.5 * (1.0 + math.cos(math.pi * step / parameters.steps))
 
@@ -80,7 +80,7 @@ class OfflineModule(lightning.LightningModule):
 
     @property
     def chunks(self) -> int:
-        """Chunks of an interval; its last one may be short, and those past the last step are empty."""
+        """Chunks per interval; its last one may be short, and those after the last step are empty."""
         return math.ceil(self.interval / CHUNK)
 
     def training_step(self, _: int) -> None:
@@ -109,7 +109,7 @@ class OfflineModule(lightning.LightningModule):
         self._validation = self.validation_metrics(generator)
 
     def on_train_epoch_end(self) -> None:
-        """Close the interval's row of the history, if this chunk was its last."""
+        """Add the interval's row to the history if this chunk was its last."""
         if (self.current_epoch + 1) % self.chunks:
             return
         steps = float(self._sums.pop("steps"))
@@ -120,26 +120,26 @@ class OfflineModule(lightning.LightningModule):
         self.rows.append(row)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the history, and the sums of the interval that has begun, with the weights."""
+        """Store the history and the sums of the current interval with the weights."""
         checkpoint["history"] = self.rows
-        # Those of every process: one process alone writes the checkpoint.
+        # The sums of every process, because only one process writes the checkpoint.
         checkpoint["sums"] = {name: gather(value.reshape(1)) for name, value in self._sums.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them up again."""
+        """Restore the history and the sums."""
         self.rows = checkpoint["history"]
-        # By another number of processes than now, each takes their mean; the next mean is of those.
+        # If the number of processes has changed, each takes the mean, so the next average stays right.
         self._sums = {
             name: values[rank()] if len(values) == world_size() else values.mean()
             for name, values in checkpoint["sums"].items()
         }
 
     def on_train_start(self) -> None:
-        """Put what was resumed where the network is by now."""
+        """Move the restored sums to the device of the network."""
         self._sums = {name: value.to(self.device) for name, value in self._sums.items()}
 
     def batch(self, step: int) -> Any:
-        """The entry of ``draw`` that is the batch of a gradient step."""
+        """The batch of a gradient step, an entry of ``draw``."""
         block, place = divmod(step, DRAWN)
         if self._block is None or self._block[0] != block:
             generator = Generator(device=self.device)
@@ -148,8 +148,8 @@ class OfflineModule(lightning.LightningModule):
         return self._block[1][place]
 
     def _check(self, losses: Tensor, first: int) -> None:
-        """Add the losses of a chunk up; one that is not a number ends the training."""
-        losses = average(losses)  # of all processes, so that each of them sees what any of them saw
+        """Add up the losses of a chunk; raise FloatingPointError if one is not finite."""
+        losses = average(losses)  # over processes, so that a fault in one ends all
         self._add("loss", losses.sum())
         self._add("steps", torch.full_like(losses[0], len(losses)))
         finite = torch.isfinite(losses)
@@ -158,7 +158,7 @@ class OfflineModule(lightning.LightningModule):
             block, batch = divmod(first + place, DRAWN)
             raise FloatingPointError(
                 f"the loss became {float(losses[place])} at step {first + place} (seed {self.seed}; batch "
-                f"{batch} of those drawn with seed {stream_seed(self.seed, 'training', block)}); lower "
+                f"{batch} sampled with seed {stream_seed(self.seed, 'training', block)}); lower "
                 "training.learning_rate"
             )
 
@@ -167,10 +167,10 @@ class OfflineModule(lightning.LightningModule):
 
 
 class _Vector:
-    """Parameters as views of one vector: one tensor to step and to average, whatever their number.
+    """Parameters as views of one vector: one tensor to update and to average.
 
-    For networks that take milliseconds, the optimiser's bookkeeping of twenty tensors costs as much as its
-    arithmetic.
+    In networks whose step takes milliseconds, the optimiser's bookkeeping of twenty tensors costs as much as
+    its arithmetic.
     """
 
     def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
@@ -181,6 +181,6 @@ class _Vector:
             parameter.data = part.view_as(parameter)
 
     def differentiate(self, loss: Tensor) -> None:
-        """Make the gradient of the loss, the mean over processes, that of the vector."""
+        """Set the vector's gradient to that of the loss, averaged over processes."""
         gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
         self.values.grad = average(torch.cat([gradient.flatten() for gradient in gradients]))

@@ -1,8 +1,8 @@
-"""What the processes of one training do together.
+"""Communication between the processes of one training.
 
-Every process draws the same numbers and takes its own share of each batch, so that training by several
-processes is the training of one process on the whole batch: the batch size, the loss and its gradients are
-those of all of them together. Without a process group, each of these functions is the identity.
+Every process samples the same numbers and takes its own share of each batch, so several processes train as
+one process would on the whole batch: batch size, loss and gradients are those of all processes together.
+Without a process group, each of these functions is the identity.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed
 
 TERMINATED = 143
-"""Exit status of a process that SIGTERM ended, as shells and SLURM have it."""
+"""Exit status of a process that SIGTERM ended, as in shells and SLURM."""
 
 
 def world_size() -> int:
@@ -30,15 +30,15 @@ def rank() -> int:
 
 
 def own_share(values: Tensor) -> Tensor:
-    """This process's rows of a batch that all have, (B, ...) -> (B / processes, ...)."""
+    """This process's rows of a batch that all processes have, (B, ...) -> (B / processes, ...)."""
     return values.chunk(world_size())[rank()]
 
 
 def gather(values: Tensor) -> Tensor:
-    """The rows of all processes, in their order, (B / processes, ...) -> (B, ...); differentiable.
+    """Join the rows of all processes, in their order, (B / processes, ...) -> (B, ...); differentiable.
 
-    Where every process goes on to compute the loss of the whole batch, the ``average`` of their gradients is
-    the gradient of that loss.
+    If every process then computes the loss of the whole batch, the ``average`` of their gradients is the
+    gradient of that loss.
     """
     if world_size() == 1:
         return values
@@ -49,20 +49,20 @@ def gather(values: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        own = values.contiguous()  # and so are the others', which are shaped after it
+        own = values.contiguous()  # and so are the parts, which copy its layout
         parts = [torch.empty_like(own) for _ in range(world_size())]
         distributed.all_gather(parts, own)
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        # Each process holds the gradient with respect to all rows, and passes on that of its own; the sum
-        # over processes is the whole, which the average has divided by their number.
+        # Each process has the gradient with respect to all rows and returns that of its own. The sum over
+        # processes is the whole gradient; the factor cancels the division in ``average``.
         return own_share(gradients[0]) * world_size()
 
 
 def average(values: Tensor) -> Tensor:
-    """The mean over processes of a tensor that takes no gradient."""
+    """Mean over processes of a tensor without gradient."""
     if world_size() > 1:
         values = values.clone()
         distributed.all_reduce(values)
@@ -71,7 +71,7 @@ def average(values: Tensor) -> Tensor:
 
 
 def maximum(values: Tensor) -> Tensor:
-    """The largest of each entry over processes, of a tensor that takes no gradient."""
+    """Maximum of each entry over processes, of a tensor without gradient."""
     if world_size() > 1:
         values = values.clone()
         distributed.all_reduce(values, distributed.ReduceOp.MAX)
@@ -79,7 +79,7 @@ def maximum(values: Tensor) -> Tensor:
 
 
 def any_of(flag: bool, device: torch.device) -> bool:
-    """Whether it is set in any process."""
+    """Whether the flag is set in any process."""
     if world_size() == 1:
         return flag
     votes = torch.tensor(float(flag), device=device)
@@ -88,9 +88,9 @@ def any_of(flag: bool, device: torch.device) -> bool:
 
 
 def end_with_parent() -> None:
-    """Have SIGTERM sent to this process when its parent dies, however it does; Linux alone can.
+    """Let Linux send SIGTERM to this process when its parent dies for any reason; elsewhere, do nothing.
 
-    Else what kill -9 leaves behind would train beside the run that resumes it, or wait for ever.
+    Otherwise the processes that kill -9 leaves would train beside the run that resumes, or wait for ever.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG

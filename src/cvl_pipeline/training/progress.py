@@ -1,4 +1,4 @@
-"""The one look of every progress bar."""
+"""Progress bar with one look for all stages."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rich.progress import (
 
 
 def progress_bar() -> Progress:
-    """A Rich progress bar: description, done of total, elapsed and remaining time.
+    """Create a Rich progress bar: description, done of total, elapsed and remaining time.
 
-    On a terminal it is drawn in place; in a file or a pipe, only its last state is written.
+    A terminal shows it in place; a file or a pipe receives only its last state.
     """
     return Progress(
         TextColumn("{task.description}", markup=False),

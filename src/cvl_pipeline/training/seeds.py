@@ -11,7 +11,7 @@ def stream_seed(seed: int, stream: str, step: int) -> int:
     """Seed of the generator of one step of one stream.
 
     Args:
-        seed: the run's.
+        seed: of the run.
         stream: one of STREAMS.
         step: non-negative.
     """

@@ -1,4 +1,4 @@
-"""What a trial can be judged by: numbers that the stages report."""
+"""Objectives of trials: numbers that the stages report."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Objective:
     """One number.
 
     Attributes:
-        direction: which way is better.
-        stage: the last stage that has to run for it.
-        online: whether the environment is needed; what is not is measured on held-out episodes.
-        incomparable: parameters, or groups of them, that change what the number means, so that two trials
-            which differ in them cannot be compared by it.
-        column: of the history of contrastive training, for what is measured there.
-        why: what is wrong with comparing.
+        direction: the better direction.
+        stage: the last stage that must run for it.
+        online: whether it needs the environment; otherwise, it is measured on held-out episodes.
+        incomparable: parameters, or groups of them, that change the meaning of the number. It cannot compare
+            trials that differ in them.
+        column: in the history of contrastive training, if it is measured there.
+        why: reason why it cannot compare them.
     """
 
     direction: Literal["minimize", "maximize"]
@@ -32,10 +32,10 @@ class Objective:
     online: bool = False
     incomparable: tuple[str, ...] = EPISODES
     column: str | None = None
-    why: str = "other episodes are held out"
+    why: str = "the held-out episodes differ"
 
 
-_FUTURES = "other futures or other negatives are told apart"
+_FUTURES = "the futures or the negatives differ"
 OBJECTIVES: dict[str, Objective] = {
     "contrastive_loss": Objective(
         "minimize", "contrastive_dynamics", column="validation/loss", why=_FUTURES,
@@ -57,5 +57,5 @@ held-out returns; share of episodes solved and mean return of the policy in the 
 
 
 def known_objective(name: str) -> Objective:
-    """The objective of that name; raises InputError, listing the known ones, on another."""
+    """Return the objective of that name; raise InputError with the known names if there is none."""
     return look_up("objective", name, OBJECTIVES)

@@ -4,76 +4,143 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from cvl_pipeline.training.parameters import Strict
+from cvl_pipeline.schema import Strict, Words, operational
 from cvl_pipeline.tuning.objectives import OBJECTIVES, known_objective
 
 
-def _words(value: Any) -> Any:
-    # Kedro's --params cannot carry a list: there, several names are one string with spaces between them.
-    return value.split() if isinstance(value, str) else value
+class DimensionParameters(Strict):
+    """The settings that every dimension of a space has."""
 
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_words)]
-
-
-class Dimension(Strict):
-    """What values one parameter may take."""
-
-    type: Literal["float", "int", "categorical"]
-    low: float | None = None  # float, int: smallest
-    high: float | None = None  # float, int: largest
-    log: bool = False  # float, int: search its logarithm
-    step: float | None = Field(default=None, gt=0.0)  # float, int: distance of two neighbours; null: any
-    choices: tuple[Any, ...] | None = None  # categorical: the values, of any kind, lists too
-    when: dict[str, Any] | None = (
-        None  # searched only when these parameters have these values, or one of a list
+    when: dict[str, Any] | None = Field(
+        None, description="Search it only when these parameters have these values, or one of a list."
     )
 
+    @property
+    def examples(self) -> tuple[Any, ...]:
+        """Values that the parameter must accept."""
+        raise NotImplementedError
+
+
+class Float(DimensionParameters):
+    """A range of numbers."""
+
+    type: Literal["float"] = Field("float", description="A range of numbers.")
+    low: float = Field(description="Smallest value.")
+    high: float = Field(description="Largest value.")
+    log: bool = Field(False, description="Search its logarithm.")
+    step: float | None = Field(None, gt=0.0, description="Distance between values. null: any value.")
+
     @model_validator(mode="after")
-    def _is_whole(self) -> Dimension:
-        bounds = (self.low, self.high)
-        if self.type == "categorical":
-            if not self.choices or len(self.choices) != len({repr(choice) for choice in self.choices}):
-                raise ValueError("categorical needs choices, each of them once")
-            if bounds != (None, None) or self.log or self.step is not None:
-                raise ValueError("low, high, log and step are for float and int, not categorical")
-            return self
-        if self.choices is not None:
-            raise ValueError(f"choices are for categorical, not {self.type}")
-        if self.low is None or self.high is None or self.low > self.high:
+    def _is_whole(self) -> Float:
+        if self.low > self.high:
             raise ValueError(f"{self.type} needs low and high, and low <= high")
         if self.log and (self.low <= 0.0 or self.step is not None):
             raise ValueError("log needs low > 0 and no step")
-        if self.type == "int" and any(v is not None and v % 1 for v in (*bounds, self.step)):
-            raise ValueError("low, high and step of an int must be whole numbers")
         return self
+
+    @property
+    def examples(self) -> tuple[Any, ...]:
+        """Smallest and largest value."""
+        return self.low, self.high
+
+
+class Int(DimensionParameters):
+    """A range of whole numbers."""
+
+    type: Literal["int"] = Field("int", description="A range of whole numbers.")
+    low: int = Field(description="Smallest value.")
+    high: int = Field(description="Largest value.")
+    log: bool = Field(False, description="Search its logarithm.")
+    step: int | None = Field(None, gt=0, description="Distance between values. null: 1.")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Int:
+        if self.low > self.high:
+            raise ValueError(f"{self.type} needs low and high, and low <= high")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("log needs low > 0 and no step")
+        return self
+
+    @property
+    def examples(self) -> tuple[Any, ...]:
+        """Smallest and largest value."""
+        return self.low, self.high
+
+
+class Categorical(DimensionParameters):
+    """A list of values."""
+
+    type: Literal["categorical"] = Field("categorical", description="A list of values.")
+    choices: tuple[Any, ...] = Field(description="The values, of any kind, lists too.")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Categorical:
+        if not self.choices or len(self.choices) != len({repr(choice) for choice in self.choices}):
+            raise ValueError("categorical needs choices, each of them once")
+        return self
+
+    @property
+    def examples(self) -> tuple[Any, ...]:
+        """All values."""
+        return self.choices
+
+
+Dimension = Annotated[Float | Int | Categorical, Field(discriminator="type")]
+"""The values that one parameter may take."""
+
+SPACE: dict[str, Float | Int | Categorical] = {
+    "contrastive_dynamics.temperature": Float(low=0.03, high=0.5, log=True),
+    "contrastive_dynamics.training.learning_rate": Float(low=1e-4, high=1e-2, log=True),
+    "contrastive_dynamics.training.steps": Int(low=500, high=6000, step=500),
+    "contrastive_dynamics.representation_size": Categorical(choices=(16, 64, 256)),
+    "contrastive_dynamics.hidden": Categorical(choices=([64, 64], [256, 256], [256, 256, 256])),
+}
 
 
 class TuningParameters(Strict):
     """What is searched, by which measure, and how."""
 
-    study: str  # names the study and the folder of its artifacts
-    storage: str | None  # entry of credentials.yml with the url of a database; null: a journal file
+    study: str = Field("study", description="Name of the study and of the folder of its artifacts.")
+    storage: str | None = operational(
+        None, description="Entry of credentials.yml with the url of a database. null: a journal file."
+    )
     trials: int = Field(
-        ge=1
-    )  # finished ones (complete or pruned) that the study ends with, however often begun
-    workers: int | None = Field(
-        ge=1
-    )  # processes on this machine; null: one a GPU, or else one a core, at most 8
-    objectives: Names  # what is optimised, see docs/tuning.md; several: their Pareto front
-    measures: Names  # what else every trial measures, to be compared with the objectives
-    seeds: int = Field(ge=1)  # trainings of a trial, each with its own seed; their mean counts
-    returns_discount: float = Field(gt=0.0, lt=1.0)  # of the returns that returns_correlation ranks Q against
-    sampler: Literal["tpe", "random", "nsgaii"]
-    startup_trials: int = Field(ge=0)  # drawn at random before the sampler learns from them, and never pruned
-    pruner: Literal["median", "none"]  # median: of a contrastive objective, ends what is worse half-way
-    max_failures: int = Field(ge=0)  # trials that may fail before the study stops
-    grace_seconds: float = Field(
-        ge=60.0
-    )  # without a sign of life, after which another machine's trial is dead
-    space: dict[str, Dimension]  # by the parameter's full name, such as contrastive_dynamics.temperature
+        30, ge=1, description="Finished trials (complete or pruned) that the study ends with, over all runs."
+    )
+    workers: int | None = operational(
+        None,
+        ge=1,
+        description="Processes on this machine. null: one per GPU, or else one per core, at most 8.",
+    )
+    objectives: Words = Field(
+        ("returns_correlation",), description="What is optimised. Several objectives: their Pareto front."
+    )
+    measures: Words = Field(
+        (), description="What else every trial measures, to be compared with the objectives."
+    )
+    seeds: int = Field(1, ge=1, description="Trainings per trial, each with its own seed. Their mean counts.")
+    returns_discount: float = Field(
+        0.99, gt=0.0, lt=1.0, description="Discount of the returns that returns_correlation ranks Q against."
+    )
+    sampler: Literal["tpe", "random", "nsgaii"] = Field("tpe", description="How points are proposed.")
+    startup_trials: int = Field(
+        8, ge=0, description="Random trials before the sampler learns from them. They are never pruned."
+    )
+    pruner: Literal["median", "none"] = Field(
+        "none", description="`median` ends trials whose contrastive objective is below the median half-way."
+    )
+    max_failures: int = operational(10, ge=0, description="Trials that may fail before the study stops.")
+    grace_seconds: float = operational(
+        300.0,
+        ge=60.0,
+        description="Seconds without a sign of life after which another machine's trial is dead.",
+    )
+    space: dict[str, Dimension] = Field(
+        SPACE,
+        description="Dimensions by the parameter's full name, such as `contrastive_dynamics.temperature`.",
+    )
 
     @field_validator("study")
     @classmethod
@@ -106,15 +173,15 @@ class TuningParameters(Strict):
         if len(self.objectives) > 1 and self.pruner != "none":
             raise ValueError("several tuning.objectives cannot be pruned: set tuning.pruner=none")
         if self.sampler == "nsgaii" and len(self.objectives) == 1:
-            raise ValueError("tuning.sampler nsgaii is for several objectives; for one take tpe")
+            raise ValueError("tuning.sampler nsgaii is for several objectives; for one use tpe")
         return self
 
     @property
     def measured(self) -> tuple[str, ...]:
-        """All that a trial measures, the objectives first."""
+        """Everything that a trial measures, the objectives first."""
         return self.objectives + self.measures
 
     @property
     def directions(self) -> list[str]:
-        """``minimize`` or ``maximize``, one an objective."""
+        """``minimize`` or ``maximize``, one per objective."""
         return [OBJECTIVES[name].direction for name in self.objectives]

@@ -1,4 +1,4 @@
-"""What a study found: its trials, the best of them, what the offline numbers are worth, pictures."""
+"""Results of a study: its trials, the best one, the worth of the offline numbers, and plots."""
 
 from __future__ import annotations
 
@@ -18,22 +18,25 @@ from optuna.trial import FrozenTrial
 from scipy import stats
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.schema import below
 from cvl_pipeline.tuning.objectives import OBJECTIVES
-from cvl_pipeline.tuning.parameters import Dimension, TuningParameters
-from cvl_pipeline.tuning.space import below, decoded, distribution
+from cvl_pipeline.tuning.parameters import Categorical, Dimension, Float, Int, TuningParameters
+from cvl_pipeline.tuning.space import decoded, distribution
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 RESAMPLES = 2000
+COLUMN_TYPES = {Float: "float64", Int: "Int64", Categorical: "object"}
+"""Pandas types of the columns of a trials table."""
 
 
 def trials_table(trials: Sequence[FrozenTrial], tuning: TuningParameters) -> pd.DataFrame:
-    """One row a trial that has ended.
+    """One row per trial that has ended.
 
-    Columns: number, state (COMPLETE, PRUNED, FAIL), ``parameter/<full name>`` as it was drawn,
-    ``measure/<objective>`` (NaN where it did not get there), seconds, host, error, whether it has the
-    defaults, and the number of the interrupted trial that it repeats, if it does.
+    Columns: number, state (COMPLETE, PRUNED, FAIL), ``parameter/<full name>`` as sampled,
+    ``measure/<objective>`` (NaN if the trial did not reach it), seconds, host, error, defaults (whether the
+    trial has them) and retry_of (the number of the interrupted trial that it repeats, if any).
     """
     rows = []
     for trial in trials:
@@ -53,86 +56,86 @@ def trials_table(trials: Sequence[FrozenTrial], tuning: TuningParameters) -> pd.
         )  # fmt: skip
     table = pd.DataFrame(rows)
     for name, dimension in tuning.space.items():
-        kind = {"float": "float64", "int": "Int64", "categorical": "object"}[dimension.type]
+        kind = next(kind for cls, kind in COLUMN_TYPES.items() if isinstance(dimension, cls))
         table[f"parameter/{name}"] = table[f"parameter/{name}"].astype(kind)  # type: ignore[call-overload]
     return table.astype({"retry_of": "Int64"})
 
 
 def _cell(trial: FrozenTrial, name: str, dimension: Dimension) -> Any:
-    """What was drawn, or None. Choices may be of several kinds, which a column of Parquet cannot hold."""
-    if dimension.type == "categorical" and name in trial.params:
+    """The sampled value or None; choices as text, since a Parquet column cannot hold several types."""
+    if isinstance(dimension, Categorical) and name in trial.params:
         return repr(trial.params[name])
     return trial.params.get(name)
 
 
 def study_of(trials: pd.DataFrame, tuning: TuningParameters) -> Study:
-    """The study that a table was made from, in memory: what Optuna draws its pictures of.
+    """Rebuild the study of a table in memory, for Optuna's plots.
 
-    Parameters go by the last part of their names where that tells them apart: pictures cut long names off.
+    Parameters are named by the last part of their names if it is unique, because plots cut long names off.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     laws = {name: distribution(dimension) for name, dimension in tuning.space.items()}
     last = Counter(name.split(".")[-1] for name in laws)
-    shown = {name: name.split(".")[-1] if last[name.split(".")[-1]] == 1 else name for name in laws}
+    labels = {name: name.split(".")[-1] if last[name.split(".")[-1]] == 1 else name for name in laws}
     study = optuna.create_study(directions=tuning.directions)  # type: ignore[arg-type]
     for row in trials.to_dict("records"):
         if row["state"] != "COMPLETE":
             continue
-        params = _drawn(row, tuning)
+        params = _point(row, tuning)
         study.add_trial(
             optuna.create_trial(
                 values=[row[f"measure/{name}"] for name in tuning.objectives],
-                params={shown[name]: value for name, value in params.items()},
-                distributions={shown[name]: laws[name] for name in params},
+                params={labels[name]: value for name, value in params.items()},
+                distributions={labels[name]: laws[name] for name in params},
             )
         )
     return study
 
 
-def _drawn(row: dict[Any, Any], tuning: TuningParameters) -> dict[str, Any]:
-    """What was drawn in a trial, from its row."""
-    drawn = {}
+def _point(row: dict[Any, Any], tuning: TuningParameters) -> dict[str, Any]:
+    """The sampled values of a trial, from its row."""
+    point = {}
     for name, dimension in tuning.space.items():
         value = row[f"parameter/{name}"]
         if value is None or value is pd.NA or value != value:
             continue
-        if dimension.type == "categorical":
+        if isinstance(dimension, Categorical):
             law = distribution(dimension)
             assert isinstance(law, optuna.distributions.CategoricalDistribution)
             value = next(choice for choice in law.choices if repr(choice) == value)
-        drawn[name] = value
-    return drawn
+        point[name] = value
+    return point
 
 
 def best_parameters(trials: pd.DataFrame, tuning: TuningParameters) -> dict[str, Any]:
-    """The best point of the space, ready to be used.
+    """The best point of the space, ready for use.
 
-    Of several objectives, the point of the Pareto front that is nearest to the best of each, in units of the
+    With several objectives, it is the point of the Pareto front nearest to the best of each, in units of the
     front's extent.
 
     Returns:
-        study, trial (its number), ``parameters`` by full name, ``measured`` there, ``online`` (whether the
-        environment had a say), the number of finished trials, and ``front``, the numbers of all trials that
-        no other beats in every objective.
+        ``study``, ``trial`` (its number), ``parameters`` by full name, ``measured`` values, ``online``
+        (whether an objective uses the environment), ``finished`` (number of finished trials) and ``front``,
+        the numbers of all trials that no other dominates.
 
     Raises:
         InputError: no trial is complete.
     """
     complete = trials[trials["state"] == "COMPLETE"]
     if complete.empty:
-        raise InputError("tuning: no trial is complete; the column error of the trials table says why")
+        raise InputError("tuning: no trial is complete; see the column error of the trials table")
     signs = np.array([1.0 if direction == "maximize" else -1.0 for direction in tuning.directions])
     values = complete[[f"measure/{name}" for name in tuning.objectives]].to_numpy(np.float64) * signs
     front = _pareto_front(values)
     low, high = values[front].min(0), values[front].max(0)
     short = (high - values[front]) / np.where(high > low, high - low, 1.0)
-    chosen = complete.iloc[front[int(np.argmin(np.square(short).sum(1)))]]
-    row = {str(name): value for name, value in chosen.items()}
-    drawn = _drawn(row, tuning)
+    best = complete.iloc[front[int(np.argmin(np.square(short).sum(1)))]]
+    row = {str(name): value for name, value in best.items()}
+    point = _point(row, tuning)
     return {
         "study": tuning.study,
         "trial": int(row["number"]),
-        "parameters": {name: _plain(decoded(tuning.space[name], value)) for name, value in drawn.items()},
+        "parameters": {name: _plain(decoded(tuning.space[name], value)) for name, value in point.items()},
         "measured": {name: float(row[f"measure/{name}"]) for name in tuning.measured},
         "online": any(OBJECTIVES[name].online for name in tuning.objectives),
         "finished": int((trials["state"] != "FAIL").sum()),
@@ -145,19 +148,19 @@ def _plain(value: Any) -> Any:
 
 
 def _pareto_front(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Places of the rows (N, objectives), more is better, that no other row beats."""
+    """Indices of the rows (N, objectives) that no other row dominates; more is better."""
     beaten = [bool(((values >= row).all(1) & (values > row).any(1)).any()) for row in values]
     return np.flatnonzero(~np.array(beaten))
 
 
 def report(trials: pd.DataFrame, tuning: TuningParameters) -> dict[str, Any]:
-    """How the study went, what the defaults are worth beside the best, and which offline number to trust.
+    """Summarise the study: trial counts, best trial and defaults, and which offline number to trust.
 
     Returns:
-        Numbers of trials by state; ``best`` and ``defaults``, what was measured there; ``correlations``, for
-        each pair of an offline and an online number that every trial measured, Spearman's correlation over
-        the complete trials with a 95 % bootstrap interval (positive where better by the one is better by the
-        other), or why there is none.
+        Numbers of trials by state; ``seconds`` of the complete trials; ``best`` and ``defaults``, their
+        measurements; ``correlations``, for each pair of an offline and an online number that every trial
+        measures: Spearman's correlation over the complete trials with a 95 % bootstrap interval (positive if
+        better by the one is better by the other), or why there is none.
     """
     complete = trials[trials["state"] == "COMPLETE"]
     defaults = complete[complete["defaults"]]
@@ -178,7 +181,7 @@ def report(trials: pd.DataFrame, tuning: TuningParameters) -> dict[str, Any]:
 def _correlations(complete: pd.DataFrame, tuning: TuningParameters) -> list[dict[str, Any]]:
     offline = [name for name in tuning.measured if not OBJECTIVES[name].online]
     online = [name for name in tuning.measured if OBJECTIVES[name].online]
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for one, other in product(offline, online):
         differ = [name for name in tuning.space if below(name, OBJECTIVES[one].incomparable)]
         entry: dict[str, Any] = {"offline": one, "online": other, "trials": len(complete)}
@@ -186,13 +189,13 @@ def _correlations(complete: pd.DataFrame, tuning: TuningParameters) -> list[dict
         if differ:
             entry["why_not"] = f"trials that differ in {', '.join(differ)} cannot be compared by {one}"
         elif len(pair) < 3 or (np.ptp(pair, axis=0) == 0.0).any():
-            entry["why_not"] = "too few complete trials, or all alike"
+            entry["why_not"] = "too few complete trials, or all values are equal"
         else:
             sign = 1.0 if OBJECTIVES[one].direction == OBJECTIVES[other].direction else -1.0
             value, low, high = _rank_correlation(pair[:, 0] * sign, pair[:, 1])
             entry |= {"spearman": value, "ci_low": low, "ci_high": high}
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
 def _rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -209,7 +212,7 @@ def _rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> t
 
 
 def status_lines(study: Study, tuning: TuningParameters) -> list[str]:
-    """Trials by state, and the best of the finished ones, for a terminal."""
+    """Lines for a terminal: trials by state, and the best complete trial."""
     trials = study.get_trials(deepcopy=False)
     numbers = Counter(trial.state.name.lower() for trial in trials if not trial.user_attrs.get("surplus"))
     lines = [f"{study.study_name}: " + ", ".join(f"{count} {state}" for state, count in numbers.items())]
@@ -222,21 +225,21 @@ def status_lines(study: Study, tuning: TuningParameters) -> list[str]:
 
 
 def history_plot(trials: pd.DataFrame, tuning: TuningParameters) -> Figure:
-    """Values of one objective over the trials; of several, their Pareto front."""
+    """Plot one objective over the trials, or the Pareto front of several."""
     study = study_of(trials, tuning)
     if len(tuning.objectives) > 1:
-        shown = list(tuning.objectives)[:3]  # there are no more dimensions to draw
+        names = list(tuning.objectives)[:3]  # a plot has no more dimensions
         return optuna.visualization.plot_pareto_front(
-            study, target_names=shown, targets=lambda trial: trial.values[: len(shown)]
+            study, target_names=names, targets=lambda trial: trial.values[: len(names)]
         )
     return optuna.visualization.plot_optimization_history(study, target_name=tuning.objectives[0])
 
 
 def importance_plot(trials: pd.DataFrame, tuning: TuningParameters) -> Figure:
-    """How much of the first objective each parameter decides among the better trials (PED-ANOVA)."""
+    """Plot each parameter's importance for the first objective among the better trials (PED-ANOVA)."""
     sign = 1.0 if tuning.directions[0] == "minimize" else -1.0
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="PedAnova")  # it takes low for good, as it is given here
+        warnings.filterwarnings("ignore", message="PedAnova")  # it expects lower to be better, as it is here
         return optuna.visualization.plot_param_importances(
             study_of(trials, tuning), evaluator=PedAnovaImportanceEvaluator(),
             target=lambda trial: sign * trial.values[0], target_name=tuning.objectives[0],
@@ -244,7 +247,7 @@ def importance_plot(trials: pd.DataFrame, tuning: TuningParameters) -> Figure:
 
 
 def parallel_plot(trials: pd.DataFrame, tuning: TuningParameters) -> Figure:
-    """Every trial as a line through its parameters to the first objective."""
+    """Plot every trial as a line through its parameters to the first objective."""
     return optuna.visualization.plot_parallel_coordinate(
         study_of(trials, tuning), target=lambda trial: trial.values[0], target_name=tuning.objectives[0]
     )

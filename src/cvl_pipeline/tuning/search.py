@@ -16,6 +16,7 @@ import torch
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.artifacts import save_artifact
 from cvl_pipeline.io.storage import fingerprint, shown
@@ -28,8 +29,7 @@ from cvl_pipeline.tuning.results import trials_table
 from cvl_pipeline.tuning.space import check_space
 from cvl_pipeline.tuning.storage import StudyLocation, reachable
 from cvl_pipeline.tuning.study import counts, open_study, prepare, signature, study_name
-from cvl_pipeline.tuning.trial import Log
-from cvl_pipeline.tuning.worker import KINDS, POLL, Specification
+from cvl_pipeline.tuning.worker import POLL, Specification
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ MOST_WORKERS = 8
 
 
 def search(
-    log: Log,
+    data: EpisodeData,
     stages: StageParameters,
     tuning: TuningParameters,
     location: StudyLocation,
@@ -49,7 +49,7 @@ def search(
     Other machines may work on the same study, with this function and the same storage.
 
     Args:
-        log: the episodes.
+        data: the episodes, with the log's rewards.
         stages: all parameters but those that the space changes.
         tuning: what is searched.
         location: of the storage.
@@ -68,7 +68,7 @@ def search(
     name = study_name(stages, tuning)
     workers = tuning.workers or default_workers()
     study = open_study(location, name, tuning, stages.seed)
-    parts = {kind: getattr(log, kind) for kind in KINDS}
+    parts = data.parts()
     begun_with = len(study.get_trials(deepcopy=False))
     specification = Specification(folder, location, name, stages, tuning, 0, workers, begun_with)
     prepare(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from optuna.distributions import (
@@ -15,10 +15,10 @@ from optuna.distributions import (
 from optuna.trial import Trial
 
 from cvl_pipeline.errors import InputError, unknown_name
-from cvl_pipeline.parameters import StageParameters, fields_at, validated
-from cvl_pipeline.training.parameters import OPERATION
+from cvl_pipeline.parameters import RENAMED, StageParameters
+from cvl_pipeline.schema import below, fields_at, merged, nested, operational_at, validated
 from cvl_pipeline.tuning.objectives import OBJECTIVES
-from cvl_pipeline.tuning.parameters import Dimension, TuningParameters
+from cvl_pipeline.tuning.parameters import Categorical, Dimension, Int, TuningParameters
 
 RULERS = ("seed", "reward", "evaluation", "dataset.name", "dataset.task", "dataset.source", "dataset.path")
 """What says which problem is solved and how it is judged, and so is never searched."""
@@ -27,32 +27,23 @@ LAST = {"contrastive_dynamics": 2, "value_readout": 3, "evaluation": 4}
 """Place in STAGES of the last whose parameters change what an objective's stage reports."""
 
 
-def below(name: str, groups: Iterable[str]) -> bool:
-    """Whether a parameter is one of the groups or in one of them."""
-    return any(name == group or name.startswith(f"{group}.") for group in groups)
-
-
 def with_values(stages: StageParameters, values: Mapping[str, Any]) -> StageParameters:
-    """The parameters with some of them replaced, by full name.
+    """Replace some of the parameters, by full name.
+
+    Where a value chooses another alternative, such as an objective, settings that it does not have are left out.
 
     Raises:
         InputError: a name that is none, or values that do not go together.
     """
-    changed: dict[str, Any] = stages.model_dump(mode="json")
-    for name, value in values.items():
-        *parents, last = name.split(".")
-        place = changed
-        for parent in parents:
-            place = place[parent]
-        place[last] = value
-    return validated(StageParameters, changed)
+    changed = merged(StageParameters, stages.model_dump(mode="json"), nested(values))
+    return validated(StageParameters, changed, RENAMED)
 
 
 def value_of(stages: StageParameters, name: str) -> Any:
-    """The value of a parameter by its full name, as it stands in YAML."""
+    """Return the value of a parameter by its full name, as YAML has it; None if its choice lacks it."""
     value: Any = stages.model_dump(mode="json")
     for part in name.split("."):
-        value = value[part]
+        value = value.get(part) if isinstance(value, Mapping) else None
     return value
 
 
@@ -82,16 +73,21 @@ def check_space(tuning: TuningParameters, stages: StageParameters) -> None:
                     f"tuning.space: trials that differ in {name} cannot be compared by {objective}: "
                     f"{OBJECTIVES[objective].why}; search it by another objective"
                 )
-        for value in dimension.choices or (dimension.low, dimension.high):
-            _check_value(stages, name, _plain(dimension, value))
         for other in dimension.when or {}:
             _check_name(other)
+        conditions = {other: _first(wanted) for other, wanted in (dimension.when or {}).items()}
+        for value in dimension.examples:
+            _check_value(stages, name, value, conditions)
     _ordered(tuning.space)
 
 
-def _check_value(stages: StageParameters, name: str, value: Any) -> None:
+def _first(wanted: Any) -> Any:
+    return wanted[0] if isinstance(wanted, list | tuple) else wanted
+
+
+def _check_value(stages: StageParameters, name: str, value: Any, conditions: Mapping[str, Any]) -> None:
     try:
-        with_values(stages, {name: value})
+        with_values(stages, {**conditions, name: value})
     except InputError as error:
         raise InputError(f"tuning.space: {name} cannot be {value!r}: {error}") from None
 
@@ -103,7 +99,11 @@ def _check_name(name: str) -> None:
         # Where the parents lead nowhere, the stages are what is known.
         names = [".".join([*parents, field]) for field in known] or list(STAGES)
         raise InputError(f"tuning.space: {unknown_name('parameter', name, names)}")
-    if below(name, RULERS) or last in (*OPERATION, "workers") or fields_at(StageParameters, name.split(".")):
+    if (
+        below(name, RULERS)
+        or operational_at(StageParameters, name.split("."))
+        or fields_at(StageParameters, name.split("."))
+    ):
         raise InputError(f"tuning.space: {name} is not a parameter that can be searched")
 
 
@@ -124,13 +124,10 @@ def _ordered(space: Mapping[str, Dimension]) -> list[str]:
 
 def distribution(dimension: Dimension) -> BaseDistribution:
     """What Optuna draws from. A choice that is no plain value is drawn as its JSON."""
-    if dimension.type == "categorical":
-        return CategoricalDistribution([_drawn(choice) for choice in dimension.choices or ()])
-    assert dimension.low is not None
-    assert dimension.high is not None
-    if dimension.type == "int":
-        step = int(dimension.step or 1)
-        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log, step=step)
+    if isinstance(dimension, Categorical):
+        return CategoricalDistribution([_drawn(choice) for choice in dimension.choices])
+    if isinstance(dimension, Int):
+        return IntDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step or 1)
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
 
 
@@ -154,7 +151,7 @@ def suggest(trial: Trial, space: Mapping[str, Dimension], stages: StageParameter
 
 def decoded(dimension: Dimension, value: Any) -> Any:
     """A parameter's value, from what was drawn for it."""
-    if dimension.choices is None:
+    if not isinstance(dimension, Categorical):
         return value
     return next(choice for choice in dimension.choices if _drawn(choice) == value)
 
@@ -188,19 +185,13 @@ def _met(
 
 
 def _inside(dimension: Dimension, value: Any) -> bool:
-    if dimension.choices is not None:
+    if isinstance(dimension, Categorical):
         return _drawn(value) in [_drawn(choice) for choice in dimension.choices]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    assert dimension.low is not None
-    assert dimension.high is not None
     steps = (value - dimension.low) / (dimension.step or 1.0)
     aligned = dimension.step is None or abs(steps - round(steps)) < 1e-9
     return dimension.low <= value <= dimension.high and aligned
-
-
-def _plain(dimension: Dimension, value: Any) -> Any:
-    return int(value) if dimension.type == "int" else value
 
 
 def _drawn(choice: Any) -> Any:

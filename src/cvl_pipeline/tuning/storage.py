@@ -1,4 +1,4 @@
-"""Where a study lives: a journal file, or a database that several machines reach."""
+"""Storage of a study: a journal file, or a database that several machines can reach."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StudyLocation:
-    """A journal file, or the URL of a database in its place.
+    """A journal file, or the URL of a database to use instead.
 
-    The URL may hold a password, so it is never printed and never written to a file.
+    The URL may contain a password, so it is never printed or written to a file.
     """
 
     journal: Path
     url: str | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
-        """What may be shown: the file, or the URL without its password."""
+        """The file, or the URL without its password."""
         if self.url is None:
             return shown(self.journal)
         from sqlalchemy.engine import make_url
@@ -44,17 +44,17 @@ class StudyLocation:
 
 
 def open_storage(location: StudyLocation) -> BaseStorage:
-    """Open or begin a storage.
+    """Open or create a storage.
 
     Raises:
-        InputError: a damaged journal, or a database that cannot be reached; nothing has been changed then.
+        InputError: the journal is damaged, or the database cannot be reached. Nothing is changed then.
     """
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
     if location.url is not None:
         try:
-            # Connections that a restarted server has closed are replaced, not used.
+            # Replace connections that a restarted server has closed.
             return RDBStorage(location.url, engine_kwargs={"pool_pre_ping": True})
         except Exception as error:
             raise _unreachable(location, error) from error
@@ -65,10 +65,10 @@ def open_storage(location: StudyLocation) -> BaseStorage:
 
 @contextmanager
 def reachable(location: StudyLocation) -> Iterator[None]:
-    """While it lasts, a database that does not answer is told in one line; raises InputError."""
+    """Convert the errors of a database that does not answer to an InputError of one line."""
     try:
         yield
-    except InputError:  # says it already
+    except InputError:  # already one line
         raise
     except Exception as error:
         if location.url is not None and _of_the_database(error):
@@ -82,7 +82,7 @@ def _of_the_database(error: BaseException) -> bool:
 
 
 def _unreachable(location: StudyLocation, error: BaseException) -> InputError:
-    """The one line about a database that does not answer, whatever its driver says of it."""
+    """Create the one-line error for a database that does not answer, whatever its driver reports."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -91,21 +91,21 @@ def _unreachable(location: StudyLocation, error: BaseException) -> InputError:
         password = make_url(str(location.url)).password
         cause = cause.replace(str(password), "***") if password else cause
     except ArgumentError:
-        cause = "it is no URL; one looks like postgresql+psycopg://user:password@host/name"
+        cause = "it is not a URL such as postgresql+psycopg://user:password@host/name"
     return InputError(
-        f"tuning.storage: {location} cannot be used ({type(error).__name__}: {cause}); finished trials are "
-        "kept there and in the study's folder: run the same command again when it can"
+        f"tuning.storage: {location} cannot be used ({type(error).__name__}: {cause}); run the same "
+        "command again once it works: finished trials are stored there and in the study's folder"
     )
 
 
 def check_journal(path: Path) -> None:
-    """Refuse a journal that is damaged, before anything is appended to it.
+    """Refuse a damaged journal before anything is appended to it.
 
-    A last line without its end is what a writer left that was killed: what it would have said never
-    happened, and it is cut off, or the next line would be joined to it and be lost as well.
+    A killed writer may leave an incomplete last line, which never took effect. It is deleted; otherwise, the
+    next line would be joined to it and lost too.
 
     Raises:
-        InputError: a line is no JSON; with its number and what to do.
+        InputError: a line is not JSON; the message gives its number and the fix.
     """
     if not path.exists():
         return
@@ -121,23 +121,23 @@ def check_journal(path: Path) -> None:
             except ValueError as error:
                 raise InputError(
                     f"{shown(path)}: line {number} is damaged ({type(error).__name__}); move the file away "
-                    "and run the same command: finished trials are taken up from the records beside it"
+                    "and run the same command: finished trials are restored from the records beside it"
                 ) from None
             whole += len(line)
 
 
 def _cut_off(path: Path, start: int) -> None:
-    """Remove a last line without its end, unless another worker is just writing it."""
+    """Delete an incomplete last line, unless another worker is writing it."""
     from optuna.storages.journal import JournalFileSymlinkLock
 
     lock = JournalFileSymlinkLock(str(path))
-    lock.acquire()  # Optuna's own: whoever has begun a line holds it until the line is whole
+    lock.acquire()  # Optuna's: a writer holds it until its line is complete
     try:
         with path.open("rb") as file:
             file.seek(start)
             rest = file.read()
         if not rest.endswith(b"\n"):
-            logger.warning("%s: cut off an unfinished last line", shown(path))
+            logger.warning("%s: deleted an incomplete last line", shown(path))
             os.truncate(path, start + rest.rfind(b"\n") + 1)
     finally:
         lock.release()

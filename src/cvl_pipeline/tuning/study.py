@@ -1,4 +1,4 @@
-"""A study that several processes share and that outlives any of them."""
+"""Study that several processes share and that outlives each of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.storage import shown
 from cvl_pipeline.parameters import StageParameters
-from cvl_pipeline.training.parameters import OPERATION
+from cvl_pipeline.schema import effective
 from cvl_pipeline.tuning.parameters import TuningParameters
 from cvl_pipeline.tuning.space import defaults_as_drawn, distribution
 from cvl_pipeline.tuning.storage import StudyLocation, open_storage
@@ -32,15 +32,15 @@ logger = logging.getLogger(__name__)
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 RETRIES = 3
-"""Times that the point of an interrupted trial is tried again: one that kills its process always would be."""
+"""Retries for the point of an interrupted trial, because it may kill its process every time."""
 MADE_FOR = "made_for"
 
 
 def open_study(location: StudyLocation, name: str, tuning: TuningParameters, seed: int) -> Study:
-    """Open or begin a study in its storage.
+    """Open or create a study in its storage.
 
     Raises:
-        InputError: the storage is damaged or cannot be reached, or holds a study of that name with other
+        InputError: the storage is damaged, cannot be reached, or holds a study of that name with other
             objectives.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -52,25 +52,25 @@ def open_study(location: StudyLocation, name: str, tuning: TuningParameters, see
         sampler=_sampler(tuning, seed),
         pruner=_pruner(tuning),
     )
-    found = [direction.name.lower() for direction in study.directions]
-    if found != tuning.directions:
+    directions = [direction.name.lower() for direction in study.directions]
+    if directions != tuning.directions:
         raise InputError(
-            f"tuning.study: '{name}' in {location} optimises other objectives ({', '.join(found)}); give "
-            "tuning.study another name"
+            f"tuning.study: '{name}' in {location} optimises other objectives ({', '.join(directions)}); "
+            "give tuning.study another name"
         )
     return study
 
 
 def study_name(stages: StageParameters, tuning: TuningParameters) -> str:
-    """Name of a study in its storage, which may be shared by many: dataset, reward and study."""
+    """Name of a study in its storage, which many studies may share: dataset, reward and study."""
     return "/".join((stages.dataset.folder, stages.reward.folder or "dataset", tuning.study))
 
 
 def find_study(location: StudyLocation, stages: StageParameters, tuning: TuningParameters) -> Study:
-    """A study that exists, to look at.
+    """Open an existing study to read it.
 
     Raises:
-        InputError: there is none, or its storage cannot be read.
+        InputError: there is no such study, or its storage cannot be read.
     """
     name = study_name(stages, tuning)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -80,7 +80,7 @@ def find_study(location: StudyLocation, stages: StageParameters, tuning: TuningP
         return optuna.load_study(study_name=name, storage=open_storage(location))
     except KeyError:
         raise InputError(
-            f"there is no study '{name}' in {location}: begin it with kedro run --pipelines "
+            f"there is no study '{name}' in {location}: start it with kedro run --pipelines "
             "data_ingestion,tuning, with the same --env and --params"
         ) from None
 
@@ -90,7 +90,7 @@ def _sampler(tuning: TuningParameters, seed: int) -> BaseSampler:
         return RandomSampler(seed=seed)
     if tuning.sampler == "nsgaii":
         return NSGAIISampler(seed=seed, population_size=max(2, tuning.startup_trials))
-    # constant_liar: points that other workers are at are thought bad, so that two do not try the same.
+    # constant_liar assumes bad results for points in progress, so that two workers do not try the same.
     return TPESampler(seed=seed, n_startup_trials=tuning.startup_trials, constant_liar=True)
 
 
@@ -99,18 +99,8 @@ def _pruner(tuning: TuningParameters) -> BasePruner:
 
 
 def signature(stages: StageParameters, tuning: TuningParameters, data: str) -> dict[str, Any]:
-    """What the trials of one study must have in common to be compared, by name."""
-    fixed: dict[str, Any] = {}
-
-    def flatten(values: Mapping[str, Any], prefix: str) -> None:
-        for key, value in values.items():
-            name = f"{prefix}{key}"
-            if isinstance(value, Mapping):
-                flatten(value, f"{name}.")
-            elif name not in tuning.space and key not in (*OPERATION, "workers"):
-                fixed[name] = value
-
-    flatten(stages.model_dump(mode="json"), "")
+    """Properties, by name, that all trials of a study must share to be comparable."""
+    fixed = {name: value for name, value in effective(stages).items() if name not in tuning.space}
     space = {f"tuning.space.{name}": d.model_dump(mode="json") for name, d in tuning.space.items()}
     return {
         **fixed, **space, "tuning.objectives": list(tuning.objectives),
@@ -122,12 +112,12 @@ def signature(stages: StageParameters, tuning: TuningParameters, data: str) -> d
 def prepare(
     study: Study, wanted: dict[str, Any], tuning: TuningParameters, stages: StageParameters, records: Path
 ) -> None:
-    """See that the study is one of these parameters; begin a new one with what was lost, or the defaults.
+    """Check the study's parameters; start a new study with its recorded trials, or with the defaults.
 
     Raises:
-        InputError: it was begun with other parameters.
+        InputError: the study was started with other parameters.
     """
-    # As JSON has it, so that lists compare with lists.
+    # As in JSON, so that lists are compared with lists.
     wanted = json.loads(json.dumps(wanted))
     made_for = study.user_attrs.get(MADE_FOR)
     if made_for is None:
@@ -140,7 +130,7 @@ def prepare(
         other = sorted(name for name in {*made_for, *wanted} if made_for.get(name) != wanted.get(name))
         was = "; ".join(f"{n} was {made_for.get(n)!r}, is {wanted.get(n)!r}" for n in other[:3])
         raise InputError(
-            f"tuning.study: '{study.study_name}' was begun with other parameters ({was}"
+            f"tuning.study: '{study.study_name}' was started with other parameters ({was}"
             f"{' and more' if len(other) > 3 else ''}), so its trials cannot be compared with new ones; give "
             "tuning.study another name"
         )
@@ -152,15 +142,15 @@ def _read(record: Path) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(record.read_text())
         values[MADE_FOR], values["number"]
     except (ValueError, TypeError, KeyError):
-        raise InputError(f"{shown(record)} is damaged; delete it, and its trial will be done again") from None
+        raise InputError(f"{shown(record)} is damaged; delete it to run its trial again") from None
     return values
 
 
 def restore(study: Study, records: Path, wanted: dict[str, Any], tuning: TuningParameters) -> None:
-    """Add the finished trials that were recorded for a study of the same parameters whose storage is gone."""
-    # Hidden are folders that killed workers wrote in.
-    found = [_read(path) for path in records.glob("[!.]*.json")]
-    lost = sorted((r for r in found if r[MADE_FOR] == wanted), key=lambda record: record["number"])
+    """Add the recorded finished trials of a study with the same parameters whose storage is gone."""
+    # Hidden names are temporary folders of killed workers.
+    every = [_read(path) for path in records.glob("[!.]*.json")]
+    lost = sorted((r for r in every if r[MADE_FOR] == wanted), key=lambda record: record["number"])
     for record in lost:
         study.add_trial(
             optuna.create_trial(
@@ -173,28 +163,28 @@ def restore(study: Study, records: Path, wanted: dict[str, Any], tuning: TuningP
             )
         )
     if lost:
-        logger.info("Took up %d finished trials of '%s' from their records", len(lost), study.study_name)
+        logger.info("Restored %d finished trials of '%s' from their records", len(lost), study.study_name)
 
 
 def record_path(records: Path, attributes: Mapping[str, Any]) -> Path:
-    """Where a trial is recorded: by an id of its own, for numbers begin anew in a new storage."""
+    """Path of a trial's record, named by the trial's own id: a new storage restarts the numbers."""
     return records / f"{attributes['id']}.json"
 
 
 def owner() -> dict[str, Any]:
-    """Who this process is, to other processes and machines."""
+    """Identity of this process for other processes and machines."""
     return {
         "host": platform.node(), "pid": os.getpid(), "started": psutil.Process().create_time()
     }  # fmt: skip
 
 
 def is_dead(trial: FrozenTrial, grace_seconds: float) -> bool:
-    """Whether nobody works on a running trial any more.
+    """Whether no process works on a running trial any more.
 
-    On this machine the process is gone; on another, there was no sign of life for as long.
+    On this machine, its process is gone; on another, it gave no sign of life for ``grace_seconds``.
     """
     attributes = trial.user_attrs
-    if "pid" not in attributes:  # begun a moment ago, or ended within that moment
+    if "pid" not in attributes:  # it has just started, or its process has just ended
         begun = trial.datetime_start
         return begun is None or (datetime.now() - begun).total_seconds() > grace_seconds
     if attributes["host"] == platform.node():
@@ -206,7 +196,7 @@ def is_dead(trial: FrozenTrial, grace_seconds: float) -> bool:
 
 
 def release_dead(study: Study, tuning: TuningParameters, records: Path) -> None:
-    """End running trials whose process is gone: as finished, if they were, or else to be tried again."""
+    """End running trials whose process is gone: as finished if recorded so, else failed, to be retried."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if not is_dead(trial, tuning.grace_seconds):
             continue
@@ -222,12 +212,12 @@ def release_dead(study: Study, tuning: TuningParameters, records: Path) -> None:
         retries = trial.user_attrs.get("retries", 0) + 1
         point = trial.params or trial.system_attrs.get("fixed_params")
         if retries <= RETRIES and point:
-            kept = {key: value for key, value in trial.user_attrs.items() if key == "defaults"}
-            study.enqueue_trial(point, user_attrs={**kept, "retries": retries, "retry_of": trial.number})
+            defaults = {key: value for key, value in trial.user_attrs.items() if key == "defaults"}
+            study.enqueue_trial(point, user_attrs={**defaults, "retries": retries, "retry_of": trial.number})
 
 
 def counts(study: Study) -> tuple[int, int, int]:
-    """Trials that are finished, running and failed; one interrupted and tried again is not a failure."""
+    """Numbers of finished, running and failed trials; an interrupted, retried trial is not a failure."""
     trials = study.get_trials(deepcopy=False)
     retried = {trial.user_attrs.get("retry_of") for trial in trials}
     finished = sum(trial.state in FINISHED for trial in trials)

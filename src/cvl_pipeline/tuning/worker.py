@@ -22,6 +22,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
+from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.io.artifacts import load_artifact
 from cvl_pipeline.io.storage import write_atomically
@@ -41,7 +42,7 @@ from cvl_pipeline.tuning.study import (
     record_path,
     release_dead,
 )
-from cvl_pipeline.tuning.trial import Bench, Log, mean_over_seeds
+from cvl_pipeline.tuning.trial import Bench, mean_over_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,6 @@ POLL = 1.0
 """Seconds between two looks at the trials of others, when there is nothing left to begin."""
 RECOVERABLE = (ValueError, ArithmeticError, MemoryError, RuntimeError)
 """What fails a trial and not the study: values that do not go together, divergence, too little memory."""
-KINDS = ("transitions", "rewards", "split", "normalisation")
 
 
 class _SurplusError(Exception):
@@ -117,9 +117,10 @@ def work(specification: Specification) -> None:
     tuning = specification.tuning
     study = open_study(specification.location, specification.name, tuning, _sampler_seed(specification))
     inputs = specification.folder / "inputs"
-    log = Log(*(load_artifact(inputs / f"{kind}.safetensors", kind) for kind in KINDS))
+    kinds = ("transitions", "split", "normalisation", "rewards")
+    data = EpisodeData(**{kind: load_artifact(inputs / f"{kind}.safetensors", kind) for kind in kinds})
     bench = Bench(
-        log, specification.stages, tuple(tuning.space), tuning.returns_discount,
+        data, specification.stages, tuple(tuning.space), tuning.returns_discount,
         specification.folder / "shared", max(1, (os.cpu_count() or 1) // specification.workers),
     )  # fmt: skip
     with reachable(specification.location):

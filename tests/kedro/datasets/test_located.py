@@ -109,7 +109,7 @@ def test_what_is_about_to_be_made_anew_counts_as_not_there(bucket: Bucket, tmp_p
 
 
 def test_versions_at_urls_and_credentials_without_one_are_refused(bucket: Bucket, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"x\.json: what lies at a URL cannot be versioned"):
+    with pytest.raises(InputError, match=r"x\.json: a file at a URL cannot be versioned"):
         _dataset(JSONDataset, bucket, "x.json", tmp_path, version=Version(None, None))
     with pytest.raises(InputError, match=r"x\.json is on this machine and needs no credentials") as caught:
         JSONDataset(filepath="data/x.json", credentials=bucket.options)

@@ -91,7 +91,7 @@ def test_where_there_are_no_locks_a_run_is_warned_and_goes_on(
     release(acquire(tmp_path / "lock", "data"))
     (told,) = caplog.messages
     assert told.startswith("data cannot be locked (OSError")
-    assert told.endswith("No locks available): start no other run of it")
+    assert told.endswith("No locks available); do not start another run on it")
 
 
 def test_a_process_that_has_not_yet_said_who_it_is_holds_it(tmp_path: Path) -> None:

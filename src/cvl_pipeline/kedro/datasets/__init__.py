@@ -2,6 +2,5 @@
 
 from cvl_pipeline.kedro.datasets.artifacts import ArtifactDataset
 from cvl_pipeline.kedro.datasets.atomic import FigureDataset, JSONDataset, ParquetDataset
-from cvl_pipeline.kedro.datasets.folder import FolderDataset
 
-__all__ = ["ArtifactDataset", "FigureDataset", "FolderDataset", "JSONDataset", "ParquetDataset"]
+__all__ = ["ArtifactDataset", "FigureDataset", "JSONDataset", "ParquetDataset"]

@@ -33,22 +33,22 @@ class ArtifactDataset(Located, AbstractVersionedDataset[Any, Any]):
         Args:
             filepath: path or URL ending in ``.safetensors``.
             kind: one of ``cvl_pipeline.io.artifacts.KINDS``.
-            version: Kedro's, if the catalog entry is versioned.
+            version: version from Kedro, if the catalog entry is versioned.
             credentials: options of the URL's file system.
-            cache: folder of this machine that copies of what lies at URLs are kept in.
-            metadata: Kedro-viz's.
+            cache: local folder for copies of remote files.
+            metadata: for Kedro-Viz.
 
         Raises:
-            InputError: unknown kind; a URL and a version.
+            InputError: the kind is unknown, or a URL has a version.
         """
-        codec(kind)  # raises on an unknown one
+        codec(kind)  # raises if the kind is unknown
         super().__init__(filepath=filepath, version=version, credentials=credentials, cache=cache)
         self._filepath = PurePosixPath(self.location.path)
         self._kind = kind
         self.metadata = metadata
 
     def load(self) -> Any:
-        """Read and check the object."""
+        """Read and verify the object."""
         return self._fetched(lambda: load_artifact(Path(self._get_load_path()), self._kind))
 
     def save(self, data: Any) -> None:

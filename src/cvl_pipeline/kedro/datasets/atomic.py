@@ -1,4 +1,4 @@
-"""Kedro's own datasets, made to write atomically and to name the fault when they cannot be read."""
+"""Kedro's own datasets, with atomic writes and an error that names the fault of an unreadable file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cvl_pipeline.kedro.datasets.located import Located
 
 
 class Atomic(Located):
-    """Mixin over a stock file dataset: save beside the target and rename."""
+    """Mixin for a stock file dataset: save next to the target, then rename."""
 
     _partial: PurePosixPath | None = None
 
@@ -56,7 +56,7 @@ class Atomic(Located):
 
 
 class ParquetDataset(Atomic, parquet_dataset.ParquetDataset):
-    """A table as Parquet, with a checksum of its own (see ``checked``)."""
+    """A table as Parquet with its own checksum (see ``checked``)."""
 
     def save(self, data: Any) -> None:
         """Write a DataFrame."""

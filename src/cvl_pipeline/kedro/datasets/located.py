@@ -1,4 +1,4 @@
-"""What all datasets of files have in common: they may lie elsewhere, and be about to be made anew."""
+"""Mixin of all file datasets: the file may be remote, and a run may be about to recreate it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cvl_pipeline.io.storage import shown
 
 
 class Located:
-    """Mixin over a dataset of one file, which deals with the file on this machine alone."""
+    """Mixin for a dataset of one file; the dataset itself uses only the local file."""
 
     outdated = False
-    """Whether the file counts as not there: a run is about to make it anew."""
+    """Whether the file counts as missing, because a run is about to recreate it."""
 
     def __init__(
         self,
@@ -28,16 +28,16 @@ class Located:
         """Describe the file.
 
         Args:
-            filepath: a path, or a URL that fsspec knows.
+            filepath: a path, or a URL that fsspec supports.
             credentials: options of the URL's file system, such as ``key`` and ``secret``.
-            cache: folder of this machine that copies of what lies at URLs are kept in.
-            others: of the dataset.
+            cache: local folder for copies of remote files.
+            others: further arguments of the dataset.
 
         Raises:
-            InputError: a versioned entry at a URL; credentials without one.
+            InputError: a versioned entry has a URL, or a local file has credentials.
         """
         if is_url(filepath) and others.get("version"):
-            raise InputError(f"{filepath}: what lies at a URL cannot be versioned")
+            raise InputError(f"{filepath}: a file at a URL cannot be versioned")
         if credentials and not is_url(filepath):
             raise InputError(f"{filepath} is on this machine and needs no credentials")
         self.location = Location(filepath, credentials or {}, Path(cache))
@@ -51,18 +51,18 @@ class Located:
         return Path(self._get_load_path()).exists()  # type: ignore[attr-defined]
 
     def _fetched(self, load: Callable[[], Any]) -> Any:
-        """What is loaded from the file, or from a copy of it that is up to date."""
+        """Load the file, or an up-to-date copy of it."""
         self.location.fetch()
         try:
             return load()
         except Exception as error:
-            told = any(isinstance(cause, InputError) for cause in causes(error))
-            if not (self.location.is_remote and told):
+            is_input_error = any(isinstance(cause, InputError) for cause in causes(error))
+            if not (self.location.is_remote and is_input_error):
                 raise
-        # The copy is damaged, or what it is one of.
+        # The copy or the remote file is damaged.
         self.location.fetch(anew=True)
         try:
             return load()
         except InputError as error:
-            # Deleting the copy, as the message has it, would be of no use.
+            # The message advises to delete the copy, which would not help.
             raise InputError(str(error).replace(shown(self.location.path), self.location.filepath)) from error

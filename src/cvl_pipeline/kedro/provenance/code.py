@@ -1,7 +1,7 @@
-"""What a node's function depends on: its own code, this package's modules behind it, and other packages.
+"""Dependencies of a node's function: its own code, this package's modules behind it, and other packages.
 
-Found by reading the source, not by running it. What counts is the syntax tree without docstrings and
-positions, so a changed comment, docstring or line break changes nothing.
+They are read from the source, without running it. Only the syntax tree without docstrings and positions
+counts, so a changed comment, docstring or line break changes nothing.
 """
 
 from __future__ import annotations
@@ -21,33 +21,37 @@ PACKAGES = (
     "gymnasium", "gymnasium_robotics", "lightning", "matplotlib", "metaworld", "mujoco", "numpy", "pandas",
     "optuna", "plotly", "scipy", "torch",
 )  # fmt: skip
-"""Packages whose version may change a result: those that compute, simulate, search and draw.
+"""Packages whose version may change a result: those that compute, simulate, search and plot.
 
-Not those that only read and write files, whose content is checked, or check, log and show. Not Python either:
-nothing here depends on its version.
+Not those that only read and write files (whose content is checked), validate, log or display. Not Python
+either: nothing here depends on its version.
 """
+
+FACADE = "cvl_pipeline.api"
+"""A module that imports everything. Of its functions, only those that are named count."""
 
 
 @dataclass(frozen=True)
 class Code:
-    """What a function depends on.
+    """Dependencies of a function.
 
     Attributes:
         hashes: of its own part of its module, under ``module:function``, and of every module behind it.
-        packages: versions of those of PACKAGES that these import.
+        packages: versions of the PACKAGES that these import.
     """
 
     hashes: dict[str, str]
     packages: dict[str, str]
 
 
-@cache  # for the life of the process, as Python keeps what it has imported, whatever becomes of the files
+@cache  # per process: Python also keeps imported modules when their files change
 def code_of(function: Callable[..., Any]) -> Code:
-    """What a function depends on.
+    """Collect the dependencies of a function.
 
-    Its own part of the module is its definition and every definition there that this names; the modules that
-    they import count whole, with all that these import, inside functions too and ``if TYPE_CHECKING`` left
-    out. Of a function that is not defined at the top of its module, the module counts whole too.
+    Its own part of its module is its definition and every definition there that this names. The modules that
+    these import count whole, with all that they import in turn, inside functions too, but not below
+    ``if TYPE_CHECKING``. Functions of FACADE count like the function itself. If the function is not defined
+    at the top of its module, the whole module counts.
     """
     while isinstance(function, partial):
         function = function.func
@@ -56,14 +60,36 @@ def code_of(function: Callable[..., Any]) -> Code:
     if not any(name in _bound(statement) for statement in _tree(module).body):
         modules, packages = _closure([module], module)
         return Code(_hashes(modules), _versions(packages))
-    own, imported = _part(module, name)
+    parts: dict[str, str] = {}
+    imported: set[str] = set()
+    waiting = [(module, name)]
+    while waiting:
+        current, name = waiting.pop()
+        if f"{current}:{name}" in parts:
+            continue
+        parts[f"{current}:{name}"], names = _part(current, name)
+        of_facade = {full for full in names if full.rpartition(".")[0] == FACADE}
+        waiting += [(FACADE, full.rpartition(".")[2]) for full in sorted(of_facade)]
+        imported |= names - of_facade
     modules, packages = _closure(imported, module)
-    return Code({f"{module}:{name}": own, **_hashes(modules)}, _versions(packages))
+    return Code({**parts, **_hashes(modules)}, _versions(packages))
+
+
+@cache
+def code_of_module(module: str) -> Code:
+    """Return everything that a module of this package depends on; nothing for a module of another package.
+
+    Code of the user's own counts as a source (see ``source_of``).
+    """
+    if module.partition(".")[0] != __name__.partition(".")[0]:
+        return Code({}, {})
+    modules, packages = _closure([module], module)
+    return Code(_hashes(modules), _versions(packages))
 
 
 @cache
 def source_of(module: str) -> str | None:
-    """Hash of a module of the user's own and what it imports of its package; None if it is not there."""
+    """Hash of a user's module and the modules of its package that it imports; None if it does not exist."""
     if _file(module) is None:
         return None
     modules, _ = _closure([module], module)
@@ -71,11 +97,11 @@ def source_of(module: str) -> str | None:
 
 
 def _part(module: str, name: str) -> tuple[str, set[str]]:
-    """Hash of what ``name`` needs of its module, and the full names that this imports."""
+    """Hash of the statements of its module that ``name`` needs, and the full names that they import."""
     tree = _tree(module)
     definitions: dict[str, list[ast.stmt]] = {}
     imports: dict[str, str] = {}
-    # What names nothing (a loop, a condition) may change anything: it always counts.
+    # A statement that binds no name (a loop, a condition) may change anything, so it always counts.
     needed = [statement for statement in _run(tree.body) if not list(_bound(statement))]
     for statement in tree.body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
@@ -101,7 +127,7 @@ def _part(module: str, name: str) -> tuple[str, set[str]]:
 
 
 def _closure(names: Iterable[str], within: str) -> tuple[set[str], set[str]]:
-    """The modules of the package of ``within`` that names lead to, and the packages that they import."""
+    """Modules of the package of ``within`` that the names lead to, and the packages that these import."""
     root = within.partition(".")[0]
     modules: set[str] = set()
     packages: set[str] = set()
@@ -116,14 +142,14 @@ def _closure(names: Iterable[str], within: str) -> tuple[set[str], set[str]]:
             continue
         modules.add(module)
         waiting += _imported(module)
-        # Packages on the way to it are imported too; but for the root, which holds no more than the version.
+        # Its parent packages are imported too, except the root, which holds only the version.
         parent = module.rpartition(".")[0]
         waiting += [parent] if "." in parent else []
     return modules, packages
 
 
 def _module(name: str) -> str | None:
-    """The module that a full name is, or is in."""
+    """The module that a full name is, or belongs to."""
     while name and _file(name) is None:
         name = name.rpartition(".")[0]
     return name or None
@@ -136,7 +162,7 @@ def _hashes(modules: Iterable[str]) -> dict[str, str]:
 
 @cache
 def _hash(module: str) -> str:
-    """Of its code; nothing if it has none, as most packages' ``__init__``."""
+    """Hash of a module's code; empty if it has none, like most packages' ``__init__``."""
     text = _canonical(_tree(module))
     return "" if text == "Module()" else _digest([(module, text)])
 
@@ -160,7 +186,7 @@ def _version(package: str) -> str:
 
 @cache
 def _file(module: str) -> Path | None:
-    """The source of a module, found without importing it; None if there is none."""
+    """Source file of a module, located without importing it; None if there is none."""
     root, *rest = module.split(".")
     try:
         spec = find_spec(root)
@@ -185,7 +211,7 @@ def _tree(module: str) -> ast.Module:
 
 
 def _run(statements: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Those that are executed: neither docstrings nor what stands below ``if TYPE_CHECKING``."""
+    """Statements that are executed: no docstrings, and nothing below ``if TYPE_CHECKING``."""
     for statement in statements:
         if isinstance(statement, ast.If) and ast.unparse(statement.test).endswith("TYPE_CHECKING"):
             yield from statement.orelse
@@ -205,7 +231,7 @@ def _bound(statement: ast.stmt) -> Iterator[str]:
 
 
 def _names(node: ast.AST) -> set[str]:
-    """Names that may be those of the module: not a function's own parameters."""
+    """Names that may belong to the module: not a function's own parameters."""
     if isinstance(node, ast.Name):
         return {node.id}
     names = set().union(*map(_names, ast.iter_child_nodes(node)))
@@ -217,7 +243,7 @@ def _names(node: ast.AST) -> set[str]:
 
 
 def _imports(tree: ast.AST, module: str) -> Iterator[tuple[str, str]]:
-    """Name and full name of everything imported anywhere in a tree that may be executed."""
+    """Name and full name of every import in a tree that may be executed."""
     if isinstance(tree, ast.Import | ast.ImportFrom):
         yield from _aliases(tree, module)
         return
@@ -251,7 +277,7 @@ def _is_text(node: Any) -> bool:
 
 
 def _canonical(node: Any) -> str:
-    """A syntax tree as text; of ``ast.dump``, the same tree has another one in each version of Python."""
+    """A syntax tree as text; the text of ``ast.dump`` differs between versions of Python."""
     if isinstance(node, list):
         return ",".join(_canonical(part) for part in node if not _is_text(part))
     if not isinstance(node, ast.AST):

@@ -1,9 +1,9 @@
-"""A run makes what is stale, records what made it, and has its data to itself."""
+"""Hooks that lock the data of a run, make stale artifacts again and record what made each artifact."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,23 +16,25 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.io.location import Location
 from cvl_pipeline.io.storage import remove_abandoned
+from cvl_pipeline.kedro.commands import kedro_run
+from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.parameters import check_parameters
 from cvl_pipeline.kedro.pipeline_registry import register_pipelines
 from cvl_pipeline.kedro.provenance.locks import Lease, acquire, release
 from cvl_pipeline.kedro.provenance.records import record_path
 from cvl_pipeline.kedro.provenance.states import Making, Provenance
+from cvl_pipeline.kedro.workspace import Workspace, current
 
 logger = logging.getLogger(__name__)
 
 
 class TrustArtifacts:
-    """Locks the data of a run, has ``--only-missing-outputs`` remake what is stale, writes the records."""
+    """Locks the data of a run, lets ``--only-missing-outputs`` make stale artifacts again, writes the records."""
 
     def __init__(self) -> None:
         """Hold nothing."""
-        self._location: Callable[[str], Location]
+        self._loader: CheckedConfigLoader
         self._lock: TextIO | None = None
         self._lease: Lease | None = None
         self._provenance: Provenance | None = None
@@ -41,14 +43,16 @@ class TrustArtifacts:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Learn where data are."""
-        self._location = context.config_loader.location  # type: ignore[attr-defined]
+        """Keep the loader, which knows where data are stored."""
+        loader = context.config_loader
+        assert isinstance(loader, CheckedConfigLoader)  # of the project's settings
+        self._loader = loader
 
     @hook_impl(wrapper=True)
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> Generator[None, Any, Any]:
-        """Lock first of all, and choose what need not run; raises InputError if others use the data."""
+        """Lock the data, then choose the nodes to run; raises InputError if another run uses the data."""
         if isinstance(catalog, SharedMemoryDataCatalog):
             raise InputError(
                 "ParallelRunner is not supported: its processes could not record what made an artifact; use "
@@ -60,9 +64,9 @@ class TrustArtifacts:
             if run_params["only_missing_outputs"]:
                 chosen = self._choose(pipeline, catalog, self._provenance)
             result = yield
-            # Only now: a run that another hook refuses says why, and nothing else.
+            # Only now: if another hook refuses the run, only its reason is logged.
             if run_params["only_missing_outputs"]:
-                _tell_choice(chosen, pipeline)
+                _log_choice(chosen, pipeline)
             _check_given(pipeline, catalog)
             return result
         except BaseException:  # of another hook too: in a notebook, this process lives on
@@ -70,38 +74,53 @@ class TrustArtifacts:
             raise
 
     @hook_impl
-    def before_node_run(self, node: Node, inputs: dict[str, Any]) -> dict[str, Any] | None:
-        """Take down what the node makes its outputs from.
-
-        Returns:
-            Folders of unfinished training, one a recipe: what other code began, this must not end.
-        """
+    def before_node_run(self, node: Node) -> None:
+        """Record what the node makes its outputs from, and give it folders for unfinished work and logs."""
         self._check_lease()
         if self._provenance is None:
-            return None
+            return
         making = self._provenance.making(node)
         self._makings[node.name], self._unsaved[node.name] = making, set(node.outputs)
-        # Without the inputs: training itself tells them apart, by their content.
-        folder = replace(making.recipe, inputs={}).fingerprint[:16]
-        return {name: inputs[name] / folder for name in _checkpoints(node)}
+        current.set(self._workspace(node, making) if "training" in node.tags else Workspace())
 
     @hook_impl
-    def after_node_run(self, node: Node, inputs: dict[str, Any]) -> None:
-        """Remove the folders of finished training, unless others in them are unfinished."""
-        for name in _checkpoints(node):
+    def after_node_run(self, node: Node) -> None:
+        """Remove the folders of finished training, unless other trainings in them are unfinished."""
+        checkpoints = current.get().checkpoints
+        if checkpoints is not None:
             with suppress(OSError):
-                inputs[name].rmdir()
+                checkpoints.rmdir()
+                checkpoints.parent.rmdir()
+        current.set(Workspace())
+
+    def _workspace(self, node: Node, making: Making) -> Workspace:
+        """Return the node's folders on this machine, named after its first output."""
+        assert self._provenance is not None
+        if "parameters" in node.inputs:
+            return Workspace(None, None, *self._loader.study())
+        path = self._provenance.path(node.outputs[0])
+        if path is None:
+            return Workspace()
+        folder = path.parent.relative_to(self._loader.local("06_models"))
+        name = path.stem.removesuffix("_policy")
+        # A folder per recipe, so that one run never resumes what other code or parameters began. Inputs do not
+        # count: training itself distinguishes them, by their content.
+        recipe = replace(making.recipe, inputs={}).fingerprint[:16]
+        return Workspace(
+            checkpoints=self._loader.local(f"06_models/{folder}/checkpoints/{name}/{recipe}"),
+            logs=self._loader.local(f"08_reporting/{folder}/logs/{name}"),
+        )
 
     @hook_impl
     def before_dataset_saved(self) -> None:
-        """Write nothing among what another run writes."""
+        """Refuse to write if another run has taken the data over."""
         self._check_lease()
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
         """Record what made the node's outputs, once the last of them is saved.
 
-        A run that dies before has left outputs that do not fit their old records, or have none.
+        A run that dies before leaves outputs without records, or with old records that do not fit.
         """
         if self._provenance is None:
             return
@@ -111,7 +130,7 @@ class TrustArtifacts:
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Let others have the data, and say what has become stale by a run of a part."""
+        """Release the data, and log the artifacts that a partial run made stale."""
         self._release_lock()
         whole = register_pipelines()["__default__"]
         if set(whole.nodes) - set(pipeline.nodes):
@@ -119,21 +138,21 @@ class TrustArtifacts:
             old = [name for name, state in states.items() if state.name in ("stale", "damaged")]
             if old:
                 logger.info(
-                    "Stale now, as it was made from other parameters, code or inputs: %s. This remakes it: "
-                    "kedro run --only-missing-outputs (with the same --env and --params)",
-                    ", ".join(old),
-                )
+                    "Stale now, because it was made from other parameters, code or inputs: %s. To make it "
+                    "again: %s",
+                    ", ".join(old), kedro_run("--only-missing-outputs"),
+                )  # fmt: skip
 
     @hook_impl
     def on_pipeline_error(self) -> None:
-        """Let others have the data."""
+        """Release the data."""
         self._release_lock()
 
     def _take_lock(self, catalog: DataCatalog) -> None:
         self._release_lock()  # of a run that a notebook interrupted
         parameters = check_parameters(catalog.load("parameters"))
         dataset, seed = parameters.dataset.folder, parameters.seed
-        location = self._location(f"{parameters.data.root}/.locks/{dataset}/seed_{seed}.lock")
+        location = self._loader.location(f"{parameters.data.root}/.locks/{dataset}/seed_{seed}.lock")
         what = f"data of dataset '{dataset}', seed {seed},"
         self._lock = acquire(location.path, what)
         try:
@@ -155,21 +174,17 @@ class TrustArtifacts:
 
     @staticmethod
     def _choose(pipeline: Pipeline, catalog: DataCatalog, provenance: Provenance) -> list[str]:
-        """Let what is not fresh count as not there; the nodes that make it."""
+        """Let stale artifacts count as missing; return the nodes that make them."""
         states = provenance.states()
         for name, state in states.items():
             path = provenance.path(name)
             if path is not None:
                 vars(catalog.get(name))["outdated"] = not state.fresh
-                remove_abandoned(path.parent)  # of what is fresh, no write will
+                remove_abandoned(path.parent)  # only a write would, and fresh artifacts are not written
         return [node.name for node in pipeline.nodes if not all(states[name].fresh for name in node.outputs)]
 
 
-def _checkpoints(node: Node) -> list[str]:
-    return [name for name in node.inputs if name.endswith("_checkpoints")]
-
-
-def _tell_choice(nodes: list[str], pipeline: Pipeline) -> None:
+def _log_choice(nodes: list[str], pipeline: Pipeline) -> None:
     if nodes:
         logger.info("%d of %d nodes to run: %s", len(nodes), len(pipeline.nodes), ", ".join(nodes))
     else:
@@ -177,9 +192,9 @@ def _tell_choice(nodes: list[str], pipeline: Pipeline) -> None:
 
 
 def _check_given(pipeline: Pipeline, catalog: DataCatalog) -> None:
-    """Warn of inputs that the run does not make and that other parameters or code made; refuse damaged ones.
+    """Warn of stale inputs that the run does not make itself; refuse damaged ones.
 
-    Not all formats can tell a changed byte; a JSON cannot.
+    Some formats, such as JSON, cannot detect a changed byte themselves.
     """
     whole = register_pipelines()["__default__"]
     if not pipeline.inputs() & whole.all_outputs():
@@ -190,9 +205,8 @@ def _check_given(pipeline: Pipeline, catalog: DataCatalog) -> None:
         if states[name].name == "damaged":
             place = provenance.place(name)
             raise InputError(
-                f"{place} is damaged ({states[name].why}): kedro run --only-missing-outputs (with the same "
-                "--env and --params) makes it anew; to use it as it is, delete the record beside it, "
-                f"{record_path(Path(place)).name}"
+                f"{place} is damaged ({states[name].why}); make it again: {kedro_run('--only-missing-outputs')}; "
+                f"or delete the record beside it, {record_path(Path(place)).name}, to use it as it is"
             )
         if states[name].name == "stale":
             logger.warning(

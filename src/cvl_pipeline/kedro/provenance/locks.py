@@ -1,4 +1,4 @@
-"""One run at a time on the data of one dataset and seed."""
+"""Locks that allow one run at a time on the data of one dataset and seed."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ logger = logging.getLogger(__name__)
 RENEWAL = 20.0
 """Seconds between renewals of a lease."""
 GONE = 180.0
-"""Seconds without one, after which its holder counts as gone."""
+"""Seconds without a renewal, after which the holder counts as gone."""
 SETTLED = 1.0
-"""Seconds after which a lease that was taken over is looked at again."""
+"""Seconds between a takeover of a lease and the check that it succeeded."""
 
 _held: set[TextIO] = set()
 
 
 def _machine() -> str:
-    """Where the number of a process tells whether that is alive: containers may share the name of a host."""
+    """Scope in which process numbers are unique: containers may share the name of a host."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -43,14 +43,14 @@ MACHINE = _machine()
 
 
 def acquire(path: Path, what: str) -> TextIO:
-    """Lock a file, which says who holds it, until it is released or this process ends, however it does.
+    """Lock a file, which names its holder, until it is released or this process ends for any reason.
 
     Args:
-        path: of the file, which is made, and stays.
-        what: is locked, for the error.
+        path: of the file, which is created and stays.
+        what: name of the locked data, for the error.
 
     Raises:
-        InputError: another process holds it, or another run of this one.
+        InputError: another process, or another run of this process, holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+")
@@ -61,8 +61,8 @@ def acquire(path: Path, what: str) -> TextIO:
         holder = _read(file.read())
         file.close()
         raise _in_use(what, holder) from None
-    except OSError as error:  # Lustre, for one, may be mounted without locks
-        logger.warning("%s cannot be locked (%s): start no other run of it", what, one_line(error))
+    except OSError as error:  # Lustre, for example, may be mounted without locks
+        logger.warning("%s cannot be locked (%s); do not start another run on it", what, one_line(error))
     file.truncate(0)
     json.dump(_myself(), file)
     file.flush()
@@ -71,7 +71,7 @@ def acquire(path: Path, what: str) -> TextIO:
 
 
 def release(file: TextIO) -> None:
-    """Let others have it."""
+    """Release the lock."""
     _held.discard(file)
     file.close()
 
@@ -81,17 +81,17 @@ def _myself() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": HOST, "since": since}
 
 
-def _told(holder: Any) -> str:
+def _description(holder: Any) -> str:
     try:
         return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
-    except (KeyError, TypeError):  # it has not written it yet
+    except (KeyError, TypeError):  # the holder has not written them yet
         return "it has just started"
 
 
 def _in_use(what: str, holder: Any) -> InputError:
     return InputError(
-        f"{what} is in use by another run ({_told(holder)}): wait for it to end; runs of other datasets and "
-        "seeds need not wait"
+        f"{what} is in use by another run ({_description(holder)}): wait for it to end; runs of other "
+        "datasets and seeds need not wait"
     )
 
 
@@ -103,18 +103,18 @@ def _read(text: str | None) -> Any:
 
 
 class Lease:
-    """A lock on what several machines reach: a small file beside the data, renewed as long as it is held.
+    """A lock for several machines: a small file beside the data, renewed while it is held.
 
-    What a killed run leaves is taken over: at once on its machine, elsewhere when it has not been renewed for
-    GONE seconds, by clocks that must agree to a minute.
+    The lease of a killed run is taken over: on its machine at once, on others after GONE seconds without a
+    renewal. The clocks of the machines must agree to a minute.
     """
 
     def __init__(self, location: Location, what: str) -> None:
-        """Take it.
+        """Acquire the lease.
 
         Args:
             location: of the file, at a URL.
-            what: is locked, for the error.
+            what: name of the locked data, for the error.
 
         Raises:
             InputError: another run holds it, or the file cannot be written.
@@ -128,25 +128,25 @@ class Lease:
             if not _is_gone(holder):
                 raise _in_use(what, holder)
             location.write(self._text())
-            time.sleep(SETTLED)  # another may have had the same thought
+            time.sleep(SETTLED)  # another run may take it over at the same time
             if not self._is_own(holder := _read(location.read())):
                 raise _in_use(what, holder)
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raise InputError if another run has taken it over: this one must write no more."""
+        """Raise InputError if another run has taken the lease over: this one must stop writing."""
         if self._lost:
             raise InputError(
-                f"{self._what} has been taken over by another run, as this one was silent for {GONE:.0f} s: "
-                "give the same command again when that has ended"
+                f"{self._what} has been taken over by another run, because this one was silent for "
+                f"{GONE:.0f} s; run the same command again when the other run has ended"
             )
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         self._over.set()
         self._thread.join(timeout=10.0)
-        with suppress(InputError):  # then it is taken over, as if this process had been killed
+        with suppress(InputError):  # on failure, another run takes it over, as after a kill
             if self._is_own(_read(self._location.read())):
                 self._location.remove()
 
@@ -167,12 +167,12 @@ class Lease:
 
 
 def _is_gone(holder: Any) -> bool:
-    """Whether the run that holds a lease has ended without letting go."""
+    """Whether the run that holds a lease has ended without releasing it."""
     try:
         if holder["machine"] == MACHINE and not is_alive(holder["pid"]):
             return True
         return bool(time.time() - holder["renewed"] > GONE)
-    except (KeyError, TypeError):  # no run has written that
+    except (KeyError, TypeError):  # no run writes such a file
         return True
 
 
@@ -182,5 +182,5 @@ def _let_go() -> None:
     _held.clear()
 
 
-# A forked child would hold the lock on when this process is gone.
+# A forked child would keep the lock after this process has ended.
 os.register_at_fork(after_in_child=_let_go)

@@ -1,4 +1,4 @@
-"""The record beside each artifact: what made it, out of what, and the checksum of the bytes that came out."""
+"""Record beside each artifact: how it was created, from which inputs, and the checksum of its bytes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that an artifact follows from.
+    """Everything that determines an artifact.
 
     Attributes:
-        node: that makes it.
+        node: the node that creates it.
         parameters: every field that counts, by its full name.
-        sources: content of what lies outside the pipeline, by path or module.
+        sources: hashes of the user's files and modules outside the pipeline, by parameter or module.
         code: hashes of the node's function and of the modules behind it.
         packages: versions.
-        inputs: fingerprints of the artifacts that it is made from.
+        inputs: fingerprints of the artifacts that it is created from.
     """
 
     node: str
@@ -37,13 +37,13 @@ class Recipe:
 
     @property
     def fingerprint(self) -> str:
-        """Of the whole recipe, and so of the recipes of the inputs, and so on."""
+        """Hash of the whole recipe, and thus of the recipes of its inputs, and so on."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Change:
-    """One part of a recipe that is not what it was; None where it is, or was, not there."""
+    """A difference between two recipes; None on the side that lacks the part."""
 
     what: str
     old: Any
@@ -52,34 +52,34 @@ class Change:
     def __str__(self) -> str:
         if None in (self.old, self.new):
             return f"{self.what} {'added' if self.old is None else 'removed'}"
-        if self.what.startswith(("code", "source")):  # their hashes tell a person nothing
+        if self.what.startswith(("code", "source")):  # their hashes would not help the reader
             return f"{self.what} changed"
         return f"{self.what}: {self.old} -> {self.new}"
 
 
 def changes(old: Recipe, new: Recipe) -> list[Change]:
-    """What differs between two recipes, apart from the inputs."""
-    found = []
+    """List the differences between two recipes, apart from the inputs."""
+    differences = []
     kinds = {"parameters": "parameter", "sources": "source", "code": "code of", "packages": "package"}
     for part, kind in kinds.items():
         before, after = getattr(old, part), getattr(new, part)
         for name in sorted(before.keys() | after.keys()):
-            # As text: null is a value of a parameter, and no part at all is something else.
+            # As text, because null is a value of a parameter, but None here is a missing part.
             values = [json.dumps(side[name]).strip('"') if name in side else None for side in (before, after)]
             if values[0] != values[1]:
-                found.append(Change(f"{kind} {name}", *values))
-    return found
+                differences.append(Change(f"{kind} {name}", *values))
+    return differences
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is written beside an artifact.
+    """Content of the file beside an artifact.
 
     Attributes:
-        recipe: what made it.
-        contents: checksums of the inputs that it was made from.
-        outputs: checksums of all that the node made in the same go, this artifact among them.
-        seen: of large files, what tells that they have not changed since their checksum was taken.
+        recipe: of the artifact.
+        contents: checksums of the inputs that it was created from.
+        outputs: checksums of all outputs of the same run of the node, including this artifact.
+        seen: of large files, path, size, time, number and checksum, to recognise unchanged ones.
     """
 
     recipe: Recipe
@@ -89,19 +89,19 @@ class Record:
 
 
 def record_path(artifact: Path) -> Path:
-    """Where the record of an artifact is."""
+    """Path of the record of an artifact."""
     return artifact.with_name(f".{artifact.name}.made.json")
 
 
 def write_record(artifact: Path, record: Record) -> None:
-    """Write it atomically. The same making is the same bytes: it tells neither time nor machine."""
+    """Write a record atomically. It states neither time nor machine, so equal runs give equal bytes."""
     values = {"format": FORMAT, **asdict(record)}
     text = json.dumps({**values, "checksum": _checksum(values)}, indent=1, sort_keys=True)
     write_atomically(record_path(artifact), lambda partial: partial.write_text(text))
 
 
 def read_record(artifact: Path) -> Record | None:
-    """The record, or None if there is none, or none that this program reads, or one that is damaged."""
+    """Read the record; None if it is missing, damaged or of another format."""
     try:
         values = json.loads(record_path(artifact).read_text())
         if values.pop("checksum") != _checksum(values) or values.pop("format") != FORMAT:
@@ -122,23 +122,23 @@ def _checksum(values: dict[str, Any]) -> str:
 
 
 class Checksums:
-    """SHA-256 of files. One that has not changed is not read again; of a large one, the record knows it."""
+    """SHA-256 of files. Unchanged files are not read again; records store the checksums of large ones."""
 
     def __init__(self) -> None:
-        """Know nothing."""
+        """Start without checksums."""
         self._known: dict[tuple[Any, ...], str] = {}
 
     def learn(self, seen: Iterable[Iterable[Any]]) -> None:
-        """Take over what a record knows of large files."""
+        """Add the checksums of large files from a record."""
         for *identity, checksum in seen:
             self._known[tuple(identity)] = checksum
 
     def known(self, identity: Iterable[Any]) -> str | None:
-        """The checksum of what is identified so."""
+        """The known checksum of the file with this identity, if any."""
         return self._known.get(tuple(identity))
 
     def seen(self, paths: Iterable[Path]) -> list[list[Any]]:
-        """What a record should know of those files, in folders too, that are large."""
+        """Identities and known checksums of the large files among these, in folders too, for a record."""
         identities = [_identity(file) for path in paths for file in _files(path)]
         return [
             [*identity, self._known[identity]]
@@ -147,7 +147,7 @@ class Checksums:
         ]
 
     def of(self, path: Path) -> str | None:
-        """The checksum; None if there is no such file."""
+        """The checksum of a file; None if there is no such file."""
         try:
             identity = _identity(path)
             if identity in self._known:
@@ -158,14 +158,14 @@ class Checksums:
                     digest.update(block)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
-        # The clock of a file system may be too coarse to tell that a new file has changed; a large one takes
-        # longer to write than it ticks.
+        # The clock of a file system may be too coarse to show that a new file has changed. Writing a large
+        # file takes longer than one tick.
         if identity[1] >= CHECKED_ONCE or time.time() - identity[2] / 1e9 > SETTLED:
             self._known[identity] = digest.hexdigest()
         return digest.hexdigest()
 
     def of_folder(self, path: Path) -> str | None:
-        """One checksum of all files below a folder, or of a file; None if there is neither."""
+        """One checksum of all files in a folder, or of a file; None if there is neither."""
         if not path.is_dir():
             return self.of(path)
         listed = [(file.relative_to(path).as_posix(), self.of(file)) for file in _files(path)]
@@ -173,7 +173,7 @@ class Checksums:
 
 
 def _files(path: Path) -> list[Path]:
-    """A file, or all below a folder."""
+    """A file, or all files in a folder."""
     return sorted(file for file in (path, *path.rglob("*")) if file.is_file())
 
 

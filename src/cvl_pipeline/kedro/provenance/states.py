@@ -15,8 +15,8 @@ from kedro.pipeline.node import Node
 
 from cvl_pipeline.io.location import Location
 from cvl_pipeline.io.storage import CHECKED_ONCE, VERSION, shown
-from cvl_pipeline.kedro.parameters import RunParameters, check_parameters, counted_parameters
-from cvl_pipeline.kedro.provenance.code import code_of, source_of
+from cvl_pipeline.kedro.parameters import RunParameters, check_parameters, counted_parameters, is_given
+from cvl_pipeline.kedro.provenance.code import Code, code_of, code_of_module, source_of
 from cvl_pipeline.kedro.provenance.records import (
     Checksums,
     Recipe,
@@ -26,6 +26,8 @@ from cvl_pipeline.kedro.provenance.records import (
     record_path,
     write_record,
 )
+from cvl_pipeline.schema import chosen_classes
+from cvl_pipeline.sources.base import SOURCES
 
 NAMED_CODE = re.compile(r"([A-Za-z_][\w.]*):[\w\-.]+")
 """A parameter of the form ``module:name`` is code of the user's own: a reward, a policy, an environment."""
@@ -86,7 +88,16 @@ class Provenance:
         self._elsewhere: dict[Path, str] = {}
         # Now, and not when a node has run: the code that runs is that which was imported, not what a person
         # has written meanwhile.
-        self._code = {node.name: code_of(node.func) for node in pipeline.nodes}
+        self._code = {node.name: self._code_of(node) for node in pipeline.nodes}
+
+    def _code_of(self, node: Node) -> Code:
+        """Return the code of a node's function and of the alternatives that its parameters choose."""
+        own = code_of(node.func)
+        for name, chosen in chosen_classes(self._parameters).items():
+            if is_given(name, node.inputs):
+                part = code_of_module(chosen.__module__)
+                own = Code({**part.hashes, **own.hashes}, {**part.packages, **own.packages})
+        return own
 
     @cached_property
     def _parameters(self) -> RunParameters:
@@ -221,7 +232,7 @@ class Provenance:
 
     def _recipe(self, node: Node, inputs: dict[str, str]) -> Recipe:
         code = self._code[node.name]
-        parameters = counted_parameters(node.name, node.inputs, self._parameters)
+        parameters = counted_parameters(node.inputs, self._parameters)
         packages = {**code.packages, "cvl-pipeline's file format": str(VERSION)}
         sources = dict(self._sources(parameters))
         return Recipe(node.name, parameters, sources, dict(code.hashes), packages, inputs)
@@ -236,11 +247,9 @@ class Provenance:
                 yield match[1], source_of(match[1]) or MISSING
 
     def _source_files(self, parameters: Mapping[str, Any]) -> list[Path]:
-        dataset = self._parameters.dataset
-        if dataset.path is None or "dataset.source" not in parameters:
+        if "dataset.source" not in parameters:
             return []
-        # Minari's path is the folder that datasets are in, each under its id.
-        return [Path(dataset.path, dataset.task) if dataset.source == "minari" else Path(dataset.path)]
+        return SOURCES.create(self._parameters.dataset).files()
 
     def _input_paths(self, node: Node) -> dict[str, Path]:
         return {name: path for name in node.inputs if (path := self.path(name)) is not None}

@@ -15,12 +15,12 @@ COLOURS = {"fresh": "green", "stale": "yellow", "missing": "cyan", "damaged": "r
 
 
 def print_status(provenance: Provenance, names: Container[str], explain: bool) -> None:
-    """Print how artifacts stand, in the order of a run, and what to do about it.
+    """Print the states of artifacts, in the order of a run, and how to recreate those that are not fresh.
 
     Args:
-        provenance: of everything.
-        names: of the artifacts to tell of.
-        explain: every reason, with what was and what is; else the nearest in a few words.
+        provenance: of all artifacts.
+        names: of the artifacts to list.
+        explain: print every reason, with old and new values; otherwise, the main reason in a few words.
     """
     table = Table("artifact", "state", "why")
     counts: Counter[str] = Counter()
@@ -29,14 +29,14 @@ def print_status(provenance: Provenance, names: Container[str], explain: bool) -
             continue
         counts[state.name] += 1
         why = "\n".join(state.reasons) if explain else state.why
-        # As text: what a person wrote into a parameter may look like markup.
+        # As text, because a parameter's value may look like markup.
         table.add_row(name, Text(state.name, COLOURS[state.name]), Text(why))
     console = Console()
     console.print(table)
-    told = ", ".join(f"{counts[name]} {name}" for name in COLOURS if counts[name])
-    console.print(f"{counts.total()} artifacts: {told}", highlight=False)
+    summary = ", ".join(f"{counts[name]} {name}" for name in COLOURS if counts[name])
+    console.print(f"{counts.total()} artifacts: {summary}", highlight=False)
     if counts.total() > counts["fresh"]:
         console.print(
-            "kedro run --only-missing-outputs (with the same --env and --params) makes what is not fresh",
+            "To recreate the others: kedro run --only-missing-outputs (with the same --env and --params)",
             highlight=False, soft_wrap=True,
         )  # fmt: skip

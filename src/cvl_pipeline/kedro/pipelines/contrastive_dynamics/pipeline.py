@@ -11,15 +11,7 @@ def create_pipeline() -> Pipeline:
         [
             node(
                 nodes.train,
-                [
-                    "transitions",
-                    "split",
-                    "normalisation",
-                    "params:contrastive_dynamics",
-                    "params:seed",
-                    "dynamics_checkpoints",
-                    "dynamics_logs",
-                ],
+                ["transitions", "split", "normalisation", "params:contrastive_dynamics", "params:seed"],
                 ["critic", "dynamics_history"],
                 name="train",
                 tags=["training"],

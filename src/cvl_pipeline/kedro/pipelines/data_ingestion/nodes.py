@@ -8,49 +8,41 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from cvl_pipeline.api import ingest as ingest_episodes
 from cvl_pipeline.environments.multitask import with_tasks
 from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
-from cvl_pipeline.episodes.parameters import IngestionParameters
-from cvl_pipeline.episodes.preparation import (
-    coverage,
-    episode_table,
-    fit_normalisation,
-    split_episodes,
-)
+from cvl_pipeline.episodes.preparation import coverage, episode_table, fit_normalisation, split_episodes
 from cvl_pipeline.reports import plots
-from cvl_pipeline.sources.load import load
-from cvl_pipeline.sources.parameters import DatasetParameters
-from cvl_pipeline.sources.simulators import shared_tasks
+from cvl_pipeline.sources.base import SOURCES
 
 PLOTTED_OBSERVATIONS = 50_000
 
 
-def ingest(
-    dataset: DatasetParameters, parameters: IngestionParameters, seed: int
-) -> tuple[Transitions, Rewards]:
+def ingest(dataset: dict[str, Any], workers: int | None, seed: int) -> tuple[Transitions, Rewards]:
     """Collect, download or read the episodes, and check them."""
-    return load(dataset, seed, parameters.workers)
+    return ingest_episodes(SOURCES.validate(dataset), seed, workers)  # type: ignore[arg-type]
 
 
-def split(transitions: Transitions, parameters: IngestionParameters, seed: int) -> Split:
+def split(transitions: Transitions, validation_fraction: float, seed: int) -> Split:
     """Hold out whole episodes."""
-    return split_episodes(transitions, parameters.validation_fraction, seed)
+    return split_episodes(transitions, validation_fraction, seed)
 
 
-def normalise(transitions: Transitions, split: Split, parameters: IngestionParameters) -> Normalisation:
+def normalise(transitions: Transitions, split: Split, std_floor: float) -> Normalisation:
     """Measure the training episodes."""
-    return fit_normalisation(transitions, split, parameters.std_floor)
+    return fit_normalisation(transitions, split, std_floor)
 
 
 def tabulate(
-    transitions: Transitions, rewards: Rewards, split: Split, dataset: DatasetParameters
+    transitions: Transitions, rewards: Rewards, split: Split, dataset: dict[str, Any]
 ) -> pd.DataFrame:
-    """One row an episode."""
-    return with_tasks(episode_table(transitions, rewards, split), transitions, shared_tasks(dataset))
+    """Make one row per episode."""
+    tasks = SOURCES.create(SOURCES.validate(dataset)).tasks
+    return with_tasks(episode_table(transitions, rewards, split), transitions, tasks)
 
 
 def report(episodes: pd.DataFrame) -> dict[str, Any]:
-    """Counts, lengths, returns and success of the data."""
+    """Count episodes and steps; summarise lengths, returns and success."""
     return {
         "episodes": len(episodes),
         "transitions": int(episodes["length"].sum()),
@@ -61,15 +53,15 @@ def report(episodes: pd.DataFrame) -> dict[str, Any]:
         "length_min": int(episodes["length"].min()),
         "length_max": int(episodes["length"].max()),
         **{f"return_{name}": _known(episodes["return"].agg(name)) for name in ("mean", "min", "max")},
-        "success_rate": float(episodes["success"].mean()),
+        "success_rate": _known(episodes["success"].astype("Float64").mean()),
     }
 
 
 def plot(transitions: Transitions, episodes: pd.DataFrame, normalisation: Normalisation, seed: int) -> Figure:
-    """Returns, lengths and coverage."""
+    """Draw returns, lengths and coverage."""
     return plots.behaviour_data(episodes, coverage(transitions, normalisation, PLOTTED_OBSERVATIONS, seed))
 
 
-def _known(value: float) -> float | None:
-    """JSON has no NaN: a log without rewards has no returns."""
-    return None if math.isnan(value) else float(value)
+def _known(value: Any) -> float | None:
+    """Return None for a missing value: JSON has no NaN, and a log may lack rewards or successes."""
+    return None if value is pd.NA or math.isnan(value) else float(value)

@@ -11,14 +11,19 @@ def create_pipeline() -> Pipeline:
         [
             node(
                 nodes.ingest,
-                ["params:dataset", "params:data_ingestion", "params:seed"],
+                ["params:dataset", "params:data_ingestion.workers", "params:seed"],
                 ["transitions", "rewards"],
                 name="ingest",
             ),
-            node(nodes.split, ["transitions", "params:data_ingestion", "params:seed"], "split", name="split"),
+            node(
+                nodes.split,
+                ["transitions", "params:data_ingestion.validation_fraction", "params:seed"],
+                "split",
+                name="split",
+            ),
             node(
                 nodes.normalise,
-                ["transitions", "split", "params:data_ingestion"],
+                ["transitions", "split", "params:data_ingestion.std_floor"],
                 "normalisation",
                 name="normalise",
             ),

@@ -2,117 +2,106 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 from torch import nn
 
-from cvl_pipeline.environments.evaluation import evaluate, rollout_table
+from cvl_pipeline.api import roll_out as run_policy
+from cvl_pipeline.environments.evaluation import rollout_table
 from cvl_pipeline.environments.multitask import with_tasks
 from cvl_pipeline.environments.parameters import EvaluationParameters
 from cvl_pipeline.episodes.container import Rewards, Split, Transitions
 from cvl_pipeline.episodes.preparation import episode_table
-from cvl_pipeline.errors import InputError
-from cvl_pipeline.readout.parameters import RewardParameters
+from cvl_pipeline.readout.parameters import REWARDS
 from cvl_pipeline.readout.rewards import label
 from cvl_pipeline.reports import plots
 from cvl_pipeline.reports.summary import summarise_rollouts
-from cvl_pipeline.sources.d4rl import normalised_score
-from cvl_pipeline.sources.parameters import DatasetParameters
-from cvl_pipeline.sources.simulators import environment_name, make_environment, shared_tasks
+from cvl_pipeline.sources.base import SOURCES
+from cvl_pipeline.sources.environment import EvaluationEnvironment, environment_for
+
+BEHAVIOUR = "behaviour"
+"""The row of the data that the policies learned from."""
 
 
 def roll_out(
-    policy: nn.Module, dataset: DatasetParameters, parameters: EvaluationParameters, seed: int
+    title: str,
+    /,
+    policy: nn.Module,
+    dataset: dict[str, Any],
+    environment: str | None,
+    episode_steps: int | None,
+    episodes: int,
+    workers: int | None,
+    seed: int,
 ) -> tuple[Transitions, Rewards]:
-    """Run the CVL policy on goals that collection never used."""
-    return _roll_out(policy, dataset, parameters, seed, "CVL")
-
-
-def roll_out_bc(
-    bc_policy: nn.Module, dataset: DatasetParameters, parameters: EvaluationParameters, seed: int
-) -> tuple[Transitions, Rewards]:
-    """Run the cloned policy on the same goals."""
-    return _roll_out(bc_policy, dataset, parameters, seed, "BC")
+    """Run a policy on goals that collection never used, the same goals for every policy."""
+    place = _environment(dataset, environment, episode_steps)
+    return run_policy(policy, place, episodes=episodes, seed=seed, workers=workers, name=title)
 
 
 def score(
     transitions: Transitions,
     rewards: Rewards,
-    bc_transitions: Transitions,
-    bc_rewards: Rewards,
-    dataset: DatasetParameters,
-    reward: RewardParameters,
-    parameters: EvaluationParameters,
+    dataset: dict[str, Any],
+    environment: str | None,
+    reward: dict[str, Any],
     seed: int,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return and success of every rollout under the reward in force, of both policies."""
-    tasks = shared_tasks(dataset, parameters)
-    return (
-        rollout_table(transitions, label(transitions, rewards, reward), seed, tasks),
-        rollout_table(bc_transitions, label(bc_transitions, bc_rewards, reward), seed, tasks),
-    )
+) -> pd.DataFrame:
+    """Compute return and success of every rollout under the reward in force."""
+    labels = label(transitions, rewards, REWARDS.validate(reward))  # type: ignore[arg-type]
+    tasks = _environment(dataset, environment).tasks
+    return rollout_table(transitions, labels, seed, tasks)
 
 
 def summarise(
-    rollouts: pd.DataFrame,
-    bc_rollouts: pd.DataFrame,
+    titles: Mapping[str, str],
+    /,
     transitions: Transitions,
     labels: Rewards,
     split: Split,
-    dataset: DatasetParameters,
-    reward: RewardParameters,
-    parameters: EvaluationParameters,
+    dataset: dict[str, Any],
+    reward: dict[str, Any],
+    environment: str | None,
+    episode_steps: int | None,
+    confidence: float,
     seed: int,
+    **tables: pd.DataFrame,
 ) -> dict[str, Any]:
-    """Means and confidence intervals of both policies and the behaviour data, and how they were made."""
-    episodes = episode_table(transitions, labels, split)
-    behaviour = with_tasks(episodes, transitions, shared_tasks(dataset))
-    summaries = summarise_rollouts(
-        {"cvl": rollouts, "bc": bc_rollouts, "behaviour": behaviour}, parameters.confidence, seed
-    )
+    """Report means and confidence intervals of all policies and the behaviour data, and the protocol."""
+    rollouts = {name: tables[f"{name}_rollouts"] for name in titles}
+    parameters, source = SOURCES.validate(dataset), SOURCES.create(SOURCES.validate(dataset))
+    behaviour = with_tasks(episode_table(transitions, labels, split), transitions, source.tasks)
+    summaries = summarise_rollouts({**rollouts, BEHAVIOUR: behaviour}, confidence, seed)
+    scores = {
+        f"{name}.normalised_score": source.score(summaries[f"{name}.return_mean"] or 0.0)
+        for name in (*rollouts, BEHAVIOUR)
+    }
     return {
         **summaries,
-        **_normalised(summaries, dataset),
-        "episodes": len(rollouts),
+        **{name: score for name, score in scores.items() if score is not None},
+        "methods": dict(titles),
+        "episodes": len(next(iter(rollouts.values()))),
         "behaviour_episodes": len(behaviour),
-        "task": dataset.task,
-        "dataset": dataset.folder,
-        "reward": reward.source,
+        "task": parameters.label,  # type: ignore[attr-defined]
+        "dataset": parameters.folder,  # type: ignore[attr-defined]
+        "reward": reward["source"],
         "seed": seed,
-        "environment": environment_name(dataset, parameters),
-        "confidence": parameters.confidence,
+        "environment": _environment(dataset, environment, episode_steps).name,
+        "confidence": confidence,
         "protocol": "deterministic policy; success at any step of an episode; seeds unseen in collection",
     }
 
 
 def plot(metrics: dict[str, Any]) -> Figure:
-    """Success and return, side by side."""
+    """Draw success and return, side by side."""
     return plots.comparison(metrics)
 
 
-def _normalised(summaries: dict[str, float], dataset: DatasetParameters) -> dict[str, float]:
-    """D4RL's scores (0: a random policy, 100: an expert) of the mean returns; none of other datasets."""
-    scores: dict[str, float] = {}
-    if dataset.source == "d4rl":
-        with suppress(InputError):  # a local file under a name of its own, or no tables
-            for policy in ("cvl", "bc", "behaviour"):
-                score = normalised_score(dataset.task, summaries[f"{policy}.return_mean"])
-                scores |= {} if score is None else {f"{policy}.normalised_score": score}
-    return scores
-
-
-def _roll_out(
-    policy: nn.Module, dataset: DatasetParameters, parameters: EvaluationParameters, seed: int, name: str
-) -> tuple[Transitions, Rewards]:
-    return evaluate(
-        policy,
-        make_environment(dataset, parameters),
-        episodes=parameters.episodes,
-        seed=seed,
-        workers=parameters.workers,
-        name=name,
-        tasks=len(shared_tasks(dataset, parameters)) or 1,
-    )
+def _environment(
+    dataset: dict[str, Any], environment: str | None, episode_steps: int | None = None
+) -> EvaluationEnvironment:
+    evaluation = EvaluationParameters(environment=environment, episode_steps=episode_steps)
+    return environment_for(SOURCES.validate(dataset), evaluation)  # type: ignore[arg-type]

@@ -1,63 +1,75 @@
 """The evaluation pipeline."""
 
+from __future__ import annotations
+
 from kedro.pipeline import Pipeline, node
+from kedro.pipeline.node import Node
 
 from cvl_pipeline.kedro.pipelines.evaluation import nodes
+from cvl_pipeline.kedro.rows import Plan, Row, bound
 
 
-def create_pipeline() -> Pipeline:
-    """Run both policies in the environment and compare them with the behaviour data."""
+def create_pipeline(plan: Plan) -> Pipeline:
+    """Run all policies in the environment and compare them with the behaviour data.
+
+    Without an environment there is nothing to run: the pipeline is empty.
+    """
+    titles = {row.name: row.title for row in plan.rows}
     return Pipeline(
         [
+            *(part for row in plan.rows for part in (_roll_out(row), _score(row))),
             node(
-                nodes.roll_out,
-                ["policy", "params:dataset", "params:evaluation", "params:seed"],
-                ["rollout_transitions", "rollout_rewards"],
-                name="roll_out",
-                tags=["simulator"],
-            ),
-            node(
-                nodes.roll_out_bc,
-                ["bc_policy", "params:dataset", "params:evaluation", "params:seed"],
-                ["bc_rollout_transitions", "bc_rollout_rewards"],
-                name="roll_out_bc",
-                tags=["simulator"],
-            ),
-            node(
-                nodes.score,
-                [
-                    "rollout_transitions",
-                    "rollout_rewards",
-                    "bc_rollout_transitions",
-                    "bc_rollout_rewards",
-                    "params:dataset",
-                    "params:reward",
-                    "params:evaluation",
-                    "params:seed",
-                ],
-                ["rollouts", "bc_rollouts"],
-                name="score",
-            ),
-            node(
-                nodes.summarise,
-                [
-                    "rollouts",
-                    "bc_rollouts",
-                    "transitions",
-                    "labels",
-                    "split",
-                    "params:dataset",
-                    "params:reward",
-                    "params:evaluation",
-                    "params:seed",
-                ],
+                bound(nodes.summarise, titles),
+                {
+                    **{name: name for name in ("transitions", "labels", "split")},
+                    **{name: f"params:{name}" for name in ("dataset", "reward", "seed")},
+                    **{
+                        name: f"params:evaluation.{name}"
+                        for name in ("environment", "episode_steps", "confidence")
+                    },
+                    **{f"{row.name}_rollouts": f"{row.name}_rollouts" for row in plan.rows},
+                },
                 "metrics",
                 name="summarise",
                 tags=["report"],
             ),
             node(nodes.plot, "metrics", "comparison_plot", name="plot", tags=["report"]),
-        ],
+        ]
+        if plan.evaluates
+        else [],
         namespace="evaluation",
         prefix_datasets_with_namespace=False,
         tags=["evaluation"],
+    )
+
+
+def _roll_out(row: Row) -> Node:
+    return node(
+        bound(nodes.roll_out, row.title),
+        {
+            "policy": row.dataset("policy"),
+            "dataset": "params:dataset",
+            "seed": "params:seed",
+            **{
+                name: f"params:evaluation.{name}"
+                for name in ("environment", "episode_steps", "episodes", "workers")
+            },
+        },
+        [row.dataset("rollout_transitions"), row.dataset("rollout_rewards")],
+        name=f"roll_out_{row.name}",
+        tags=["simulator"],
+    )
+
+
+def _score(row: Row) -> Node:
+    return node(
+        nodes.score,
+        {
+            "transitions": row.dataset("rollout_transitions"),
+            "rewards": row.dataset("rollout_rewards"),
+            **{name: f"params:{name}" for name in ("dataset", "reward", "seed")},
+            "environment": "params:evaluation.environment",
+        },
+        f"{row.name}_rollouts",
+        name=f"score_{row.name}",
     )

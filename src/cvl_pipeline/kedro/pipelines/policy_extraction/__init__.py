@@ -1,4 +1,4 @@
-"""Stage 4: from the values to a policy, and the cloned control beside it."""
+"""Stage 4: policies, CVL's from the values and those of the baselines."""
 
 from cvl_pipeline.kedro.pipelines.policy_extraction.pipeline import create_pipeline
 

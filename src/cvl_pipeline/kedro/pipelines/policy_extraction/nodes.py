@@ -2,61 +2,64 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 from torch import nn
 
+from cvl_pipeline.api import extract_policy, train_method
 from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
+from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.kedro.workspace import workspace
+from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.networks.critic import ContrastiveCritic
-from cvl_pipeline.objectives.parameters import PolicyParameters
+from cvl_pipeline.objectives.base import OBJECTIVES
+from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout
 from cvl_pipeline.reports import plots
-from cvl_pipeline.training import launch
 
 
 def extract(
     critic: ContrastiveCritic,
     readout: Readout,
     transitions: Transitions,
-    labels: Rewards,
     split: Split,
     normalisation: Normalisation,
-    parameters: PolicyParameters,
+    labels: Rewards,
+    parameters: dict[str, Any],
     seed: int,
-    checkpoints: Path,
-    logs: Path,
 ) -> tuple[nn.Module, pd.DataFrame]:
-    """Extract a policy from the frozen critic."""
-    # Not above, here and below: Lightning takes two seconds to import, which a run that trains nothing need
-    # not wait for.
-    from cvl_pipeline.objectives.module import extract_policy
-
-    inputs = {
-        "transitions": transitions, "split": split, "normalisation": normalisation, "labels": labels,
-        "critic": critic, "readout": readout,
-    }  # fmt: skip
-    return launch.train(extract_policy, "policy", parameters, seed, checkpoints, logs, inputs)
+    """Extract CVL's policy from the frozen critic."""
+    data = EpisodeData(transitions, split, normalisation, labels)
+    place = workspace()
+    return extract_policy(
+        critic, readout, data, OBJECTIVES.validate(parameters), seed,  # type: ignore[arg-type]
+        checkpoints=place.checkpoints, logs=place.logs,
+    )  # fmt: skip
 
 
-def clone(
+def train_baseline(
     transitions: Transitions,
     split: Split,
     normalisation: Normalisation,
-    parameters: PolicyParameters,
+    parameters: dict[str, Any],
     seed: int,
-    checkpoints: Path,
-    logs: Path,
+    labels: Rewards | None = None,
+    critic: ContrastiveCritic | None = None,
+    readout: Readout | None = None,
 ) -> tuple[nn.Module, pd.DataFrame]:
-    """Clone the behaviour: same data, network and gradient steps, no critic."""
-    from cvl_pipeline.objectives.module import train_policy
+    """Train the policy of a baseline, which is given what it needs."""
+    data = EpisodeData(transitions, split, normalisation, labels)
+    values = QFunction(critic, readout) if critic is not None and readout is not None else None
+    place = workspace()
+    return train_method(
+        data, METHODS.validate(parameters), seed,
+        values=values, checkpoints=place.checkpoints, logs=place.logs,
+    )  # fmt: skip
 
-    control = parameters.model_copy(update={"objective": "bc"})
-    inputs = {"transitions": transitions, "split": split, "normalisation": normalisation}
-    return launch.train(train_policy, "policy", control, seed, checkpoints, logs, inputs)
 
-
-def plot(policy_history: pd.DataFrame, bc_history: pd.DataFrame) -> Figure:
-    """Losses of both policies over training."""
-    return plots.policy_histories({"CVL": policy_history, "BC": bc_history})
+def plot(titles: Mapping[str, str], /, **histories: pd.DataFrame) -> Figure:
+    """Draw the losses of all policies over training."""
+    return plots.policy_histories({titles[name]: history for name, history in histories.items()})

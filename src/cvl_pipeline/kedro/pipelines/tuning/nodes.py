@@ -1,20 +1,19 @@
 """Nodes of the tuning pipeline.
 
-What needs Optuna is imported when a node runs: it comes with the extra ``tuning``, and no other pipeline has
-to wait for it.
+Optuna comes with the extra ``tuning``. It is imported when a node runs, so no other pipeline waits for it.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
+from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.kedro.parameters import check_parameters
+from cvl_pipeline.kedro.workspace import workspace
 from cvl_pipeline.tuning.parameters import TuningParameters
-from cvl_pipeline.tuning.storage import StudyLocation
 
 
 def search(
@@ -23,16 +22,15 @@ def search(
     split: Split,
     normalisation: Normalisation,
     parameters: dict[str, Any],
-    location: StudyLocation,
-    folder: Path,
 ) -> pd.DataFrame:
     """Run trials on this machine until the study has as many finished ones as it should."""
     from cvl_pipeline.tuning.search import search as run
-    from cvl_pipeline.tuning.trial import Log
 
-    given = check_parameters(parameters)
-    log = Log(transitions, rewards, split, normalisation)
-    return run(log, given.stages, given.tuning, location, folder)
+    given, place = check_parameters(parameters), workspace()
+    if place.study is None or place.study_folder is None:
+        raise RuntimeError("a hook of the project says where the study is stored")
+    data = EpisodeData(transitions, split, normalisation, rewards)
+    return run(data, given.stages, given.tuning, place.study, place.study_folder)
 
 
 def choose(trials: pd.DataFrame, parameters: TuningParameters) -> dict[str, Any]:

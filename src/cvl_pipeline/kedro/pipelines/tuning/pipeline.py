@@ -18,8 +18,6 @@ def create_pipeline() -> Pipeline:
                     "split",
                     "normalisation",
                     "parameters",
-                    "tuning_storage",
-                    "tuning_folder",
                 ],
                 "tuning_trials",
                 name="search",

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cvl_pipeline.episodes.container import Rewards, Split, Transitions
+from cvl_pipeline.api import label_rewards
+from cvl_pipeline.api import read_out as read_out_values
+from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
+from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.networks.critic import ContrastiveCritic
-from cvl_pipeline.readout import rewards as reward_functions
-from cvl_pipeline.readout.build import build_readout
-from cvl_pipeline.readout.diagnostics import value_report, value_table
-from cvl_pipeline.readout.parameters import ReadoutParameters, RewardParameters
+from cvl_pipeline.readout import diagnostics
+from cvl_pipeline.readout.parameters import READOUTS, REWARDS, ValueReportParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout
 from cvl_pipeline.reports import plots
 
 
-def label(transitions: Transitions, rewards: Rewards, reward: RewardParameters) -> Rewards:
-    """Say what every transition is worth: as logged, or by another reward."""
-    return reward_functions.label(transitions, rewards, reward)
+def label(transitions: Transitions, rewards: Rewards, reward: dict[str, Any]) -> Rewards:
+    """Label every transition with the reward in force, the log's own or another."""
+    return label_rewards(transitions, rewards, REWARDS.validate(reward))  # type: ignore[arg-type]
 
 
 def read_out(
     critic: ContrastiveCritic,
     transitions: Transitions,
-    labels: Rewards,
     split: Split,
-    parameters: ReadoutParameters,
+    normalisation: Normalisation,
+    labels: Rewards,
+    parameters: dict[str, Any],
     seed: int,
 ) -> Readout:
     """Weigh the labelled future states of the training episodes."""
-    return build_readout(critic, transitions, labels, split, parameters, seed)
+    data = EpisodeData(transitions, split, normalisation, labels)
+    return read_out_values(critic, data, READOUTS.validate(parameters), seed)  # type: ignore[arg-type]
 
 
 def evaluate(
@@ -39,18 +44,18 @@ def evaluate(
     transitions: Transitions,
     labels: Rewards,
     split: Split,
-    parameters: ReadoutParameters,
+    parameters: ValueReportParameters,
     seed: int,
 ) -> pd.DataFrame:
-    """Values, discounted returns and, for some, exact values of every held-out transition."""
-    return value_table(QFunction(critic, readout), transitions, labels, split, parameters, seed)
+    """Compute values and discounted returns of every held-out transition, and exact values of some."""
+    return diagnostics.value_table(QFunction(critic, readout), transitions, labels, split, parameters, seed)
 
 
-def report(values: pd.DataFrame, parameters: ReadoutParameters) -> dict[str, float | None]:
-    """Correlation, calibration, effective sample size and the readout's own error."""
-    return value_report(values, parameters)
+def report(values: pd.DataFrame, labels: Rewards, parameters: dict[str, Any]) -> dict[str, float | None]:
+    """Report correlation, calibration, effective sample size and the readout's own error."""
+    return diagnostics.value_report(values, labels, READOUTS.validate(parameters))  # type: ignore[arg-type]
 
 
 def plot(values: pd.DataFrame, report: dict[str, float | None]) -> Figure:
-    """Values against returns."""
+    """Draw values against returns."""
     return plots.values_against_returns(values, report)

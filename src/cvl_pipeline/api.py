@@ -1,0 +1,422 @@
+"""The Python interface: from episodes to a policy, without Kedro.
+
+The nodes of the Kedro pipelines call these functions, so a notebook and ``kedro run`` do the same.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from torch import nn
+
+from cvl_pipeline.dynamics.job import CriticJob
+from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.environments.evaluation import evaluate as run_policy
+from cvl_pipeline.environments.evaluation import rollout_table
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.episodes.parameters import IngestionParameters
+from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.artifacts import kind_of, load_artifact, save_artifact
+from cvl_pipeline.methods.base import METHODS
+from cvl_pipeline.methods.cvl import CVL
+from cvl_pipeline.methods.job import PolicyJob
+from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.objectives.base import OBJECTIVES, ObjectiveParameters, TrainedPolicy
+from cvl_pipeline.readout.build import build_readout
+from cvl_pipeline.readout.parameters import READOUTS, REWARDS, ReadoutParameters, RewardParameters
+from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.readout.readouts import Readout
+from cvl_pipeline.readout.rewards import label, warn_of_rare_goal
+from cvl_pipeline.schema import Strict, validated
+from cvl_pipeline.sources.base import SOURCES, SourceParameters
+from cvl_pipeline.sources.environment import EvaluationEnvironment, environment_named
+from cvl_pipeline.sources.steps import Steps, episodes_from_steps
+from cvl_pipeline.training import launch
+
+if TYPE_CHECKING:
+    from cvl_pipeline.dynamics.module import TrainedCritic
+    from cvl_pipeline.schema import Registry
+    from cvl_pipeline.training.callbacks import Watcher
+
+
+def episodes_from_arrays(
+    observations: ArrayLike,
+    actions: ArrayLike,
+    rewards: ArrayLike | None = None,
+    *,
+    terminated: ArrayLike | None = None,
+    truncated: ArrayLike | None = None,
+    successes: ArrayLike | None = None,
+    next_observations: ArrayLike | None = None,
+    action_low: ArrayLike | None = None,
+    action_high: ArrayLike | None = None,
+    seed: int = 0,
+) -> EpisodeData:
+    """Make episodes from arrays with one row per step, episode after episode.
+
+    An episode ends after every row that is flagged as terminated or truncated, and after the last row. Without
+    ``next_observations``, a truncated episode loses its last step: nothing says where it led.
+
+    Args:
+        observations: (N, O) numbers, or (N, H, W, C) uint8 images; the action of the row was chosen from it.
+        actions: (N, A) numbers, or (N,) integers from 0 on where actions are choices.
+        rewards: (N,), counted on arrival in the next observation.
+        terminated: (N,) flags, the world stopped after this step.
+        truncated: (N,) flags, the log of the episode stops after this step and the world did not.
+        successes: (N,) flags, the task counts as solved after this step.
+        next_observations: like observations, where the step led.
+        action_low: (A,), the smallest action the environment accepts; None: the smallest in the log.
+        action_high: (A,), the largest, likewise.
+        seed: of the choice of episodes that are held out.
+
+    Raises:
+        InputError: whatever is wrong with the arrays, by name and place.
+    """
+
+    def rows(name: str, values: ArrayLike) -> Any:
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            raise InputError(f"{name} are {array.dtype}, not numbers")
+        return array
+
+    taken = rows("actions", actions)
+    discrete = taken.ndim == 1
+    if discrete:
+        taken = _one_hot(taken)
+    count = len(taken)
+    optional = {"rewards": rewards, "successes": successes, "next_observations": next_observations}
+    given = {name: rows(name, values) for name, values in optional.items() if values is not None}
+    for name in ("rewards", "successes"):
+        if name in given and given[name].shape != (count,):
+            raise InputError(f"{name} have shape {given[name].shape}, not ({count},): one number per step")
+    flags = {
+        name: np.zeros(count, dtype=bool) if values is None else rows(name, values).astype(bool)
+        for name, values in (("terminated", terminated), ("truncated", truncated))
+    }
+    bounds = None
+    if action_low is not None or action_high is not None:
+        low = taken.min(0) if action_low is None else np.asarray(action_low, dtype=np.float32)
+        high = taken.max(0) if action_high is None else np.asarray(action_high, dtype=np.float32)
+        bounds = (low, high)
+    steps = Steps(rows("observations", observations), taken, **flags, **given, discrete=discrete)
+    transitions, logged = episodes_from_steps(steps, "arrays", bounds)
+    return EpisodeData.prepare(transitions, logged, seed=seed)
+
+
+def _one_hot(codes: Any) -> Any:
+    if codes.dtype.kind not in "iu" or len(codes) == 0 or codes.min() < 0:
+        raise InputError("actions of shape (N,) are choices: integers from 0 on; give vectors as (N, A)")
+    return np.eye(max(2, int(codes.max()) + 1), dtype=np.float32)[codes]
+
+
+def load_episodes(source: str | SourceParameters, seed: int = 0, **settings: Any) -> EpisodeData:
+    """Collect, download or read episodes by the name of their source.
+
+    Args:
+        source: such as ``metaworld``, ``minari`` or ``files``, or its parameters.
+        seed: of a collection, and of the choice of episodes that are held out.
+        settings: of the source, such as ``task="reach-v3"`` or ``path="log.csv"``.
+
+    Raises:
+        InputError: an unknown source or setting, or whatever is wrong with the source.
+    """
+    parameters = _choose(SOURCES, "dataset", source, settings)
+    transitions, rewards = ingest(parameters, seed)
+    return EpisodeData.prepare(transitions, rewards, seed=seed)
+
+
+def episodes_from_file(path: Path | str, seed: int = 0, **columns: Any) -> EpisodeData:
+    """Read a log of your own: HDF5, NPZ, Parquet or CSV, one row per step.
+
+    Args:
+        path: the file.
+        seed: of the choice of episodes that are held out.
+        columns: names of the log's columns, such as ``observations="obs_*"`` (docs/own-data.md).
+
+    Raises:
+        InputError: whatever is wrong with the file, by column, row and value.
+    """
+    return load_episodes("files", seed, path=str(path), columns=columns)
+
+
+def ingest(
+    parameters: SourceParameters, seed: int, workers: int | None = None
+) -> tuple[Transitions, Rewards]:
+    """Collect, download or read the episodes that the parameters name, and check them.
+
+    Args:
+        parameters: of the source.
+        seed: of a collection; files stay what they are.
+        workers: processes that collect; None: one per core.
+
+    Raises:
+        InputError: whatever is wrong with the source, in one line.
+    """
+    transitions, rewards = SOURCES.create(parameters).load(seed, workers)
+    validate_transitions(transitions)
+    validate_rewards(rewards, transitions)
+    return transitions, rewards
+
+
+def train_critic(
+    data: EpisodeData,
+    parameters: DynamicsParameters | None = None,
+    seed: int = 0,
+    *,
+    checkpoints: Path | None = None,
+    logs: Path | None = None,
+    watch: Watcher | None = None,
+    **settings: Any,
+) -> TrainedCritic:
+    """Train the contrastive critic on transitions alone; rewards are never read.
+
+    Args:
+        data: the episodes.
+        parameters: of the stage; None: the defaults with ``settings``.
+        seed: of the initial weights and the batches.
+        checkpoints: folder that keeps unfinished training, which the same call resumes.
+        logs: folder of metrics.csv and other logs.
+        watch: receives every row of the history, and may raise to end the training.
+        settings: fields of DynamicsParameters, such as ``training={"steps": 1000}``.
+
+    Returns:
+        The critic, on the CPU, and the history of its training, one row per validation interval.
+
+    Raises:
+        InputError: an unknown setting, or a damaged checkpoint.
+        FloatingPointError: the loss is not a number.
+    """
+    if parameters is None:
+        parameters = validated(DynamicsParameters, settings)
+    trained: TrainedCritic = launch.train(  # type: ignore[assignment]
+        CriticJob(data.without_rewards(), parameters, seed), checkpoints, logs, watch
+    )
+    return trained
+
+
+def label_rewards(
+    transitions: Transitions, logged: Rewards, reward: str | RewardParameters = "dataset", **settings: Any
+) -> Rewards:
+    """Label every transition with a reward, and warn if hardly any state reaches a goal of the user's own.
+
+    Args:
+        transitions: N transitions.
+        logged: rewards and successes of the log itself.
+        reward: ``dataset``, ``success``, ``goal_distance`` or ``module:function``, or its parameters.
+        settings: of the reward, such as ``target``.
+
+    Raises:
+        InputError: an unknown reward or setting, or one that the log cannot give.
+    """
+    parameters = _choose(REWARDS, "reward", reward, settings)
+    labels = label(transitions, logged, parameters)
+    if not REWARDS.of(parameters).of_the_log:
+        warn_of_rare_goal(labels)
+    return labels
+
+
+def read_out(
+    critic: ContrastiveCritic,
+    data: EpisodeData,
+    method: str | ReadoutParameters = "exact",
+    seed: int = 0,
+    **settings: Any,
+) -> Readout:
+    """Weigh the future states of the training episodes with the data's rewards.
+
+    Args:
+        critic: the trained critic.
+        data: the episodes, with rewards.
+        method: of the readout, or its parameters.
+        seed: of every draw.
+        settings: of the readout, such as ``references``.
+
+    Raises:
+        InputError: data without rewards; an unknown method or setting; a discount that the critic cannot serve.
+    """
+    if data.rewards is None or data.rewards.missing:
+        raise InputError("read_out: the data have no rewards; give some with data.with_rewards(rewards)")
+    parameters = _choose(READOUTS, "value_readout", method, settings)
+    return build_readout(critic, data.transitions, data.rewards, data.split, parameters, seed)
+
+
+def extract_policy(
+    critic: ContrastiveCritic,
+    readout: Readout,
+    data: EpisodeData,
+    objective: str | ObjectiveParameters = "awr",
+    seed: int = 0,
+    *,
+    checkpoints: Path | None = None,
+    logs: Path | None = None,
+    **settings: Any,
+) -> TrainedPolicy:
+    """Extract a policy from the frozen critic.
+
+    Args:
+        critic: the trained critic.
+        readout: turns it into the values of actions.
+        data: the episodes.
+        objective: name of the objective, or its parameters.
+        seed: of the initial weights and the batches.
+        checkpoints: folder that keeps unfinished training, which the same call resumes.
+        logs: folder of metrics.csv and other logs.
+        settings: of the objective, such as ``beta=1.0``.
+
+    Returns:
+        The policy, on the CPU, whose ``act`` takes NumPy arrays, and the history of its training.
+
+    Raises:
+        InputError: an unknown objective or setting.
+    """
+    extraction = _choose(OBJECTIVES, "policy_extraction", objective, settings)
+    return train_method(
+        data, CVL.Parameters(extraction=extraction), seed, values=QFunction(critic, readout),
+        checkpoints=checkpoints, logs=logs,
+    )  # fmt: skip
+
+
+def train_method(
+    data: EpisodeData,
+    method: str | Strict,
+    seed: int = 0,
+    *,
+    values: QFunction | None = None,
+    checkpoints: Path | None = None,
+    logs: Path | None = None,
+    **settings: Any,
+) -> TrainedPolicy:
+    """Train a policy by any method, such as ``bc`` or ``iql``.
+
+    Args:
+        data: the episodes; with rewards if the method needs them.
+        method: name of the method, or its parameters.
+        seed: of the initial weights and the batches.
+        values: critic and readout, if the method needs them.
+        checkpoints: folder that keeps unfinished training, which the same call resumes.
+        logs: folder of metrics.csv and other logs.
+        settings: of the method.
+
+    Raises:
+        InputError: an unknown method or setting, or data that lack what the method needs.
+    """
+    parameters = _choose(METHODS, "method", method, settings)
+    chosen = METHODS.of(parameters)
+    if not chosen.needs_rewards:
+        data = data.without_rewards()
+    elif data.rewards is None or data.rewards.missing:
+        raise InputError(f"method '{getattr(parameters, METHODS.field)}' needs data with rewards")
+    if chosen.needs_critic and values is None:
+        raise InputError(f"method '{getattr(parameters, METHODS.field)}' needs a critic and a readout")
+    job = PolicyJob(data, parameters, seed, values if chosen.needs_critic else None)
+    return TrainedPolicy(*launch.train(job, checkpoints, logs))
+
+
+def roll_out(
+    policy: nn.Module,
+    environment: EvaluationEnvironment,
+    *,
+    episodes: int = 50,
+    seed: int = 0,
+    workers: int | None = None,
+    name: str = "the policy",
+) -> tuple[Transitions, Rewards]:
+    """Record episodes of a policy, on episode seeds that collection never uses.
+
+    Args:
+        policy: observations (B, O) to actions (B, A).
+        environment: of ``environment_for``.
+        episodes: how many.
+        seed: determines the episodes.
+        workers: processes; None: one per core.
+        name: of the policy, in the progress bar.
+
+    Raises:
+        InputError: the environment's observations or actions are not the policy's.
+    """
+    return run_policy(
+        policy, environment.make, episodes=episodes, seed=seed, workers=workers, name=name,
+        tasks=len(environment.tasks) or 1,
+    )  # fmt: skip
+
+
+def evaluate(
+    policy: nn.Module,
+    environment: str | EvaluationEnvironment,
+    *,
+    episodes: int = 50,
+    seed: int = 0,
+    workers: int | None = 1,
+) -> pd.DataFrame:
+    """Judge a policy in an environment.
+
+    Args:
+        policy: observations (B, O) to actions (B, A).
+        environment: a Gymnasium id, or of ``environment_for``.
+        episodes: how many.
+        seed: determines the episodes.
+        workers: processes; 1: this one, None: one per core.
+
+    Returns:
+        One row per episode: ``length``, ``return``, ``success`` (missing where the environment reports none).
+
+    Raises:
+        InputError: an unknown environment, or one whose observations or actions are not the policy's.
+    """
+    if isinstance(environment, str):
+        environment = environment_named(environment)
+    recorded = roll_out(policy, environment, episodes=episodes, seed=seed, workers=workers)
+    return rollout_table(*recorded, seed, environment.tasks)
+
+
+def save(artifact: Any, path: Path | str) -> None:
+    """Write episodes, rewards, a critic, a readout or a policy to a ``.safetensors`` file, atomically.
+
+    Raises:
+        InputError: an object that is none of these.
+    """
+    save_artifact(path, kind_of(artifact), artifact)
+
+
+def load(path: Path | str) -> Any:
+    """Read an object that ``save`` or the pipeline wrote, and check that its file is whole.
+
+    Raises:
+        InputError: a missing, damaged or foreign file.
+    """
+    return load_artifact(path)
+
+
+def _choose(registry: Registry[Any], section: str, given: Any, settings: dict[str, Any]) -> Any:
+    """Return parameters of a choice from a name and settings, or as they are."""
+    if isinstance(given, Strict):
+        if settings:
+            raise InputError(f"{section}: give parameters, or a name with settings, not both")
+        return given
+    return validated(registry.parameters(given), {registry.field: given, **settings})
+
+
+__all__ = [
+    "EpisodeData",
+    "IngestionParameters",
+    "QFunction",
+    "episodes_from_arrays",
+    "episodes_from_file",
+    "evaluate",
+    "extract_policy",
+    "ingest",
+    "label_rewards",
+    "load",
+    "load_episodes",
+    "read_out",
+    "roll_out",
+    "save",
+    "train_critic",
+    "train_method",
+]

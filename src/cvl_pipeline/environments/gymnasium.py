@@ -1,0 +1,120 @@
+"""Any registered Gymnasium environment, as rollouts need it."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping
+from contextlib import redirect_stderr, suppress
+from typing import Any, SupportsFloat
+
+import gymnasium
+import numpy as np
+
+from cvl_pipeline.environments.base import Array
+from cvl_pipeline.errors import InputError
+
+
+class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
+    """Any registered Gymnasium environment with numeric observations or images, as rollouts need it.
+
+    Observations are laid flat by ``gymnasium.spaces.flatten``, those of a dictionary entry by entry in the
+    order of its space; images, (H, W, C) uint8, stay as they are. Discrete actions are one-hot vectors here,
+    as they are in the episode container; the environment gets the index of the largest entry.
+    ``info["success"]`` is the environment's own, or of Gymnasium-Robotics' kitchen, which lists tasks
+    instead, whether all of them have been completed.
+    """
+
+    def __init__(
+        self,
+        environment_id: str,
+        episode_steps: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make the environment.
+
+        Args:
+            environment_id: such as ``CartPole-v1``.
+            episode_steps: steps after which an episode is truncated; None keeps the registered number.
+            settings: arguments of the environment itself; None keeps the registered ones.
+
+        Raises:
+            InputError: unknown id, or spaces other than numeric observations and bounded vector or discrete
+                actions.
+        """
+        register_installed()
+        try:
+            environment = gymnasium.make(environment_id, max_episode_steps=episode_steps, **(settings or {}))
+        except (gymnasium.error.Error, ImportError, TypeError) as error:  # an id may name a module
+            raise InputError(
+                f"Gymnasium environment '{environment_id}': {' '.join(str(error).split())}"
+            ) from error
+        spaces = (environment.observation_space, environment.action_space)
+        self.discrete = isinstance(spaces[1], gymnasium.spaces.Discrete)
+        self._images = is_image_space(spaces[0])
+        flat: gymnasium.Space[Any] | None = spaces[0]
+        if not self._images:
+            flat = gymnasium.spaces.flatten_space(spaces[0]) if spaces[0].is_np_flattenable else None
+        if not isinstance(flat, gymnasium.spaces.Box):
+            raise InputError(
+                f"Gymnasium environment '{environment_id}': observations are {spaces[0]}, neither numbers "
+                "that make one vector nor an image, (height, width, channels) uint8"
+            )
+        self._first_action = 0
+        if isinstance(spaces[1], gymnasium.spaces.Discrete):
+            self._first_action = int(spaces[1].start)
+            one_hot = gymnasium.spaces.Box(0.0, 1.0, (int(spaces[1].n),), np.float32)
+            self.action_space: gymnasium.spaces.Box = one_hot
+        elif isinstance(spaces[1], gymnasium.spaces.Box) and len(spaces[1].shape) == 1:
+            if not spaces[1].is_bounded():
+                raise InputError(
+                    f"Gymnasium environment '{environment_id}': actions are {spaces[1]}, not bounded"
+                )
+            self.action_space = spaces[1]
+        else:
+            raise InputError(
+                f"Gymnasium environment '{environment_id}': actions are {spaces[1]}, neither a vector nor "
+                "discrete"
+            )
+        self._environment = environment
+        self._space = spaces[0]
+        self.observation_space: gymnasium.spaces.Box = flat
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Start an episode; the seed determines it."""
+        observation, info = self._environment.reset(seed=seed)
+        return self._flat(observation), info
+
+    def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Gymnasium's step."""
+        executed = int(np.argmax(action)) + self._first_action if self.discrete else action
+        with warnings.catch_warnings():
+            # Gymnasium warns of environments that fill one array for ever; `_flat` copies it.
+            warnings.filterwarnings("ignore", message=".*share an object")
+            observation, reward, terminated, truncated, info = self._environment.step(executed)
+        if "episode_task_completions" in info:
+            completed = set(info["tasks_to_complete"]) <= set(info["episode_task_completions"])
+            info = {"success": completed, **info}
+        return self._flat(observation), reward, terminated, truncated, info
+
+    def close(self) -> None:
+        """Free the environment."""
+        self._environment.close()
+
+    def _flat(self, observation: Any) -> Array:
+        flat = observation if self._images else gymnasium.spaces.flatten(self._space, observation)
+        return np.array(flat)  # a copy: of a vector, `flatten` returns the vector itself
+
+
+def is_image_space(space: gymnasium.Space[Any]) -> bool:
+    """Whether observations are images, (H, W, C) uint8."""
+    return isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 3 and space.dtype == np.uint8
+
+
+def register_installed() -> None:
+    """Make the ids of Gymnasium-Robotics known, if it is installed: importing it is what registers them."""
+    # It prints a notice of Adroit's old versions, whoever asks for whatever, in every process.
+    with redirect_stderr(io.StringIO()), suppress(ModuleNotFoundError):
+        import gymnasium_robotics  # noqa: F401

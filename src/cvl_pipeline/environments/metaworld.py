@@ -1,0 +1,120 @@
+"""Meta-World's tasks and their scripted policies."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, SupportsFloat
+
+import gymnasium
+import numpy as np
+
+from cvl_pipeline.environments.base import Array
+from cvl_pipeline.errors import InputError, unknown_name
+
+BENCHMARKS = ("MT10", "MT50")
+"""Meta-World's benchmarks of several tasks that one policy is to solve."""
+
+
+class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
+    """One Meta-World task with the goal visible and a fresh goal and object position every episode.
+
+    Meta-World's own ``gym.make`` draws fifty goals from the global NumPy generator and cycles through
+    them, so an episode depends on every episode before it. Here the seed given to ``reset`` determines
+    the whole episode, whatever the environment did before: the basis of collection that gives the same
+    bytes in any number of processes, and of evaluation on goals that collection never saw.
+
+    Observations are 39 numbers (hand, gripper, objects, the same one step earlier, goal; metres),
+    actions 4 numbers in [-1, 1] (hand displacement and gripper effort), rewards lie in [0, 10].
+    """
+
+    def __init__(self, task: str, episode_steps: int) -> None:
+        """Build the simulation.
+
+        Args:
+            task: one of ``metaworld_tasks()``, such as ``reach-v3``.
+            episode_steps: length after which the episode is truncated, at most 500.
+
+        Raises:
+            InputError: unknown task.
+        """
+        check_metaworld_task(task)  # before the import, whose failure it explains
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+        environment = ALL_V3_ENVIRONMENTS[task]()
+        # The four fields that Meta-World's `set_task` would set from a pickled task description.
+        environment._partially_observable = False
+        environment._freeze_rand_vec = False
+        environment.seeded_rand_vec = True
+        environment._set_task_called = True
+        # Cached while the goal was still hidden, with bounds that would clip the goal to zero.
+        vars(environment).pop("sawyer_observation_space", None)
+        self._environment = environment
+        self._episode_steps = episode_steps
+        self._steps = 0
+        self.discrete = False
+        self.action_space: gymnasium.spaces.Box = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
+        self.observation_space: gymnasium.spaces.Box = environment.sawyer_observation_space
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Start the episode that ``seed`` determines, or the next one of the last seed."""
+        if seed is not None:
+            self._environment.seed(seed)
+        self._steps = 0
+        observation, info = self._environment.reset()
+        return observation, info
+
+    def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Advance by one control step, 0.0125 s of simulated time."""
+        observation, reward, terminated, _, info = self._environment.step(action)
+        self._steps += 1
+        return observation, reward, terminated, self._steps >= self._episode_steps, info
+
+    def close(self) -> None:
+        """Free the simulation."""
+        self._environment.close()  # type: ignore[no-untyped-call]
+
+
+def metaworld_tasks() -> list[str]:
+    """Names of the Meta-World tasks, sorted."""
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    return sorted(ALL_V3_ENVIRONMENTS)
+
+
+def check_metaworld_task(task: str, benchmarks: tuple[str, ...] = ()) -> None:
+    """Raise InputError, naming the nearest tasks, unless Meta-World is installed and has ``task``.
+
+    Args:
+        task: a name.
+        benchmarks: that are known too.
+    """
+    try:
+        tasks = [*metaworld_tasks(), *benchmarks]
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"dataset.task '{task}' needs Meta-World: pip install 'cvl-pipeline[metaworld]'"
+        ) from error
+    if task not in tasks:
+        raise unknown_name("Meta-World task", task, tasks)
+
+
+class MetaWorldExpert:
+    """The scripted policy that Meta-World ships for a task."""
+
+    def __init__(self, task: str) -> None:
+        """Look up the policy of ``task``; raises InputError on an unknown one."""
+        check_metaworld_task(task)
+        from metaworld.policies import ENV_POLICY_MAP
+
+        factory: Any = ENV_POLICY_MAP[task]  # declared as the abstract base class
+        self._policy = factory()
+
+    def __call__(self, observation: Array) -> Array:
+        """Action for one observation, clipped to [-1, 1]."""
+        with warnings.catch_warnings():
+            # "Constant(s) may be too high": a remark to the author of the script, on every other step.
+            warnings.simplefilter("ignore")
+            action = self._policy.get_action(observation)
+        return np.asarray(np.clip(action, -1.0, 1.0))

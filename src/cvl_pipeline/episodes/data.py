@@ -1,0 +1,71 @@
+"""Episodes with everything that training needs to know of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
+from cvl_pipeline.episodes.parameters import IngestionParameters
+from cvl_pipeline.episodes.preparation import fit_normalisation, split_episodes
+from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
+
+
+@dataclass(frozen=True)
+class EpisodeData:
+    """Episodes, which of them train, the statistics of those, and perhaps rewards.
+
+    Attributes:
+        transitions: all episodes.
+        split: which of them train and which are held out.
+        normalisation: statistics of the training episodes.
+        rewards: rewards and successes of all transitions; None where nothing may see them.
+    """
+
+    transitions: Transitions
+    split: Split
+    normalisation: Normalisation
+    rewards: Rewards | None = None
+
+    @staticmethod
+    def prepare(
+        transitions: Transitions,
+        rewards: Rewards | None = None,
+        parameters: IngestionParameters | None = None,
+        seed: int = 0,
+    ) -> EpisodeData:
+        """Check episodes, hold some of them out and measure the others.
+
+        Args:
+            transitions: all episodes.
+            rewards: their rewards.
+            parameters: share that is held out, smallest standard deviation.
+            seed: of the split.
+
+        Raises:
+            InputError: whatever is wrong with the episodes, by field and place.
+        """
+        parameters = parameters or IngestionParameters()
+        validate_transitions(transitions)
+        if rewards is not None:
+            validate_rewards(rewards, transitions)
+        split = split_episodes(transitions, parameters.validation_fraction, seed)
+        return EpisodeData(
+            transitions, split, fit_normalisation(transitions, split, parameters.std_floor), rewards
+        )
+
+    def parts(self) -> dict[str, Any]:
+        """Return the parts by the kind of artifact that each is."""
+        parts: dict[str, Any] = {
+            "transitions": self.transitions, "split": self.split, "normalisation": self.normalisation,
+            "rewards": self.rewards,
+        }  # fmt: skip
+        return {kind: part for kind, part in parts.items() if part is not None}
+
+    def with_rewards(self, rewards: Rewards) -> EpisodeData:
+        """Return the same episodes with other rewards."""
+        return replace(self, rewards=rewards)
+
+    def without_rewards(self) -> EpisodeData:
+        """Return the same episodes without their rewards, as contrastive training sees them."""
+        return replace(self, rewards=None)

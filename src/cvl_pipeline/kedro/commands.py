@@ -1,0 +1,25 @@
+"""Commands that messages advise, with the options of the run that they are about."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from cvl_pipeline.schema import flattened
+
+_options: list[str] = []
+
+
+def keep_options(env: str | None, runtime_params: Mapping[str, Any] | None) -> None:
+    """Keep the options of the run that begins."""
+    params = ",".join(
+        f"{name}={'null' if value is None else value}"
+        for name, value in flattened(dict(runtime_params or {})).items()
+    )
+    _options[:] = [*(["--env", env] if env else []), *(["--params", params] if params else [])]
+
+
+def kedro_run(*arguments: str) -> str:
+    """Return a ``kedro run`` command with the options in force, to be pasted into a shell."""
+    return shlex.join(["kedro", "run", *arguments, *_options])

@@ -1,0 +1,189 @@
+"""The parameter reference and the JSON Schema for editors, generated from the models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from cvl_pipeline.io.storage import write_atomically
+from cvl_pipeline.kedro.parameters import RunParameters
+from cvl_pipeline.schema import choice_of, is_operational
+
+PAGE = Path("docs/parameters.md")
+SCHEMA = Path("conf/parameters.schema.json")
+BOUNDS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
+
+
+def write_reference(project: Path) -> list[Path]:
+    """Write both files of a project; returns their paths."""
+    texts = {PAGE: parameter_page(), SCHEMA: parameter_schema()}
+    for path, text in texts.items():
+        write_atomically(project / path, lambda partial, text=text: partial.write_text(text))  # type: ignore[misc]
+    return [project / path for path in texts]
+
+
+def parameter_schema() -> str:
+    """Return the JSON Schema of a parameter file, in which every field is optional."""
+    schema = RunParameters.model_json_schema()
+    schema["title"] = "Parameters of cvl-pipeline"
+    return json.dumps(_without_required(schema), indent=1) + "\n"
+
+
+def _without_required(schema: Any) -> Any:
+    """Drop ``required`` everywhere: a file is one of several layers."""
+    if isinstance(schema, dict):
+        return {
+            key: _without_required(value)
+            for key, value in schema.items()
+            if not (key == "required" and isinstance(value, list))
+        }
+    return [_without_required(part) for part in schema] if isinstance(schema, list) else schema
+
+
+def parameter_page() -> str:
+    """Return the reference page, one table per group of parameters."""
+    lines = [
+        "# Parameters",
+        "",
+        "Every parameter, its default and its meaning. `kedro parameters write` generates this page from the models in",
+        "`src/`; do not edit it.",
+        "",
+        "Set a parameter in `conf/<environment>/parameters.yml`, or for one run with",
+        "`kedro run --params group.field=value`. A *choice* decides which other fields its group has: for example,",
+        "`beta` exists only with `policy_extraction.objective=awr`. `module:Class` chooses a class of your own.",
+        "Fields marked † change no result; a run with other values of them reuses all artifacts.",
+        "",
+        *_section(RunParameters, "", RunParameters.__doc__ or ""),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(model: type[BaseModel], prefix: str, text: str) -> Iterator[str]:
+    """Yield the table of a model's own fields, then the sections of the models below."""
+    leaves: list[tuple[str, FieldInfo]] = []
+    groups: list[tuple[str, FieldInfo]] = []
+    for name, info in model.model_fields.items():
+        (groups if _is_group(model, name, info) else leaves).append((name, info))
+    if leaves:
+        yield from _table(model, prefix, leaves)
+    for name, info in groups:
+        full = f"{prefix}{name}"
+        level = "#" * min(6, 2 + full.count("."))
+        mark = " †" if is_operational(model, name) else ""
+        yield f"{level} {full}{mark}"
+        yield ""
+        yield info.description or ""
+        yield ""
+        choice = choice_of(model, name)
+        if choice is None:
+            annotation = info.annotation
+            assert isinstance(annotation, type)
+            yield from _section(annotation, f"{full}.", "")
+            continue
+        registry = choice.registry
+        label = "<name>." if choice.mapping else ""
+        for alternative in registry.names:
+            parameters = registry.parameters(alternative)
+            default = " (default)" if alternative == registry.names[0] and not choice.mapping else ""
+            description = parameters.model_fields[registry.field].description or ""
+            yield f"**`{full}.{label}{registry.field}={alternative}`**{default}: {description}"
+            yield ""
+            others = {
+                field: part for field, part in parameters.model_fields.items() if field != registry.field
+            }
+            leaves = [
+                (field, part) for field, part in others.items() if not _is_group(parameters, field, part)
+            ]
+            if leaves:
+                yield from _table(parameters, f"{full}.{label}", leaves)
+            for field in others:
+                if _is_group(parameters, field, others[field]):
+                    yield from _nested(parameters, field, f"{full}.{label}")
+
+
+def _nested(model: type[BaseModel], field: str, prefix: str) -> Iterator[str]:
+    """Yield a group within an alternative, in short."""
+    choice = choice_of(model, field)
+    info = model.model_fields[field]
+    if choice is None:
+        annotation = info.annotation
+        assert isinstance(annotation, type)
+        yield f"`{prefix}{field}`: {info.description} Its fields:"
+        yield ""
+        yield from _table(annotation, f"{prefix}{field}.", list(annotation.model_fields.items()))
+        return
+    names = ", ".join(f"`{name}`" for name in choice.registry.names)
+    yield f"`{prefix}{field}`: {info.description} One of {names}, by `{prefix}{field}.{choice.registry.field}`."
+    yield ""
+    for name in choice.registry.names:
+        parameters = choice.registry.parameters(name)
+        rows = [(part, own) for part, own in parameters.model_fields.items() if part != choice.registry.field]
+        if rows:
+            yield f"With `{name}`:"
+            yield ""
+            yield from _table(parameters, f"{prefix}{field}.", rows)
+
+
+def _is_group(model: type[BaseModel], name: str, info: FieldInfo) -> bool:
+    annotation = info.annotation
+    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return choice_of(model, name) is not None or is_model
+
+
+def _table(model: type[BaseModel], prefix: str, fields: list[tuple[str, FieldInfo]]) -> Iterator[str]:
+    yield "| parameter | type | default | meaning |"
+    yield "|---|---|---|---|"
+    for name, info in fields:
+        mark = " †" if is_operational(model, name) else ""
+        cells = (_type(info), _default(info), (info.description or "").replace("|", "\\|"))
+        yield f"| `{prefix}{name}`{mark} | {' | '.join(cells)} |"
+    yield ""
+
+
+def _default(info: FieldInfo) -> str:
+    if info.default is PydanticUndefined:
+        return "required"
+    value = info.default
+    if isinstance(value, dict) and any(isinstance(part, BaseModel) for part in value.values()):
+        return "see conf/base"
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    return f"`{json.dumps(value)}`".replace("|", "\\|")
+
+
+def _type(info: FieldInfo) -> str:
+    bounds = " and ".join(
+        f"{sign} {getattr(part, name):g}"
+        for part in info.metadata
+        for kind, (sign, name) in BOUNDS.items()
+        if isinstance(part, kind)
+    )
+    return f"{_name(info.annotation)}{' ' + bounds if bounds else ''}"
+
+
+def _name(annotation: Any) -> str:
+    """Return a type as a reader of YAML knows it."""
+    arguments = get_args(annotation)
+    if annotation is NoneType:
+        return "null"
+    if isinstance(annotation, type) and not arguments:
+        return {"str": "text", "float": "number", "int": "integer", "bool": "true or false"}.get(
+            annotation.__name__, annotation.__name__
+        )
+    if get_origin(annotation) is tuple:
+        return f"list of {_name(arguments[0])}"
+    if get_origin(annotation) is dict:
+        return "mapping"
+    if "Literal" in str(get_origin(annotation)):
+        return ", ".join(f"`{value}`" for value in arguments)
+    if "Annotated" in str(annotation) and arguments:
+        return _name(arguments[0])
+    return " or ".join(_name(part) for part in arguments) or str(annotation)

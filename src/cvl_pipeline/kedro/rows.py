@@ -1,0 +1,79 @@
+"""The methods in force: one row of nodes, artifacts and results each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from cvl_pipeline.kedro.parameters import RunParameters
+from cvl_pipeline.methods.base import METHODS, Method
+from cvl_pipeline.methods.cvl import CVL
+from cvl_pipeline.sources.environment import has_environment
+
+OWN = "cvl"
+"""The row of CVL itself, whose parameters are the stages'."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method in force.
+
+    Attributes:
+        name: label of its nodes, artifacts and results.
+        method: its class.
+        parameters: name of the node input that holds its parameters.
+    """
+
+    name: str
+    method: type[Method]
+    parameters: str
+
+    @property
+    def title(self) -> str:
+        """Its name in tables and pictures."""
+        return (
+            self.method.title if self.name in (OWN, *METHODS.names) else f"{self.name} ({self.method.title})"
+        )
+
+    def dataset(self, kind: str) -> str:
+        """Return the name of one of its datasets, such as ``policy``.
+
+        Artifacts of a method that needs no rewards serve every reward, so they are filed apart.
+        """
+        return f"{self.name}_{kind}" if self.method.needs_rewards else f"reward_free_{self.name}_{kind}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The part of the parameters that decides which nodes there are.
+
+    Attributes:
+        rows: the methods in force, CVL first.
+        evaluates: whether policies can be evaluated in an environment.
+    """
+
+    rows: tuple[Row, ...]
+    evaluates: bool = True
+
+    @staticmethod
+    def of(parameters: RunParameters) -> Plan:
+        """Return the plan of a run."""
+        baselines: Mapping[str, object] = parameters.baselines
+        rows = [Row(OWN, CVL, "params:policy_extraction")]
+        rows += [
+            Row(name, METHODS.of(parameters.baselines[name]), f"params:baselines.{name}")
+            for name in baselines
+        ]
+        return Plan(tuple(rows), has_environment(parameters.dataset, parameters.evaluation))
+
+
+def bound(function: Callable[..., Any], *values: object) -> Callable[..., Any]:
+    """Return a node's function with its first arguments given, under its own name.
+
+    Not ``functools.update_wrapper``: Kedro would match inputs with the arguments that are given already.
+    """
+    node_function = partial(function, *values)
+    vars(node_function).update(__name__=function.__name__, __doc__=function.__doc__, __annotations__={})
+    return node_function

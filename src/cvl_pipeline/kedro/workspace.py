@@ -1,0 +1,41 @@
+"""Folders for the unfinished work and the logs of the node that runs.
+
+They are no data, so they are no datasets: a hook sets them before a node runs, and the node hands them to training.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cvl_pipeline.tuning.storage import StudyLocation
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a node keeps what is not an artifact.
+
+    Attributes:
+        checkpoints: folder that keeps unfinished training; None: not resumable.
+        logs: folder of metrics.csv and other logs; None: no logs.
+        study: storage of the study that is searched.
+        study_folder: the study's folder on this machine.
+    """
+
+    checkpoints: Path | None = None
+    logs: Path | None = None
+    study: StudyLocation | None = None
+    study_folder: Path | None = None
+
+
+_NONE = Workspace()
+current: ContextVar[Workspace] = ContextVar("workspace", default=_NONE)
+"""The workspace of the node that runs in this thread."""
+
+
+def workspace() -> Workspace:
+    """Return the workspace of the node that runs; without Kedro's hooks, an empty one."""
+    return current.get()

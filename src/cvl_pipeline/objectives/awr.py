@@ -1,0 +1,54 @@
+"""Advantage-weighted regression."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from cvl_pipeline.objectives.advantages import (
+    STATE_VALUES,
+    MarginalActionsParameters,
+    StateValueParameters,
+    advantages,
+)
+from cvl_pipeline.objectives.base import Objective, ObjectiveParameters, Setting
+from cvl_pipeline.schema import Choice
+from cvl_pipeline.training.processes import maximum
+
+
+class AdvantageWeightedRegression(Objective):
+    """``-exp(beta A / std A) log pi(a | s)``, weights clamped (Peng et al. 2019; Nair et al. 2020).
+
+    The advantages are divided by their standard deviation, so ``beta`` means the same for any reward.
+    """
+
+    class Parameters(ObjectiveParameters):
+        """The settings of ``awr``."""
+
+        objective: Literal["awr"] = Field("awr", description="Advantage-weighted regression.")
+        beta: float = Field(
+            3.0,
+            ge=0.0,
+            description="Transitions are weighted by exp(beta * advantage / its standard deviation).",
+        )
+        max_weight: float = Field(100.0, gt=0.0, description="Largest weight of a transition.")
+        state_value: Annotated[StateValueParameters, Choice(STATE_VALUES)] = Field(
+            MarginalActionsParameters(), description="V(s) of the advantage Q(s, a) - V(s)."
+        )
+
+    def prepare(self, setting: Setting) -> None:
+        """Compute the advantages of all training transitions."""
+        super().prepare(setting)
+        self._advantages = advantages(
+            setting.q, setting.transitions, setting.train_index, self.parameters.state_value, setting.seed
+        )
+
+    def loss(self, drawn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted negative log-likelihood of the logged actions."""
+        batch = self.batch(drawn)
+        weights = (self.parameters.beta * self._advantages[batch.positions]).exp()
+        weights = weights.clamp(max=self.parameters.max_weight)
+        loss = -(weights * self.setting.actor.log_prob(batch.observations, batch.actions)).mean()
+        return loss, {"weight_mean": weights.mean(), "weight_max": maximum(weights.max())}

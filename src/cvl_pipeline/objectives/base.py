@@ -1,0 +1,149 @@
+"""The interface of objectives: how a policy is extracted from the frozen critic."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import pandas as pd
+import torch
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.networks.actor import Actor
+from cvl_pipeline.networks.encoder import ENCODERS, AutomaticEncoderParameters, EncoderParameters
+from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.schema import Choice, Registry, Strict
+from cvl_pipeline.training.parameters import Hidden, TrainingParameters
+from cvl_pipeline.training.processes import own_share
+
+
+class TrainedPolicy(NamedTuple):
+    """A policy, on the CPU, and the history of its training (see ``fit``)."""
+
+    policy: nn.Module
+    history: pd.DataFrame
+
+
+class PolicyTraining(TrainingParameters):
+    """How a policy is trained."""
+
+    steps: int = Field(2000, ge=1, description="Gradient steps.")
+
+
+class ActorParameters(Strict):
+    """The actor's network and its training, which every policy has."""
+
+    hidden: Hidden = Field((256, 256), description="Sizes of the hidden layers of the actor.")
+    encoder: Annotated[EncoderParameters, Choice(ENCODERS)] = Field(
+        AutomaticEncoderParameters(), description="What turns observations into features, in the actor."
+    )
+    training: PolicyTraining = Field(PolicyTraining(), description="How the policy is trained.")
+
+
+class ObjectiveParameters(ActorParameters):
+    """The settings that every objective has. An objective adds its own."""
+
+    objective: str = Field(description="Name of the objective, or `module:Class` for one of your own.")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything an objective may use, on the device that trains.
+
+    Attributes:
+        transitions: all episodes.
+        train_index: (M,) int64, the transitions that train.
+        train_episodes: (E,) int64 ids of the episodes that train.
+        actor: the network that is trained.
+        seed: of the run.
+        values: frozen Q of the behaviour policy, for objectives that need it.
+        rewards: labels of all transitions, for objectives that need them.
+    """
+
+    transitions: Transitions
+    train_index: Tensor
+    train_episodes: Tensor
+    actor: Actor
+    seed: int
+    values: QFunction | None = None
+    rewards: Rewards | None = None
+
+    @property
+    def q(self) -> QFunction:
+        """Q of the behaviour policy."""
+        assert self.values is not None  # checked before training begins
+        return self.values
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Logged transitions: observations (B, O), actions (B, A), and their positions (B,) in ``train_index``."""
+
+    observations: Tensor
+    actions: Tensor
+    positions: Tensor
+
+
+class Objective(ABC):
+    """What a policy minimises.
+
+    An objective of your own extends this class, with a model ``Parameters`` of its own settings, and says what
+    it needs, prepares, draws and minimises. Choose it with ``policy_extraction.objective=module:Class``.
+    """
+
+    Parameters: ClassVar[type[ObjectiveParameters]] = ObjectiveParameters
+    needs_critic: ClassVar[bool] = True
+    """Whether it needs the values of actions: a critic and a readout."""
+    needs_rewards: ClassVar[bool] = False
+    """Whether it needs the reward of every transition."""
+
+    def __init__(self, parameters: Any) -> None:
+        """Keep the parameters, an instance of ``Parameters``."""
+        self.parameters = parameters
+
+    def prepare(self, setting: Setting) -> None:
+        """Keep the data, and compute once whatever stays constant. Called before the first step."""
+        self.setting = setting
+
+    def draw(self, batches: int, size: int, generator: Generator) -> Sequence[Any]:
+        """Draw the next batches; by default positions (size,) in the training transitions, with replacement.
+
+        Every process draws the same and takes its own share in ``batch``.
+        """
+        count = len(self.setting.train_index)
+        device = self.setting.train_index.device
+        positions = torch.randint(count, (batches * size,), generator=generator, device=device)
+        return torch.split(positions, size)
+
+    def batch(self, positions: Tensor) -> Batch:
+        """Read this process's share of the transitions at the given positions."""
+        own = own_share(positions)
+        index = self.setting.train_index[own]
+        data = self.setting.transitions
+        return Batch(data.states(index), data.actions.index_select(0, index), own)
+
+    @abstractmethod
+    def loss(self, drawn: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of one entry of ``draw``, and metrics to record (scalars)."""
+
+    def policy(self, actor: Actor, values: QFunction | None, seed: int) -> nn.Module:
+        """Return the policy that acts, given the trained actor; by default the actor itself."""
+        return actor
+
+
+OBJECTIVES: Registry[Objective] = Registry(
+    "objective",
+    "objective",
+    "cvl_pipeline.objectives.base:Objective",
+    {
+        "awr": "cvl_pipeline.objectives.awr:AdvantageWeightedRegression",
+        "ddpg_bc": "cvl_pipeline.objectives.ddpg_bc:DDPGPlusBC",
+        "best_of_n": "cvl_pipeline.objectives.best_of_n:BestOfNProposals",
+        "published": "cvl_pipeline.objectives.published:Published",
+        "bc": "cvl_pipeline.objectives.bc:BehaviourCloning",
+    },
+)

@@ -1,0 +1,148 @@
+"""Training a policy by an objective."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from cvl_pipeline.episodes.container import Rewards
+from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.networks.actor import Actor, make_actor
+from cvl_pipeline.objectives.base import OBJECTIVES, ObjectiveParameters, Setting, TrainedPolicy
+from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.training.fit import fit, run_fingerprint
+from cvl_pipeline.training.module import OfflineModule
+from cvl_pipeline.training.seeds import stream_seed
+
+VALIDATION_STATES = 2048
+"""Held-out states of one measurement; the same seed draws them every time."""
+
+
+class PolicyExtraction(OfflineModule):
+    """Trains an actor by an objective; the critic and the readout stay as they are."""
+
+    def __init__(
+        self,
+        data: EpisodeData,
+        parameters: ObjectiveParameters,
+        seed: int,
+        values: QFunction | None = None,
+    ) -> None:
+        """Build the actor and hold the episodes.
+
+        Args:
+            data: the episodes; with rewards where the objective needs them.
+            parameters: of the objective.
+            seed: of the initial weights and the batches.
+            values: Q of the behaviour policy, where the objective needs it.
+
+        Raises:
+            InputError: an objective that lacks what it needs.
+        """
+        super().__init__(parameters.training, seed)
+        self.objective = OBJECTIVES.create(parameters)
+        for need, given, name in (
+            (self.objective.needs_critic, values, "a critic and a readout"),
+            (self.objective.needs_rewards, data.rewards, "rewards"),
+        ):
+            if need and given is None:
+                raise InputError(f"policy_extraction.objective '{parameters.objective}' needs {name}")
+        self._data, self._values = data, values
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(seed, "initialisation", 1))
+            self.actor: Actor = make_actor(
+                data.transitions,
+                data.normalisation,
+                parameters.hidden,
+                parameters.encoder.model_dump(mode="json"),
+            )
+
+    def on_fit_start(self) -> None:
+        """Put the data where the network is, and let the objective prepare."""
+        # A frozen copy, so that the caller's critic stays trainable and where it is. Its holder is no module,
+        # so it is neither trained nor checkpointed.
+        self._values = self._values.frozen(self.device) if self._values else None
+        transitions = self._data.transitions.to(self.device)
+        split = self._data.split
+        self._transitions = transitions
+        self._validation_index = transitions.transition_index(split.validation)
+        self.objective.prepare(
+            Setting(
+                transitions=transitions,
+                train_index=transitions.transition_index(split.train),
+                train_episodes=split.train,
+                actor=self.actor,
+                seed=self.seed,
+                values=self._values,
+                rewards=self._data.rewards,
+            )
+        )
+
+    def draw(self, batches: int, generator: Generator) -> list[object]:
+        """Draw the next batches, as the objective does."""
+        return list(self.objective.draw(batches, self.training_parameters.batch_size, generator))
+
+    def training_loss(self, batch: object) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the objective's loss on this process's share of one batch."""
+        return self.objective.loss(batch)
+
+    def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
+        """Measure how far the policy is from the logged actions on held-out states, and its gain in Q."""
+        count = len(self._validation_index)
+        positions = torch.randint(count, (VALIDATION_STATES,), generator=generator, device=self.device)
+        index = self._validation_index[positions]
+        observations = self._transitions.states(index)
+        logged = self._transitions.actions.index_select(0, index)
+        actions = self.actor(observations)
+        metrics = {
+            "action_error": (actions - logged).square().mean(),
+            "log_prob": self.actor.log_prob(observations, logged).mean(),
+        }
+        if self._values is not None:
+            before = self._values(observations, logged)
+            metrics["q_gain"] = (self._values(observations, actions) - before).mean()
+        return metrics
+
+
+def train_policy(
+    data: EpisodeData,
+    parameters: ObjectiveParameters,
+    seed: int,
+    *,
+    values: QFunction | None = None,
+    rewards: Rewards | None = None,
+    checkpoints: Path | None = None,
+    logs: Path | None = None,
+) -> TrainedPolicy:
+    """Extract a policy by an objective.
+
+    Args:
+        data: the episodes.
+        parameters: of the objective.
+        seed: of the initial weights and the batches.
+        values: Q of the behaviour policy; every objective but ``bc`` needs it.
+        rewards: labels of all transitions, if not those of ``data``; ``published`` alone needs them.
+        checkpoints: folder that keeps unfinished training, which the same call resumes.
+        logs: folder of metrics.csv and other logs.
+
+    Raises:
+        InputError: unknown objective, or one that lacks what it needs.
+    """
+    data = data if rewards is None else data.with_rewards(rewards)
+    module = PolicyExtraction(data, parameters, seed, values)
+    if not module.objective.needs_rewards:
+        data = data.without_rewards()
+    history = fit(
+        module,
+        description=f"Training the policy ({parameters.objective})",
+        checkpoints=checkpoints,
+        fingerprint=run_fingerprint(
+            parameters, seed, *data.parts().values(), *((values.critic, values.readout) if values else ())
+        ),
+        logs=logs,
+    )
+    actor = module.actor.cpu().eval()
+    return TrainedPolicy(module.objective.policy(actor, values, seed).eval(), history)

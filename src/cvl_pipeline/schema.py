@@ -1,0 +1,472 @@
+"""The building blocks of parameter models: strict models, choices with settings of their own, layers.
+
+A *choice* is a field whose value decides which other fields exist, such as ``policy_extraction.objective``. Its
+alternatives are the entries of a ``Registry``: one line per alternative, a class with a model ``Parameters``. A
+class of your own is chosen as ``module:Class``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
+
+from cvl_pipeline.errors import InputError, unknown_name
+from cvl_pipeline.imports import named, user_class
+
+Model = TypeVar("Model", bound=BaseModel)
+T = TypeVar("T")
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown fields, so that a typo never passes silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def operational(default: Any, **options: Any) -> Any:
+    """Declare a field that changes no result, such as the number of processes.
+
+    Provenance and fingerprints leave such fields out.
+
+    Args:
+        default: the field's default.
+        options: of ``pydantic.Field``, such as ``ge`` and ``description``.
+    """
+    return Field(default, json_schema_extra={"operational": True}, **options)
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.split()
+    return [value] if isinstance(value, int | float) else value
+
+
+# Kedro's --params cannot carry a list. There, one string holds several values with spaces between them, and a
+# single number stands for itself.
+Integers = Annotated[tuple[int, ...], BeforeValidator(_listed)]
+Floats = Annotated[tuple[float, ...], BeforeValidator(_listed)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+class Registry(Generic[T]):
+    """The alternatives of a choice, by name. Nothing else in the package knows these names."""
+
+    def __init__(
+        self, kind: str, field: str, base: str, entries: Mapping[str, str], *, functions: str | None = None
+    ) -> None:
+        """Name the alternatives; none of them is imported yet.
+
+        Args:
+            kind: the kind of thing, for messages, such as ``objective``.
+            field: the field that holds the name.
+            base: ``module:Class`` that every alternative extends.
+            entries: ``module:Class`` of each alternative by its name; the first one is the default.
+            functions: ``module:Class`` of the alternative that stands for a function of the user's own; None:
+                ``module:Class`` names a class of the user's own.
+        """
+        self.kind, self.field = kind, field
+        self._base, self._entries, self._functions = base, dict(entries), functions
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the built-in alternatives, the default first."""
+        return list(self._entries)
+
+    def __getitem__(self, name: Any) -> type[T]:
+        """Return the class of that name.
+
+        Raises:
+            InputError: unknown name, or ``module:Class`` that cannot be imported or does not extend the base.
+        """
+        if name in self._entries:
+            entry: type[T] = named(self._entries[name])
+            return entry
+        if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.\w+)*:\w+", name):
+            error = unknown_name(self.kind, str(name), self.names)
+            own = "module:function" if self._functions else "module:Class"
+            raise InputError(f"{error}, or {own} for one of your own")
+        if self._functions is not None:
+            function_entry: type[T] = named(self._functions)
+            return function_entry
+        base: type[T] = named(self._base)
+        return user_class(self.kind, name, base)
+
+    def of(self, parameters: BaseModel) -> type[T]:
+        """Return the class that parameters choose."""
+        return self[getattr(parameters, self.field)]
+
+    def create(self, parameters: BaseModel) -> T:
+        """Return an instance of the class that parameters choose, made from them."""
+        chosen: Any = self.of(parameters)
+        instance: T = chosen(parameters)
+        return instance
+
+    def parameters(self, name: Any) -> type[Strict]:
+        """Return the parameter model of an alternative."""
+        chosen: Any = self[name]
+        model: type[Strict] = chosen.Parameters
+        return model
+
+    def name_in(self, values: Any, default: str | None = None) -> Any:
+        """Return the name that plain values choose: themselves, their field, or the default."""
+        if isinstance(values, str):
+            return values
+        given = values.get(self.field) if isinstance(values, Mapping) else None
+        return given if given is not None else default or self.names[0]
+
+    def validate(self, values: Any, default: str | None = None) -> Strict:
+        """Make the chosen alternative's parameters from plain values.
+
+        Args:
+            values: a mapping with the name among its fields, a bare name, or parameters, which are returned.
+            default: name of the alternative where the values name none.
+
+        Raises:
+            ValueError: unknown alternative; ``pydantic.ValidationError`` on faulty settings.
+        """
+        if isinstance(values, Strict):
+            return values
+        if not isinstance(values, Mapping | str):
+            raise PydanticCustomError("dict_type", "must be a mapping, or a bare name")
+        name = self.name_in(values, default)
+        try:
+            model = self.parameters(name)
+        except InputError as error:
+            raise PydanticCustomError("choice", "{error}", {"error": str(error), "name": name}) from None
+        settings = {} if isinstance(values, str) else dict(values)
+        return model.model_validate({**settings, self.field: name})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Annotates a field that is one alternative of a registry, or with ``mapping`` several of them by label.
+
+    Attributes:
+        registry: of the alternatives.
+        mapping: the field maps labels to alternatives; a label that names an alternative chooses it.
+    """
+
+    registry: Registry[Any]
+    mapping: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Validate by the registry; serialise the alternative with all of its fields."""
+
+        def dump(value: Any, info: core_schema.SerializationInfo) -> Any:
+            if self.mapping:
+                return {label: dump_one(part, info) for label, part in value.items()}
+            return dump_one(value, info)
+
+        def dump_one(value: Any, info: core_schema.SerializationInfo) -> Any:
+            return value.model_dump(mode=info.mode)
+
+        return core_schema.no_info_plain_validator_function(
+            self._validate_all if self.mapping else self.registry.validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(dump, info_arg=True),
+        )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
+        """Describe every built-in alternative, for editors."""
+        name = {"type": "string", "description": f"one of {', '.join(self.registry.names)}, or module:Class"}
+        parts: list[dict[str, Any]] = []
+        for alternative in self.registry.names:
+            model = self.registry.parameters(alternative)
+            parts.append(handler(model.__pydantic_core_schema__))
+        one: dict[str, Any] = {"anyOf": [*parts, name, {"type": "object"}]}
+        return {"type": "object", "additionalProperties": one} if self.mapping else one
+
+    def _validate_all(self, values: Any) -> dict[str, Strict]:
+        if not isinstance(values, Mapping):
+            raise PydanticCustomError("dict_type", "must be a mapping from labels to settings")
+        parts: dict[str, Strict] = {}
+        faults: list[Any] = []
+        for label, value in values.items():
+            if value is None:  # how an environment leaves out an entry of conf/base
+                continue
+            try:
+                if not re.fullmatch(r"[a-z][a-z0-9_]*", str(label)):
+                    raise PydanticCustomError("label", "must be lower-case letters, digits and '_'")
+                parts[label] = self.registry.validate(value, self.default_for(label))
+            except ValidationError as error:
+                faults += [
+                    {"type": _custom(fault), "loc": (label, *fault["loc"]), "input": fault["input"]}
+                    for fault in error.errors()
+                ]
+            except PydanticCustomError as error:
+                faults.append({"type": error, "loc": (label,), "input": value})
+        if faults:
+            raise ValidationError.from_exception_data(self.registry.kind, faults)
+        return parts
+
+    def default_for(self, label: str) -> str | None:
+        """Return the alternative that a label of a mapping chooses by itself."""
+        return label if self.mapping and label in self.registry.names else None
+
+
+def _custom(fault: ErrorDetails) -> PydanticCustomError:
+    return PydanticCustomError(fault["type"], "{message}", {"message": fault["msg"]})
+
+
+def choice_of(model: type[BaseModel], field: str) -> Choice | None:
+    """Return the choice that a field of a model is, if it is one."""
+    info = model.model_fields.get(field)
+    return next((part for part in info.metadata if isinstance(part, Choice)), None) if info else None
+
+
+def submodel(model: type[BaseModel] | None, field: str, values: Any = None) -> type[BaseModel] | None:
+    """Return the model of a field's value, given what the values choose; None if it is no model."""
+    if model is None or field not in model.model_fields:
+        return None
+    choice = choice_of(model, field)
+    if choice is not None and not choice.mapping:
+        try:
+            return choice.registry.parameters(choice.registry.name_in(values))
+        except InputError:
+            return None
+    annotation = model.model_fields[field].annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def merged(model: type[BaseModel], lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two layers of parameters, the upper one over the lower.
+
+    Where the upper layer chooses another alternative, settings of the lower one that it does not have are
+    left out. So ``policy_extraction.objective=ddpg_bc`` need not take back the file's ``beta``.
+
+    Args:
+        model: of the parameters.
+        lower: plain values, such as those of ``conf/base``.
+        upper: plain values, such as those of an environment or ``--params``.
+    """
+    return _merged(model, lower, upper)
+
+
+def _merged(
+    model: type[BaseModel] | None, lower: Mapping[str, Any], upper: Mapping[str, Any]
+) -> dict[str, Any]:
+    result = dict(lower)
+    for name, value in upper.items():
+        below = result.get(name)
+        choice = choice_of(model, name) if model is not None else None
+        if choice is not None and choice.mapping and isinstance(value, Mapping):
+            entries = dict(below) if isinstance(below, Mapping) else {}
+            for label, part in value.items():
+                entries[label] = _chosen(choice.registry, entries.get(label), part, choice.default_for(label))
+            result[name] = entries
+        elif choice is not None and not choice.mapping:
+            result[name] = _chosen(choice.registry, below, value)
+        elif isinstance(value, Mapping) and isinstance(below, Mapping):
+            result[name] = _merged(submodel(model, name), below, value)
+        else:
+            result[name] = value
+    return result
+
+
+def _chosen(registry: Registry[Any], lower: Any, upper: Any, default: str | None = None) -> Any:
+    """Merge two layers of one choice."""
+    if isinstance(upper, str):
+        upper = {registry.field: upper}
+    if isinstance(lower, str):
+        lower = {registry.field: lower}
+    if not isinstance(upper, Mapping) or not isinstance(lower, Mapping):
+        return upper
+    before = registry.name_in(lower, default)
+    after = registry.name_in(upper, before)
+    try:
+        alternative = registry.parameters(after)
+    except InputError:  # validation reports it
+        return {**lower, **upper}
+    if after != before:
+        lower = {name: value for name, value in lower.items() if name in alternative.model_fields}
+        lower = {**lower, registry.field: after}
+    return _merged(alternative, lower, upper)
+
+
+def validated(
+    model: type[Model], values: Mapping[str, Any], renamed: Mapping[str, str] | None = None
+) -> Model:
+    """Make a model from nested plain values.
+
+    Args:
+        model: to make.
+        values: of its fields.
+        renamed: new spelling of every old field, by full names.
+
+    Raises:
+        InputError: one line with every fault: the field's full name, its value, and the values it accepts.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(_describe(model, values, detail, renamed or {}) for detail in error.errors())
+        raise InputError(f"parameters: {faults}") from None
+
+
+def _model_at(
+    model: type[BaseModel], values: Any, path: Iterable[Any]
+) -> tuple[type[BaseModel] | None, tuple[Registry[Any], Any] | None]:
+    """Return the model that a path of field names leads to, and the choice it is an alternative of."""
+    current: type[BaseModel] | None = model
+    choice: tuple[Registry[Any], Any] | None = None
+    labelled: Choice | None = None
+    for part in path:
+        value = values.get(part) if isinstance(values, Mapping) else None
+        if labelled is not None:
+            name = labelled.registry.name_in(value, labelled.default_for(str(part)))
+            current, choice = labelled.registry.parameters(name), (labelled.registry, name)
+            labelled = None
+        else:
+            field = choice_of(current, str(part)) if current is not None else None
+            labelled = field if field is not None and field.mapping else None
+            choice = (field.registry, field.registry.name_in(value)) if field and not labelled else None
+            current = submodel(current, str(part), value)
+        values = value
+    return current, choice
+
+
+def fields_at(model: type[BaseModel], path: Iterable[str], values: Any = None) -> list[str]:
+    """Return the fields that a path of field names leads to; none if it leads to no model.
+
+    Without values, the fields of every alternative of a choice.
+    """
+    path = list(path)
+    if values is not None:
+        reached, _ = _model_at(model, values, path)
+        return list(reached.model_fields) if reached else []
+    return list(dict.fromkeys(name for current in _models_at(model, path) for name in current.model_fields))
+
+
+def _models_at(model: type[BaseModel], path: Iterable[str]) -> list[type[BaseModel]]:
+    """Return the models that a path of field names may lead to, those of every alternative of a choice."""
+    models: list[type[BaseModel]] = [model]
+    for part in path:
+        following: list[type[BaseModel]] = []
+        for current in models:
+            choice = choice_of(current, part)
+            if choice is not None and not choice.mapping:
+                following += [choice.registry.parameters(name) for name in choice.registry.names]
+            elif (inner := submodel(current, part)) is not None:
+                following.append(inner)
+        models = following
+    return models
+
+
+def operational_at(model: type[BaseModel], path: Iterable[str]) -> bool:
+    """Return whether a path of field names leads to a field that changes no result."""
+    *parents, last = path
+    models = [current for current in _models_at(model, parents) if last in current.model_fields]
+    return any(is_operational(current, last) for current in models)
+
+
+def _describe(
+    model: type[BaseModel], values: Mapping[str, Any], detail: ErrorDetails, renamed: Mapping[str, str]
+) -> str:
+    *parents, last = detail["loc"] or ("",)
+    name = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        if name in renamed:
+            return f"'{name}' is now '{renamed[name]}'"
+        reached, choice = _model_at(model, values, parents)
+        known = list(reached.model_fields) if reached else []
+        close = get_close_matches(str(last), known, n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        place = f"known with {choice[0].field} {choice[1]}" if choice else "known here"
+        owners = _owners(choice[0], str(last)) if choice and not close else []
+        hint += f"it belongs to {choice[0].field} {' or '.join(owners)}; " if choice and owners else ""
+        return f"unknown field '{name}': {hint}{place}: {', '.join(known)}"
+    if detail["type"] == "missing":
+        return f"field '{name}' is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    text = f"{message[0].lower()}{message[1:]}"
+    context = detail.get("ctx") or {}
+    if detail["type"] == "choice" and isinstance(detail["input"], Mapping):  # name the field that chooses
+        _, choice = _model_at(model, values, detail["loc"])
+        field = f"{name}.{choice[0].field}" if choice else name
+        return f"'{field}' is {context['name']!r}: {text}"
+    if not name:  # about several stages together; the message names them
+        return text
+    if isinstance(detail["input"], dict):  # a whole stage's values would bury the message
+        return f"'{name}': {text}"
+    return f"'{name}' is {detail['input']!r}: {text}"
+
+
+def _owners(registry: Registry[Any], field: str) -> list[str]:
+    """Names of the alternatives that have a field."""
+    return [name for name in registry.names if field in registry.parameters(name).model_fields]
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested plain values by their full names, such as ``reward.source``."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        full = f"{prefix}{name}"
+        flat |= flattened(value, f"{full}.") if isinstance(value, Mapping) and value else {full: value}
+    return flat
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by full name as nested mappings."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        *parents, last = name.split(".")
+        place = result
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return result
+
+
+def _walk(parameters: BaseModel, prefix: str) -> Iterator[tuple[str, BaseModel, str]]:
+    """Yield the full name, the model and the field of everything below parameters, models too."""
+    for field in type(parameters).model_fields:
+        value = getattr(parameters, field)
+        full = f"{prefix}{field}"
+        yield full, parameters, field
+        if isinstance(value, BaseModel):
+            yield from _walk(value, f"{full}.")
+        elif isinstance(value, Mapping):
+            for label, part in value.items():
+                if isinstance(part, BaseModel):
+                    yield from _walk(part, f"{full}.{label}.")
+
+
+def is_operational(model: type[BaseModel], field: str) -> bool:
+    """Return whether a field is declared to change no result."""
+    extra = model.model_fields[field].json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("operational"))
+
+
+def operational_fields(parameters: BaseModel) -> set[str]:
+    """Return the full names of all fields, and groups of fields, that change no result."""
+    return {full for full, model, field in _walk(parameters, "") if is_operational(type(model), field)}
+
+
+def effective(parameters: BaseModel) -> dict[str, Any]:
+    """Return every field that may change a result, by its full name, as plain values."""
+    without = operational_fields(parameters)
+    values = flattened(parameters.model_dump(mode="json"))
+    return {name: value for name, value in values.items() if not below(name, without)}
+
+
+def chosen_classes(parameters: BaseModel) -> dict[str, type[Any]]:
+    """Return the class of every choice, by the full name of the field."""
+    classes: dict[str, type[Any]] = {}
+    for full, model, field in _walk(parameters, ""):
+        choice = choice_of(type(model), field)
+        value = getattr(model, field)
+        if choice is not None and choice.mapping:
+            classes |= {f"{full}.{label}": choice.registry.of(part) for label, part in value.items()}
+        elif choice is not None:
+            classes[full] = choice.registry.of(value)
+    return classes
+
+
+def below(name: str, groups: Iterable[str]) -> bool:
+    """Return whether a parameter is one of the groups or in one of them."""
+    return any(name == group or name.startswith(f"{group}.") for group in groups)

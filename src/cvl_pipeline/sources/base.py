@@ -1,0 +1,145 @@
+"""The interface of sources: where episodes come from, and the environment they belong to."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, Field
+
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.schema import Registry, Strict
+
+if TYPE_CHECKING:
+    from cvl_pipeline.environments.base import Environment
+
+
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"[\w.\-]+", name.replace("{task}", "task")) or name.startswith("."):
+        raise ValueError("must be letters, digits, '.', '_', '-' and '{task}': it names a folder")
+    return name
+
+
+def _task(task: str) -> str:
+    if not re.fullmatch(r"\w[\w\-./:]*", task) or ".." in task:
+        raise ValueError("must be letters, digits, '_', '-', '/', ':' and '.', such as door-open-v3")
+    return task
+
+
+def _local(path: str | None) -> str | None:
+    if path is not None and "://" in path:
+        raise ValueError("must be a file or folder of this machine: download it first")
+    return path
+
+
+Task = Annotated[str, AfterValidator(_task)]
+LocalPath = Annotated[str | None, AfterValidator(_local)]
+
+
+class SourceParameters(Strict):
+    """The settings that every source has. A source adds its own."""
+
+    source: str = Field(description="Name of the source, or `module:Class` for one of your own.")
+    name: Annotated[str, AfterValidator(_folder_name)] = Field(
+        "{task}",
+        description="Folder of the artifacts. `{task}` stands for the task, or for the file's name where a file "
+        "is read.",
+    )
+
+    @property
+    def label(self) -> str:
+        """The task or the file, as reports name it."""
+        return str(getattr(self, "task", None) or PurePath(getattr(self, "path", None) or self.source).name)
+
+    @property
+    def folder(self) -> str:
+        """Name of the dataset's folder in every layer of ``data/``."""
+        return self.name.replace("{task}", re.sub(r"[^\w.\-]", "-", self.label.lstrip(".")))
+
+
+class Source(ABC):
+    """Where episodes come from.
+
+    A source of your own extends this class, with a model ``Parameters`` of its own settings. Choose it with
+    ``dataset.source=module:Class``.
+    """
+
+    Parameters: ClassVar[type[SourceParameters]] = SourceParameters
+
+    def __init__(self, parameters: Any) -> None:
+        """Keep the parameters, an instance of ``Parameters``."""
+        self.parameters = parameters
+
+    @abstractmethod
+    def load(self, seed: int, workers: int | None) -> tuple[Transitions, Rewards]:
+        """Collect, download or read the episodes.
+
+        Args:
+            seed: of a collection; files stay what they are.
+            workers: processes that collect; None: one per core.
+
+        Returns:
+            The episodes and their rewards, which are all NaN where the log has none.
+
+        Raises:
+            InputError: whatever is wrong with the source, in one line.
+        """
+
+    def make_environment(self, episode_steps: int | None = None) -> Callable[[], Environment] | None:
+        """Return a factory of the environment that policies are evaluated in; None if none is known.
+
+        The factory is importable by other processes: a class or function, or a ``functools.partial`` of one.
+
+        Args:
+            episode_steps: steps after which an episode is truncated; None: the environment's own limit.
+
+        Raises:
+            InputError: an unknown task or id.
+        """
+        return None
+
+    @property
+    def may_have_environment(self) -> bool:
+        """Whether an environment may be known, as far as the parameters alone can tell."""
+        return self.make_environment() is not None
+
+    @property
+    def environment_name(self) -> str:
+        """The environment's name in reports."""
+        return str(self.parameters.label)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that episodes are shared among, as observations number them; empty for a single one."""
+        return ()
+
+    @property
+    def slow_to_build(self) -> bool:
+        """Whether building the environment only to check it takes too long."""
+        return False
+
+    def score(self, mean_return: float) -> float | None:
+        """Return the normalised score of a mean return, 0 for random and 100 for expert; None if unknown."""
+        return None
+
+    def files(self) -> list[Path]:
+        """Return the files and folders that ``load`` reads, whose content counts."""
+        return []
+
+
+SOURCES: Registry[Source] = Registry(
+    "source",
+    "source",
+    "cvl_pipeline.sources.base:Source",
+    {
+        "metaworld": "cvl_pipeline.sources.metaworld:MetaWorld",
+        "pointmaze": "cvl_pipeline.sources.pointmaze:PointMaze",
+        "gymnasium": "cvl_pipeline.sources.gymnasium:Gymnasium",
+        "d4rl": "cvl_pipeline.sources.d4rl:D4RL",
+        "minari": "cvl_pipeline.sources.minari:Minari",
+        "files": "cvl_pipeline.sources.files:Files",
+    },
+)

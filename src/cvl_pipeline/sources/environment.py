@@ -1,0 +1,72 @@
+"""The environment that policies are evaluated in: the dataset's own, or the one that the user names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from cvl_pipeline.environments.base import Environment
+from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
+from cvl_pipeline.environments.parameters import EvaluationParameters
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.sources.base import SOURCES, Source, SourceParameters
+
+
+@dataclass(frozen=True)
+class EvaluationEnvironment:
+    """An environment to evaluate policies in.
+
+    Attributes:
+        make: makes it; importable by other processes.
+        name: in reports.
+        tasks: that episodes are shared among; empty for a single one.
+        slow_to_build: building it only to check it takes too long.
+    """
+
+    make: Callable[[], Environment]
+    name: str
+    tasks: tuple[str, ...] = ()
+    slow_to_build: bool = False
+
+    def check(self) -> None:
+        """Raise InputError unless the environment can be built."""
+        if not self.slow_to_build:
+            self.make().close()
+
+
+def environment_named(environment_id: str, episode_steps: int | None = None) -> EvaluationEnvironment:
+    """Return a Gymnasium environment by its id; ``check`` says whether it exists."""
+    return EvaluationEnvironment(partial(GymnasiumEnvironment, environment_id, episode_steps), environment_id)
+
+
+def has_environment(dataset: SourceParameters, evaluation: EvaluationParameters) -> bool:
+    """Return whether policies can be evaluated, as far as the parameters alone can tell."""
+    if evaluation.environment is not None:
+        return True
+    try:
+        return SOURCES.create(dataset).may_have_environment
+    except InputError:  # an unknown task, which the check before the run reports
+        return True
+
+
+def environment_for(dataset: SourceParameters, evaluation: EvaluationParameters) -> EvaluationEnvironment:
+    """Return the environment that policies are evaluated in.
+
+    Args:
+        dataset: the source, whose own environment or successor is taken.
+        evaluation: names another environment, if its ``environment`` is not null.
+
+    Raises:
+        InputError: no environment is known; an unknown task or id.
+    """
+    if evaluation.environment is not None:
+        return environment_named(evaluation.environment, evaluation.episode_steps)
+    source: Source = SOURCES.create(dataset)
+    factory = source.make_environment(evaluation.episode_steps)
+    if factory is None:
+        raise InputError(
+            f"no environment is known for dataset '{dataset.label}' (dataset.source {dataset.source}); name a "
+            "Gymnasium id in evaluation.environment to evaluate policies"
+        )
+    return EvaluationEnvironment(factory, source.environment_name, source.tasks, source.slow_to_build)
