@@ -1,41 +1,56 @@
-"""Code shared by the benchmarks: the pipeline's defaults, the results folder and table formatting."""
+"""Code shared by the benchmarks: runs of the pipeline, logs, records and tables."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import shlex
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-import yaml
+
+from cvl_pipeline.api import EpisodeData, load
 
 PROJECT = Path(__file__).parents[1]
 RESULTS = PROJECT / "benchmarks/results"
 
 
-def defaults(stage: str, environment: str | None = None) -> dict[str, Any]:
-    """Default parameters of a stage of the pipeline; ``environment`` names a folder of conf/ to add."""
-    merged: dict[str, Any] = {}
-    for folder in filter(None, ["base", environment]):
-        for file in sorted((PROJECT / "conf" / folder).glob("parameters*.yml")):
-            merged = _merged(merged, yaml.safe_load(file.read_text()))
-    values: dict[str, Any] = merged[stage]
-    return values
+def kedro_run(*arguments: str, params: str) -> float:
+    """Run the pipeline and return the seconds; exit the benchmark if the run fails."""
+    command = [str(Path(sys.executable).with_name("kedro")), "run", *arguments, "--params", params]
+    print(shlex.join(["kedro", *command[1:]]), flush=True)  # noqa: T201
+    start = time.perf_counter()
+    status = subprocess.run(command, cwd=PROJECT, check=False).returncode
+    if status:
+        sys.exit(status)
+    return time.perf_counter() - start
 
 
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Merge field by field, as the configuration loader does."""
-    return base | {
-        name: _merged(base[name], value) if isinstance(value, dict) and name in base else value
-        for name, value in changes.items()
-    }
+def read_data(folder: Path) -> EpisodeData:
+    """Read the artifacts that ``benchmarks.speed.write_log`` wrote."""
+    return EpisodeData(
+        *(load(folder / f"{kind}.safetensors") for kind in ("transitions", "split", "normalisation"))
+    )
 
 
 def machine() -> str:
     """Cores, architecture and torch version, for the record."""
     return f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
+
+
+def write_record(path: Path, **values: Any) -> dict[str, Any]:
+    """Write a benchmark's results as JSON, with the command and the machine, and return them."""
+    command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    record = {"command": command, "machine": machine(), **values}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    return record
 
 
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:

@@ -9,14 +9,11 @@ identifies the better critic without the environment. The seeds are those reserv
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import shlex
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -27,28 +24,22 @@ import torch
 from scipy import stats
 from torch import Generator, Tensor
 
-from benchmarks.common import PROJECT, RESULTS, defaults, machine, markdown
-from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
-from cvl_pipeline.dynamics.parameters import DynamicsParameters
-from cvl_pipeline.environments.evaluation import evaluate_metaworld, rollout_table
+from benchmarks.common import PROJECT, RESULTS, markdown, write_record
+from cvl_pipeline.api import EpisodeData, QFunction, evaluate, ingest, load, read_out
+from cvl_pipeline.dynamics.module import ContrastiveDynamics
 from cvl_pipeline.episodes.container import Transitions
-from cvl_pipeline.episodes.preparation import fit_normalisation, observed_returns, split_episodes
+from cvl_pipeline.episodes.preparation import fit_normalisation, observed_returns
 from cvl_pipeline.episodes.sampling import Draws, SegmentSampler
-from cvl_pipeline.io.artifacts import load_artifact
 from cvl_pipeline.networks.actor import Actor
-from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.mlp import mlp
-from cvl_pipeline.objectives.advantages import BASELINES, advantages
-from cvl_pipeline.objectives.module import train_policy
-from cvl_pipeline.objectives.parameters import PolicyParameters
-from cvl_pipeline.readout.build import build_readout
-from cvl_pipeline.readout.parameters import ReadoutParameters
-from cvl_pipeline.readout.q_function import QFunction
-from cvl_pipeline.sources.load import load
-from cvl_pipeline.sources.parameters import DatasetParameters
+from cvl_pipeline.objectives.advantages import MarginalActions, advantages
+from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
+from cvl_pipeline.objectives.training import train_policy
+from cvl_pipeline.parameters import StageParameters
+from cvl_pipeline.sources.environment import environment_for
 from cvl_pipeline.training.fit import fit
-from cvl_pipeline.tuning.trial import Log
 
+PARAMETERS = StageParameters()
 FOLDER = PROJECT / "data/ideas"
 DISCOUNTS = (0.9, 0.97, 0.99)
 """Discounts of the held-out returns on which all critics are measured, for any discount of their own."""
@@ -106,7 +97,7 @@ class Idea:
         action_free: V comes from a critic without actions.
     """
 
-    dynamics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    dynamics: dict[str, Any] = field(default_factory=dict)
     module: type[ContrastiveDynamics] = ContrastiveDynamics
     members: int = 1
     action_free: bool = False
@@ -126,32 +117,37 @@ IDEAS = {
 }
 
 
-def without_actions(log: Log) -> Log:
-    """Copy a log with all actions zero, so that its critic depends on states only."""
-    blank = dataclasses.replace(log.transitions, actions=torch.zeros_like(log.transitions.actions))
-    return dataclasses.replace(log, transitions=blank, normalisation=fit_normalisation(blank, log.split, 1.0))
+def without_actions(data: EpisodeData) -> EpisodeData:
+    """Copy episodes with all actions zero, so that their critic depends on states only."""
+    blank = replace(data.transitions, actions=torch.zeros_like(data.transitions.actions))
+    return replace(data, transitions=blank, normalisation=fit_normalisation(blank, data.split, 1.0))
 
 
-def collected(task: str, seed: int, workers: int | None) -> Log:
+def parameters_of(task: str) -> StageParameters:
+    """Return the default parameters for a task."""
+    dataset = PARAMETERS.dataset.model_copy(update={"task": task})
+    return PARAMETERS.model_copy(update={"dataset": dataset})
+
+
+def collected(task: str, seed: int, workers: int | None) -> EpisodeData:
     """Load the episodes of an earlier ``kedro run`` of a task, or collect new ones with the default settings."""
-    dataset, ingestion = defaults("dataset"), defaults("data_ingestion")
+    parameters = parameters_of(task)
     files = [
         PROJECT / f"data/01_raw/{task}/seed_{seed}/{name}.safetensors" for name in ("transitions", "rewards")
     ]
     if all(file.exists() for file in files):
-        transitions, rewards = (load_artifact(file) for file in files)
+        transitions, rewards = (load(file) for file in files)
     else:
-        transitions, rewards = load(DatasetParameters(**dataset | {"task": task}), seed, workers)
-    split = split_episodes(transitions, ingestion["validation_fraction"], seed)
-    return Log(transitions, rewards, split, fit_normalisation(transitions, split, ingestion["std_floor"]))
+        transitions, rewards = ingest(parameters.dataset, seed, workers)
+    return EpisodeData.prepare(transitions, rewards, parameters.data_ingestion, seed)
 
 
 class Critics:
     """Critics with their readouts; each is trained once and shared by all ideas that use it."""
 
-    def __init__(self, log: Log, seed: int) -> None:
-        """Train on ``log``; every member of an ensemble has its own seed."""
-        self._log = log
+    def __init__(self, data: EpisodeData, seed: int) -> None:
+        """Train on ``data``; every member of an ensemble has its own seed."""
+        self._data = data
         self._seed = seed
         self._trained: dict[str, QFunction] = {}
 
@@ -159,13 +155,12 @@ class Critics:
         """Q of one critic; ``blind``: without actions."""
         key = repr((sorted(idea.dynamics.items()), idea.module.__name__, member, blind))
         if key not in self._trained:
-            log = without_actions(self._log) if blind else self._log
+            data = without_actions(self._data) if blind else self._data
             seed = self._seed + 1000 * member
-            critic = trained(log, idea, seed)
-            readout = ReadoutParameters(**defaults("value_readout"))
-            self._trained[key] = QFunction(
-                critic, build_readout(critic, log.transitions, log.rewards, log.split, readout, seed)
-            )
+            module = idea.module(data, PARAMETERS.contrastive_dynamics.model_copy(update=idea.dynamics), seed)
+            fit(module, description="Training the contrastive critic")
+            critic = module.critic.cpu().eval()
+            self._trained[key] = QFunction(critic, read_out(critic, data, PARAMETERS.value_readout, seed))
         return self._trained[key]
 
     def q(self, idea: Idea) -> QFunction:
@@ -173,45 +168,36 @@ class Critics:
         members = tuple(self(idea, member) for member in range(idea.members))
         return members[0] if len(members) == 1 else Ensemble(members[0].critic, members[0].readout, members)
 
-    def baseline(self, idea: Idea) -> AbstractContextManager[Any]:
-        """Replace ``marginal_actions`` by the idea's V within the context."""
+    def state_value(self, idea: Idea) -> AbstractContextManager[Any]:
+        """Replace the default V(s) by the idea's within the context."""
         if not idea.action_free:
             return nullcontext()
         blind = self(idea, blind=True)
-        return patch.dict(
-            BASELINES,
-            marginal_actions=lambda q, transitions, index, *_: blind.in_batches(
-                transitions.states(index), torch.zeros_like(transitions.actions[index])
-            )[0],
-        )
+
+        def values(_: Any, q: QFunction, transitions: Transitions, index: Tensor, *__: Any) -> Tensor:
+            return blind.in_batches(transitions.states(index), torch.zeros_like(transitions.actions[index]))[
+                0
+            ]
+
+        return patch.object(MarginalActions, "values", values)
 
 
-def trained(log: Log, idea: Idea, seed: int) -> ContrastiveCritic:
-    """Train a critic with the pipeline's settings and the idea's changes."""
-    parameters = DynamicsParameters(**defaults("contrastive_dynamics") | idea.dynamics)
-    arguments = (log.transitions, log.split, log.normalisation, parameters, seed)
-    if idea.module is ContrastiveDynamics:
-        return train_dynamics(*arguments)[0]
-    module = idea.module(*arguments)
-    fit(module, description="Training the contrastive critic")
-    return module.critic.cpu().eval()
-
-
-def returns_per_step(log: Log, episodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def returns_per_step(data: EpisodeData, episodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """States (N, O), returns (N, discounts) as in ``value_table``, and steps left (N,)."""
-    data = log.transitions.select(episodes)
-    labels = log.rewards.select(log.transitions.transition_index(episodes))
-    index = torch.arange(len(data))
-    left = data.episode_starts[data.episode_of(index) + 1] - index
-    returns = [observed_returns(labels.rewards, data, discount) for discount in DISCOUNTS]
-    return data.states(), torch.stack(returns, 1).float(), left
+    assert data.rewards is not None
+    transitions = data.transitions.select(episodes)
+    labels = data.rewards.select(data.transitions.transition_index(episodes))
+    index = torch.arange(len(transitions))
+    left = transitions.episode_starts[transitions.episode_of(index) + 1] - index
+    returns = [observed_returns(labels.rewards, transitions, discount) for discount in DISCOUNTS]
+    return transitions.states(), torch.stack(returns, 1).float(), left
 
 
-def held_out_table(log: Log, seed: int) -> pd.DataFrame:
+def held_out_table(data: EpisodeData, seed: int) -> pd.DataFrame:
     """Returns of the held-out transitions, and residuals after a network's prediction from the state."""
-    states, returns, left = returns_per_step(log, log.split.validation)
-    train_states, train_returns, train_left = returns_per_step(log, log.split.train)
-    mean, std = log.normalisation.observation_mean, log.normalisation.observation_std
+    states, returns, left = returns_per_step(data, data.split.validation)
+    train_states, train_returns, train_left = returns_per_step(data, data.split.train)
+    mean, std = data.normalisation.observation_mean, data.normalisation.observation_std
     train_states, train_returns = (part[train_left > STEPS_LEFT] for part in (train_states, train_returns))
     centre, spread = train_returns.mean(0), train_returns.std(0)
     generator = Generator().manual_seed(seed)
@@ -250,48 +236,48 @@ def telling_actions(q: QFunction, data: Transitions) -> float:
 
 def study(task: str, seed: int, chosen: dict[str, Idea], folder: Path, workers: int | None) -> None:
     """Run all ideas on one log; save a table of held-out transitions and a record per idea."""
-    log = collected(task, seed, workers)
-    critics = Critics(log, seed)
-    data = log.transitions.select(log.split.validation)
-    states = data.states()
-    parameters = PolicyParameters(**defaults("policy_extraction"))
-    evaluation, steps = defaults("evaluation"), defaults("dataset")["episode_steps"]
+    parameters = parameters_of(task)
+    extraction = parameters.policy_extraction
+    assert isinstance(extraction, AdvantageWeightedRegression.Parameters)
+    environment = environment_for(parameters.dataset, parameters.evaluation)
+    data = collected(task, seed, workers)
+    critics = Critics(data, seed)
+    held_out = data.transitions.select(data.split.validation)
+    states = held_out.states()
     folder.mkdir(parents=True, exist_ok=True)
-    table = held_out_table(log, seed)
+    table = held_out_table(data, seed)
     records: list[dict[str, Any]] = []
     actions: dict[str, Tensor] = {}
     judges: dict[str, QFunction] = {}
     for name, idea in chosen.items():
         start = time.perf_counter()
         q = critics.q(idea)
-        with critics.baseline(idea):
-            actor, _ = train_policy(log.transitions, log.split, log.normalisation, parameters, seed, q=q)
+        with critics.state_value(idea):
+            actor, _ = train_policy(data, extraction, seed, values=q)
             table[f"advantage: {name}"] = advantages(
-                q, data, torch.arange(len(data)), parameters, seed
+                q, held_out, torch.arange(len(held_out)), extraction.state_value, seed
             ).numpy()
-        recorded = evaluate_metaworld(
-            actor, task, episodes=evaluation["episodes"], episode_steps=steps, seed=seed, workers=workers,
-            name=name,
-        )  # fmt: skip
-        rollouts = rollout_table(*recorded, seed)
+        rollouts = evaluate(
+            actor, environment, episodes=parameters.evaluation.episodes, seed=seed, workers=workers
+        )
         with torch.no_grad():
             assert isinstance(actor, Actor)
             actions[name] = actor(states)
-            table[f"log_prob: {name}"] = actor.log_prob(states, data.actions).numpy()
-        table[f"q: {name}"] = q.in_batches(states, data.actions)[0].numpy()
+            table[f"log_prob: {name}"] = actor.log_prob(states, held_out.actions).numpy()
+        table[f"q: {name}"] = q.in_batches(states, held_out.actions)[0].numpy()
         judges[name] = q
         records.append(
             {
                 "idea": name,
                 "success": float(rollouts["success"].mean()),
                 "return": float(rollouts["return"].mean()),
-                "telling actions": telling_actions(q, data),
+                "telling actions": telling_actions(q, held_out),
                 "seconds": time.perf_counter() - start,
             }
         )
         print(task, seed, records[-1], flush=True)  # noqa: T201
     for name, q in judges.items():
-        logged, _ = q.in_batches(states, data.actions)
+        logged, _ = q.in_batches(states, held_out.actions)
         for record in records:
             gain = q.in_batches(states, actions[record["idea"]])[0] - logged
             record[f"judged by: {name}"] = float(gain.mean() / logged.std())
@@ -385,15 +371,12 @@ def main() -> None:
         if not (arguments.report or (arguments.keep and (folder / "records.json").exists())):
             study(task, seed, chosen, folder, arguments.workers)
     ideas, ranks, records = summarise(arguments.tasks, arguments.seeds)
-    record = {
-        "command": shlex.join(["python", "-m", "benchmarks.ideas", *sys.argv[1:]]),
-        "machine": machine(),
-        "ideas": ideas.to_dict("records"),
-        "numbers": ranks.to_dict("records"),
-        "records": records,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "ideas.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_record(
+        RESULTS / "ideas.json",
+        ideas=ideas.to_dict("records"),
+        numbers=ranks.to_dict("records"),
+        records=records,
+    )
     print(markdown(ideas, digits=2))  # noqa: T201
     print("\nRank correlation of each number with the policies' returns, over the ideas\n")  # noqa: T201
     print(markdown(ranks, digits=2))  # noqa: T201

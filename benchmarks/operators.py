@@ -5,7 +5,6 @@ python -m benchmarks.operators
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -13,11 +12,10 @@ import pandas as pd
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.common import RESULTS, defaults, machine, markdown
+from benchmarks.common import RESULTS, markdown, read_data, write_record
 from benchmarks.speed import CRITICS, LARGE, Configuration, write_log
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
-from cvl_pipeline.io.artifacts import load_artifact
 
 STEPS = 40
 GROUPS = {
@@ -33,14 +31,13 @@ GROUPS = {
 
 def milliseconds_by_group(folder: Path, configuration: Configuration) -> dict[str, float]:
     """CPU milliseconds of each group of operators, and of all, in a training step without Lightning."""
-    inputs = [
-        load_artifact(folder / f"{name}.safetensors") for name in ("transitions", "split", "normalisation")
-    ]
-    critic = defaults("contrastive_dynamics")
-    training = critic["training"] | {"batch_size": configuration.batch, "accelerator": "cpu"}
-    parameters = DynamicsParameters(**critic | {"hidden": configuration.hidden, "training": training})
-    transitions, split, normalisation = inputs
-    module = ContrastiveDynamics(transitions, split, normalisation, parameters, 0)
+    parameters = DynamicsParameters.model_validate(
+        {
+            "hidden": configuration.hidden,
+            "training": {"batch_size": configuration.batch, "accelerator": "cpu"},
+        }
+    )
+    module = ContrastiveDynamics(read_data(folder), parameters, 0)
     module.on_fit_start()
     optimizer = module.configure_optimizers()
 
@@ -67,9 +64,7 @@ def main() -> None:
             | milliseconds_by_group(Path(folder), configuration)
             for configuration in (*CRITICS, LARGE)
         ]
-    record = {"command": "python -m benchmarks.operators", "machine": machine(), "milliseconds": rows}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "operators.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_record(RESULTS / "operators.json", milliseconds=rows)
     print(markdown(pd.DataFrame(rows), digits=2))  # noqa: T201
 
 

@@ -10,96 +10,81 @@ costs one inner product and one exponential per query.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import Generator, Tensor
+from torch import Generator
 
 from benchmarks import truth
-from benchmarks.common import RESULTS, defaults, machine, markdown
-from cvl_pipeline.dynamics.module import train_dynamics
+from benchmarks.common import RESULTS, markdown, write_record
+from cvl_pipeline.api import EpisodeData, QFunction, load_episodes, train_critic
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
-from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
-from cvl_pipeline.episodes.preparation import fit_normalisation, split_episodes
+from cvl_pipeline.episodes.container import Rewards
+from cvl_pipeline.episodes.preparation import split_episodes
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.readout.build import exact_readout, horizon_quantiles
 from cvl_pipeline.readout.diagnostics import readout_error
-from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout, feature_readout
 from cvl_pipeline.readout.references import References, all_references, compress, draw_references
-from cvl_pipeline.sources.load import load
-from cvl_pipeline.sources.parameters import DatasetParameters
+from cvl_pipeline.testing.builders import identity_normalisation
 
 TEMPERATURES = (0.05, 0.1, 0.25, 1.0)
 SIZES = (256, 1024, 4096, 16384, 65536)
 MOST_PROTOTYPES = 4096  # with more, Lloyd's algorithm takes more time than it saves
 QUERIES = 1000
+NO_HORIZONS = horizon_quantiles(0.5, 0)
 
 
-def grid_critics(steps: int) -> Iterator[tuple[float, ContrastiveCritic, Transitions, Rewards, Split]]:
-    """Train critics on the truth benchmark's grid, one per temperature."""
+def grid_data() -> EpisodeData:
+    """Simulate a log of the truth benchmark's grid."""
     transitions, rewards = truth.cases(12_000)["grid"].log(0)
     split = split_episodes(transitions, 0.1, 0)
+    return EpisodeData(transitions, split, identity_normalisation(transitions), rewards)
+
+
+def critics(data: EpisodeData, parameters: DynamicsParameters) -> Iterator[tuple[float, ContrastiveCritic]]:
+    """Train critics, one per temperature."""
     for temperature in TEMPERATURES:
-        parameters = truth.parameters(steps, temperature=temperature)
-        critic, _ = train_dynamics(transitions, split, truth.identity(transitions, split), parameters, 0)
-        yield temperature, critic, transitions, rewards, split
+        changed = parameters.model_copy(update={"temperature": temperature})
+        yield temperature, train_critic(data, changed).critic
 
 
-def metaworld_critics(
-    task: str, episodes: int, steps: int
-) -> Iterator[tuple[float, ContrastiveCritic, Transitions, Rewards, Split]]:
-    """Train critics on a Meta-World task, one per temperature, with default settings otherwise."""
-    dataset = DatasetParameters(**defaults("dataset") | {"task": task, "episodes": episodes})
-    transitions, rewards = load(dataset, seed=0, workers=None)
-    split = split_episodes(transitions, 0.1, 0)
-    normalisation: Normalisation = fit_normalisation(transitions, split, 1e-3)
-    for temperature in TEMPERATURES:
-        values = defaults("contrastive_dynamics")
-        training = values["training"] | {"steps": steps, "validation_interval": steps}
-        parameters = DynamicsParameters(**values | {"temperature": temperature, "training": training})
-        critic, _ = train_dynamics(transitions, split, normalisation, parameters, 0)
-        yield temperature, critic, transitions, rewards, split
-
-
-def made_readouts(
-    critic: ContrastiveCritic, everything: References, sizes: tuple[int, ...], drawn_only: bool
+def build_readouts(
+    critic: ContrastiveCritic, everything: References, sizes: tuple[int, ...], references_only: bool
 ) -> Iterator[tuple[str, int, Readout, float]]:
-    """Build readouts: name, size, readout and build seconds; ``drawn_only``: only with sampled references."""
-    none: Tensor = horizon_quantiles(0.5, 0)
+    """Build readouts: name, size, readout and build seconds; ``references_only``: only with sampled references."""
     temperature, discount = critic.temperature.detach(), critic.shape.discount
+
+    def exact(references: References) -> Readout:
+        return exact_readout(critic, references, NO_HORIZONS, discount)
+
+    def features(fourier: bool, size: int, generator: Generator) -> Readout:
+        return feature_readout(
+            everything, fourier, size, generator,
+            temperature=temperature, horizons=NO_HORIZONS, discount=discount, self_normalised=True,
+        )  # fmt: skip
+
+    recipes: dict[str, Callable[[int, Generator], Readout]] = {
+        "references": lambda n, g: exact(draw_references(everything, n, False, g)),
+        "references by reward": lambda n, g: exact(draw_references(everything, n, True, g)),
+        "prototypes": lambda n, g: exact(compress(everything, n, temperature, g)),
+        "random_fourier": partial(features, True),
+        "positive_random": partial(features, False),
+    }
     for size in sizes:
         generator = Generator().manual_seed(size)
-        recipes: dict[str, Any] = {
-            "references": lambda g, n: exact_readout(
-                critic, draw_references(everything, n, False, g), none, discount
-            ),
-            "references by reward": lambda g, n: exact_readout(
-                critic, draw_references(everything, n, True, g), none, discount
-            ),
-            "prototypes": lambda g, n: exact_readout(
-                critic, compress(everything, n, temperature, g), none, discount
-            ),
-        }
-        for method in ("random_fourier", "positive_random"):
-            recipes[method] = lambda g, n, method=method: feature_readout(
-                everything, method, n, g,
-                temperature=temperature, horizons=none, discount=discount, self_normalised=True,
-            )  # fmt: skip
         for name, make in recipes.items():
             if name == "prototypes" and size > MOST_PROTOTYPES:
                 continue
-            if drawn_only and not name.startswith("references"):
+            if references_only and not name.startswith("references"):
                 continue
             start = time.perf_counter()
-            readout = make(generator, size)
+            readout = make(size, generator)
             yield name, size, readout, time.perf_counter() - start
 
 
@@ -108,24 +93,23 @@ def measure(
     where: str,
     temperature: float,
     critic: ContrastiveCritic,
-    transitions: Transitions,
-    rewards: dict[str, Tensor],
-    split: Split,
+    data: EpisodeData,
     sizes: tuple[int, ...],
 ) -> list[dict[str, Any]]:
     """Compare every readout of a critic with the exact readout, on held-out pairs."""
-    held_out = transitions.transition_index(split.validation)
+    assert data.rewards is not None
+    transitions = data.transitions
+    held_out = transitions.transition_index(data.split.validation)
     index = held_out[torch.randint(len(held_out), (QUERIES,), generator=Generator().manual_seed(0))]
     queries = (transitions.states(index), transitions.actions[index])
     phi = critic.phi(*queries)
     rows = []
-    for reward, values in rewards.items():
-        everything = all_references(critic, transitions, Rewards(values, values > 0), split.train)
-        none = horizon_quantiles(0.5, 0)
-        exact = QFunction(critic, exact_readout(critic, everything, none, critic.shape.discount))
+    for reward, values in (("dense", data.rewards.rewards), ("sparse", data.rewards.successes.float())):
+        everything = all_references(critic, transitions, Rewards(values, values > 0), data.split.train)
+        exact = QFunction(critic, exact_readout(critic, everything, NO_HORIZONS, critic.shape.discount))
         truth_values, ess = exact.in_batches(*queries)
-        drawn_only = reward == "sparse"
-        for name, size, readout, seconds in made_readouts(critic, everything, sizes, drawn_only):
+        references_only = reward == "sparse"
+        for name, size, readout, seconds in build_readouts(critic, everything, sizes, references_only):
             start = time.process_time()  # CPU time, which excludes other work on the machine
             estimates = readout.values(phi)
             micros = (time.process_time() - start) / QUERIES * 1e6
@@ -183,23 +167,20 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     arguments = parser.parse_args()
     start = time.perf_counter()
-    rows = []
-    for where, critics in (
-        ("grid", grid_critics(arguments.steps // 4)),
-        (arguments.task, metaworld_critics(arguments.task, arguments.episodes, arguments.steps)),
-    ):
-        for temperature, critic, transitions, rewards, split in critics:
-            labels = {"dense": rewards.rewards, "sparse": rewards.successes.float()}
-            rows += measure(where, temperature, critic, transitions, labels, split, tuple(arguments.sizes))
+    steps, sizes = arguments.steps, tuple(arguments.sizes)
+    task_data = load_episodes("metaworld", task=arguments.task, episodes=arguments.episodes)
+    training = {"steps": steps, "validation_interval": steps}
+    rows = [
+        row
+        for where, data, parameters in (
+            ("grid", grid_data(), truth.parameters(steps // 4)),
+            (arguments.task, task_data, DynamicsParameters.model_validate({"training": training})),
+        )
+        for temperature, critic in critics(data, parameters)
+        for row in measure(where, temperature, critic, data, sizes)
+    ]
     table = pd.DataFrame(rows)
-    RESULTS.mkdir(exist_ok=True)
-    record = {
-        "command": shlex.join(["python", "-m", "benchmarks.readouts", *sys.argv[1:]]),
-        "machine": machine(),
-        "seconds": time.perf_counter() - start,
-        "rows": rows,
-    }
-    (RESULTS / "readouts.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_record(RESULTS / "readouts.json", seconds=time.perf_counter() - start, rows=rows)
     plot(table).savefig(RESULTS / "readouts.png", dpi=80)
     print("\nError, in standard deviations of the exact Q\n\n" + wide(table, "error", 3))  # noqa: T201
     print("\nRank correlation with the exact Q\n\n" + wide(table, "rank_correlation", 3))  # noqa: T201

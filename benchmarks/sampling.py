@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
 import subprocess
 import sys
@@ -26,11 +25,13 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.common import RESULTS, defaults, machine, markdown
+from benchmarks.common import RESULTS, markdown, write_record
+from cvl_pipeline.api import load, save
+from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.episodes.container import BLOCK, Transitions
 from cvl_pipeline.episodes.sampling import SegmentSampler
-from cvl_pipeline.io.artifacts import load_artifact, save_artifact
 
+CRITIC = DynamicsParameters()
 OBSERVATION, ACTION, STEPS = 11, 3, 1000
 """Sizes of D4RL's Hopper, with up to 1000 steps per episode: 56 bytes per transition, 5.6 GB for 10^8."""
 BATCHES, ROUNDS = 200, 30
@@ -61,12 +62,12 @@ def write_log(path: Path, transitions: int) -> None:
             action_low=-torch.ones(ACTION),
             action_high=torch.ones(ACTION),
         )
-        save_artifact(path, "transitions", log)
+        save(log, path)
 
 
 def make_sampler(path: Path) -> SegmentSampler:
     """Load and check the artifact and build the sampler with the default discount, as training does."""
-    return SegmentSampler(load_artifact(path, "transitions"), defaults("contrastive_dynamics")["discount"])
+    return SegmentSampler(load(path), CRITIC.discount)
 
 
 class Items(Dataset[tuple[Tensor, Tensor, Tensor]]):
@@ -107,8 +108,7 @@ def seconds_of_sampler(sampler: SegmentSampler, batch: int, per_episode: int, se
 
 def rate_of_items(path: Path, batch: int, batches: int = 40) -> float:
     """Measure the segments per second of the DataLoader, in this process."""
-    transitions = load_artifact(path, "transitions")
-    items = Items(transitions, defaults("contrastive_dynamics")["discount"])
+    items = Items(load(path), CRITIC.discount)
     loader = iter(DataLoader(items, batch_size=batch, sampler=_Uniform(len(items), 2 * batch * batches)))
     for _ in range(batches):  # warm-up
         next(loader)
@@ -189,12 +189,8 @@ def main() -> None:
     """Measure, save and print the table; the last line is the flatness."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--sizes", nargs="+", type=float, default=[1e5, 1e6, 1e7, 1e8])
-    parser.add_argument(
-        "--batch", type=int, default=defaults("contrastive_dynamics")["training"]["batch_size"]
-    )
-    parser.add_argument(
-        "--per-episode", type=int, default=defaults("contrastive_dynamics")["segments_per_episode"]
-    )
+    parser.add_argument("--batch", type=int, default=CRITIC.training.batch_size)
+    parser.add_argument("--per-episode", type=int, default=CRITIC.segments_per_episode)
     parser.add_argument(
         "--folder", type=Path, help="folder of the logs, which are deleted afterwards; 12 GB for 10^8"
     )
@@ -212,16 +208,13 @@ def main() -> None:
         table = measure(Path(folder), possible, arguments.batch, arguments.per_episode)
     rates = table["segments_per_second"]
     flatness = float(rates.min() / rates.max())
-    record = {
-        "command": shlex.join(["python", "-m", "benchmarks.sampling", *sys.argv[1:]]),
-        "machine": machine(),
-        "batch": arguments.batch,
-        "per_episode": arguments.per_episode,
-        "flatness": flatness,
-        "rows": json.loads(table.to_json(orient="records")),
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "sampling.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_record(
+        RESULTS / "sampling.json",
+        batch=arguments.batch,
+        per_episode=arguments.per_episode,
+        flatness=flatness,
+        rows=json.loads(table.to_json(orient="records")),
+    )
     print(markdown(table, digits=0))  # noqa: T201
     print(f"flatness={flatness:.2f}")  # noqa: T201
 

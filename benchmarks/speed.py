@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -29,13 +28,16 @@ import pandas as pd
 import torch
 from torch import Generator
 
-from benchmarks.common import PROJECT, RESULTS, defaults, machine, markdown
+from benchmarks.common import PROJECT, RESULTS, machine, markdown, write_record
 from benchmarks.peers.harness import Job
 from benchmarks.peers.product import SIZE
 from benchmarks.scaling import weak_scaling
+from cvl_pipeline.api import EpisodeData, IngestionParameters
+from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.episodes.container import Split, Transitions
 from cvl_pipeline.episodes.preparation import fit_normalisation
 from cvl_pipeline.io.artifacts import save_artifact
+from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
 
 OBSERVATION, ACTION, EPISODES, STEPS = 39, 4, 360, 200
 """Sizes of a Meta-World log; every tenth episode is held out."""
@@ -158,8 +160,8 @@ def write_log(folder: Path, episodes: int = EPISODES, steps: int = STEPS) -> Non
     )
     held_out = torch.arange(episodes) % 10 == 9
     split = Split(torch.where(~held_out)[0], torch.where(held_out)[0])
-    normalisation = fit_normalisation(transitions, split, defaults("data_ingestion")["std_floor"])
-    for kind, artifact in (("transitions", transitions), ("split", split), ("normalisation", normalisation)):
+    normalisation = fit_normalisation(transitions, split, IngestionParameters().std_floor)
+    for kind, artifact in EpisodeData(transitions, split, normalisation).parts().items():
         save_artifact(folder / f"{kind}.safetensors", kind, artifact)
     train = transitions.select(split.train)
     advantages, rewards = torch.randn(2, len(train), generator=generator)
@@ -249,14 +251,13 @@ def job_of(
     contender: Contender, configuration: Configuration, folder: Path, device: str, seconds: float
 ) -> Job:
     """Build a job with this package's default settings and the configuration's sizes."""
-    critic, policy = defaults("contrastive_dynamics"), defaults("policy_extraction")
+    critic, policy = DynamicsParameters(), AdvantageWeightedRegression.Parameters()
     return Job(
         folder=str(folder), stage=configuration.stage, hidden=configuration.hidden,
         batch=configuration.batch, representation=REPRESENTATION, precision=contender.precision,
-        device=device, seconds=seconds, method=contender.method, discount=critic["discount"],
-        temperature=critic["temperature"], per_episode=critic["segments_per_episode"],
-        learning_rate=critic["training"]["learning_rate"], beta=policy["beta"],
-        max_weight=policy["max_weight"],
+        device=device, seconds=seconds, method=contender.method, discount=critic.discount,
+        temperature=critic.temperature, per_episode=critic.segments_per_episode,
+        learning_rate=critic.training.learning_rate, beta=policy.beta, max_weight=policy.max_weight,
     )  # fmt: skip
 
 
@@ -493,15 +494,8 @@ def main() -> None:
         measured = measure(Path(folder), chosen, devices, arguments.rounds, arguments.seconds)
         measured["shares"] = shares(Path(folder), devices, arguments.rounds * arguments.seconds)
         measured["scaling"] = [row for critic in CRITICS for row in weak_scaling(Path(folder), critic.batch)]
-    record = {
-        "command": shlex.join(["python", "-m", "benchmarks.speed", *sys.argv[1:]]),
-        "machine": machine() + gpu,
-        "load_before": load,
-        **measured,
-    }
-    record["summary"] = {device: summary(record, device) for device in devices}
-    RESULTS.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    measured["summary"] = {device: summary(measured, device) for device in devices}
+    record = write_record(path, machine=machine() + gpu, load_before=load, **measured)
     print(tables(record))  # noqa: T201
     print(" ".join(f"{name}={value:.2f}" for name, value in record["summary"]["cpu"].items()))  # noqa: T201
 

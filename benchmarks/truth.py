@@ -9,10 +9,7 @@ results of the default settings, averaged over MDPs and seeds.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import shlex
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,20 +21,21 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from scipy import stats
-from torch import Generator, Tensor
+from torch import Generator
 
-from benchmarks.common import RESULTS, defaults, machine, markdown
+from benchmarks.common import RESULTS, markdown, write_record
+from cvl_pipeline.api import EpisodeData, QFunction
 from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.environments.rollouts import available_cores
-from cvl_pipeline.episodes.container import Rewards, Split, Transitions
-from cvl_pipeline.episodes.preparation import fit_normalisation, split_episodes
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.preparation import split_episodes
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.readout.build import exact_readout, horizon_quantiles
 from cvl_pipeline.readout.moving_average import MovingFeatures
-from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout, feature_readout
 from cvl_pipeline.readout.references import all_references, compress, draw_references
+from cvl_pipeline.testing.builders import identity_normalisation
 from cvl_pipeline.testing.finite_mdp import FiniteMDP, Floats, chain, grid_world
 
 DEFAULT_LOSS, DEFAULT_READOUT = "symmetric_infonce", "exact, self-normalised"
@@ -76,7 +74,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "symmetric_infonce, raw": {"representation": "raw", "temperature": 1.0},
     "symmetric_infonce, horizon-conditioned": {"horizon_conditioning": True},
     "infonce": {"loss": "infonce"},
-    "infonce, logsumexp penalty 0.01": {"loss": "infonce", "logsumexp_penalty": 0.01},
+    "infonce, logsumexp penalty 0.01": {"loss": {"name": "infonce", "logsumexp_penalty": 0.01}},
     "nce": {"loss": "nce"},
     "nce, raw": {"loss": "nce", "representation": "raw", "temperature": 1.0},
 }
@@ -84,29 +82,21 @@ LOSSES: dict[str, dict[str, Any]] = {
 
 def parameters(steps: int, **changes: Any) -> DynamicsParameters:
     """Build parameters: the pipeline's defaults where they matter (loss, temperature), with small networks."""
+    training = {"steps": steps, "validation_interval": steps, "accelerator": "cpu"}
     values: dict[str, Any] = {
-        "discount": 0.9, "loss": DEFAULT_LOSS, "logsumexp_penalty": 0.0, "horizon_conditioning": False,
-        "representation": "unit_norm", "representation_size": 32, "hidden": (64, 64), "temperature": 0.1,
-        "learned_temperature": False, "segments_per_episode": 4, "validation_batches": 1, "keep": "last",
-        "patience": None,
-        "training": defaults("contrastive_dynamics")["training"] | {
-            "steps": steps, "batch_size": 256, "learning_rate": 1e-3, "validation_interval": steps,
-            "precision": "float32", "accelerator": "cpu",
-        },
+        "discount": 0.9, "representation_size": 32, "hidden": (64, 64), "validation_batches": 1,
+        "training": training,
     }  # fmt: skip
-    return DynamicsParameters(**(values | changes))
+    return DynamicsParameters.model_validate(values | changes)
 
 
 def readouts(
-    critic: ContrastiveCritic,
-    transitions: Transitions,
-    rewards: Rewards,
-    split: Split,
-    moving: MovingFeatures | None,
+    critic: ContrastiveCritic, data: EpisodeData, moving: MovingFeatures | None
 ) -> dict[str, Readout]:
     """Build all readouts of a critic."""
+    assert data.rewards is not None
     generator = Generator().manual_seed(0)
-    everything = all_references(critic, transitions, rewards, split.train)
+    everything = all_references(critic, data.transitions, data.rewards, data.split.train)
     summed = draw_references(everything, SUMMED, False, generator)
     discount, temperature = critic.shape.discount, critic.temperature.detach()
     horizons = horizon_quantiles(discount, HORIZONS if critic.shape.horizon_conditioning else 0)
@@ -123,11 +113,11 @@ def readouts(
         ),
         "exact, 16 prototypes": exact(compress(everything, 16, temperature, generator)),
     }
-    for method in ("random_fourier", "positive_random"):
+    for method, fourier in (("random_fourier", True), ("positive_random", False)):
         for normalised in (True, False):
             name = f"{method}, {'self-normalised' if normalised else 'unnormalised'}"
             by_name[name] = feature_readout(
-                summed, method, FEATURES, generator,
+                summed, fourier, FEATURES, generator,
                 temperature=temperature, horizons=horizons, discount=discount, self_normalised=normalised,
             )  # fmt: skip
     if moving is not None:
@@ -217,24 +207,21 @@ def one_critic(job: tuple[str, str, int, int, int]) -> list[dict[str, Any]]:
     case = cases(transitions_wanted)[case_name]
     transitions, rewards = case.log(seed)
     noise = noise_level(case.mdp, transitions)
-    split = split_episodes(transitions, 0.05, seed)
-    used, labels = transitions, rewards
     if loss == "without absorbing state":
-        used = replace(
-            used, terminated=torch.zeros_like(used.terminated), truncated=torch.ones_like(used.truncated)
-        )
+        ends = transitions.terminated
+        transitions = replace(transitions, terminated=torch.zeros_like(ends), truncated=torch.ones_like(ends))
+    split = split_episodes(transitions, 0.05, seed)
+    data = EpisodeData(transitions, split, identity_normalisation(transitions), rewards)
     settings = parameters(steps, **LOSSES.get(loss, {}))
     moving = None
     if loss == DEFAULT_LOSS:
         moving = MovingFeatures(
-            labels.rewards, features=FEATURES, size=settings.representation_size,
+            rewards.rewards, features=FEATURES, size=settings.representation_size,
             temperature=settings.temperature, decay=0.99, seed=seed,
         )  # fmt: skip
-    critic, _ = train_dynamics(used, split, identity(used, split), settings, seed, observer=moving)
-    critic.requires_grad_(False)
-    by_name = readouts(critic, used, labels, split, moving)
+    critic = train_dynamics(data, settings, seed, observer=moving).critic.requires_grad_(False)
     rows = []
-    for name, readout in by_name.items():
+    for name, readout in readouts(critic, data, moving).items():
         start = time.perf_counter()
         values = q_table(case.mdp, QFunction(critic, readout))
         micros = (time.perf_counter() - start) / values.size * 1e6
@@ -245,13 +232,6 @@ def one_critic(job: tuple[str, str, int, int, int]) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     return rows
-
-
-def identity(transitions: Transitions, split: Split) -> Any:
-    """Normalisation that leaves one-hot inputs unchanged."""
-    fit = fit_normalisation(transitions, split, 1.0)
-    zeros: Tensor = torch.zeros_like(fit.observation_mean)
-    return replace(fit, observation_mean=zeros, action_mean=torch.zeros_like(fit.action_mean))
 
 
 def summarise(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -360,18 +340,15 @@ def main() -> None:
     )
     by_mdp = summarise(rows[(rows["loss"] == DEFAULT_LOSS) & (rows["readout"] == DEFAULT_READOUT)], ["mdp"])
     noise = rows.groupby("mdp", sort=False)[["noise", "clear_states"]].mean().reset_index()
-    record = {
-        "command": shlex.join(["python", "-m", "benchmarks.truth", *sys.argv[1:]]),
-        "machine": machine(),
-        "seconds": time.perf_counter() - start,
-        "table": table.to_dict("records"),
-        "default_by_mdp": by_mdp.to_dict("records"),
-        "absorbing_state": absorbing.to_dict("records"),
-        "ends": ends.to_dict("records"),
-        "noise": noise.to_dict("records"),
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "truth.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_record(
+        RESULTS / "truth.json",
+        seconds=time.perf_counter() - start,
+        table=table.to_dict("records"),
+        default_by_mdp=by_mdp.to_dict("records"),
+        absorbing_state=absorbing.to_dict("records"),
+        ends=ends.to_dict("records"),
+        noise=noise.to_dict("records"),
+    )
     plot(rows, table, arguments.transitions).savefig(RESULTS / "truth.png", dpi=90)
     print("\nLosses and readouts, mean over the MDPs\n\n" + markdown(table))  # noqa: T201
     print("\nThe default on each MDP\n\n" + markdown(by_mdp))  # noqa: T201

@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmarks.common import PROJECT, RESULTS, machine
+from benchmarks.common import PROJECT, RESULTS, kedro_run, write_record
 from benchmarks.success import resampled_means
 
 FOLDER = PROJECT / "data/benchmark_tuning"
@@ -30,25 +26,16 @@ SETTINGS = {"defaults": "false", "tuned": "true"}
 MEASURES = "contrastive_loss mutual_information_bound success_rate return_mean"
 
 
-def kedro(*arguments: str) -> float:
-    """Run Kedro and return the seconds."""
-    command = [str(Path(sys.executable).with_name("kedro")), "run", *arguments]
-    print(shlex.join(["kedro", *command[1:]]), flush=True)  # noqa: T201
-    start = time.perf_counter()
-    subprocess.run(command, cwd=PROJECT, check=True)
-    return time.perf_counter() - start
-
-
 def run(task: str, seeds: list[int], workers: int) -> float:
     """Run the study, then every seed with both settings, and copy their rollouts; return the study's seconds."""
-    seconds = kedro(
+    seconds = kedro_run(
         "--pipelines", "data_ingestion,tuning",
-        "--params", f"dataset.task={task},tuning.workers={workers},tuning.measures={MEASURES}",
+        params=f"dataset.task={task},tuning.workers={workers},tuning.measures={MEASURES}",
     )  # fmt: skip
     for seed in seeds:
         for setting, tuned in SETTINGS.items():
-            kedro("--params", f"dataset.task={task},tuned={tuned},seed={seed}")
-            rollouts = PROJECT / f"data/07_model_output/{task}/seed_{seed}/rollouts.parquet"
+            kedro_run(params=f"dataset.task={task},tuned={tuned},seed={seed}")
+            rollouts = PROJECT / f"data/07_model_output/{task}/seed_{seed}/cvl_rollouts.parquet"
             copy = table_path(task, seed, setting)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(rollouts, copy)
@@ -91,17 +78,15 @@ def main() -> None:
     arguments = parser.parse_args()
     seconds = None if arguments.report else run(arguments.task, arguments.seeds, arguments.workers)
     study = PROJECT / f"data/08_reporting/{arguments.task}/tuning/study"
-    record = {
-        "command": shlex.join(["python", "-m", "benchmarks.tuning", *sys.argv[1:]]),
-        "machine": machine(),
-        "seconds_of_the_study": seconds,
-        "study": json.loads((study / "tuning_report.json").read_text()),
-        "best": json.loads((study / "best_parameters.json").read_text()),
-        "success": summarise(arguments.task, arguments.seeds),
-    }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "tuning.json").write_text(json.dumps(record, indent=2) + "\n")
-    for name, result in record["success"].items():
+    success = summarise(arguments.task, arguments.seeds)
+    write_record(
+        RESULTS / "tuning.json",
+        seconds_of_the_study=seconds,
+        study=json.loads((study / "tuning_report.json").read_text()),
+        best=json.loads((study / "best_parameters.json").read_text()),
+        success=success,
+    )
+    for name, result in success.items():
         seeds = ", ".join(f"{value:+.2f}" if name == "gain" else f"{value:.2f}" for value in result["seeds"])
         print(f"{name}: {result['mean']:.2f} [{result['ci'][0]:.2f}, {result['ci'][1]:.2f}] ({seeds})")  # noqa: T201
 

@@ -28,30 +28,30 @@ def _is(value: ast.expr | None, constant: object) -> bool:
 
 
 def unsafe(tree: ast.AST) -> list[str]:
-    """What in the code could run what a file holds."""
-    found = []
+    """Names in the code that could run the contents of a file."""
+    names_found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = (
                 [name.name for name in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             )
-            found += [name for name in names if name.split(".")[0] in MODULES]
+            names_found += [name for name in names if name.split(".")[0] in MODULES]
         if not isinstance(node, ast.Call):
             continue
         name, arguments = _name(node), {keyword.arg: keyword.value for keyword in node.keywords}
         last = name.split(".")[-1]
         method = isinstance(node.func, ast.Attribute)
         if last in CALLS and not (last in ("eval", "exec") and method):  # a module's own eval()
-            found.append(last)
+            names_found.append(last)
         if name == "torch.load" and not _is(arguments.get("weights_only"), True):
-            found.append(name)
+            names_found.append(name)
         if name in ("np.load", "numpy.load") or (
             "allow_pickle" in arguments and not _is(arguments["allow_pickle"], False)
         ):
-            found.append(f"{name} allow_pickle")
+            names_found.append(f"{name} allow_pickle")
         if name == "yaml.load":
-            found.append(name)
-    return found
+            names_found.append(name)
+    return names_found
 
 
 def test_no_module_of_the_package_can_unpickle_or_evaluate() -> None:
@@ -71,7 +71,7 @@ def test_no_module_of_the_package_can_unpickle_or_evaluate() -> None:
         "yaml.load(f, Loader=yaml.Loader)", "yaml.unsafe_load(f)", "pd.read_pickle(f)", "eval(x)", "exec(x)",
     ],
 )  # fmt: skip
-def test_what_would_is_found(code: str) -> None:
+def test_unsafe_code_is_found(code: str) -> None:
     assert unsafe(ast.parse(code))
 
 
@@ -79,5 +79,5 @@ def test_what_would_is_found(code: str) -> None:
     "code",
     ["torch.load(f, weights_only=True)", "NpzFile(f, allow_pickle=False)", "yaml.safe_load(f)", "m.eval()"],
 )
-def test_what_would_not_is_not(code: str) -> None:
+def test_safe_code_is_not_reported(code: str) -> None:
     assert not unsafe(ast.parse(code))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -11,17 +10,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import defaults
+from benchmarks.common import read_data
 from benchmarks.peers.harness import Job, Train, given_job, report, timed
+from cvl_pipeline.api import EpisodeData, QFunction, read_out
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
-from cvl_pipeline.episodes.container import Normalisation, Split, Transitions
-from cvl_pipeline.io.artifacts import load_artifact
-from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
-from cvl_pipeline.objectives.module import PolicyExtraction
-from cvl_pipeline.objectives.parameters import PolicyParameters
-from cvl_pipeline.readout.q_function import QFunction
-from cvl_pipeline.readout.readouts import ExactReadout
+from cvl_pipeline.episodes.container import Rewards
+from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
+from cvl_pipeline.objectives.training import PolicyExtraction
 from cvl_pipeline.training.fit import fit
 from cvl_pipeline.training.module import OfflineModule
 
@@ -52,10 +48,9 @@ class TimedPolicy(Clock, PolicyExtraction):
     """Training of the policy with a clock."""
 
 
-def training_values(job: Job, stage: str, steps: int) -> dict[str, Any]:
-    """Training parameters of the pipeline, with the job's sizes and one validation, after the last step."""
-    values: dict[str, Any] = defaults(stage)["training"]
-    return values | {
+def training_values(job: Job, steps: int) -> dict[str, Any]:
+    """Training parameters with the job's sizes and one validation, after the last step."""
+    return {
         "steps": steps,
         "batch_size": job.batch,
         "learning_rate": job.learning_rate,
@@ -66,68 +61,50 @@ def training_values(job: Job, stage: str, steps: int) -> dict[str, Any]:
     }
 
 
-def dynamics_parameters(job: Job, steps: int) -> DynamicsParameters:
+def dynamics_parameters(job: Job, steps: int, **changes: Any) -> DynamicsParameters:
     """Parameters of the critic."""
-    stage = "contrastive_dynamics"
-    changes = {
-        "discount": job.discount, "loss": "symmetric_infonce", "representation": "unit_norm",
-        "representation_size": job.representation, "hidden": job.hidden, "temperature": job.temperature,
-        "segments_per_episode": job.per_episode, "validation_batches": 1,
-        "training": training_values(job, stage, steps),
+    values = {
+        "discount": job.discount, "representation_size": job.representation, "hidden": job.hidden,
+        "loss": "symmetric_infonce", "representation": "unit_norm", "temperature": job.temperature,
+        "segments_per_episode": job.per_episode, "validation_batches": 1, "training": training_values(job, steps),
     }  # fmt: skip
-    return DynamicsParameters(**defaults(stage) | changes)
+    return DynamicsParameters.model_validate(values | changes)
 
 
-def policy_parameters(job: Job, steps: int) -> PolicyParameters:
+def policy_parameters(job: Job, steps: int) -> AdvantageWeightedRegression.Parameters:
     """Parameters of the policy, for advantage-weighted regression; V is not timed, so it takes one action."""
-    stage = "policy_extraction"
-    changes = {
-        "objective": "awr", "hidden": job.hidden, "beta": job.beta, "max_weight": job.max_weight,
-        "baseline": "marginal_actions", "baseline_actions": 1,
-        "training": training_values(job, stage, steps),
+    values = {
+        "hidden": job.hidden, "beta": job.beta, "max_weight": job.max_weight, "state_value": {"actions": 1},
+        "training": training_values(job, steps),
     }  # fmt: skip
-    return PolicyParameters(**defaults(stage) | changes)
+    return AdvantageWeightedRegression.Parameters.model_validate(values)
 
 
-def read(job: Job) -> tuple[Transitions, Split, Normalisation]:
+def read(job: Job) -> EpisodeData:
     """Read the artifacts."""
-    transitions, split, normalisation = (
-        load_artifact(Path(job.folder) / f"{kind}.safetensors", kind)
-        for kind in ("transitions", "split", "normalisation")
-    )
-    return transitions, split, normalisation
+    return read_data(Path(job.folder))
 
 
-def small_q(job: Job, transitions: Transitions, normalisation: Normalisation) -> QFunction:
+def small_q(job: Job, data: EpisodeData) -> QFunction:
     """Build a small Q; advantages are computed before the first step, so its size does not affect the time."""
-    shape = CriticShape(
-        observation_shape=tuple(transitions.observations.shape[1:]),
-        action_size=transitions.actions.shape[1], hidden=(8,), representation_size=4,
-        representation="unit_norm", temperature=job.temperature, learned_temperature=False,
-        discount=job.discount, horizon_conditioning=False,
-    )  # fmt: skip
-    critic = ContrastiveCritic(shape, normalisation).requires_grad_(False)
-    count = 16
-    readout = ExactReadout(
-        temperature=critic.temperature, horizons=torch.empty(0, dtype=torch.int64), discount=job.discount,
-        self_normalised=True, rewards=torch.linspace(0.0, 1.0, count),
-        psi=critic.psi(transitions.observations[:count], torch.zeros(count, dtype=torch.bool)),
-        log_weights=torch.full((count,), -math.log(count)),
-    )  # fmt: skip
-    return QFunction(critic, readout)
+    small = dynamics_parameters(job, 1, hidden=(8,), representation_size=4)
+    critic = ContrastiveDynamics(data, small, 0).critic
+    rewards = torch.linspace(0.0, 1.0, len(data.transitions))
+    labelled = data.with_rewards(Rewards(rewards, rewards > 1.0))
+    return QFunction(critic, read_out(critic, labelled, references=16))
 
 
 def trainer(job: Job) -> Train:
     """Make a Train that times ``fit`` with Lightning, without startup, advantages and validation."""
-    transitions, split, normalisation = read(job)
-    q = small_q(job, transitions, normalisation) if job.stage == "policy" else None
+    data = read(job)
+    q = small_q(job, data) if job.stage == "policy" else None
 
     def train(steps: int) -> tuple[int, float]:
         module: TimedDynamics | TimedPolicy
         if job.stage == "policy":
-            module = TimedPolicy(transitions, split, normalisation, policy_parameters(job, steps), 0, q)
+            module = TimedPolicy(data, policy_parameters(job, steps), 0, q)
         else:
-            module = TimedDynamics(transitions, split, normalisation, dynamics_parameters(job, steps), 0)
+            module = TimedDynamics(data, dynamics_parameters(job, steps), 0)
         fit(module, description=job.stage)
         return steps, module.ended - module.began
 
@@ -145,8 +122,7 @@ class ClockedDynamics(TimedDynamics):
 
     def __init__(self, job: Job, steps: int) -> None:
         """Read the log and set the clocks to zero."""
-        transitions, split, normalisation = read(job)
-        super().__init__(transitions, split, normalisation, dynamics_parameters(job, steps), 0)
+        super().__init__(read(job), dynamics_parameters(job, steps), 0)
         self.job = job
         self.spent = dict.fromkeys(PIECES, 0.0)
 

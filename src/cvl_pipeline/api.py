@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from torch import nn
@@ -34,9 +33,9 @@ from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout
 from cvl_pipeline.readout.rewards import label, warn_of_rare_goal
 from cvl_pipeline.schema import Strict, validated
+from cvl_pipeline.sources.arrays import load_arrays
 from cvl_pipeline.sources.base import SOURCES, SourceParameters
 from cvl_pipeline.sources.environment import EvaluationEnvironment, environment_named
-from cvl_pipeline.sources.steps import Steps, episodes_from_steps
 from cvl_pipeline.training import launch
 
 if TYPE_CHECKING:
@@ -56,6 +55,7 @@ def episodes_from_arrays(
     next_observations: ArrayLike | None = None,
     action_low: ArrayLike | None = None,
     action_high: ArrayLike | None = None,
+    action_count: int | None = None,
     seed: int = 0,
 ) -> EpisodeData:
     """Make episodes from arrays with one row per step, episode after episode.
@@ -73,46 +73,19 @@ def episodes_from_arrays(
         next_observations: like observations, where the step led.
         action_low: (A,), the smallest action the environment accepts; None: the smallest in the log.
         action_high: (A,), the largest, likewise.
+        action_count: how many choices there are, if actions are choices; None: the largest number in the log, plus
+            one.
         seed: of the choice of episodes that are held out.
 
     Raises:
-        InputError: whatever is wrong with the arrays, by name and place.
+        InputError: whatever is wrong with the arrays, by name, place and value.
     """
-
-    def rows(name: str, values: ArrayLike) -> Any:
-        array = np.asarray(values)
-        if array.dtype.kind not in "biuf":
-            raise InputError(f"{name} are {array.dtype}, not numbers")
-        return array
-
-    taken = rows("actions", actions)
-    discrete = taken.ndim == 1
-    if discrete:
-        taken = _one_hot(taken)
-    count = len(taken)
-    optional = {"rewards": rewards, "successes": successes, "next_observations": next_observations}
-    given = {name: rows(name, values) for name, values in optional.items() if values is not None}
-    for name in ("rewards", "successes"):
-        if name in given and given[name].shape != (count,):
-            raise InputError(f"{name} have shape {given[name].shape}, not ({count},): one number per step")
-    flags = {
-        name: np.zeros(count, dtype=bool) if values is None else rows(name, values).astype(bool)
-        for name, values in (("terminated", terminated), ("truncated", truncated))
-    }
-    bounds = None
-    if action_low is not None or action_high is not None:
-        low = taken.min(0) if action_low is None else np.asarray(action_low, dtype=np.float32)
-        high = taken.max(0) if action_high is None else np.asarray(action_high, dtype=np.float32)
-        bounds = (low, high)
-    steps = Steps(rows("observations", observations), taken, **flags, **given, discrete=discrete)
-    transitions, logged = episodes_from_steps(steps, "arrays", bounds)
+    transitions, logged = load_arrays(
+        observations, actions, rewards, terminated=terminated, truncated=truncated, successes=successes,
+        next_observations=next_observations, action_low=action_low, action_high=action_high,
+        action_count=action_count,
+    )  # fmt: skip
     return EpisodeData.prepare(transitions, logged, seed=seed)
-
-
-def _one_hot(codes: Any) -> Any:
-    if codes.dtype.kind not in "iu" or len(codes) == 0 or codes.min() < 0:
-        raise InputError("actions of shape (N,) are choices: integers from 0 on; give vectors as (N, A)")
-    return np.eye(max(2, int(codes.max()) + 1), dtype=np.float32)[codes]
 
 
 def load_episodes(source: str | SourceParameters, seed: int = 0, **settings: Any) -> EpisodeData:
@@ -194,6 +167,8 @@ def train_critic(
     """
     if parameters is None:
         parameters = validated(DynamicsParameters, settings)
+    elif settings:
+        raise InputError("contrastive_dynamics: give parameters, or settings, not both")
     trained: TrainedCritic = launch.train(  # type: ignore[assignment]
         CriticJob(data.without_rewards(), parameters, seed), checkpoints, logs, watch
     )
@@ -338,8 +313,10 @@ def roll_out(
         name: of the policy, in the progress bar.
 
     Raises:
-        InputError: the environment's observations or actions are not the policy's.
+        InputError: the environment's observations or actions are not the policy's; no episodes.
     """
+    if episodes < 1:
+        raise InputError(f"episodes is {episodes}; give at least 1")
     return run_policy(
         policy, environment.make, episodes=episodes, seed=seed, workers=workers, name=name,
         tasks=len(environment.tasks) or 1,
@@ -378,6 +355,10 @@ def evaluate(
 def save(artifact: Any, path: Path | str) -> None:
     """Write episodes, rewards, a critic, a readout or a policy to a ``.safetensors`` file, atomically.
 
+    Args:
+        artifact: the object; of EpisodeData, its parts, such as ``data.transitions``.
+        path: the file; missing folders are created.
+
     Raises:
         InputError: an object that is none of these.
     """
@@ -386,6 +367,9 @@ def save(artifact: Any, path: Path | str) -> None:
 
 def load(path: Path | str) -> Any:
     """Read an object that ``save`` or the pipeline wrote, and check that its file is whole.
+
+    Args:
+        path: the file.
 
     Raises:
         InputError: a missing, damaged or foreign file.

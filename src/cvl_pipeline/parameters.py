@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.environments.parameters import EvaluationParameters
@@ -106,16 +107,18 @@ def with_inherited(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     result = dict(values)
     baselines = result.get("baselines", {"bc": {}})
-    policy = result.get("policy_extraction")
+    policy = _plain(result.get("policy_extraction"))
     if not isinstance(baselines, Mapping):
         return result
-    shared = {
-        name: policy[name] for name in ("hidden", "encoder", "training")
-        if isinstance(policy, Mapping) and name in policy
-    }  # fmt: skip
+    try:
+        OBJECTIVES.validate(policy)
+    except (ValidationError, PydanticCustomError):  # reported once, not for every baseline again
+        return result
+    shared = {name: policy[name] for name in ("hidden", "encoder", "training") if name in policy}
     choice = Choice(METHODS, mapping=True)
     entries: dict[str, Any] = {}
-    for label, given in baselines.items():
+    for label, value in baselines.items():
+        given = {METHODS.field: value} if isinstance(value, str) else value  # a bare name is enough
         entries[label] = given
         if not isinstance(given, Mapping):
             continue
@@ -123,7 +126,7 @@ def with_inherited(values: Mapping[str, Any]) -> dict[str, Any]:
             method = METHODS[METHODS.name_in(given, choice.default_for(label))]
         except InputError:  # validation reports it
             continue
-        lower = {name: value for name, value in shared.items() if name in method.Parameters.model_fields}
+        lower = method.inherited(shared)
         if method.learns_values and "training" in method.Parameters.model_fields:
             training = lower.get("training")
             training = dict(training) if isinstance(training, Mapping) else {}
@@ -132,10 +135,15 @@ def with_inherited(values: Mapping[str, Any]) -> dict[str, Any]:
     return result | {"baselines": entries}
 
 
+def _plain(part: Any) -> Mapping[str, Any]:
+    """Return a stage's parameters as plain values; none if they are a bare name or faulty."""
+    if isinstance(part, BaseModel):
+        return part.model_dump(mode="json")
+    return part if isinstance(part, Mapping) else {}
+
+
 def _steps(values: Mapping[str, Any], stage: str = "policy_extraction") -> int:
     """Gradient steps of a stage in plain values."""
     defaults = {"policy_extraction": PolicyTraining(), "contrastive_dynamics": DynamicsParameters().training}
-    part = values.get(stage)
-    training = part.get("training") if isinstance(part, Mapping) else None
-    steps = training.get("steps") if isinstance(training, Mapping) else None
+    steps = _plain(_plain(values.get(stage)).get("training")).get("steps")
     return steps if isinstance(steps, int) else defaults[stage].steps

@@ -41,7 +41,8 @@ def operational(default: Any, **options: Any) -> Any:
     return Field(default, json_schema_extra={"operational": True}, **options)
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
+    """Split a string at blanks; make a list of a single number."""
     if isinstance(value, str):
         return value.split()
     return [value] if isinstance(value, int | float) else value
@@ -49,9 +50,9 @@ def _listed(value: Any) -> Any:
 
 # Kedro's --params cannot carry a list. There, one string holds several values with spaces between them, and a
 # single number stands for itself.
-Integers = Annotated[tuple[int, ...], BeforeValidator(_listed)]
-Floats = Annotated[tuple[float, ...], BeforeValidator(_listed)]
-Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Integers = Annotated[tuple[int, ...], BeforeValidator(listed)]
+Floats = Annotated[tuple[float, ...], BeforeValidator(listed)]
+Words = Annotated[tuple[str, ...], BeforeValidator(listed)]
 
 
 class Registry(Generic[T]):
@@ -84,13 +85,13 @@ class Registry(Generic[T]):
         Raises:
             InputError: unknown name, or ``module:Class`` that cannot be imported or does not extend the base.
         """
-        if name in self._entries:
+        if isinstance(name, str) and name in self._entries:
             entry: type[T] = named(self._entries[name])
             return entry
         if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.\w+)*:\w+", name):
             error = unknown_name(self.kind, str(name), self.names)
             own = "module:function" if self._functions else "module:Class"
-            raise InputError(f"{error}, or {own} for one of your own")
+            raise InputError(f"{error} (or {own} for one of your own)")
         if self._functions is not None:
             function_entry: type[T] = named(self._functions)
             return function_entry
@@ -192,7 +193,17 @@ class Choice:
             try:
                 if not re.fullmatch(r"[a-z][a-z0-9_]*", str(label)):
                     raise PydanticCustomError("label", "must be lower-case letters, digits and '_'")
-                parts[label] = self.registry.validate(value, self.default_for(label))
+                default = self.default_for(label)
+                if isinstance(value, Mapping) and value.get(self.registry.field) is None and default is None:
+                    raise PydanticCustomError(
+                        "label",
+                        "names no {kind}: set its {field} to one of {names}, or to module:Class",
+                        {
+                            "kind": self.registry.kind, "field": self.registry.field,
+                            "names": ", ".join(self.registry.names),
+                        },
+                    )  # fmt: skip
+                parts[label] = self.registry.validate(value, default)
             except ValidationError as error:
                 faults += [
                     {"type": _custom(fault), "loc": (label, *fault["loc"]), "input": fault["input"]}
@@ -210,7 +221,7 @@ class Choice:
 
 
 def _custom(fault: ErrorDetails) -> PydanticCustomError:
-    return PydanticCustomError(fault["type"], "{message}", {"message": fault["msg"]})
+    return PydanticCustomError(fault["type"], "{message}", {**fault.get("ctx", {}), "message": fault["msg"]})
 
 
 def choice_of(model: type[BaseModel], field: str) -> Choice | None:
@@ -319,7 +330,11 @@ def _model_at(
         value = values.get(part) if isinstance(values, Mapping) else None
         if labelled is not None:
             name = labelled.registry.name_in(value, labelled.default_for(str(part)))
-            current, choice = labelled.registry.parameters(name), (labelled.registry, name)
+            choice = (labelled.registry, name)
+            try:
+                current = labelled.registry.parameters(name)
+            except InputError:
+                current = None
             labelled = None
         else:
             field = choice_of(current, str(part)) if current is not None else None

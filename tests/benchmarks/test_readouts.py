@@ -8,17 +8,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks import readouts
+from benchmarks import readouts, truth
 
 
-def test_every_readout_is_measured_and_more_references_err_less() -> None:
-    rows = []
-    for temperature, critic, transitions, rewards, split in readouts.grid_critics(steps=150):
-        if temperature not in (0.1, 1.0):
-            continue
-        labels = {"dense": rewards.rewards, "sparse": rewards.successes.float()}
-        rows += readouts.measure("grid", temperature, critic, transitions, labels, split, (64, 2048))
-    table = pd.DataFrame(rows)
+def test_every_readout_is_measured_and_more_references_err_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readouts, "TEMPERATURES", (0.1, 1.0))
+    data = readouts.grid_data()
+    table = pd.DataFrame(
+        row
+        for temperature, critic in readouts.critics(data, truth.parameters(150))
+        for row in readouts.measure("grid", temperature, critic, data, (64, 2048))
+    )
+    assert set(table["reward"]) == {"dense", "sparse"}
     error = table[table["reward"] == "dense"].set_index(["readout", "temperature", "size"])["error"]
     assert error["references", 0.1, 2048] < error["references", 0.1, 64]
     assert error["random_fourier", 1.0, 2048] < 0.3
@@ -26,7 +27,7 @@ def test_every_readout_is_measured_and_more_references_err_less() -> None:
     assert "positive_random" in error.index.get_level_values("readout")
 
 
-def test_the_command_records_what_it_prints(
+def test_the_command_prints_and_records_its_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(readouts, "RESULTS", tmp_path)

@@ -32,18 +32,18 @@ def test_operations_are_those_counted_by_hand() -> None:
 
 def test_operations_are_those_that_torch_counts(log: Path) -> None:
     job = speed.job_of(speed.OURS, TINY[0], log, "cpu", 0.0)
-    module = ours.TimedDynamics(*ours.read(job), ours.dynamics_parameters(job, 1), 0)
+    module = ours.TimedDynamics(ours.read(job), ours.dynamics_parameters(job, 1), 0)
     module.on_fit_start()
     assert operations_of_a_step(module) == speed.operations_of_a_step(TINY[0])
 
 
 def test_peers_read_the_episodes_that_ours_trains_on(log: Path) -> None:
-    transitions, split, normalisation = ours.read(speed.job_of(speed.OURS, TINY[0], log, "cpu", 0.0))
+    data = ours.read(speed.job_of(speed.OURS, TINY[0], log, "cpu", 0.0))
     with np.load(log / "log.npz") as arrays:
-        train = transitions.select(split.train)
+        train = data.transitions.select(data.split.train)
         assert np.array_equal(arrays["observations"], train.observations.numpy())
         assert np.array_equal(arrays["episode_starts"], np.arange(19) * 30)
-        assert np.array_equal(arrays["observation_mean"], normalisation.observation_mean.numpy())
+        assert np.array_equal(arrays["observation_mean"], data.normalisation.observation_mean.numpy())
         assert len(arrays["advantages"]) == len(arrays["rewards"]) == len(train) == 18 * 30
 
 
@@ -63,7 +63,7 @@ def test_shares_add_up_to_the_step(log: Path) -> None:
     assert all(row[piece] > 0.0 for piece in ours.PIECES)
 
 
-def test_the_timed_run_is_as_long_as_was_asked() -> None:
+def test_the_timed_run_takes_the_given_seconds() -> None:
     asked: list[int] = []
 
     def train(steps: int) -> tuple[int, float]:

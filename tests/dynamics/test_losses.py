@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from torch import Tensor
 
 from cvl_pipeline.dynamics.losses import (
-    CONTRASTIVE_LOSSES,
+    LOSSES,
     SPREAD,
-    contrastive_loss,
+    Loss,
+    LossParameters,
     contrastive_metrics,
     infonce,
     logsumexp_penalty,
@@ -22,6 +24,12 @@ from cvl_pipeline.dynamics.losses import (
 )
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.testing.builders import dynamics_parameters
+
+FUNCTIONS = {"symmetric_infonce": symmetric_infonce, "infonce": infonce, "nce": nce}
+
+
+def _loss(name: str, penalty: float = 0.0) -> Loss:
+    return LOSSES.create(LossParameters(name=name, logsumexp_penalty=penalty))
 
 
 def _logits(batch: int, scale: float, seed: int) -> torch.Tensor:
@@ -100,7 +108,7 @@ def _spread_over(width: float, dtype: torch.dtype = torch.float64) -> torch.Tens
 
 # Up to SPREAD, the function has its own backward pass; beyond it, autograd's.
 @pytest.mark.parametrize("width", [0.1, 5.0, 0.99 * SPREAD, 1.01 * SPREAD, 3.0 * SPREAD])
-def test_the_gradient_of_symmetric_infonce_is_that_of_the_formula(width: float) -> None:
+def test_gradient_of_symmetric_infonce_equals_that_of_the_formula(width: float) -> None:
     logits = _spread_over(width)
     assert torch.autograd.gradcheck(symmetric_infonce, (logits,))
     assert torch.autograd.gradcheck(lambda values: 3.0 * symmetric_infonce(values), (logits,))
@@ -110,7 +118,7 @@ def test_the_gradient_of_symmetric_infonce_is_that_of_the_formula(width: float) 
 
 
 @pytest.mark.parametrize("width", [5.0, 0.99 * SPREAD, 1.01 * SPREAD])
-def test_the_gradient_in_single_precision_is_that_in_double(width: float) -> None:
+def test_gradient_in_single_precision_equals_that_in_double(width: float) -> None:
     narrow = _spread_over(width, torch.float32)
     (found,) = torch.autograd.grad(symmetric_infonce(narrow), narrow)
     wide = narrow.detach().double().requires_grad_()
@@ -118,7 +126,7 @@ def test_the_gradient_in_single_precision_is_that_in_double(width: float) -> Non
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_gradient_that_cannot_be_differentiated_says_so() -> None:
+def test_gradient_cannot_be_differentiated_again() -> None:
     logits = _spread_over(5.0)
     (gradient,) = torch.autograd.grad(symmetric_infonce(logits), logits, create_graph=True)
     assert not gradient.requires_grad
@@ -135,7 +143,7 @@ def test_infonce_equals_the_formula_written_out(batch: int, scale: float, seed: 
     assert float(infonce(logits)) == pytest.approx(_naive_infonce(logits.numpy()), rel=1e-9, abs=1e-9)
 
 
-def test_infonce_asks_for_the_future_and_not_for_the_anchor() -> None:
+def test_infonce_classifies_the_future_and_not_the_anchor() -> None:
     # Every row prefers its own future; every column prefers anchor 0.
     logits = torch.tensor([[9.0, 8.0, 8.0], [0.0, 5.0, 0.0], [0.0, 0.0, 5.0]])
     assert float(infonce(logits)) < 0.3
@@ -143,27 +151,27 @@ def test_infonce_asks_for_the_future_and_not_for_the_anchor() -> None:
 
 
 @given(shift=st.lists(st.floats(-20.0, 20.0), min_size=8, max_size=8), seed=st.integers(0, 1000))
-def test_infonce_ignores_a_constant_of_every_row(shift: list[float], seed: int) -> None:
+def test_infonce_ignores_a_constant_per_row(shift: list[float], seed: int) -> None:
     logits = _logits(8, 1.0, seed)
     shifted = logits + torch.tensor(shift, dtype=torch.float64)[:, None]  # a c(s, a)
     assert float(infonce(shifted)) == pytest.approx(float(infonce(logits)), rel=1e-9)
 
 
-def test_the_column_term_sees_what_rows_alone_leave_arbitrary() -> None:
+def test_column_term_determines_the_constant_per_row() -> None:
     logits = _logits(8, 1.0, 0)
     shift = torch.linspace(-2.0, 2.0, 8, dtype=torch.float64)[:, None]
     assert abs(float(symmetric_infonce(logits + shift)) - float(symmetric_infonce(logits))) > 0.1
 
 
 @given(*SHAPES)
-def test_the_penalty_equals_the_formula_written_out(batch: int, scale: float, seed: int) -> None:
+def test_penalty_equals_the_formula_written_out(batch: int, scale: float, seed: int) -> None:
     logits = _logits(batch, scale, seed)
     expected = np.square(np.log(np.exp(logits.numpy()).mean(1))).mean()
     assert float(logsumexp_penalty(logits)) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("batch", [2, 7, 64])
-def test_the_penalty_is_zero_exactly_where_every_row_has_a_mean_exponential_of_one(batch: int) -> None:
+def test_penalty_is_zero_if_and_only_if_every_row_is_normalised(batch: int) -> None:
     logits = _logits(batch, 2.0, batch)
     normalised = logits - logits.logsumexp(1, keepdim=True) + math.log(batch)
     assert float(logsumexp_penalty(normalised)) == pytest.approx(0.0, abs=1e-24)
@@ -174,32 +182,32 @@ def test_the_penalty_is_zero_exactly_where_every_row_has_a_mean_exponential_of_o
             assert float(logsumexp_penalty(changed)) == pytest.approx(0.3**2 / batch, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", sorted(CONTRASTIVE_LOSSES))
-def test_the_penalty_is_added_with_its_weight(name: str) -> None:
+@pytest.mark.parametrize("name", LOSSES.names)
+def test_penalty_is_added_with_its_weight(name: str) -> None:
     logits = _logits(8, 1.0, 0).float()
-    plain, penalised = contrastive_loss(name)(logits), contrastive_loss(name, 0.25)(logits)
-    assert float(plain) == pytest.approx(float(CONTRASTIVE_LOSSES[name](logits)), rel=1e-6)
+    plain, penalised = _loss(name)(logits), _loss(name, 0.25)(logits)
+    assert float(plain) == pytest.approx(float(FUNCTIONS[name](logits)), rel=1e-6)
     assert float(penalised - plain) == pytest.approx(0.25 * float(logsumexp_penalty(logits)), rel=1e-4)
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.01])
-@pytest.mark.parametrize("name", sorted(CONTRASTIVE_LOSSES))
-def test_logits_in_bfloat16_cost_what_they_cost_in_float32(name: str, penalty: float) -> None:
+@pytest.mark.parametrize("name", LOSSES.names)
+def test_loss_of_bfloat16_logits_equals_that_of_float32_logits(name: str, penalty: float) -> None:
     # So many terms that a bfloat16 sum, with eight bits, would stop growing.
     logits = _logits(512, 1.0, 0).float()
     narrow = logits.bfloat16().requires_grad_()
-    loss = contrastive_loss(name, penalty)(narrow)
+    loss = _loss(name, penalty)(narrow)
     assert loss.dtype == torch.float32
-    assert float(loss.detach()) == pytest.approx(float(contrastive_loss(name, penalty)(logits)), rel=2e-3)
+    assert float(loss.detach()) == pytest.approx(float(_loss(name, penalty)(logits)), rel=2e-3)
     # The remaining error is the rounding of the logits.
-    rounded = contrastive_loss(name, penalty)(narrow.detach().float())
+    rounded = _loss(name, penalty)(narrow.detach().float())
     assert float(loss.detach()) == pytest.approx(float(rounded), rel=1e-6)
     loss.backward()  # type: ignore[no-untyped-call]
     assert narrow.grad is not None
     assert torch.isfinite(narrow.grad).all()
 
 
-def test_a_constant_critic_is_best_at_zero_under_nce() -> None:
+def test_zero_is_the_best_constant_under_nce() -> None:
     values = {c: float(nce(torch.full((16, 16), c))) for c in (-1.0, -0.1, 0.0, 0.1, 1.0)}
     assert min(values, key=values.__getitem__) == 0.0
     assert values[0.0] == pytest.approx(2.0 * math.log(2.0))
@@ -208,7 +216,7 @@ def test_a_constant_critic_is_best_at_zero_under_nce() -> None:
 @pytest.mark.parametrize(
     ("name", "penalty"), [("symmetric_infonce", 0.0), ("nce", 0.0), ("infonce", 0.0), ("infonce", 0.01)]
 )
-def test_the_optimum_is_the_log_density_ratio(name: str, penalty: float) -> None:
+def test_optimum_is_the_log_density_ratio(name: str, penalty: float) -> None:
     """Free logits that minimise the expected loss of a small joint distribution are log p(z | x) / p(z)."""
     joint = torch.tensor([[0.20, 0.05, 0.05], [0.04, 0.30, 0.06], [0.10, 0.05, 0.15]], dtype=torch.float64)
     ratio = (joint / (joint.sum(1, keepdim=True) * joint.sum(0))).log()
@@ -219,7 +227,7 @@ def test_the_optimum_is_the_log_density_ratio(name: str, penalty: float) -> None
     z = torch.repeat_interleave(torch.arange(9) % 3, counts.flatten())
     optimizer = torch.optim.Adam([table], lr=0.05)
     for _ in range(600):
-        loss = contrastive_loss(name, penalty)(table[x][:, z])
+        loss = _loss(name, penalty)(table[x][:, z])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -232,11 +240,11 @@ def test_the_optimum_is_the_log_density_ratio(name: str, penalty: float) -> None
     np.testing.assert_allclose(fitted, ratio, atol=0.04)
 
 
-@pytest.mark.parametrize("name", sorted(CONTRASTIVE_LOSSES))
+@pytest.mark.parametrize("name", LOSSES.names)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_losses_and_gradients_stay_finite_at_extreme_logits(name: str, sign: float) -> None:
     logits = (sign * 1e4 * (2.0 * torch.eye(6) - 1.0)).requires_grad_()
-    loss = contrastive_loss(name)(logits)
+    loss = _loss(name)(logits)
     loss.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
@@ -246,14 +254,14 @@ def test_losses_and_gradients_stay_finite_at_extreme_logits(name: str, sign: flo
         assert float(loss.detach()) == pytest.approx(2e4, rel=1e-3)
 
 
-def test_an_unknown_loss_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="unknown loss 'xyz': known: infonce, nce, symmetric_infonce"):
-        contrastive_loss("xyz")
+def test_unknown_loss_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match="unknown loss 'xyz': known: symmetric_infonce, infonce, nce"):
+        _loss("xyz")
     with pytest.raises(InputError, match="did you mean symmetric_infonce"):
-        contrastive_loss("symetric_infonce")
+        _loss("symetric_infonce")
 
 
-def test_metrics_of_logits_made_by_hand() -> None:
+def test_metrics_of_small_logits() -> None:
     logits = torch.tensor([[3.0, 1.0, 0.0], [4.0, 2.0, 0.0], [0.0, 0.0, 5.0]])
     metrics = {name: float(value) for name, value in contrastive_metrics(logits).items()}
     assert metrics["categorical_accuracy_future"] == pytest.approx(2 / 3)  # row 1 prefers future 0
@@ -264,7 +272,7 @@ def test_metrics_of_logits_made_by_hand() -> None:
     assert metrics["mutual_information_bound"] == pytest.approx(naive, rel=1e-5)
 
 
-def test_the_two_accuracies_ask_two_questions() -> None:
+def test_the_two_accuracies_classify_futures_and_anchors() -> None:
     # Every row prefers future 0; every column prefers its own anchor.
     logits = torch.tensor([[9.0, 1.0, 1.0], [8.0, 2.0, 0.0], [8.0, 0.0, 2.0]])
     metrics = contrastive_metrics(logits)
@@ -273,18 +281,48 @@ def test_the_two_accuracies_ask_two_questions() -> None:
 
 
 @given(*SHAPES)
-def test_the_mutual_information_bound_never_exceeds_log_batch(batch: int, scale: float, seed: int) -> None:
+def test_mutual_information_bound_never_exceeds_log_batch(batch: int, scale: float, seed: int) -> None:
     bound = float(contrastive_metrics(_logits(batch, scale, seed))["mutual_information_bound"])
     assert bound <= math.log(batch) + 1e-9
 
 
-def test_every_loss_that_the_parameters_allow_is_there() -> None:
-    for name in CONTRASTIVE_LOSSES:
-        assert dynamics_parameters(loss=name).loss == name
+def test_every_loss_is_registered_by_its_name() -> None:
+    assert LOSSES.names == list(FUNCTIONS)
+    assert dynamics_parameters().loss == LossParameters(name="symmetric_infonce")
+    for name in LOSSES.names:
+        # A bare name is enough.
+        assert dynamics_parameters(loss=name).loss == LossParameters(name=name)
     with pytest.raises(ValidationError, match="loss"):
         dynamics_parameters(loss="hinge")
 
 
-def test_a_negative_penalty_is_refused() -> None:
+def test_negative_penalty_is_refused() -> None:
     with pytest.raises(ValidationError, match="logsumexp_penalty"):
-        dynamics_parameters(logsumexp_penalty=-0.01)
+        dynamics_parameters(loss={"name": "infonce", "logsumexp_penalty": -0.01})
+
+
+class PowerParameters(LossParameters):
+    """A setting of its own."""
+
+    power: float = 1.0
+
+
+class Power(Loss):
+    """A loss of one's own."""
+
+    Parameters = PowerParameters
+    parameters: PowerParameters
+
+    def of_logits(self, logits: Tensor) -> Tensor:
+        assert logits.dtype == torch.float32
+        return -(logits.diagonal() ** self.parameters.power).mean()
+
+
+def test_loss_of_ones_own_has_settings_of_its_own_and_the_penalty() -> None:
+    chosen = {"name": f"{__name__}:Power", "power": 3.0, "logsumexp_penalty": 0.5}
+    loss = LOSSES.create(dynamics_parameters(loss=chosen).loss)
+    assert isinstance(loss, Power)
+    logits = _logits(8, 1.0, 0).float()
+    expected = -logits.diagonal().pow(3.0).mean() + 0.5 * logsumexp_penalty(logits)
+    assert float(loss(logits)) == pytest.approx(float(expected), rel=1e-6)
+    assert torch.isfinite(loss(logits.bfloat16()))

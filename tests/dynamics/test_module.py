@@ -1,35 +1,29 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
-from cvl_pipeline.dynamics.losses import CONTRASTIVE_LOSSES, logsumexp_penalty
+from cvl_pipeline.dynamics import losses
+from cvl_pipeline.dynamics.losses import logsumexp_penalty
 from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
 from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.episodes.sampling import Segments, SegmentSampler
-from cvl_pipeline.testing.builders import (
-    dynamics_parameters,
-    identity_normalisation,
-    make_transitions,
-    split_first,
-)
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.testing.builders import dynamics_parameters, make_data, make_transitions
 from cvl_pipeline.training import module as offline
 from cvl_pipeline.training.fit import fit
 from cvl_pipeline.training.seeds import stream_seed
 
 
-def _module(transitions: Transitions, seed: int = 0, **changes: object) -> ContrastiveDynamics:
-    return ContrastiveDynamics(
-        transitions,
-        split_first(transitions, 4),
-        identity_normalisation(transitions),
-        dynamics_parameters(**changes),  # type: ignore[arg-type]
-        seed,
-    )
+def _module(transitions: Transitions, seed: int = 0, **changes: Any) -> ContrastiveDynamics:
+    return ContrastiveDynamics(make_data(transitions, 4), dynamics_parameters(**changes), seed)
 
 
 @pytest.mark.parametrize(
@@ -42,13 +36,12 @@ def _module(transitions: Transitions, seed: int = 0, **changes: object) -> Contr
         ("symmetric_infonce", 0.0, True, 1),
     ],
 )
-def test_one_step_minimises_the_loss_of_sampled_segments_of_the_training_episodes(
+def test_training_loss_is_that_of_segments_of_the_training_episodes(
     transitions: Transitions, loss: str, penalty: float, conditioned: bool, per_episode: int
 ) -> None:
     module = _module(
         transitions,
-        loss=loss,
-        logsumexp_penalty=penalty,
+        loss={"name": loss, "logsumexp_penalty": penalty},
         horizon_conditioning=conditioned,
         segments_per_episode=per_episode,
     )
@@ -60,12 +53,12 @@ def test_one_step_minimises_the_loss_of_sampled_segments_of_the_training_episode
         module.critic.phi(segments.observations, segments.actions, segments.offsets if conditioned else None),
         module.critic.psi(segments.futures, segments.absorbed),
     )
-    assert segments.absorbed.any(), "the batch is to show the absorbing state"
-    expected = CONTRASTIVE_LOSSES[loss](logits) + penalty * logsumexp_penalty(logits)
+    assert segments.absorbed.any(), "the batch must hold the absorbing state"
+    expected = getattr(losses, loss)(logits) + penalty * logsumexp_penalty(logits)
     assert float(result.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
 
 
-def test_measuring_uses_the_held_out_episodes_alone(transitions: Transitions) -> None:
+def test_validation_uses_the_held_out_episodes_alone(transitions: Transitions) -> None:
     module = _module(transitions)
     module.on_fit_start()
     spoilt = transitions.observations.clone()
@@ -90,13 +83,37 @@ def test_measuring_uses_the_held_out_episodes_alone(transitions: Transitions) ->
     }
 
 
-def test_the_dynamics_hold_no_reward(transitions: Transitions) -> None:
-    module = _module(transitions)
-    assert not any(isinstance(value, Rewards) for value in vars(module).values())
+def test_module_holds_no_rewards(transitions: Transitions, rewards: Rewards) -> None:
+    module = ContrastiveDynamics(make_data(transitions, 4, rewards), dynamics_parameters(), 0)
+    assert not any(isinstance(value, Rewards | EpisodeData) for value in vars(module).values())
     assert not {"rewards", "successes"} & {field.name for field in fields(Transitions)}
 
 
-def test_the_seed_determines_the_initial_weights_and_leaves_the_global_generator_alone(
+def test_rewards_change_neither_the_critic_nor_its_fingerprint(
+    monkeypatch: pytest.MonkeyPatch, transitions: Transitions, rewards: Rewards
+) -> None:
+    fingerprints = []
+
+    def record(module: ContrastiveDynamics, *, fingerprint: str, **options: Any) -> pd.DataFrame:
+        fingerprints.append(fingerprint)
+        return fit(module, fingerprint=fingerprint, **options)
+
+    monkeypatch.setattr("cvl_pipeline.dynamics.module.fit", record)
+    plain = train_dynamics(make_data(transitions, 4), dynamics_parameters(), 0)
+    with_rewards = train_dynamics(make_data(transitions, 4, rewards), dynamics_parameters(), 0)
+    assert len(set(fingerprints)) == 1
+    assert with_rewards.history.equals(plain.history)
+    for name, value in plain.critic.state_dict().items():
+        assert torch.equal(with_rewards.critic.state_dict()[name], value), name
+
+
+def test_encoder_of_the_critic_is_the_chosen_one(transitions: Transitions) -> None:
+    assert _module(transitions, encoder="identity").critic.shape.encoder == {"name": "identity"}
+    with pytest.raises(InputError, match="encoder 'convolutional' takes images"):
+        _module(transitions, encoder="convolutional")
+
+
+def test_seed_determines_the_initial_weights_and_leaves_the_global_generator_alone(
     transitions: Transitions,
 ) -> None:
     torch.manual_seed(11)
@@ -109,16 +126,10 @@ def test_the_seed_determines_the_initial_weights_and_leaves_the_global_generator
     assert not torch.equal(first.critic.state_dict()[name], other.critic.state_dict()[name])
 
 
-def test_training_twice_gives_the_same_critic_to_the_bit(transitions: Transitions) -> None:
+def test_same_seed_trains_the_same_critic_bit_for_bit(transitions: Transitions) -> None:
     runs = []
     for seed in (0, 0, 1):
-        critic, history = train_dynamics(
-            transitions,
-            split_first(transitions, 4),
-            identity_normalisation(transitions),
-            dynamics_parameters(),
-            seed,
-        )
+        critic, history = train_dynamics(make_data(transitions, 4), dynamics_parameters(), seed)
         assert not critic.training
         runs.append((critic.state_dict(), history))
     (first, first_history), (again, again_history), (other, _) = runs
@@ -128,7 +139,7 @@ def test_training_twice_gives_the_same_critic_to_the_bit(transitions: Transition
     assert not torch.equal(first["phi_network.0.weight"], other["phi_network.0.weight"])
 
 
-class Watcher:
+class Recorder:
     """An observer that stores its inputs."""
 
     def __init__(self) -> None:
@@ -138,45 +149,32 @@ class Watcher:
         self.batches.append((segments, psi))
 
 
-def test_an_observer_sees_every_training_batch_and_changes_nothing(transitions: Transitions) -> None:
-    arguments = (
-        transitions,
-        split_first(transitions, 4),
-        identity_normalisation(transitions),
-        dynamics_parameters(),
-        0,
-    )
-    watcher = Watcher()
+def test_observer_receives_every_training_batch_and_changes_nothing(transitions: Transitions) -> None:
+    arguments = (make_data(transitions, 4), dynamics_parameters(), 0)
+    recorder = Recorder()
     unseen, unseen_history = train_dynamics(*arguments)
-    seen, seen_history = train_dynamics(*arguments, observer=watcher)
+    seen, seen_history = train_dynamics(*arguments, observer=recorder)
     for name, value in unseen.state_dict().items():
         assert torch.equal(seen.state_dict()[name], value), name
     assert seen_history.equals(unseen_history)
     # Eight training steps, but no held-out batches.
     sampler = SegmentSampler(transitions.select(torch.arange(4)), 0.9)
-    assert len(watcher.batches) == 8
+    assert len(recorder.batches) == 8
     generator = torch.Generator().manual_seed(stream_seed(0, "training", 0))
     block = sampler.draw(offline.DRAWN * 16, generator).split([16] * offline.DRAWN)
-    for (segments, psi), drawn in zip(watcher.batches, block, strict=False):
+    for (segments, psi), drawn in zip(recorder.batches, block, strict=False):
         assert torch.equal(segments.anchors, drawn.anchors)
         assert torch.equal(segments.offsets, drawn.offsets)
         assert psi.shape == (16, 4)
         assert not psi.requires_grad
 
 
-def test_an_observer_is_shown_psi_as_it_was_at_that_step(transitions: Transitions) -> None:
-    watcher = Watcher()
-    module = ContrastiveDynamics(
-        transitions,
-        split_first(transitions, 4),
-        identity_normalisation(transitions),
-        dynamics_parameters(),
-        0,
-        watcher,
-    )
+def test_observer_receives_psi_of_that_step(transitions: Transitions) -> None:
+    recorder = Recorder()
+    module = ContrastiveDynamics(make_data(transitions, 4), dynamics_parameters(), 0, recorder)
     module.on_fit_start()
     module.training_loss(module.draw(1, torch.Generator().manual_seed(3))[0])
-    ((segments, psi),) = watcher.batches
+    ((segments, psi),) = recorder.batches
     assert torch.equal(psi, module.critic.psi(segments.futures, segments.absorbed).detach())
 
 
@@ -185,9 +183,7 @@ def test_training_in_bfloat16_ends_near_training_in_float32() -> None:
     losses = {}
     for precision in ("float32", "bfloat16"):
         critic, history = train_dynamics(
-            data,
-            split_first(data, 4),
-            identity_normalisation(data),
+            make_data(data, 4),
             dynamics_parameters(
                 hidden=(32,), training={"precision": precision, "steps": 100, "validation_interval": 50}
             ),
@@ -201,18 +197,15 @@ def test_training_in_bfloat16_ends_near_training_in_float32() -> None:
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
 
 
-def test_the_penalty_holds_the_normalisers_near_one() -> None:
+def test_penalty_keeps_the_normalisers_near_one() -> None:
     """The row loss does not determine c(s, a); its drift appears in the log-sum-exp of the logits."""
     data = make_transitions([20] * 8, [False] * 8)
     drift = {}
     for penalty in (0.0, 1.0):
         module = ContrastiveDynamics(
-            data,
-            split_first(data, 6),
-            identity_normalisation(data),
+            make_data(data, 6),
             dynamics_parameters(
-                loss="infonce",
-                logsumexp_penalty=penalty,
+                loss={"name": "infonce", "logsumexp_penalty": penalty},
                 representation="raw",
                 temperature=1.0,
                 hidden=(32,),
@@ -229,16 +222,14 @@ def test_the_penalty_holds_the_normalisers_near_one() -> None:
     assert drift[1.0] < 0.2 * drift[0.0]
 
 
-def test_a_conditioned_critic_learns_where_each_offset_leads() -> None:
+def test_conditioned_critic_learns_where_each_offset_leads() -> None:
     """A clock: the state k steps after time t is t + k, so phi must use k."""
     length = 12
     data = make_transitions([length] * 40, [False] * 40, observation_size=1)
     clock = torch.arange(length + 1, dtype=torch.float32).repeat(40)[:, None]
     data = replace(data, observations=clock - length / 2)
     critic, _ = train_dynamics(
-        data,
-        split_first(data, 36),
-        identity_normalisation(data),
+        make_data(data, 36),
         dynamics_parameters(
             horizon_conditioning=True,
             hidden=(64, 64),
@@ -261,12 +252,10 @@ def test_a_conditioned_critic_learns_where_each_offset_leads() -> None:
     assert float((likeliest - anchors - offsets).abs().double().mean()) < 0.5
 
 
-def test_a_learned_temperature_moves_and_is_reported() -> None:
+def test_learned_temperature_changes_and_is_reported() -> None:
     data = make_transitions([30] * 6, [False] * 6)
     critic, history = train_dynamics(
-        data,
-        split_first(data, 4),
-        identity_normalisation(data),
+        make_data(data, 4),
         dynamics_parameters(learned_temperature=True, temperature=1.0, training={"learning_rate": 0.05}),
         0,
     )
@@ -274,15 +263,13 @@ def test_a_learned_temperature_moves_and_is_reported() -> None:
     assert history["validation/temperature"].iloc[-1] == pytest.approx(float(critic.temperature.detach()))
 
 
-def test_episodes_that_say_where_they_lead_are_told_apart() -> None:
+def test_observations_that_hold_the_goal_predict_the_future() -> None:
     """The goal in the observation predicts the future, so held-out accuracy is far above chance."""
     data = make_transitions([10] * 60, [False] * 60, observation_size=4)
     goals = torch.randn(60, 4, generator=torch.Generator().manual_seed(5))
     data = replace(data, observations=goals.repeat_interleave(11, dim=0) + 0.1 * data.observations)
     _, history = train_dynamics(
-        data,
-        split_first(data, 40),
-        identity_normalisation(data),
+        make_data(data, 40),
         dynamics_parameters(
             hidden=(32,),
             representation_size=8,

@@ -7,15 +7,15 @@ import pytest
 import torch
 from scipy import stats
 
-from cvl_pipeline.environments.metaworld import MetaWorldEnvironment, MetaWorldExpert
 from cvl_pipeline.environments.collection import (
     Disturbances,
     MixedQualityPolicy,
     _Disturbance,
-    collect_metaworld,
+    collect,
     episode_seeds,
     task_of_seed,
 )
+from cvl_pipeline.environments.metaworld import MetaWorldEnvironment, MetaWorldExpert
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
@@ -154,7 +154,7 @@ def test_seeds_are_repeatable_and_longer_lists_begin_with_the_shorter_ones() -> 
     assert episode_seeds(3, "collection", 5) != episode_seeds(4, "collection", 5)
 
 
-def test_the_seeds_of_a_single_task_are_what_they_always_were() -> None:
+def test_the_seeds_of_a_single_task_do_not_depend_on_tasks() -> None:
     """Collections keep the bytes of earlier versions."""
     assert episode_seeds(0, "collection", 3) == [1826701614, 1367864806, 1097657232]
     assert episode_seeds(0, "evaluation", 3) == [1121323795, 1910699505, 2132340199]
@@ -171,16 +171,17 @@ def test_seeds_of_several_tasks_give_each_its_turn(purpose: str, tasks: int) -> 
     assert episode_seeds(7, purpose, 30, tasks) == seeds[:30]
 
 
-def _collect(workers: int, seed: int = 0, episodes: int = 12) -> tuple[Transitions, Rewards]:
-    return collect_metaworld(
-        "reach-v3",
+def _collect(
+    workers: int, seed: int = 0, episodes: int = 12, task: str = "reach-v3"
+) -> tuple[Transitions, Rewards]:
+    return collect(
+        partial(MetaWorldEnvironment, task, 5),
+        partial(MetaWorldExpert, task),
+        Disturbances(noise_max=0.3, random_max=1.0, random_hold=3),
         episodes=episodes,
-        episode_steps=5,
-        noise_max=0.3,
-        random_max=1.0,
-        random_hold=3,
         seed=seed,
         workers=workers,
+        name=task,
     )
 
 
@@ -206,13 +207,4 @@ def test_another_seed_collects_other_episodes() -> None:
 
 def test_an_unknown_task_is_refused_before_any_process_starts() -> None:
     with pytest.raises(InputError, match=r"did you mean .*reach-v3"):
-        collect_metaworld(
-            "reech-v3",
-            episodes=2,
-            episode_steps=5,
-            noise_max=0.0,
-            random_max=0.0,
-            random_hold=1,
-            seed=0,
-            workers=2,
-        )
+        _collect(2, episodes=2, task="reech-v3")

@@ -102,7 +102,7 @@ def test_the_seed_determines_the_episode_in_any_process(dataset_id: str) -> None
         ("kitchen-complet-v0", "kitchen-complete-v0"),
     ],
 )
-def test_an_unknown_dataset_is_told_its_neighbours(dataset_id: str, near: str) -> None:
+def test_an_unknown_dataset_is_refused_with_the_nearest_ones(dataset_id: str, near: str) -> None:
     with pytest.raises(InputError, match=rf"'{dataset_id}': did you mean .*{near}"):
         _make(dataset_id)
 
@@ -400,7 +400,7 @@ def test_the_kitchen_moves_as_in_d4rls_own_model(kitchen: Kitchen, tmp_path: Pat
         )
 
 
-def test_every_thing_is_rewarded_once_and_all_four_end_the_episode(kitchen: Kitchen) -> None:
+def test_every_subtask_is_rewarded_once_and_all_four_end_the_episode(kitchen: Kitchen) -> None:
     for _ in range(2):  # a new episode starts with all subtasks open
         kitchen.reset(seed=0)
         qpos = kitchen._robot.data.qpos

@@ -9,11 +9,11 @@ import torch
 
 from cvl_pipeline.environments import rollouts as module
 from cvl_pipeline.environments.base import Environment
-from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
-from cvl_pipeline.environments.metaworld import MetaWorldEnvironment
 from cvl_pipeline.environments.collection import episode_seeds
 from cvl_pipeline.environments.d4rl_tasks import AntMaze, Kitchen, Maze2D
-from cvl_pipeline.environments.evaluation import ActorPolicy, evaluate, evaluate_metaworld, rollout_table
+from cvl_pipeline.environments.evaluation import ActorPolicy, evaluate, rollout_table
+from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
+from cvl_pipeline.environments.metaworld import MetaWorldEnvironment
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
@@ -29,13 +29,12 @@ def _actor() -> GaussianActor:
     return GaussianActor(ActorShape((39,), 4, (16,)))
 
 
-def _evaluate(workers: int, episodes: int = 3) -> tuple[Transitions, Rewards]:
-    return evaluate_metaworld(
-        _actor(), "reach-v3", episodes=episodes, episode_steps=5, seed=2, workers=workers, name="test"
-    )
+def _evaluate(workers: int, episodes: int = 3, task: str = "reach-v3") -> tuple[Transitions, Rewards]:
+    make = partial(MetaWorldEnvironment, task, 5)
+    return evaluate(_actor(), make, episodes=episodes, seed=2, workers=workers, name="test")
 
 
-def test_a_rollout_is_the_episode_that_its_seed_and_the_mode_of_the_policy_determine() -> None:
+def test_seed_and_policy_determine_a_rollout() -> None:
     transitions, rewards = _evaluate(workers=1)
     validate_transitions(transitions)
     validate_rewards(rewards, transitions)
@@ -56,7 +55,7 @@ def test_a_rollout_is_the_episode_that_its_seed_and_the_mode_of_the_policy_deter
         np.testing.assert_allclose(rewards.rewards[5 * episode : 5 * episode + 5], labels, rtol=1e-4)
 
 
-def test_processes_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_processes_does_not_change_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH", 2)  # two batches with few simulations
     for one, other in zip(_evaluate(1, episodes=4), _evaluate(2, episodes=4), strict=True):
         for name in vars(one):
@@ -75,7 +74,7 @@ def test_acting_is_deterministic_and_needs_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
-def test_any_environment_of_gymnasium_is_evaluated_in(name: str) -> None:
+def test_policies_are_evaluated_in_gymnasium(name: str) -> None:
     discrete = name == "CartPole-v1"
     torch.manual_seed(0)
     actor: Actor = (
@@ -110,7 +109,9 @@ def test_any_environment_of_gymnasium_is_evaluated_in(name: str) -> None:
         (partial(Kitchen, "kitchen-mixed-v0", 5), 60, 9),
     ],
 )
-def test_robots_are_evaluated_in(make: Callable[[], Environment], observations: int, actions: int) -> None:
+def test_policies_are_evaluated_on_robots(
+    make: Callable[[], Environment], observations: int, actions: int
+) -> None:
     torch.manual_seed(0)
     bounds = torch.ones(actions)
     actor = GaussianActor(ActorShape((observations,), actions, (8,)), None, (-bounds, bounds))
@@ -123,7 +124,20 @@ def test_robots_are_evaluated_in(make: Callable[[], Environment], observations: 
         np.testing.assert_allclose(actor(transitions.states()), transitions.actions, atol=1e-5)
 
 
-def test_a_policy_that_asks_its_critic_is_evaluated_like_any_other() -> None:
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (ActorShape((5,), 2, (8,)), r"its observations have shape \(4,\), the dataset's \(5,\)"),
+        (ActorShape((4,), 3, (8,)), r"its actions have shape \(2,\), the dataset's \(3,\)"),
+    ],
+)
+def test_an_environment_that_does_not_fit_the_policy_is_refused(shape: ActorShape, message: str) -> None:
+    make = partial(GymnasiumEnvironment, "CartPole-v1")
+    with pytest.raises(InputError, match=rf"^evaluation\.environment: {message}; name the environment"):
+        evaluate(CategoricalActor(shape), make, episodes=2, seed=0, workers=1, name="test")
+
+
+def test_a_policy_with_a_critic_is_evaluated() -> None:
     torch.manual_seed(0)
 
     class Padded(torch.nn.Module):
@@ -155,6 +169,14 @@ def test_success_counts_at_any_step_and_returns_are_not_discounted() -> None:
     assert table["length"].tolist() == [3, 1]
 
 
-def test_an_unknown_task_is_refused() -> None:
+def test_success_that_nothing_reports_is_missing_in_the_table() -> None:
+    transitions = make_transitions([3, 1], [False, True])
+    labels = Rewards(torch.arange(4.0), torch.zeros(4, dtype=torch.bool), torch.tensor(False))
+    table = rollout_table(transitions, labels, 2)
+    assert table["success"].isna().tolist() == [True, True]
+    assert table["return"].tolist() == [3.0, 3.0]
+
+
+def test_an_unknown_task_is_refused_before_any_process_starts() -> None:
     with pytest.raises(InputError, match=r"did you mean .*reach-v3"):
-        evaluate_metaworld(_actor(), "reech-v3", episodes=2, episode_steps=5, seed=0, workers=1, name="test")
+        _evaluate(2, task="reech-v3")

@@ -8,16 +8,21 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from cvl_pipeline.environments.metaworld import BENCHMARKS, MetaWorldEnvironment, MetaWorldExpert, metaworld_tasks
 from cvl_pipeline.environments.collection import Disturbances, collect, episode_seeds
 from cvl_pipeline.environments.evaluation import evaluate, rollout_table
+from cvl_pipeline.environments.metaworld import (
+    BENCHMARKS,
+    MetaWorldEnvironment,
+    MetaWorldExpert,
+    metaworld_tasks,
+)
 from cvl_pipeline.environments.multitask import (
     MultiTaskEnvironment,
     MultiTaskExpert,
     benchmark_tasks,
-    with_tasks,
 )
 from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.preparation import with_tasks
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.networks.actor import ActorShape, GaussianActor
 
@@ -44,7 +49,7 @@ def _episode(environment: MultiTaskEnvironment | MetaWorldEnvironment, seed: int
 
 
 @pytest.mark.parametrize(("benchmark", "count"), [("MT10", 10), ("MT50", 50)])
-def test_a_benchmark_has_the_tasks_that_metaworld_says_with_a_policy_each(benchmark: str, count: int) -> None:
+def test_a_benchmark_has_the_tasks_of_metaworld_and_their_policies(benchmark: str, count: int) -> None:
     tasks = benchmark_tasks(benchmark)
     assert len(tasks) == len(set(tasks)) == count
     assert set(tasks) <= set(metaworld_tasks())
@@ -52,7 +57,7 @@ def test_a_benchmark_has_the_tasks_that_metaworld_says_with_a_policy_each(benchm
     assert benchmark in BENCHMARKS
 
 
-def test_an_episode_is_that_of_its_single_task_and_says_which(environment: MultiTaskEnvironment) -> None:
+def test_an_episode_is_that_of_a_single_task_and_names_it(environment: MultiTaskEnvironment) -> None:
     assert environment.observation_space.shape == (49,)
     for index, seed in enumerate(SEEDS):
         rows = _episode(environment, seed)
@@ -63,7 +68,7 @@ def test_an_episode_is_that_of_its_single_task_and_says_which(environment: Multi
         np.testing.assert_array_equal(np.delete(rows, slice(39, 49), axis=1), single)
 
 
-def test_the_seed_determines_the_episode_whatever_happened_before(environment: MultiTaskEnvironment) -> None:
+def test_the_seed_alone_determines_the_episode(environment: MultiTaskEnvironment) -> None:
     first = _episode(environment, SEEDS[3])
     assert not np.array_equal(_episode(environment, episode_seeds(1, "collection", 4, 10)[3]), first)
     environment.reset(seed=SEEDS[5])
@@ -71,7 +76,7 @@ def test_the_seed_determines_the_episode_whatever_happened_before(environment: M
     np.testing.assert_array_equal(_episode(environment, SEEDS[3]), first)
 
 
-def test_a_simulation_is_built_only_for_the_tasks_that_come() -> None:
+def test_a_simulation_is_built_when_its_task_is_first_needed() -> None:
     environment = MAKE()
     assert not environment._built
     for _ in range(2):

@@ -5,8 +5,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.collection import Disturbances, collect
+from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.pointmaze import WaypointController, check_pointmaze_task, pointmaze_tasks
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
@@ -74,6 +74,6 @@ def test_sparse_and_dense_rewards_are_the_environments_own() -> None:
     np.testing.assert_array_equal(sparse.successes, dense.successes)
 
 
-def test_an_unknown_maze_is_told_with_the_nearest_ones() -> None:
+def test_an_unknown_maze_is_refused_with_the_nearest_ones() -> None:
     with pytest.raises(InputError, match="unknown PointMaze environment 'PointMaze_Medum-v3': did you mean"):
         check_pointmaze_task("PointMaze_Medum-v3")

@@ -3,16 +3,17 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, SupportsFloat
 
 import numpy as np
 import pytest
 import torch
 
 from cvl_pipeline.environments import rollouts as module
-from cvl_pipeline.environments.base import Array
+from cvl_pipeline.environments.base import Array, Environment
 from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.rollouts import (
     Episode,
@@ -21,6 +22,7 @@ from cvl_pipeline.environments.rollouts import (
     run_episodes,
     stack_episodes,
 )
+from cvl_pipeline.episodes.container import Rewards
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
 from tests.environments.toys import Dying, Push, Walk
@@ -45,7 +47,7 @@ def _by_hand(seed: int) -> dict[str, list[float]]:
     return {"places": places, "rewards": rewards, "action": [float(action)]}
 
 
-def test_episodes_come_in_the_order_of_their_seeds_and_end_where_they_should() -> None:
+def test_episodes_have_the_order_of_their_seeds_and_the_right_ends() -> None:
     seeds = [9, 3, 14, 7, 0, 5, 8, 1, 2, 6, 4, 19, 13]  # more than one batch, with different lengths
     recorded = _run(seeds)
     assert len(recorded) == len(seeds)
@@ -94,7 +96,7 @@ def test_cores_are_those_that_this_process_may_use() -> None:
     assert available_cores() >= 1
 
 
-def test_stacked_episodes_hold_every_row_in_its_place() -> None:
+def test_stacked_episodes_keep_every_row_in_its_place() -> None:
     recorded = _run([9, 0, 8])
     transitions, rewards = stack_episodes(recorded, Walk())
     validate_transitions(transitions)
@@ -116,6 +118,58 @@ def test_stacked_episodes_hold_every_row_in_its_place() -> None:
     assert not transitions.discrete
 
 
+class Reporting(Walk):
+    """Reports success under some names, from a given step on."""
+
+    def __init__(
+        self, names: tuple[str, ...], values: tuple[Any, ...] = (False, True), first: int = 1
+    ) -> None:
+        super().__init__()
+        self._names, self._values, self._first = names, values, first
+
+    def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, _ = super().step(action)
+        solved = self._values[self.taken % len(self._values)]
+        info = {} if self.taken < self._first else dict.fromkeys(self._names, solved)
+        return observation, reward, terminated, truncated, {"other": 1.0, **info}
+
+
+def _labels(make: Callable[[], Environment]) -> Rewards:
+    recorded = run_episodes(RolloutTask(make, Push), [0, 1], workers=1, description="test")
+    return stack_episodes(recorded, make())[1]
+
+
+@pytest.mark.parametrize("name", ["success", "is_success", "goal_achieved"])
+@pytest.mark.parametrize("values", [(False, True), (0.0, 1.0), (np.False_, np.True_)])
+def test_success_has_one_of_three_names_in_info(name: str, values: tuple[Any, ...]) -> None:
+    labels = _labels(partial(Reporting, (name,), values))
+    assert labels.reports_success
+    assert labels.successes.tolist() == [True, False, True, False, True, False] * 2
+
+
+def test_the_first_name_of_success_counts() -> None:
+    class Both(Reporting):
+        def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
+            *outcome, info = super().step(action)
+            return *outcome, info | {"is_success": True, "goal_achieved": True}  # type: ignore[return-value]
+
+    labels = _labels(partial(Both, ("success",), (False,)))
+    assert labels.reports_success
+    assert not labels.successes.any()
+
+
+def test_success_that_the_environment_never_reports_is_missing() -> None:
+    labels = _labels(partial(Reporting, ()))
+    assert not labels.reports_success
+    assert not labels.successes.any()
+
+
+def test_success_that_is_reported_late_is_no_success_before() -> None:
+    labels = _labels(partial(Reporting, ("is_success",), (True,), 5))
+    assert labels.reports_success
+    assert labels.successes.tolist() == [False] * 4 + [True] * 2 + [False] * 4 + [True] * 2
+
+
 class Lever:
     """Two alternating actions as one-hot vectors; the seed selects the first."""
 
@@ -128,7 +182,7 @@ class Lever:
         return [np.eye(2)[(self.seeds[i] + self.steps) % 2] for i in running]
 
 
-def test_episodes_of_discrete_actions_say_so_and_hold_one_hot_vectors() -> None:
+def test_episodes_of_discrete_actions_have_one_hot_vectors() -> None:
     make = partial(GymnasiumEnvironment, "CartPole-v1", 12)
     recorded = run_episodes(RolloutTask(make, Lever), list(range(12)), workers=1, description="test")
     transitions, rewards = stack_episodes(recorded, make())
@@ -144,7 +198,7 @@ def test_episodes_of_discrete_actions_say_so_and_hold_one_hot_vectors() -> None:
         assert [int(np.argmax(action)) for action in episode.actions] == expected
 
 
-def test_a_worker_that_dies_is_told_with_what_to_do() -> None:
+def test_a_worker_that_dies_is_reported_with_a_fix() -> None:
     task = RolloutTask(make_environment=Dying, make_policy=Push)
     with pytest.raises(InputError, match=r"evaluation\.workers"):
         run_episodes(task, range(20), workers=2, description="dying")

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_selecting_all_episodes_is_the_identity(episodes: list[tuple[int, bool]]
 
 
 @given(EPISODES, st.data())
-def test_select_cuts_out_the_very_episodes_in_the_given_order(
+def test_select_copies_the_given_episodes_in_the_given_order(
     episodes: list[tuple[int, bool]], draw: st.DataObject
 ) -> None:
     data = _build(episodes)
@@ -89,6 +89,22 @@ def test_rewards_follow_the_transitions_that_are_selected(transitions: Transitio
     assert labels.successes.tolist() == rewards.successes[[13, 14, 15, 5]].tolist()
 
 
+@pytest.mark.parametrize("reported", [True, False])
+def test_selected_rewards_report_success_if_all_of_them_do(transitions: Transitions, reported: bool) -> None:
+    rewards = replace(make_rewards(transitions), success_reported=torch.tensor(reported))
+    assert rewards.reports_success is reported
+    assert rewards.select(torch.tensor([3, 1])).reports_success is reported
+    assert make_rewards(transitions).reports_success
+
+
+def test_rewards_are_missing_only_if_all_of_them_are(transitions: Transitions) -> None:
+    rewards = make_rewards(transitions)
+    assert not rewards.missing
+    nothing = torch.full_like(rewards.rewards, torch.nan)
+    assert replace(rewards, rewards=nothing).missing
+    assert not replace(rewards, rewards=torch.where(torch.arange(len(nothing)) == 3, 1.0, nothing)).missing
+
+
 def test_to_keeps_every_field() -> None:
     data = make_discrete_transitions([5, 1, 7], [True, False, False])
     moved = data.to("cpu")
@@ -96,7 +112,7 @@ def test_to_keeps_every_field() -> None:
         assert torch.equal(getattr(moved, field.name), getattr(data, field.name)), field.name
 
 
-def test_episodes_are_continuous_unless_they_say_otherwise_and_a_selection_says_the_same(
+def test_a_selection_keeps_the_kind_of_the_actions(
     transitions: Transitions,
 ) -> None:
     discrete = make_discrete_transitions([5, 1, 7], [True, False, False])
@@ -106,5 +122,5 @@ def test_episodes_are_continuous_unless_they_say_otherwise_and_a_selection_says_
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_states_live_on_the_device_of_the_episodes(transitions: Transitions) -> None:
+def test_states_are_on_the_device_of_the_episodes(transitions: Transitions) -> None:
     assert torch.equal(transitions.to("cuda").states().cpu(), transitions.states())

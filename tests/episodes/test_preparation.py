@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +17,9 @@ from cvl_pipeline.episodes.preparation import (
     episode_summary,
     episode_table,
     fit_normalisation,
+    observed_returns,
     split_episodes,
+    with_tasks,
 )
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.testing.builders import make_rewards, make_transitions, slices, split_first
@@ -38,7 +41,7 @@ def test_split_is_disjoint_complete_ascending_and_leaves_no_part_empty(
     assert len(validation) == min(max(1, round(fraction * episodes)), episodes - 1)
 
 
-def test_split_depends_on_the_seed_alone() -> None:
+def test_the_seed_determines_the_split() -> None:
     data = make_transitions([2] * 30, [False] * 30)
     first, again, other = (split_episodes(data, 0.3, seed).validation.tolist() for seed in (5, 5, 6))
     assert first == again
@@ -56,7 +59,7 @@ def test_one_episode_cannot_be_split() -> None:
         split_episodes(make_transitions([5], [False]), 0.1, 0)
 
 
-def test_normalisation_measures_the_training_episodes_alone(transitions: Transitions) -> None:
+def test_normalisation_uses_only_training_episodes(transitions: Transitions) -> None:
     split = split_first(transitions, 4)
     spoilt = transitions.observations.clone()
     spoilt[4 + 16 :] = 1e6  # all rows of episodes 4 and 5
@@ -72,7 +75,7 @@ def test_normalisation_measures_the_training_episodes_alone(transitions: Transit
     assert fitted.observation_mean.dtype == torch.float32
 
 
-def test_dimensions_that_hardly_move_count_as_the_floor(transitions: Transitions) -> None:
+def test_almost_constant_dimensions_get_the_floor(transitions: Transitions) -> None:
     observations = transitions.observations.clone()
     observations[:, 1] = 0.25
     observations[:, 2] = 0.25 + 1e-5 * observations[:, 2]
@@ -87,9 +90,7 @@ def test_dimensions_that_hardly_move_count_as_the_floor(transitions: Transitions
     episodes=st.lists(st.tuples(st.integers(1, 8), st.booleans()), min_size=1, max_size=5),
     discount=st.floats(0.0, 1.0),
 )
-def test_discounted_returns_equal_the_sum_written_out(
-    episodes: list[tuple[int, bool]], discount: float
-) -> None:
+def test_discounted_returns_equal_the_explicit_sum(episodes: list[tuple[int, bool]], discount: float) -> None:
     data = make_transitions([length for length, _ in episodes], [end for _, end in episodes])
     rewards = make_rewards(data).rewards
     expected = []
@@ -102,7 +103,15 @@ def test_discounted_returns_equal_the_sum_written_out(
     np.testing.assert_allclose(result.numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_episode_table_has_one_true_row_an_episode(transitions: Transitions, rewards: Rewards) -> None:
+def test_observed_returns_are_divided_by_the_logged_share_of_the_future() -> None:
+    data = make_transitions([3, 2], [False, True])
+    rewards = torch.tensor([1.0, 2.0, 4.0, 3.0, 5.0])
+    returns = observed_returns(rewards, data, 0.5)
+    # Three, two and one logged steps of the truncated episode are 7/8, 3/4 and 1/2 of its future.
+    np.testing.assert_allclose(returns, [3.0 / 0.875, 4.0 / 0.75, 4.0 / 0.5, 5.5, 5.0])
+
+
+def test_the_episode_table_has_one_row_per_episode(transitions: Transitions, rewards: Rewards) -> None:
     split = split_episodes(transitions, 0.34, 2)
     table = episode_table(transitions, rewards, split)
     assert table["episode"].tolist() == [0, 1, 2, 3, 4, 5]
@@ -117,7 +126,7 @@ def test_episode_table_has_one_true_row_an_episode(transitions: Transitions, rew
         assert table["success"][e] == bool(labels.successes.any())
 
 
-def test_a_summary_counts_steps_adds_rewards_up_and_asks_for_success_at_any_step() -> None:
+def test_the_summary_has_length_return_and_success_at_any_step() -> None:
     data = make_transitions([3, 1, 2], [False, True, False])
     labels = Rewards(
         rewards=torch.tensor([1.0, 2.0, 4.0, 0.5, -1.0, -2.0]),
@@ -127,9 +136,38 @@ def test_a_summary_counts_steps_adds_rewards_up_and_asks_for_success_at_any_step
     assert table["length"].tolist() == [3, 1, 2]
     assert table["return"].tolist() == [7.0, 0.5, -3.0]
     assert table["success"].tolist() == [True, False, True]
+    assert not table["success"].isna().any()
 
 
-def test_an_episode_that_repeats_an_earlier_one_is_found_wherever_it_stands() -> None:
+def test_success_and_return_are_missing_where_nothing_reports_them(
+    transitions: Transitions, rewards: Rewards
+) -> None:
+    nothing = torch.zeros(len(transitions), dtype=torch.bool), torch.tensor(False)
+    unreported = Rewards(rewards.rewards, *nothing)
+    without = Rewards(torch.full_like(rewards.rewards, torch.nan), *nothing)
+    split = split_first(transitions, 4)
+    for table in (episode_summary(transitions, unreported), episode_table(transitions, unreported, split)):
+        assert table["success"].isna().all()
+        assert table["success"].dtype == "boolean"
+        assert table["success"][0] is pd.NA
+        assert table["return"].notna().all()
+    assert episode_table(transitions, without, split)["return"].isna().all()
+    # Reported, but never solved, is another thing.
+    never = Rewards(rewards.rewards, nothing[0])
+    assert episode_summary(transitions, never)["success"].tolist() == [False] * 6
+
+
+def test_a_table_of_several_tasks_names_the_task_of_every_episode() -> None:
+    data = make_transitions([2, 1, 3], [False] * 3, observation_size=4)
+    observations = data.observations.clone()
+    observations[:, 2:] = torch.tensor([[0.0, 1.0]] * 3 + [[1.0, 0.0]] * 2 + [[0.0, 1.0]] * 4)
+    data = replace(data, observations=observations)
+    table = pd.DataFrame({"return": [1.0, 2.0, 3.0]})
+    assert with_tasks(table, data, ("reach", "push"))["task"].tolist() == ["push", "reach", "push"]
+    assert with_tasks(table, data, ()) is table
+
+
+def test_an_episode_that_repeats_an_earlier_one_is_found() -> None:
     data = make_transitions([3, 5, 3, 5], [False, True, False, True])
     order = torch.tensor([0, 1, 2, 0, 3, 1])
     assert duplicate_episodes(data.select(order)).tolist() == [False, False, False, True, False, True]
@@ -144,7 +182,7 @@ def test_episodes_that_differ_in_one_action_are_not_duplicates() -> None:
     assert not duplicate_episodes(replace(same, actions=actions)).any()
 
 
-def test_coverage_is_the_plane_of_most_spread() -> None:
+def test_coverage_is_the_plane_of_largest_variance() -> None:
     data = make_transitions([500], [False], observation_size=3)
     spread = data.observations * torch.tensor([1.0, 10.0, 0.01])
     data = replace(data, observations=spread)

@@ -107,7 +107,7 @@ def test_absorbed_marks_exactly_the_offsets_past_a_termination() -> None:
     ],
 )
 @pytest.mark.parametrize("discount", [0.4, 0.9, 0.99])
-def test_anchors_and_offsets_follow_the_law_of_what_was_logged(
+def test_anchors_and_offsets_follow_the_law_of_the_log(
     lengths: list[int], terminated: list[bool], discount: float
 ) -> None:
     longest = 40
@@ -122,7 +122,7 @@ def test_anchors_and_offsets_follow_the_law_of_what_was_logged(
         assert _p_value(counts[possible], law.ravel()[possible]) > LEVEL
 
 
-def test_an_anchor_counts_as_much_as_of_its_future_was_logged() -> None:
+def test_an_anchor_counts_by_the_logged_share_of_its_future() -> None:
     # By hand: gamma = 1/2, so the mass of L logged steps is 1 - 2^-L, or 1 after a termination.
     segments = _sample([3, 2], [False, True], 0.5, 70_000)
     law = np.array([7 / 8, 3 / 4, 1 / 2, 1.0, 1.0])

@@ -47,30 +47,9 @@ def die_at_record(number: int) -> None:
     vars(states)["write_record"] = counted
 
 
-def read_narrowly() -> None:
-    """Give each node only the parameters that it declares to read."""
-    from kedro.framework.hooks import hook_impl
-
-    from cvl_pipeline.kedro import settings
-    from cvl_pipeline.kedro.parameters import READ
-
-    class Narrow:
-        @hook_impl
-        def before_node_run(self, node: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-            stage, fields = READ.get(node.name, ("", ()))
-            given = {name: value for name, value in inputs.items() if name == f"params:{stage}"}
-            return {
-                name: type(value).model_construct(**{field: getattr(value, field) for field in fields})
-                for name, value in given.items()
-            }
-
-    vars(settings)["HOOKS"] = (*settings.HOOKS, Narrow())
-
-
 CHANGES: dict[str, Callable[..., None]] = {
     "plan": plan,
     "die_at_record": die_at_record,
-    "read_narrowly": read_narrowly,
 }
 
 

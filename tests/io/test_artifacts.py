@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from cvl_pipeline.episodes.container import Rewards
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.io.artifacts import KINDS, load_artifact, save_artifact
+from cvl_pipeline.io.artifacts import CLASSES, KINDS, load_artifact, save_artifact
+from cvl_pipeline.io.artifacts import kind_of as kind_of_object
 from cvl_pipeline.io.storage import read_tensors, write_tensors
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.testing.builders import names_in
@@ -31,9 +33,49 @@ def test_every_kind_is_tested() -> None:
     assert {kind_of(name) for name in make_artifacts()} == set(KINDS)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_kind_follows_from_the_class(name: str) -> None:
+    assert kind_of_object(make_artifacts()[name]) == kind_of(name)
+
+
+def test_every_class_is_tested() -> None:
+    classes = {
+        f"{type(artifact).__module__}:{type(artifact).__name__}" for artifact in make_artifacts().values()
+    }
+    assert classes == set(CLASSES)
+
+
+def test_the_kind_of_a_subclass_is_that_of_its_base() -> None:
+    class Own(Rewards):
+        pass
+
+    assert kind_of_object(Own(torch.zeros(1), torch.zeros(1, dtype=torch.bool))) == "rewards"
+
+
+@pytest.mark.parametrize("other", [3.0, {"a": 1}, torch.ones(2), Rewards])
+def test_an_object_that_is_no_artifact_is_refused(other: Any) -> None:
+    with pytest.raises(InputError, match=f"^{type(other).__name__} is not an artifact; known: transitions, "):
+        kind_of_object(other)
+
+
+@pytest.mark.parametrize("reported", [True, False])
+def test_files_keep_whether_success_is_reported(tmp_path: Path, reported: bool) -> None:
+    rewards = Rewards(torch.zeros(3), torch.zeros(3, dtype=torch.bool), torch.tensor(reported))
+    save_artifact(tmp_path / "x.safetensors", "rewards", rewards)
+    assert load_artifact(tmp_path / "x.safetensors").reports_success is reported
+
+
+def test_rewards_of_an_older_version_report_success(tmp_path: Path) -> None:
+    tensors = {"rewards": torch.zeros(3), "successes": torch.tensor([False, True, False])}
+    write_tensors(tmp_path / "x.safetensors", "rewards", tensors, {})
+    rewards = load_artifact(tmp_path / "x.safetensors")
+    assert rewards.reports_success
+    assert rewards.successes.tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize("named", [True, False], ids=["kind named", "kind found"])
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_saved_is_loaded(tmp_path: Path, name: str, named: bool) -> None:
+def test_an_artifact_is_loaded_as_it_was_saved(tmp_path: Path, name: str, named: bool) -> None:
     saved = make_artifacts()[name]
     path = tmp_path / "new" / "x.safetensors"
     save_artifact(path, kind_of(name), saved)
@@ -49,7 +91,7 @@ def test_the_same_artifact_gives_the_same_bytes(tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if kind_of(name) == "critic"])
-def test_a_loaded_critic_computes_what_the_saved_one_did(tmp_path: Path, name: str) -> None:
+def test_a_loaded_critic_computes_the_same(tmp_path: Path, name: str) -> None:
     saved, loaded = _reloaded(tmp_path, name)
     assert loaded.shape == saved.shape
     assert not loaded.training
@@ -75,7 +117,7 @@ def test_a_loaded_readout_gives_the_values_of_the_saved_one(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if kind_of(name) == "policy"])
-def test_a_loaded_policy_acts_as_the_saved_one_did(tmp_path: Path, name: str) -> None:
+def test_a_loaded_policy_acts_the_same(tmp_path: Path, name: str) -> None:
     saved, loaded = _reloaded(tmp_path, name)
     observations, _ = _inputs()
     actions = loaded(observations)
@@ -97,7 +139,7 @@ def test_a_loaded_actor_is_as_stochastic_as_the_saved_one(tmp_path: Path, name: 
 @pytest.mark.parametrize(
     "name", ["policy, best of n", "policy, best of n of horizons", "policy, best of n categorical"]
 )
-def test_a_loaded_best_of_n_judges_by_the_q_of_the_saved_one(tmp_path: Path, name: str) -> None:
+def test_a_loaded_best_of_n_policy_has_the_same_q(tmp_path: Path, name: str) -> None:
     saved, loaded = _reloaded(tmp_path, name)
     observations, actions = _inputs()
     values = QFunction(loaded.critic, loaded.readout)(observations, actions)

@@ -25,7 +25,7 @@ def test_a_table_is_read_as_it_was_written_and_its_bytes_follow_from_its_content
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "one/x.parquet"), TABLE)  # to everyone
 
 
-def test_a_table_may_hold_the_words_that_its_checksum_is_found_by(tmp_path: Path) -> None:
+def test_a_table_may_contain_the_marker_of_its_checksum(tmp_path: Path) -> None:
     words = "cvl-pipeline version 1 sha256 " + "0" * 64
     table = pd.DataFrame({words: [words, "sha256"]})
     write_table(tmp_path / "x", table)
@@ -66,9 +66,7 @@ def test_a_table_or_checkpoint_changed_or_cut_anywhere_is_refused(tmp_path: Path
 
 
 @pytest.mark.parametrize("read", [read_table, read_checkpoint])
-def test_a_table_or_checkpoint_that_is_missing_or_a_folder_is_told(
-    tmp_path: Path, read: Callable[[Path], Any]
-) -> None:
+def test_a_missing_table_or_checkpoint_is_reported(tmp_path: Path, read: Callable[[Path], Any]) -> None:
     with pytest.raises(InputError, match=r"x does not exist"):
         read(tmp_path / "x")
     (tmp_path / "x").mkdir()
@@ -76,7 +74,7 @@ def test_a_table_or_checkpoint_that_is_missing_or_a_folder_is_told(
         read(tmp_path / "x")
 
 
-def test_tables_and_checkpoints_of_another_program_or_version_are_told(tmp_path: Path) -> None:
+def test_tables_and_checkpoints_of_another_program_or_version_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "x"
     TABLE.to_parquet(path)
     with pytest.raises(InputError, match=r"x was not written by cvl-pipeline"):
@@ -104,7 +102,7 @@ class _Runs:
         return (Path.touch, (self._path,))
 
 
-def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
+def test_a_checkpoint_that_contains_code_is_refused_and_not_run(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "last.ckpt", {"step": _Runs(tmp_path / "ran")})
     with pytest.raises(InputError, match=r"last\.ckpt holds more than tensors and plain values"):
         read_checkpoint(tmp_path / "last.ckpt")

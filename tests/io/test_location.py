@@ -48,7 +48,7 @@ def _downloads(location: Location, monkeypatch: pytest.MonkeyPatch) -> list[str]
     return found
 
 
-def test_a_path_is_itself_and_needs_no_copy(tmp_path: Path) -> None:
+def test_a_local_path_needs_no_copy(tmp_path: Path) -> None:
     location = Location(str(tmp_path / "x.bin"))
     assert not location.is_remote
     assert location.path == tmp_path / "x.bin"
@@ -61,9 +61,7 @@ def test_a_path_is_itself_and_needs_no_copy(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["x.bin"]
 
 
-def test_what_one_machine_publishes_another_fetches_once(
-    there: Location, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_published_file_is_fetched_once(there: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not there.exists()
     _publish(there, b"whole")
     assert there.exists()
@@ -78,7 +76,7 @@ def test_what_one_machine_publishes_another_fetches_once(
     assert [Path(name).name for name in there._system.find(there._system._parent(there._remote))] == ["x.bin"]
 
 
-def test_what_another_machine_publishes_takes_the_place_of_the_copy(there: Location) -> None:
+def test_a_file_that_another_machine_publishes_replaces_the_copy(there: Location) -> None:
     _publish(there, b"of the one")
     other = _elsewhere(there)
     other.fetch()
@@ -88,7 +86,7 @@ def test_what_another_machine_publishes_takes_the_place_of_the_copy(there: Locat
 
 
 @pytest.mark.parametrize("content", [b"wholf", b"whol", b"", None])
-def test_a_copy_that_is_not_what_it_was_is_fetched_again(there: Location, content: bytes | None) -> None:
+def test_a_damaged_copy_is_fetched_again(there: Location, content: bytes | None) -> None:
     _publish(there, b"whole")
     # Also what a run has made that was killed before it could publish it.
     if content is None:
@@ -115,14 +113,14 @@ def test_a_copy_whose_note_is_lost_is_fetched_again(
     assert there.path.read_bytes() == b"whole"
 
 
-def test_a_copy_is_fetched_anew_on_demand(there: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_is_fetched_again_on_demand(there: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     _publish(there, b"whole")
     downloads = _downloads(there, monkeypatch)
     there.fetch(anew=True)
     assert len(downloads) == 1
 
 
-def test_of_what_is_no_longer_there_no_copy_stays(there: Location) -> None:
+def test_the_copy_of_a_deleted_file_is_deleted(there: Location) -> None:
     _publish(there, b"whole")
     there.remove()
     there.fetch()
@@ -156,7 +154,7 @@ def test_a_download_that_fails_leaves_the_copy_as_it_was(
     assert there.path.read_bytes() == b"other"
 
 
-def test_what_cannot_be_published_is_kept_under_another_name(
+def test_a_file_that_cannot_be_published_is_kept_under_another_name(
     there: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _publish(there, b"older")
@@ -191,7 +189,7 @@ def test_small_files_are_made_read_changed_and_deleted_without_a_copy(there: Loc
     assert not there.cache.exists()
 
 
-def test_the_file_system_is_asked_anew_every_time(there: Location) -> None:
+def test_the_file_system_is_asked_every_time(there: Location) -> None:
     assert there.identity() is None
     _publish(_elsewhere(there), b"whole")
     first = there.identity()
@@ -208,7 +206,7 @@ def test_the_file_system_is_asked_anew_every_time(there: Location) -> None:
         ("s3://nowhere-at-all/x", {"endpoint_url": "http://127.0.0.1:9"}, "127.0.0.1:9", ["read", "write"]),
     ],
 )
-def test_what_cannot_be_reached_is_told_in_one_line_without_secrets(
+def test_an_unreachable_server_is_reported_in_one_line_without_secrets(
     bucket: Bucket, address: str, options: dict[str, Any], words: str, verbs: list[str], tmp_path: Path
 ) -> None:
     retries = {"config_kwargs": {"retries": {"max_attempts": 1}, "connect_timeout": 1}}
@@ -233,7 +231,7 @@ def test_an_unknown_protocol_or_option_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("protocol", "extra"), [("s3", "s3"), ("gs", "gcs")])
-def test_a_library_that_is_not_installed_is_told_with_its_extra(
+def test_a_missing_library_is_reported_with_its_extra(
     protocol: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(*_: Any, **__: Any) -> None:
@@ -256,7 +254,7 @@ def test_a_secret_is_masked_where_it_is_a_word(tmp_path: Path) -> None:
         min_size=1,
     )
 )
-def test_copies_lie_apart_below_their_cache(parts: list[str]) -> None:
+def test_copies_have_separate_folders_in_the_cache(parts: list[str]) -> None:
     address = "s3://" + "/".join(parts)
     location = Location(address, {}, Path("cache"))
     assert is_url(address)

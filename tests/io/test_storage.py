@@ -83,7 +83,7 @@ def _assert_refused_or_unharmed(path: Path, content: bytes, kind: str | None = "
         assert _same(*read)
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_tensors_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "x.safetensors"
     _write(path)
     assert _same(*read_tensors(path, "thing"))
@@ -97,7 +97,7 @@ def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
     assert {(tmp_path / "reversed.safetensors").read_bytes()} == files
 
 
-def test_tensors_are_written_whatever_their_place_in_memory(tmp_path: Path) -> None:
+def test_tensors_are_written_with_any_memory_layout(tmp_path: Path) -> None:
     whole = torch.arange(24, dtype=torch.float32).reshape(4, 6)
     tensors = {
         "transposed": whole.T,
@@ -178,7 +178,7 @@ def test_a_file_of_anything_else_is_refused(content: bytes) -> None:
         shutil.rmtree(folder)
 
 
-def test_files_that_are_not_what_they_should_be_say_so(tmp_path: Path) -> None:
+def test_files_of_another_kind_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
 
     def refused(part: str) -> None:
@@ -216,7 +216,7 @@ def test_a_header_that_lacks_an_entry_is_refused(tmp_path: Path, missing: str) -
         read_tensors(path, "thing")
 
 
-def test_paths_are_told_from_the_working_directory_on(
+def test_paths_are_reported_relative_to_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -234,7 +234,7 @@ def test_an_altered_number_is_noticed(tmp_path: Path) -> None:
         read_tensors(path, "thing")
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     content = _write(path)
 
@@ -270,7 +270,7 @@ def _dead_process() -> int:
     return process.pid
 
 
-def test_what_killed_processes_left_half_written_is_removed_by_the_next_write_in_the_folder(
+def test_the_next_write_removes_partial_files_of_killed_processes(
     tmp_path: Path,
 ) -> None:
     dead = _dead_process()
@@ -302,7 +302,7 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_atomically(tmp_path / "folder", write)
 
 
-def test_a_link_is_replaced_and_what_it_names_is_not_touched(tmp_path: Path) -> None:
+def test_a_link_is_replaced_and_its_target_unchanged(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_bytes(b"precious")
     (tmp_path / "x.bin").symlink_to(tmp_path / "elsewhere")
     write_atomically(tmp_path / "x.bin", lambda partial: partial.write_bytes(b"new"))
@@ -329,7 +329,7 @@ def small_disk() -> Iterator[None]:
     ],
     ids=["tensors", "table", "checkpoint"],
 )
-def test_a_disk_that_fills_is_told_in_one_line_and_leaves_the_old_file(
+def test_a_full_disk_gives_a_one_line_error_and_keeps_the_old_file(
     tmp_path: Path, write: Callable[[Path], None]
 ) -> None:
     path = tmp_path / "x"

@@ -8,10 +8,20 @@ import click
 import pytest
 from click.testing import CliRunner
 from kedro.framework.cli.project import run as kedro_run
+from kedro.framework.project import configure_project
 from kedro.io import DatasetError
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.kedro.cli import _Run, cli
+from cvl_pipeline.kedro.cli import RENAMED_NODES, _follow, _Run, cli
+from cvl_pipeline.kedro.pipeline_registry import register_pipelines
+from tests.project import PROJECT
+
+
+@pytest.fixture(autouse=True)
+def project(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in the project, as Kedro's command line does."""
+    monkeypatch.chdir(PROJECT)
+    configure_project("cvl_pipeline.kedro")
 
 
 def _run_that_raises(error: BaseException) -> click.Command:
@@ -34,9 +44,18 @@ def _wrapped(error: Exception, explicit: bool) -> Exception:
         return wrapper
 
 
+def _refusal(*arguments: str) -> str:
+    """The message of a command that is refused in one line."""
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code != 0
+    assert result.output.startswith("Error: ")
+    assert result.output.count("\n") == 1, result.output
+    return result.output
+
+
 @pytest.mark.parametrize("depth", [0, 1, 2])
 @pytest.mark.parametrize("explicit", [True, False])
-def test_what_the_person_got_wrong_is_told_in_one_line(depth: int, explicit: bool) -> None:
+def test_a_users_mistake_is_reported_in_one_line(depth: int, explicit: bool) -> None:
     error: Exception = InputError("x.json is damaged; delete it")
     for _ in range(depth):
         error = _wrapped(error, explicit)
@@ -45,13 +64,13 @@ def test_what_the_person_got_wrong_is_told_in_one_line(depth: int, explicit: boo
     assert result.output == "Error: x.json is damaged; delete it\n"
 
 
-def test_a_message_is_one_line_whatever_is_in_it() -> None:
+def test_a_message_with_line_breaks_and_control_characters_stays_one_line() -> None:
     result = CliRunner().invoke(_run_that_raises(InputError("a\nfile\x1b[2J is damaged")), [])
     assert result.output == "Error: a file\\x1b[2J is damaged\n"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
-def test_a_disk_that_takes_no_more_is_no_defect(number: int) -> None:
+def test_a_full_or_read_only_disk_is_reported_in_one_line(number: int) -> None:
     error = _wrapped(OSError(number, os.strerror(number), "logs/events"), explicit=True)
     result = CliRunner().invoke(_run_that_raises(error), [])
     assert result.exit_code == 1
@@ -68,27 +87,73 @@ def test_a_defect_keeps_its_traceback() -> None:
     ("options", "message"),
     [
         (["--pipelines", "data_ingest"], "unknown pipeline 'data_ingest': did you mean data_ingestion?"),
-        (["--nodes", "evaluation.rollout"], "did you mean evaluation.roll_out"),
-        (["--from-nodes", "evaluation.rollout"], "did you mean evaluation.roll_out"),
+        (["--nodes", "evaluation.rollout"], "did you mean evaluation.roll_out_bc or evaluation.roll_out_cvl"),
+        (["--from-nodes", "evaluation.rollout"], "did you mean evaluation.roll_out_bc or evaluation.roll_out_cvl"),
+        (["--to-nodes", "evaluation.rollout"], "did you mean evaluation.roll_out_bc or evaluation.roll_out_cvl"),
         (["--namespaces", "evaluaton"], "unknown namespace 'evaluaton': did you mean evaluation?"),
+        (["--tags", "reporting"], "unknown tag 'reporting': did you mean report"),
+        (["--nodes", "policy_extraction.train_iql"], "did you mean policy_extraction.train_cvl"),
+        (["--nodes", "policy_extraction.extract"],
+         "node 'policy_extraction.extract' is now 'policy_extraction.train_cvl'"),
+        (["--from-nodes", "policy_extraction.clone"],
+         "node 'policy_extraction.clone' is now 'policy_extraction.train_bc'"),
+        (["--to-nodes", "evaluation.roll_out"], "node 'evaluation.roll_out' is now 'evaluation.roll_out_cvl'"),
+        (["--nodes", "evaluation.score"], "node 'evaluation.score' is now 'evaluation.score_cvl'"),
+    ],
+)  # fmt: skip
+def test_an_unknown_or_old_name_is_refused_with_the_right_one(options: list[str], message: str) -> None:
+    assert message in _refusal("run", *options)
+
+
+@pytest.mark.parametrize("old", RENAMED_NODES)
+def test_old_node_names_lead_to_nodes_that_exist(old: str) -> None:
+    names = {node.name for node in register_pipelines()["__default__"].nodes}
+    assert old not in names
+    assert RENAMED_NODES[old] in names
+
+
+def test_nodes_of_a_baseline_exist_where_it_is_in_force() -> None:
+    _follow({"params": {"baselines": {"iql": {}}}})
+    assert "policy_extraction.train_iql" in {node.name for node in register_pipelines()["__default__"].nodes}
+
+
+LOG = "dataset.source=files,dataset.path=mine.csv"
+NO_ENVIRONMENT = (
+    "Error: no environment is known for dataset 'mine.csv' (dataset.source files); name a Gymnasium id in "
+    "evaluation.environment to evaluate policies\n"
+)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "--pipelines", "evaluation"),
+        ("run", "--pipelines", "policy_extraction,evaluation"),
+        ("run", "--nodes", "evaluation.plot"),
+        ("run", "--to-nodes", "evaluation.summarise"),
+        ("run", "--namespaces", "evaluation"),
+        ("run", "--tags", "evaluation"),
+        ("artifacts", "status", "--pipelines", "evaluation"),
     ],
 )
-def test_a_pipeline_or_node_that_does_not_exist_is_refused_with_a_near_one(
-    options: list[str], message: str
-) -> None:
-    result = CliRunner().invoke(cli, ["run", *options])
-    assert result.exit_code == 1
-    assert message in result.output
-    assert "Traceback" not in result.output
+def test_an_evaluation_without_an_environment_is_refused_in_one_line(arguments: tuple[str, ...]) -> None:
+    assert _refusal(*arguments, "--params", LOG) == NO_ENVIRONMENT
 
 
-def test_training_that_diverged_is_told_in_one_line() -> None:
+@pytest.mark.parametrize(
+    "params", ["evaluation.environment=...", f"{LOG},evaluation.environment=...", "seed=[1"]
+)
+def test_params_that_cannot_be_read_are_reported_in_one_line(params: str) -> None:
+    """Such as the three dots of an example, pasted as they are."""
+    assert "--params" in _refusal("run", "--params", params)
+
+
+def test_diverged_training_is_reported_in_one_line() -> None:
     result = CliRunner().invoke(_run_that_raises(FloatingPointError("the loss became nan")), [])
     assert result.exit_code == 1
     assert result.output == "Error: the loss became nan\n"
 
 
-def test_the_status_of_a_pipeline_that_does_not_exist_is_refused_with_a_near_one() -> None:
-    result = CliRunner().invoke(cli, ["artifacts", "status", "--pipelines", "data_ingest"])
-    assert result.exit_code == 1
-    assert result.output == "Error: unknown pipeline 'data_ingest': did you mean data_ingestion?\n"
+def test_the_status_of_an_unknown_pipeline_is_refused_with_the_right_name() -> None:
+    message = "Error: unknown pipeline 'data_ingest': did you mean data_ingestion?\n"
+    assert _refusal("artifacts", "status", "--pipelines", "data_ingest") == message

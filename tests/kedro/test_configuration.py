@@ -2,40 +2,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
+from kedro.io import DataCatalog
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
 
 from cvl_pipeline.errors import InputError, causes
-from cvl_pipeline.kedro.configuration import RESOLVERS, CheckedConfigLoader
+from cvl_pipeline.kedro.configuration import CheckedConfigLoader
+from cvl_pipeline.kedro.pipeline_registry import plan_for, register_pipelines
 from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
-from cvl_pipeline.sources.parameters import DatasetParameters
-from cvl_pipeline.testing.builders import DATASET, reward_parameters
-from tests.project import CONF, copy_conf
-
-
-@pytest.fixture(autouse=True)
-def forgetful() -> Iterator[None]:
-    """OmegaConf's resolvers belong to the process; each test is to see its own loader's."""
-    _forget()
-    yield
-    _forget()
-
+from cvl_pipeline.readout.parameters import REWARDS
+from cvl_pipeline.sources.base import SOURCES
+from cvl_pipeline.tuning.storage import StudyLocation
+from tests.project import CONF, PROJECT, copy_conf
 
 PARTS = ["..", "/", "~", "a", "{task}", "$", "[b]", "\\", "\n", "\0", ".", "-", "ä", ":"]
 NAMES = st.lists(st.sampled_from(PARTS), max_size=5).map("".join) | st.text(max_size=5)
-
-
-def _forget() -> None:
-    for resolver in RESOLVERS:
-        OmegaConf.clear_resolver(resolver)
 
 
 def _loader(env: str | None = None, conf: Path = CONF, **runtime: Any) -> CheckedConfigLoader:
@@ -43,7 +31,7 @@ def _loader(env: str | None = None, conf: Path = CONF, **runtime: Any) -> Checke
 
 
 def _folders(loader: CheckedConfigLoader) -> set[str]:
-    """What lies between the layer and the file, over all catalog entries that are no study's."""
+    """Folders between the layer and the file, over all catalog entries except a study's."""
     folders = set()
     for name, entry in loader["catalog"].items():
         parts = Path(entry["filepath"]).parts
@@ -51,6 +39,10 @@ def _folders(loader: CheckedConfigLoader) -> set[str]:
         if parts[3] != "tuning":
             folders.add("/".join(parts[2:4]))
     return folders
+
+
+def _file(catalog: DataCatalog, name: str) -> Path:
+    return Path(vars(catalog.get(name))["_filepath"])
 
 
 @pytest.mark.parametrize(
@@ -61,18 +53,43 @@ def _folders(loader: CheckedConfigLoader) -> set[str]:
         ({"reward": {"source": "success"}}, "door-open-v3/tuning/success/study"),
     ],
 )
-def test_a_study_belongs_to_a_dataset_and_a_reward_whatever_the_seed(
+def test_a_study_belongs_to_a_dataset_and_a_reward_for_all_seeds(
     runtime: dict[str, Any], folder: str
 ) -> None:
-    catalog = _loader(**runtime)["catalog"]
-    assert catalog["tuning_storage"]["filepath"] == f"data/06_models/{folder}/journal.log"
-    assert catalog["tuning_storage"]["credentials"] is None
-    assert catalog["best_parameters"]["filepath"] == f"data/08_reporting/{folder}/best_parameters.json"
+    loader = _loader(**runtime)
+    location, place = loader.study()
+    assert place == PROJECT / f"data/06_models/{folder}"
+    assert location == StudyLocation(place / "journal.log")
+    best = loader["catalog"]["best_parameters"]["filepath"]
+    assert best == f"data/08_reporting/{folder}/best_parameters.json"
 
 
-def test_the_study_s_database_is_an_entry_of_the_credentials() -> None:
-    catalog = _loader(tuning={"storage": "somewhere"})["catalog"]
-    assert catalog["tuning_storage"]["credentials"] == "somewhere"
+URL = "postgresql+psycopg://user:secret@host/database"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"url": URL}, None),
+        ({"url": URL, "user": "me"}, "its entry in credentials.yml must be one field, url"),
+        ({"url": 3}, "its entry in credentials.yml must be one field, url"),
+        (None, "'somewhere', which is no entry of conf/base/credentials.yml or conf/local/credentials.yml"),
+    ],
+)
+def test_the_database_of_a_study_is_an_entry_of_the_credentials(
+    conf: Path, entry: Any, message: str | None
+) -> None:
+    if entry is not None:
+        (conf / "local/credentials.yml").write_text(json.dumps({"somewhere": entry}))
+    loader = _loader(conf=conf, tuning={"storage": "somewhere"})
+    if message is None:
+        location, folder = loader.study()
+        assert location.url == URL
+        assert location.journal == folder / "journal.log"
+        return
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        loader.study()
+    assert "secret" not in str(caught.value)
 
 
 @pytest.fixture
@@ -82,18 +99,16 @@ def conf(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def best(tmp_path: Path) -> Path:
-    """A file for what a study found."""
+def best_path(tmp_path: Path) -> Path:
+    """The file for the result of a study."""
     path = tmp_path / "data/08_reporting/door-open-v3/tuning/study/best_parameters.json"
     path.parent.mkdir(parents=True)
     return path
 
 
-def test_tuned_takes_what_a_study_found_and_the_command_line_has_the_last_word(
-    best: Path, conf: Path
-) -> None:
+def test_tuned_applies_the_result_of_a_study_and_params_override_it(best_path: Path, conf: Path) -> None:
     found = {"contrastive_dynamics.temperature": 0.3, "contrastive_dynamics.training.steps": 7}
-    best.write_text(json.dumps({"parameters": found}))
+    best_path.write_text(json.dumps({"parameters": found}))
     given: dict[str, Any] = {"tuned": True, "contrastive_dynamics": {"training": {"steps": 9}}}
     dynamics = _loader(conf=conf, **given)["parameters"]["contrastive_dynamics"]
     assert dynamics["temperature"] == 0.3
@@ -110,19 +125,125 @@ def test_tuned_takes_what_a_study_found_and_the_command_line_has_the_last_word(
         ('{"parameters": {"contrastive_dynamics.temperature": -1}}', "temperature' is -1"),
     ],
 )
-def test_a_study_s_result_that_cannot_be_used(
-    best: Path, conf: Path, content: str | None, words: str
+def test_an_unusable_result_of_a_study_is_refused(
+    best_path: Path, conf: Path, content: str | None, words: str
 ) -> None:
     if content is not None:
-        best.write_text(content)
+        best_path.write_text(content)
     with pytest.raises(InputError, match=words):
         _loader(conf=conf, tuned=True)["parameters"]
 
 
-@pytest.mark.parametrize("env", [None, "smoke"])
+def _environment(conf: Path, **values: Any) -> None:
+    """Write an environment ``other`` with these parameters."""
+    (conf / "other").mkdir()
+    (conf / "other/parameters.yml").write_text(json.dumps(values))
+
+
+LOG = {"source": "files", "path": "mine.csv"}
+TASK_SETTINGS = {"task", "episodes", "episode_steps", "noise_max"}
+
+
+@pytest.mark.parametrize("by", ["environment", "params"])
+def test_a_layer_that_chooses_another_alternative_drops_the_settings_of_the_former_one(
+    conf: Path, by: str
+) -> None:
+    base = _loader(conf=conf)["parameters"]
+    assert base["dataset"].keys() >= TASK_SETTINGS  # conf/base has some of them
+    assert "beta" in base["policy_extraction"]
+    values: dict[str, Any] = {
+        "dataset": LOG, "policy_extraction": {"objective": "ddpg_bc"}, "value_readout": {"references": 50},
+    }  # fmt: skip
+    if by == "environment":
+        _environment(conf, **values)
+    loader = _loader("other", conf) if by == "environment" else _loader(conf=conf, **values)
+    parameters = loader["parameters"]
+    assert TASK_SETTINGS.isdisjoint(parameters["dataset"])
+    assert {"beta", "state_value"}.isdisjoint(parameters["policy_extraction"])
+    assert parameters["policy_extraction"]["alpha"] == 1.0
+    # Settings that both alternatives have stay, and so do the settings of other choices.
+    assert parameters["policy_extraction"]["training"] == base["policy_extraction"]["training"]
+    assert parameters["value_readout"] == base["value_readout"] | {"references": 50}
+
+
+def test_params_may_choose_another_alternative_than_the_environment(conf: Path) -> None:
+    _environment(conf, policy_extraction={"objective": "ddpg_bc", "alpha": 2.0})
+    extraction = _loader("other", conf)["parameters"]["policy_extraction"]
+    assert extraction["alpha"] == 2.0
+    extraction = _loader("other", conf, policy_extraction={"objective": "best_of_n"})["parameters"][
+        "policy_extraction"
+    ]
+    assert extraction["proposals"] == 32
+    assert {"alpha", "beta"}.isdisjoint(extraction)
+
+
+@pytest.mark.parametrize(
+    ("extraction", "message"),
+    [
+        ({"alfa": 2.0}, "unknown field 'policy_extraction.alfa': did you mean 'alpha'?"),
+        ({"beta": 2.0}, "unknown field 'policy_extraction.beta': it belongs to objective awr; known with"),
+        (
+            {"training": {"setps": 3}},
+            "unknown field 'policy_extraction.training.setps': did you mean 'steps'?",
+        ),
+    ],
+)
+@pytest.mark.parametrize("by", ["environment", "params"])
+def test_a_typo_in_a_layer_that_chooses_another_alternative_is_refused(
+    conf: Path, by: str, extraction: dict[str, Any], message: str
+) -> None:
+    values = {"policy_extraction": {"objective": "ddpg_bc", **extraction}}
+    if by == "environment":
+        _environment(conf, **values)
+    loader = _loader("other", conf) if by == "environment" else _loader(conf=conf, **values)
+    with pytest.raises(InputError) as caught:
+        loader["parameters"]
+    assert message in str(caught.value)
+
+
+def test_baselines_are_merged_by_name_and_null_removes_one(conf: Path) -> None:
+    assert list(_loader(conf=conf)["parameters"]["baselines"]) == ["bc"]
+    _environment(conf, baselines={"iql": {"expectile": 0.8}, "wide": {"method": "bc", "hidden": [512]}})
+    baselines = _loader("other", conf)["parameters"]["baselines"]
+    assert list(baselines) == ["bc", "iql", "wide"]
+    assert baselines["iql"]["expectile"] == 0.8
+    assert baselines["wide"]["hidden"] == [512]
+    fewer = _loader("other", conf, baselines={"bc": None, "iql": {"beta": 1.0}})["parameters"]["baselines"]
+    assert list(fewer) == ["iql", "wide"]
+    assert (fewer["iql"]["expectile"], fewer["iql"]["beta"]) == (0.8, 1.0)
+    # Another method under the same name.
+    changed = _loader("other", conf, baselines={"iql": "bc"})["parameters"]["baselines"]["iql"]
+    assert changed["method"] == "bc"
+    assert "expectile" not in changed
+
+
+@pytest.mark.parametrize(
+    ("best", "runtime", "expected"),
+    [
+        ({"policy_extraction.beta": 1.0}, {}, {"objective": "awr", "beta": 1.0}),
+        # The study chose another objective than conf/base.
+        ({"policy_extraction.objective": "ddpg_bc", "policy_extraction.alpha": 2.0}, {},
+         {"objective": "ddpg_bc", "alpha": 2.0}),
+        # --params choose another objective than the study.
+        ({"policy_extraction.beta": 1.0}, {"policy_extraction": {"objective": "ddpg_bc"}},
+         {"objective": "ddpg_bc", "alpha": 1.0}),
+    ],
+)  # fmt: skip
+def test_the_result_of_a_study_is_a_layer_between_the_environment_and_params(
+    best: dict[str, Any], runtime: dict[str, Any], expected: dict[str, Any], conf: Path, best_path: Path
+) -> None:
+    best_path.write_text(json.dumps({"parameters": best}))
+    extraction = _loader(conf=conf, tuned=True, **runtime)["parameters"]["policy_extraction"]
+    assert {name: extraction[name] for name in expected} == expected
+    assert ("beta" in extraction) == (expected["objective"] == "awr")
+
+
+@pytest.mark.parametrize("env", [None, "smoke", "pointmaze"])
 def test_the_parameter_files_of_every_environment_are_valid(env: str | None) -> None:
     parameters = _loader(env)["parameters"]
-    assert parameters["contrastive_dynamics"]["loss"] == "symmetric_infonce"
+    assert parameters["contrastive_dynamics"]["loss"] == {
+        "name": "symmetric_infonce", "logsumexp_penalty": 0.0
+    }  # fmt: skip
 
 
 def test_smoke_changes_single_fields_and_keeps_the_others() -> None:
@@ -148,7 +269,7 @@ def test_artifacts_are_filed_under_dataset_and_seed() -> None:
         ({"dataset": {"task": "reach-v3", "name": "{task}-b"}, "seed": 2}, "reach-v3-b/seed_2"),
     ],
 )
-def test_parameters_of_the_command_line_move_the_files(runtime: dict[str, Any], folder: str) -> None:
+def test_params_change_the_folders_of_the_files(runtime: dict[str, Any], folder: str) -> None:
     assert _folders(_loader(**runtime)) == {folder}
 
 
@@ -173,35 +294,39 @@ def test_parameters_of_the_command_line_move_the_files(runtime: dict[str, Any], 
         ),
     ],
 )
-def test_what_follows_from_a_reward_is_filed_under_its_name(reward: dict[str, Any], folder: str) -> None:
-    catalog = _loader(seed=3, reward=reward)["catalog"]
+def test_artifacts_of_a_reward_are_filed_under_its_name(reward: dict[str, Any], folder: str) -> None:
+    catalog = DataCatalog.from_config(_loader(seed=3, reward=reward)["catalog"])
 
     def place(name: str) -> str:
-        return str(Path(catalog[name]["filepath"]).parent.relative_to("data"))
+        return str(_file(catalog, name).parent.relative_to("data"))
 
     assert place("readout") == f"06_models/door-open-v3/{folder}"
     assert place("metrics") == f"08_reporting/door-open-v3/{folder}"
-    assert place("labels") == f"03_primary/door-open-v3/{folder}"
-    assert place("policy_checkpoints") == f"06_models/door-open-v3/{folder}/checkpoints"
-    # What no reward touches stays where it is, to be used again.
+    assert place("labels").endswith(f"/door-open-v3/{folder}")
+    assert place("cvl_policy") == f"06_models/door-open-v3/{folder}"
+    assert place("bc_rollouts") == f"07_model_output/door-open-v3/{folder}"
+    # Artifacts that no reward affects are shared by all rewards.
     assert place("critic") == "06_models/door-open-v3/seed_3"
-    assert place("bc_policy") == "06_models/door-open-v3/seed_3"
+    assert place("reward_free_bc_policy") == "06_models/door-open-v3/seed_3"
+    assert place("reward_free_bc_rollout_rewards") == "07_model_output/door-open-v3/seed_3"
     assert place("transitions") == "01_raw/door-open-v3/seed_3"
 
 
-def test_no_two_artifacts_share_a_file_under_any_reward() -> None:
-    for reward in ({}, {"source": "success"}, {"source": "dataset", "name": "checkpoints"}):
-        files = [entry["filepath"] for entry in _loader(reward=reward)["catalog"].values()]
-        assert len(set(files)) == len(files)
+@pytest.mark.parametrize("reward", [{}, {"source": "success"}, {"source": "dataset", "name": "checkpoints"}])
+def test_no_two_artifacts_share_a_file_under_any_reward(reward: dict[str, Any]) -> None:
+    loader = _loader(reward=reward, baselines={"iql": {}, "another": {"method": "bc"}})
+    plan_for(loader.run_parameters())
+    catalog = DataCatalog.from_config(loader["catalog"])
+    names = [name for pipeline in register_pipelines().values() for name in pipeline.all_outputs()]
+    assert len({_file(catalog, name) for name in names}) == len(set(names)) > 40
 
 
 def test_smoke_runs_are_filed_apart() -> None:
     assert _folders(_loader("smoke")) == {"reach-v3-smoke/seed_0"}
-    _forget()
     assert _folders(_loader("smoke", seed=1)) == {"reach-v3-smoke/seed_1"}
 
 
-def test_parameters_of_the_command_line_win_over_the_environment() -> None:
+def test_params_override_the_environment() -> None:
     loader = _loader("smoke", contrastive_dynamics={"training": {"steps": 5}})
     training = loader["parameters"]["contrastive_dynamics"]["training"]
     assert training["steps"] == 5
@@ -223,33 +348,36 @@ def test_two_sessions_in_one_process_file_their_artifacts_apart() -> None:
     [
         ({"dataset": {"task": "../x"}}, "parameters: 'dataset.task' is '../x': "),
         ({"sed": 1}, "parameters: unknown field 'sed': did you mean 'seed'?"),
-        ({"reward": {"source": "succes"}}, "parameters: 'reward.source' is 'succes': must be dataset"),
+        ({"reward": {"source": "succes"}},
+         "parameters: 'reward.source' is 'succes': unknown reward source 'succes': did you mean success?"),
         ({"reward": {"name": "a/b"}}, "parameters: 'reward.name' is 'a/b': "),
     ],
-)
+)  # fmt: skip
 def test_faulty_parameters_stop_the_loading_of_anything_that_needs_them(
     key: str, runtime: dict[str, Any], message: str
 ) -> None:
     with pytest.raises((InputError, OmegaConfBaseException)) as caught:
         _loader(**runtime)[key]
-    # OmegaConf raises an error of its own over that of a resolver; the command line looks beneath it.
-    told = [str(cause) for cause in causes(caught.value) if isinstance(cause, InputError)]
-    assert told
-    assert told[0].startswith(message)
+    # OmegaConf wraps the error of a resolver; the command line looks for the cause.
+    messages = [str(cause) for cause in causes(caught.value) if isinstance(cause, InputError)]
+    assert messages
+    assert messages[0].startswith(message)
 
 
 @given(
-    name=NAMES, task=NAMES, path=NAMES, reward=st.none() | NAMES, source=NAMES.map("{}:f".format) | NAMES,
-)  # fmt: skip
-def test_no_name_leads_out_of_the_folder_of_its_dataset(
-    name: str, task: str, path: str, reward: str | None, source: str
+    name=NAMES,
+    values=NAMES.map(lambda path: {"source": "files", "path": path})
+    | NAMES.map(lambda task: {"source": "minari", "task": task}),
+    reward=st.none() | NAMES,
+    source=NAMES.map("{}:f".format) | NAMES,
+)
+def test_names_cannot_lead_out_of_the_folder_of_the_dataset(
+    name: str, values: dict[str, str], reward: str | None, source: str
 ) -> None:
     try:
-        dataset = DatasetParameters(
-            **DATASET | {"source": "files", "name": name, "task": task, "path": path or "x"}
-        )
-        label = reward_parameters(source=source, name=reward)
-    except ValidationError:
+        dataset: Any = SOURCES.validate(values | {"name": name})
+        label: Any = REWARDS.validate({"source": source, "name": reward})
+    except (ValidationError, PydanticCustomError):
         return
     parts = Path("data", dataset.folder, "seed_0", label.folder).parts
     assert parts[:3] == ("data", dataset.folder, "seed_0")

@@ -3,39 +3,52 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
-from omegaconf import OmegaConf
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.kedro.configuration import RESOLVERS, CheckedConfigLoader
-from cvl_pipeline.kedro.hooks import CheckInputs, NarrateNodes, ReportResults
-from cvl_pipeline.kedro.parameters import check_parameters
-from cvl_pipeline.kedro.pipeline_registry import register_pipelines
+from cvl_pipeline.kedro.configuration import CheckedConfigLoader
+from cvl_pipeline.kedro.hooks import (
+    OLD_ARTIFACTS,
+    CheckInputs,
+    FollowParameters,
+    ReportNodes,
+    ReportResults,
+)
+from cvl_pipeline.kedro.pipeline_registry import current_plan, register_pipelines
 from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
 from cvl_pipeline.networks.actor import ActorShape, GaussianActor
-from cvl_pipeline.testing.builders import make_rewards, make_transitions, split_first
-from tests.project import CONF
+from cvl_pipeline.testing.builders import (
+    identity_normalisation,
+    make_rewards,
+    make_transitions,
+    split_first,
+)
+from tests.project import CONF, copy_conf
 from tests.reports.test_plots import METRICS
 
+LOG = {"source": "files", "path": "mine.csv"}
 
-def _catalog(root: Path, task: str = "reach-v3", reward: str = "dataset") -> DataCatalog:
-    """The project's own catalog, its files moved below ``root``, and the parameters of nodes."""
-    for resolver in RESOLVERS:
-        OmegaConf.clear_resolver(resolver)
-    given = {"dataset": {"task": task}, "reward": {"source": reward}}
-    loader = CheckedConfigLoader(str(CONF), runtime_params=given, **CONFIG_LOADER_ARGS)
+
+def _follow(conf: Path = CONF, env: str | None = None, **given: Any) -> CheckedConfigLoader:
+    """Let the pipelines follow parameters, as a session does."""
+    loader = CheckedConfigLoader(str(conf), env=env, runtime_params=given, **CONFIG_LOADER_ARGS)
+    FollowParameters().after_context_created(SimpleNamespace(config_loader=loader))  # type: ignore[arg-type]
+    return loader
+
+
+def _catalog(root: Path, env: str | None = None, **given: Any) -> DataCatalog:
+    """The project's own catalog with the files below ``root``."""
+    loader = _follow(env=env, **{"dataset": {"task": "reach-v3"}, **given})
     entries: dict[str, Any] = {
         name: entry | {"filepath": str(root / entry["filepath"])} for name, entry in loader["catalog"].items()
     }
     catalog = DataCatalog.from_config(entries)
-    parameters = check_parameters(loader["parameters"])
-    catalog["params:dataset"] = parameters.dataset
-    catalog["params:reward"] = parameters.reward
-    catalog["params:evaluation"] = parameters.evaluation
+    catalog["parameters"] = loader["parameters"]
     return catalog
 
 
@@ -47,67 +60,131 @@ def _check(pipeline: Pipeline, catalog: DataCatalog) -> None:
     CheckInputs().before_pipeline_run(pipeline, catalog)
 
 
-def test_a_run_that_makes_everything_itself_may_start(tmp_path: Path) -> None:
-    _check(_pipeline("__default__"), _catalog(tmp_path))
+def _path(catalog: DataCatalog, name: str) -> Path:
+    return Path(vars(catalog.get(name))["_filepath"])
+
+
+def test_the_pipelines_follow_the_parameters() -> None:
+    _follow(baselines={"iql": {}})
+    assert [row.name for row in current_plan().rows] == ["cvl", "bc", "iql"]
+    _follow(dataset=LOG)
+    assert not current_plan().evaluates
+    assert not register_pipelines()["evaluation"].nodes
+    with pytest.raises(InputError, match="unknown field 'sed'"):
+        _follow(sed=1)
+
+
+def test_a_file_in_conf_local_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    conf = copy_conf(tmp_path)
+    with caplog.at_level(logging.INFO, logger="cvl_pipeline.kedro.hooks"):
+        _follow(conf)
+        (conf / "local/credentials.yml").write_text("laboratory: {}")
+        _follow(conf)
+        assert caplog.messages == []
+        (conf / "local/parameters.yml").write_text("seed: 3")
+        _follow(conf, env="smoke")  # which is read instead
+        assert caplog.messages == []
+        assert _follow(conf)["parameters"]["seed"] == 3
+    (message,) = caplog.messages
+    assert "conf/local/parameters.yml is in force: without --env, files in conf/local override" in message
+
+
+def test_a_run_that_makes_all_artifacts_itself_may_start(tmp_path: Path) -> None:
+    catalog = _catalog(tmp_path)
+    _check(_pipeline("__default__"), catalog)
 
 
 def test_missing_artifacts_are_named_with_the_stages_that_make_them(tmp_path: Path) -> None:
+    catalog = _catalog(tmp_path)
     with pytest.raises(InputError) as caught:
-        _check(_pipeline("value_readout"), _catalog(tmp_path))
+        _check(_pipeline("value_readout"), catalog)
     message = str(caught.value)
-    assert "missing artifacts: critic, rewards, split, transitions;" in message
+    assert "missing artifacts: critic, normalisation, rewards, split, transitions;" in message
     assert "labels" not in message, "the stage makes them itself"
-    assert "kedro run --pipelines data_ingestion,contrastive_dynamics" in message
+    assert message.endswith(
+        "kedro run --pipelines data_ingestion,contrastive_dynamics --params dataset.task=reach-v3"
+    )
 
 
-def test_artifacts_that_are_there_are_not_asked_for(tmp_path: Path) -> None:
+def test_commands_in_messages_have_the_options_of_the_run(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"dataset": {"task": "push-v3"}, "seed": 7, "baselines": {"bc": None}}
+    catalog = _catalog(tmp_path, "smoke", **given)
+    with pytest.raises(InputError) as caught:
+        _check(_pipeline("contrastive_dynamics"), catalog)
+    command = "kedro run --pipelines data_ingestion --env smoke --params dataset.task=push-v3,seed=7,baselines.bc=null"
+    assert str(caught.value).endswith(command)
+
+
+def test_existing_artifacts_are_not_asked_for(tmp_path: Path) -> None:
     catalog = _catalog(tmp_path)
     transitions = make_transitions([3, 4], [False, True])
     catalog.save("transitions", transitions)
     catalog.save("rewards", make_rewards(transitions))
     catalog.save("split", split_first(transitions, 1))
+    catalog.save("normalisation", identity_normalisation(transitions))
     with pytest.raises(InputError, match=r"missing artifacts: critic; .*--pipelines contrastive_dynamics "):
         _check(_pipeline("value_readout"), catalog)
+    # The advised stages run at once: what they lack is made too.
+    policy = GaussianActor(ActorShape((3,), 2, (4,)))
+    for name in ("cvl_policy", "reward_free_bc_policy"):
+        catalog.save(name, policy)
+    with pytest.raises(
+        InputError, match=r"missing artifacts: labels; .*--pipelines contrastive_dynamics,value_readout "
+    ):
+        _check(_pipeline("evaluation"), catalog)
 
 
 def test_an_artifact_of_another_kind_stops_the_run_before_it_starts(tmp_path: Path) -> None:
     catalog = _catalog(tmp_path)
-    actor = GaussianActor(ActorShape((3,), 2, (4,)))
-    for name in ("policy", "bc_policy"):
-        catalog.save(name, actor)
-    path = Path(vars(catalog["policy"])["_filepath"])
+    catalog.save("cvl_policy", GaussianActor(ActorShape((3,), 2, (4,))))
+    path = _path(catalog, "cvl_policy")
     catalog.save("rewards", make_rewards(make_transitions([2], [False])))
-    path.write_bytes(Path(vars(catalog["rewards"])["_filepath"]).read_bytes())
-    stage = register_pipelines()["evaluation"].only_nodes("evaluation.roll_out")
-    with pytest.raises(InputError, match=r"policy\.safetensors holds a rewards, not a policy"):
+    path.write_bytes(_path(catalog, "rewards").read_bytes())
+    stage = register_pipelines()["evaluation"].only_nodes("evaluation.roll_out_cvl")
+    with pytest.raises(InputError, match=r"cvl_policy\.safetensors holds a rewards, not a policy"):
         _check(stage, catalog)
     path.write_bytes(b"")
-    with pytest.raises(InputError, match=r"policy\.safetensors is damaged"):
+    with pytest.raises(InputError, match=r"cvl_policy\.safetensors is damaged"):
         _check(stage, catalog)
 
 
 def test_parts_of_a_stage_need_only_their_own_inputs(tmp_path: Path) -> None:
     catalog = _catalog(tmp_path)
-    for name in ("policy", "bc_policy"):
-        catalog.save(name, GaussianActor(ActorShape((3,), 2, (4,))))
-    _check(register_pipelines()["evaluation"].only_nodes("evaluation.roll_out"), catalog)
+    catalog.save("cvl_policy", GaussianActor(ActorShape((3,), 2, (4,))))
+    _check(register_pipelines()["evaluation"].only_nodes("evaluation.roll_out_cvl"), catalog)
     with pytest.raises(
-        InputError,
-        match=r"missing artifacts: labels, split, transitions; .*--pipelines data_ingestion,value_readout ",
+        InputError, match="missing artifacts: labels, reward_free_bc_policy, split, transitions;"
     ):
         _check(_pipeline("evaluation"), catalog)
 
 
-def test_an_unknown_task_stops_a_run_that_simulates_and_no_other(tmp_path: Path) -> None:
-    catalog = _catalog(tmp_path, task="reech-v3")
+@pytest.mark.parametrize("name", OLD_ARTIFACTS)
+def test_artifacts_of_an_older_version_are_reported_with_what_to_do(tmp_path: Path, name: str) -> None:
+    catalog = _catalog(tmp_path, seed=2)
+    path = _path(catalog, name)
+    old = path.with_name(OLD_ARTIFACTS[name])
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"of an older version")
+    readers = [node.name for node in _pipeline("__default__").nodes if name in node.inputs]
+    with pytest.raises(InputError) as caught:
+        _check(_pipeline("__default__").only_nodes(readers[0]), catalog)
+    message = str(caught.value)
+    assert message.startswith(f"{old} is of an older version")
+    assert f"rename it to {path.name}, or make it again: kedro run --only-missing-outputs" in message
+    assert message.endswith("seed=2")
+    assert "\n" not in message
+
+
+def test_an_unknown_task_stops_only_a_run_that_simulates(tmp_path: Path) -> None:
+    catalog = _catalog(tmp_path, dataset={"task": "reech-v3"})
     with pytest.raises(InputError, match=r"'reech-v3'.*did you mean .*reach-v3"):
         _check(_pipeline("__default__"), catalog)
     with pytest.raises(InputError, match="missing artifacts: normalisation, split, transitions"):
         _check(_pipeline("contrastive_dynamics"), catalog)
 
 
-def test_a_reward_that_cannot_be_imported_stops_a_run_that_needs_it_and_no_other(tmp_path: Path) -> None:
-    catalog = _catalog(tmp_path, reward="no_such_module:speed")
+def test_a_reward_that_cannot_be_imported_stops_only_a_run_that_needs_it(tmp_path: Path) -> None:
+    catalog = _catalog(tmp_path, reward={"source": "no_such_module:speed"})
     for stage in ("__default__", "value_readout", "evaluation"):
         with pytest.raises(InputError, match=r"reward\.source 'no_such_module:speed' cannot be imported"):
             _check(_pipeline(stage), catalog)
@@ -115,9 +192,9 @@ def test_a_reward_that_cannot_be_imported_stops_a_run_that_needs_it_and_no_other
         _check(_pipeline("contrastive_dynamics"), catalog)
 
 
-def test_every_finished_node_is_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_finished_node_is_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     pipeline = _pipeline("value_readout")
-    hook = NarrateNodes()
+    hook = ReportNodes()
     with caplog.at_level(logging.INFO, logger="cvl_pipeline.kedro.hooks"):
         hook.before_pipeline_run({"only_missing_outputs": False}, pipeline, DataCatalog())
         for node in pipeline.nodes:
@@ -128,7 +205,7 @@ def test_every_finished_node_is_told_in_one_line(caplog: pytest.LogCaptureFixtur
     assert caplog.messages[-1].startswith("5/5 ")
 
 
-def test_an_evaluated_run_ends_in_its_table(
+def test_an_evaluated_run_ends_with_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -146,12 +223,12 @@ def test_an_evaluated_run_ends_in_its_table(
     assert "Metrics, tables and plots: data/08_reporting/reach-v3/seed_0/" in out
 
 
-def test_the_table_of_another_reward_says_which(
+def test_the_table_names_the_reward_unless_it_is_the_datasets_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-    catalog = _catalog(tmp_path, reward="success")
+    catalog = _catalog(tmp_path, reward={"source": "success"})
     catalog.save("metrics", METRICS | {"behaviour_episodes": 180, "reward": "success"})
     ReportResults().after_pipeline_run(_pipeline("evaluation"), catalog)
     out = capsys.readouterr().out
@@ -159,7 +236,7 @@ def test_the_table_of_another_reward_says_which(
     assert "data/08_reporting/reach-v3/seed_0/success/" in out
 
 
-def test_a_name_in_the_table_is_no_markup(
+def test_names_in_the_table_are_escaped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "[red]").mkdir()
@@ -173,3 +250,37 @@ def test_a_name_in_the_table_is_no_markup(
     out = capsys.readouterr().out
     assert "[blink]x[/], seed 3, reward [b]:f" in out
     assert "plots: [bold]/data/08_reporting/" in out
+
+
+def test_results_that_nothing_reports_are_not_available(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The success rate, of an environment that reports no success."""
+    monkeypatch.setenv("COLUMNS", "120")
+    catalog = _catalog(tmp_path)
+    ends = ("", "_ci_low", "_ci_high")
+    unknown = {f"{name}.success_rate{end}": None for name in ("cvl", "bc", "behaviour") for end in ends}
+    catalog.save("metrics", METRICS | {"behaviour_episodes": 180} | unknown)
+    ReportResults().after_pipeline_run(_pipeline("evaluation"), catalog)
+    assert re.search(r"CVL +│ 50 +│ n/a +│ 1 \[1, 1\]", capsys.readouterr().out)
+
+
+def test_a_run_without_an_environment_ends_with_the_places_of_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    catalog = _catalog(tmp_path, dataset=LOG, baselines={"iql": {}})
+    for stage in ("data_ingestion", "contrastive_dynamics", "value_readout"):
+        ReportResults().after_pipeline_run(_pipeline(stage), catalog)
+    assert capsys.readouterr().out == ""
+    ReportResults().after_pipeline_run(_pipeline("__default__"), catalog)
+    assert capsys.readouterr().out.splitlines() == [
+        "No environment is known for 'mine.csv', so the policies were not run in one; to do so, name a Gymnasium "
+        "id: --params evaluation.environment=ID",
+        "CVL: data/06_models/mine.csv/seed_0/cvl_policy.safetensors",
+        "BC (control): data/06_models/mine.csv/seed_0/bc_policy.safetensors",
+        "IQL: data/06_models/mine.csv/seed_0/iql_policy.safetensors",
+        "Offline figures: data/08_reporting/mine.csv/seed_0/value_report.json (explained in docs/metrics.md)",
+        "Pictures: data/08_reporting/mine.csv/seed_0/value_plot.png, "
+        "data/08_reporting/mine.csv/seed_0/policy_plot.png",
+    ]

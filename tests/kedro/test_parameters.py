@@ -7,15 +7,11 @@ import pytest
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
-from cvl_pipeline.kedro.parameters import (
-    READ,
-    WITHOUT_EFFECT,
-    RunParameters,
-    check_parameters,
-    counted_parameters,
-)
-from cvl_pipeline.kedro.pipeline_registry import register_pipelines
+from cvl_pipeline.kedro.parameters import RunParameters, check_parameters, counted_parameters, is_given
+from cvl_pipeline.kedro.pipeline_registry import plan_for, register_pipelines
 from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
+from cvl_pipeline.parameters import RENAMED
+from cvl_pipeline.schema import effective, fields_at, flattened, operational_at
 from tests.project import CONF
 
 
@@ -42,7 +38,7 @@ def _refusal(raw: dict[str, Any]) -> str:
     return message
 
 
-def test_the_base_files_are_valid_and_arrive_typed(base: dict[str, Any]) -> None:
+def test_the_base_files_are_valid_and_typed(base: dict[str, Any]) -> None:
     parameters = check_parameters(base)
     assert isinstance(parameters, RunParameters)
     assert parameters.contrastive_dynamics.hidden == (256, 256)
@@ -59,12 +55,16 @@ def test_the_base_files_are_valid_and_arrive_typed(base: dict[str, Any]) -> None
         ("policy_extraction.training.batchsize", "batch_size", "accelerator"),
         ("value_readout.reference", "references", "references"),
         ("value_readout.prototype", "prototypes", "self_normalised"),
-        ("reward.sourc", "source", "tolerance"),
-        ("policy_extraction.proposal", "proposals", "cloning_share"),
+        ("reward.sourc", "source", "name"),
+        ("policy_extraction.max_weigh", "max_weight", "state_value"),
+        ("policy_extraction.state_value.action", "actions", "name"),
+        ("baselines.bc.training.step", "steps", "learning_rate"),
+        ("baselines.bc.hiden", "hidden", "encoder"),
+        ("contrastive_dynamics.loss.logsumexp_penaltie", "logsumexp_penalty", "name"),
         ("evaluation.confidense", "confidence", "workers"),
     ],
 )
-def test_a_typo_names_the_field_the_closest_and_the_known_ones(
+def test_a_typo_is_reported_with_the_closest_and_the_known_fields(
     base: dict[str, Any], name: str, suggestion: str, known: str
 ) -> None:
     message = _refusal(_changed(base, name, 1))
@@ -72,22 +72,43 @@ def test_a_typo_names_the_field_the_closest_and_the_known_ones(
     assert known in message
 
 
-def test_a_field_like_no_other_lists_the_known_ones(base: dict[str, Any]) -> None:
+def test_an_unknown_field_without_a_close_one_lists_the_known_ones(base: dict[str, Any]) -> None:
     message = _refusal(_changed(base, "value_readout.zzzz", 1))
-    assert "unknown field 'value_readout.zzzz': known here: method, self_normalised, references" in message
+    assert (
+        "unknown field 'value_readout.zzzz': known with method exact: method, self_normalised, references"
+        in message
+    )
 
 
 @pytest.mark.parametrize(
-    "name", ["seed", "contrastive_dynamics.discount", "policy_extraction.training.steps"]
+    ("name", "owner"),
+    [
+        ("policy_extraction.proposals", "objective best_of_n"),
+        ("value_readout.features", "method random_fourier or positive_random"),
+        ("dataset.path", "source d4rl or minari or files"),
+        ("reward.target", "source goal_distance"),
+        ("baselines.bc.expectile", "method iql"),
+        ("policy_extraction.state_value.steps", "name fitted_value"),
+    ],
 )
-def test_a_missing_field_is_named(base: dict[str, Any], name: str) -> None:
-    changed = copy.deepcopy(base)
-    *parents, last = name.split(".")
-    place = changed
-    for parent in parents:
-        place = place[parent]
-    del place[last]
-    assert f"field '{name}' is missing" in _refusal(changed)
+def test_a_setting_of_another_alternative_is_reported_with_its_owner(
+    base: dict[str, Any], name: str, owner: str
+) -> None:
+    assert f"unknown field '{name}': it belongs to {owner}; known with " in _refusal(_changed(base, name, 1))
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_old_spellings_are_reported_with_the_new_ones(base: dict[str, Any], old: str) -> None:
+    assert _refusal(_changed(base, old, 1)) == f"parameters: '{old}' is now '{RENAMED[old]}'"
+    *parents, last = RENAMED[old].split(".")
+    assert last in fields_at(RunParameters, parents)
+
+
+def test_every_field_has_a_default() -> None:
+    parameters = check_parameters({})
+    assert parameters == RunParameters()
+    assert parameters.policy_extraction.training.steps == 2000
+    assert list(parameters.baselines) == ["bc"]
 
 
 @pytest.mark.parametrize(
@@ -96,21 +117,24 @@ def test_a_missing_field_is_named(base: dict[str, Any], name: str) -> None:
         ("seed", -1, ["greater than or equal to 0"]),
         ("seed", "many", ["valid integer"]),
         ("seed", None, ["valid integer"]),
-        ("dataset", 3, ["valid dictionary"]),
-        ("dataset.source", "ogbench", ["'metaworld'"]),
+        ("dataset", 3, ["must be a mapping"]),
+        ("dataset.source", "ogbench", ["known: metaworld, pointmaze", "or module:Class"]),
+        ("dataset.source", "json:dumps", ["is not a subclass of cvl_pipeline.sources.base.Source"]),
+        ("dataset.source", "no_such:Source", ["cannot be imported", "on the Python path?"]),
         ("dataset.episodes", 1, ["greater than or equal to 2"]),
         ("dataset.task", "a b", ["such as door-open-v3"]),
         ("dataset.name", "../x", ["it names a folder"]),
-        ("dataset.path", "s3://lab/log.hdf5", ["of this machine: download it first"]),
         ("dataset.noise_max", float("inf"), ["finite"]),
         ("contrastive_dynamics.discount", 1.0, ["less than 1"]),
         ("contrastive_dynamics.discount", 0, ["greater than 0"]),
-        ("contrastive_dynamics.loss", "hinge", ["'symmetric_infonce', 'infonce' or 'nce'"]),
-        ("contrastive_dynamics.logsumexp_penalty", -0.1, ["greater than or equal to 0"]),
+        ("contrastive_dynamics.loss", "hinge", ["known: symmetric_infonce, infonce, nce"]),
+        ("contrastive_dynamics.loss.name", "hinge", ["known: symmetric_infonce, infonce, nce"]),
+        ("contrastive_dynamics.loss.logsumexp_penalty", -0.1, ["greater than or equal to 0"]),
+        ("contrastive_dynamics.encoder.name", "cnn", ["unknown encoder 'cnn'", "auto, identity"]),
         ("contrastive_dynamics.segments_per_episode", 0, ["greater than or equal to 1"]),
         ("contrastive_dynamics.horizon_conditioning", "perhaps", ["valid boolean"]),
         ("contrastive_dynamics.training.precision", "float16", ["'float32' or 'bfloat16'"]),
-        ("contrastive_dynamics.hidden", 256, ["valid tuple"]),
+        ("contrastive_dynamics.hidden", {"a": 1}, ["valid tuple"]),
         ("contrastive_dynamics.temperature", 0.0, ["greater than 0"]),
         ("contrastive_dynamics.learned_temperature", "perhaps", ["valid boolean"]),
         ("contrastive_dynamics.training.steps", 2.5, ["valid integer"]),
@@ -122,28 +146,69 @@ def test_a_missing_field_is_named(base: dict[str, Any], name: str) -> None:
         ("data.root", "simplecache::s3://lab/x", ["URL of one file system"]),
         ("data.root", "file:///data", ["URL of one file system"]),
         ("data.cache", "s3://lab/cache", ["must be a folder of this machine"]),
-        ("reward.source", "returns", ["must be dataset, success, goal_distance or module:function"]),
+        ("reward.source", "returns", ["known: dataset, success, goal_distance", "or module:function"]),
         ("reward.name", "../x", ["it names a folder"]),
-        ("reward.scale", -1.0, ["greater than 0"]),
         ("value_readout.references", 0, ["greater than or equal to 1"]),
-        ("value_readout.method", "fourier", ["'exact', 'random_fourier' or 'positive_random'"]),
+        ("value_readout.method", "fourier", ["did you mean random_fourier?"]),
+        ("value_report.compared_transitions", 1, ["greater than or equal to 2"]),
         ("value_readout.discount", 1.0, ["less than 1"]),
-        ("policy_extraction.objective", "sac", ["'awr', 'ddpg_bc', 'best_of_n', 'published' or 'bc'"]),
+        ("policy_extraction.objective", "sac", ["known: awr, ddpg_bc, best_of_n, published, bc"]),
         ("policy_extraction.beta", -1.0, ["greater than or equal to 0"]),
-        ("policy_extraction.proposals", 0, ["greater than or equal to 1"]),
-        ("policy_extraction.cloning_share", 1.5, ["less than or equal to 1"]),
-        ("policy_extraction.entropy_weight", -1.0, ["greater than or equal to 0"]),
+        ("policy_extraction.training.batch_size", 1, ["greater than or equal to 2"]),
+        ("baselines", 3, ["must be a mapping from labels to settings"]),
+        ("baselines.bc", 3, ["must be a mapping"]),
+        ("baselines.bc.method", "sac", ["unknown method 'sac'", "known: cvl, bc, iql"]),
         ("evaluation.confidence", 95, ["less than 1"]),
         ("evaluation.workers", 0, ["greater than or equal to 1"]),
     ],
 )
-def test_a_value_that_cannot_be_is_named_with_what_may_be(
+def test_a_wrong_value_is_reported_with_the_accepted_ones(
     base: dict[str, Any], name: str, value: Any, parts: list[str]
 ) -> None:
     message = _refusal(_changed(base, name, value))
-    assert f"'{name}' is {value!r}: " in message
+    assert message.startswith("parameters: ")
+    assert f"'{name}' is {value!r}: " in message or isinstance(value, dict)
+    assert f"'{name}'" in message
+    assert "; '" not in message, "one fault is reported once, not for every baseline again"
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("choice", "name", "value", "part"),
+    [
+        ({"dataset": {"source": "files"}}, "dataset.path", "s3://lab/log.hdf5", "download it first"),
+        ({"reward": {"source": "goal_distance", "indices": 0, "target": 0, "tolerance": 1}}, "reward.scale", -1.0,
+         "greater than 0"),
+        ({"policy_extraction": {"objective": "best_of_n"}}, "policy_extraction.proposals", 0,
+         "greater than or equal to 1"),
+        ({"policy_extraction": {"objective": "published"}}, "policy_extraction.cloning_share", 1.5,
+         "less than or equal to 1"),
+        ({"policy_extraction": {"objective": "published"}}, "policy_extraction.entropy_weight", -1.0,
+         "greater than or equal to 0"),
+        ({"value_readout": {"method": "random_fourier"}}, "value_readout.features", 1,
+         "greater than or equal to 2"),
+        ({"baselines": {"iql": {}}}, "baselines.iql.expectile", 0.5, "greater than 0.5"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_of_an_alternative_is_reported_by_its_full_name(
+    choice: dict[str, Any], name: str, value: Any, part: str
+) -> None:
+    message = _refusal(_changed(choice, name, value))
+    assert f"'{name}' is {value!r}: " in message
+    assert part in message
+
+
+@pytest.mark.parametrize(
+    ("baselines", "part"),
+    [
+        ({"cvl": {}}, "baselines: 'cvl' is the name of CVL itself"),
+        ({"mine": {}}, "'baselines.mine': names no method: set its method to one of cvl, bc, iql"),
+        ({"No": {}}, "'baselines.No': must be lower-case letters, digits and '_'"),
+    ],
+)
+def test_a_baseline_without_a_usable_name_or_method_is_refused(baselines: dict[str, Any], part: str) -> None:
+    assert part in _refusal({"baselines": baselines})
 
 
 @pytest.mark.parametrize("stage", ["contrastive_dynamics", "policy_extraction"])
@@ -158,17 +223,17 @@ def test_an_accelerator_that_lightning_does_not_know_is_refused(base: dict[str, 
     assert name in _refusal(_changed(base, name, "quantum"))
 
 
-def test_values_that_do_not_go_together_are_told_by_the_stage_that_they_are_in(base: dict[str, Any]) -> None:
+def test_values_that_do_not_go_together_are_reported_with_their_stage(base: dict[str, Any]) -> None:
     raw = _changed(base, "contrastive_dynamics.representation", "raw")
     message = _refusal(_changed(raw, "contrastive_dynamics.learned_temperature", True))
     assert "'contrastive_dynamics': learned_temperature needs unit_norm representations" in message
     raw = _changed(base, "value_readout.method", "positive_random")
     message = _refusal(_changed(raw, "value_readout.prototypes", 8))
-    assert "'value_readout': prototypes are for method exact, not positive_random" in message
+    assert "'value_readout.prototypes': it belongs to method exact; known with method positive" in message
     assert "'reward': goal_distance needs" in _refusal(_changed(base, "reward.source", "goal_distance"))
 
 
-def test_values_of_two_stages_that_do_not_go_together_are_told_with_both(base: dict[str, Any]) -> None:
+def test_values_of_two_stages_that_do_not_go_together_are_reported_with_both(base: dict[str, Any]) -> None:
     raw = _changed(base, "value_readout.discount", 0.5)
     message = _refusal(raw)
     assert message.startswith("parameters: value_readout.discount is 0.5, but contrastive_dynamics.discount")
@@ -178,7 +243,7 @@ def test_values_of_two_stages_that_do_not_go_together_are_told_with_both(base: d
 
 
 @pytest.mark.parametrize("root", ["data", "their/data", "/data", "s3://lab", "s3://lab/me/", "gs://lab/me"])
-def test_data_may_lie_in_a_folder_or_at_a_url(base: dict[str, Any], root: str) -> None:
+def test_data_may_be_in_a_folder_or_at_a_url(base: dict[str, Any], root: str) -> None:
     assert check_parameters(_changed(base, "data.root", root)).data.root == root.rstrip("/")
 
 
@@ -190,47 +255,60 @@ def test_credentials_without_a_url_are_refused(base: dict[str, Any]) -> None:
     assert check_parameters(_changed(at_url, "data.credentials", "lab")).data.credentials == "lab"
 
 
-def test_all_faults_are_told_at_once(base: dict[str, Any]) -> None:
+def test_all_faults_are_reported_at_once(base: dict[str, Any]) -> None:
     message = _refusal(_changed(_changed(base, "seed", -1), "evaluation.episodes", 0))
     assert "'seed' is -1" in message
     assert "'evaluation.episodes' is 0" in message
 
 
-def _parameters() -> RunParameters:
-    return check_parameters(CheckedConfigLoader(str(CONF), **CONFIG_LOADER_ARGS)["parameters"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"dataset": {"source": "files", "path": "x.csv"}, "evaluation": {"environment": "Hopper-v5"}},
+        {"policy_extraction": {"objective": "published"}, "baselines": {"iql": {}, "bc": {}}},
+        {"value_readout": {"method": "random_fourier"}, "reward": {"source": "my_rewards:speed"}},
+    ],
+)
+def test_every_effective_field_counts_for_some_node(values: dict[str, Any]) -> None:
+    parameters = check_parameters(values)
+    plan_for(parameters)
+    inputs = {name for node in register_pipelines()["__default__"].nodes for name in node.inputs}
+    counted = counted_parameters(inputs, parameters)
+    operational = {name for name in flattened(parameters.model_dump()) if operational_at_any(name)}
+    assert counted.keys().isdisjoint(operational)
+    of_stages = {name for name in effective(parameters) if not name.startswith("tuning.")}
+    assert counted.keys() == of_stages
+    searched = counted_parameters(["parameters"], parameters)
+    assert searched == effective(parameters)
+    assert searched.keys() > of_stages
 
 
-def _names(values: dict[str, Any], prefix: str = "") -> set[str]:
-    names = set()
-    for name, value in values.items():
-        names |= _names(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}"}
-    return names
+def operational_at_any(name: str) -> bool:
+    """Whether a field, or a group that it is in, changes no result."""
+    parts = name.split(".")
+    if parts[0] == "baselines":  # by a label
+        parts = ["policy_extraction", *parts[2:]]
+    return any(operational_at(RunParameters, parts[: end + 1]) for end in range(len(parts)))
 
 
-def test_what_is_said_to_count_or_not_exists() -> None:
-    assert set(WITHOUT_EFFECT) <= _names(_parameters().model_dump())
-    nodes = {node.name: node for node in register_pipelines()["__default__"].nodes}
-    for node, (stage, fields) in READ.items():
-        assert f"params:{stage}" in nodes[node].inputs
-        assert set(fields) < set(type(getattr(_parameters(), stage)).model_fields)
+def test_fields_that_change_no_result_do_not_count() -> None:
+    counted = counted_parameters(["parameters"], RunParameters())
+    for name in (
+        "data.root", "data_ingestion.workers", "evaluation.workers", "tuned",
+        "contrastive_dynamics.training.devices", "policy_extraction.training.loggers",
+        "baselines.bc.training.checkpoint_seconds",
+    ):  # fmt: skip
+        assert name in flattened(RunParameters().model_dump()), name
+        assert name not in counted
+    files = check_parameters({"dataset": {"source": "files", "path": "x.csv"}})
+    assert "dataset.path" not in counted_parameters(["params:dataset"], files)  # its content counts
 
 
-def test_every_field_without_exception_counts_for_the_nodes_that_are_given_it() -> None:
-    counted = {
-        name
-        for pipeline in register_pipelines().values()
-        for node in pipeline.nodes
-        for name in counted_parameters(node.name, node.inputs, _parameters())
-    }
-    assert counted == _names(_parameters().model_dump()) - set(WITHOUT_EFFECT)
-
-
-def test_a_node_counts_what_it_is_given_and_reads() -> None:
-    found = counted_parameters(
-        "evaluation.score", ["rewards", "params:evaluation", "params:seed"], _parameters()
-    )
+def test_a_node_counts_only_the_parameters_that_it_is_given() -> None:
+    found = counted_parameters(["rewards", "params:evaluation.environment", "params:seed"], RunParameters())
     assert found == {"evaluation.environment": None, "seed": 0}
-    found = counted_parameters("a.node", ["params:reward.source", "params:se"], _parameters())
+    found = counted_parameters(["params:reward.source", "params:se"], RunParameters())
     assert found == {"reward.source": "dataset"}
-    found = counted_parameters("a.node", ["parameters"], _parameters())
-    assert set(found) == _names(_parameters().model_dump()) - set(WITHOUT_EFFECT)
+    assert is_given("baselines.bc.training.steps", ["params:baselines.bc"])
+    assert not is_given("baselines.bc2", ["params:baselines.bc"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ from scipy import stats
 from torch.distributions import Normal
 
 from cvl_pipeline.episodes.container import Normalisation
-from cvl_pipeline.networks.actor import Actor, ActorShape, CategoricalActor, GaussianActor
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.networks.actor import Actor, ActorShape, CategoricalActor, GaussianActor, make_actor
+from cvl_pipeline.testing.builders import (
+    identity_normalisation,
+    make_discrete_transitions,
+    make_transitions,
+)
 
 NORMALISATION = Normalisation(
     torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0.1, 2.0, 1.0]), torch.zeros(2), torch.ones(2)
@@ -44,7 +51,7 @@ def _observations(count: int = 50) -> torch.Tensor:
     scale=st.sampled_from([0.0, 1.0, 1e4, 1e15]),
     seed=st.integers(0, 100),
 )
-def test_actions_lie_within_the_bounds_for_any_input(bounds: list[float], scale: float, seed: int) -> None:
+def test_actions_are_within_the_bounds_for_any_input(bounds: list[float], scale: float, seed: int) -> None:
     first, second = torch.tensor(bounds[:2]), torch.tensor(bounds[2:])
     low, high = torch.minimum(first, second), torch.maximum(first, second)
     torch.manual_seed(seed)
@@ -76,7 +83,7 @@ def test_observations_are_standardised() -> None:
 
 
 @pytest.mark.parametrize("log_std", [[0.0, -1.5], [-7.0, 4.0]])
-def test_log_prob_is_that_of_the_normal_distribution_around_the_mode(log_std: list[float]) -> None:
+def test_log_prob_equals_that_of_a_normal_distribution_around_the_mode(log_std: list[float]) -> None:
     actor = _actor()
     with torch.no_grad():
         actor.log_std.copy_(torch.tensor(log_std))
@@ -106,14 +113,14 @@ def test_state_dict_and_description_rebuild_the_actor_with_its_bounds() -> None:
     assert torch.equal(other.action_high, HIGH)
 
 
-def test_bounds_are_copied_so_that_moving_one_actor_leaves_the_data_alone() -> None:
+def test_bounds_are_copied_from_the_data() -> None:
     low, high = LOW.clone(), HIGH.clone()
     actor = GaussianActor(ActorShape((3,), 2, ()), None, (low, high))
     actor.action_low.zero_()
     assert torch.equal(low, LOW)
 
 
-def test_no_noise_is_the_mode_and_noise_is_added_to_it() -> None:
+def test_noise_is_added_to_the_mode() -> None:
     actor = GaussianActor(ActorShape((3,), 2, (16,)), NORMALISATION)
     observations = 0.1 * _observations()
     with torch.no_grad():
@@ -129,7 +136,7 @@ def test_no_noise_is_the_mode_and_noise_is_added_to_it() -> None:
 
 
 @given(scale=st.sampled_from([0.1, 1.0, 1e3, 1e20]), seed=st.integers(0, 100))
-def test_actions_with_noise_lie_within_the_bounds(scale: float, seed: int) -> None:
+def test_actions_with_noise_are_within_the_bounds(scale: float, seed: int) -> None:
     actor = _actor()
     noise = scale * actor.noise(9, torch.Generator().manual_seed(seed))
     with torch.no_grad():
@@ -139,7 +146,7 @@ def test_actions_with_noise_lie_within_the_bounds(scale: float, seed: int) -> No
     assert (actions <= HIGH).all()
 
 
-def test_the_noise_makes_samples_of_the_density() -> None:
+def test_actions_with_noise_have_the_density_of_log_prob() -> None:
     actor = GaussianActor(ActorShape((3,), 1, (4,)), None, (torch.tensor([-50.0]), torch.tensor([50.0])))
     with torch.no_grad():
         actor.log_std.fill_(0.5)
@@ -161,7 +168,7 @@ def test_noise_is_determined_by_its_generator(make: Callable[[], Actor]) -> None
     assert first.shape == (5, actor.shape.action_size)
 
 
-def test_a_gradient_reaches_the_mode_through_a_sample() -> None:
+def test_gradients_pass_through_actions_with_noise() -> None:
     actor = GaussianActor(ActorShape((3,), 2, (16,)), NORMALISATION)
     actor.act_with_noise(_observations(), torch.zeros(1, 2)).sum().backward()  # type: ignore[no-untyped-call]
     gradient = _last(actor).weight.grad
@@ -177,7 +184,7 @@ def test_probabilities_of_discrete_actions_are_the_softmax_of_the_network() -> N
         scores = actor.network(scaled).double()
     np.testing.assert_allclose(log_probs.exp().sum(-1), 1.0, atol=1e-6)
     np.testing.assert_allclose(log_probs, scores - scores.logsumexp(-1, keepdim=True), atol=1e-5)
-    assert float(log_probs.std()) > 0.1, "the actions differ"
+    assert float(log_probs.std()) > 0.1, "the actions must differ"
 
 
 def test_log_prob_of_a_one_hot_action_is_the_entry_of_that_action() -> None:
@@ -189,7 +196,7 @@ def test_log_prob_of_a_one_hot_action_is_the_entry_of_that_action() -> None:
     assert torch.equal(result, expected)
 
 
-def test_the_mode_of_a_discrete_policy_is_its_likeliest_action_as_a_one_hot_vector() -> None:
+def test_mode_of_a_discrete_policy_is_its_likeliest_action_as_a_one_hot_vector() -> None:
     actor = _categorical()
     with torch.no_grad():
         actions, log_probs = actor(_observations()), actor.log_probs(_observations())
@@ -198,7 +205,7 @@ def test_the_mode_of_a_discrete_policy_is_its_likeliest_action_as_a_one_hot_vect
     assert len(actions.unique(dim=0)) > 1
 
 
-def test_actions_with_gumbel_noise_are_drawn_from_the_policy() -> None:
+def test_actions_with_gumbel_noise_are_distributed_as_the_policy() -> None:
     actor = _categorical(4)
     observations = _observations(6)
     count = 20_000
@@ -210,17 +217,17 @@ def test_actions_with_gumbel_noise_are_drawn_from_the_policy() -> None:
     assert torch.equal(actions.sum(-1), torch.ones(6, count))
     for frequencies, expected in zip(actions.double().sum(1).numpy(), law, strict=True):
         assert stats.chisquare(frequencies, expected / expected.sum() * count).pvalue > 1e-3
-    assert np.ptp(law, axis=0).max() > 0.1, "another state, another law"
+    assert np.ptp(law, axis=0).max() > 0.1, "the law must depend on the state"
     assert stats.kstest(noise.flatten().numpy()[:5000], stats.gumbel_r().cdf).pvalue > 1e-3
 
 
-def test_no_gumbel_noise_is_the_mode() -> None:
+def test_zero_gumbel_noise_gives_the_mode() -> None:
     actor = _categorical()
     assert torch.equal(actor.act_with_noise(_observations(), torch.zeros(2, 3))[:, 1], actor(_observations()))
 
 
 @pytest.mark.parametrize("make", [_actor, _categorical])
-def test_policies_give_single_precision_where_networks_run_in_less(make: Callable[[], Actor]) -> None:
+def test_actions_and_densities_are_in_single_precision_under_autocast(make: Callable[[], Actor]) -> None:
     actor = make()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         mode = actor(_observations())
@@ -236,3 +243,128 @@ def test_state_dict_and_description_rebuild_a_discrete_policy() -> None:
     other = CategoricalActor(ActorShape(**actor.description()))
     other.load_state_dict(actor.state_dict())
     assert torch.equal(other.log_probs(_observations()), actor.log_probs(_observations()))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int64, np.uint8, bool])
+@pytest.mark.parametrize("make", [_actor, _categorical])
+def test_act_takes_numbers_of_any_type(make: Callable[[], Actor], dtype: type[np.generic]) -> None:
+    actor = make()
+    observations = np.abs(2.0 * _observations(6).numpy()).astype(dtype)
+    with torch.no_grad():
+        expected = actor(torch.from_numpy(observations.astype(np.float32))).numpy()
+    actions = actor.act(observations)
+    if isinstance(actor, CategoricalActor):
+        assert actions.dtype == np.int64
+        assert actions.tolist() == expected.argmax(1).tolist()
+    else:
+        assert actions.dtype == np.float32
+        assert np.array_equal(actions, expected)
+        assert (actions >= LOW.numpy()).all()
+        assert (actions <= HIGH.numpy()).all()
+    # NumPy arrays may also be passed to the policy itself.
+    assert np.array_equal(actor(observations), actions)
+
+
+def test_act_on_one_observation_returns_one_action() -> None:
+    gaussian, categorical = _actor(), _categorical()
+    observations = _observations(4).numpy().astype(np.float64)
+    actions, choices = gaussian.act(observations), categorical.act(observations)
+    assert actions.shape == (4, 2)
+    assert choices.shape == (4,)
+    for row in range(4):
+        one = gaussian.act(observations[row])
+        assert one.shape == (2,)
+        np.testing.assert_allclose(one, actions[row], atol=1e-6)
+        choice = categorical.act(observations[row])
+        assert type(choice) is int
+        assert choice == choices[row]
+    assert np.array_equal(gaussian.act(observations[0].tolist()), gaussian.act(observations[0]))
+    assert len(set(choices.tolist())) > 1
+
+
+def test_act_on_no_observations_returns_no_actions() -> None:
+    assert _actor().act(np.zeros((0, 3))).shape == (0, 2)
+    assert _categorical().act(np.zeros((0, 3))).shape == (0,)
+
+
+def test_act_leaves_its_input_and_gradients_alone() -> None:
+    actor, observations = _actor(), _observations(3).numpy()
+    observations.flags.writeable = False
+    before = observations.copy()
+    actor.act(observations)
+    assert np.array_equal(observations, before)
+    assert all(parameter.grad is None for parameter in actor.parameters())
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (5, 2), (5, 3, 1), (2, 5, 3), ()])
+def test_act_names_the_shape_that_it_cannot_take(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError) as caught:
+        _actor().act(np.zeros(shape))
+    assert str(caught.value) == f"observations have shape {shape}; this policy takes (3,) or (B, 3)"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("shape", [(3,), (5, 3)])
+def test_act_refuses_values_that_are_not_finite(value: float, shape: tuple[int, ...]) -> None:
+    observations = np.zeros(shape)
+    observations[..., 1] = value
+    with pytest.raises(InputError, match="observations hold a value that is not a finite number"):
+        _actor().act(observations)
+
+
+@pytest.mark.parametrize(
+    ("observations", "kind"),
+    [
+        (np.array(["a", "b", "c"]), "<U1"),
+        (np.array([1, None, 2]), "object"),
+        (np.zeros(3, complex), "complex"),
+    ],
+)
+def test_act_refuses_values_that_are_not_numbers(observations: Any, kind: str) -> None:
+    with pytest.raises(InputError, match=f"observations are {kind}.*, not numbers"):
+        _actor().act(observations)
+
+
+def test_act_on_images_takes_one_or_many() -> None:
+    torch.manual_seed(0)
+    actor = GaussianActor(ActorShape((8, 8, 3), 2, (4,)))
+    images = np.random.default_rng(0).integers(256, size=(5, 8, 8, 3), dtype=np.uint8)
+    actions = actor.act(images)
+    assert actions.shape == (5, 2)
+    with torch.no_grad():
+        np.testing.assert_allclose(actions, actor(torch.from_numpy(images)), atol=1e-6)
+    np.testing.assert_allclose(actor.act(images[3]), actions[3], atol=1e-5)
+    with pytest.raises(InputError, match=r"shape \(8, 3\); this policy takes \(8, 8, 3\) or \(B, 8, 8, 3\)"):
+        actor.act(images[0, 0])
+
+
+def test_act_on_images_takes_any_type_but_only_values_of_pixels() -> None:
+    torch.manual_seed(0)
+    actor = GaussianActor(ActorShape((8, 8, 3), 2, (4,)))
+    image = np.random.default_rng(0).integers(256, size=(8, 8, 3), dtype=np.uint8)
+    assert np.array_equal(actor.act(image.astype(np.float64)), actor.act(image))
+    # Scaled images would all become black.
+    for faulty in (image / 255.0, image.astype(np.int64) + 256, -image.astype(np.float32)):
+        with pytest.raises(InputError, match="whole numbers from 0 to 255"):
+            actor.act(faulty)
+
+
+def test_double_precision_tensors_are_narrowed() -> None:
+    actor, observations = _actor(), _observations()
+    assert torch.equal(actor(observations.double()), actor(observations))
+
+
+def test_make_actor_follows_the_episodes() -> None:
+    continuous, discrete = (
+        make_transitions([4, 5], [True, False]),
+        make_discrete_transitions([4, 5], [True, False]),
+    )
+    gaussian = make_actor(continuous, identity_normalisation(continuous), (8,), {"name": "identity"})
+    categorical = make_actor(discrete, identity_normalisation(discrete), (8,))
+    assert isinstance(gaussian, GaussianActor)
+    assert gaussian.shape == ActorShape((3,), 2, (8,), {"name": "identity"})
+    assert torch.equal(gaussian.action_low, continuous.action_low)
+    assert torch.equal(gaussian.action_high, continuous.action_high)
+    assert isinstance(categorical, CategoricalActor)
+    assert categorical.shape == ActorShape((3,), 3, (8,), {})
+    assert (gaussian.discrete, categorical.discrete) == (False, True)

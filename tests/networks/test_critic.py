@@ -43,7 +43,7 @@ def _inputs(count: int = 20) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     )
 
 
-def test_unit_norm_representations_lie_on_the_sphere_and_raw_ones_do_not() -> None:
+def test_unit_norm_representations_are_on_the_sphere_and_raw_ones_are_not() -> None:
     observations, actions, absorbed = _inputs()
     critic, raw = _critic(), _critic(representation="raw")
     for representation in (critic.phi(observations, actions), critic.psi(observations, absorbed)):
@@ -51,7 +51,7 @@ def test_unit_norm_representations_lie_on_the_sphere_and_raw_ones_do_not() -> No
     assert (raw.phi(observations, actions).detach().norm(dim=-1) - 1.0).abs().min() > 1e-3
 
 
-def test_raw_logits_of_a_fresh_critic_are_of_order_one_whatever_the_size() -> None:
+def test_raw_logits_of_a_new_critic_are_of_order_one_for_any_size() -> None:
     generator = torch.Generator().manual_seed(2)
     observations, actions = torch.randn(256, 3, generator=generator), torch.randn(256, 2, generator=generator)
     none = torch.zeros(256, dtype=torch.bool)
@@ -102,7 +102,7 @@ def test_the_absorbing_state_has_no_observation() -> None:
 
 
 @pytest.mark.parametrize("learned", [True, False])
-def test_temperature_is_trained_only_if_asked_for(learned: bool) -> None:
+def test_temperature_is_trained_only_if_it_is_learned(learned: bool) -> None:
     observations, actions, absorbed = _inputs()
     critic = _critic(learned_temperature=learned)
     assert float(critic.temperature.detach()) == pytest.approx(0.3)
@@ -128,12 +128,12 @@ def test_state_dict_and_description_rebuild_the_critic() -> None:
     assert float(other.temperature.detach()) == float(critic.temperature.detach())
 
 
-def test_an_unknown_kind_of_representation_is_refused() -> None:
+def test_unknown_representation_is_refused() -> None:
     with pytest.raises(InputError, match="unit_norm"):
         _critic(representation="unitnorm")
 
 
-def test_a_conditioned_critic_tells_offsets_apart_and_others_take_none() -> None:
+def test_conditioned_critic_needs_offsets_and_others_refuse_them() -> None:
     observations, actions, absorbed = _inputs()
     critic = _critic(horizon_conditioning=True)
     first, again, other = (
@@ -149,7 +149,7 @@ def test_a_conditioned_critic_tells_offsets_apart_and_others_take_none() -> None
     assert critic.psi(observations, absorbed).shape == (20, 8)
 
 
-def test_a_conditioned_critic_takes_several_offsets_of_one_pair_at_once() -> None:
+def test_conditioned_critic_accepts_several_offsets_per_pair() -> None:
     observations, actions, _ = _inputs()
     critic = _critic(horizon_conditioning=True)
     offsets = torch.tensor([1, 5, 40])
@@ -162,7 +162,7 @@ def test_a_conditioned_critic_takes_several_offsets_of_one_pair_at_once() -> Non
         np.testing.assert_allclose(together[:, i].detach(), alone.detach(), atol=1e-6)
 
 
-def test_the_code_of_an_offset_is_bounded_and_its_own() -> None:
+def test_offset_codes_are_bounded_and_distinct() -> None:
     offsets = torch.cat([torch.arange(1, 2001), torch.tensor([10_000, 100_000])])
     code = offset_code(offsets)
     assert code.shape == (2002, 2 * OFFSET_FREQUENCIES)
@@ -172,11 +172,11 @@ def test_the_code_of_an_offset_is_bounded_and_its_own() -> None:
     squares = code[:, :OFFSET_FREQUENCIES].square() + code[:, OFFSET_FREQUENCIES:].square()
     np.testing.assert_allclose(squares, 1.0, atol=1e-5)
     distances = torch.cdist(code[:2000], code[:2000]).fill_diagonal_(9.0)
-    assert float(distances.min()) > 0.1, "two offsets of one code"
+    assert float(distances.min()) > 0.1, "two offsets have the same code"
 
 
 @pytest.mark.parametrize("representation", ["unit_norm", "raw"])
-def test_logits_are_in_single_precision_even_where_the_networks_are_not(representation: str) -> None:
+def test_logits_are_in_single_precision_under_autocast(representation: str) -> None:
     observations, actions, absorbed = _inputs()
     critic = _critic(representation=representation, temperature=0.1)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -190,7 +190,7 @@ def test_logits_are_in_single_precision_even_where_the_networks_are_not(represen
         np.testing.assert_allclose(phi.norm(dim=-1), 1.0, atol=1e-6)
 
 
-def test_a_conditioned_critic_is_rebuilt_as_one() -> None:
+def test_state_dict_and_description_rebuild_a_conditioned_critic() -> None:
     observations, actions, _ = _inputs()
     critic = _critic(horizon_conditioning=True)
     other = ContrastiveCritic(CriticShape(**critic.description()))

@@ -1,10 +1,27 @@
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from pydantic import Field
+from torch import Tensor, nn
 
 from cvl_pipeline.episodes.container import Normalisation
-from cvl_pipeline.networks.encoder import IMAGE_FEATURES, ObservationEncoder
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.networks.encoder import (
+    ENCODERS,
+    SMALLEST,
+    AutomaticEncoder,
+    ConvolutionalEncoder,
+    Encoder,
+    EncoderParameters,
+    IdentityEncoder,
+    ObservationEncoder,
+)
+
+FEATURES = ConvolutionalEncoder.Parameters().features
 
 
 def _statistics(mean: list[float], std: list[float]) -> Normalisation:
@@ -16,8 +33,14 @@ def _images(*rows: int, shape: tuple[int, int, int] = (16, 12, 3)) -> torch.Tens
     return torch.randint(256, (*rows, *shape), generator=generator, dtype=torch.uint8)
 
 
-def test_vectors_are_standardised_and_nothing_else() -> None:
-    encoder = ObservationEncoder((2,), _statistics([1.0, 2.0], [2.0, 4.0]))
+def _encoder(shape: tuple[int, ...], **settings: Any) -> Encoder:
+    parameters = ENCODERS.validate(settings)
+    return ENCODERS.of(parameters)(parameters, shape)
+
+
+@pytest.mark.parametrize("name", ["auto", "identity"])
+def test_vectors_are_standardised_and_nothing_else(name: str) -> None:
+    encoder = ObservationEncoder((2,), _statistics([1.0, 2.0], [2.0, 4.0]), {"name": name})
     assert encoder(torch.tensor([[3.0, 2.0]])).tolist() == [[1.0, 0.0]]
     assert encoder.features == 2
     assert list(encoder.parameters()) == []
@@ -27,7 +50,7 @@ def test_vectors_are_standardised_and_nothing_else() -> None:
 def test_images_of_any_size_become_bounded_features(shape: tuple[int, int, int]) -> None:
     encoder = ObservationEncoder(shape, _statistics([100.0] * shape[2], [50.0] * shape[2]))
     features = encoder(_images(2, 3, shape=shape))
-    assert features.shape == (2, 3, IMAGE_FEATURES)
+    assert features.shape == (2, 3, FEATURES)
     assert features.abs().max() <= 1.0
     assert features.std() > 0.1
 
@@ -35,9 +58,8 @@ def test_images_of_any_size_become_bounded_features(shape: tuple[int, int, int])
 def test_images_are_standardised_by_channel() -> None:
     plain = ObservationEncoder((16, 12, 3), _statistics([0.0] * 3, [1.0] * 3))
     scaled = ObservationEncoder((16, 12, 3), _statistics([1.0, 2.0, 3.0], [2.0, 4.0, 8.0]))
-    assert plain.convolutions is not None
-    assert scaled.convolutions is not None
-    scaled.convolutions.load_state_dict(plain.convolutions.state_dict())
+    scaled.encoder.load_state_dict(plain.encoder.state_dict())
+    assert list(scaled.encoder.parameters()) != []
     images = _images(4)
     by_hand = (images - torch.tensor([1.0, 2.0, 3.0])) / torch.tensor([2.0, 4.0, 8.0])
     torch.testing.assert_close(scaled(images), plain(by_hand))
@@ -47,3 +69,101 @@ def test_rows_do_not_depend_on_each_other() -> None:
     encoder = ObservationEncoder((16, 12, 3), _statistics([128.0] * 3, [70.0] * 3))
     images = _images(5)
     torch.testing.assert_close(encoder(images)[3], encoder(images[3:4])[0])
+
+
+def test_automatic_encoder_is_the_default_and_chooses_by_the_shape() -> None:
+    assert ENCODERS.names == ["auto", "identity", "convolutional"]
+    vectors, images = _encoder((3,)), _encoder((16, 12, 3))
+    assert isinstance(vectors, AutomaticEncoder)
+    assert isinstance(images, AutomaticEncoder)
+    assert isinstance(vectors.chosen, IdentityEncoder)
+    assert isinstance(images.chosen, ConvolutionalEncoder)
+    assert (vectors.features, images.features) == (3, FEATURES)
+
+
+def test_automatic_encoder_is_the_one_that_it_chooses() -> None:
+    automatic, chosen = _encoder((16, 12, 3)), _encoder((16, 12, 3), name="convolutional")
+    assert isinstance(automatic, AutomaticEncoder)
+    automatic.chosen.load_state_dict(chosen.state_dict())
+    images = _images(4).float()
+    torch.testing.assert_close(automatic(images), chosen(images))
+
+
+@pytest.mark.parametrize(("channels", "features"), [(4, 10), (8, 3)])
+def test_settings_of_the_convolutions_are_used(channels: int, features: int) -> None:
+    settings = {"name": "convolutional", "channels": channels, "features": features}
+    encoder = _encoder((24, 24, 3), **settings)
+    convolutions = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)]
+    # 24 becomes 12, which becomes SMALLEST.
+    assert SMALLEST == 6
+    assert [(layer.in_channels, layer.out_channels) for layer in convolutions] == [
+        (3, channels), (channels, channels),
+    ]  # fmt: skip
+    assert encoder.features == features
+    assert encoder(_images(2, shape=(24, 24, 3)).float()).shape == (2, features)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        (
+            "identity",
+            (16, 12, 3),
+            r"encoder 'identity' takes vectors, not observations of shape \(16, 12, 3\)",
+        ),
+        ("convolutional", (3,), r"encoder 'convolutional' takes images, not observations of shape \(3,\)"),
+    ],
+)
+def test_observations_of_the_wrong_shape_are_refused(name: str, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ObservationEncoder(shape, encoder={"name": name})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "convolutions"}, "unknown encoder 'convolutions': did you mean convolutional"),
+        ({"name": "identity", "channels": 3}, "channels"),
+        ({"name": "convolutional", "channels": 0}, "channels"),
+        ({"name": "convolutional", "features": 0}, "features"),
+    ],
+)
+def test_unknown_encoders_and_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ENCODERS.validate(settings)
+
+
+class Moments(Encoder):
+    """An encoder of one's own: powers of vectors, weighed by a trained number."""
+
+    class Parameters(EncoderParameters):
+        """A setting of its own."""
+
+        powers: int = Field(2, ge=1, description="How many.")
+
+    def __init__(self, parameters: Parameters, shape: tuple[int, ...]) -> None:
+        super().__init__(parameters, shape)
+        self.powers = parameters.powers
+        self.features = shape[0] * self.powers
+        self.weight = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.weight * torch.cat([observations**power for power in range(1, self.powers + 1)], dim=-1)
+
+
+def test_encoder_of_ones_own_receives_standardised_observations() -> None:
+    settings = {"name": f"{__name__}:Moments", "powers": 3}
+    encoder = ObservationEncoder((2,), _statistics([1.0, 2.0], [2.0, 4.0]), settings)
+    assert encoder.features == 6
+    observations = torch.tensor([[5.0, 10.0], [1.0, -2.0]])
+    expected = 2.0 * np.array([[2.0, 2.0, 4.0, 4.0, 8.0, 8.0], [0.0, -1.0, 0.0, 1.0, 0.0, -1.0]])
+    np.testing.assert_allclose(encoder(observations).detach(), expected)
+    # Any number of leading axes.
+    assert encoder(torch.zeros(3, 5, 2)).shape == (3, 5, 6)
+    with pytest.raises(ValueError, match="channels"):
+        ENCODERS.validate(settings | {"channels": 3})
+
+
+def test_class_that_is_no_encoder_is_refused() -> None:
+    with pytest.raises(InputError, match=r"encoder 'torch\.nn:Linear' is not a subclass of .*\.Encoder"):
+        ENCODERS["torch.nn:Linear"]

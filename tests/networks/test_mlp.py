@@ -7,7 +7,7 @@ from torch import nn
 from cvl_pipeline.networks.mlp import Standardise, mlp
 
 
-def test_hidden_layers_are_normalised_and_the_last_layer_is_bare() -> None:
+def test_hidden_layers_are_normalised_and_the_last_layer_is_linear() -> None:
     torch.manual_seed(0)
     kinds = [type(layer) for layer in mlp(5, (7, 6), 2)]
     assert kinds == [nn.Linear, nn.LayerNorm, nn.ReLU, nn.Linear, nn.LayerNorm, nn.ReLU, nn.Linear]
@@ -33,7 +33,7 @@ def test_standardise_starts_as_the_identity_and_then_divides_by_the_spread() -> 
     np.testing.assert_allclose(layer(values), [[0.0, 0.0], [1.0, 2.0]])
 
 
-def test_statistics_travel_with_the_weights_and_are_not_trained() -> None:
+def test_statistics_are_stored_with_the_weights_and_not_trained() -> None:
     layer = Standardise(2)
     layer.fit(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 3.0]))
     other = Standardise(2)

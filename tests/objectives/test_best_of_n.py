@@ -5,11 +5,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torch import Generator
 
 from cvl_pipeline.networks.actor import Actor, ActorShape, CategoricalActor, GaussianActor
 from cvl_pipeline.objectives.best_of_n import BestOfN
 from cvl_pipeline.readout.q_function import QFunction
-from tests.objectives.toys import SignCritic, TargetCritic, q_of
+from cvl_pipeline.training.seeds import stream_seed
+from tests.objectives.toys import SignCritic, TargetCritic, episodes, q_of, train
 
 
 def _observations(count: int = 40) -> torch.Tensor:
@@ -25,7 +27,7 @@ def _policy(discrete: bool, proposals: int = 12) -> BestOfN:
 
 
 @pytest.mark.parametrize("discrete", [False, True])
-def test_it_takes_the_best_of_its_proposals_and_their_mode(discrete: bool) -> None:
+def test_action_is_the_best_of_the_mode_and_the_proposals(discrete: bool) -> None:
     policy, observations = _policy(discrete), _observations()
     q = QFunction(policy.critic, policy.readout)
     with torch.no_grad():
@@ -40,13 +42,13 @@ def test_it_takes_the_best_of_its_proposals_and_their_mode(discrete: bool) -> No
     assert len(candidates) == 13
     np.testing.assert_allclose(reached, best, rtol=1e-6)
     assert (reached >= values[0] - 1e-6).all(), "worse than the mode"
-    assert float((reached - values[0]).max()) > 0.1, "and better somewhere"
+    assert float((reached - values[0]).max()) > 0.1, "nowhere better than the mode"
     proposed = torch.stack(candidates, dim=1)
-    assert (proposed == chosen.unsqueeze(1)).all(-1).any(1).all(), "an action that nobody proposed"
+    assert (proposed == chosen.unsqueeze(1)).all(-1).any(1).all(), "an action that was not proposed"
 
 
 @pytest.mark.parametrize("discrete", [False, True])
-def test_a_state_is_acted_in_alike_whenever_and_beside_whatever_it_comes(discrete: bool) -> None:
+def test_action_depends_on_the_state_alone(discrete: bool) -> None:
     policy, observations = _policy(discrete), _observations()
     whole = policy(observations)
     assert torch.equal(policy(observations), whole)
@@ -54,14 +56,14 @@ def test_a_state_is_acted_in_alike_whenever_and_beside_whatever_it_comes(discret
     assert not whole.requires_grad
 
 
-def test_proposals_without_noise_leave_the_mode() -> None:
+def test_proposals_without_noise_are_the_mode() -> None:
     policy = _policy(discrete=False)
     policy.proposals.zero_()
     observations = _observations()
     np.testing.assert_allclose(policy(observations), policy.actor(observations).detach(), atol=1e-6)
 
 
-def test_more_proposals_come_nearer_to_the_best_action() -> None:
+def test_more_proposals_get_closer_to_the_best_action() -> None:
     target = torch.tensor(TargetCritic.TARGET)
     distances = [
         float((_policy(discrete=False, proposals=count)(_observations()) - target).norm(dim=1).mean())
@@ -71,11 +73,39 @@ def test_more_proposals_come_nearer_to_the_best_action() -> None:
     assert distances[1] < distances[0]
 
 
-def test_it_travels_to_other_processes() -> None:
+def test_policy_can_be_pickled() -> None:
     policy = _policy(discrete=True)
     copy = pickle.loads(pickle.dumps(policy))  # noqa: S301
     assert torch.equal(copy(_observations()), policy(_observations()))
 
 
-def test_its_state_holds_the_noise_that_its_proposals_are_made_of() -> None:
+def test_state_dict_holds_the_noise_of_the_proposals() -> None:
     assert torch.equal(_policy(discrete=True).state_dict()["proposals"], _policy(discrete=True).proposals)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_actor_of_best_of_n_is_the_clone(discrete: bool) -> None:
+    transitions = episodes(discrete)
+    policy, history = train(transitions, "best_of_n", proposals=5)
+    clone, clone_history = train(transitions, "bc")
+    assert isinstance(policy, BestOfN)
+    assert not policy.training
+    for name, value in clone.state_dict().items():
+        assert torch.equal(policy.actor.state_dict()[name], value), name
+    assert history["train/loss"].equals(clone_history["train/loss"])
+    generator = Generator().manual_seed(stream_seed(0, "proposals", 0))
+    assert torch.equal(policy.proposals, policy.actor.noise(5, generator))
+    assert not any(parameter.requires_grad for parameter in policy.critic.parameters())
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_policy_acts_on_numpy_observations(discrete: bool) -> None:
+    policy, observations = _policy(discrete), _observations(6)
+    actions = policy.act(observations.numpy().astype(np.float64))
+    expected = policy(observations).numpy()
+    if discrete:
+        assert actions.tolist() == expected.argmax(1).tolist()
+        assert isinstance(policy.act(observations[0].numpy()), int)
+    else:
+        np.testing.assert_allclose(actions, expected, atol=1e-6)
+        assert policy.act(observations[0].numpy()).shape == (2,)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,18 +8,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from pydantic import Field
+from torch import Generator, Tensor
 
 from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.episodes.container import Rewards, Split, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
-from cvl_pipeline.readout.build import build_readout, horizon_quantiles
+from cvl_pipeline.readout.build import ReadoutMethod, build_readout, exact_readout, horizon_quantiles
+from cvl_pipeline.readout.parameters import READOUTS, ReadoutParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import ExactReadout, FeatureReadout, Readout
+from cvl_pipeline.readout.references import References
 from cvl_pipeline.testing.builders import (
     dynamics_parameters,
-    identity_normalisation,
+    make_data,
     readout_parameters,
     split_first,
 )
@@ -55,7 +59,7 @@ def _everything(transitions: Transitions) -> Split:
     return Split(train=torch.arange(transitions.episodes), validation=torch.arange(0))
 
 
-def test_all_states_that_training_saw_are_references_unless_some_are_asked_for(
+def test_all_states_of_training_are_references_unless_a_number_is_given(
     transitions: Transitions, rewards: Rewards
 ) -> None:
     # 16 transitions in the four training episodes, and the absorbing state.
@@ -64,7 +68,7 @@ def test_all_states_that_training_saw_are_references_unless_some_are_asked_for(
     assert len(_exact(transitions, rewards, references=500).psi) == 500
 
 
-def test_references_of_reward_are_other_than_those_of_the_marginal(
+def test_references_by_reward_differ_from_those_of_the_marginal(
     transitions: Transitions, rewards: Rewards
 ) -> None:
     sparse = Rewards(torch.where(torch.arange(len(transitions)) == 9, 1.0, 0.0), rewards.successes)
@@ -80,7 +84,7 @@ def test_references_of_reward_are_other_than_those_of_the_marginal(
     assert shares[1] > 0.5
 
 
-def test_references_are_compressed_to_the_prototypes_asked_for(
+def test_references_are_compressed_to_the_given_number_of_prototypes(
     transitions: Transitions, rewards: Rewards
 ) -> None:
     readout = _exact(transitions, rewards, prototypes=3)
@@ -102,10 +106,11 @@ def test_prototypes_are_made_for_the_temperature_of_the_critic(
 
 @pytest.mark.parametrize("self_normalised", [True, False])
 @pytest.mark.parametrize("method", ["exact", "random_fourier", "positive_random"])
-def test_the_readout_is_what_the_parameters_say(
+def test_the_readout_follows_the_parameters(
     transitions: Transitions, rewards: Rewards, method: str, self_normalised: bool
 ) -> None:
-    readout = _build(transitions, rewards, method=method, self_normalised=self_normalised, features=32)
+    features: dict[str, Any] = {} if method == "exact" else {"features": 32}
+    readout = _build(transitions, rewards, method=method, self_normalised=self_normalised, **features)
     assert readout.self_normalised == self_normalised
     assert readout.discount == 0.9
     assert float(readout.temperature) == pytest.approx(0.25)
@@ -117,7 +122,7 @@ def test_the_readout_is_what_the_parameters_say(
     assert not any(value.requires_grad for value in vars(readout).values() if isinstance(value, Tensor))
 
 
-def test_features_sum_over_the_references_asked_for(transitions: Transitions, rewards: Rewards) -> None:
+def test_features_sum_over_the_given_number_of_references(transitions: Transitions, rewards: Rewards) -> None:
     """With a single reference, every value is its reward."""
     phi = _critic().phi(transitions.states(), transitions.actions).detach()
     one = _build(transitions, rewards, method="positive_random", references=1).values(phi)
@@ -148,7 +153,7 @@ def test_the_seed_determines_the_readout(
     assert not torch.equal(first.values(phi), other.values(phi))
 
 
-def test_every_reference_carries_the_reward_of_its_own_arrival_in_a_training_episode() -> None:
+def test_every_reference_has_the_reward_of_its_arrival_in_a_training_episode() -> None:
     mdp = grid_world()
     transitions, rewards = mdp.log_episodes(6, 40, seed=2)
     split = Split(train=torch.tensor([1, 3, 4]), validation=torch.tensor([0, 2, 5]))
@@ -162,6 +167,54 @@ def test_every_reference_carries_the_reward_of_its_own_arrival_in_a_training_epi
     assert set(of_episode.tolist()) == {1.0, 3.0, 4.0}
     arrival = torch.from_numpy(mdp.reward).float()[readout.psi.argmax(1)]
     np.testing.assert_allclose(readout.rewards - 10.0 * of_episode, arrival, atol=1e-5)
+
+
+# A readout of the user's own.
+
+
+class Averaged(ReadoutMethod):
+    """Every action is worth the mean reward."""
+
+    class Parameters(ReadoutParameters):
+        factor: float = Field(1.0, gt=0.0)
+
+    size = "one number"
+
+    def build(
+        self,
+        critic: ContrastiveCritic,
+        references: References,
+        horizons: Tensor,
+        discount: float,
+        generator: Generator,
+    ) -> Readout:
+        mean = self.parameters.factor * (references.log_weights.exp() @ references.rewards)
+        whole = exact_readout(critic, references, horizons, discount, self.parameters.self_normalised)
+        return replace(whole, rewards=mean.expand(len(references.rewards)))
+
+
+def test_a_readout_of_your_own_is_built(transitions: Transitions, rewards: Rewards) -> None:
+    phi = _critic().phi(transitions.states(), transitions.actions).detach()
+    own = "tests.readout.test_build:Averaged"
+    one, two = (_build(transitions, rewards, method=own, factor=factor).values(phi) for factor in (1.0, 2.0))
+    assert float(one.std()) < 1e-5
+    np.testing.assert_allclose(two, 2.0 * one, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (
+            "tests.readout.test_build:HorizonCritic",
+            "is not a subclass of cvl_pipeline.readout.build.ReadoutMethod",
+        ),
+        ("nowhere:Averaged", "cannot be imported"),
+        ("exakt", "unknown readout 'exakt': did you mean exact"),
+    ],
+)
+def test_a_class_that_is_no_readout_is_refused(method: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        READOUTS[method]
 
 
 # Discounts and horizons.
@@ -253,7 +306,7 @@ def test_means_over_horizons_are_those_of_the_geometric_law(discount: float) -> 
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_drawn_references_read_out_what_the_log_says(terminal: bool) -> None:
+def test_sampled_references_give_the_values_of_the_log(terminal: bool) -> None:
     """Within the standard error of independent samples; it holds only if absorbed references have reward 0."""
     mdp = grid_world(terminal=terminal)
     transitions, rewards = mdp.log_episodes(400 if terminal else 40, 100, seed=1)
@@ -293,11 +346,9 @@ def _standard_errors(mdp: FiniteMDP, law: Floats, references: int) -> Floats:
 def test_contrastive_training_on_one_hot_states_recovers_q() -> None:
     mdp = grid_world()
     transitions, rewards = mdp.log_episodes(200, 200, seed=4)
-    split = split_first(transitions, 190)
+    data = make_data(transitions, 190, rewards)
     critic, _ = train_dynamics(
-        transitions,
-        split,
-        identity_normalisation(transitions),
+        data.without_rewards(),
         dynamics_parameters(
             hidden=(64,),
             representation_size=16,
@@ -306,7 +357,7 @@ def test_contrastive_training_on_one_hot_states_recovers_q() -> None:
         ),
         seed=0,
     )
-    readout = build_readout(critic, transitions, rewards, split, readout_parameters(), seed=0)
+    readout = build_readout(critic, transitions, rewards, data.split, readout_parameters(), seed=0)
     with torch.no_grad():
         q = QFunction(critic, readout)(*all_pairs(mdp)).double().numpy()
     exact_q = mdp.q().ravel()

@@ -15,6 +15,7 @@ from cvl_pipeline.episodes.container import Rewards, Split, Transitions
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.diagnostics import readout_error, value_report, value_table
+from cvl_pipeline.readout.parameters import ValueReportParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.testing.builders import (
     make_rewards,
@@ -27,6 +28,7 @@ from cvl_pipeline.testing.finite_mdp import FiniteMDP, grid_world
 from tests.readout.laws import critic_of, log_law
 
 LOGGER = "cvl_pipeline.readout.diagnostics"
+LABELS = Rewards(torch.tensor([0.0, 1.0, 1.0, 0.0]), torch.tensor([False, True, True, False]))
 
 
 def _logged(
@@ -39,10 +41,16 @@ def _logged(
     return mdp, transitions, rewards, split, critic_of(log_law(mdp, transitions), discount)
 
 
-def _table(terminal: bool, discount: float = 0.9, episodes: int = 60, **changes: Any) -> pd.DataFrame:
+def _table(
+    terminal: bool,
+    discount: float = 0.9,
+    episodes: int = 60,
+    compared_transitions: int = 2000,
+    **changes: Any,
+) -> pd.DataFrame:
     _, transitions, rewards, split, critic = _logged(terminal, discount, episodes)
-    parameters = readout_parameters(**changes)
-    readout = build_readout(critic, transitions, rewards, split, parameters, seed=0)
+    readout = build_readout(critic, transitions, rewards, split, readout_parameters(**changes), seed=0)
+    parameters = ValueReportParameters(compared_transitions=compared_transitions)
     return value_table(QFunction(critic, readout), transitions, rewards, split, parameters, seed=0)
 
 
@@ -65,7 +73,7 @@ def _expected(terminal: bool, discount: float = 0.9, episodes: int = 60) -> dict
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_value_table_lays_q_beside_the_return_of_every_held_out_transition(terminal: bool) -> None:
+def test_the_value_table_has_q_and_return_of_every_held_out_transition(terminal: bool) -> None:
     _, transitions, rewards, split, critic = _logged(terminal, 0.9, 60)
     table, held_out = _table(terminal, references=500), transitions.select(split.validation)
     for name, values in _expected(terminal).items():
@@ -82,7 +90,7 @@ def test_value_table_lays_q_beside_the_return_of_every_held_out_transition(termi
     [{"references": 300}, {"prototypes": 4}, {"self_normalised": False, "references": 300}],
     ids=str,
 )
-def test_some_transitions_get_the_value_of_the_exact_readout_too(changes: dict[str, Any]) -> None:
+def test_some_transitions_also_have_the_value_of_the_exact_readout(changes: dict[str, Any]) -> None:
     exact, table = _table(False), _table(False, compared_transitions=50, **changes)
     compared = table["q_exact"].notna()
     assert compared.sum() == 50
@@ -92,7 +100,7 @@ def test_some_transitions_get_the_value_of_the_exact_readout_too(changes: dict[s
     assert table["episode"][compared].nunique() > 5
 
 
-def test_of_few_held_out_transitions_all_are_compared() -> None:
+def test_few_held_out_transitions_are_all_compared() -> None:
     table = _table(False, episodes=4, compared_transitions=10_000)
     assert len(table) == 120
     np.testing.assert_allclose(table["q_exact"], table["q"], rtol=1e-5)
@@ -127,9 +135,9 @@ def _values(q: list[float], returns: list[float], exact: list[float] | None = No
     )
 
 
-def test_report_of_numbers_made_by_hand() -> None:
+def test_the_report_of_small_numbers() -> None:
     values = _values([1.0, 2.0, 3.0, 4.0], [3.0, 5.0, 7.0, 9.0], exact=[0.0, np.nan, 4.0, 5.0])
-    report = value_report(values, readout_parameters())
+    report = value_report(values, LABELS, readout_parameters())
     assert report["slope"] == pytest.approx(2.0)
     assert report["intercept"] == pytest.approx(1.0)
     assert report["pearson"] == pytest.approx(1.0)
@@ -142,28 +150,40 @@ def test_report_of_numbers_made_by_hand() -> None:
     assert report["readout_error"] == pytest.approx(np.sqrt(3.0 / 14.0))
     assert report["readout_rank_correlation"] == pytest.approx(1.0)
     assert report["transitions"] == 4.0
+    assert report["success_states"] == 2.0
 
 
-def test_spearman_looks_at_ranks_and_pearson_at_lines() -> None:
-    report = value_report(_values([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 1000.0]), readout_parameters())
+def test_success_states_are_missing_where_nothing_reports_success() -> None:
+    values = _values([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    nothing = torch.zeros(4, dtype=torch.bool)
+    unreported = Rewards(LABELS.rewards, nothing, torch.tensor(False))
+    assert value_report(values, unreported, readout_parameters())["success_states"] is None
+    never = Rewards(LABELS.rewards, nothing)
+    assert value_report(values, never, readout_parameters())["success_states"] == 0.0
+
+
+def test_spearman_compares_ranks_and_pearson_values() -> None:
+    report = value_report(
+        _values([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 1000.0]), LABELS, readout_parameters()
+    )
     assert report["spearman"] == pytest.approx(1.0)
     assert report["pearson"] is not None
     assert report["pearson"] < 0.9
-    falling = value_report(_values([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]), readout_parameters())
+    falling = value_report(_values([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]), LABELS, readout_parameters())
     assert falling["spearman"] == pytest.approx(-1.0)
 
 
 @pytest.mark.parametrize(("q", "returns"), [([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]), ([1.0, 2.0, 3.0], [0.0] * 3)])
-def test_a_correlation_with_a_constant_is_none_and_warns_of_nothing(
+def test_a_correlation_with_a_constant_is_none_without_a_warning(
     q: list[float], returns: list[float]
 ) -> None:
-    report = value_report(_values(q, returns), readout_parameters())
+    report = value_report(_values(q, returns), LABELS, readout_parameters())
     for name in ("spearman", "pearson", "slope", "intercept"):
         assert report[name] is None
     assert report["q_mean"] == pytest.approx(np.mean(q))
 
 
-def test_the_readouts_own_error_is_in_standard_deviations_of_the_exact_values() -> None:
+def test_the_readout_error_is_in_standard_deviations_of_the_exact_values() -> None:
     exact = np.array([1.0, 2.0, 3.0, 4.0])
     for shift in (0.0, 1.0, -2.5):
         error, rank = readout_error(exact + shift * exact.std(), exact)
@@ -173,9 +193,9 @@ def test_the_readouts_own_error_is_in_standard_deviations_of_the_exact_values() 
 
 
 @pytest.mark.parametrize(("values", "exact"), [([1.0, 1.0], [1.0, 2.0]), ([1.0, 2.0], [3.0, 3.0])])
-def test_a_constant_readout_has_no_error_to_speak_of(values: list[float], exact: list[float]) -> None:
+def test_a_constant_readout_has_no_error(values: list[float], exact: list[float]) -> None:
     assert readout_error(np.array(values), np.array(exact)) == (None, None)
-    report = value_report(_values(values, [1.0, 2.0], exact), readout_parameters())
+    report = value_report(_values(values, [1.0, 2.0], exact), LABELS, readout_parameters())
     assert report["readout_error"] is None
     assert report["readout_rank_correlation"] is None
 
@@ -191,12 +211,12 @@ def _report(temperature: float, **changes: Any) -> dict[str, float | None]:
     critic = ContrastiveCritic(CriticShape((3,), 2, (32,), 16, "unit_norm", temperature, False, 0.9, False))
     parameters = readout_parameters(**changes)
     readout = build_readout(critic, data, rewards, split, parameters, seed=0)
-    return value_report(
-        value_table(QFunction(critic, readout), data, rewards, split, parameters, seed=0), parameters
-    )
+    q = QFunction(critic, readout)
+    table = value_table(q, data, rewards, split, ValueReportParameters(), seed=0)
+    return value_report(table, rewards, parameters)
 
 
-def test_features_that_cannot_carry_the_temperature_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_too_few_features_for_the_temperature_give_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger=LOGGER):
         report = _report(0.1, method="random_fourier", features=64)
     assert report["readout_rank_correlation"] is not None
@@ -204,7 +224,7 @@ def test_features_that_cannot_carry_the_temperature_are_warned_of(caplog: pytest
     (message,) = caplog.messages
     assert message.startswith("value_readout: random_fourier with 64 features misses the exact values by ")
     assert f"(rank correlation {report['readout_rank_correlation']:.2f})" in message
-    assert message.endswith("take more, method exact, or a higher temperature")
+    assert message.endswith("use more of them, method exact, or a higher temperature")
 
 
 @pytest.mark.parametrize(
@@ -212,7 +232,7 @@ def test_features_that_cannot_carry_the_temperature_are_warned_of(caplog: pytest
     [(0.1, {}), (0.1, {"references": 5000}), (1.0, {"method": "random_fourier", "features": 65536})],
     ids=str,
 )
-def test_a_readout_that_keeps_the_exact_order_is_not_warned_of(
+def test_a_readout_that_keeps_the_exact_order_gives_no_warning(
     caplog: pytest.LogCaptureFixture, temperature: float, changes: dict[str, Any]
 ) -> None:
     with caplog.at_level(logging.WARNING, logger=LOGGER):
@@ -229,14 +249,14 @@ def test_a_readout_that_keeps_the_exact_order_is_not_warned_of(
         ({"prototypes": 7}, "exact with 7 prototypes misses"),
         ({"method": "positive_random", "references": 50}, "positive_random with 64 features misses"),
         ({"self_normalised": False}, "exact with all references misses"),
-        ({"self_normalised": False}, "take self_normalised=true, more, method exact"),
+        ({"self_normalised": False}, "use self_normalised=true, more of them, method exact"),
     ],
 )
-def test_the_warning_names_what_there_is_too_little_of(
+def test_the_warning_names_the_readout_and_its_size(
     caplog: pytest.LogCaptureFixture, changes: dict[str, Any], words: str
 ) -> None:
     values = _values([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], exact=[3.0, 1.0, 2.0])
     with caplog.at_level(logging.WARNING, logger=LOGGER):
-        value_report(values, readout_parameters(**changes))
+        value_report(values, LABELS, readout_parameters(**changes))
     (message,) = caplog.messages
     assert words in message

@@ -18,10 +18,9 @@ from cvl_pipeline.readout.readouts import FeatureReadout, feature_readout
 from cvl_pipeline.readout.references import References, all_references
 from cvl_pipeline.testing.builders import (
     dynamics_parameters,
-    identity_normalisation,
+    make_data,
     make_rewards,
     make_transitions,
-    split_first,
 )
 
 FEATURES, SIZE, TEMPERATURE = 64, 4, 1.0
@@ -42,7 +41,7 @@ def _moving(rewards: Rewards, **changes: Any) -> MovingFeatures:
 def _one_pass(references: References) -> FeatureReadout:
     """The pipeline's pass after training, with the same features, which depend only on the seed."""
     return feature_readout(
-        references, "random_fourier", FEATURES, torch.Generator().manual_seed(3),
+        references, True, FEATURES, torch.Generator().manual_seed(3),
         temperature=torch.tensor(TEMPERATURE), horizons=torch.zeros(0, dtype=torch.int64), discount=0.9,
         self_normalised=True,
     )  # fmt: skip
@@ -147,21 +146,21 @@ def test_a_learned_temperature_is_refused(transitions: Transitions, rewards: Rew
         moving.readout(_critic(learned))
 
 
-def test_it_watches_training_and_changes_nothing() -> None:
+def test_an_observer_does_not_change_training() -> None:
     data = make_transitions([20] * 10, [False, True] * 5)
-    split, rewards = split_first(data, 8), make_rewards(data)
+    rewards = make_rewards(data)
+    episodes = make_data(data, 8)
     parameters = dynamics_parameters(
         temperature=TEMPERATURE,
         # Training is so slow that psi stays constant, and the averages equal those of one pass.
         training={"steps": 150, "batch_size": 256, "learning_rate": 1e-12, "validation_interval": 150},
     )
     moving = _moving(rewards, decay=0.99)
-    arguments = (data, split, identity_normalisation(data), parameters, 0)
-    watched, _ = train_dynamics(*arguments, observer=moving)
-    alone, _ = train_dynamics(*arguments)
+    watched, _ = train_dynamics(episodes, parameters, 0, observer=moving)
+    alone, _ = train_dynamics(episodes, parameters, 0)
     for name, value in alone.state_dict().items():
         assert torch.equal(watched.state_dict()[name], value), name
-    expected = _one_pass(all_references(watched, data, rewards, split.train))
+    expected = _one_pass(all_references(watched, data, rewards, episodes.split.train))
     found = moving.readout(watched)
     np.testing.assert_allclose(found.xi, expected.xi, atol=5e-3)
     np.testing.assert_allclose(found.normaliser, expected.normaliser, atol=5e-3)

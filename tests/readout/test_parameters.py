@@ -3,23 +3,36 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
-from cvl_pipeline.testing.builders import readout_parameters, reward_parameters
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.parameters import StageParameters
+from cvl_pipeline.readout.parameters import READOUTS, REWARDS, GoalDistanceReward
+from cvl_pipeline.schema import validated
+from cvl_pipeline.testing.builders import reward_parameters
 
 GOAL: dict[str, Any] = {
     "source": "goal_distance", "indices": (0, 3), "target": (1.0, -2.0), "scale": 0.5, "tolerance": 0.1,
 }  # fmt: skip
 
 
-def _refusal(**changes: Any) -> str:
-    with pytest.raises(ValidationError) as caught:
-        reward_parameters(**changes)
+def _refusal(stage: str = "reward", /, **settings: Any) -> str:
+    """The error that a user sees."""
+    with pytest.raises(InputError) as caught:
+        validated(StageParameters, {stage: settings})
+    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
+@pytest.mark.parametrize("registry", [REWARDS, READOUTS], ids=lambda registry: registry.kind)
+def test_every_setting_has_a_description_and_a_default(registry: Any) -> None:
+    for name in registry.names:
+        for field, info in registry.parameters(name).model_fields.items():
+            assert info.description, (name, field)
+            assert not info.is_required(), (name, field)
+
+
 @pytest.mark.parametrize("source", ["dataset", "success", "my_rewards:fast", "package.module:Reward"])
-def test_sources_without_a_goal_need_nothing_else(source: str) -> None:
+def test_sources_without_a_goal_need_no_other_setting(source: str) -> None:
     assert reward_parameters(source=source).source == source
 
 
@@ -28,7 +41,13 @@ def test_sources_without_a_goal_need_nothing_else(source: str) -> None:
     ["datasets", "", "module", "a:b:c", "../x:y", "/x:y", "a/b:c", "[bold]a:b", ":a", "a:", "..a:b", "$a$:b"],
 )
 def test_other_sources_are_refused_with_the_known_ones(source: str) -> None:
-    assert "must be dataset, success, goal_distance or module:function" in _refusal(source=source)
+    message = _refusal(source=source)
+    assert message.startswith(
+        f"parameters: 'reward.source' is {source!r}: unknown reward source '{source}': "
+    )
+    known = "did you mean dataset?" if source == "datasets" else "known: dataset, success, goal_distance"
+    assert known in message
+    assert "module:function for one of your own" in message
 
 
 @pytest.mark.parametrize(
@@ -41,6 +60,7 @@ def test_other_sources_are_refused_with_the_known_ones(source: str) -> None:
 )
 def test_numbers_come_as_a_list_or_as_one_string(indices: Any, target: Any) -> None:
     parameters = reward_parameters(**GOAL | {"indices": indices, "target": target})
+    assert isinstance(parameters, GoalDistanceReward)
     assert parameters.indices == (0, 3)
     assert parameters.target == (1.0, -2.0)
 
@@ -49,6 +69,7 @@ def test_numbers_come_as_a_list_or_as_one_string(indices: Any, target: Any) -> N
 def test_a_single_number_needs_no_list(indices: Any, target: Any) -> None:
     """Kedro's --params convert it to a number first."""
     parameters = reward_parameters(**GOAL | {"indices": indices, "target": target})
+    assert isinstance(parameters, GoalDistanceReward)
     assert parameters.indices == (3,)
     assert parameters.target == (1.0,)
 
@@ -56,7 +77,7 @@ def test_a_single_number_needs_no_list(indices: Any, target: Any) -> None:
 @pytest.mark.parametrize(
     ("field", "value"), [("indices", "0,3"), ("indices", "0 x"), ("indices", "0.5 1"), ("target", "1 nan")]
 )
-def test_what_is_no_number_is_named(field: str, value: str) -> None:
+def test_a_value_that_is_no_number_is_named(field: str, value: str) -> None:
     assert field in _refusal(**GOAL | {field: value})
 
 
@@ -79,18 +100,17 @@ def test_every_index_needs_its_target(indices: Any, target: Any, counts: tuple[i
 @pytest.mark.parametrize("field", ["indices", "target", "scale", "tolerance"])
 def test_a_goal_is_for_goal_distance_alone(source: str, field: str) -> None:
     """Otherwise a missing source would silently label with the wrong reward."""
-    assert f"are for goal_distance, not {source}" in _refusal(source=source, **{field: GOAL[field]})
+    message = _refusal(source=source, **{field: GOAL[field]})
+    assert (
+        f"unknown field 'reward.{field}': it belongs to source goal_distance; known with source {source}: "
+        in (message)
+    )
 
 
 @pytest.mark.parametrize("field", ["scale", "tolerance"])
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_distances_are_positive(field: str, value: float) -> None:
     assert field in _refusal(**GOAL | {field: value})
-
-
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "a b", "a\\b", "a:b", "a\n"])
-def test_a_name_that_is_no_folder_name_is_refused(name: str) -> None:
-    assert "it names a folder" in _refusal(name=name)
 
 
 @pytest.mark.parametrize(
@@ -110,40 +130,51 @@ def test_the_folder_is_the_name_or_follows_from_the_source(changes: dict[str, An
 
 
 def test_unknown_fields_are_refused() -> None:
-    assert "goal" in _refusal(goal=1)
+    assert "unknown field 'reward.goal'" in _refusal(goal=1)
+    assert "did you mean 'references'?" in _refusal("value_readout", reference=1)
 
 
 # The readout itself.
 
 
-@pytest.mark.parametrize("method", ["random_fourier", "positive_random"])
-def test_prototypes_are_for_the_exact_method(method: str) -> None:
-    with pytest.raises(ValidationError, match=f"prototypes are for method exact, not {method}"):
-        readout_parameters(method=method, prototypes=8)
-    assert readout_parameters(prototypes=8).prototypes == 8
+@pytest.mark.parametrize(
+    ("method", "field", "owners"),
+    [
+        ("random_fourier", "prototypes", "exact"),
+        ("positive_random", "prototypes", "exact"),
+        ("exact", "features", "random_fourier or positive_random"),
+    ],
+)
+def test_some_settings_belong_to_other_methods(method: str, field: str, owners: str) -> None:
+    message = _refusal("value_readout", method=method, **{field: 8})
+    assert f"unknown field 'value_readout.{field}': it belongs to method {owners}; " in message
+    owner = owners.split()[0]
+    parameters: Any = READOUTS.validate({"method": owner, field: 8})
+    assert getattr(parameters, field) == 8
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("stage", "changes"),
     [
-        {"method": "random"},
-        {"references": 0},
-        {"reference_distribution": "rewards"},
-        {"prototypes": 0},
-        {"features": 1},
-        {"discount": 1.0},
-        {"discount": 0.0},
-        {"horizons": 0},
-        {"compared_transitions": 1},
+        ("value_readout", {"method": "random"}),
+        ("value_readout", {"references": 0}),
+        ("value_readout", {"reference_distribution": "rewards"}),
+        ("value_readout", {"prototypes": 0}),
+        ("value_readout", {"method": "positive_random", "features": 1}),
+        ("value_readout", {"discount": 1.0}),
+        ("value_readout", {"discount": 0.0}),
+        ("value_readout", {"horizons": 0}),
+        ("value_report", {"compared_transitions": 1}),
     ],
     ids=str,
 )
-def test_values_out_of_range_are_refused(changes: dict[str, Any]) -> None:
-    (field,) = changes
-    with pytest.raises(ValidationError, match=field):
-        readout_parameters(**changes)
+def test_values_out_of_range_are_refused(stage: str, changes: dict[str, Any]) -> None:
+    field = list(changes)[-1]
+    assert f"'{stage}.{field}' is {changes[field]!r}" in _refusal(stage, **changes)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/tmp/x", "a b", "x\n", "[bold]", "$x$"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".hidden", "a/b", "../a", "/tmp/x", "a b", "a\\b", "a:b", "x\n", "[bold]", "$x$"]
+)
 def test_a_name_that_is_no_plain_folder_name_is_refused(name: str) -> None:
     assert "it names a folder" in _refusal(name=name)

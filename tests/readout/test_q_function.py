@@ -47,7 +47,7 @@ def test_q_is_the_readout_of_phi() -> None:
     assert q(*pairs).std() > 1e-3
 
 
-def test_a_critic_of_horizons_is_asked_about_each_and_averaged() -> None:
+def test_a_horizon_conditioned_critic_is_averaged_over_horizons() -> None:
     q, (observations, actions) = _q(HORIZONS), _pairs(5)
     phi = q.phi(observations, actions)
     assert phi.shape == (5, 3, 4)
@@ -95,7 +95,7 @@ def test_no_batch_has_more_representations_than_a_chunk(
     assert max(seen) == 12
 
 
-def test_all_actions_at_once_equal_each_by_itself() -> None:
+def test_values_of_all_actions_equal_those_of_single_actions() -> None:
     q, (observations, _) = _q(), _pairs(5)
     values = q.of_all_actions(observations)
     assert values.shape == (5, 2)
@@ -130,7 +130,7 @@ def test_a_frozen_copy_takes_no_gradient_and_leaves_the_original_alone() -> None
 
 @pytest.mark.parametrize("terminal", [False, True])
 @pytest.mark.parametrize("make", [grid_world, chain])
-def test_the_solve_itself_agrees_with_the_definition_of_q(
+def test_the_linear_solution_agrees_with_the_definition_of_q(
     make: Callable[..., FiniteMDP], terminal: bool
 ) -> None:
     """The method's identity, Q = 1/(1 - gamma) E_{p_gamma} r, holds for this MDP."""
@@ -157,7 +157,7 @@ def _over_all_references(mdp: FiniteMDP, transitions: Transitions, rewards: Rewa
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_a_perfect_critic_reads_out_what_its_log_says(terminal: bool) -> None:
+def test_a_perfect_critic_gives_the_values_of_its_log(terminal: bool) -> None:
     """Exact for any number of episodes, including the absorbing state."""
     mdp = grid_world(terminal=terminal)
     transitions, rewards = mdp.log_episodes(25, 15, seed=1)
@@ -171,7 +171,7 @@ def test_a_perfect_critic_reads_out_what_its_log_says(terminal: bool) -> None:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_what_a_long_log_says_is_q(terminal: bool) -> None:
+def test_values_of_a_long_log_are_q(terminal: bool) -> None:
     mdp = grid_world(terminal=terminal)
     transitions, rewards = mdp.log_episodes(4000 if terminal else 500, 200, seed=2)
     values, _ = _over_all_references(mdp, transitions, rewards)

@@ -71,7 +71,7 @@ def _unstreamed(readout: ExactReadout, phi: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("self_normalised", [True, False])
 @pytest.mark.parametrize("chunk", [1, 2, 7, 49, 50, 51, 4096])
-def test_streamed_values_equal_the_formula_whatever_the_chunk(
+def test_streamed_values_equal_the_formula_for_any_chunk(
     monkeypatch: pytest.MonkeyPatch, chunk: int, self_normalised: bool
 ) -> None:
     monkeypatch.setattr(module, "CHUNK", chunk)
@@ -117,7 +117,7 @@ def test_gradients_are_those_of_the_formula(
     temperature=st.floats(0.01, 10.0),
     chunk=st.integers(1, 41),
 )
-def test_values_lie_between_the_rewards_and_sample_sizes_between_one_and_all(
+def test_values_are_between_the_rewards_and_sample_sizes_between_one_and_all(
     references: int, seed: int, temperature: float, chunk: int
 ) -> None:
     readout = _exact(references, seed=seed, temperature=temperature)
@@ -271,7 +271,8 @@ def _features(
         "discount": 0.9,
         "self_normalised": True,
     }
-    return feature_readout(references or _references(), method, count, _seeded(3), **(values | changes))
+    fourier = method == "random_fourier"
+    return feature_readout(references or _references(), fourier, count, _seeded(3), **(values | changes))
 
 
 def _exact_over(references: References, **changes: Any) -> ExactReadout:
@@ -343,7 +344,7 @@ def test_feature_values_have_the_gradient_of_their_differences(method: str) -> N
     np.testing.assert_allclose((phi.grad * direction).sum(1), difference, rtol=2e-2, atol=2e-2)
 
 
-def test_where_features_fail_values_are_finite_and_none_depends_on_its_batch() -> None:
+def test_values_of_failing_features_are_finite_and_independent_of_the_batch() -> None:
     """With few Fourier features at a low temperature, the normaliser is zero or negative."""
     low = torch.tensor(0.05)
     readout, phi = _features("random_fourier", 16, temperature=low), _units(200, seed=5)

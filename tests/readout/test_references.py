@@ -239,7 +239,7 @@ def test_prototypes_keep_the_total_weight_the_mean_psi_and_the_mean_reward(count
 
 
 @pytest.mark.parametrize("count", [60, 61, 1000])
-def test_references_that_are_no_more_than_the_prototypes_stay_as_they_are(count: int) -> None:
+def test_references_stay_unchanged_if_there_are_no_more_than_prototypes(count: int) -> None:
     references = _references(60)
     assert compress(references, count, torch.tensor(0.1), _seeded()) is references
 
@@ -255,7 +255,7 @@ def test_a_prototype_weighs_more_by_the_spread_of_its_cluster() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_clusters_are_of_what_lies_together(seed: int) -> None:
+def test_clusters_contain_neighbours(seed: int) -> None:
     # Along one ray, so that they differ only in distance, for any initial centres.
     psi = torch.tensor([[1.0, 0.0], [1.2, 0.0], [3.0, 0.0], [3.4, 0.0]])
     references = References(psi, torch.tensor([1.0, 2.0, 5.0, 7.0]), torch.full((4,), math.log(0.25)))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.readout.rewards import label
+from cvl_pipeline.readout.rewards import check_reward, label, warn_of_rare_goal
 from cvl_pipeline.testing.builders import labelled_transitions, make_rewards, reward_parameters
 
 HERE = "tests.readout.test_rewards"
@@ -85,16 +86,35 @@ NOT_A_FUNCTION = 3.0
 # Results.
 
 
-def test_the_datasets_own_reward_is_left_alone(data: Transitions, logged: Rewards) -> None:
+def test_the_reward_of_the_dataset_stays_unchanged(data: Transitions, logged: Rewards) -> None:
     assert label(data, logged, reward_parameters()) is logged
 
 
-def test_success_is_worth_one_and_nothing_else_anything(data: Transitions, logged: Rewards) -> None:
+def test_a_log_without_rewards_needs_another_reward(data: Transitions, logged: Rewards) -> None:
+    missing = Rewards(torch.full((5,), torch.nan), logged.successes)
+    with pytest.raises(InputError, match=r"the log has no rewards: define one with reward\.source"):
+        label(data, missing, reward_parameters())
+    assert label(data, missing, reward_parameters(source="success")).rewards.sum() == missing.successes.sum()
+
+
+def test_success_is_worth_one_and_everything_else_zero(data: Transitions, logged: Rewards) -> None:
     logged = Rewards(logged.rewards, torch.tensor([True, False, False, True, True]))
     labels = label(data, logged, reward_parameters(source="success"))
     assert labels.rewards.tolist() == [1.0, 0.0, 0.0, 1.0, 1.0]
     assert labels.rewards.dtype == torch.float32
     assert torch.equal(labels.successes, logged.successes)
+    assert labels.reports_success
+
+
+def test_success_is_no_reward_where_nothing_reports_it(data: Transitions, logged: Rewards) -> None:
+    unreported = Rewards(logged.rewards, torch.zeros(5, dtype=torch.bool), torch.tensor(False))
+    with pytest.raises(
+        InputError, match=r"the log does not report successes; name its column in dataset\.columns\.successes"
+    ):
+        label(data, unreported, reward_parameters(source="success"))
+    never = Rewards(logged.rewards, torch.zeros(5, dtype=torch.bool))
+    assert label(data, never, reward_parameters(source="success")).rewards.tolist() == [0.0] * 5
+    assert not label(data, unreported, reward_parameters()).reports_success
 
 
 def _goal(**changes: Any) -> Any:
@@ -108,15 +128,16 @@ def _goal(**changes: Any) -> Any:
     return reward_parameters(**(values | changes))
 
 
-def test_goal_distance_is_of_the_state_arrived_in(data: Transitions, logged: Rewards) -> None:
+def test_goal_distance_measures_the_next_state(data: Transitions, logged: Rewards) -> None:
     # Arrivals: (0, 1), (0, 2), (0, 3), (1, 1), (1, 2); squared distances 1, 0, 1, 2, 1, over scale^2 = 4.
     labels = label(data, logged, _goal())
     np.testing.assert_allclose(labels.rewards, [0.8, 1.0, 0.8, 2.0 / 3.0, 0.8], rtol=1e-6)
     assert labels.successes.tolist() == [True, True, True, False, True]
+    assert labels.reports_success
     assert labels.rewards.dtype == torch.float32
 
 
-def test_goal_distance_looks_at_the_given_dimensions_alone(data: Transitions, logged: Rewards) -> None:
+def test_goal_distance_compares_only_the_given_dimensions(data: Transitions, logged: Rewards) -> None:
     for index in (1, -1):
         labels = label(data, logged, _goal(indices=(index,), target=(3.0,), scale=1.0, tolerance=1e-3))
         np.testing.assert_allclose(labels.rewards, [0.2, 0.5, 1.0, 0.2, 0.5], rtol=1e-6)
@@ -141,21 +162,23 @@ def _by(function: str, data: Transitions, logged: Rewards) -> Rewards:
     return label(data, logged, reward_parameters(source=f"{HERE}:{function}"))
 
 
-def test_a_function_sees_states_actions_and_arrivals(data: Transitions, logged: Rewards) -> None:
+def test_a_function_gets_states_actions_and_next_states(data: Transitions, logged: Rewards) -> None:
     labels = _by("time_times_action", data, logged)
     np.testing.assert_allclose(labels.rewards, torch.tensor([1.0, 2.0, 3.0, 1.0, 2.0]) * data.actions[:, 0])
     assert labels.successes.tolist() == [False] * 5
+    assert not labels.reports_success
 
 
-def test_a_function_may_say_what_success_is(data: Transitions, logged: Rewards) -> None:
+def test_a_function_may_define_success(data: Transitions, logged: Rewards) -> None:
     labels = _by("at_the_second_step", data, logged)
     assert labels.rewards.tolist() == [0.0, 1.0, 0.0, 0.0, 1.0]
     assert labels.rewards.dtype == torch.float32
     assert labels.successes.tolist() == [False, True, False, False, True]
     assert labels.successes.dtype == torch.bool
+    assert labels.reports_success
 
 
-def test_a_learned_reward_is_a_number_and_no_more(data: Transitions, logged: Rewards) -> None:
+def test_a_reward_from_a_network_has_no_gradient(data: Transitions, logged: Rewards) -> None:
     labels = _by("of_a_network", data, logged)
     assert not labels.rewards.requires_grad
     assert labels.rewards.tolist() == [0.0, 1.0, 2.0, 1.0, 2.0]
@@ -180,9 +203,51 @@ def test_a_learned_reward_is_a_number_and_no_more(data: Transitions, logged: Rew
         ("missing", r"cannot be imported \(AttributeError: .*is the module on the Python path\?"),
     ],
 )
-def test_a_function_that_does_not_do_is_named_with_what_is_wrong(
+def test_a_faulty_function_is_named_with_its_fault(
     data: Transitions, logged: Rewards, function: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=rf"^reward\.source '{HERE}:{function}' {message}") as caught:
         _by(function, data, logged)
     assert "\n" not in str(caught.value), "one line"
+
+
+def test_a_function_that_cannot_be_imported_is_reported_before_anything_runs() -> None:
+    check_reward(reward_parameters(source=f"{HERE}:with_an_error"))  # importable; only a call shows the fault
+    check_reward(reward_parameters(source="success"))
+    for function in ("missing", "NOT_A_FUNCTION"):
+        with pytest.raises(InputError, match=rf"reward\.source '{HERE}:{function}'"):
+            check_reward(reward_parameters(source=f"{HERE}:{function}"))
+
+
+# The warning about a goal that the log hardly reaches.
+
+
+def _with_successes(count: int, total: int, reported: bool = True) -> Rewards:
+    return Rewards(torch.zeros(total), torch.arange(total) < count, torch.tensor(reported))
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 5), (0, 20_000), (1, 200), (99, 20_000)])
+def test_a_goal_that_few_logged_states_reach_gives_a_warning(
+    caplog: pytest.LogCaptureFixture, count: int, total: int
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        warn_of_rare_goal(_with_successes(count, total))
+    (message,) = caplog.messages
+    assert message.startswith(f"Only {count} of {total} logged states count as success under this reward. ")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        _with_successes(1, 100),
+        _with_successes(100, 1_000_000),
+        _with_successes(300, 20_000),
+        _with_successes(0, 20_000, reported=False),
+    ],
+    ids=["one percent", "a hundred states", "many states", "success is not reported"],
+)
+def test_other_goals_give_no_warning(caplog: pytest.LogCaptureFixture, labels: Rewards) -> None:
+    with caplog.at_level(logging.WARNING):
+        warn_of_rare_goal(labels)
+    assert caplog.messages == []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,12 +10,13 @@ from matplotlib.figure import Figure
 
 from cvl_pipeline.reports import plots
 
-METRICS = {
+METRICS: dict[str, Any] = {
     "dataset": "reach-v3",
     "seed": 3,
     "episodes": 50,
     "confidence": 0.9,
     "reward": "dataset",
+    "methods": {"cvl": "CVL", "bc": "BC"},
     **{
         f"{name}.{metric}{end}": value + shift
         for name, value in (("cvl", 0.8), ("bc", 0.5), ("behaviour", 0.6))
@@ -36,7 +38,7 @@ def _lines(figure: Figure, axis: int) -> dict[str, np.ndarray]:
 PLACES = pd.DataFrame({"first": [0.0, 1.0, 1.0], "second": [0.0, 2.0, -2.0]})
 
 
-def test_histograms_show_every_episode_once_solved_and_unsolved_apart() -> None:
+def test_histograms_show_solved_and_unsolved_episodes() -> None:
     table = pd.DataFrame(
         {"return": [1.0, 2.0, 2.5, 9.0], "length": [3, 3, 4, 5], "success": [False, False, True, True]}
     )
@@ -45,16 +47,32 @@ def test_histograms_show_every_episode_once_solved_and_unsolved_apart() -> None:
     for axis in figure.axes[:2]:
         assert sum(patch.get_height() for patch in axis.patches) == 4  # type: ignore[attr-defined]
     _, labels = figure.axes[0].get_legend_handles_labels()
-    assert labels == ["solved (2 episodes)", "not solved (2 episodes)"]
+    assert labels == ["solved (2)", "not solved (2)"]
     counts = figure.axes[2].collections[0].get_array()
     assert counts is not None
     assert counts.sum() == len(PLACES)
 
 
+def test_histograms_show_all_episodes_together_where_nothing_reports_success() -> None:
+    table = pd.DataFrame(
+        {"return": [1.0, 2.0, 2.5], "length": [3, 3, 4], "success": pd.array([pd.NA] * 3, dtype="boolean")}
+    )
+    figure = plots.behaviour_data(table, PLACES)
+    _draw(figure)
+    for axis in figure.axes[:2]:
+        assert sum(patch.get_height() for patch in axis.patches) == 3  # type: ignore[attr-defined]
+        _, labels = axis.get_legend_handles_labels()
+        assert labels == ["all episodes (3)"]
+
+
+@pytest.mark.parametrize("success", [[True, True], pd.array([pd.NA, pd.NA], dtype="boolean")])
 @pytest.mark.parametrize("returns", [[1.0, 1.0], [np.nan, np.nan]])
-def test_equal_and_missing_returns_can_be_drawn(returns: list[float]) -> None:
-    table = pd.DataFrame({"return": returns, "length": [2, 2], "success": [True, True]})
-    _draw(plots.behaviour_data(table, PLACES))
+def test_equal_and_missing_returns_can_be_drawn(returns: list[float], success: Any) -> None:
+    table = pd.DataFrame({"return": returns, "length": [2, 2], "success": success})
+    figure = plots.behaviour_data(table, PLACES)
+    _draw(figure)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == (["the log has no rewards"] if np.isnan(returns).all() else [])
 
 
 def test_dynamics_history_shows_the_columns_of_the_history() -> None:
@@ -106,13 +124,21 @@ def test_values_of_few_episodes_and_undefined_correlations_can_be_drawn(episodes
     assert len(labels) == len(set(labels)), "no episode twice"
 
 
-def test_policy_histories_show_both_policies() -> None:
+def test_policy_histories_show_every_policy() -> None:
     history = pd.DataFrame({"step": [5, 10], "train/loss": [2.0, 1.0], "validation/action_error": [0.4, 0.3]})
     figure = plots.policy_histories({"CVL": history, "BC": history + 1})
     _draw(figure)
     assert _lines(figure, 0)["CVL"].tolist() == [2.0, 1.0]
     assert _lines(figure, 1)["BC"].tolist() == [3.0, 2.0]
     assert _lines(figure, 2)["BC"].tolist() == [1.4, 1.3]
+
+
+def test_a_method_need_not_measure_the_distance_to_logged_actions() -> None:
+    history = pd.DataFrame({"step": [5, 10], "train/loss": [2.0, 1.0], "validation/action_error": [0.4, 0.3]})
+    own = history.drop(columns="validation/action_error")
+    figure = plots.policy_histories({"CVL": history, "IQL": history + 1, "own": own})
+    _draw(figure)
+    assert [list(_lines(figure, axis)) for axis in range(4)] == [["CVL"], ["IQL"], ["own"], ["CVL", "IQL"]]
 
 
 def test_comparison_shows_means_and_intervals() -> None:
@@ -132,6 +158,44 @@ def test_comparison_shows_means_and_intervals() -> None:
     assert "reach-v3, seed 3: 50 evaluation episodes, 90 % intervals" in figure.get_suptitle()
 
 
+def _missing(*names: str, metric: str) -> dict[str, None]:
+    return {f"{name}.{metric}{end}": None for name in names for end in ("", "_ci_low", "_ci_high")}
+
+
+def test_comparison_shows_na_where_success_is_not_reported() -> None:
+    figure = plots.comparison(METRICS | _missing("cvl", "bc", "behaviour", metric="success_rate"))
+    _draw(figure)
+    success, returns = figure.axes
+    assert [text.get_text() for text in success.texts] == ["n/a"] * 3
+    assert [text.get_position()[0] for text in success.texts] == [0, 1, 2]
+    assert len(success.patches) == 0
+    assert len(returns.patches) == 3
+    assert not returns.texts
+    labels = [label.get_text() for label in success.get_xticklabels()]
+    assert labels == ["CVL", "BC", "behaviour"]
+
+
+def test_comparison_shows_na_for_the_one_row_that_is_missing() -> None:
+    figure = plots.comparison(METRICS | _missing("behaviour", metric="return_mean"))
+    _draw(figure)
+    success, returns = figure.axes
+    assert [patch.get_height() for patch in returns.patches] == [0.8, 0.5]  # type: ignore[attr-defined]
+    assert [(text.get_text(), text.get_position()[0]) for text in returns.texts] == [("n/a", 2)]
+    assert len(success.patches) == 3
+
+
+def test_comparison_shows_all_methods_in_their_order() -> None:
+    more = {name.replace("bc.", "iql."): value for name, value in METRICS.items() if name.startswith("bc.")}
+    titles = {"cvl": "CVL", "iql": "IQL", "bc": "BC (control)"}
+    figure = plots.comparison(METRICS | more | {"methods": titles})
+    _draw(figure)
+    for axis in figure.axes:
+        labels = [label.get_text() for label in axis.get_xticklabels()]
+        assert labels == ["CVL", "IQL", "BC (control)", "behaviour"]
+        assert len(axis.patches) == 4
+        assert len({patch.get_facecolor() for patch in axis.patches}) == 4
+
+
 def test_the_name_of_a_dataset_is_no_formula() -> None:
-    # As one, it could not be drawn at all.
+    # As a formula, it could not be drawn.
     _draw(plots.comparison(METRICS | {"dataset": r"a$\notmath$"}))

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,7 +29,7 @@ def test_the_interval_is_that_of_the_normal_approximation_for_many_values() -> N
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95])
-def test_intervals_hold_the_true_mean_as_often_as_they_say(
+def test_intervals_contain_the_true_mean_as_often_as_stated(
     monkeypatch: pytest.MonkeyPatch, confidence: float
 ) -> None:
     monkeypatch.setattr(summary, "RESAMPLES", 400)  # enough for a share of 300 intervals
@@ -39,7 +42,7 @@ def test_intervals_hold_the_true_mean_as_often_as_they_say(
     assert held / 300 == pytest.approx(confidence, abs=4 * error)
 
 
-def test_wider_confidence_is_wider_and_the_seed_decides() -> None:
+def test_more_confidence_is_wider_and_the_seed_determines_it() -> None:
     values = np.random.default_rng(0).random(30)
     (low, high), (lower, higher) = (bootstrap_interval(values, level, 0) for level in (0.5, 0.99))
     assert lower < low < values.mean() < high < higher
@@ -52,7 +55,7 @@ def test_summary_has_mean_and_interval_of_every_table() -> None:
         "cvl": pd.DataFrame({"success": [True, True, False, True], "return": [1.0, 2.0, 3.0, 6.0]}),
         "bc": pd.DataFrame({"success": [False, False], "return": [5.0, 5.0]}),
     }
-    result = summarise_rollouts(tables, 0.9, 0)
+    result: dict[str, Any] = dict(summarise_rollouts(tables, 0.9, 0))
     assert set(result) == {
         f"{name}.{metric}{end}"
         for name in tables
@@ -67,7 +70,31 @@ def test_summary_has_mean_and_interval_of_every_table() -> None:
     assert all(type(value) is float for value in result.values())
 
 
-def test_summary_tells_the_success_of_every_task_where_there_are_several() -> None:
+@pytest.mark.parametrize("task", [None, ["a", "b"]])
+def test_unreported_success_and_missing_returns_are_none(task: list[str] | None) -> None:
+    nothing = pd.array([pd.NA, pd.NA], dtype="boolean")
+    tables = {
+        "cvl": pd.DataFrame({"success": nothing, "return": [1.0, 3.0]}),
+        "behaviour": pd.DataFrame({"success": [False, False], "return": [np.nan, np.nan]}),
+        "bc": pd.DataFrame({"success": nothing, "return": [np.nan, np.nan]}),
+    }
+    if task is not None:
+        tables = {name: table.assign(task=task) for name, table in tables.items()}
+    result = summarise_rollouts(tables, 0.9, 0)
+    ends = ("", "_ci_low", "_ci_high")
+    assert [result[f"cvl.success_rate{end}"] for end in ends] == [None] * 3
+    assert result["cvl.return_mean"] == 2.0
+    assert result["behaviour.success_rate"] == 0.0, "reported, but never solved"
+    assert [result[f"behaviour.return_mean{end}"] for end in ends] == [None] * 3
+    assert {result[f"bc.{metric}{end}"] for metric in ("success_rate", "return_mean") for end in ends} == {
+        None
+    }
+    per_task = {name for name in result if name.count(".") == 2}
+    assert per_task == (set() if task is None else {f"behaviour.success_rate.{name}" for name in task})
+    json.dumps(result)
+
+
+def test_the_summary_has_the_success_of_every_task() -> None:
     table = pd.DataFrame(
         {"success": [True, False, True, True], "return": [0.0] * 4, "task": ["b", "b", "a", "b"]}
     )

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
 import torch
 
-from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.collection import Disturbances, collect
+from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.sources.gymnasium import UserController
 from cvl_pipeline.sources.minari import save_minari
-from cvl_pipeline.sources.simulators import UserController
-from tests.sources.rows import groups_of, write_groups
+from tests.sources.rows import GROUPS, groups_of, write_groups
 
 ENVIRONMENT = "Hopper-v5"
 MINARI_ID = "mine/hopper-v0"
+COLUMNS: dict[str, Any] = {
+    "observations": "obs_*", "actions": "act_*", "next_observations": "next_*", "rewards": "reward",
+    "terminated": "fell", "truncated": None, "episode": "episode",
+}  # fmt: skip
+"""Names of the columns of ``hopper.csv``."""
+DEMOS: dict[str, Any] = GROUPS
+"""Names of the arrays of ``demos.hdf5``."""
 
 
 def collect_hopper(episodes: int) -> tuple[Transitions, Rewards]:

@@ -38,15 +38,27 @@ def test_names_come_as_a_list_or_as_one_string(given_names: Any, names: tuple[st
         ({"discrete": True, "action_count": 1}, "action_count"),
     ],
 )
-def test_a_mapping_that_cannot_be_meant_is_refused(changes: dict[str, Any], part: str) -> None:
+def test_contradictory_columns_are_refused(changes: dict[str, Any], part: str) -> None:
     with pytest.raises(ValidationError) as caught:
         mapping(**changes)
     assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("field", list(Columns.model_fields))
-def test_every_field_must_be_spelled(field: str) -> None:
-    values = mapping().model_dump()
-    del values[field]
-    with pytest.raises(ValidationError, match=rf"{field}\s+Field required"):
-        Columns(**values)
+def test_every_field_has_a_default_and_a_description() -> None:
+    assert Columns() == mapping(
+        observations="observations",
+        actions="actions",
+        rewards="rewards",
+        successes=None,
+        next_observations=None,
+    )
+    for name, field in Columns.model_fields.items():
+        assert field.description, name
+
+
+def test_fields_that_are_null_have_no_columns() -> None:
+    columns = Columns(observations="x y", successes="solved", groups="demo_*", truncated=None)
+    assert columns.named() == {
+        "observations": ("x", "y"), "actions": ("actions",), "rewards": ("rewards",), "successes": ("solved",),
+        "terminated": ("terminated",),
+    }  # fmt: skip

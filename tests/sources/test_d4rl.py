@@ -17,7 +17,7 @@ from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources import d4rl
-from cvl_pipeline.sources.d4rl import fetch_d4rl, load_d4rl, normalised_score, read_tables
+from cvl_pipeline.sources.d4rl import D4RL, fetch_d4rl, load_d4rl, normalised_score, read_tables
 from cvl_pipeline.testing.builders import names_in, slices
 from tests.sources.test_download import sending, serving
 
@@ -86,6 +86,7 @@ def test_locomotion_with_next_observations_keeps_every_step(tmp_path: Path) -> N
     torch.testing.assert_close(transitions.actions, torch.from_numpy(log["actions"]), rtol=0, atol=0)
     assert rewards.rewards.tolist() == log["rewards"].tolist()
     assert not rewards.successes.any()
+    assert not rewards.reports_success
     assert transitions.action_low.tolist() == [-1.0, -1.0]
     assert transitions.action_high.tolist() == [1.0, 1.0]
     validate_transitions(transitions)
@@ -136,6 +137,7 @@ def test_adroit_ends_demonstrations_by_timeouts(
     assert endings(transitions) == ["truncated", "truncated"]
     assert rewards.rewards.tolist() == [0.0, 0.125, 0.25, 0.5, 0.625, 0.75]
     assert not rewards.successes.any()
+    assert not rewards.reports_success
 
 
 def an_antmaze(**changes: Any) -> Arrays:
@@ -147,19 +149,20 @@ def an_antmaze(**changes: Any) -> Arrays:
     return a_log(12, observations=observations, **(stays | changes))
 
 
-def test_antmaze_ends_at_the_goal_and_passes_over_the_stay_there(tmp_path: Path) -> None:
+def test_antmaze_ends_at_the_goal_and_skips_the_steps_there(tmp_path: Path) -> None:
     log = an_antmaze(**{"infos/goal": np.zeros((12, 2), np.float32), "infos/qpos": np.zeros((12, 15))})
     transitions, rewards = load_d4rl(write(tmp_path / "maze.hdf5", log), "antmaze-umaze-v2")
     assert episode_ids(transitions) == [[0, 1, 2, 3, 3], [6, 7, 7], [8, 9], [10, 11]]
     assert endings(transitions) == ["terminated", "terminated", "truncated", "truncated"]
     assert rewards.rewards.tolist() == [0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0]
     assert rewards.successes.tolist() == (rewards.rewards == 1.0).tolist()
+    assert rewards.reports_success
     torch.testing.assert_close(
         transitions.actions, torch.from_numpy(log["actions"][[0, 1, 2, 3, 6, 7, 8, 10]]), rtol=0, atol=0
     )
 
 
-def test_antmaze_that_starts_anew_at_the_goal_loses_nothing(tmp_path: Path) -> None:
+def test_antmaze_that_restarts_at_the_goal_loses_nothing(tmp_path: Path) -> None:
     """As in antmaze-umaze-diverse: one terminal, and the next step belongs to the next episode."""
     observations = rows(6, 29)
     observations[3:, 1] = 30.0
@@ -168,7 +171,7 @@ def test_antmaze_that_starts_anew_at_the_goal_loses_nothing(tmp_path: Path) -> N
     assert episode_ids(transitions) == [[0, 1, 2, 2], [3, 4, 5]]
 
 
-def test_a_goal_behind_a_timeout_is_no_stay_at_the_goal(tmp_path: Path) -> None:
+def test_a_goal_after_a_timeout_starts_another_episode(tmp_path: Path) -> None:
     log = an_antmaze(terminals=flags(12, 9, 10), timeouts=flags(12, 9))
     transitions, _ = load_d4rl(write(tmp_path / "maze.hdf5", log), "antmaze-large-play-v2")
     assert [len(ids) - 1 for ids in episode_ids(transitions)] == [10, 1]
@@ -199,9 +202,10 @@ def test_maze2d_counts_rewards_on_arrival(tmp_path: Path, dataset_id: str) -> No
     # The rewarded states, 4 and 7, follow the third and the last remaining step.
     assert rewards.rewards.tolist() == [0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
     assert rewards.successes.tolist() == [False, False, True, False, False, True]
+    assert rewards.reports_success
 
 
-def test_rewards_do_not_move_across_episodes_nor_in_a_log_that_says_where_steps_led(tmp_path: Path) -> None:
+def test_rewards_do_not_move_across_episodes_or_with_next_observations(tmp_path: Path) -> None:
     log = a_maze2d(rewards=np.arange(8, dtype=np.float32), timeouts=flags(8, 3, 7))
     _, rewards = load_d4rl(write(tmp_path / "maze.hdf5", log), "maze2d-umaze-dense-v1")
     assert rewards.rewards.tolist() == [1.0, 2.0, 3.0, 5.0, 6.0, 7.0]
@@ -210,10 +214,14 @@ def test_rewards_do_not_move_across_episodes_nor_in_a_log_that_says_where_steps_
     assert rewards.rewards.tolist() == list(range(8))
 
 
-def test_maze2d_with_dense_rewards_knows_no_success(tmp_path: Path) -> None:
+def test_maze2d_with_dense_rewards_reports_no_success(tmp_path: Path) -> None:
     path = write(tmp_path / "maze.hdf5", a_maze2d())
-    assert not load_d4rl(path, "maze2d-umaze-dense-v1")[1].successes.any()
-    assert load_d4rl(path, "maze2d-umaze-dense-v1", success_reward=1.0)[1].successes.sum() == 2
+    _, rewards = load_d4rl(path, "maze2d-umaze-dense-v1")
+    assert not rewards.successes.any()
+    assert not rewards.reports_success
+    _, rewards = load_d4rl(path, "maze2d-umaze-dense-v1", success_reward=1.0)
+    assert rewards.successes.sum() == 2
+    assert rewards.reports_success
 
 
 @pytest.mark.parametrize("timeouts", [None, flags(1000)])
@@ -251,23 +259,26 @@ def test_kitchen_terminates_where_the_task_is_solved(tmp_path: Path) -> None:
     assert endings(transitions) == ["truncated", "terminated"]
     assert rewards.rewards.tolist() == [1.0, 1.0, 2.0, 2.0, 3.0, 4.0, 4.0]
     assert rewards.successes.tolist() == [False] * 5 + [True] * 2
+    assert rewards.reports_success
 
 
-def test_what_counts_as_success_does_not_move_the_ends(tmp_path: Path) -> None:
+def test_the_success_reward_does_not_change_the_ends(tmp_path: Path) -> None:
     path = write(tmp_path / "kitchen.hdf5", a_kitchen())
     transitions, rewards = load_d4rl(path, "kitchen-partial-v0", success_reward=2.0)
     assert endings(transitions) == ["truncated", "terminated"]
     assert rewards.successes.tolist() == [False, False, True, True, True, True, True]
+    assert rewards.reports_success
 
 
 # User logs.
 
 
-def test_a_log_of_ones_own_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_log_of_your_own_is_read_unchanged(tmp_path: Path) -> None:
     log = an_antmaze(timeouts=None)
     transitions, rewards = load_d4rl(write(tmp_path / "own.hdf5", log))
     assert episode_ids(transitions) == [[0, 1, 2, 3, 3], [4, 4], [5, 5], [6, 7, 7], [8, 9, 10, 11]]
     assert not rewards.successes.any()
+    assert not rewards.reports_success
     assert load_d4rl(tmp_path / "own.hdf5", success_reward=0.5)[1].successes.sum() == 4
 
 
@@ -280,7 +291,7 @@ def test_actions_beyond_one_bound_themselves(tmp_path: Path) -> None:
     validate_transitions(transitions)
 
 
-def test_numbers_that_are_none_are_left_to_validation(tmp_path: Path) -> None:
+def test_values_that_are_no_numbers_are_left_to_validation(tmp_path: Path) -> None:
     observations = rows(8, 3).astype(np.float64)
     observations[4, 1] = 1e300
     transitions, _ = load_d4rl(write(tmp_path / "own.hdf5", a_log(observations=observations)))
@@ -290,7 +301,7 @@ def test_numbers_that_are_none_are_left_to_validation(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ends=st.lists(st.sampled_from(["none", "terminal", "timeout", "both"]), min_size=1, max_size=30))
-def test_a_log_that_says_where_steps_led_is_kept_whole(tmp_path: Path, ends: list[str]) -> None:
+def test_a_log_with_next_observations_loses_no_step(tmp_path: Path, ends: list[str]) -> None:
     count = len(ends)
     last = np.array([end != "none" for end in ends])
     first = np.append(True, last[:-1])
@@ -354,7 +365,7 @@ def test_a_log_that_says_where_steps_led_is_kept_whole(tmp_path: Path, ends: lis
         ({}, "hoper-medium-v2", "unknown family of D4RL's datasets 'hoper': did you mean hopper"),
     ],
 )  # fmt: skip
-def test_a_log_that_cannot_be_right_is_refused(
+def test_contradictory_logs_are_refused(
     tmp_path: Path, change: Arrays, dataset_id: str | None, message: str
 ) -> None:
     path = write(tmp_path / "log.hdf5", a_log(**change))
@@ -364,7 +375,7 @@ def test_a_log_that_cannot_be_right_is_refused(
     assert dataset_id == "hoper-medium-v2" or str(path) in str(caught.value)
 
 
-def test_an_empty_file_of_the_format_says_so(tmp_path: Path) -> None:
+def test_an_empty_file_of_the_format_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no array 'observations', but nothing at all"):
         load_d4rl(write(tmp_path / "log.hdf5", {}))
 
@@ -400,9 +411,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path, share: float) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_a_damaged_file_ends_in_one_clear_error_or_in_other_numbers(
-    tmp_path: Path, data: st.DataObject
-) -> None:
+def test_a_damaged_file_gives_a_one_line_error_or_other_numbers(tmp_path: Path, data: st.DataObject) -> None:
     path = write(tmp_path / "log.hdf5", a_log())
     content = bytearray(path.read_bytes())
     for place, value in data.draw(
@@ -455,7 +464,7 @@ def test_a_dataset_without_references_has_no_score() -> None:
 @pytest.mark.parametrize(
     "ask", [lambda name: normalised_score(name, 1.0), lambda name: fetch_d4rl(name, Path())]
 )
-def test_an_unknown_dataset_is_told_its_neighbours(ask: Callable[[str], object]) -> None:
+def test_an_unknown_dataset_is_refused_with_the_nearest_ones(ask: Callable[[str], object]) -> None:
     with pytest.raises(
         InputError, match=r"unknown D4RL dataset 'hopper-medum-v2': did you mean hopper-medium-v2"
     ):
@@ -512,3 +521,46 @@ def test_a_dataset_is_fetched_once_and_loads(tmp_path: Path, monkeypatch: pytest
         assert server.requests == 1
     assert names_in(tmp_path / "cache") == ["log.hdf5"]
     assert load_d4rl(path, "hopper-medium-v2")[0].lengths.tolist() == [3, 4]
+
+
+# The source.
+
+
+def _source(**settings: Any) -> D4RL:
+    return D4RL(D4RL.Parameters(**settings))
+
+
+def test_the_source_reads_a_local_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.hdf5", a_log())
+    source = _source(task="hopper-medium-v2", path=str(path), success_reward=0.5)
+    assert source.files() == [path]
+    assert source.parameters.label == "log.hdf5"
+    for found, expected in zip(
+        source.load(0, None), load_d4rl(path, "hopper-medium-v2", success_reward=0.5), strict=True
+    ):
+        for name, value in vars(expected).items():
+            assert torch.equal(getattr(found, name), value), name
+
+
+def test_the_source_downloads_a_published_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "log.hdf5", a_log())
+    asked: list[str] = []
+
+    def fetch(dataset_id: str, cache: Path) -> Path:
+        asked.append(dataset_id)
+        return path
+
+    monkeypatch.setattr(d4rl, "fetch_d4rl", fetch)
+    source = _source()
+    assert source.files() == []
+    assert source.parameters.label == "hopper-medium-v2"
+    assert len(source.load(0, None)[0]) > 0
+    assert asked == ["hopper-medium-v2"]
+
+
+def test_the_source_knows_d4rls_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _source(task="hopper-medium-v2").score(1000.0) == normalised_score("hopper-medium-v2", 1000.0)
+    assert _source(task="ant-random-expert-v0").score(1000.0) is None
+    assert _source(task="my-own-log", path="log.hdf5").score(1000.0) is None
+    monkeypatch.setitem(sys.modules, "d4rl", None)
+    assert _source(task="hopper-medium-v2").score(1000.0) is None

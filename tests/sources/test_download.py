@@ -103,7 +103,7 @@ def test_a_file_is_fetched_whole_under_the_name_in_its_url(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("sha256", [None, SHA256, SHA256.upper()])
-def test_a_file_that_is_there_is_taken_without_the_network(tmp_path: Path, sha256: str | None) -> None:
+def test_an_existing_file_is_used_without_the_network(tmp_path: Path, sha256: str | None) -> None:
     with serving(whole) as server:
         first = download(server.url, tmp_path, sha256)
         before = first.stat().st_mtime_ns
@@ -113,7 +113,7 @@ def test_a_file_that_is_there_is_taken_without_the_network(tmp_path: Path, sha25
     assert first.stat().st_mtime_ns == before
 
 
-def test_a_file_that_is_there_with_another_checksum_is_fetched_again(tmp_path: Path) -> None:
+def test_an_existing_file_with_another_checksum_is_fetched_again(tmp_path: Path) -> None:
     (tmp_path / "log.hdf5").write_bytes(b"an old version")
     with serving(whole) as server:
         assert download(server.url, tmp_path, SHA256).read_bytes() == CONTENT
@@ -121,7 +121,7 @@ def test_a_file_that_is_there_with_another_checksum_is_fetched_again(tmp_path: P
 
 
 @pytest.mark.parametrize("cut", [half, sending_half_in_pieces, sending(b"", 1), sending(CONTENT, 1 << 21)])
-def test_a_connection_that_is_always_cut_leaves_nothing_and_a_rerun_works(
+def test_an_interrupted_download_leaves_nothing_and_a_rerun_works(
     tmp_path: Path, cut: Callable[[BaseHTTPRequestHandler], None]
 ) -> None:
     with serving(cut) as server:
@@ -162,7 +162,7 @@ def test_another_checksum_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(("status", "words"), [(404, "404 Not Found"), (403, "403 Forbidden"), (500, "500 ")])
-def test_an_error_status_is_told_and_leaves_nothing(tmp_path: Path, status: int, words: str) -> None:
+def test_an_error_status_is_reported_and_leaves_nothing(tmp_path: Path, status: int, words: str) -> None:
     with serving(lambda request: request.send_error(status)) as server:
         with pytest.raises(
             InputError, match=f"log.hdf5: the server answers '{words}.*check the URL"
@@ -175,9 +175,7 @@ def test_an_error_status_is_told_and_leaves_nothing(tmp_path: Path, status: int,
         assert download(server.url, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_server_that_falls_silent_is_not_waited_for_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_server_causes_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pooch.downloaders.DEFAULT_TIMEOUT", 0.2)
     finished = Event()
 
@@ -213,7 +211,7 @@ def test_without_a_network_the_error_says_where_to_put_the_file(tmp_path: Path) 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
     # The partial file is a link to a device without space.
     place = partial_place(tmp_path / "log.hdf5")
     place.mkdir()
@@ -240,7 +238,7 @@ def test_a_disk_that_fills_halfway_leaves_no_half_file(tmp_path: Path) -> None:
         assert download(server.url, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with (
         serving(whole) as server,

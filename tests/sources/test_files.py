@@ -12,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pydantic import ValidationError
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.sources.files import load_file
+from cvl_pipeline.sources.files import Files, load_file
 from cvl_pipeline.testing.builders import labelled_transitions, make_rewards, make_transitions, slices
 from tests.sources.rows import (
     ARRAYS,
@@ -41,7 +42,7 @@ def _logged_bounds(data: Transitions) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ARRAYS + TABLES)
-def test_every_format_gives_the_very_same_episodes(
+def test_every_format_gives_the_same_episodes(
     tmp_path: Path, transitions: Transitions, rewards: Rewards, log: Log, name: str
 ) -> None:
     bounds = {"action_low": (-1.0, -1.0), "action_high": (1.0, 1.0)}
@@ -57,14 +58,14 @@ def _episodes(draw: st.DrawFn) -> tuple[Transitions, Rewards]:
     data = make_transitions([length for length, _ in endings], [fell for _, fell in endings])
     numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
     sizes = {"observations": data.observations.shape, "actions": data.actions.shape}
-    drawn = {
+    values = {
         name: torch.from_numpy(draw(arrays(np.float32, tuple(shape), elements=numbers)))
         for name, shape in sizes.items()
     }
-    data = Transitions(**(vars(data) | drawn))
+    data = Transitions(**(vars(data) | values))
     data = Transitions(**(vars(data) | _logged_bounds(data)))
-    values = torch.from_numpy(draw(arrays(np.float32, len(data), elements=numbers)))
-    return data, Rewards(values, torch.from_numpy(draw(arrays(np.bool_, len(data)))))
+    rewards = torch.from_numpy(draw(arrays(np.float32, len(data), elements=numbers)))
+    return data, Rewards(rewards, torch.from_numpy(draw(arrays(np.bool_, len(data)))))
 
 
 @settings(max_examples=30)
@@ -78,7 +79,9 @@ def _episodes(draw: st.DrawFn) -> tuple[Transitions, Rewards]:
         ]
     ),
 )
-def test_what_is_written_is_loaded(episodes: tuple[Transitions, Rewards], marks: tuple[str, ...]) -> None:
+def test_episodes_are_loaded_as_they_were_written(
+    episodes: tuple[Transitions, Rewards], marks: tuple[str, ...]
+) -> None:
     given_marks = dict.fromkeys(("terminated", "truncated", "episode", "step")) | {
         mark: mark for mark in marks
     }
@@ -102,14 +105,14 @@ def test_episode_ids_are_numbers_or_text(tmp_path: Path, name: str, ids: list[An
     assert found.truncated.tolist() == [True, True]
 
 
-def test_where_the_id_changes_without_a_flag_the_episode_was_truncated(csv: Callable[[str], Path]) -> None:
+def test_an_id_that_changes_without_a_flag_truncates_the_episode(csv: Callable[[str], Path]) -> None:
     path = csv("x,u,end,id\n0,0,0,1\n1,0,0,1\n2,0,0,2\n3,0,1,2\n4,0,0,3\n5,0,0,3\n")
     data, _ = load_file(path, mapping(**SMALL | {"episode": "id"}))
     assert (data.terminated.tolist(), data.truncated.tolist()) == ([False, True, False], [True, False, True])
     assert [episode["observations"][:, 0].tolist() for episode in slices(data)] == [[0, 1], [2, 3, 3], [4, 5]]
 
 
-def test_an_episode_that_terminates_where_the_id_changes_was_not_truncated(
+def test_a_flag_decides_how_an_episode_ends_whose_id_changes(
     csv: Callable[[str], Path],
 ) -> None:
     path = csv("x,u,end,cut,id\n0,0,0,0,a\n1,0,1,0,a\n2,0,0,0,b\n3,0,0,1,b\n")
@@ -117,10 +120,15 @@ def test_an_episode_that_terminates_where_the_id_changes_was_not_truncated(
     assert (data.terminated.tolist(), data.truncated.tolist()) == ([True, False], [False, True])
 
 
-def test_missing_rewards_come_out_as_nan_and_missing_successes_as_none(npz: Callable[..., Path]) -> None:
+def test_a_log_may_lack_rewards_and_successes(npz: Callable[..., Path]) -> None:
     _, rewards = load_file(npz(), mapping(rewards=None, successes=None))
     assert rewards.rewards.isnan().tolist() == [True] * 4
+    assert rewards.missing
     assert rewards.successes.tolist() == [False] * 4
+    assert not rewards.reports_success
+    _, rewards = load_file(npz(success=np.zeros(4)), mapping())
+    assert rewards.successes.tolist() == [False] * 4
+    assert rewards.reports_success
 
 
 def test_steps_may_start_anywhere_and_be_too_large_for_single_precision(npz: Callable[..., Path]) -> None:
@@ -154,7 +162,7 @@ def test_codes_become_one_hot(csv: Callable[[str], Path], count: int | None, siz
         ([0, 0, 0], None, ["action_count"]),
     ],
 )
-def test_what_is_no_code_is_refused(
+def test_a_number_that_is_no_action_code_is_refused(
     csv: Callable[[str], Path], codes: list[float], count: int | None, parts: list[str]
 ) -> None:
     path = csv("x,u,end\n" + "".join(f"{i},{code},{i // 2}\n" for i, code in enumerate(codes)))
@@ -249,19 +257,37 @@ def test_next_observations_that_were_rounded_pass(npz: Callable[..., Path]) -> N
     assert "starts from" in refusal(npz(next=following.round(1)))
 
 
+def test_the_source_reads_its_file(npz: Callable[..., Path]) -> None:
+    path = npz()
+    parameters = Files.Parameters(path=str(path), columns=mapping(), action_low="-1 -1", action_high=[1, 1])
+    source = Files(parameters)
+    expected = load_file(path, mapping(), (-1.0, -1.0), (1.0, 1.0))
+    assert_equal(source.load(0, None), expected)
+    assert source.files() == [path]
+    assert source.make_environment() is None
+    assert not source.may_have_environment
+
+
+def test_the_source_needs_a_path() -> None:
+    with pytest.raises(ValidationError, match=r"with dataset\.source files it names your log"):
+        Files.Parameters()
+
+
 # --- A group for each episode ----------------------------------------------------------------------------
 
 
 @settings(max_examples=20)
 @given(episodes=_episodes())
-def test_groups_are_loaded_as_the_episodes_they_are(episodes: tuple[Transitions, Rewards]) -> None:
-    data, rewards = episodes[0], Rewards(episodes[1].rewards, torch.zeros(len(episodes[0]), dtype=torch.bool))
+def test_every_group_is_loaded_as_one_episode(episodes: tuple[Transitions, Rewards]) -> None:
+    data = episodes[0]
+    nothing_reported = torch.zeros(len(data), dtype=torch.bool), torch.tensor(False)
+    rewards = Rewards(episodes[1].rewards, *nothing_reported)
     with tempfile.TemporaryDirectory() as folder:
         path = write_groups(Path(folder, "log.h5"), groups_of(data, rewards))
         assert_equal(load_file(path, mapping(**GROUPS)), (data, rewards))
 
 
-def test_groups_come_in_natural_order_and_a_star_stays_within_a_part_of_the_path(tmp_path: Path) -> None:
+def test_groups_have_natural_order_and_a_star_matches_one_part_of_a_path(tmp_path: Path) -> None:
     data = labelled_transitions([1] * 12, [False] * 12)
     groups = groups_of(data, make_rewards(data))  # HDF5 itself sorts demo_10 before demo_2
     others = {"data/demo_2/demo_3": groups["data/demo_3"], "demo_1": groups["data/demo_1"], "data/mask": {}}

@@ -102,7 +102,7 @@ def test_objects_in_an_npz_are_refused_and_never_unpickled(tmp_path: Path, npz: 
     assert not (tmp_path / "trace").exists()
 
 
-def test_an_hdf5_name_that_is_no_text_hinders_nobody(tmp_path: Path, log: Log) -> None:
+def test_an_hdf5_name_that_is_no_text_is_ignored(tmp_path: Path, log: Log) -> None:
     path = write(tmp_path / "log.h5", log)
     with h5py.File(path, "a") as file:
         file[b"\xff\xfe"] = np.zeros(3)

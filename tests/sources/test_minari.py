@@ -33,7 +33,7 @@ from minari.storage.remotes.cloud_storage import CloudStorage
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.sources.minari import environment_spec, load_minari, save_minari
+from cvl_pipeline.sources.minari import Minari, environment_spec, load_minari, save_minari
 from cvl_pipeline.testing.builders import make_discrete_transitions, make_rewards, make_transitions, names_in
 
 gymnasium.register_envs(gymnasium_robotics)
@@ -145,7 +145,7 @@ def _assert_as_seen(
 
 
 @pytest.mark.parametrize("data_format", ["hdf5", "arrow", "parquet"])
-def test_cart_pole_comes_in_as_it_was_recorded(tmp_path: Path, data_format: str) -> None:
+def test_cart_pole_is_loaded_as_it_was_recorded(tmp_path: Path, data_format: str) -> None:
     with gymnasium.make("CartPole-v1") as environment:
         seen = _record(tmp_path, "CartPole/random-v0", environment, 3, data_format=data_format)
         transitions, rewards = load_minari("CartPole/random-v0", tmp_path, download=False)
@@ -155,7 +155,7 @@ def test_cart_pole_comes_in_as_it_was_recorded(tmp_path: Path, data_format: str)
     assert (transitions.action_low.tolist(), transitions.action_high.tolist()) == ([0, 0], [1, 1])
 
 
-def test_pendulum_comes_in_as_it_was_recorded(tmp_path: Path) -> None:
+def test_pendulum_is_loaded_as_it_was_recorded(tmp_path: Path) -> None:
     with gymnasium.make("Pendulum-v1", max_episode_steps=20) as environment:
         seen = _record(tmp_path, "pendulum-v3", environment, 2)
         transitions, rewards = load_minari("pendulum-v3", tmp_path, download=False)
@@ -178,7 +178,7 @@ class _NearGoal(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self.env.step(action)
 
 
-def test_a_maze_with_goals_comes_in_flat_and_with_its_successes(tmp_path: Path) -> None:
+def test_a_maze_with_goals_is_loaded_flat_with_its_successes(tmp_path: Path) -> None:
     with _NearGoal(gymnasium.make("PointMaze_UMaze-v3", continuing_task=False)) as environment:
         seen = _record(tmp_path, "maze/push-v0", environment, 2)
         transitions, rewards = load_minari("maze/push-v0", tmp_path, download=False)
@@ -258,15 +258,27 @@ def test_the_last_step_says_how_an_episode_ended(tmp_path: Path, terminated: boo
         ({"is_success": np.array([[0.0], [0.0], [1.0], [0.0]])}, [False, True, False]),
         ({"goal_achieved": np.array([1, 0, 1])}, [True, False, True]),
         ({"is_success": np.zeros(3), "success": np.ones(3)}, [True, True, True]),
-        ({"speed": np.ones(4)}, [False, False, False]),
-        (None, [False, False, False]),
+        ({"success": np.zeros(3)}, [False, False, False]),
     ],
 )
 def test_successes_are_read_with_or_without_an_entry_of_the_reset(
     tmp_path: Path, infos: Any, expected: list[bool]
 ) -> None:
     _create_vectors(tmp_path, "solved-v0", _buffer(infos=infos))
-    assert load_minari("solved-v0", tmp_path, download=False)[1].successes.tolist() == expected
+    _, rewards = load_minari("solved-v0", tmp_path, download=False)
+    assert rewards.successes.tolist() == expected
+    assert rewards.reports_success
+
+
+@pytest.mark.parametrize("infos", [{"speed": np.ones(4)}, None])
+def test_without_success_in_infos_success_is_not_reported(tmp_path: Path, infos: Any) -> None:
+    _create_vectors(tmp_path, "walk-v0", _buffer(infos=infos))
+    loaded = load_minari("walk-v0", tmp_path, download=False)
+    assert loaded[1].successes.tolist() == [False, False, False]
+    assert not loaded[1].reports_success
+    folder = save_minari(*loaded, "copy-v0", tmp_path)
+    assert "success" not in (minari.MinariDataset(folder / "data")[0].infos or {})
+    _assert_equal(load_minari("copy-v0", tmp_path, download=False), loaded)
 
 
 def test_without_a_root_datasets_live_where_minari_keeps_them(tmp_path: Path) -> None:
@@ -291,7 +303,7 @@ def _swing(root: Path) -> str:
 
 
 @pytest.mark.parametrize("record", [_pole, _swing])
-def test_what_came_in_goes_out_and_comes_in_again_equal(
+def test_loaded_episodes_are_saved_and_loaded_unchanged(
     tmp_path: Path, record: Callable[[Path], str]
 ) -> None:
     loaded = load_minari(record(tmp_path), tmp_path, download=False)
@@ -321,12 +333,13 @@ def _episodes(draw: st.DrawFn) -> tuple[Transitions, Rewards]:
         discrete=torch.tensor(discrete),
     )
     rewards = draw(hnp.arrays(np.float32, steps, elements=numbers))
-    successes = draw(hnp.arrays(np.bool_, steps))
-    return transitions, Rewards(torch.tensor(rewards), torch.tensor(successes))
+    reported = draw(st.booleans())
+    successes = draw(hnp.arrays(np.bool_, steps)) & reported
+    return transitions, Rewards(torch.tensor(rewards), torch.tensor(successes), torch.tensor(reported))
 
 
 @given(_episodes())
-def test_any_episodes_come_back_as_they_went_out(
+def test_any_saved_episodes_are_loaded_unchanged(
     tmp_path_factory: pytest.TempPathFactory, episodes: tuple[Transitions, Rewards]
 ) -> None:
     root = tmp_path_factory.mktemp("minari")
@@ -334,7 +347,7 @@ def test_any_episodes_come_back_as_they_went_out(
     _assert_equal(load_minari("any/thing-v0", root, download=False), episodes)
 
 
-def test_minari_itself_reads_what_was_saved(tmp_path: Path) -> None:
+def test_minari_reads_saved_datasets(tmp_path: Path) -> None:
     data = make_discrete_transitions([4, 2], [True, False], action_size=2)
     rewards = make_rewards(data)
     folder = save_minari(data, rewards, "a_b/c_d/mine-v1", tmp_path, "CartPole-v1", "A walk.")
@@ -355,7 +368,7 @@ def test_minari_itself_reads_what_was_saved(tmp_path: Path) -> None:
     assert names_in(tmp_path / "a_b/c_d") == ["mine-v1", "namespace_metadata.json"]
 
 
-def test_continuous_actions_go_out_with_their_bounds(
+def test_continuous_actions_are_saved_with_their_bounds(
     tmp_path: Path, transitions: Transitions, rewards: Rewards
 ) -> None:
     wide = replace(transitions, action_high=torch.tensor([1.5, 2.5]))
@@ -364,7 +377,7 @@ def test_continuous_actions_go_out_with_their_bounds(
     assert space == spaces.Box(np.full(2, -1, np.float32), np.array([1.5, 2.5], np.float32))
 
 
-def test_the_environment_is_the_one_for_evaluation_or_else_that_of_the_log_or_none(
+def test_the_environment_for_evaluation_precedes_that_of_the_log(
     tmp_path: Path, transitions: Transitions, rewards: Rewards
 ) -> None:
     with gymnasium.make("Pendulum-v1", max_episode_steps=5, g=9.0) as environment:
@@ -394,7 +407,7 @@ def test_an_unknown_environment_is_refused(
     assert names_in(tmp_path) == []
 
 
-def test_an_environment_that_cannot_be_written_down_is_refused(
+def test_an_environment_that_cannot_be_serialised_is_refused(
     tmp_path: Path, transitions: Transitions, rewards: Rewards
 ) -> None:
     gymnasium.register("ByItsClass-v0", entry_point=cast("Any", lambda: None))
@@ -446,7 +459,7 @@ def test_a_process_that_dies_while_it_saves_leaves_nothing_that_loads(tmp_path: 
     assert len(load_minari("mine/big-v0", tmp_path, download=False)[0]) == 2
 
 
-def test_a_name_that_the_disk_does_not_take_is_told(
+def test_a_name_that_is_too_long_is_reported(
     tmp_path: Path, transitions: Transitions, rewards: Rewards
 ) -> None:
     name = "x" * 300 + "-v0"
@@ -457,7 +470,9 @@ def test_a_name_that_the_disk_does_not_take_is_told(
     assert names_in(tmp_path) == []
 
 
-def test_a_root_that_is_a_file_is_told(tmp_path: Path, transitions: Transitions, rewards: Rewards) -> None:
+def test_a_root_that_is_a_file_is_reported(
+    tmp_path: Path, transitions: Transitions, rewards: Rewards
+) -> None:
     root = tmp_path / "file"
     root.write_text("")
     for name in ("mine-v0", "name/space-v0"):
@@ -484,7 +499,7 @@ def test_a_malformed_id_is_refused(
             call()
 
 
-def test_an_unknown_id_brings_up_the_near_ones(
+def test_an_unknown_id_is_refused_with_the_nearest_ones(
     tmp_path: Path, transitions: Transitions, rewards: Rewards
 ) -> None:
     with pytest.raises(InputError, match=r"holds no dataset; run `minari download pen/cloned-v0`"):
@@ -499,7 +514,7 @@ def test_an_unknown_id_brings_up_the_near_ones(
         load_minari("zzz-v0", tmp_path, download=False)
 
 
-def test_without_minari_the_fix_is_told(
+def test_without_minari_the_error_says_how_to_install_it(
     tmp_path: Path, transitions: Transitions, rewards: Rewards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "minari"]:
@@ -571,7 +586,7 @@ def test_a_dataset_that_is_not_there_is_downloaded_to_the_root(
 
 
 @pytest.mark.usefixtures("remote")
-def test_a_network_that_fails_is_told_with_the_way_around_it(tmp_path: Path) -> None:
+def test_a_failed_download_is_reported_with_a_workaround(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"could not be downloaded \(URLError: .*refused") as caught:
         load_minari("pen/human-v2", tmp_path / "here")
     assert "\n" not in str(caught.value)
@@ -580,7 +595,7 @@ def test_a_network_that_fails_is_told_with_the_way_around_it(tmp_path: Path) -> 
     assert os.environ["MINARI_DATASETS_PATH"] == str(tmp_path)
 
 
-def test_an_id_that_the_remote_does_not_have_is_told(
+def test_an_id_that_the_remote_lacks_is_reported(
     tmp_path: Path, remote: Path, transitions: Transitions, rewards: Rewards
 ) -> None:
     save_minari(transitions, rewards, "far-v1", remote)
@@ -729,7 +744,7 @@ def _not_json(root: Path) -> None:
         (_described(action_space="{}"), "Minari cannot read it"),
     ],
 )
-def test_a_damaged_dataset_is_told_in_one_line(
+def test_a_damaged_dataset_gives_a_one_line_error(
     tmp_path: Path, damage: Callable[[Path], None], part: str
 ) -> None:
     _create_vectors(tmp_path, "odd-v0", _buffer(), _buffer(2))
@@ -754,3 +769,12 @@ def test_a_dataset_cannot_have_its_environment_made_by_leaving_out_a_space(
         with pytest.raises(InputError, match=f"its metadata has no {field}"):
             call()
     assert not made.exists()
+
+
+def test_the_source_reads_its_folder(tmp_path: Path, transitions: Transitions, rewards: Rewards) -> None:
+    save_minari(transitions, rewards, "mine/walk-v0", tmp_path)
+    source = Minari(Minari.Parameters(task="mine/walk-v0", path=str(tmp_path)))
+    _assert_equal(source.load(0, None), (transitions, rewards))
+    assert source.files() == [tmp_path / "mine/walk-v0"]
+    assert source.environment_name == "mine/walk-v0"
+    assert Minari(Minari.Parameters(task="mine/walk-v0")).files() == []

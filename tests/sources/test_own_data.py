@@ -11,24 +11,23 @@ import numpy as np
 import pytest
 import yaml
 
-from cvl_pipeline.sources.load import load
-from cvl_pipeline.sources.parameters import DatasetParameters
-from cvl_pipeline.testing.builders import DATASET
+from cvl_pipeline.api import ingest
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.sources.files import Files
 
-SECTION = (Path(__file__).parents[2] / "docs/own-data.md").read_text().split("## One group an episode")[1]
+SECTION = re.split(r"## One group .*", (Path(__file__).parents[2] / "docs/own-data.md").read_text())[1]
 LENGTHS = [3, 1] + [2] * 9
 """Steps per episode; eleven episodes, so that the alphabetical order of their names differs."""
 
 
 def _example(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", SECTION, re.DOTALL)
-    assert found is not None
-    return found[1]
+    example = re.search(rf"```{language}\n(.*?)```", SECTION, re.DOTALL)
+    assert example is not None
+    return example[1]
 
 
-def _dataset(example: dict[str, Any], path: Path) -> DatasetParameters:
-    columns = DATASET["columns"] | example["columns"]
-    return DatasetParameters(**DATASET | example | {"columns": columns, "path": str(path)})
+def _load(example: dict[str, Any], path: Path) -> tuple[Transitions, Rewards]:
+    return ingest(Files.Parameters(**example | {"path": str(path)}), seed=0)
 
 
 def test_the_example_reads_a_file_laid_out_as_robomimic_does(tmp_path: Path) -> None:
@@ -45,13 +44,14 @@ def test_the_example_reads_a_file_laid_out_as_robomimic_does(tmp_path: Path) -> 
             group["rewards"] = np.append(np.zeros(length - 1), 1.0)
             group["dones"] = np.ones(length, dtype=np.int64)
     example = yaml.safe_load(_example("yaml"))["dataset"]
-    transitions, rewards = load(_dataset(example, tmp_path / "demos.hdf5"), seed=0, workers=1)
+    transitions, rewards = _load(example, tmp_path / "demos.hdf5")
     assert transitions.lengths.tolist() == LENGTHS
     assert transitions.observations.shape == (sum(LENGTHS) + len(LENGTHS), 15)
     order = transitions.actions[transitions.episode_starts[:-1], 0] * 20
     assert order.round().tolist() == list(range(len(LENGTHS)))
     assert transitions.truncated.all()
     assert int(rewards.successes.sum()) == len(LENGTHS)
+    assert rewards.reports_success
 
 
 def test_files_of_one_episode_become_groups_of_one_file(
@@ -67,7 +67,7 @@ def test_files_of_one_episode_become_groups_of_one_file(
     fields = dict(re.findall(r'`(groups|observations|actions): "?([^`"]+)"?`', SECTION))
     columns = fields | {"rewards": None, "terminated": None, "truncated": None}
     example = {"source": "files", "columns": columns}
-    transitions, _ = load(_dataset(example, tmp_path / "episodes.hdf5"), seed=0, workers=1)
+    transitions, _ = _load(example, tmp_path / "episodes.hdf5")
     # The state after the last action of an episode is unknown.
     assert transitions.lengths.tolist() == [length - 1 for length in LENGTHS if length > 1]
     found = list(dict.fromkeys(transitions.observations[:, 0].tolist()))

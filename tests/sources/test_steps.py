@@ -85,6 +85,7 @@ def test_episodes_are_those_of_a_plain_loop(endings: list[str], following: bool)
     assert data.truncated.tolist() == [not episode["fell"] for episode in expected]
     assert rewards.rewards.tolist() == [10.0 * step for step in kept]
     assert rewards.successes.tolist() == [step % 3 == 0 for step in kept]
+    assert rewards.reports_success
 
 
 def test_with_next_observations_no_step_is_lost() -> None:
@@ -93,13 +94,13 @@ def test_with_next_observations_no_step_is_lost() -> None:
     assert data.terminated.tolist() == [False, True, False]
 
 
-def test_without_them_a_truncated_episode_ends_where_its_last_step_began() -> None:
+def test_without_next_observations_a_truncated_episode_loses_its_last_step() -> None:
     data, rewards = episodes_from_steps(_log(["", "", "cut", "", "", ""], next_observations=False), "log")
     assert _rows(data) == [[0, 1, 2], [3, 4, 5]]
     assert rewards.rewards.tolist() == [0, 10, 30, 40]
 
 
-def test_without_them_a_terminated_episode_keeps_its_last_step_and_its_reward() -> None:
+def test_without_next_observations_a_terminated_episode_keeps_its_last_step() -> None:
     data, rewards = episodes_from_steps(_log(["", "", "fell"], next_observations=False), "log")
     assert _rows(data) == [[0, 1, 2, 2]]
     assert rewards.rewards.tolist() == [0, 10, 20]
@@ -111,7 +112,7 @@ def test_a_step_that_terminates_at_the_time_limit_has_terminated() -> None:
     assert (data.terminated.tolist(), data.truncated.tolist()) == ([True], [False])
 
 
-def test_one_truncated_step_alone_is_left_out_unless_it_is_known_where_it_led() -> None:
+def test_a_single_truncated_step_is_dropped_unless_its_next_state_is_known() -> None:
     endings = ["cut", "", "cut", "cut", "fell"]
     assert _rows(episodes_from_steps(_log(endings, next_observations=False), "log")[0]) == [[1, 2], [4, 4]]
     with_them, _ = episodes_from_steps(_log(endings, next_observations=True), "log")
@@ -123,6 +124,8 @@ def test_a_log_without_rewards_has_none_and_no_success() -> None:
     _, rewards = episodes_from_steps(log, "log")
     assert rewards.rewards.isnan().tolist() == [True] * 3
     assert rewards.successes.tolist() == [False] * 3
+    assert rewards.missing
+    assert not rewards.reports_success
 
 
 def test_bounds_are_those_of_the_log_unless_given() -> None:
@@ -135,7 +138,7 @@ def test_bounds_are_those_of_the_log_unless_given() -> None:
     assert (data.action_low.tolist(), data.action_high.tolist()) == ([-5, -6, -7], [5, 6, 7])
 
 
-def test_discrete_actions_lie_between_0_and_1_though_some_were_never_taken() -> None:
+def test_discrete_actions_have_bounds_0_and_1_even_if_some_are_missing() -> None:
     log = _log(["", "fell"], next_observations=False, actions=np.eye(3)[[1, 1]], discrete=True)
     data, _ = episodes_from_steps(log, "log")
     assert bool(data.discrete)
@@ -156,13 +159,13 @@ def test_any_type_of_number_becomes_the_same_episodes(dtype: str) -> None:
     torch.testing.assert_close(found.rewards, rewards.rewards, rtol=0, atol=0)
 
 
-def test_where_an_episode_led_keeps_its_fraction_though_observations_are_integers() -> None:
+def test_next_observations_keep_their_fraction_if_observations_are_integers() -> None:
     log = _log(["", "cut"], next_observations=True, observations=np.array([[3, 4], [5, 6]]))
     data, _ = episodes_from_steps(replace(log, next_observations=np.array([[5, 6], [7.25, 8.5]])), "log")
     assert data.observations.tolist() == [[3, 4], [5, 6], [7.25, 8.5]]
 
 
-def test_the_log_stays_as_it_is() -> None:
+def test_the_log_is_not_changed() -> None:
     log = _log(["", "cut", "", "fell"], next_observations=True)
     bounds: tuple[NDArray[Any], NDArray[Any]] = (
         np.full(3, -9, dtype=np.float32), np.full(3, 9, dtype=np.float32)
@@ -196,12 +199,12 @@ def test_a_log_without_steps_is_refused() -> None:
         episodes_from_steps(_log([], next_observations=True), "my log")
 
 
-def test_a_log_whose_every_step_leads_nowhere_known_is_refused() -> None:
+def test_a_log_without_any_known_next_state_is_refused() -> None:
     with pytest.raises(InputError, match=r"my log: every episode is one step long.*next_observations"):
         episodes_from_steps(_log(["cut", "cut", ""], next_observations=False), "my log")
 
 
-def test_labels_come_as_the_container_wants_them() -> None:
+def test_labels_have_the_types_of_the_container() -> None:
     _, rewards = episodes_from_steps(
         _log(["", "fell"], next_observations=True, rewards=np.array([1, 2]), successes=np.array([0, 1])),
         "log",

@@ -14,7 +14,7 @@ from cvl_pipeline.testing.builders import make_rewards, make_transitions
 from tests.sources.rows import ARRAYS, SMALL, TABLES, Array, Log, log_of, mapping, mapping_of, refusal, write
 
 
-def test_arrays_are_found_in_groups_and_laid_side_by_side(tmp_path: Path) -> None:
+def test_arrays_in_groups_are_placed_side_by_side(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "log.h5", "w") as file:
         file["robot/hand/place"] = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
         file["robot/grip"] = np.array([7, 8, 9])
@@ -53,7 +53,7 @@ def test_patterns_take_all_that_match_in_natural_order(csv: Callable[[str], Path
     assert data.observations[0].tolist() == [10, 1, 2]
 
 
-def test_a_name_with_the_signs_of_a_pattern_is_a_name_first(csv: Callable[[str], Path]) -> None:
+def test_a_name_with_pattern_characters_is_first_taken_literally(csv: Callable[[str], Path]) -> None:
     path = csv("x[0],x0,u,end\n1,2,0,0\n3,4,0,1\n")
     data, _ = load_file(path, mapping(**SMALL | {"observations": "x[0]"}))
     assert data.observations[0].tolist() == [1]
@@ -205,7 +205,7 @@ def test_an_unknown_name_is_refused_with_near_and_known_ones(tmp_path: Path, log
         assert part in text
 
 
-def test_of_many_names_some_are_listed(csv: Callable[[str], Path]) -> None:
+def test_some_of_many_names_are_listed(csv: Callable[[str], Path]) -> None:
     path = csv(",".join(f"c{i}" for i in range(100)) + "\n" + ",".join("0" * 100) + "\n")
     text = refusal(path, mapping(**SMALL))
     assert "c2, c3" in text

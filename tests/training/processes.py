@@ -1,4 +1,4 @@
-"""Functions called in several real processes; the processes of a training, found by its folder."""
+"""Call functions in several real processes, and find the processes of a training by its folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import spawn
 
 
 def call_in_processes(count: int, folder: Path, function: Callable[[], Any]) -> list[Any]:
-    """What the function, importable by name, returns in each process of a gloo group."""
+    """Return the results of an importable function in each process of a gloo group."""
     spawn(_process, (count, folder, function), nprocs=count)  # type: ignore[no-untyped-call]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
@@ -34,7 +34,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are found 
 
 
 def processes_of(folder: Path) -> dict[int, list[str]]:
-    """The processes that the folder, or one in it, is an argument of: their command lines by id."""
+    """Command lines, by id, of the processes that have the folder, or a path in it, as an argument."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -45,7 +45,7 @@ def processes_of(folder: Path) -> dict[int, list[str]]:
 
 
 def worker_of(folder: Path, rank: int) -> int:
-    """The id of the process of that rank."""
+    """Return the id of the process with that rank."""
     for number in processes_of(folder):
         if f"RANK={rank}" in Path(f"/proc/{number}/environ").read_text().split("\0"):
             return number
@@ -53,12 +53,12 @@ def worker_of(folder: Path, rank: int) -> int:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Saved states of training, but for one that is being written."""
+    """Return saved states of training, except one that is being written."""
     return [path for path in folder.rglob("last.ckpt") if not path.parent.name.startswith(".partial-")]
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
-    """Return as soon as it holds."""
+    """Return as soon as the condition holds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

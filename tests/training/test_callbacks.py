@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -15,13 +16,7 @@ from torch import Generator, Tensor
 from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
 from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.io.checked import read_checkpoint
-from cvl_pipeline.testing.builders import (
-    dynamics_parameters,
-    identity_normalisation,
-    names_in,
-    split_first,
-    training_parameters,
-)
+from cvl_pipeline.testing.builders import dynamics_parameters, make_data, names_in, training_parameters
 from cvl_pipeline.training import callbacks
 from cvl_pipeline.training.callbacks import BestWeights, operations_of_a_step, product_rate
 from cvl_pipeline.training.fit import fit
@@ -39,7 +34,7 @@ SPEEDS = [
 
 
 class Passing(OfflineModule):
-    """A weight that descends from 0 to -1 and whose held-out loss is lowest on the way, at -0.56."""
+    """A weight that falls from 0 to -1 and has its lowest held-out loss at -0.56."""
 
     def __init__(
         self, training: TrainingParameters, *, fail_at: int | None = None, fail_at_end: bool = False
@@ -100,7 +95,7 @@ def test_patience_ends_training_that_no_longer_lowers_the_loss(keep: Literal["la
     assert float(module.weight.detach()) == history["validation/weight"][kept]
 
 
-def test_patience_that_is_never_tried_changes_nothing() -> None:
+def test_patience_that_is_never_exceeded_changes_nothing() -> None:
     _, history = _fit("last", 8)
     assert len(history) == 10
 
@@ -125,24 +120,16 @@ def test_training_interrupted_after_its_last_step_keeps_its_best_weights(tmp_pat
 
 
 def _dynamics(transitions: Transitions, **changes: Any) -> ContrastiveDynamics:
-    return ContrastiveDynamics(
-        transitions,
-        split_first(transitions, 4),
-        identity_normalisation(transitions),
-        dynamics_parameters(**changes),
-        0,
-    )
+    return ContrastiveDynamics(make_data(transitions, 4), dynamics_parameters(**changes), 0)
 
 
-def test_a_critic_is_trained_with_its_best_weights(transitions: Transitions) -> None:
+def test_critic_is_trained_with_its_best_weights(transitions: Transitions) -> None:
     results = {}
     for keep in ("last", "best"):
-        # So fast that it overfits four episodes at once.
+        # This learning rate overfits four episodes at once.
         training = {"steps": 60, "validation_interval": 5, "learning_rate": 0.05}
         parameters = dynamics_parameters(keep=keep, training=training)
-        critic, history = train_dynamics(
-            transitions, split_first(transitions, 4), identity_normalisation(transitions), parameters, 0
-        )
+        critic, history = train_dynamics(make_data(transitions, 4), parameters, 0)
         module = _dynamics(transitions, keep=keep, training=training)
         module.critic.load_state_dict(critic.state_dict())
         module.on_fit_start()
@@ -171,17 +158,17 @@ def test_metrics_hold_the_history_and_the_speed_of_every_interval(
     assert list(metrics.columns) == [*history.columns, *SPEEDS]
     pd.testing.assert_frame_equal(metrics[history.columns], history, check_dtype=False, rtol=1e-12)
     speed = metrics["throughput/steps_per_second"]
-    # The time of the steps is a part of the time of the run.
+    # The steps take less time than the run.
     assert (pd.Series([30, 30, 10]) / speed).sum() < seconds
     assert (metrics["throughput/samples_per_second"] == 16 * speed).all()
     share = metrics["throughput/model_flops_utilisation"]
     assert (share > 0.0).all()
-    # A network this small keeps no machine busy; above one, something would be counted twice.
+    # Such a small network uses little of the machine. A share above one would mean double counting.
     assert (share < 0.5).all()
     assert names_in(tmp_path / "logs") == ["metrics.csv"]
 
 
-def test_measuring_changes_no_result(tmp_path: Path, transitions: Transitions) -> None:
+def test_logs_change_no_result(tmp_path: Path, transitions: Transitions) -> None:
     plain, measured = (_dynamics(transitions) for _ in range(2))
     history = fit(plain, description="test")
     assert fit(measured, description="test", logs=tmp_path).equals(history)
@@ -201,8 +188,57 @@ def test_metrics_of_a_resumed_run_hold_all_rows(tmp_path: Path, interval: int, a
     assert (metrics["throughput/steps_per_second"] > 0.0).all()
 
 
+class Averaged(LineFit):
+    """Keeps a moving average of its weight, which every call of training_loss updates."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register_buffer("mean", torch.zeros(2))
+
+    def training_loss(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        assert isinstance(self.mean, Tensor)
+        self.mean.lerp_(self.weight.detach(), 0.1)
+        return super().training_loss(batch)
+
+
+def test_counting_operations_changes_no_weight_or_buffer(tmp_path: Path) -> None:
+    training = training_parameters(steps=100, validation_interval=100)
+    whole = Averaged(training, 0)
+    fit(whole, description="test")
+    with pytest.raises(RuntimeError, match="went away"):
+        fit(Averaged(training, 0, fail_at=60), description="test", checkpoints=tmp_path / "c", logs=tmp_path)
+    # Operations are counted again after the resumption, where the average differs from the weight.
+    resumed = Averaged(training, 0)
+    fit(resumed, description="test", checkpoints=tmp_path / "c", logs=tmp_path)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_watcher_receives_every_row_once(tmp_path: Path) -> None:
+    training = training_parameters(steps=100, validation_interval=30)
+    rows: list[Mapping[str, float]] = []
+    history = fit(LineFit(training, 0), description="test", watch=rows.append)
+    assert pd.DataFrame(rows).astype({"step": int}).equals(history)
+    # A resumed run passes on the rows before the resumption too.
+    with pytest.raises(RuntimeError, match="went away"):
+        fit(LineFit(training, 0, fail_at=70), description="test", checkpoints=tmp_path)
+    again: list[Mapping[str, float]] = []
+    fit(LineFit(training, 0), description="test", checkpoints=tmp_path, watch=again.append)
+    assert again == rows
+
+
+def test_watcher_that_raises_ends_the_training() -> None:
+    def stop(row: Mapping[str, float]) -> None:
+        raise FloatingPointError(f"stopped at {row['step']:.0f}")
+
+    module = LineFit(training_parameters(steps=100, validation_interval=30), 0)
+    with pytest.raises(FloatingPointError, match="stopped at 30"):
+        fit(module, description="test", watch=stop)
+    assert len(module.losses) == 30
+
+
 class EndsInAnEmptyChunk(LineFit):
-    """Fails after its last step, in the second of the interval's three chunks."""
+    """Fails after its last step, in the second chunk of the interval's three."""
 
     def training_step(self, index: int) -> None:
         if self.global_step == 100:
@@ -210,7 +246,7 @@ class EndsInAnEmptyChunk(LineFit):
         super().training_step(index)
 
 
-def test_a_run_resumed_after_its_last_step_still_writes_its_last_row(tmp_path: Path) -> None:
+def test_run_resumed_after_its_last_step_writes_its_last_row(tmp_path: Path) -> None:
     training = training_parameters(steps=100, validation_interval=75)
     with pytest.raises(RuntimeError, match="went away"):
         fit(EndsInAnEmptyChunk(training, 0), description="test", checkpoints=tmp_path / "c", logs=tmp_path)
@@ -218,20 +254,20 @@ def test_a_run_resumed_after_its_last_step_still_writes_its_last_row(tmp_path: P
     assert _metrics(tmp_path)["step"].tolist() == [75, 100]
 
 
-def test_operations_of_a_tiny_critic_are_those_counted_by_hand(transitions: Transitions) -> None:
+def test_operations_of_a_small_critic_equal_those_counted_by_hand(transitions: Transitions) -> None:
     # Observations of 3, actions of 2, a flag for the absorbing state, one hidden layer of 8, representations
     # of 4, batches of 16.
     module = _dynamics(transitions)
     module.on_fit_start()
     layers_in, layers_out = (3 + 2) * 8 + (3 + 1) * 8, 8 * 4 + 8 * 4
     product = 16 * 4
-    # Forward, and backward by the weights; by the inputs too, but for the first layers, whose are data.
+    # Forward and backward; the first layers need no gradient of their inputs.
     by_hand = 2 * 16 * (2 * layers_in + 3 * layers_out + 3 * product)
     assert operations_of_a_step(module) == by_hand
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
-def test_the_rate_of_the_machine_is_positive_and_that_of_its_products() -> None:
+def test_product_rate_is_that_of_matrix_products() -> None:
     cpu = torch.device("cpu")
     rate = product_rate(cpu, torch.float32, size=512)
     assert rate > 0.0
@@ -239,7 +275,7 @@ def test_the_rate_of_the_machine_is_positive_and_that_of_its_products() -> None:
     start = time.perf_counter()
     for _ in range(4):
         matrix @ matrix
-    # The best of a few is no slower than the mean of others, but for what else the machine does meanwhile.
+    # The best of a few is no slower than the mean of others, apart from other work on the machine.
     assert rate > 0.2 * 4 * 2 * 512**3 / (time.perf_counter() - start)
     assert product_rate(cpu, torch.bfloat16, size=64) > 0.0
 
@@ -259,11 +295,11 @@ def _interrupted(folder: Path, at: int, **training: Any) -> int | None:
 
 @pytest.mark.parametrize(("at", "saved"), [(50, None), (60, 50), (99, 50), (110, 100), (190, 150)])
 def test_training_is_saved_by_steps(tmp_path: Path, at: int, saved: int | None) -> None:
-    # After the first chunk of 25 with which 40 are reached. The chunk of the fault is not over.
+    # Saved after the chunk of 25 steps that reaches 40. The chunk with the fault does not end.
     assert _interrupted(tmp_path, at - 1, checkpoint_seconds=1e6, checkpoint_steps=40) == saved
 
 
-def test_training_that_is_young_is_not_saved(tmp_path: Path) -> None:
+def test_training_is_not_saved_before_the_interval_ends(tmp_path: Path) -> None:
     assert _interrupted(tmp_path, 180, checkpoint_seconds=1e6) is None
 
 
@@ -272,7 +308,7 @@ def test_training_is_saved_by_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, saved: int | None
 ) -> None:
     class Clock(LineFit):
-        """A second a chunk."""
+        """Every chunk takes one second."""
 
         seconds = 0.0
 
@@ -291,7 +327,7 @@ def test_training_is_saved_by_time(
 
 
 class Terminated(LineFit):
-    """Is sent SIGTERM at a step."""
+    """Receives SIGTERM at step 40."""
 
     def training_loss(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if self.global_step == 40:
@@ -317,7 +353,7 @@ def test_sigterm_saves_after_the_chunk_and_ends_the_process(
     assert torch.equal(resumed.weight, whole.weight)
 
 
-def test_sigterm_ends_training_that_has_no_folder_too() -> None:
+def test_sigterm_ends_training_without_a_folder_too() -> None:
     with pytest.raises(SystemExit) as caught:
         fit(Terminated(training_parameters(steps=100), 0), description="test")
     assert caught.value.code == TERMINATED

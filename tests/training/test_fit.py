@@ -16,11 +16,11 @@ from cvl_pipeline.episodes.sampling import Draws
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.checked import read_checkpoint
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
-from cvl_pipeline.objectives.module import train_policy
+from cvl_pipeline.objectives.training import train_policy
 from cvl_pipeline.readout.readouts import ExactReadout
 from cvl_pipeline.testing.builders import (
     dynamics_parameters,
-    identity_normalisation,
+    make_data,
     make_transitions,
     names_in,
     policy_parameters,
@@ -32,8 +32,6 @@ from tests.training.toy import LineFit
 
 # Intervals of 30 steps are one full Lightning step of 25 and a rest; the last interval is cut short.
 TRAINING = training_parameters(steps=100, validation_interval=30, learning_rate=0.05)
-
-# What resumption does is proven apart from what it says; see test_resuming_warns_of_nothing.
 
 
 def _train(module: LineFit, checkpoints: Path | None = None, fingerprint: str = "f") -> pd.DataFrame:
@@ -50,7 +48,7 @@ def _checkpoint(checkpoints: Path) -> Path:
     return path
 
 
-def test_history_has_one_row_an_interval_with_means_over_it() -> None:
+def test_history_has_one_row_per_interval_with_means_over_it() -> None:
     module = LineFit(TRAINING, 0)
     history = _train(module)
     assert history["step"].tolist() == [30, 60, 90, 100]
@@ -61,7 +59,7 @@ def test_history_has_one_row_an_interval_with_means_over_it() -> None:
         assert history["train/first_draw"][row] == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def test_measurements_are_of_the_weights_at_the_end_of_the_interval() -> None:
+def test_validation_uses_the_weights_at_the_end_of_the_interval() -> None:
     module = LineFit(TRAINING, 0)
     history = _train(module)
     assert history["validation/slope"].tolist() == pytest.approx(list(module.weights_after.values()))
@@ -79,20 +77,20 @@ def test_training_solves_the_problem() -> None:
     ("steps", "interval", "rows"),
     [(1, 1, [1]), (5, 100, [5]), (26, 26, [26]), (51, 25, [25, 50, 51]), (3, 1, [1, 2, 3])],
 )
-def test_exactly_the_steps_asked_for_are_taken(steps: int, interval: int, rows: list[int]) -> None:
+def test_the_requested_number_of_steps_is_taken(steps: int, interval: int, rows: list[int]) -> None:
     module = LineFit(training_parameters(steps=steps, validation_interval=interval), 0)
     assert _train(module)["step"].tolist() == rows
     assert len(module.losses) == steps
 
 
 @pytest.mark.parametrize("at", [31, 59, 60, 61, 85, 95, 99])
-def test_interrupted_training_resumes_to_the_very_same_weights(tmp_path: Path, at: int) -> None:
+def test_interrupted_training_resumes_to_the_same_weights(tmp_path: Path, at: int) -> None:
     whole = LineFit(TRAINING, 0)
     expected = _train(whole, tmp_path / "whole")
     _interrupt(tmp_path / "parts", at)
     resumed = LineFit(TRAINING, 0)
     history = _train(resumed, tmp_path / "parts")
-    # Continued, not repeated: it began at the last chunk that was complete.
+    # No step before the last complete chunk is repeated.
     assert len(resumed.losses) == 100 - max(end for end in (0, 25, 30, 55, 60, 85, 90) if end <= at)
     assert torch.equal(resumed.weight, whole.weight)
     pd.testing.assert_frame_equal(history, expected, check_exact=True)
@@ -105,18 +103,18 @@ def test_training_interrupted_twice_resumes_twice(tmp_path: Path) -> None:
     _interrupt(tmp_path, 75)
     resumed = LineFit(TRAINING, 0)
     history = _train(resumed, tmp_path)
-    assert len(resumed.losses) == 40  # of the 60 that were done, none is done again
+    assert len(resumed.losses) == 40  # none of the 60 finished steps is repeated
     assert torch.equal(resumed.weight, whole.weight)
     pd.testing.assert_frame_equal(history, expected, check_exact=True)
 
 
-def test_resuming_warns_of_nothing(tmp_path: Path) -> None:
+def test_resuming_warns_about_nothing(tmp_path: Path) -> None:
     """A resumed run is reported in one line of the log; warnings are errors here."""
     _interrupt(tmp_path, 70)
     _train(LineFit(TRAINING, 0), tmp_path)
 
 
-def test_a_keyboard_interrupt_stops_the_run_and_keeps_what_was_done(tmp_path: Path) -> None:
+def test_keyboard_interrupt_stops_the_run_and_keeps_finished_steps(tmp_path: Path) -> None:
     stopped = LineFit(TRAINING, 0, fail_at=70, failure=KeyboardInterrupt())
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -132,25 +130,12 @@ def test_a_keyboard_interrupt_stops_the_run_and_keeps_what_was_done(tmp_path: Pa
 
 
 @pytest.mark.parametrize("precision", sorted(PRECISIONS))
-def test_contrastive_training_resumes_to_the_very_same_critic(
+def test_contrastive_training_resumes_to_the_same_critic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     data = make_transitions([20] * 6, [True, False] * 3)
-    arguments = (
-        data,
-        split_first(data, 4),
-        identity_normalisation(data),
-        dynamics_parameters(
-            learned_temperature=True,
-            training={
-                "steps": 90,
-                "validation_interval": 30,
-                "learning_rate": 0.01,
-                "precision": precision,
-            },
-        ),
-        0,
-    )
+    training = {"steps": 90, "validation_interval": 30, "learning_rate": 0.01, "precision": precision}
+    arguments = (make_data(data, 4), dynamics_parameters(learned_temperature=True, training=training), 0)
     whole = ContrastiveDynamics(*arguments)
     expected = fit(whole, description="test", checkpoints=tmp_path / "whole", fingerprint="f")
     broken = ContrastiveDynamics(*arguments)
@@ -171,13 +156,13 @@ def test_contrastive_training_resumes_to_the_very_same_critic(
     pd.testing.assert_frame_equal(history, expected, check_exact=True)
 
 
-def test_every_precision_that_the_parameters_allow_is_there() -> None:
+def test_parameters_accept_every_precision() -> None:
     for name in PRECISIONS:
         assert training_parameters(precision=name).precision == name
 
 
 @pytest.mark.parametrize("precision", sorted(PRECISIONS))
-def test_products_are_taken_in_the_precision_asked_for_and_weights_kept_in_single(precision: str) -> None:
+def test_products_use_the_chosen_precision_and_weights_stay_in_single_precision(precision: str) -> None:
     seen = []
 
     class Product(LineFit):
@@ -191,14 +176,14 @@ def test_products_are_taken_in_the_precision_asked_for_and_weights_kept_in_singl
     assert module.weight.dtype == torch.float32
 
 
-def test_another_fingerprint_starts_anew(tmp_path: Path) -> None:
+def test_another_fingerprint_starts_from_the_beginning(tmp_path: Path) -> None:
     _interrupt(tmp_path, 70, fingerprint="old")
     module = LineFit(TRAINING, 0)
     _train(module, tmp_path, fingerprint="new")
     assert len(module.losses) == 100
 
 
-def test_nothing_but_weights_and_plain_values_is_in_a_checkpoint(tmp_path: Path) -> None:
+def test_checkpoint_holds_only_weights_and_plain_values(tmp_path: Path) -> None:
     _interrupt(tmp_path, 70)
     state = read_checkpoint(_checkpoint(tmp_path))  # refuses anything that runs code
     assert state["global_step"] == 60
@@ -221,7 +206,7 @@ def test_training_without_a_folder_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("damage", ["cut", "cut to nothing", "overwritten", "another program's"])
-def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
+def test_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
     _interrupt(tmp_path, 70)
     path = _checkpoint(tmp_path)
     content = path.read_bytes()
@@ -236,16 +221,16 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
     assert "delete it" in str(caught.value)
 
 
-def test_a_loss_that_is_no_number_ends_the_training_and_names_the_steps(tmp_path: Path) -> None:
+def test_loss_that_is_not_a_number_ends_the_training_and_names_the_step(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"nan at step 41 \(seed 3; batch 41 sampled with seed"):
         _train(LineFit(TRAINING, 3, nan_at=41), tmp_path)
-    # What is kept is from before the fault.
+    # The checkpoint is from before the fault.
     state = read_checkpoint(_checkpoint(tmp_path))
     assert state["global_step"] == 30
     assert torch.isfinite(state["state_dict"]["weight"]).all()
 
 
-def test_fingerprint_tells_parameters_seeds_and_inputs_apart(transitions: Transitions) -> None:
+def test_fingerprint_depends_on_parameters_seed_and_inputs(transitions: Transitions) -> None:
     split = split_first(transitions, 4)
     parameters = dynamics_parameters()
     base = run_fingerprint(parameters, 0, transitions, split)
@@ -255,6 +240,8 @@ def test_fingerprint_tells_parameters_seeds_and_inputs_apart(transitions: Transi
     others = [
         run_fingerprint(dynamics_parameters(discount=0.91), 0, transitions, split),
         run_fingerprint(dynamics_parameters(training={"steps": 9}), 0, transitions, split),
+        run_fingerprint(dynamics_parameters(loss="nce"), 0, transitions, split),
+        run_fingerprint(dynamics_parameters(encoder="identity"), 0, transitions, split),
         run_fingerprint(parameters, 1, transitions, split),
         run_fingerprint(parameters, 0, replace(transitions, observations=nudged), split),
         run_fingerprint(parameters, 0, transitions, split_first(transitions, 3)),
@@ -263,6 +250,18 @@ def test_fingerprint_tells_parameters_seeds_and_inputs_apart(transitions: Transi
     ]
     assert len({base, *others}) == len(others) + 1
     assert base.isalnum()  # it names a folder
+
+
+def test_fingerprint_ignores_settings_that_change_no_result(transitions: Transitions) -> None:
+    operation = {
+        "devices": 2, "nodes": 2, "rendezvous": "node0:29400", "checkpoint_seconds": 5.0,
+        "checkpoint_steps": 7, "loggers": ("tensorboard",),
+    }  # fmt: skip
+    base = run_fingerprint(dynamics_parameters(), 0, transitions)
+    for name, value in operation.items():
+        changed = dynamics_parameters(training={name: value})
+        assert changed != dynamics_parameters(), name
+        assert run_fingerprint(changed, 0, transitions) == base, name
 
 
 def test_fingerprint_sees_the_weights_of_a_critic(transitions: Transitions) -> None:
@@ -302,22 +301,22 @@ def test_fingerprint_sees_the_numbers_of_a_readout() -> None:
     assert len(set(prints)) == 5
 
 
-def test_other_normalisation_is_other_training(
+def test_fingerprint_depends_on_the_normalisation(
     transitions: Transitions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The statistics are buffers of the network: resuming under others would bring the old ones back.
+    # The statistics are buffers of the network: a resumed run would restore the old ones.
     fingerprints: list[str] = []
 
     def remember(_: object, *, fingerprint: str, **__: object) -> None:
         fingerprints.append(fingerprint)
 
     monkeypatch.setattr("cvl_pipeline.dynamics.module.fit", remember)
-    monkeypatch.setattr("cvl_pipeline.objectives.module.fit", remember)
+    monkeypatch.setattr("cvl_pipeline.objectives.training.fit", remember)
     split = split_first(transitions, 4)
     for floor in (1e-3, 5.0):
-        normalisation = fit_normalisation(transitions, split, floor)
-        train_dynamics(transitions, split, normalisation, dynamics_parameters(), 0)
-        train_policy(transitions, split, normalisation, policy_parameters(objective="bc"), 0)
+        data = make_data(transitions, 4, normalisation=fit_normalisation(transitions, split, floor))
+        train_dynamics(data, dynamics_parameters(), 0)
+        train_policy(data, policy_parameters(objective="bc"), 0)
     assert len(set(fingerprints)) == 4
 
 

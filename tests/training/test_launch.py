@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -20,25 +21,29 @@ import pandas as pd
 import pytest
 import torch
 
-from cvl_pipeline.dynamics.module import train_dynamics
+from cvl_pipeline.dynamics.job import CriticJob
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.objectives.module import extract_policy
+from cvl_pipeline.imports import named
+from cvl_pipeline.methods.base import METHODS
+from cvl_pipeline.methods.cvl import CVL
+from cvl_pipeline.methods.job import PolicyJob
 from cvl_pipeline.readout.build import build_readout
+from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.testing.builders import (
     dynamics_parameters,
-    identity_normalisation,
+    make_data,
     make_rewards,
     make_transitions,
     names_in,
     policy_parameters,
     readout_parameters,
-    split_first,
     training_parameters,
 )
 from cvl_pipeline.training import launch
 from cvl_pipeline.training.fit import run_fingerprint
-from cvl_pipeline.training.launch import TrainingError, command
+from cvl_pipeline.training.launch import DONE, JOBS, TrainingError, command
 from cvl_pipeline.training.processes import TERMINATED
 from tests.training.processes import checkpoints_in, linux, processes_of, wait_for, worker_of
 
@@ -46,13 +51,9 @@ STEPS = {"steps": 120, "validation_interval": 50, "batch_size": 16}
 Result = tuple[Any, pd.DataFrame]
 
 
-def _inputs() -> dict[str, Any]:
-    data = make_transitions([20] * 6, [True, False] * 3)
-    return {
-        "transitions": data,
-        "split": split_first(data, 4),
-        "normalisation": identity_normalisation(data),
-    }
+def _data() -> EpisodeData:
+    transitions = make_transitions([20] * 6, [True, False] * 3)
+    return make_data(transitions, 4, make_rewards(transitions))
 
 
 def _parameters(**training: Any) -> DynamicsParameters:
@@ -60,9 +61,8 @@ def _parameters(**training: Any) -> DynamicsParameters:
 
 
 def _train(folder: Path, **training: Any) -> Result:
-    return launch.train(
-        train_dynamics, "critic", _parameters(**training), 0, folder / "c", folder / "logs", _inputs()
-    )
+    job = CriticJob(_data(), _parameters(**training), 0)
+    return launch.train(job, folder / "c", folder / "logs")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    """What two processes made, and where."""
+    """The results of two processes, and their folder."""
     folder = tmp_path_factory.mktemp("two")
     return folder, _train(folder, devices=2)
 
@@ -93,30 +93,91 @@ def test_two_processes_train_the_critic_of_one(one: Result, two: tuple[Path, Res
     assert metrics["step"].tolist() == result[1]["step"].tolist() == [50, 100, 120]
 
 
-def test_two_processes_extract_the_policy_of_one(
-    tmp_path: Path, one: Result, caplog: pytest.LogCaptureFixture
+def _policy_job(method: str, critic: Any, devices: int) -> PolicyJob:
+    data = _data()
+    training = STEPS | {"devices": devices}
+    if method == "cvl":
+        assert data.rewards is not None
+        readout = build_readout(critic, data.transitions, data.rewards, data.split, readout_parameters(), 0)
+        # The objective whose metrics are not all means over the batch.
+        extraction = policy_parameters(objective="awr", training=training)
+        return PolicyJob(data, CVL.Parameters(extraction=extraction), 0, QFunction(critic, readout))
+    training = training_parameters(**training).model_dump()
+    return PolicyJob(data, METHODS.validate({"method": method, "hidden": (8,), "training": training}), 0)
+
+
+@pytest.mark.parametrize("method", ["cvl", pytest.param("iql", marks=pytest.mark.slow)])
+def test_two_processes_train_the_policy_of_one(
+    tmp_path: Path, one: Result, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
-    inputs = _inputs()
-    labels = make_rewards(inputs["transitions"])
-    readout = build_readout(one[0], inputs["transitions"], labels, inputs["split"], readout_parameters(), 0)
-    inputs |= {"labels": labels, "critic": one[0], "readout": readout}
     results = []
     with caplog.at_level(logging.INFO, "cvl_pipeline"):
         for devices in (1, 2):
-            # The one whose metrics are not all means over the batch.
-            parameters = policy_parameters(objective="awr", training=STEPS | {"devices": devices})
             folder = tmp_path / str(devices)
-            results.append(
-                launch.train(extract_policy, "policy", parameters, 0, folder / "c", folder / "logs", inputs)
-            )
+            job = _policy_job(method, one[0], devices)
+            results.append(launch.train(job, folder / "c", folder / "logs"))
     _assert_same(results[1], results[0], 1e-5)
     assert "Trained by 2 processes (world_size 2)" in caplog.text
+
+
+def test_several_processes_without_a_folder_use_a_temporary_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: list[Path] = []
+
+    def record(folder: Path, _: object) -> None:
+        folders.append(folder)
+        # Rewards stay where they are: contrastive training never reads them.
+        files = {f"{kind}.safetensors" for kind in ("transitions", "split", "normalisation")}
+        assert set(names_in(folder)) == {"specification.json"} | files
+        raise TrainingError("ended")
+
+    monkeypatch.setattr(launch, "_torchrun", record)
+    with pytest.raises(TrainingError, match="ended"):
+        launch.train(CriticJob(_data(), _parameters(devices=2), 0))
+    assert not folders[0].exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cvl_pipeline.dynamics.job:CriticJob",  # a class that is allowed, but not by this name
+        "tests.training.test_launch:Unsafe",
+        "os:system",
+        "Critic",
+        "",
+    ],
+)
+def test_processes_train_nothing_but_the_known_jobs(tmp_path: Path, name: str) -> None:
+    specification: dict[str, Any] = {
+        "job": name, "settings": {"command": "false"}, "artifacts": [],
+        "checkpoints": str(tmp_path / "c"), "logs": None,
+    }  # fmt: skip
+    (tmp_path / "specification.json").write_text(json.dumps(specification))
+    with pytest.raises(InputError, match=f"unknown training '{re.escape(name)}'"):
+        launch.work(tmp_path)
+    # The first process reports the error to the process that started it.
+    report = json.loads((tmp_path / DONE).read_text())
+    assert report["error"] == "InputError"
+    assert report["message"].startswith("unknown training")
+    assert names_in(tmp_path) == [DONE, "specification.json"]
+
+
+class Unsafe:
+    """A class that a specification could name if any name were accepted."""
+
+    @classmethod
+    def from_parts(cls, *_: Any) -> Any:
+        raise AssertionError("code outside of JOBS has run")
+
+
+def test_every_job_has_its_name() -> None:
+    for name, source in JOBS.items():
+        assert named(source).name == name
 
 
 @pytest.mark.parametrize(
     "fault", ["not a number", pytest.param("damaged checkpoint", marks=pytest.mark.slow)]
 )
-def test_a_fault_of_the_processes_is_that_of_one(
+def test_errors_of_several_processes_are_those_of_one(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], fault: str
 ) -> None:
     errors = []
@@ -125,14 +186,10 @@ def test_a_fault_of_the_processes_is_that_of_one(
         if fault == "not a number":
             training |= {"learning_rate": 1e30}
         else:
-            inputs = _inputs()
-            # Of the same name for both: how many processes train is no part of it.
-            print_ = run_fingerprint(
-                _parameters(devices=devices),
-                0,
-                *(inputs[n] for n in ("transitions", "split", "normalisation")),
-            )
-            path = tmp_path / "c" / print_ / "last.ckpt"
+            # The number of processes is no part of the fingerprint.
+            parts = _data().without_rewards().parts().values()
+            fingerprint = run_fingerprint(_parameters(devices=devices), 0, *parts)
+            path = tmp_path / "c" / fingerprint / "last.ckpt"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"damaged")
         with pytest.raises((InputError, FloatingPointError)) as caught:
@@ -147,7 +204,7 @@ def test_a_fault_of_the_processes_is_that_of_one(
 
 @contextlib.contextmanager
 def _when_saved(folder: Path, act: Callable[[], None]) -> Iterator[None]:
-    """Meanwhile, do something as soon as unfinished training has been saved."""
+    """Meanwhile, call a function as soon as unfinished training has been saved."""
 
     def watch() -> None:
         wait_for(lambda: checkpoints_in(folder))
@@ -160,7 +217,7 @@ def _when_saved(folder: Path, act: Callable[[], None]) -> Iterator[None]:
 
 
 @linux
-def test_training_that_loses_a_process_ends_in_one_line_and_is_resumed(
+def test_killed_process_ends_the_training_with_one_line_and_the_next_run_resumes(
     tmp_path: Path,
     two: tuple[Path, Result],
     capfd: pytest.CaptureFixture[str],
@@ -175,7 +232,7 @@ def test_training_that_loses_a_process_ends_in_one_line_and_is_resumed(
     assert processes_of(tmp_path) == {}
     written = capfd.readouterr()
     assert "Traceback" not in written.out + written.err
-    # What the processes said is kept where the message says.
+    # The message names the file with the output of the processes.
     named = re.search(r"see (\S+)\)", str(caught.value))
     assert named is not None
     assert "SIGKILL" in Path(named[1]).read_text()
@@ -186,11 +243,11 @@ def test_training_that_loses_a_process_ends_in_one_line_and_is_resumed(
     assert names_in(tmp_path / "c") == []
 
 
-# A command in the background of a script is born deaf to Ctrl+C.
+# A background command of a script starts with Ctrl+C ignored.
 SCRIPT = """
 import signal, sys
 from pathlib import Path
-from tests.test_launch import _train
+from tests.training.test_launch import _train
 signal.signal(signal.SIGINT, signal.default_int_handler)
 _train(Path(sys.argv[1]), devices=2)
 """
@@ -199,7 +256,7 @@ _train(Path(sys.argv[1]), devices=2)
 @linux
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_nothing_is_left_running_of_a_command_that_ends_early(tmp_path: Path, number: signal.Signals) -> None:
+def test_command_that_ends_early_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     script = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(tmp_path)],
@@ -215,7 +272,7 @@ def test_nothing_is_left_running_of_a_command_that_ends_early(tmp_path: Path, nu
     wait_for(lambda: not processes_of(tmp_path))
     assert status == (TERMINATED if number == signal.SIGTERM else status)
     assert status != 0
-    assert checkpoints_in(tmp_path)  # to go on from
+    assert checkpoints_in(tmp_path)
 
 
 def _free_port() -> int:
@@ -224,7 +281,7 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def test_two_machines_that_meet_train_the_critic_of_one(
+def test_two_machines_train_the_critic_of_one(
     tmp_path: Path, one: Result, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
@@ -247,7 +304,7 @@ FOLDER = Path("/shared/checkpoints/launch")
 PYTHON = sys.executable
 
 
-def test_the_command_of_one_machine() -> None:
+def test_command_of_one_machine() -> None:
     assert command(FOLDER, training_parameters(devices=4)) == [
         PYTHON, "-m", "torch.distributed.run", "--nproc-per-node=4", "--standalone",
         "-m",
@@ -255,7 +312,7 @@ def test_the_command_of_one_machine() -> None:
     ]  # fmt: skip
 
 
-def test_the_command_of_machines_that_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_of_two_machines_with_a_rendezvous(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     found = command(FOLDER, training_parameters(devices=4, nodes=2, rendezvous="node0:29400"))
     assert found == [
@@ -271,7 +328,7 @@ def _fake(folder: Path, name: str, script: str) -> None:
     path.chmod(0o755)
 
 
-def test_the_command_under_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_under_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[07-08]")
     monkeypatch.setenv("SLURM_JOB_ID", "123456")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -288,8 +345,8 @@ def test_the_command_under_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         command(FOLDER, training_parameters(devices=8, nodes=2))
 
 
-def test_srun_starts_theprocesses_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for srun, which no test machine has: its arguments are what is looked at."""
+def test_srun_starts_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script stands in for srun, which no test machine has, and records its arguments."""
     monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu07")
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -300,7 +357,7 @@ def test_srun_starts_theprocesses_of(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "arguments").read_text().startswith("--nodes=2 --ntasks-per-node=1 ")
 
 
-def test_several_machines_that_cannot_find_each_other_are_told_how_to(
+def test_several_machines_without_a_rendezvous_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
@@ -308,7 +365,7 @@ def test_several_machines_that_cannot_find_each_other_are_told_how_to(
         _train(tmp_path, nodes=2)
 
 
-def test_slurm_without_its_commands_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_slurm_commands_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu07")
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("PATH", str(tmp_path))

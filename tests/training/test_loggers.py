@@ -14,7 +14,7 @@ from tests.training.toy import LineFit
 
 
 @pytest.mark.filterwarnings("ignore")  # of tensorboard's own imports
-def test_tensorboard_is_told_every_metric(tmp_path: Path) -> None:
+def test_tensorboard_receives_every_metric(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -30,7 +30,7 @@ def test_tensorboard_is_told_every_metric(tmp_path: Path) -> None:
         assert [value for _, value in written[name]] == pytest.approx(history[name].tolist(), rel=1e-6)
 
 
-def test_without_tensorboard_training_is_told_to_metrics_alone(
+def test_without_tensorboard_only_metrics_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loggers, "find_spec", lambda _: None)
@@ -40,7 +40,7 @@ def test_without_tensorboard_training_is_told_to_metrics_alone(
 
 
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
-def test_a_logger_that_is_asked_for_and_missing_is_named(tmp_path: Path, name: str) -> None:
+def test_missing_logger_is_named(tmp_path: Path, name: str) -> None:
     if find_spec(name) is not None:
         pytest.skip(f"{name} is installed here")
     with pytest.raises(InputError, match=f"{name} is not installed; run: pip install {name}"):
@@ -48,6 +48,6 @@ def test_a_logger_that_is_asked_for_and_missing_is_named(tmp_path: Path, name: s
     assert not list(tmp_path.rglob("metrics.csv"))
 
 
-def test_no_logger_is_made_that_was_not_asked_for(tmp_path: Path) -> None:
+def test_no_logger_is_created_by_default(tmp_path: Path) -> None:
     assert make_loggers((), tmp_path) == []
     assert names_in(tmp_path) == []

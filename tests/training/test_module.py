@@ -3,17 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Generator, Tensor
 
 from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.episodes.container import Transitions
-from cvl_pipeline.testing.builders import (
-    dynamics_parameters,
-    identity_normalisation,
-    split_first,
-    training_parameters,
-)
+from cvl_pipeline.testing.builders import dynamics_parameters, make_data, training_parameters
 from cvl_pipeline.training import module as offline
 from cvl_pipeline.training.fit import fit
 from cvl_pipeline.training.module import OfflineModule
@@ -21,7 +15,7 @@ from cvl_pipeline.training.parameters import TrainingParameters
 from tests.training.toy import LineFit
 
 
-def test_the_chunk_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunk_size_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     weights, histories = [], []
     for chunk in (25, 1, 7):
         monkeypatch.setattr(offline, "CHUNK", chunk)
@@ -33,17 +27,15 @@ def test_the_chunk_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     assert histories[0].equals(histories[1])
 
 
-def test_the_chunk_changes_no_result_in_bfloat16_either(
+def test_chunk_size_changes_no_result_in_bfloat16(
     monkeypatch: pytest.MonkeyPatch, transitions: Transitions
 ) -> None:
-    # Autocast may keep the narrow copy of a weight until its context ends, which here holds many steps.
+    # Autocast may keep the bfloat16 copy of a weight until its context ends, which here holds many steps.
     histories = []
     for chunk in (25, 1):
         monkeypatch.setattr(offline, "CHUNK", chunk)
         _, history = train_dynamics(
-            transitions,
-            split_first(transitions, 4),
-            identity_normalisation(transitions),
+            make_data(transitions, 4),
             dynamics_parameters(training={"precision": "bfloat16", "steps": 30, "learning_rate": 0.01}),
             0,
         )
@@ -51,13 +43,13 @@ def test_the_chunk_changes_no_result_in_bfloat16_either(
     assert histories[0].equals(histories[1])
 
 
-def test_the_batch_of_a_step_depends_on_the_seed_and_the_step_alone() -> None:
+def test_batch_depends_on_the_seed_and_the_step_alone() -> None:
     draws = []
     for seed, learning_rate, steps in ((0, 0.01, 20), (0, 0.5, 35), (1, 0.01, 20)):
         line = LineFit(
             training_parameters(steps=steps, validation_interval=9, learning_rate=learning_rate), seed
         )
-        torch.manual_seed(steps)  # the global generator is no part of it
+        torch.manual_seed(steps)  # the global generator must not matter
         fit(line, description="test")
         draws.append(line.first_draws)
     assert draws[0] == draws[1][:20]
@@ -65,7 +57,7 @@ def test_the_batch_of_a_step_depends_on_the_seed_and_the_step_alone() -> None:
     assert len(set(draws[0])) == 20
 
 
-def test_only_parameters_that_ask_for_it_are_trained() -> None:
+def test_only_parameters_that_require_gradients_are_trained() -> None:
     line = LineFit(training_parameters(), 0)
     line.fixed = torch.nn.Parameter(torch.ones(1), requires_grad=False)
     assert [id(parameter) for parameter in line.trained_parameters()] == [id(line.weight)]
@@ -91,7 +83,7 @@ class Slope(OfflineModule):
         return {"weight": self.weight.detach().clone()}
 
 
-def test_the_learning_rate_falls_along_half_a_cosine() -> None:
+def test_learning_rate_falls_along_half_a_cosine() -> None:
     history = fit(
         Slope(training_parameters(steps=60, validation_interval=20, learning_rate=0.3)), description="test"
     )
@@ -99,26 +91,3 @@ def test_the_learning_rate_falls_along_half_a_cosine() -> None:
     assert rates[0] == 0.3
     expected = [-rates[:20].sum(), -rates[:40].sum(), -rates.sum()]
     assert history["validation/weight"].tolist() == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("steps", 0),
-        ("batch_size", 1),
-        ("learning_rate", 0.0),
-        ("learning_rate", float("nan")),
-        ("learning_rate", float("inf")),
-        ("validation_interval", 0),
-        ("precision", "float16"),
-        ("momentum", 0.9),
-    ],
-)
-def test_training_parameters_out_of_range_are_refused(field: str, value: object) -> None:
-    with pytest.raises(ValidationError, match=field):
-        training_parameters(**{field: value})
-
-
-def test_parameters_are_frozen() -> None:
-    with pytest.raises(ValidationError, match="frozen"):
-        training_parameters().steps = 3  # type: ignore[misc]

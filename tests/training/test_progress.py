@@ -5,7 +5,7 @@ import pytest
 from cvl_pipeline.training.progress import progress_bar
 
 
-def test_what_a_bar_is_called_is_no_markup(
+def test_description_of_a_bar_is_no_markup(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")

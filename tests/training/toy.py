@@ -1,4 +1,4 @@
-"""A training problem that takes no time: a line fitted to points that the generator draws."""
+"""A training problem that takes no time: fit a line to random points."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cvl_pipeline.training.processes import own_share
 
 
 class LineFit(OfflineModule):
-    """Fits y = 2 x - 1 and records what happened at every step; may fail or lose its way at one."""
+    """Fits y = 2 x - 1 and records every step; can fail or return NaN at a given step."""
 
     def __init__(
         self,

@@ -88,7 +88,7 @@ def log_of(specification: Specification, index: int) -> str:
     return (specification.folder / "workers" / f"{index}.log").read_text()
 
 
-def test_a_worker_that_is_killed_is_replaced_by_the_other(tmp_path: Path, server: Server) -> None:
+def test_trial_of_a_killed_worker_is_retried_by_the_other(tmp_path: Path, server: Server) -> None:
     specification = specification_of(tmp_path, server.url)
     study = open_study(specification.location, specification.name, specification.tuning, 0)
     workers = [start_worker(replace(specification, index=index, workers=2)) for index in (0, 1)]
@@ -105,14 +105,16 @@ def test_a_worker_that_is_killed_is_replaced_by_the_other(tmp_path: Path, server
     number = of_the_first()[0]
     os.kill(workers[0].pid, signal.SIGKILL)
     workers[0].wait()
-    assert study.trials[number].state == TrialState.RUNNING, "it was killed in the middle"
+    assert study.trials[number].state == TrialState.RUNNING, (
+        "the trial had ended before the worker was killed"
+    )
     assert workers[1].wait(timeout=240) == 0, log_of(specification, 1)
 
     trials = study.trials
     finished = [trial for trial in trials if trial.state in FINISHED]
     assert len(finished) == TRIALS
     assert all(trial.state.is_finished() for trial in trials)
-    assert max(Counter(str(trial.params) for trial in finished).values()) == 1, "none twice"
+    assert max(Counter(str(trial.params) for trial in finished).values()) == 1, "a point was tried twice"
     assert len({trial.user_attrs["id"] for trial in finished}) == TRIALS
     again = [trial for trial in finished if trial.user_attrs.get("retry_of") == number]
     assert [trial.params for trial in again] == [trials[number].params]
@@ -121,14 +123,14 @@ def test_a_worker_that_is_killed_is_replaced_by_the_other(tmp_path: Path, server
         assert not path.is_file() or b"secret" not in path.read_bytes(), path
 
 
-def test_a_wrong_password_is_told_without_it(tmp_path: Path, server: Server) -> None:
+def test_message_about_a_wrong_password_hides_it(tmp_path: Path, server: Server) -> None:
     with pytest.raises(InputError, match=r"postgres:\*\*\*@127.0.0.1.* cannot be used") as caught:
         specification_of(tmp_path, server.url.replace("secret", "mistake"))
     assert "mistake" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_database_that_goes_away_loses_no_finished_trial(tmp_path: Path, server: Server) -> None:
+def test_stopped_database_loses_no_finished_trial(tmp_path: Path, server: Server) -> None:
     specification = specification_of(tmp_path, server.url)
     study = open_study(specification.location, specification.name, specification.tuning, 0)
 

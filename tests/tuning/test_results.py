@@ -72,9 +72,7 @@ def tuning() -> TuningParameters:
     return make_tuning(space=SPACE, measures=("success_rate", "contrastive_loss"))
 
 
-def test_the_table_has_every_trial_that_ended_and_survives_parquet(
-    tuning: TuningParameters, tmp_path: Any
-) -> None:
+def test_table_has_every_ended_trial_and_survives_parquet(tuning: TuningParameters, tmp_path: Any) -> None:
     table = studied(tuning)
     assert table["state"].tolist() == ["COMPLETE"] * 4 + ["FAIL", "PRUNED"]
     table.to_parquet(tmp_path / "trials.parquet")
@@ -86,7 +84,7 @@ def test_the_table_has_every_trial_that_ended_and_survives_parquet(
     assert again_params[2] == {"steps": 9, "hidden": None}
 
 
-def test_the_best_is_ready_to_be_used(tuning: TuningParameters) -> None:
+def test_best_parameters_are_ready_for_use(tuning: TuningParameters) -> None:
     best = best_parameters(studied(tuning), tuning)
     assert best["parameters"] == {STEPS: 5, HIDDEN: [16, 16]}
     assert best["trial"] == 1
@@ -95,14 +93,14 @@ def test_the_best_is_ready_to_be_used(tuning: TuningParameters) -> None:
     assert best["finished"] == 5
 
 
-def test_without_a_complete_trial_there_is_no_best(tuning: TuningParameters) -> None:
+def test_without_a_complete_trial_there_are_no_best_parameters(tuning: TuningParameters) -> None:
     table = studied(tuning)
     with pytest.raises(InputError, match="no trial is complete"):
         best_parameters(table[table["state"] != "COMPLETE"], tuning)
 
 
 @given(arrays(np.float64, st.tuples(st.integers(1, 8), st.integers(1, 3)), elements=st.integers(0, 3)))
-def test_nobody_beats_the_front_and_the_front_beats_all_others(values: Any) -> None:
+def test_front_dominates_all_other_points_and_no_point_dominates_it(values: Any) -> None:
     front = set(_pareto_front(values))
     assert front
     for place, row in enumerate(values):
@@ -115,7 +113,7 @@ def test_nobody_beats_the_front_and_the_front_beats_all_others(values: Any) -> N
         assert place in front or any(other in front for other in beaten_by)
 
 
-def test_of_several_objectives_the_best_is_a_compromise_on_the_front() -> None:
+def test_best_of_several_objectives_is_a_compromise_on_the_front() -> None:
     tuning = make_tuning(
         space={STEPS: SPACE[STEPS]}, objectives=("success_rate", "contrastive_loss"), sampler="nsgaii"
     )
@@ -135,7 +133,7 @@ def test_of_several_objectives_the_best_is_a_compromise_on_the_front() -> None:
         assert draw(table, tuning).data
 
 
-def test_the_report_says_which_offline_number_agrees(tuning: TuningParameters) -> None:
+def test_report_correlates_offline_with_online_numbers(tuning: TuningParameters) -> None:
     found = report(studied(tuning), tuning)
     assert found["trials"] == {"complete": 4, "pruned": 1, "fail": 1}
     assert found["defaults"]["success_rate"] == 0.2
@@ -164,7 +162,7 @@ def test_the_report_says_which_offline_number_agrees(tuning: TuningParameters) -
     assert "  contrastive_dynamics.discount: 0.9" in lines
 
 
-def test_the_pictures_are_drawn(tuning: TuningParameters) -> None:
+def test_plots_show_trials_and_parameters(tuning: TuningParameters) -> None:
     table = studied(tuning)
     assert "returns_correlation" in str(history_plot(table, tuning).layout.yaxis.title.text)
     assert importance_plot(table, tuning).data

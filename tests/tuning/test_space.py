@@ -8,7 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.tuning.parameters import Dimension
+from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
+from cvl_pipeline.objectives.ddpg_bc import DDPGPlusBC
+from cvl_pipeline.parameters import StageParameters
+from cvl_pipeline.schema import validated
+from cvl_pipeline.tuning.parameters import SPACE, Categorical, Dimension, Float, Int, TuningParameters
 from cvl_pipeline.tuning.space import (
     check_space,
     defaults_as_drawn,
@@ -32,7 +36,7 @@ CONDITIONAL = {
 
 
 @given(st.integers(0, 2**31))
-def test_a_point_lies_in_the_space_and_makes_valid_parameters(seed: int) -> None:
+def test_points_are_in_the_space_and_make_valid_parameters(seed: int) -> None:
     tuning, stages = make_tuning(space=CONDITIONAL, objectives=("success_rate",)), make_stages()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     trial = study.ask()
@@ -42,14 +46,29 @@ def test_a_point_lies_in_the_space_and_makes_valid_parameters(seed: int) -> None
     assert ("policy_extraction.alpha" in point) != awr
     policy = with_values(stages, point).policy_extraction
     assert policy.hidden in ((8,), (16, 16))
-    assert 1.0 <= policy.beta <= 9.0
+    assert policy.training == stages.policy_extraction.training
+    if awr:
+        assert isinstance(policy, AdvantageWeightedRegression.Parameters)
+        assert 1.0 <= policy.beta <= 9.0
+    else:
+        # Settings of the former objective, such as beta, are gone.
+        assert isinstance(policy, DDPGPlusBC.Parameters)
+        assert 0.5 <= policy.alpha <= 2.0
     for name, value in point.items():
         assert value_of(with_values(stages, point), name) == value
     for name, value in trial.params.items():
         distribution(tuning.space[name]).to_internal_repr(value)
 
 
-def test_the_defaults_are_a_point_if_the_space_has_them() -> None:
+def test_value_of_a_setting_that_the_choice_lacks_is_none() -> None:
+    stages = make_stages()
+    assert value_of(stages, "policy_extraction.beta") == 3.0
+    assert value_of(stages, "policy_extraction.alpha") is None
+    assert value_of(stages, "policy_extraction.state_value.name") == "marginal_actions"
+    assert value_of(stages, "contrastive_dynamics.loss.name") == "symmetric_infonce"
+
+
+def test_defaults_are_a_point_if_the_space_holds_them() -> None:
     stages = make_stages()
     tuning = make_tuning(space=CONDITIONAL, objectives=("success_rate",))
     drawn = defaults_as_drawn(tuning.space, stages)
@@ -66,15 +85,10 @@ def test_the_defaults_are_a_point_if_the_space_has_them() -> None:
 
 @pytest.mark.parametrize(
     "dimension",
-    [
-        {"type": "float", "low": 5.0, "high": 9.0},
-        {"type": "float", "low": 0.0, "high": 9.0, "step": 2.0},
-        {"type": "categorical", "choices": [1.0, 2.0]},
-    ],
+    [Float(low=5.0, high=9.0), Float(low=0.0, high=9.0, step=2.0), Categorical(choices=(1.0, 2.0))],
 )
-def test_defaults_outside_of_the_space_are_not_tried(dimension: dict[str, Any]) -> None:
-    space = {"policy_extraction.beta": Dimension(**dimension)}
-    assert defaults_as_drawn(space, make_stages()) is None
+def test_defaults_outside_of_the_space_are_no_trial(dimension: Dimension) -> None:
+    assert defaults_as_drawn({"policy_extraction.beta": dimension}, make_stages()) is None
 
 
 @pytest.mark.parametrize(
@@ -95,36 +109,68 @@ def test_defaults_outside_of_the_space_are_not_tried(dimension: dict[str, Any]) 
             ["contrastive_dynamics.temperature cannot be -1.0", "greater than 0"],
         ),
         (
-            {"space": {"contrastive_dynamics.loss": {"type": "categorical", "choices": ["nce", "nca"]}}},
-            ["cannot be 'nca'", "symmetric_infonce"],
+            {"space": {"contrastive_dynamics.loss.name": {"type": "categorical", "choices": ["nce", "nca"]}}},
+            ["contrastive_dynamics.loss.name cannot be 'nca'", "unknown loss 'nca'", "did you mean nce"],
+        ),
+        (
+            {"space": {"contrastive_dynamics.loss": {"type": "categorical", "choices": ["nce", "infonce"]}}},
+            ["contrastive_dynamics.loss cannot be searched"],
+        ),
+        (
+            {
+                "objectives": ("contrastive_loss",),
+                "space": {"contrastive_dynamics.loss.logsumexp_penalty": {"type": "float", "low": 0, "high": 1}},
+            },
+            ["contrastive_loss cannot compare trials that differ in contrastive_dynamics.loss.logsumexp_penalty"],
+        ),
+        (
+            {"space": {"contrastive_dynamics.logsumexp_penalty": {"type": "float", "low": 0, "high": 1}}},
+            ["'contrastive_dynamics.logsumexp_penalty' is now 'contrastive_dynamics.loss.logsumexp_penalty'"],
+        ),
+        (
+            {
+                "objectives": ("success_rate",),
+                "space": {"policy_extraction.alpha": {"type": "float", "low": 1, "high": 2}},
+            },
+            ["policy_extraction.alpha cannot be 1.0", "it belongs to objective ddpg_bc"],
+        ),
+        *(
+            (
+                {"objectives": ("success_rate",), "space": {name: {"type": "int", "low": 1, "high": 2}}},
+                [f"{name} cannot be searched"],
+            )
+            for name in (
+                "value_report.compared_transitions", "baselines", "dataset.task", "reward.name",
+                "evaluation.confidence", "data_ingestion.workers",
+            )
         ),
         (
             {"space": {"policy_extraction.beta": {"type": "float", "low": 1, "high": 2}}},
-            ["policy_extraction.beta changes none of tuning.objectives (returns_correlation)"],
+            ["policy_extraction.beta affects none of tuning.objectives (returns_correlation)"],
         ),
         (
             {
                 "objectives": ("contrastive_loss",),
                 "space": {"contrastive_dynamics.discount": {"type": "float", "low": 0.9, "high": 0.99}},
             },
-            ["contrastive_dynamics.discount", "cannot be compared by contrastive_loss"],
+            ["contrastive_loss cannot compare trials that differ in contrastive_dynamics.discount"],
         ),
         (
             {"space": {"dataset.noise_max": {"type": "float", "low": 0.1, "high": 0.3}}},
-            ["dataset.noise_max", "cannot be compared by returns_correlation", "the held-out episodes differ"],
+            ["returns_correlation cannot compare trials that differ in dataset.noise_max", "the held-out episodes differ"],
         ),
-        ({"space": {"seed": {"type": "int", "low": 0, "high": 9}}}, ["seed is not a parameter that can be"]),
+        ({"space": {"seed": {"type": "int", "low": 0, "high": 9}}}, ["seed cannot be searched"]),
         (
             {"space": {"evaluation.episodes": {"type": "int", "low": 1, "high": 9}}},
-            ["evaluation.episodes is not a parameter"],
+            ["evaluation.episodes cannot be searched"],
         ),
         (
             {"space": {"contrastive_dynamics.training": {"type": "categorical", "choices": [1]}}},
-            ["contrastive_dynamics.training is not a parameter"],
+            ["contrastive_dynamics.training cannot be searched"],
         ),
         (
             {"space": {"contrastive_dynamics.training.devices": {"type": "int", "low": 1, "high": 2}}},
-            ["training.devices is not a parameter"],
+            ["training.devices cannot be searched"],
         ),
         (
             {
@@ -142,7 +188,7 @@ def test_defaults_outside_of_the_space_are_not_tried(dimension: dict[str, Any]) 
         ),
     ],
 )  # fmt: skip
-def test_a_space_that_cannot_be_searched_is_refused_in_one_line(
+def test_space_that_cannot_be_searched_is_refused_in_one_line(
     changes: dict[str, Any], words: list[str]
 ) -> None:
     with pytest.raises(InputError) as caught:
@@ -153,22 +199,43 @@ def test_a_space_that_cannot_be_searched_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("dimension", "word"),
+    ("dimension", "words"),
     [
-        ({"type": "float", "low": 1.0}, "needs low and high"),
-        ({"type": "float", "low": 2.0, "high": 1.0}, "low <= high"),
-        ({"type": "float", "low": 0.0, "high": 1.0, "log": True}, "log needs low > 0"),
-        ({"type": "int", "low": 1.5, "high": 3}, "whole numbers"),
-        ({"type": "int", "low": 1, "high": 3, "choices": [1]}, "choices are for categorical"),
-        ({"type": "categorical"}, "needs choices"),
-        ({"type": "categorical", "choices": [1, 1]}, "each of them once"),
-        ({"type": "categorical", "choices": [1], "log": True}, "not categorical"),
-        ({"type": "real", "low": 1, "high": 2}, "categorical"),
+        ({"type": "float", "low": 1.0}, ["float.high' is missing"]),
+        ({"type": "float", "low": 2.0, "high": 1.0}, ["low <= high"]),
+        ({"type": "int", "low": 2, "high": 1}, ["low <= high"]),
+        ({"type": "float", "low": 0.0, "high": 1.0, "log": True}, ["log needs low > 0"]),
+        ({"type": "int", "low": 1, "high": 9, "log": True, "step": 2}, ["log needs low > 0 and no step"]),
+        ({"type": "float", "low": 0.0, "high": 1.0, "step": 0.0}, ["step", "greater than 0"]),
+        ({"type": "int", "low": 1.5, "high": 3}, ["low' is 1.5", "valid integer"]),
+        ({"type": "int", "low": 1, "high": 3, "choices": [1]}, ["unknown field", "choices"]),
+        ({"type": "categorical"}, ["choices' is missing"]),
+        ({"type": "categorical", "choices": []}, ["needs choices"]),
+        ({"type": "categorical", "choices": [1, 1]}, ["each of them once"]),
+        ({"type": "categorical", "choices": [1], "log": True}, ["unknown field", "log"]),
+        ({"type": "real", "low": 1, "high": 2}, ["'float', 'int', 'categorical'"]),
+        ({"low": 1, "high": 2}, ["type"]),
     ],
 )
-def test_a_dimension_that_says_too_little_or_too_much(dimension: dict[str, Any], word: str) -> None:
-    with pytest.raises(ValueError, match=word):
-        Dimension(**dimension)
+def test_faulty_dimension_is_refused_in_one_line(dimension: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        validated(TuningParameters, {"space": {"contrastive_dynamics.temperature": dimension}})
+    assert "space.contrastive_dynamics.temperature" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_examples_of_a_dimension_are_its_limits_or_all_of_its_values() -> None:
+    assert Float(low=0.1, high=1.0).examples == (0.1, 1.0)
+    assert Int(low=1, high=4).examples == (1, 4)
+    assert Categorical(choices=("a", [1], None)).examples == ("a", [1], None)
+
+
+def test_default_space_can_be_searched_by_the_default_objective() -> None:
+    tuning = TuningParameters()
+    assert tuning.space == SPACE
+    check_space(tuning, StageParameters())
 
 
 @pytest.mark.parametrize(
@@ -183,17 +250,17 @@ def test_a_dimension_that_says_too_little_or_too_much(dimension: dict[str, Any],
         ({"trials": 0}, "greater than or equal to 1"),
     ],
 )
-def test_a_study_that_makes_no_sense(changes: dict[str, Any], word: str) -> None:
+def test_contradictory_study_is_refused(changes: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         make_tuning(**changes)
 
 
-def test_null_leaves_a_parameter_of_the_base_out() -> None:
+def test_null_leaves_a_dimension_out() -> None:
     tuning = make_tuning(space={"contrastive_dynamics.temperature": None, **CONDITIONAL})
     assert list(tuning.space) == list(CONDITIONAL)
 
 
-def test_names_may_be_one_string_as_the_command_line_has_them() -> None:
+def test_several_names_may_be_one_string() -> None:
     tuning = make_tuning(objectives="success_rate return_mean", sampler="nsgaii")
     assert tuning.objectives == ("success_rate", "return_mean")
     assert tuning.directions == ["maximize", "maximize"]

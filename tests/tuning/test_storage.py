@@ -15,21 +15,21 @@ from tests.tuning.studies import make_specification, make_tuning
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Path:
-    """That of a study that has been begun."""
+    """The journal of a started study."""
     return make_specification(tmp_path, make_tuning()).location.journal
 
 
-def test_a_line_that_a_killed_writer_left_unfinished_is_cut_off(journal: Path) -> None:
+def test_incomplete_last_line_of_a_killed_writer_is_deleted(journal: Path) -> None:
     whole = journal.read_bytes()
     journal.write_bytes(whole + whole.splitlines()[-1][:20])
     study = open_study(StudyLocation(journal), "name", make_tuning(), 0)
     assert journal.read_bytes().startswith(whole)
     study.enqueue_trial({})
-    check_journal(journal)  # what came after was not joined to it
+    check_journal(journal)  # the next line is not joined to it
     assert len(open_study(StudyLocation(journal), "name", make_tuning(), 0).trials) == len(study.trials)
 
 
-def test_a_line_that_another_worker_is_writing_is_left_to_it(journal: Path) -> None:
+def test_line_that_another_worker_is_writing_is_kept(journal: Path) -> None:
     whole = journal.read_bytes()
     line = whole.splitlines(keepends=True)[-1]
     lock = JournalFileSymlinkLock(str(journal))
@@ -49,7 +49,7 @@ def test_a_line_that_another_worker_is_writing_is_left_to_it(journal: Path) -> N
 
 
 @pytest.mark.parametrize("line", [b'{"op_code": 0, "wor\n', b"\x00\xff\n", b"3\n"])
-def test_a_damaged_line_is_told_by_its_number_and_nothing_is_changed(journal: Path, line: bytes) -> None:
+def test_damaged_line_is_named_and_the_journal_stays_unchanged(journal: Path, line: bytes) -> None:
     lines = journal.read_bytes().splitlines(keepends=True)
     lines[1] = line
     damaged = b"".join(lines)
@@ -59,7 +59,7 @@ def test_a_damaged_line_is_told_by_its_number_and_nothing_is_changed(journal: Pa
     assert journal.read_bytes() == damaged
 
 
-def test_a_database_that_does_not_answer_is_told_without_its_password() -> None:
+def test_message_about_an_unreachable_database_hides_its_password() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -74,7 +74,7 @@ def test_a_database_that_does_not_answer_is_told_without_its_password() -> None:
 
 
 @pytest.mark.parametrize("url", ["postgres at home", "nosuchdatabase://me:secret@host/db"])
-def test_a_url_that_is_none(url: str) -> None:
+def test_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(InputError, match="cannot be used") as caught:
         open_storage(StudyLocation(Path("unused"), url))
     assert "secret" not in str(caught.value)

@@ -11,6 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.testing.builders import dynamics_parameters, policy_parameters, readout_parameters
 from cvl_pipeline.tuning.storage import StudyLocation
 from cvl_pipeline.tuning.study import (
     RETRIES,
@@ -32,17 +33,17 @@ def running(user_attrs: dict[str, Any]) -> optuna.trial.FrozenTrial:
     return optuna.create_trial(state=TrialState.RUNNING, user_attrs=user_attrs)
 
 
-def test_a_trial_of_this_machine_lives_as_long_as_its_process() -> None:
+def test_trial_on_this_machine_is_dead_when_its_process_is() -> None:
     process = subprocess.Popen(["sleep", "60"])
     mine = {**owner(), "pid": process.pid, "started": psutil.Process(process.pid).create_time(), "alive": 0.0}
     assert not is_dead(running(mine), 60.0)
-    assert is_dead(running({**mine, "started": mine["started"] - 100.0}), 60.0)  # the number was given anew
+    assert is_dead(running({**mine, "started": mine["started"] - 100.0}), 60.0)  # the id was reused
     process.kill()
     process.wait()
     assert is_dead(running(mine), 60.0)
 
 
-def test_a_trial_of_another_machine_lives_as_long_as_it_gives_signs() -> None:
+def test_trial_on_another_machine_is_dead_without_signs_of_life() -> None:
     theirs = {**owner(), "host": "another"}
     assert not is_dead(running({**theirs, "alive": time.time() - 50.0}), 60.0)
     assert is_dead(running({**theirs, "alive": time.time() - 70.0}), 60.0)
@@ -56,17 +57,17 @@ def dead_trial(study: optuna.Study, **user_attrs: Any) -> optuna.Trial:
     return trial
 
 
-def test_the_point_of_an_interrupted_trial_is_tried_again_but_not_for_ever(tmp_path: Path) -> None:
+def test_point_of_an_interrupted_trial_is_retried_a_few_times(tmp_path: Path) -> None:
     tuning = make_tuning(space={"contrastive_dynamics.temperature": make_tuning().space[
         "contrastive_dynamics.temperature"]})  # fmt: skip
     specification = make_specification(tmp_path, tuning)
     study = open_study(specification.location, "name", tuning, 0)
-    dead_trial(study)  # takes the defaults, which were waiting
+    dead_trial(study)  # takes the queued defaults
     point = study.trials[0].params
     for retry in range(RETRIES):
         release_dead(study, tuning, specification.records)
         assert study.trials[-1].state == TrialState.WAITING
-        assert counts(study) == (0, 0, 0)  # interrupted and tried again is not failed
+        assert counts(study) == (0, 0, 0)  # a retried trial has not failed
         again = dead_trial(study)
         assert study.trials[again.number].params == point
         assert study.trials[again.number].user_attrs["retries"] == retry + 1
@@ -76,7 +77,7 @@ def test_the_point_of_an_interrupted_trial_is_tried_again_but_not_for_ever(tmp_p
     assert counts(study) == (0, 0, 1)
 
 
-def test_two_that_find_a_dead_trial_try_it_again_once(tmp_path: Path) -> None:
+def test_dead_trial_is_retried_once_even_if_two_workers_find_it(tmp_path: Path) -> None:
     tuning = make_tuning()
     specification = make_specification(tmp_path, tuning)
     first, second = (open_study(specification.location, "name", tuning, 0) for _ in range(2))
@@ -87,7 +88,7 @@ def test_two_that_find_a_dead_trial_try_it_again_once(tmp_path: Path) -> None:
     assert [trial.state for trial in second.get_trials()] == [TrialState.FAIL, TrialState.WAITING]
 
 
-def test_what_was_finished_but_not_told_is_told(tmp_path: Path) -> None:
+def test_recorded_result_of_a_dead_trial_is_kept(tmp_path: Path) -> None:
     tuning = make_tuning(trials=2)
     specification = make_specification(tmp_path, tuning)
     work(specification)
@@ -101,7 +102,7 @@ def test_what_was_finished_but_not_told_is_told(tmp_path: Path) -> None:
     assert study.trials[-1].values == done.values
 
 
-def test_finished_trials_outlive_their_storage(tmp_path: Path) -> None:
+def test_finished_trials_are_restored_if_the_storage_is_lost(tmp_path: Path) -> None:
     tuning = make_tuning(trials=3, measures=("contrastive_loss",))
     specification = make_specification(tmp_path, tuning)
     work(specification)
@@ -115,11 +116,11 @@ def test_finished_trials_outlive_their_storage(tmp_path: Path) -> None:
     assert [(t.params, t.values, t.user_attrs["measured"]) for t in new] == [
         (t.params, t.values, t.user_attrs["measured"]) for t in old
     ]
-    assert len(study.trials) == 3  # the defaults are among them, and are not tried again
+    assert len(study.trials) == 3  # the defaults are among them and are not queued again
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "3"])
-def test_a_record_that_is_damaged_is_named(tmp_path: Path, content: str) -> None:
+def test_damaged_record_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "x.json").write_text(content)
     tuning = make_tuning()
     specification = make_specification(tmp_path, tuning)
@@ -128,7 +129,7 @@ def test_a_record_that_is_damaged_is_named(tmp_path: Path, content: str) -> None
         restore(study, tmp_path, {}, tuning)
 
 
-def test_a_study_of_other_parameters_is_refused(tmp_path: Path) -> None:
+def test_study_with_other_parameters_is_refused(tmp_path: Path) -> None:
     tuning = make_tuning()
     specification = make_specification(tmp_path, tuning)
     study = open_study(specification.location, "name", tuning, 0)
@@ -143,16 +144,47 @@ def test_a_study_of_other_parameters_is_refused(tmp_path: Path) -> None:
         open_study(specification.location, "name", other, 0)
 
 
-def test_what_changes_no_result_may_change_while_a_study_runs() -> None:
+def test_parameters_that_change_no_trial_may_change_while_a_study_runs() -> None:
     stages, tuning = make_stages(), make_tuning()
-    more = make_tuning(trials=9, workers=7, max_failures=5, startup_trials=3)
+    more = make_tuning(trials=9, workers=7, max_failures=5, startup_trials=3, grace_seconds=90.0)
     assert signature(stages, tuning, "") == signature(stages, more, "")
-    text = str(signature(stages, tuning, ""))
-    assert "devices" not in text
-    assert "workers" not in text
+    others = make_stages(
+        baselines={"iql": {}},
+        value_report={"compared_transitions": 7},
+        evaluation={"episodes": 2, "workers": 3, "confidence": 0.9},
+        contrastive_dynamics=dynamics_parameters(training={"devices": 2, "checkpoint_seconds": 5.0}),
+    )
+    assert signature(others, tuning, "") == signature(stages, tuning, "")
+    names = signature(stages, tuning, "")
+    for word in ("devices", "workers", "checkpoint", "baselines"):
+        assert not any(word in name for name in names), word
 
 
-def test_a_study_that_does_not_exist(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"evaluation": {"episodes": 3}},
+        {"reward": "success"},
+        {"policy_extraction": policy_parameters(state_value={"actions": 9})},
+        {"contrastive_dynamics": dynamics_parameters(loss="nce")},
+        {"value_readout": readout_parameters(references=7)},
+    ],
+)
+def test_parameters_that_change_trials_are_in_the_signature(changes: dict[str, Any]) -> None:
+    tuning = make_tuning()
+    assert signature(make_stages(**changes), tuning, "") != signature(make_stages(), tuning, "")
+
+
+def test_searched_parameters_are_in_the_signature_by_their_dimension() -> None:
+    stages, name = make_stages(), "contrastive_dynamics.temperature"
+    found = signature(stages, make_tuning(), "")
+    assert name not in found
+    assert found[f"tuning.space.{name}"]["high"] == 1.0
+    other = make_stages(contrastive_dynamics=dynamics_parameters(temperature=0.7))
+    assert signature(other, make_tuning(), "") == found
+
+
+def test_missing_study_is_named(tmp_path: Path) -> None:
     stages = make_stages()
     location = StudyLocation(tmp_path / "journal.log")
     with pytest.raises(InputError, match="there is no study 'door-open-v3/dataset/study'"):

@@ -23,7 +23,7 @@ def trials_of(specification: Specification) -> list[optuna.trial.FrozenTrial]:
     return open_study(specification.location, "name", specification.tuning, 0).trials
 
 
-def test_the_number_of_trials_is_a_target(tmp_path: Path) -> None:
+def test_number_of_trials_is_a_target_over_all_runs(tmp_path: Path) -> None:
     specification = make_specification(tmp_path, make_tuning(trials=2))
     work(specification)
     trials = trials_of(specification)
@@ -36,7 +36,7 @@ def test_the_number_of_trials_is_a_target(tmp_path: Path) -> None:
     assert len(trials_of(more)) == 3
 
 
-def test_one_worker_finds_the_same_every_time(tmp_path: Path) -> None:
+def test_one_worker_gives_the_same_trials_every_time(tmp_path: Path) -> None:
     found = []
     for name in ("one", "other"):
         specification = make_specification(tmp_path / name, make_tuning(trials=4))
@@ -48,7 +48,7 @@ def test_one_worker_finds_the_same_every_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), FloatingPointError("nan")]
 )
-def test_a_trial_that_fails_is_recorded_and_passed_over(tmp_path: Path, error: Exception) -> None:
+def test_failed_trial_is_recorded_and_skipped(tmp_path: Path, error: Exception) -> None:
     measure, calls = Bench.measure, []
 
     def sometimes(self: Bench, *arguments: Any) -> dict[str, float]:
@@ -74,7 +74,7 @@ def test_too_many_failures_end_the_study(tmp_path: Path) -> None:
         work(specification)
 
 
-def test_of_two_that_begin_the_last_trial_at_once_one_gives_up(tmp_path: Path) -> None:
+def test_one_of_two_workers_gives_up_the_last_trial(tmp_path: Path) -> None:
     specification = make_specification(tmp_path, make_tuning(trials=2))
     other = open_study(specification.location, "name", specification.tuning, 0)
     may_begin = worker._may_begin
@@ -97,7 +97,7 @@ def test_of_two_that_begin_the_last_trial_at_once_one_gives_up(tmp_path: Path) -
     assert [trial.user_attrs.get("surplus", False) for trial in trials] == [False, False, True]
 
 
-def test_what_is_worse_half_way_is_pruned(tmp_path: Path) -> None:
+def test_trials_below_the_median_are_pruned(tmp_path: Path) -> None:
     tuning = make_tuning(
         trials=6, startup_trials=1, pruner="median", sampler="random",
         objectives=("mutual_information_bound",),
@@ -118,7 +118,7 @@ def test_what_is_worse_half_way_is_pruned(tmp_path: Path) -> None:
     assert complete.values == [complete.intermediate_values[max(complete.intermediate_values)]]
 
 
-def test_the_value_is_the_mean_over_seeds(tmp_path: Path) -> None:
+def test_value_is_the_mean_over_seeds(tmp_path: Path) -> None:
     seeds = []
 
     def measure(self: Bench, values: Mapping[str, Any], seed: int, *_: Any) -> dict[str, float]:
@@ -132,6 +132,6 @@ def test_the_value_is_the_mean_over_seeds(tmp_path: Path) -> None:
     assert trials_of(specification)[0].values == [1.0]
 
 
-def test_another_process_gets_the_whole_specification(tmp_path: Path) -> None:
+def test_specification_survives_json(tmp_path: Path) -> None:
     specification = make_specification(tmp_path, make_tuning())
     assert Specification.from_json(specification.to_json()) == specification

@@ -10,7 +10,6 @@ from functools import partial
 import numpy as np
 
 from cvl_pipeline.environments.base import Array, Environment
-from cvl_pipeline.environments.metaworld import MetaWorldEnvironment, MetaWorldExpert
 from cvl_pipeline.environments.rollouts import RolloutTask, run_episodes, stack_episodes
 from cvl_pipeline.episodes.container import Rewards, Transitions
 
@@ -138,30 +137,6 @@ def collect(
             description=f"Collecting {name}",
         )
         return stack_episodes(recorded, environment)
-
-
-def collect_metaworld(
-    task: str,
-    *,
-    episodes: int,
-    episode_steps: int,
-    noise_max: float,
-    random_max: float,
-    random_hold: int,
-    seed: int,
-    workers: int | None,
-) -> tuple[Transitions, Rewards]:
-    """Collect episodes of a Meta-World task with its scripted policy (see ``collect``, ``Disturbances``).
-
-    Raises:
-        InputError: unknown task.
-    """
-    return collect(
-        partial(MetaWorldEnvironment, task, episode_steps),
-        partial(MetaWorldExpert, task),
-        Disturbances(noise_max, random_max, random_hold),
-        episodes=episodes, seed=seed, workers=workers, name=task,
-    )  # fmt: skip
 
 
 def episode_seeds(seed: int, purpose: str, count: int, tasks: int = 1) -> list[int]:

@@ -13,10 +13,9 @@ from torch import nn
 
 from cvl_pipeline.environments.base import Array, Environment
 from cvl_pipeline.environments.collection import episode_seeds
-from cvl_pipeline.environments.multitask import with_tasks
 from cvl_pipeline.environments.rollouts import RolloutTask, run_episodes, stack_episodes
 from cvl_pipeline.episodes.container import Rewards, Transitions
-from cvl_pipeline.episodes.preparation import episode_summary
+from cvl_pipeline.episodes.preparation import episode_summary, with_tasks
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.actor import ActorShape
 
@@ -92,6 +91,13 @@ def _check_sizes(policy: nn.Module, environment: Environment) -> None:
                 f"evaluation.environment: its {name} have shape {theirs}, the dataset's {ours}; name the "
                 "environment that the log came from"
             )
+    discrete = bool(getattr(policy, "discrete", environment.discrete))
+    if discrete != environment.discrete:
+        kinds = {True: "choices", False: "vectors"}
+        raise InputError(
+            f"evaluation.environment: its actions are {kinds[environment.discrete]}, the dataset's "
+            f"{kinds[discrete]}; name the environment that the log came from"
+        )
 
 
 def rollout_table(

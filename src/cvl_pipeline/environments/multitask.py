@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
-import pandas as pd
-import torch
 
 from cvl_pipeline.environments.base import Array, Environment
 from cvl_pipeline.environments.collection import task_of_seed
 from cvl_pipeline.environments.metaworld import MetaWorldEnvironment, MetaWorldExpert
-from cvl_pipeline.episodes.container import Transitions
 
 OBSERVATION_SIZE = 39
 """Size of the observation of a single task."""
@@ -84,15 +80,3 @@ class MultiTaskExpert:
         """Action, (4,) in [-1, 1], for one observation, (39 + K,)."""
         single, one_hot = np.split(observation, [OBSERVATION_SIZE])
         return self._experts[int(one_hot.argmax())](single)
-
-
-def with_tasks(table: pd.DataFrame, transitions: Transitions, tasks: Sequence[str]) -> pd.DataFrame:
-    """Add the column ``task``, read from the observations, to a table with one row per episode.
-
-    Without ``tasks``, the table is returned unchanged.
-    """
-    if not tasks:
-        return table
-    first = transitions.episode_starts[:-1] + torch.arange(transitions.episodes)  # rows of observations
-    one_hot = transitions.observations[first][:, -len(tasks) :]
-    return table.assign(task=[tasks[index] for index in one_hot.argmax(1).tolist()])

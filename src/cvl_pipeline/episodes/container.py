@@ -146,6 +146,10 @@ class Rewards:
         """Whether ``successes`` has a meaning."""
         return bool(self.success_reported)
 
+    def to(self, device: torch.device | str) -> Rewards:
+        """The same labels on another device."""
+        return Rewards(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
+
     def select(self, transition_index: Tensor) -> Rewards:
         """Return the labels of the given transitions, in the given order."""
         return Rewards(

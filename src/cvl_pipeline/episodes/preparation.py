@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -184,3 +184,20 @@ def episode_summary(transitions: Transitions, rewards: Rewards) -> pd.DataFrame:
             else pd.array([pd.NA] * transitions.episodes, dtype="boolean"),
         }
     )
+
+
+def with_tasks(table: pd.DataFrame, transitions: Transitions, tasks: Sequence[str]) -> pd.DataFrame:
+    """Add the column ``task``, read from the observations, to a table with one row per episode.
+
+    Without ``tasks``, the table is returned unchanged.
+
+    Args:
+        table: one row per episode.
+        transitions: the episodes; the observations end with a one-hot vector of the task.
+        tasks: that the episodes are shared among, as the observations number them.
+    """
+    if not tasks:
+        return table
+    first = transitions.episode_starts[:-1] + torch.arange(transitions.episodes)  # rows of observations
+    one_hot = transitions.observations[first][:, -len(tasks) :]
+    return table.assign(task=[tasks[index] for index in one_hot.argmax(1).tolist()])

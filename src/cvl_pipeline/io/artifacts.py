@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from cvl_pipeline.errors import InputError, look_up
@@ -70,6 +71,10 @@ def _pack_policy(policy: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if name in ACTORS:
         tensors, config = _pack_module(policy)
         return tensors, {**config, "class": name}
+    if not BEST_OF_N.endswith(f":{name}"):
+        raise InputError(
+            f"a policy of class {name} cannot be stored: a method must return one of {', '.join(ACTORS)} or BestOfN"
+        )
     packed = {
         "actor": _pack_policy(policy.actor),
         "critic": _pack_module(policy.critic),
@@ -135,6 +140,10 @@ def kind_of(artifact: Any) -> str:
         kind = CLASSES.get(f"{cls.__module__}:{cls.__name__}")
         if kind is not None:
             return kind
+    if type(artifact).__name__ == "EpisodeData":
+        raise InputError(
+            "EpisodeData is several artifacts: save its transitions, split, normalisation and rewards"
+        )
     raise InputError(f"{type(artifact).__name__} is not an artifact; known: {', '.join(KINDS)}")
 
 
@@ -161,12 +170,15 @@ def load_artifact(path: Path | str, kind: str | None = None) -> Any:
         kind: the expected kind; None accepts the kind that the file states.
 
     Raises:
-        InputError: the file is missing, damaged, from another program, or of another or an unknown kind.
+        InputError: the file is missing, damaged, from another program, or of another or an unknown kind, or it
+            names an encoder of the user's own whose module is not on the Python path.
     """
     stored_kind, tensors, config = read_tensors(Path(path), kind)
     _, unpack = codec(stored_kind)
     try:
         return unpack(tensors, config)
+    except PydanticCustomError as error:  # it names an encoder of the user's own, which cannot be imported
+        raise InputError(f"{shown(Path(path))}: {error}") from error
     except (InputError, KeyError, RuntimeError, TypeError) as error:
         raise InputError(
             f"{shown(Path(path))}: its content is not a valid {stored_kind} ({type(error).__name__}); "

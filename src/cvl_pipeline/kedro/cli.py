@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 from kedro.config import MissingConfigException
 from kedro.framework.cli.project import run as kedro_run
-from kedro.framework.cli.utils import _split_params
 from kedro.framework.project import settings
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
@@ -18,9 +18,11 @@ from cvl_pipeline.errors import InputError, causes, missing_extra, one_line, pri
 from cvl_pipeline.io.storage import FULL, REFUSED, refusal, shown
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.parameters import RunParameters
-from cvl_pipeline.kedro.pipeline_registry import plan_for, register_pipelines
+from cvl_pipeline.kedro.pipeline_registry import current_plan, plan_for, register_pipelines
 from cvl_pipeline.kedro.provenance.states import Provenance
 from cvl_pipeline.kedro.provenance.status import print_status
+from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
+from cvl_pipeline.sources.environment import environment_for
 from cvl_pipeline.training.launch import TrainingError
 from cvl_pipeline.tuning.storage import StudyLocation
 
@@ -75,20 +77,31 @@ class _Command(click.Command):
 
 class _Run(_Command):
     def check(self, options: dict[str, Any]) -> None:
-        _follow(options)
-        _check_names(options)
+        parameters = _follow(options)
+        asked = _asked_names(options)
+        _check_evaluates(parameters, asked)
+        _check_names(asked)
 
 
-def _follow(options: dict[str, Any]) -> None:
-    """Let the pipelines follow the parameters that the options give."""
+def _follow(options: dict[str, Any]) -> RunParameters:
+    """Let the pipelines follow the parameters that the options give; return these."""
     source = options.get("conf_source") or str(Path.cwd() / settings.CONF_SOURCE)
-    loader = settings.CONFIG_LOADER_CLASS(
+    loader = CheckedConfigLoader(
         source,
-        env=options.get("env"),
+        env=options.get("env") or os.environ.get("KEDRO_ENV"),  # as Kedro's session does
         runtime_params=options.get("params") or {},
-        **settings.CONFIG_LOADER_ARGS,
+        **CONFIG_LOADER_ARGS,
     )
-    plan_for(loader.run_parameters())
+    parameters: RunParameters = loader.run_parameters()
+    plan_for(parameters)
+    return parameters
+
+
+def _check_evaluates(parameters: RunParameters, asked: dict[str, list[str]]) -> None:
+    """Raise InputError if an option asks for the evaluation and no environment is known."""
+    names = [name for group in asked.values() for name in group]
+    if not current_plan().evaluates and any(name.partition(".")[0] == "evaluation" for name in names):
+        environment_for(parameters.dataset, parameters.evaluation)  # says why there is none
 
 
 RENAMED_NODES = {
@@ -100,8 +113,18 @@ RENAMED_NODES = {
 """New names of old nodes, for error messages."""
 
 
-def _check_names(options: dict[str, Any]) -> None:
-    """Raise InputError if an option names a pipeline, a node, a stage or a tag that does not exist."""
+def _asked_names(options: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the names that the options have, by their kind."""
+    return {
+        "pipeline": [*(options["pipelines"] or []), *filter(None, [options["pipeline"]])],
+        "node": [*options["node_names"], *options["from_nodes"], *options["to_nodes"]],
+        "namespace": list(options["namespaces"] or []),
+        "tag": list(options["tags"] or []),
+    }
+
+
+def _check_names(asked: dict[str, list[str]]) -> None:
+    """Raise InputError if a pipeline, a node, a stage or a tag does not exist."""
     pipelines = register_pipelines()
     nodes = {node for pipeline in pipelines.values() for node in pipeline.nodes}
     known = {
@@ -109,12 +132,6 @@ def _check_names(options: dict[str, Any]) -> None:
         "node": sorted(node.name for node in nodes),
         "namespace": [name for name in pipelines if name != "__default__"],
         "tag": sorted({tag for node in nodes for tag in node.tags}),
-    }
-    asked = {
-        "pipeline": [*(options["pipelines"] or []), *filter(None, [options["pipeline"]])],
-        "node": [*options["node_names"], *options["from_nodes"], *options["to_nodes"]],
-        "namespace": options["namespaces"] or [],
-        "tag": options["tags"] or [],
     }
     for kind, names in asked.items():
         _check(kind, names, known[kind])
@@ -155,8 +172,9 @@ def tuning() -> None:
 
 def _which_study(command: Any) -> Any:
     """Add the options that choose a study, the same as those of the run."""
+    of_run = next(option for option in kedro_run.params if option.name == "params")
     params = click.option(
-        "--params", default="", callback=_split_params, help="Such as dataset.task=push-v3."
+        "--params", default="", callback=of_run.callback, help="Such as dataset.task=push-v3."
     )
     return click.option("--env", "-e", help="Folder of conf/.")(params(command))
 
@@ -203,8 +221,9 @@ def _study_in_force(env: str | None, params: dict[str, Any]) -> tuple[StudyLocat
 
 class _Status(_Command):
     def check(self, options: dict[str, Any]) -> None:
-        _follow(options)
-        _check("pipeline", options["pipelines"] or [], list(register_pipelines()))
+        asked = {"pipeline": list(options["pipelines"] or [])}
+        _check_evaluates(_follow(options), asked)
+        _check("pipeline", asked["pipeline"], list(register_pipelines()))
 
 
 @cli.group()

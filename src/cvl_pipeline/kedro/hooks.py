@@ -23,6 +23,7 @@ from cvl_pipeline.kedro.commands import kedro_run, keep_options
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.parameters import RunParameters, check_parameters
 from cvl_pipeline.kedro.pipeline_registry import current_plan, plan_for, register_pipelines
+from cvl_pipeline.readout.parameters import REWARDS
 from cvl_pipeline.readout.rewards import check_reward
 from cvl_pipeline.sources.environment import environment_for
 from cvl_pipeline.tuning.objectives import OBJECTIVES
@@ -61,13 +62,9 @@ class CheckInputs:
     """Stops a run whose task or reward is unknown or whose saved inputs are missing or foreign."""
 
     @hook_impl
-    def before_pipeline_run(
-        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
-    ) -> None:
+    def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Check the environment, if one will run, the reward and every input on disk; raises InputError."""
         parameters = check_parameters(catalog.load("parameters"))
-        if not current_plan().evaluates and "evaluation" in (run_params.get("pipeline_names") or []):
-            environment_for(parameters.dataset, parameters.evaluation)  # says why there is none
         if any("simulator" in node.tags for node in pipeline.nodes):
             environment_for(parameters.dataset, parameters.evaluation).check()
         if "parameters" in pipeline.inputs():
@@ -76,7 +73,7 @@ class CheckInputs:
             check_reward(parameters.reward)
         missing = set()
         for name in sorted(pipeline.inputs()):
-            if name.startswith("params:") or name == "parameters":
+            if _is_parameter(name):
                 continue
             if not catalog.exists(name):
                 missing.add(name)
@@ -101,14 +98,26 @@ def _missing(names: set[str], catalog: DataCatalog) -> InputError:
                 f"{shown(old)} is of an older version, in which it was the only policy; rename it to {path.name}, "
                 f"or make it again: {kedro_run('--only-missing-outputs')}"
             )
-    makers = ",".join(
-        name
-        for name, nodes in register_pipelines().items()
-        if name != "__default__" and names & nodes.all_outputs()
-    )
     return InputError(
-        f"missing artifacts: {', '.join(sorted(names))}; make them first: {kedro_run('--pipelines', makers)}"
+        f"missing artifacts: {', '.join(sorted(names))}; make them first: "
+        f"{kedro_run('--pipelines', ','.join(_makers(names, catalog)))}"
     )
+
+
+def _makers(names: set[str], catalog: DataCatalog) -> list[str]:
+    """Return the pipelines that make artifacts, and what these pipelines lack in turn."""
+    pipelines = {name: nodes for name, nodes in register_pipelines().items() if name != "__default__"}
+    wanted: set[str] = set()
+    while names - wanted:
+        wanted |= names
+        makers = [name for name, nodes in pipelines.items() if wanted & nodes.all_outputs()]
+        inputs = {name for maker in makers for name in pipelines[maker].inputs()}
+        names = {name for name in inputs if not _is_parameter(name) and not catalog.exists(name)}
+    return makers
+
+
+def _is_parameter(name: str) -> bool:
+    return name.startswith("params:") or name == "parameters"
 
 
 def _check_tuning(parameters: RunParameters) -> None:
@@ -190,7 +199,7 @@ def _print_places(catalog: DataCatalog) -> None:
 def _print_comparison(metrics: Mapping[str, Any], place: str) -> None:
     level = f"{100 * metrics['confidence']:g} %"
     title = f"{metrics['dataset']}, seed {metrics['seed']}"
-    if metrics["reward"] != "dataset":
+    if metrics["reward"] != REWARDS.names[0]:
         title += f", reward {metrics['reward']}"
     table = Table(title=escape(title), title_justify="left")
     rows = {**metrics["methods"], "behaviour": "behaviour data"}

@@ -89,24 +89,47 @@ def _section(model: type[BaseModel], prefix: str, text: str) -> Iterator[str]:
             yield from _section(annotation, f"{full}.", "")
             continue
         registry = choice.registry
-        label = "<name>." if choice.mapping else ""
-        for alternative in registry.names:
-            parameters = registry.parameters(alternative)
+        start = f"{full}.<name>." if choice.mapping else f"{full}."
+        models = {name: registry.parameters(name) for name in registry.names}
+        shared = _shared(list(models.values()), registry.field)
+        if shared:
+            yield f"Every {registry.kind} has:"
+            yield ""
+            yield from _rows(next(iter(models.values())), start, shared)
+        for alternative, parameters in models.items():
             default = " (default)" if alternative == registry.names[0] and not choice.mapping else ""
             description = parameters.model_fields[registry.field].description or ""
-            yield f"**`{full}.{label}{registry.field}={alternative}`**{default}: {description}"
+            yield f"**`{start}{registry.field}={alternative}`**{default}: {description}"
             yield ""
-            others = {
-                field: part for field, part in parameters.model_fields.items() if field != registry.field
-            }
-            leaves = [
-                (field, part) for field, part in others.items() if not _is_group(parameters, field, part)
-            ]
-            if leaves:
-                yield from _table(parameters, f"{full}.{label}", leaves)
-            for field in others:
-                if _is_group(parameters, field, others[field]):
-                    yield from _nested(parameters, field, f"{full}.{label}")
+            own = [name for name in parameters.model_fields if name not in (registry.field, *shared)]
+            yield from _rows(parameters, start, own)
+
+
+def _shared(models: list[type[BaseModel]], tag: str) -> list[str]:
+    """Return the fields that all alternatives have alike."""
+    first, *others = models
+    return [
+        name
+        for name, info in first.model_fields.items()
+        if name != tag
+        and all(
+            name in other.model_fields
+            and (other.model_fields[name].description, str(other.model_fields[name].default))
+            == (info.description, str(info.default))
+            for other in others
+        )
+    ]
+
+
+def _rows(model: type[BaseModel], prefix: str, names: list[str]) -> Iterator[str]:
+    """Yield the table of some fields of an alternative, and the groups among them in short."""
+    fields = model.model_fields
+    leaves = [(name, fields[name]) for name in names if not _is_group(model, name, fields[name])]
+    if leaves:
+        yield from _table(model, prefix, leaves)
+    for name in names:
+        if _is_group(model, name, fields[name]):
+            yield from _nested(model, name, prefix)
 
 
 def _nested(model: type[BaseModel], field: str, prefix: str) -> Iterator[str]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.objectives.base import ActorParameters, TrainedPolicy
-from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.schema import Registry, Strict
 from cvl_pipeline.training.parameters import TrainingParameters
+
+if TYPE_CHECKING:
+    from cvl_pipeline.readout.q_function import QFunction
 
 
 class MethodParameters(ActorParameters):
@@ -45,6 +48,17 @@ class Method(ABC):
 
     learns_values: ClassVar[bool] = False
     """Whether it learns values itself. By default it then takes the gradient steps of critic and policy."""
+
+    @classmethod
+    def inherited(cls, policy_extraction: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that the method takes over as a baseline, unless it sets them itself.
+
+        Args:
+            policy_extraction: network, encoder and training of CVL's policy, as far as they are set.
+        """
+        return {
+            name: value for name, value in policy_extraction.items() if name in cls.Parameters.model_fields
+        }
 
     @property
     def training(self) -> TrainingParameters:

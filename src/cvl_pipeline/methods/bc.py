@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,9 @@ from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.methods.base import Method, MethodParameters
 from cvl_pipeline.objectives.base import TrainedPolicy
 from cvl_pipeline.objectives.bc import BehaviourCloning
-from cvl_pipeline.readout.q_function import QFunction
+
+if TYPE_CHECKING:
+    from cvl_pipeline.readout.q_function import QFunction
 
 
 class BC(Method):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.methods.base import Method
-from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
 from cvl_pipeline.objectives.base import OBJECTIVES, ObjectiveParameters, TrainedPolicy
-from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.schema import Choice, Strict
 from cvl_pipeline.training.parameters import TrainingParameters
+
+if TYPE_CHECKING:
+    from cvl_pipeline.readout.q_function import QFunction
+
+
+def _default_objective() -> ObjectiveParameters:
+    # By name: a policy of another objective must not depend on the code of the default one.
+    return OBJECTIVES.validate({})  # type: ignore[return-value]
 
 
 class CVL(Method):
@@ -24,12 +31,17 @@ class CVL(Method):
 
         method: Literal["cvl"] = Field("cvl", description="Contrastive Value Learning.")
         extraction: Annotated[ObjectiveParameters, Choice(OBJECTIVES)] = Field(
-            AdvantageWeightedRegression.Parameters(),
+            default_factory=_default_objective,
             description="The objective and its settings, as in `policy_extraction`.",
         )
 
     title = "CVL"
     needs_critic = True
+
+    @classmethod
+    def inherited(cls, policy_extraction: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings of the objective that the method takes over as a baseline."""
+        return {"extraction": dict(policy_extraction)}
 
     @property
     def training(self) -> TrainingParameters:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
@@ -22,12 +22,14 @@ from cvl_pipeline.methods.base import Method, MethodParameters
 from cvl_pipeline.networks.actor import make_actor
 from cvl_pipeline.networks.mlp import Standardise, mlp
 from cvl_pipeline.objectives.base import TrainedPolicy
-from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.parameters import Hidden
-from cvl_pipeline.training.processes import own_share
+from cvl_pipeline.training.processes import gather, own_share
 from cvl_pipeline.training.seeds import stream_seed
+
+if TYPE_CHECKING:
+    from cvl_pipeline.readout.q_function import QFunction
 
 
 class TwinQ(nn.Module):
@@ -152,14 +154,15 @@ class ImplicitQLearning(OfflineModule):
             advantage = self.target_q(states, actions).amin(0) - value
             next_value = self.v(standard(self._next_states[index])).squeeze(-1)
             target = self._rewards[index] + self.iql.discount * self._goes_on[index] * next_value
-            scale = advantage.std().clamp(min=1e-6) if self.iql.scale_advantage else 1.0
+            spread = gather(advantage).std()  # of the whole batch, which several processes may share
+            scale = spread.clamp(min=1e-6) if self.iql.scale_advantage else 1.0
             weights = (self.iql.beta * advantage / scale).exp().clamp(max=self.iql.max_weight)
         error = advantage + value.detach() - value
         asymmetry = torch.where(error > 0, self.iql.expectile, 1.0 - self.iql.expectile)
         v_loss = (asymmetry * error.square()).mean()
         q_loss = (self.q(states, actions) - target).square().mean(1).sum()
         policy_loss = -(weights * self.actor.log_prob(states, actions)).mean()
-        return v_loss + q_loss + policy_loss, {"q": target.mean(), "advantage_std": advantage.std()}
+        return v_loss + q_loss + policy_loss, {"q": target.mean(), "advantage_std": spread}
 
     def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
         """Measure the policy on held-out states."""

@@ -11,13 +11,17 @@ import pandas as pd
 from torch import nn
 
 from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.imports import named
 from cvl_pipeline.methods.base import METHODS
-from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.schema import Strict
 from cvl_pipeline.training.parameters import TrainingParameters
 
 if TYPE_CHECKING:
+    from cvl_pipeline.readout.q_function import QFunction
     from cvl_pipeline.training.callbacks import Watcher
+
+# Named, not imported: a method without a critic must not depend on the code of readouts.
+Q_FUNCTION = "cvl_pipeline.readout.q_function:QFunction"
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class PolicyJob:
         """Make the job again from ``artifacts`` and ``settings``."""
         parts = dict(artifacts)
         critic, readout = parts.pop("critic", None), parts.pop("readout", None)
-        values = QFunction(critic, readout) if critic is not None and readout is not None else None
+        values = named(Q_FUNCTION)(critic, readout) if critic is not None and readout is not None else None
         parameters = METHODS.validate(settings["parameters"])
         return cls(EpisodeData(**parts), parameters, settings["seed"], values)
 

@@ -46,20 +46,25 @@ class Policy(nn.Module):
             (A,) or (B, A) float32 within the action bounds. Discrete actions are an integer, or (B,) int64.
 
         Raises:
-            InputError: the observations have another shape, or are not finite numbers.
+            InputError: the observations have another shape, are not finite numbers, or are images whose values
+                are not whole numbers from 0 to 255.
         """
         rows = np.asarray(observations)
         wanted = tuple(self.shape.observation_shape)
         if rows.dtype.kind not in "biuf":
             raise InputError(f"observations are {rows.dtype}, not numbers")
         if rows.shape[-len(wanted) :] != wanted or rows.ndim - len(wanted) not in (0, 1):
-            raise InputError(
-                f"observations have shape {rows.shape}; this policy takes {wanted} or (B, {str(wanted)[1:]}"
-            )
-        if not np.isfinite(rows).all():
-            raise InputError("observations hold a value that is not a finite number")
+            many = ", ".join(str(size) for size in ("B", *wanted))
+            raise InputError(f"observations have shape {rows.shape}; this policy takes {wanted} or ({many})")
+        images = len(wanted) == 3
+        with np.errstate(over="ignore", invalid="ignore"):
+            narrow = np.array(rows, dtype=np.uint8 if images else np.float32)
+        if not (np.isfinite(rows).all() and np.isfinite(narrow).all()):
+            raise InputError("observations hold a value that is not a finite number in single precision")
+        if images and not np.array_equal(narrow, rows):
+            raise InputError("observations are images: their values must be whole numbers from 0 to 255")
         single = rows.ndim == len(wanted)
-        batch = torch.from_numpy(np.array(rows, dtype=np.uint8 if len(wanted) == 3 else np.float32))
+        batch = torch.from_numpy(narrow)
         device = next(self.parameters()).device
         with torch.no_grad():
             actions = self.forward((batch.unsqueeze(0) if single else batch).to(device)).cpu().numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import pandas as pd
 import torch
@@ -15,10 +15,12 @@ from torch import Generator, Tensor, nn
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.networks.actor import Actor
 from cvl_pipeline.networks.encoder import ENCODERS, AutomaticEncoderParameters, EncoderParameters
-from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.schema import Choice, Registry, Strict
 from cvl_pipeline.training.parameters import Hidden, TrainingParameters
 from cvl_pipeline.training.processes import own_share
+
+if TYPE_CHECKING:
+    from cvl_pipeline.readout.q_function import QFunction
 
 
 class TrainedPolicy(NamedTuple):

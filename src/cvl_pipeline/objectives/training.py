@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
@@ -12,10 +13,12 @@ from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.actor import Actor, make_actor
 from cvl_pipeline.objectives.base import OBJECTIVES, ObjectiveParameters, Setting, TrainedPolicy
-from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.seeds import stream_seed
+
+if TYPE_CHECKING:
+    from cvl_pipeline.readout.q_function import QFunction
 
 VALIDATION_STATES = 2048
 """Held-out states of one measurement; the same seed draws them every time."""
@@ -77,7 +80,7 @@ class PolicyExtraction(OfflineModule):
                 actor=self.actor,
                 seed=self.seed,
                 values=self._values,
-                rewards=self._data.rewards,
+                rewards=self._data.rewards.to(self.device) if self._data.rewards else None,
             )
         )
 

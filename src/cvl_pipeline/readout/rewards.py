@@ -119,7 +119,7 @@ class GoalDistance(Reward):
     Parameters = GoalDistanceReward
 
     def labels(self, transitions: Transitions, logged: Rewards) -> Rewards:
-        """Return rewards in (0, 1]; warns of a goal that the log hardly reaches."""
+        """Return rewards in (0, 1]; raises InputError on images and unknown dimensions."""
         goal: GoalDistanceReward = self.parameters
         # The model requires them together.
         assert goal.indices is not None

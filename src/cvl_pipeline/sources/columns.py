@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from cvl_pipeline.schema import Strict
+from cvl_pipeline.schema import Strict, listed
 
 MOST_ACTIONS = 65536
 """Choices that discrete actions may have; larger codes are identifiers of something else."""
 
 
-def _listed(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.split()
-    return [value] if isinstance(value, int) else value
-
-
 Name = Annotated[str, Field(min_length=1)]
 # Kedro's --params cannot carry a list. There, one string holds several names with spaces between them.
-Names = Annotated[tuple[Name, ...], BeforeValidator(_listed), Field(min_length=1)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(listed), Field(min_length=1)]
 
 
 class Columns(Strict):

@@ -15,13 +15,10 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.schema import Floats, operational
 from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters
 from cvl_pipeline.sources.columns import MOST_ACTIONS, Columns
-from cvl_pipeline.sources.steps import Steps, episodes_from_steps
+from cvl_pipeline.sources.steps import Steps, episodes_from_steps, first_gap
 from cvl_pipeline.sources.tables import Table, brief, open_table, place_of_row
 
 Array = NDArray[Any]
-
-GAP = 1e-3
-"""Share of a dimension's range by which a next observation may miss the row that follows it."""
 
 
 def load_file(
@@ -268,37 +265,23 @@ def _check_steps(table: Table, name: str, ends: Array) -> None:
 
 def _check_continuity(log: _Log) -> None:
     """Refuse a log whose rows do not follow each other, such as a shuffled replay buffer."""
-    observations, following = log.steps.observations, log.steps.next_observations
-    assert following is not None  # checked only where the log has them
-    rows = np.flatnonzero(~np.logical_or(log.steps.terminated, log.steps.truncated)[:-1])
-    if observations.ndim == 4:
-        _check_images_continue(log, rows)
+    gap = first_gap(log.steps)
+    if gap is None:
         return
-    spread = np.subtract(observations.max(0), observations.min(0), dtype=np.float64)
-    gaps = np.abs(np.subtract(following[rows], observations[rows + 1], dtype=np.float64))
-    broken = np.argwhere(gaps > GAP * spread)
-    if len(broken):
-        row, dimension = rows[broken[0, 0]], broken[0, 1]
-        file, place = log.locate(row)
+    row, dimension = gap
+    file, place = log.locate(row)
+    fix = "keep the rows of an episode in the order of time, and mark where one ends"
+    if dimension is None:
         raise InputError(
-            f"{file}: dataset.columns.next_observations is {following[row, dimension]:g} at {place}, "
-            f"dimension {dimension}, but the row after it starts from {observations[row + 1, dimension]:g}; "
-            "keep the rows of an episode in the order of time, and mark where one ends"
+            f"{file}: dataset.columns.next_observations at {place} is another image than the row after it starts "
+            f"from; {fix}"
         )
-
-
-def _check_images_continue(log: _Log, rows: Array) -> None:
-    """The same for images, which are equal or not, block by block."""
-    following, observations = log.steps.next_observations, log.steps.observations
-    assert following is not None
-    for block in np.array_split(rows, max(1, len(rows) // 1024)):
-        same = (following[block] == observations[block + 1]).reshape(len(block), -1).all(1)
-        if not same.all():
-            file, place = log.locate(block[int(same.argmin())])
-            raise InputError(
-                f"{file}: dataset.columns.next_observations at {place} is another image than the row after "
-                "it starts from; keep the rows of an episode in the order of time, and mark where one ends"
-            )
+    observations: Any = log.steps.observations
+    following: Any = log.steps.next_observations
+    raise InputError(
+        f"{file}: dataset.columns.next_observations is {following[row, dimension]:g} at {place}, dimension "
+        f"{dimension}, but the row after it starts from {observations[row + 1, dimension]:g}; {fix}"
+    )
 
 
 def _action_bounds(

@@ -46,7 +46,8 @@ def load_minari(
     Observations are flattened as ``gymnasium.spaces.utils.flatten`` does it, subspaces in the order that the
     dataset was recorded with. An infinite bound of the action space becomes the smallest or largest action of
     the log. An episode whose last step says neither terminated nor truncated counts as truncated. Successes
-    are those of ``infos`` where it has one of ``SUCCESSES``, and False elsewhere.
+    are those of ``infos`` where it has one of ``SUCCESSES``, and False elsewhere. If no episode has one, success
+    is not reported.
 
     Args:
         dataset_id: such as ``D4RL/pointmaze/umaze-v2``.
@@ -113,8 +114,9 @@ def save_minari(
 ) -> Path:
     """Write episodes as a Minari dataset, whole or not at all.
 
-    ``load_minari`` gives the same episodes back. Successes become ``infos["success"]``, which as usual in
-    Minari has one more entry than the episode has steps, the first for the reset: False.
+    ``load_minari`` gives the same episodes back. Successes, if anything reports them, become
+    ``infos["success"]``. As usual in Minari, it has one more entry than the episode has steps. The first entry,
+    for the reset, is False.
 
     Args:
         transitions: the episodes.
@@ -473,8 +475,9 @@ def _buffers(transitions: Transitions, rewards: Rewards) -> Iterator[EpisodeBuff
             "rewards": rewards.rewards[start:end].cpu().numpy(),
             "terminations": last & bool(transitions.terminated[episode]),
             "truncations": last & bool(transitions.truncated[episode]),
-            "infos": {"success": np.append(False, rewards.successes[start:end].cpu().numpy())},
         }
+        if rewards.reports_success:
+            columns["infos"] = {"success": np.append(False, rewards.successes[start:end].cpu().numpy())}
         yield EpisodeBuffer(**columns)
 
 

@@ -14,6 +14,9 @@ from cvl_pipeline.errors import InputError
 
 Array = NDArray[np.generic]
 
+GAP = 1e-3
+"""Share of a dimension's range by which a next observation may differ from the row that follows it."""
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -126,6 +129,29 @@ def episodes_from_steps(
     )
 
 
+def first_gap(steps: Steps) -> tuple[int, int | None] | None:
+    """Find the first step within an episode whose next observation is not the observation of the next row.
+
+    Returns:
+        Its row, and the dimension that differs (None for images); None if all rows follow each other, or the log
+        has no ``next_observations``.
+    """
+    observations, following = steps.observations, steps.next_observations
+    if following is None:
+        return None
+    rows = np.flatnonzero(~np.logical_or(steps.terminated, steps.truncated)[:-1])
+    if observations.ndim == 4:  # images are equal or not; block by block
+        for block in np.array_split(rows, max(1, len(rows) // 1024)):
+            same = (following[block] == observations[block + 1]).reshape(len(block), -1).all(1)
+            if not same.all():
+                return int(block[int(same.argmin())]), None
+        return None
+    spread = np.subtract(observations.max(0), observations.min(0), dtype=np.float64)
+    gaps = np.abs(np.subtract(following[rows], observations[rows + 1], dtype=np.float64))
+    broken = np.argwhere(gaps > GAP * spread)
+    return (int(rows[broken[0, 0]]), int(broken[0, 1])) if len(broken) else None
+
+
 def _bounds(actions: Tensor, discrete: bool) -> tuple[Tensor, Tensor]:
     if discrete:  # the log may lack some of the actions
         return torch.zeros(actions.shape[1]), torch.ones(actions.shape[1])
@@ -133,5 +159,7 @@ def _bounds(actions: Tensor, discrete: bool) -> tuple[Tensor, Tensor]:
 
 
 def _tensor(values: Array | Tensor) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.float()
     # Copy, for any byte order or owner, so that the tensor never shares memory with the log.
     return torch.from_numpy(np.array(values, dtype=np.float32))

@@ -29,7 +29,7 @@ def make_transitions(
     action_size: int = 2,
     seed: int = 0,
 ) -> Transitions:
-    """Random episodes whose every observation row and action is told apart from every other."""
+    """Random episodes in which every observation row and action is unique."""
     generator = torch.Generator().manual_seed(seed)
     steps, episodes = sum(lengths), len(lengths)
     ends = torch.tensor(terminated, dtype=torch.bool)

@@ -120,11 +120,16 @@ class Throughput(Checkpoint):
 
 
 def operations_of_a_step(module: OfflineModule) -> float:
-    """Floating-point operations of the matrix products and convolutions of one gradient step."""
+    """Floating-point operations of the matrix products and convolutions of one gradient step.
+
+    Weights and buffers stay as they are, also if ``training_loss`` updates a moving average.
+    """
+    before = {name: value.clone() for name, value in module.state_dict().items()}
     with FlopCounterMode(display=False) as counter, torch.enable_grad():
         loss, _ = module.training_loss(module.batch(0))
         loss.backward()  # type: ignore[no-untyped-call]
     module.zero_grad(set_to_none=True)
+    module.load_state_dict(before)
     return float(counter.get_total_flops())
 
 

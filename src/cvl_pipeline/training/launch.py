@@ -1,9 +1,9 @@
 """Training by several processes, on one machine or many.
 
 A Lightning trainer inside ``kedro run`` cannot start other processes without running the whole pipeline in
-each, so training by several processes goes through torchrun: its inputs are saved as artifacts, every process
-(``python -m cvl_pipeline.training.launch FOLDER``) reads them and trains its share, and the first process saves
-the results, which are read back here. With one process, training stays in this one.
+each, so training by several processes goes through torchrun. The inputs are saved as artifacts. Every process
+(``python -m cvl_pipeline.training.launch FOLDER``) reads them and trains its share. The first process saves the
+results, and ``train`` reads them. Training with one process needs none of this.
 """
 
 from __future__ import annotations
@@ -34,51 +34,51 @@ from cvl_pipeline.io.storage import shown, write_atomically
 from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.processes import TERMINATED, end_with_parent, rank, world_size
 
-if TYPE_CHECKING:  # it brings Lightning, which only training is to wait for
+if TYPE_CHECKING:  # this module imports Lightning, which is slow
     from cvl_pipeline.training.callbacks import Watcher
 
 logger = logging.getLogger(__name__)
 
 DONE = "done.json"
-"""Written last, by the first process: what happened, and how many processes trained."""
+"""The outcome and the number of processes, written last, by the first process."""
 ERRORS = "processes.log"
-"""What the processes of this machine wrote to standard error: tracebacks, torchrun's reports."""
+"""Standard error of this machine's processes: tracebacks and torchrun's reports."""
 PATIENCE = 30.0
-"""Seconds that a process which has to end waits for the first to say why: torchrun ends all with any."""
+"""Seconds that a failed process waits for the first one's report: torchrun ends all processes if one ends."""
 
 
 JOBS = {
     "critic": "cvl_pipeline.dynamics.job:CriticJob",
     "policy": "cvl_pipeline.methods.job:PolicyJob",
 }
-"""The trainings that other processes may be asked for. A specification can name no other code."""
+"""The trainings that other processes can run. A specification cannot name other code."""
 
 
 class TrainingError(RuntimeError):
-    """A training process ended early. The message is one line for the user; finished steps are saved."""
+    """A training process ended early. The message is one line; the last checkpoint is kept."""
 
 
 class Job(Protocol):
-    """A training that one process can do, or several can share."""
+    """A training for one process, or for several that share it."""
 
     name: ClassVar[str]
     """Its key in JOBS."""
     makes: ClassVar[str]
-    """The kind of artifact that it trains."""
+    """The kind of artifact that it produces."""
 
     @property
     def training(self) -> TrainingParameters:
-        """How many processes, among others."""
+        """The training parameters, such as the number of processes."""
 
     def artifacts(self) -> dict[str, Any]:
-        """Return the inputs by their kinds of artifact."""
+        """Return the inputs, by kind of artifact."""
 
     def settings(self) -> dict[str, Any]:
         """Return everything else as plain values."""
 
     @classmethod
     def from_parts(cls, artifacts: Mapping[str, Any], settings: Mapping[str, Any]) -> Job:
-        """Make the job again from ``artifacts`` and ``settings``."""
+        """Recreate the job from ``artifacts`` and ``settings``."""
 
     def run(
         self, checkpoints: Path | None, logs: Path | None, watch: Watcher | None
@@ -93,11 +93,11 @@ def train(
 
     Args:
         job: the training.
-        checkpoints: folder that keeps unfinished training, which the same call resumes. With several machines,
-            on a disk that all of them see. None: not resumable.
-        logs: folder of metrics.csv and other logs; None: no logs.
-        watch: receives every row of the history, and may raise to end the training; with several processes it
-            receives none.
+        checkpoints: folder for checkpoints, from which the same call resumes. Several machines need a shared disk.
+            None: not resumable.
+        logs: folder for metrics.csv and other logs; None: no logs.
+        watch: receives every row of the history, and may raise to end the training. With several processes, it
+            receives nothing.
 
     Returns:
         The trained module, on the CPU, and the history.
@@ -106,7 +106,7 @@ def train(
         InputError: a damaged checkpoint; a parameter or a logger that cannot be used.
         FloatingPointError: the loss is not a number.
         TrainingError: a process was killed.
-        SystemExit: SIGTERM, to this process or to one that it started; finished steps are saved.
+        SystemExit: SIGTERM to this process or to one that it started; a checkpoint is saved.
     """
     if job.training.devices * job.training.nodes == 1:
         return job.run(checkpoints, logs, watch)
@@ -131,17 +131,17 @@ def train(
 
 
 def command(folder: Path, training: TrainingParameters) -> list[str]:
-    """What starts the processes of one machine; with a rendezvous, the same on each machine.
+    """Return the command that starts the processes of one machine; the same on all machines.
 
     Args:
-        folder: of the inputs.
-        training: how many processes.
+        folder: folder of the inputs.
+        training: number of processes.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={training.devices}"]
     if training.nodes == 1:
         torchrun.append("--standalone")
     else:
-        # Two jobs may share a machine: each meets at a port of its own.
+        # Jobs that share a machine need different ports.
         job = os.environ.get("SLURM_JOB_ID", "0")
         meeting = training.rendezvous or f"{_first_slurm_host()}:{29500 + int(job) % 1000}"
         torchrun += [
@@ -155,22 +155,22 @@ def command(folder: Path, training: TrainingParameters) -> list[str]:
 
 
 def _torchrun(folder: Path, training: TrainingParameters) -> dict[str, Any]:
-    """Run all processes to their end; what the first one reports."""
+    """Run all processes and return the first one's report."""
     line = command(folder, training)
     if training.rendezvous is not None and training.nodes > 1:
         logger.info(
             "Waiting at %s for %d machines; on each of the others run: %s",
             training.rendezvous, training.nodes, shlex.join(["python", *line[1:]]),
         )  # fmt: skip
-    # Unless told otherwise, torchrun gives each process one thread; the cores are there to be shared out.
+    # By default, torchrun gives each process one thread. Share the cores instead.
     threads = max(1, (os.cpu_count() or 1) // training.devices)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     try:
         status = _run(line, environment, folder / ERRORS)
     except FileNotFoundError as error:
         raise InputError(
-            f"training.nodes is {training.nodes} and {line[0]} is not there: run within a SLURM allocation, "
-            "or name a rendezvous, host:port"
+            f"training.nodes is {training.nodes}, but the command {line[0]} does not exist: run in a SLURM "
+            "allocation, or set training.rendezvous=host:port"
         ) from error
     report = folder / DONE
     result: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
@@ -183,15 +183,16 @@ def _torchrun(folder: Path, training: TrainingParameters) -> dict[str, Any]:
     if status != 0 or not result:
         raise TrainingError(
             f"a training process ended early (exit status {status}; see {shown(folder / ERRORS)}); run the "
-            "same command again to go on from the last checkpoint"
+            "same command again to resume from the last checkpoint"
         )
     return result
 
 
 def _run(line: list[str], environment: Mapping[str, str], errors: Path) -> int:
-    """Exit status of a command. What ends this process, ends it first: it saves, and leaves nothing running.
+    """Run a command and return its exit status.
 
-    Its standard error goes to a file: torchrun tells every failure in a traceback of its own.
+    If this process has to end, it first ends the command, which saves a checkpoint. Standard error goes to a file,
+    because torchrun prints a traceback for every failure.
     """
     with sigterm_raised():
         with errors.open("wb") as file:
@@ -208,7 +209,7 @@ def _run(line: list[str], environment: Mapping[str, str], errors: Path) -> int:
 
 @contextmanager
 def sigterm_raised() -> Iterator[None]:
-    """While it lasts, SIGTERM raises SystemExit, so that processes started from here can be ended first."""
+    """Let SIGTERM raise SystemExit in this context, so that child processes can be ended first."""
 
     def end(*_: object) -> None:
         raise SystemExit(TERMINATED)
@@ -226,22 +227,22 @@ def _first_slurm_host() -> str:
     nodes = os.environ.get("SLURM_JOB_NODELIST")
     if nodes is None:
         raise InputError(
-            "training.nodes is more than 1 outside of SLURM: say where the machines meet, "
+            "training.nodes is more than 1 outside of SLURM: set the address at which the machines meet, "
             "training.rendezvous=host:port"
         )
     line = ["scontrol", "show", "hostnames", nodes]
     try:
-        found = subprocess.run(line, check=True, capture_output=True, text=True)
+        result = subprocess.run(line, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise InputError(
-            f"'{shlex.join(line)}' failed ({one_line(error)}): say where the machines meet, "
+            f"'{shlex.join(line)}' failed ({one_line(error)}): set the address at which the machines meet, "
             "training.rendezvous=host:port"
         ) from error
-    return found.stdout.split()[0]
+    return result.stdout.split()[0]
 
 
 def work(folder: Path) -> None:
-    """Be one process of a training: read the inputs, train a share, and as the first process save the results."""
+    """Run one process of a training: read the inputs and train a share; the first process saves the results."""
     specification = json.loads((folder / "specification.json").read_text())
     artifacts = {
         kind: load_artifact(folder / f"{kind}.safetensors", kind) for kind in specification["artifacts"]
@@ -253,10 +254,10 @@ def work(folder: Path) -> None:
         )
         trained, history = job.run(Path(specification["checkpoints"]), Path(logs) if logs else None, None)
     except SystemExit:
-        _tell(folder, {"terminated": True})
+        _report(folder, {"terminated": True})
         raise
     except (InputError, FloatingPointError) as error:
-        _tell(folder, {"error": type(error).__name__, "message": str(error)})
+        _report(folder, {"error": type(error).__name__, "message": str(error)})
         raise
     if rank() == 0:
         save_artifact(folder / f"{job.makes}.trained.safetensors", job.makes, trained)
@@ -264,8 +265,8 @@ def work(folder: Path) -> None:
         _write_json(folder / DONE, {"world_size": world_size()})
 
 
-def _tell(folder: Path, result: dict[str, Any]) -> None:
-    """Write the end of a training that ends early, if this is the first process; else wait for it to."""
+def _report(folder: Path, result: dict[str, Any]) -> None:
+    """Write the reason of an early end if this is the first process; otherwise wait for its report."""
     if rank() == 0:
         _write_json(folder / DONE, result)
     end = time.monotonic() + PATIENCE
@@ -279,7 +280,7 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     end_with_parent()
-    first = os.environ["RANK"] == "0"  # the others have the same to say
+    first = os.environ["RANK"] == "0"  # all processes log the same
     logging.basicConfig(
         level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stdout
     )

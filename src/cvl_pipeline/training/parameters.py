@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from cvl_pipeline.schema import Strict, _listed, operational
+from cvl_pipeline.schema import Strict, listed, operational
 
-Hidden = tuple[Annotated[int, Field(ge=1)], ...]
+Hidden = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(listed)]
 """Sizes of hidden layers, first to last."""
-Loggers = Annotated[tuple[Literal["tensorboard", "mlflow", "wandb"], ...], BeforeValidator(_listed)]
+Loggers = Annotated[tuple[Literal["tensorboard", "mlflow", "wandb"], ...], BeforeValidator(listed)]
 
 
 class TrainingParameters(Strict):

@@ -1,4 +1,4 @@
-"""Running a study: workers on this machine, until it has as many finished trials as it should."""
+"""Run a study: workers on this machine, until it has ``tuning.trials`` finished trials."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from cvl_pipeline.tuning.worker import POLL, Specification
 logger = logging.getLogger(__name__)
 
 MOST_WORKERS = 8
-"""Without a GPU: a sampler that knows of few finished trials gains little from more at once."""
+"""Workers without a GPU, at most: a sampler gains little from more parallel trials."""
 
 
 def search(
@@ -44,25 +44,25 @@ def search(
     location: StudyLocation,
     folder: Path,
 ) -> pd.DataFrame:
-    """Begin or go on with a study, and end with ``tuning.trials`` finished trials.
+    """Start or continue a study until it has ``tuning.trials`` finished trials.
 
-    Other machines may work on the same study, with this function and the same storage.
+    Other machines may call this function for the same study, with the same storage.
 
     Args:
         data: the episodes, with the log's rewards.
-        stages: all parameters but those that the space changes.
-        tuning: what is searched.
-        location: of the storage.
-        folder: of the study on this machine: inputs, records, and what trials share.
+        stages: all parameters, except those that the space changes.
+        tuning: the study's parameters.
+        location: the storage.
+        folder: folder of the study on this machine: inputs, records and files that trials share.
 
     Returns:
         All trials (see ``trials_table``).
 
     Raises:
-        InputError: a space that cannot be searched; a storage that is damaged or cannot be reached, or holds
-            the study with other parameters; more failures than allowed.
-        TrainingError: workers were killed more often than allowed.
-        SystemExit: SIGTERM; unfinished trials are taken up by the next run.
+        InputError: a space that cannot be searched; a storage that is damaged, cannot be reached, or contains
+            the study with other parameters; more than ``tuning.max_failures`` failures.
+        TrainingError: workers were killed more than ``tuning.max_failures`` times.
+        SystemExit: SIGTERM; the next run resumes unfinished trials.
     """
     check_space(tuning, stages)
     name = study_name(stages, tuning)
@@ -92,35 +92,35 @@ def search(
 
 
 def default_workers() -> int:
-    """One a GPU; without any, one a core, at most MOST_WORKERS."""
+    """One per GPU; without GPUs, one per core, at most MOST_WORKERS."""
     return torch.cuda.device_count() or min(os.cpu_count() or 1, MOST_WORKERS)
 
 
-class _Narrator:
-    """Tells every trial that ends, in one line."""
+class _Reporter:
+    """Logs one line per trial that ends."""
 
     def __init__(self, study: Study, tuning: TuningParameters) -> None:
         self._study = study
         self._tuning = tuning
-        self._told = {trial.number for trial in self._ended()}
+        self._reported = {trial.number for trial in self._ended()}
 
     def _ended(self) -> list[FrozenTrial]:
         return [trial for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()]
 
-    def tell(self) -> None:
-        """Tell those that have ended since."""
+    def report(self) -> None:
+        """Log the trials that have ended since the last call."""
         ended = self._ended()
         finished, _, _ = counts(self._study)
         for trial in ended:
-            if trial.number in self._told or trial.user_attrs.get("surplus"):
+            if trial.number in self._reported or trial.user_attrs.get("surplus"):
                 continue
-            self._told.add(trial.number)
+            self._reported.add(trial.number)
             logger.info("%d/%d trial %d: %s", finished, self._tuning.trials, trial.number, self._line(trial))
 
     def _line(self, trial: FrozenTrial) -> str:
         point = ", ".join(f"{name.split('.')[-1]} {_short(value)}" for name, value in trial.params.items())
         if trial.state == TrialState.FAIL:
-            return f"failed ({trial.user_attrs.get('error', 'interrupted; it is tried again')}); {point}"
+            return f"failed ({trial.user_attrs.get('error', 'interrupted; it is repeated')}); {point}"
         if trial.state == TrialState.PRUNED:
             return f"pruned; {point}"
         measured = trial.user_attrs.get("measured", {})
@@ -133,8 +133,8 @@ def _short(value: Any) -> str:
 
 
 def _run(study: Study, specification: Specification) -> None:
-    """Keep workers running until each has ended because there is nothing left to do."""
-    narrator = _Narrator(study, specification.tuning)
+    """Run workers until all trials are done; replace workers that were killed."""
+    reporter = _Reporter(study, specification.tuning)
     running: dict[int, subprocess.Popen[bytes]] = {}
     killed = 0
     try:
@@ -142,37 +142,37 @@ def _run(study: Study, specification: Specification) -> None:
             running[index] = start_worker(replace(specification, index=index))
         while running:
             time.sleep(POLL)
-            narrator.tell()
+            reporter.report()
             for index, process in list(running.items()):
                 status = process.poll()
                 if status is None:
                     continue
                 del running[index]
                 if status == 2:
-                    raise InputError(_last_words(specification, index))
+                    raise InputError(_last_error(specification, index))
                 if status != 0:
                     killed += 1
                     if killed > specification.tuning.max_failures:
                         raise TrainingError(
                             f"tuning: workers ended early {killed} times (exit status {status}; see "
-                            f"{shown(_log_path(specification, index))}); run the same command to go on"
+                            f"{shown(_log_path(specification, index))}); run the same command again to continue"
                         )
                     logger.warning(
-                        "Worker %d ended early (exit status %d); another takes its place", index, status
+                        "Worker %d ended early (exit status %d); another worker replaces it", index, status
                     )
                     running[index] = start_worker(replace(specification, index=index))
     except SystemExit:
-        logger.warning("Stopped by SIGTERM; the same command goes on with the study")
+        logger.warning("Stopped by SIGTERM; run the same command again to continue the study")
         raise
     finally:
         for process in running.values():
-            process.terminate()  # training is saved, and taken up by the next run
+            process.terminate()  # it saves a checkpoint, which the next run resumes
         for process in running.values():
             process.wait()
 
 
 def start_worker(specification: Specification) -> subprocess.Popen[bytes]:
-    """A worker in a process of its own, which ends with this one and logs in the study's folder."""
+    """Start a worker process, which ends with this process and logs to the study's folder."""
     threads = max(1, (os.cpu_count() or 1) // specification.workers)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     devices = torch.cuda.device_count()
@@ -187,7 +187,7 @@ def start_worker(specification: Specification) -> subprocess.Popen[bytes]:
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=file,
-            start_new_session=True,  # Ctrl+C is for this process, which ends the workers so that they save
+            start_new_session=True,  # Ctrl+C reaches this process only, which ends the workers so that they save
             preexec_fn=end_with_parent,
         )
     assert process.stdin is not None
@@ -200,6 +200,6 @@ def _log_path(specification: Specification, index: int) -> Path:
     return specification.folder / "workers" / f"{index}.log"
 
 
-def _last_words(specification: Specification, index: int) -> str:
+def _last_error(specification: Specification, index: int) -> str:
     lines = _log_path(specification, index).read_text().splitlines()
     return next(line for line in reversed(lines) if line.startswith("Error: ")).removeprefix("Error: ")

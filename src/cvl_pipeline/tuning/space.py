@@ -1,4 +1,4 @@
-"""The searched space: which parameters, within which bounds, and what a point of it is as parameters."""
+"""The search space: its parameters, their bounds and conditions, and the points in it."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from cvl_pipeline.schema import below, fields_at, merged, nested, operational_at
 from cvl_pipeline.tuning.objectives import OBJECTIVES
 from cvl_pipeline.tuning.parameters import Categorical, Dimension, Int, TuningParameters
 
-RULERS = ("seed", "reward", "evaluation", "dataset.name", "dataset.task", "dataset.source", "dataset.path")
-"""What says which problem is solved and how it is judged, and so is never searched."""
+RULERS = ("dataset.name", "dataset.task", "dataset.source", "dataset.path")
+"""Parameters that define the problem. They cannot be searched."""
 STAGES = ("dataset", "data_ingestion", "contrastive_dynamics", "value_readout", "policy_extraction")
+"""Stages whose parameters can be searched. The others define the evaluation, or do not affect trials."""
 LAST = {"contrastive_dynamics": 2, "value_readout": 3, "evaluation": 4}
-"""Place in STAGES of the last whose parameters change what an objective's stage reports."""
+"""For the stage of an objective: index in STAGES of the last stage that affects it."""
 
 
 def with_values(stages: StageParameters, values: Mapping[str, Any]) -> StageParameters:
     """Replace some of the parameters, by full name.
 
-    Where a value chooses another alternative, such as an objective, settings that it does not have are left out.
+    If a value chooses another alternative, such as an objective, settings that it does not have are dropped.
 
     Raises:
-        InputError: a name that is none, or values that do not go together.
+        InputError: an unknown name, or incompatible values.
     """
     changed = merged(StageParameters, stages.model_dump(mode="json"), nested(values))
     return validated(StageParameters, changed, RENAMED)
 
 
 def value_of(stages: StageParameters, name: str) -> Any:
-    """Return the value of a parameter by its full name, as YAML has it; None if its choice lacks it."""
+    """Return a parameter by its full name, as a plain value; None if the chosen alternative does not have it."""
     value: Any = stages.model_dump(mode="json")
     for part in name.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -48,16 +49,15 @@ def value_of(stages: StageParameters, name: str) -> Any:
 
 
 def check_space(tuning: TuningParameters, stages: StageParameters) -> None:
-    """Refuse a space that cannot be searched.
+    """Check that a space can be searched.
 
     Raises:
-        InputError: a parameter that does not exist, must not be searched, or changes no objective; a value
-            that its field refuses; objectives that cannot compare its points; a condition that depends on
-            itself.
+        InputError: a parameter that does not exist, cannot be searched, or affects no objective; an invalid
+            value; an objective that cannot compare the points; conditions in a circle.
     """
     if not tuning.space:
         raise InputError(
-            "tuning.space is empty: say what is searched, such as contrastive_dynamics.temperature"
+            "tuning.space is empty: add a parameter to search, such as contrastive_dynamics.temperature"
         )
     reach = max(LAST[OBJECTIVES[name].stage] for name in tuning.objectives)
     for name, dimension in tuning.space.items():
@@ -65,13 +65,13 @@ def check_space(tuning: TuningParameters, stages: StageParameters) -> None:
         stage = name.split(".")[0]
         if STAGES.index(stage) > reach:
             raise InputError(
-                f"tuning.space: {name} changes none of tuning.objectives ({', '.join(tuning.objectives)})"
+                f"tuning.space: {name} affects none of tuning.objectives ({', '.join(tuning.objectives)})"
             )
         for objective in tuning.objectives:
             if below(name, OBJECTIVES[objective].incomparable):
                 raise InputError(
-                    f"tuning.space: trials that differ in {name} cannot be compared by {objective}: "
-                    f"{OBJECTIVES[objective].why}; search it by another objective"
+                    f"tuning.space: {objective} cannot compare trials that differ in {name}: "
+                    f"{OBJECTIVES[objective].why}; use another objective"
                 )
         for other in dimension.when or {}:
             _check_name(other)
@@ -93,22 +93,25 @@ def _check_value(stages: StageParameters, name: str, value: Any, conditions: Map
 
 
 def _check_name(name: str) -> None:
+    if name in RENAMED:
+        raise InputError(f"tuning.space: '{name}' is now '{RENAMED[name]}'")
     *parents, last = name.split(".")
     known = fields_at(StageParameters, parents)
     if last not in known:
-        # Where the parents lead nowhere, the stages are what is known.
+        # If the parents do not exist, suggest the stages.
         names = [".".join([*parents, field]) for field in known] or list(STAGES)
         raise InputError(f"tuning.space: {unknown_name('parameter', name, names)}")
     if (
-        below(name, RULERS)
+        name.split(".")[0] not in STAGES
+        or below(name, RULERS)
         or operational_at(StageParameters, name.split("."))
         or fields_at(StageParameters, name.split("."))
     ):
-        raise InputError(f"tuning.space: {name} is not a parameter that can be searched")
+        raise InputError(f"tuning.space: {name} cannot be searched")
 
 
 def _ordered(space: Mapping[str, Dimension]) -> list[str]:
-    """Names in an order in which every condition is known before what depends on it."""
+    """Names in an order in which every parameter follows those that its conditions name."""
     order: list[str] = []
     while len(order) < len(space):
         ready = [
@@ -123,58 +126,58 @@ def _ordered(space: Mapping[str, Dimension]) -> list[str]:
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
-    """What Optuna draws from. A choice that is no plain value is drawn as its JSON."""
+    """Optuna's distribution. Choices that are not plain values are encoded as JSON."""
     if isinstance(dimension, Categorical):
-        return CategoricalDistribution([_drawn(choice) for choice in dimension.choices])
+        return CategoricalDistribution([_encoded(choice) for choice in dimension.choices])
     if isinstance(dimension, Int):
         return IntDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step or 1)
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
 
 
 def suggest(trial: Trial, space: Mapping[str, Dimension], stages: StageParameters) -> dict[str, Any]:
-    """A point of the space: values by full name, of those parameters whose conditions are met."""
+    """Sample a point of the space: values, by full name, of the parameters whose conditions are met."""
     point: dict[str, Any] = {}
     for name in _ordered(space):
         dimension = space[name]
         if not _met(dimension, point, space, stages):
             continue
-        drawn = distribution(dimension)
-        if isinstance(drawn, CategoricalDistribution):
-            point[name] = decoded(dimension, trial.suggest_categorical(name, drawn.choices))
-        elif isinstance(drawn, IntDistribution):
-            point[name] = trial.suggest_int(name, drawn.low, drawn.high, log=drawn.log, step=drawn.step)
+        d = distribution(dimension)
+        if isinstance(d, CategoricalDistribution):
+            point[name] = decoded(dimension, trial.suggest_categorical(name, d.choices))
+        elif isinstance(d, IntDistribution):
+            point[name] = trial.suggest_int(name, d.low, d.high, log=d.log, step=d.step)
         else:
-            assert isinstance(drawn, FloatDistribution)
-            point[name] = trial.suggest_float(name, drawn.low, drawn.high, log=drawn.log, step=drawn.step)
+            assert isinstance(d, FloatDistribution)
+            point[name] = trial.suggest_float(name, d.low, d.high, log=d.log, step=d.step)
     return point
 
 
 def decoded(dimension: Dimension, value: Any) -> Any:
-    """A parameter's value, from what was drawn for it."""
+    """Return a parameter's value from the value that Optuna stores."""
     if not isinstance(dimension, Categorical):
         return value
-    return next(choice for choice in dimension.choices if _drawn(choice) == value)
+    return next(choice for choice in dimension.choices if _encoded(choice) == value)
 
 
 def defaults_as_drawn(space: Mapping[str, Dimension], stages: StageParameters) -> dict[str, Any] | None:
-    """What would have to be drawn for the parameters as they are; None if the space leaves them out."""
+    """Return the unchanged parameters as a point in Optuna's encoding; None if the space excludes them."""
     point: dict[str, Any] = {}
-    drawn: dict[str, Any] = {}
+    encoded: dict[str, Any] = {}
     for name in _ordered(space):
         dimension = space[name]
         if not _met(dimension, point, space, stages):
             continue
         point[name] = value_of(stages, name)
-        drawn[name] = _drawn(point[name])
+        encoded[name] = _encoded(point[name])
         if not _inside(dimension, point[name]):
             return None
-    return drawn
+    return encoded
 
 
 def _met(
     dimension: Dimension, point: Mapping[str, Any], space: Mapping[str, Dimension], stages: StageParameters
 ) -> bool:
-    """Whether the conditions hold; what is searched but left out at this point has no value to compare."""
+    """Whether the conditions are met. A condition on a searched parameter without a value is not met."""
     for other, wanted in (dimension.when or {}).items():
         if other in space and other not in point:
             return False
@@ -186,7 +189,7 @@ def _met(
 
 def _inside(dimension: Dimension, value: Any) -> bool:
     if isinstance(dimension, Categorical):
-        return _drawn(value) in [_drawn(choice) for choice in dimension.choices]
+        return _encoded(value) in [_encoded(choice) for choice in dimension.choices]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     steps = (value - dimension.low) / (dimension.step or 1.0)
@@ -194,5 +197,5 @@ def _inside(dimension: Dimension, value: Any) -> bool:
     return dimension.low <= value <= dimension.high and aligned
 
 
-def _drawn(choice: Any) -> Any:
+def _encoded(choice: Any) -> Any:
     return choice if choice is None or isinstance(choice, bool | int | float | str) else json.dumps(choice)

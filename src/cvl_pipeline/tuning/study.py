@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.storage import shown
 from cvl_pipeline.parameters import StageParameters
-from cvl_pipeline.schema import effective
+from cvl_pipeline.schema import below, effective
 from cvl_pipeline.tuning.parameters import TuningParameters
 from cvl_pipeline.tuning.space import defaults_as_drawn, distribution
 from cvl_pipeline.tuning.storage import StudyLocation, open_storage
@@ -34,6 +34,8 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 RETRIES = 3
 """Retries for the point of an interrupted trial, because it may kill its process every time."""
 MADE_FOR = "made_for"
+UNUSED = ("baselines", "value_report", "evaluation.confidence")
+"""Parameters that no trial reads, so that they may change while a study runs."""
 
 
 def open_study(location: StudyLocation, name: str, tuning: TuningParameters, seed: int) -> Study:
@@ -100,7 +102,10 @@ def _pruner(tuning: TuningParameters) -> BasePruner:
 
 def signature(stages: StageParameters, tuning: TuningParameters, data: str) -> dict[str, Any]:
     """Properties, by name, that all trials of a study must share to be comparable."""
-    fixed = {name: value for name, value in effective(stages).items() if name not in tuning.space}
+    fixed = {
+        name: value for name, value in effective(stages).items()
+        if name not in tuning.space and not below(name, UNUSED)
+    }  # fmt: skip
     space = {f"tuning.space.{name}": d.model_dump(mode="json") for name, d in tuning.space.items()}
     return {
         **fixed, **space, "tuning.objectives": list(tuning.objectives),

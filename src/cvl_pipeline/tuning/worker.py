@@ -136,7 +136,7 @@ def _try_one(study: Study, objective: _Objective, location: StudyLocation) -> No
         if location.url is None:
             check_journal(location.journal)
         # It took so long to tell that another machine thought it dead and gave it up.
-        logger.warning("A trial was over before its result was told: %s", one_line(error))
+        logger.warning("The trial had already ended when its result arrived: %s", one_line(error))
 
 
 def _sampler_seed(specification: Specification) -> int:

@@ -25,7 +25,7 @@ def _cause(error: BaseException) -> InputError:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_saved_is_loaded(tmp_path: Path, name: str) -> None:
+def test_a_saved_artifact_is_loaded_as_it_was(tmp_path: Path, name: str) -> None:
     saved = make_artifacts()[name]
     dataset = _dataset(tmp_path / "new" / "x.safetensors", kind_of(name))
     assert not dataset.exists()
@@ -60,18 +60,22 @@ def test_missing_and_damaged_artifacts_are_named(tmp_path: Path) -> None:
     assert "damaged" in message
 
 
-def test_an_unknown_kind_is_refused_with_the_near_ones() -> None:
+def test_an_unknown_kind_is_refused_with_the_closest_ones() -> None:
     with pytest.raises(Exception, match="did you mean critic") as caught:
         ArtifactDataset(filepath="x.safetensors", kind="critics")
     assert isinstance(_cause(caught.value), InputError)
 
 
-def test_preview_tells_kind_shapes_and_configuration(tmp_path: Path) -> None:
-    dataset = _dataset(tmp_path / "x.safetensors", "policy")
+def test_a_preview_has_description_kind_shapes_and_configuration(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.safetensors")
+    dataset = ArtifactDataset(filepath=path, kind="policy", metadata={"description": "It acts."})
     dataset.save(make_artifacts()["policy"])
     preview = json.loads(dataset.preview())
+    assert preview["description"] == "It acts."
     assert preview["kind"] == "policy"
-    actor = {"observation_shape": [3], "action_size": 2, "hidden": [8, 4], "class": "GaussianActor"}
+    actor = {
+        "observation_shape": [3], "action_size": 2, "hidden": [8, 4], "encoder": {}, "class": "GaussianActor"
+    }  # fmt: skip
     assert preview["config"] == actor
     assert preview["tensors"]["action_low"] == "torch.float32 [2]"
     assert preview["tensors"]["network.0.weight"] == "torch.float32 [8, 3]"

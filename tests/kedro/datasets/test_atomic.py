@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import pandas as pd
 import pytest
 from kedro.io import DatasetError
 from matplotlib.figure import Figure
+from plotly import graph_objects
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.kedro.datasets import FigureDataset, JSONDataset, ParquetDataset
+from cvl_pipeline.kedro.datasets.interactive import PlotlyDataset
 from cvl_pipeline.testing.builders import names_in
 
 TABLE = pd.DataFrame(
@@ -45,7 +49,7 @@ def test_a_table_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     assert names_in(tmp_path / "new") == ["x.parquet"]
 
 
-def test_a_report_is_loaded_as_it_was_saved_and_can_be_read_by_eye(tmp_path: Path) -> None:
+def test_a_report_is_loaded_as_it_was_saved_and_is_indented(tmp_path: Path) -> None:
     path = tmp_path / "new" / "x.json"
     dataset = JSONDataset(filepath=str(path))
     dataset.save(REPORT)
@@ -54,7 +58,7 @@ def test_a_report_is_loaded_as_it_was_saved_and_can_be_read_by_eye(tmp_path: Pat
     assert names_in(path.parent) == ["x.json"]
 
 
-def test_a_correlation_that_is_no_number_survives(tmp_path: Path) -> None:
+def test_a_report_may_hold_nan(tmp_path: Path) -> None:
     dataset = JSONDataset(filepath=str(tmp_path / "x.json"))
     dataset.save({"spearman": float("nan")})
     assert np.isnan(dataset.load()["spearman"])
@@ -98,7 +102,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
 @pytest.mark.parametrize(
     ("kind", "content"), [(JSONDataset, REPORT), (ParquetDataset, TABLE)], ids=["json", "parquet"]
 )
-def test_files_cut_at_any_length_are_named(tmp_path: Path, kind: Any, content: Any) -> None:
+def test_truncated_files_are_named_in_the_error(tmp_path: Path, kind: Any, content: Any) -> None:
     path = tmp_path / "x"
     dataset = kind(filepath=str(path))
     dataset.save(content)
@@ -112,7 +116,7 @@ def test_files_cut_at_any_length_are_named(tmp_path: Path, kind: Any, content: A
 
 
 @pytest.mark.parametrize("kind", [JSONDataset, ParquetDataset])
-def test_files_of_something_else_are_named(tmp_path: Path, kind: Any) -> None:
+def test_files_of_other_programs_are_named_in_the_error(tmp_path: Path, kind: Any) -> None:
     path = tmp_path / "x"
     for content in (b"\x00\xff\xfe" * 50, b"PK\x03\x04 not what it should be"):
         path.write_bytes(content)
@@ -122,20 +126,39 @@ def test_files_of_something_else_are_named(tmp_path: Path, kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [JSONDataset, ParquetDataset])
-def test_missing_files_are_named(tmp_path: Path, kind: Any) -> None:
+def test_missing_files_are_named_in_the_error(tmp_path: Path, kind: Any) -> None:
     message = _refusal(kind(filepath=str(tmp_path / "nothing")))
     assert message == f"{tmp_path / 'nothing'} does not exist; run the stage that makes it"
 
 
-def test_previews_show_what_is_in_the_files(tmp_path: Path) -> None:
-    table = ParquetDataset(filepath=str(tmp_path / "x.parquet"))
+def test_previews_show_the_description_and_the_content(tmp_path: Path) -> None:
+    metadata = {"description": "Episodes & <more>."}
+    table = ParquetDataset(filepath=str(tmp_path / "x.parquet"), metadata=metadata)
     table.save(TABLE)
-    preview: Any = table.preview(nrows=2)
-    assert preview["columns"] == ["episode", "part", "return"]
-    assert [row[1] for row in preview["data"]] == ["train", "train"]
-    report = JSONDataset(filepath=str(tmp_path / "x.json"))
+    preview = str(table.preview(nrows=2))
+    assert "Episodes &amp; &lt;more&gt;." in preview
+    for text in ("episode", "part", "return", "train", "3 rows"):
+        assert text in preview
+    assert "validation" not in preview  # of the third row
+    report = JSONDataset(filepath=str(tmp_path / "x.json"), metadata=metadata)
     report.save(REPORT)
-    assert json.loads(report.preview()) == REPORT
-    figure = FigureDataset(filepath=str(tmp_path / "x.png"))
+    assert json.loads(report.preview()) == metadata | REPORT
+    figure = FigureDataset(filepath=str(tmp_path / "x.png"), metadata=metadata)
     figure.save(_figure())
-    assert len(figure.preview()) > 100  # base64
+    preview = str(figure.preview())
+    assert "Episodes &amp; &lt;more&gt;." in preview
+    picture = re.search("src='data:image/png;base64,(.*?)'", preview)
+    assert picture is not None
+    assert base64.b64decode(picture[1]) == (tmp_path / "x.png").read_bytes()
+
+
+def test_an_interactive_figure_has_its_description_as_the_subtitle(tmp_path: Path) -> None:
+    figure = graph_objects.Figure(
+        graph_objects.Scatter(x=[0, 1], y=[2.0, 3.0]), {"title": {"text": "Values"}}
+    )
+    dataset = PlotlyDataset(filepath=str(tmp_path / "x.json"), metadata={"description": "A figure."})
+    dataset.save(figure)
+    assert dataset.load() == figure
+    title = dict(dataset.preview())["layout"]["title"]
+    assert title["text"] == "Values"
+    assert title["subtitle"] == {"text": "A figure."}

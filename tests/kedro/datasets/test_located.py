@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from cvl_pipeline.errors import InputError, causes
 from cvl_pipeline.kedro.datasets import ArtifactDataset, FigureDataset, JSONDataset, ParquetDataset
-from cvl_pipeline.kedro.datasets.study import PlotlyDataset
+from cvl_pipeline.kedro.datasets.interactive import PlotlyDataset
 from tests.artifacts import assert_alike, kind_of, make_artifacts
 from tests.s3 import Bucket
 
@@ -75,7 +75,7 @@ def test_a_damaged_copy_is_replaced_and_a_damaged_original_is_named(bucket: Buck
     dataset.save(TABLE)
     copy = dataset.location.path
     _spoil(copy)
-    dataset.location._note(dataset.location.identity())  # a disk that turns bits tells nobody
+    dataset.location._note(dataset.location.identity())  # a disk reports no flipped bits
     pd.testing.assert_frame_equal(dataset.load(), TABLE)
     _spoil(copy)
     bucket.files.put_file(str(copy), f"{bucket.url}/folder/x.parquet")
@@ -84,14 +84,14 @@ def test_a_damaged_copy_is_replaced_and_a_damaged_original_is_named(bucket: Buck
     assert str(copy) not in message
 
 
-def test_what_is_at_no_url_is_named(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_missing_file_at_a_url_is_named_in_the_error(bucket: Bucket, tmp_path: Path) -> None:
     for name, kind in KINDS.items():
         assert _refusal(_dataset(kind, bucket, name, tmp_path)).startswith(
             f"{bucket.url}/folder/{name} does not exist"
         )
 
 
-def test_what_is_large_is_memory_mapped_from_its_copy(bucket: Bucket, tmp_path: Path) -> None:
+def test_large_artifacts_are_memory_mapped_from_their_copy(bucket: Bucket, tmp_path: Path) -> None:
     dataset = _dataset(ArtifactDataset, bucket, "x.safetensors", tmp_path, kind="transitions")
     dataset.save(make_artifacts()["transitions"])
     loaded = dataset.load()
@@ -99,7 +99,7 @@ def test_what_is_large_is_memory_mapped_from_its_copy(bucket: Bucket, tmp_path: 
     del loaded
 
 
-def test_what_is_about_to_be_made_anew_counts_as_not_there(bucket: Bucket, tmp_path: Path) -> None:
+def test_an_artifact_that_is_about_to_be_recreated_counts_as_missing(bucket: Bucket, tmp_path: Path) -> None:
     local = JSONDataset(filepath=str(tmp_path / "x.json"))
     for dataset in (local, _dataset(JSONDataset, bucket, "x.json", tmp_path)):
         dataset.save({})

@@ -5,24 +5,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from cvl_pipeline.environments.collection import episode_seeds
-from cvl_pipeline.environments.parameters import EvaluationParameters
 from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.kedro.pipelines.contrastive_dynamics import nodes as contrastive_dynamics
 from cvl_pipeline.kedro.pipelines.data_ingestion import nodes as data_ingestion
 from cvl_pipeline.kedro.pipelines.evaluation import nodes as evaluation
 from cvl_pipeline.kedro.pipelines.policy_extraction import nodes as policy_extraction
 from cvl_pipeline.kedro.pipelines.value_readout import nodes as value_readout
+from cvl_pipeline.kedro.workspace import Workspace, current, workspace
 from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
+from cvl_pipeline.objectives.base import OBJECTIVES
 from cvl_pipeline.objectives.best_of_n import BestOfN
-from cvl_pipeline.objectives.module import OBJECTIVES
-from cvl_pipeline.readout.parameters import RewardParameters
-from cvl_pipeline.sources.parameters import DatasetParameters
 from cvl_pipeline.testing.builders import (
     DATASET,
+    dynamics_parameters,
     identity_normalisation,
     make_discrete_transitions,
     make_rewards,
@@ -30,74 +31,83 @@ from cvl_pipeline.testing.builders import (
     policy_parameters,
     readout_parameters,
     split_first,
+    training_parameters,
 )
 
+NO_SUCCESS = torch.tensor(False)
+LABELS = make_rewards(make_transitions([1], [False]))
+"""Of the log, which scores do not read."""
+LOGGED = {"source": "dataset", "name": None}
+REACH = DATASET | {"task": "reach-v3"}
+PROTOCOL: dict[str, Any] = {"environment": None, "episode_steps": None, "confidence": 0.9}
 
-def _reward(**changes: Any) -> RewardParameters:
-    values: dict[str, Any] = {
-        "source": "dataset", "name": None, "indices": None, "target": None, "scale": None, "tolerance": None
-    }  # fmt: skip
-    return RewardParameters(**(values | changes))
 
-
-def _evaluation_inputs() -> dict[str, Any]:
+def _rollouts() -> dict[str, tuple[Transitions, Rewards]]:
+    """Two episodes of each of two policies."""
     ours, clone = make_transitions([3, 2], [False, True]), make_transitions([2, 4], [False, False], seed=1)
+    successes = torch.tensor([False, True, True, False, False])
     return {
-        "transitions": ours,
-        "rewards": Rewards(
-            torch.tensor([1.0, 2.0, 4.0, 0.5, 0.5]), torch.tensor([False, True, True, False, False])
-        ),
-        "bc_transitions": clone,
-        "bc_rewards": Rewards(torch.full((6,), 10.0), torch.zeros(6, dtype=torch.bool)),
-        "dataset": DatasetParameters(**DATASET | {"task": "reach-v3"}),
-        "parameters": EvaluationParameters(
-            environment=None, episode_steps=None, episodes=2, confidence=0.9, workers=1
-        ),
+        "cvl": (ours, Rewards(torch.tensor([1.0, 2.0, 4.0, 0.5, 0.5]), successes)),
+        "bc": (clone, Rewards(torch.full((6,), 10.0), torch.zeros(6, dtype=torch.bool))),
+    }
+
+
+def _tables(
+    reward: dict[str, Any], dataset: dict[str, Any] = REACH, seed: int = 4
+) -> dict[str, pd.DataFrame]:
+    """The tables of both policies."""
+    return {
+        f"{name}_rollouts": evaluation.score(*rollouts, LABELS, dataset, None, reward, seed)
+        for name, rollouts in _rollouts().items()
     }
 
 
 def test_rollouts_are_scored_as_the_environment_did_unless_another_reward_is_in_force() -> None:
-    inputs = _evaluation_inputs()
-    ours, clone = evaluation.score(**inputs, reward=_reward(), seed=4)
+    ours, clone = _tables(LOGGED).values()
     assert ours["return"].tolist() == [7.0, 1.0]
     assert clone["return"].tolist() == [20.0, 40.0]
     assert (
         ours["episode_seed"].tolist() == clone["episode_seed"].tolist() == episode_seeds(4, "evaluation", 2)
     )
-    # Steps at which the task counts as solved.
-    ours, clone = evaluation.score(**inputs, reward=_reward(source="success"), seed=4)
+    # One per step at which the task counts as solved.
+    ours, clone = _tables({"source": "success"}).values()
     assert ours["return"].tolist() == [2.0, 0.0]
     assert ours["success"].tolist() == [True, False]
     assert clone["return"].tolist() == [0.0, 0.0]
 
 
 def test_a_goal_decides_return_and_success_by_the_states_that_were_reached() -> None:
-    inputs = _evaluation_inputs()
-    goal = inputs["transitions"].observations[6]  # where the second episode ends
-    reward = _reward(
-        source="goal_distance", indices=(0, 1, 2), target=tuple(goal.tolist()), scale=0.1, tolerance=0.01
-    )
-    ours, _ = evaluation.score(**inputs, reward=reward, seed=0)
+    goal = _rollouts()["cvl"][0].observations[6].tolist()  # the end of the second episode
+    reward = {
+        "source": "goal_distance", "indices": [0, 1, 2], "target": goal, "scale": 0.1, "tolerance": 0.01
+    }  # fmt: skip
+    ours, _ = _tables(reward).values()
     assert ours["success"].tolist() == [False, True]
     assert ours["return"][1] == pytest.approx(1.0, abs=0.2)
 
 
+TITLES = {"cvl": "CVL", "bc": "BC (control)"}
+
+
+def _summarise(labels: Rewards, behaviour: Transitions, **changes: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "dataset": REACH,
+        "reward": LOGGED,
+        "seed": 4,
+        **PROTOCOL,
+        **_tables(LOGGED),
+        **changes,
+    }
+    train = behaviour.episodes - 1
+    return evaluation.summarise(
+        TITLES, transitions=behaviour, labels=labels, split=split_first(behaviour, train), **given
+    )
+
+
 def test_the_summary_judges_the_behaviour_by_the_same_labels() -> None:
-    inputs = _evaluation_inputs()
-    ours, clone = evaluation.score(**inputs, reward=_reward(), seed=4)
     behaviour = make_transitions([2, 2, 2], [False] * 3)
     labels = Rewards(torch.full((6,), 0.25), torch.tensor([True, False, False, False, False, True]))
-    metrics = evaluation.summarise(
-        ours,
-        clone,
-        behaviour,
-        labels,
-        split_first(behaviour, 2),
-        inputs["dataset"],
-        _reward(source="success"),
-        inputs["parameters"],
-        4,
-    )
+    metrics = _summarise(labels, behaviour, reward={"source": "success"})
     assert metrics["cvl.return_mean"] == 4.0
     assert metrics["bc.return_mean"] == 30.0
     assert metrics["behaviour.return_mean"] == pytest.approx(0.5)
@@ -107,64 +117,115 @@ def test_the_summary_judges_the_behaviour_by_the_same_labels() -> None:
     assert metrics["reward"] == "success"
     assert metrics["dataset"] == "reach-v3"
     assert metrics["confidence"] == 0.9
+    assert metrics["methods"] == TITLES
+    ends = ("", "_ci_low", "_ci_high")
+    measures = {
+        f"{name}.{metric}{end}"
+        for name in (*TITLES, "behaviour")
+        for metric in ("success_rate", "return_mean")
+        for end in ends
+    }
+    assert metrics.keys() == measures | {
+        "methods", "episodes", "behaviour_episodes", "task", "dataset", "reward", "seed", "environment",
+        "confidence", "protocol",
+    }  # fmt: skip
 
 
-def test_of_several_tasks_every_table_and_the_summary_tell_each() -> None:
-    inputs = _evaluation_inputs() | {"dataset": DatasetParameters(**DATASET | {"task": "MT10"})}
-    for name in ("transitions", "bc_transitions"):
+def test_only_returns_of_the_datasets_own_reward_have_a_normalised_score() -> None:
+    behaviour = make_transitions([2, 2, 2], [False] * 3)
+    labels = make_rewards(behaviour)
+    hopper = {"source": "d4rl", "task": "hopper-medium-v2"}
+    metrics = _summarise(labels, behaviour, dataset=hopper)
+    assert {name for name in metrics if name.endswith("normalised_score")} == {
+        f"{name}.normalised_score" for name in (*TITLES, "behaviour")
+    }
+    metrics = _summarise(labels, behaviour, dataset=hopper, reward={"source": "success"})
+    assert not any(name.endswith("normalised_score") for name in metrics)
+
+
+def test_measures_that_nothing_reports_are_null() -> None:
+    behaviour = make_transitions([2, 2, 2], [False] * 3)
+    labels = Rewards(torch.full((6,), 0.25), torch.zeros(6, dtype=torch.bool), NO_SUCCESS)
+    metrics = _summarise(labels, behaviour)
+    assert metrics["behaviour.success_rate"] is None
+    assert metrics["behaviour.return_mean"] == pytest.approx(0.5)
+    table = data_ingestion.tabulate(behaviour, labels, split_first(behaviour, 2), REACH)
+    report = data_ingestion.report(table)
+    assert report["success_rate"] is None
+    assert report["return_mean"] == pytest.approx(0.5)
+    missing = replace(labels, rewards=torch.full((6,), torch.nan))
+    report = data_ingestion.report(
+        data_ingestion.tabulate(behaviour, missing, split_first(behaviour, 2), REACH)
+    )
+    assert report["return_mean"] is None
+    assert report["transitions"] == 6
+
+
+def test_all_tables_and_the_summary_name_the_tasks_of_a_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    rollouts = {}
+    for name, (episodes, rewards) in _rollouts().items():
         # The last ten numbers are the one-hot of the task: the second one first, then the first.
-        episodes = make_transitions([3, 2] if name == "transitions" else [2, 4], [False, False], 12)
-        observations = torch.zeros_like(episodes.observations)
+        observations = torch.zeros(len(episodes.observations), 12)
         first = int(episodes.lengths[0]) + 1
         observations[:first, 3], observations[first:, 2] = 1.0, 1.0
-        inputs[name] = replace(episodes, observations=observations)
-    ours, clone = evaluation.score(**inputs, reward=_reward(), seed=4)
-    assert ours["task"].tolist() == clone["task"].tolist() == ["push-v3", "reach-v3"]
-    assert ours["episode_seed"].tolist() == episode_seeds(4, "evaluation", 2, 10)
-    behaviour, labels = inputs["transitions"], inputs["rewards"]
-    table = data_ingestion.tabulate(behaviour, labels, split_first(behaviour, 1), inputs["dataset"])
+        rollouts[name] = (replace(episodes, observations=observations), rewards)
+    monkeypatch.setitem(globals(), "_rollouts", lambda: rollouts)
+    benchmark = DATASET | {"task": "MT10"}
+    tables = _tables(LOGGED, benchmark)
+    for table in tables.values():
+        assert table["task"].tolist() == ["push-v3", "reach-v3"]
+        assert table["episode_seed"].tolist() == episode_seeds(4, "evaluation", 2, 10)
+    behaviour, labels = rollouts["cvl"]
+    table = data_ingestion.tabulate(behaviour, labels, split_first(behaviour, 1), benchmark)
     assert table["task"].tolist() == ["push-v3", "reach-v3"]
-    metrics = evaluation.summarise(
-        ours,
-        clone,
-        behaviour,
-        labels,
-        split_first(behaviour, 1),
-        inputs["dataset"],
-        _reward(),
-        inputs["parameters"],
-        4,
-    )
+    metrics = _summarise(labels, behaviour, dataset=benchmark, **tables)
     for policy, rate in (("cvl", 1.0), ("bc", 0.0), ("behaviour", 1.0)):
         assert metrics[f"{policy}.success_rate.push-v3"] == rate
         assert metrics[f"{policy}.success_rate.reach-v3"] == 0.0
 
 
-@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+SMALL: dict[str, Any] = {"hidden": (8,), "training": training_parameters().model_dump(mode="json")}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.names)
 @pytest.mark.parametrize("discrete", [False, True])
-def test_extraction_gives_every_objective_what_it_needs_and_cloning_needs_nothing(
-    tmp_path: Path, objective: str, discrete: bool
-) -> None:
+def test_every_method_is_trained_with_what_it_needs(objective: str, discrete: bool) -> None:
     make = make_discrete_transitions if discrete else make_transitions
     data: Transitions = make([9, 6, 8], [True, False, False])
-    split, normalisation = split_first(data, 2), identity_normalisation(data)
+    episodes = (data, split_first(data, 2), identity_normalisation(data))
     torch.manual_seed(0)
     critic = ContrastiveCritic(
-        CriticShape((3,), data.actions.shape[1], (8,), 4, "unit_norm", 0.5, False, 0.9, False), normalisation
+        CriticShape((3,), data.actions.shape[1], (8,), 4, "unit_norm", 0.5, False, 0.9, False), episodes[2]
     )
-    labels = value_readout.label(data, make_rewards(data), _reward())
-    readout = value_readout.read_out(critic, data, labels, split, readout_parameters(), 0)
-    parameters = policy_parameters(objective=objective)
-    policy, history = policy_extraction.extract(
-        critic, readout, data, labels, split, normalisation, parameters, 0, tmp_path, tmp_path
-    )
-    clone, clone_history = policy_extraction.clone(
-        data, split, normalisation, parameters, 0, tmp_path, tmp_path
-    )
+    labels = value_readout.label(data, make_rewards(data), LOGGED)
+    exact = readout_parameters().model_dump(mode="json")
+    readout = value_readout.read_out(critic, *episodes, labels, exact, 0)
+    extraction = policy_parameters(objective=objective).model_dump(mode="json")
+    policy, history = policy_extraction.extract(critic, readout, *episodes, labels, extraction, 0)
     actor = CategoricalActor if discrete else GaussianActor
     assert isinstance(policy, BestOfN if objective == "best_of_n" else actor)
+    assert "validation/q_gain" in history
+    clone, clone_history = policy_extraction.train_baseline(*episodes, {"method": "bc", **SMALL}, 0)
     assert isinstance(clone, actor)
+    assert "validation/q_gain" not in clone_history
     for table in (history, clone_history):
         assert np.isfinite(table.to_numpy()).all()
-    assert "validation/q_gain" in history
-    assert "validation/q_gain" not in clone_history
+    # The same extraction as a baseline, with critic and readout.
+    again, _ = policy_extraction.train_baseline_with_critic(
+        critic=critic, readout=readout, transitions=data, split=episodes[1], normalisation=episodes[2],
+        labels=labels, parameters={"method": "cvl", "extraction": extraction}, seed=0,
+    )  # fmt: skip
+    for name, value in policy.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_training_keeps_its_logs_in_the_workspace_of_the_node(tmp_path: Path) -> None:
+    data = make_transitions([9, 6, 8], [True, False, False])
+    assert workspace() == Workspace()
+    token = current.set(Workspace(checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs"))
+    contrastive_dynamics.train(
+        data, split_first(data, 2), identity_normalisation(data), dynamics_parameters(), 0
+    )
+    current.reset(token)
+    assert [path.name for path in (tmp_path / "logs").rglob("metrics.csv")] == ["metrics.csv"]
+    assert not list((tmp_path / "checkpoints").rglob("*.ckpt"))  # training has finished

@@ -5,172 +5,208 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from kedro.io import DataCatalog
 
 from cvl_pipeline.kedro import datasets
-from cvl_pipeline.kedro.configuration import RESOLVERS, CheckedConfigLoader
-from cvl_pipeline.kedro.datasets import study
-from cvl_pipeline.kedro.pipeline_registry import register_pipelines, register_stages
+from cvl_pipeline.kedro.configuration import CheckedConfigLoader
+from cvl_pipeline.kedro.datasets import interactive
+from cvl_pipeline.kedro.pipeline_registry import current_plan, plan_for, register_pipelines, register_stages
 from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
 from tests.project import CONF
 
-FOLDERS = ("_checkpoints", "_logs")
-LAYERS = {
-    "01_raw": "raw",
-    "02_intermediate": "intermediate",
-    "03_primary": "primary",
-    "06_models": "models",
-    "07_model_output": "model_output",
-    "08_reporting": "reporting",
-}
+STAGES = ["data_ingestion", "contrastive_dynamics", "value_readout", "policy_extraction", "evaluation"]
+PLANS: list[dict[str, Any]] = [
+    {},
+    {"baselines": {"bc": None}},
+    {"baselines": {"iql": {}, "soft": {"method": "iql"}, "greedy": {"method": "cvl"}}},
+    {"dataset": {"source": "files", "path": "mine.csv"}},
+]
+"""Parameters that decide which nodes there are."""
 
 
-@pytest.fixture(scope="module")
-def catalog() -> dict[str, Any]:
-    return _catalog()
+def _loader(**runtime: Any) -> CheckedConfigLoader:
+    """The project's configuration, whose parameters the pipelines follow from now on."""
+    loader = CheckedConfigLoader(str(CONF), runtime_params=runtime, **CONFIG_LOADER_ARGS)
+    plan_for(loader.run_parameters())
+    return loader
 
 
-def _catalog(**runtime: Any) -> dict[str, Any]:
-    for resolver in RESOLVERS:
-        OmegaConf.clear_resolver(resolver)
-    return CheckedConfigLoader(str(CONF), runtime_params=runtime, **CONFIG_LOADER_ARGS)["catalog"]
+def _is_parameter(name: str) -> bool:
+    return name.startswith("params:") or name == "parameters"
 
 
 def _inputs(stage: str) -> set[str]:
     return {name for node in register_stages()[stage].nodes for name in node.inputs}
 
 
-def test_there_are_five_stages_in_the_order_that_data_flows() -> None:
+def _outputs() -> set[str]:
+    return {name for pipeline in register_pipelines().values() for name in pipeline.all_outputs()}
+
+
+def _upstream(name: str) -> set[str]:
+    """Everything that is read to make a dataset."""
+    nodes = register_pipelines()["__default__"].to_outputs(name).nodes
+    return {name for node in nodes for name in node.inputs}
+
+
+def test_without_parameters_the_pipelines_are_those_of_the_defaults() -> None:
+    assert [row.name for row in current_plan().rows] == ["cvl", "bc"]
+    assert current_plan().evaluates
+    assert len(register_pipelines()["__default__"].nodes) == 23
+
+
+@pytest.mark.parametrize("parameters", PLANS, ids=str)
+def test_there_are_five_stages_in_the_order_that_data_flows(parameters: dict[str, Any]) -> None:
+    _loader(**parameters)
     stages = register_stages()
-    assert list(stages) == [
-        "data_ingestion",
-        "contrastive_dynamics",
-        "value_readout",
-        "policy_extraction",
-        "evaluation",
-    ]
+    assert list(stages) == STAGES
     made: set[str] = set()
     for stage, pipeline in stages.items():
-        needed = {name for name in pipeline.inputs() if not name.startswith("params:")}
-        assert {name for name in needed if not name.endswith(FOLDERS)} <= made, stage
+        needed = {name for name in pipeline.inputs() if not _is_parameter(name)}
+        assert needed <= made, stage
         made |= pipeline.all_outputs()
-
-
-def test_the_default_pipeline_is_all_stages() -> None:
     pipelines = register_pipelines()
-    assert set(pipelines) == {"__default__", *register_stages(), "tuning"}
+    assert set(pipelines) == {"__default__", *stages, "tuning"}
     assert {node.name for node in pipelines["__default__"].nodes} == {
-        node.name for stage in register_stages().values() for node in stage.nodes
+        node.name for stage in stages.values() for node in stage.nodes
     }
-    # Nothing but parameters and folders for unfinished work and logs has to be there.
-    for name in pipelines["__default__"].inputs():
-        assert name.startswith("params:") or name.endswith(FOLDERS)
+    # Every dataset but the parameters has a node that makes it.
+    for pipeline in pipelines.values():
+        assert {name for name in pipeline.datasets() if not _is_parameter(name)} <= _outputs()
 
 
-def test_nodes_carry_the_namespace_and_the_tag_of_their_stage() -> None:
+@pytest.mark.parametrize("parameters", PLANS, ids=str)
+def test_nodes_have_plain_names_and_the_namespace_and_tag_of_their_stage(parameters: dict[str, Any]) -> None:
+    _loader(**parameters)
     for stage, pipeline in register_stages().items():
-        assert pipeline.nodes
+        assert bool(pipeline.nodes) == (stage != "evaluation" or current_plan().evaluates)
         for node in pipeline.nodes:
             assert node.namespace == stage
-            assert node.name.startswith(f"{stage}.")
+            assert re.fullmatch(rf"{stage}\.[a-z_]+", node.name)
             assert stage in node.tags
 
 
+def test_every_method_has_its_nodes_and_artifacts() -> None:
+    _loader(baselines={"iql": {}})
+    stages = register_stages()
+    trainings = {name for name in _names(stages["policy_extraction"]) if "train_" in name}
+    assert trainings == {f"policy_extraction.train_{name}" for name in ("cvl", "bc", "iql")}
+    evaluation = _names(stages["evaluation"])
+    for name in ("cvl", "bc", "iql"):
+        assert {f"evaluation.roll_out_{name}", f"evaluation.score_{name}"} <= evaluation
+    assert len(evaluation) == 2 * 3 + 2
+    (summarise,) = [node for node in stages["evaluation"].nodes if node.name == "evaluation.summarise"]
+    assert {"cvl_rollouts", "bc_rollouts", "iql_rollouts"} <= set(summarise.inputs)
+
+
+def test_another_method_under_a_name_and_null_change_the_rows() -> None:
+    _loader(baselines={"bc": {"method": "iql"}})
+    assert "bc_policy" in _outputs()  # it needs rewards, so it is filed under the reward
+    assert "reward_free_bc_policy" not in _outputs()
+    _loader(baselines={"bc": None})
+    assert not any("bc_" in name for name in _outputs())
+    assert len(register_pipelines()["__default__"].nodes) == 20
+
+
+def test_without_an_environment_there_is_no_evaluation() -> None:
+    _loader(dataset={"source": "files", "path": "mine.csv"})
+    assert not register_stages()["evaluation"].nodes
+    assert len(register_pipelines()["__default__"].nodes) == 17
+    assert "metrics" not in _outputs()
+    _loader(dataset={"source": "files", "path": "mine.csv"}, evaluation={"environment": "Hopper-v5"})
+    assert "metrics" in _outputs()
+
+
+def _names(pipeline: Any) -> set[str]:
+    return {node.name for node in pipeline.nodes}
+
+
 def test_the_dynamics_read_nothing_that_holds_a_reward() -> None:
-    inputs = _inputs("contrastive_dynamics")
-    assert inputs == {
+    assert _inputs("contrastive_dynamics") == {
         "transitions",
         "split",
         "normalisation",
         "params:contrastive_dynamics",
         "params:seed",
-        "dynamics_checkpoints",
-        "dynamics_logs",
         "dynamics_history",
     }
     # Upstream of the critic, the rewards are made beside the transitions and go elsewhere.
-    upstream = register_pipelines()["__default__"].to_outputs("critic")
-    read = {name for node in upstream.nodes for name in node.inputs}
-    assert not read & {"rewards", "labels", "params:reward"}
+    assert not _upstream("critic") & {"rewards", "labels", "params:reward"}
 
 
-def test_what_follows_from_a_reward_is_filed_under_it_and_nothing_else_is() -> None:
-    """Another reward must not overwrite what the first one gave, nor move what none of them touches."""
-    plain, other = _catalog(), _catalog(reward={"source": "success"})
-    moved = {name for name in plain if plain[name]["filepath"] != other[name]["filepath"]}
-    pipeline = register_pipelines()["__default__"]
-    follows: set[str] = set()
-    for node in pipeline.nodes:  # in the order of the run
-        if {"params:reward", *follows} & set(node.inputs):
-            follows |= set(node.outputs)
-    assert {"labels", "readout", "policy", "metrics", "rollouts", "bc_rollouts"} <= follows
-    assert not follows & {"critic", "bc_policy", "bc_rollout_transitions", "bc_rollout_rewards"}
-    study = {name for name in register_pipelines()["tuning"].datasets() if "tuning" in name}
-    study = {name for name in study if name in plain} | {"best_parameters"}
-    assert moved == follows | {"policy_checkpoints", "policy_logs"} | study
+def test_only_artifacts_that_depend_on_the_reward_are_filed_under_it() -> None:
+    """Another reward overwrites nothing of the first one, and moves nothing that it does not affect."""
+
+    def files(**runtime: Any) -> dict[str, Path]:
+        catalog = DataCatalog.from_config(_loader(baselines={"iql": {}}, **runtime)["catalog"])
+        return {name: Path(vars(catalog.get(name))["_filepath"]) for name in _outputs()}
+
+    plain, other = files(), files(reward={"source": "success"})
+    moved = {name for name in plain if plain[name] != other[name]}
+    dependent: set[str] = set()
+    for node in register_pipelines()["__default__"].nodes:  # in the order of the run
+        if {"params:reward", *dependent} & set(node.inputs):
+            dependent |= set(node.outputs)
+    assert {"labels", "readout", "cvl_policy", "iql_policy", "metrics", "bc_rollouts"} <= dependent
+    assert not any(name.startswith("reward_free") or name == "critic" for name in dependent)
+    study = register_pipelines()["tuning"].all_outputs()
+    assert moved == dependent | study
 
 
 def test_rollouts_are_scored_by_the_reward_in_force_without_the_simulator() -> None:
     nodes = {node.name: node for node in register_stages()["evaluation"].nodes}
-    for name in ("evaluation.roll_out", "evaluation.roll_out_bc"):
-        assert "simulator" in nodes[name].tags
-        assert "params:reward" not in nodes[name].inputs
-    assert "simulator" not in nodes["evaluation.score"].tags
-    assert "params:reward" in nodes["evaluation.score"].inputs
+    for name in ("cvl", "bc"):
+        assert "simulator" in nodes[f"evaluation.roll_out_{name}"].tags
+        assert "params:reward" not in nodes[f"evaluation.roll_out_{name}"].inputs
+        assert "simulator" not in nodes[f"evaluation.score_{name}"].tags
+        assert "params:reward" in nodes[f"evaluation.score_{name}"].inputs
     # The behaviour is scored by the same reward.
     assert "labels" in nodes["evaluation.summarise"].inputs
 
 
-def test_the_clone_needs_no_critic() -> None:
-    upstream = register_pipelines()["__default__"].to_outputs("bc_policy")
-    read = {name for node in upstream.nodes for name in node.inputs}
-    assert not read & {"critic", "readout", "rewards", "labels"}
+def test_a_method_reads_no_more_than_it_needs() -> None:
+    _loader(baselines={"iql": {}, "greedy": {"method": "cvl"}})
+    assert not _upstream("reward_free_bc_policy") & {"critic", "readout", "rewards", "labels"}
+    assert not _upstream("iql_policy") & {"critic", "readout"}
+    assert "labels" in _upstream("iql_policy")
+    assert {"critic", "readout", "labels"} <= _upstream("greedy_policy")
+    nodes = {node.name: set(node.inputs) for node in register_stages()["policy_extraction"].nodes}
+    parameters = {"cvl": "params:policy_extraction", "iql": "params:baselines.iql"}
+    for name, given in parameters.items():
+        inputs = nodes[f"policy_extraction.train_{name}"]
+        assert {part for part in inputs if _is_parameter(part)} == {given, "params:seed"}
 
 
-def test_every_dataset_of_the_pipelines_is_in_the_catalog_and_none_else(catalog: dict[str, Any]) -> None:
-    used = {
-        name
-        for pipeline in register_pipelines().values()
-        for name in pipeline.datasets()
-        if not name.startswith("params:") and name != "parameters"
-    }
-    assert set(catalog) == used
+@pytest.mark.parametrize("parameters", PLANS, ids=str)
+def test_every_dataset_has_an_entry_with_a_description_and_the_layer_of_its_folder(
+    parameters: dict[str, Any],
+) -> None:
+    catalog = DataCatalog.from_config(_loader(**parameters)["catalog"])
+    for name in sorted(_outputs()):
+        dataset: Any = catalog.get(name)
+        kind = type(dataset).__name__
+        assert kind in datasets.__all__ or hasattr(interactive, kind), name
+        place = Path(vars(dataset)["_filepath"])
+        assert place.stem == name.removeprefix("reward_free_")
+        assert place.parts[1].partition("_")[2] == dataset.metadata["kedro-viz"]["layer"], name
+        description = dataset.metadata["description"]
+        assert re.fullmatch(r"[^{}]{10,}\.", description), name
 
 
-def test_every_dataset_has_a_layer_that_fits_its_folder_and_a_description(catalog: dict[str, Any]) -> None:
-    for name, entry in catalog.items():
-        folder = Path(entry["filepath"]).parts[1]
-        assert entry["metadata"]["kedro-viz"]["layer"] == LAYERS[folder], name
-        assert len(entry["metadata"]["description"]) > 10, name
-        assert entry["metadata"]["description"].endswith("."), name
+def test_no_entry_of_the_catalog_is_left_over() -> None:
+    """Such as folders of checkpoints and logs, which are no datasets."""
+    config = _loader(baselines={"bc": {}, "iql": {}})["catalog"]
+    for entry in config:
+        pattern = re.sub(r"\\{\w+\\}", r"\\w+", re.escape(entry))
+        assert any(re.fullmatch(pattern, name) for name in _outputs()), entry
+    assert not any(re.search("checkpoint|log|storage|folder", name) for name in (*config, *_outputs()))
 
 
-def test_every_dataset_is_written_by_the_package_and_named_after_its_entry(catalog: dict[str, Any]) -> None:
-    files = set()
-    for name, entry in catalog.items():
-        module, kind = entry["type"].rsplit(".", 1)
-        if (
-            module == "cvl_pipeline.kedro.datasets.study"
-        ):  # comes with the extra tuning, and so by its own name
-            assert hasattr(study, kind), name
-        else:
-            assert module == "cvl_pipeline.kedro.datasets", name
-            assert kind in datasets.__all__, name
-        if name not in ("tuning_storage", "tuning_folder"):  # places, not files of their own
-            assert Path(entry["filepath"]).stem == name
-        files.add(entry["filepath"])
-    assert len(files) == len(catalog)
-
-
-def test_parameters_that_nodes_ask_for_exist(catalog: dict[str, Any]) -> None:
-    parameters = CheckedConfigLoader(str(CONF), **CONFIG_LOADER_ARGS)["parameters"]
+@pytest.mark.parametrize("parameters", PLANS, ids=str)
+def test_parameters_that_nodes_ask_for_exist(parameters: dict[str, Any]) -> None:
+    given = _loader(**parameters)["parameters"]
     for name in {name for pipeline in register_pipelines().values() for name in pipeline.inputs()}:
         if name.startswith("params:"):
-            value: Any = parameters
+            value: Any = given
             for part in name.removeprefix("params:").split("."):
                 value = value[part]
-
-
-def test_names_are_plain() -> None:
-    for node in (node for pipeline in register_pipelines().values() for node in pipeline.nodes):
-        assert re.fullmatch(r"[a-z_]+\.[a-z_]+", node.name)

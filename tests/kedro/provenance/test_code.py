@@ -5,102 +5,170 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
-from kedro.pipeline.node import Node
+from kedro.io import DataCatalog
 
-from cvl_pipeline.kedro.pipeline_registry import register_pipelines
+from cvl_pipeline.kedro.parameters import check_parameters
+from cvl_pipeline.kedro.pipeline_registry import plan_for, register_pipelines
 from cvl_pipeline.kedro.provenance import code
-from cvl_pipeline.kedro.provenance.code import Code, code_of, source_of
+from cvl_pipeline.kedro.provenance.code import Code, code_of, code_of_module, source_of
+from cvl_pipeline.kedro.provenance.states import Provenance
+from cvl_pipeline.objectives.base import OBJECTIVES
+from cvl_pipeline.sources.base import SOURCES
 
-CACHES = (code_of, source_of, code._file, code._tree, code._hash, code._imported, code._version)
+CACHES = (
+    code_of, code_of_module, source_of, code._file, code._tree, code._hash, code._imported, code._version
+)  # fmt: skip
 
-SIMULATORS = {"gymnasium", "gymnasium_robotics", "metaworld", "mujoco"}
-TRAINING = {
-    "artifacts",
-    "checked",
-    "errors",
-    "imports",
-    "launch",
-    "networks",
-    "storage",
-    "training",
-    "trajectories",
-}
+BASE = {"errors", "imports", "schema"}
+TRAINING = {*BASE, "api", "episodes", "io", "networks", "training"}
+READOUT = {*BASE, "episodes", "networks", "readout", "training"}
+SOURCES_OF_EPISODES = {*BASE, "environments", "episodes", "sources", "training"}
 PARAMETERS = {
-    "dynamics",
-    "errors",
-    "parameters",
-    "policies",
-    "readout",
-    "rollouts",
-    "sources",
-    "training",
-    "trajectories",
-}
-"""Rooms of the models of all parameters."""
-READOUT = {"errors", "networks", "readout", "training", "trajectories"}
-SOURCES = {"errors", "imports", "rollouts", "sources", "storage", "training", "trajectories"}
+    *BASE, "dynamics", "environments", "episodes", "io", "methods", "networks", "objectives", "parameters",
+    "readout", "sources", "training", "tuning",
+}  # fmt: skip
+"""The models of all parameters, with the default alternatives."""
 ROOMS: dict[str, set[str]] = {
-    "data_ingestion.ingest": SOURCES,
-    "data_ingestion.split": {"errors", "training", "trajectories"},
-    "data_ingestion.normalise": {"errors", "training", "trajectories"},
-    "data_ingestion.tabulate": SOURCES,
+    "data_ingestion.ingest": SOURCES_OF_EPISODES | {"api"},
+    "data_ingestion.split": {"errors", "episodes"},
+    "data_ingestion.normalise": {"errors", "episodes"},
+    "data_ingestion.tabulate": SOURCES_OF_EPISODES,
     "data_ingestion.report": set(),
-    "data_ingestion.plot": {"errors", "trajectories"},
+    "data_ingestion.plot": {"errors", "episodes", "reports"},
     "contrastive_dynamics.train": TRAINING | {"dynamics"},
     "contrastive_dynamics.report": set(),
-    "contrastive_dynamics.plot": set(),
-    "value_readout.label": {"errors", "imports", "readout", "training", "trajectories"},
-    "value_readout.read_out": READOUT,
+    "contrastive_dynamics.plot": {"reports"},
+    "value_readout.label": {*BASE, "api", "episodes", "readout"},
+    "value_readout.read_out": READOUT | {"api"},
     "value_readout.evaluate": READOUT,
     "value_readout.report": READOUT,
-    "value_readout.plot": set(),
-    "policy_extraction.extract": TRAINING | {"policies", "readout"},
-    "policy_extraction.clone": TRAINING | {"policies", "readout"},
-    "policy_extraction.plot": set(),
-    "evaluation.roll_out": SOURCES | {"networks"},
-    "evaluation.roll_out_bc": SOURCES | {"networks"},
-    "evaluation.score": SOURCES | {"networks", "readout"},
-    "evaluation.summarise": SOURCES | {"networks", "readout"},
-    "evaluation.plot": set(),
-    "tuning.search": TRAINING | SOURCES | PARAMETERS | {"tuning", "location"},
-    **{f"tuning.{name}": PARAMETERS | {"tuning"} for name in ("choose", "report")},
-    **{f"tuning.{name}": PARAMETERS | {"tuning"} for name in ("history", "importance", "parallel")},
+    "value_readout.plot": {"reports"},
+    "policy_extraction.train_cvl": TRAINING | {"methods", "objectives", "readout"},
+    "policy_extraction.train_bc": TRAINING | {"methods", "objectives"},
+    "policy_extraction.train_iql": TRAINING | {"methods", "objectives"},
+    "policy_extraction.plot": {"reports"},
+    **{
+        f"evaluation.roll_out_{name}": SOURCES_OF_EPISODES | {"api", "networks"}
+        for name in ("cvl", "bc", "iql")
+    },
+    **{
+        f"evaluation.score_{name}": SOURCES_OF_EPISODES | {"networks", "readout"}
+        for name in ("cvl", "bc", "iql")
+    },
+    "evaluation.summarise": SOURCES_OF_EPISODES | {"networks", "readout", "reports"},
+    "evaluation.plot": {"reports"},
+    "tuning.search": PARAMETERS | {"api"},
+    **{f"tuning.{name}": PARAMETERS for name in ("choose", "report", "history", "importance", "parallel")},
 }
-"""The rooms, and modules beside them, whose code each node depends on; ``pipelines`` it is itself."""
+"""The packages, and modules beside them, that each node depends on; ``kedro``, its own, has a test below."""
+SIMULATORS = {"gymnasium", "gymnasium_robotics", "metaworld", "mujoco"}
 
 
-def _nodes() -> list[Node]:
+def _code_of_nodes(**parameters: Any) -> dict[str, Code]:
+    """The code of each node and of the alternatives that the parameters choose."""
+    checked = check_parameters(parameters)
+    plan_for(checked)
     pipelines = register_pipelines()
-    return (pipelines["__default__"] + pipelines["tuning"]).nodes
+    catalog = DataCatalog()
+    catalog["parameters"] = checked.model_dump(mode="json")
+    return Provenance(pipelines["__default__"] + pipelines["tuning"], catalog)._code
 
 
-def test_every_node_depends_on_these_rooms_and_no_others() -> None:
+def _modules(code: Code, package: str) -> set[str]:
+    """Modules of one of the packages that code depends on."""
+    start = f"cvl_pipeline.{package}."
+    return {name.removeprefix(start) for name in code.hashes if name.startswith(start)}
+
+
+def test_every_node_depends_on_these_packages_and_no_others() -> None:
     found = {
-        node.name: {name.split(":")[0].split(".")[1] for name in code_of(node.func).hashes} - {"pipelines"}
-        for node in _nodes()
+        node: {name.split(":")[0].split(".")[1] for name in code.hashes} - {"kedro"}
+        for node, code in _code_of_nodes(baselines={"bc": {}, "iql": {}}).items()
     }
     assert found == ROOMS
 
 
-def test_of_the_pipelines_a_node_depends_on_its_own_function_and_what_that_uses() -> None:
-    for node in _nodes():
-        own = {name for name in code_of(node.func).hashes if ".pipelines." in name}
-        function = f"{node.func.__module__}:{node.func.__name__}"
-        used = {"cvl_pipeline.reports.plots"} if node.name.endswith(".plot") else set()
-        if node.name == "tuning.search":
-            used = {"cvl_pipeline.kedro.parameters"}
-        assert own == {function} | used, node.name
+def test_of_kedros_package_a_node_depends_on_its_own_function_and_what_it_names() -> None:
+    pipelines = register_pipelines()
+    nodes = {node.name: node for node in (pipelines["__default__"] + pipelines["tuning"]).nodes}
+    for name, found in _code_of_nodes().items():
+        function: Any = nodes[name].func
+        function = function.func if isinstance(function, partial) else function
+        used = {f"cvl_pipeline.kedro.{part}" for part in ("parameters", "workspace")}
+        used = used if name == "tuning.search" else used - {"cvl_pipeline.kedro.parameters"}
+        used = used if "training" in nodes[name].tags else set()
+        own = {part for part in found.hashes if part.startswith("cvl_pipeline.kedro.")}
+        assert own == {f"{function.__module__}:{function.__name__}"} | used, name
 
 
-def test_nodes_that_simulate_depend_on_the_simulators_and_training_does_not() -> None:
-    packages = {node.name: set(code_of(node.func).packages) for node in _nodes()}
-    for name in ("data_ingestion.ingest", "evaluation.roll_out", "evaluation.roll_out_bc"):
+def test_of_the_python_interface_a_node_depends_on_the_functions_that_it_names() -> None:
+    found = {
+        node: {name.partition(":")[2] for name in code.hashes if name.startswith("cvl_pipeline.api")}
+        for node, code in _code_of_nodes().items()
+        if not node.startswith("tuning.")
+    }
+    assert {node: names for node, names in found.items() if names} == {
+        "data_ingestion.ingest": {"ingest"},
+        "contrastive_dynamics.train": {"train_critic"},
+        "value_readout.label": {"label_rewards"},
+        "value_readout.read_out": {"read_out"},
+        "policy_extraction.train_cvl": {"extract_policy"},
+        "policy_extraction.train_bc": {"train_method"},
+        "evaluation.roll_out_cvl": {"roll_out"},
+        "evaluation.roll_out_bc": {"roll_out"},
+    }
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.names)
+def test_a_policy_depends_on_its_own_objective_and_the_critic_on_none(objective: str) -> None:
+    behind = {"awr": {"advantages"}, "best_of_n": {"bc"}}.get(objective, set())
+    codes = _code_of_nodes(policy_extraction={"objective": objective}, baselines={"bc": {}, "iql": {}})
+    found = {
+        name: _modules(codes[f"policy_extraction.train_{name}"], "objectives")
+        for name in ("cvl", "bc", "iql")
+    }
+    assert found == {
+        "cvl": {"base", "training", objective, *behind}, "bc": {"base", "training", "bc"}, "iql": {"base"}
+    }  # fmt: skip
+    methods = {name: _modules(codes[f"policy_extraction.train_{name}"], "methods") for name in found}
+    assert methods == {name: {"base", "job", name} for name in found}
+    for package in ("objectives", "methods", "readout", "environments", "sources"):
+        assert not _modules(codes["contrastive_dynamics.train"], package)
+
+
+FILE_READERS = {"files": {"columns", "formats", "steps", "tables"}, "d4rl": {"download", "steps"}}
+
+
+@pytest.mark.parametrize("source", SOURCES.names)
+def test_episodes_depend_on_their_own_source(source: str) -> None:
+    settings = {"files": {"path": "x.csv"}, "d4rl": {"task": "hopper-medium-v2"}}.get(source, {})
+    codes = _code_of_nodes(dataset={"source": source, **settings}, evaluation={"environment": "Hopper-v5"})
+    simulated = {"simulated"} if source in ("metaworld", "pointmaze", "gymnasium") else set()
+    behind = {"base", source} | simulated | FILE_READERS.get(source, set())
+    assert _modules(codes["data_ingestion.ingest"], "sources") == behind
+    assert _modules(codes["data_ingestion.tabulate"], "sources") == behind
+    for node in ("ingest", "tabulate"):
+        environments = _modules(codes[f"data_ingestion.{node}"], "environments")
+        assert ("metaworld" in environments) == (source == "metaworld")
+        assert ("pointmaze" in environments) == (source == "pointmaze")
+        assert bool(environments) == (source != "files")
+    assert "metaworld" not in codes["contrastive_dynamics.train"].packages
+    assert ("metaworld" in codes["evaluation.roll_out_cvl"].packages) == (source == "metaworld")
+
+
+def test_only_nodes_that_simulate_depend_on_the_simulators() -> None:
+    packages = {node: set(code.packages) for node, code in _code_of_nodes().items()}
+    assert packages["data_ingestion.ingest"] == {"gymnasium", "metaworld", "mujoco", "numpy", "torch"}
+    for name in ("evaluation.roll_out_cvl", "evaluation.roll_out_bc"):
         assert packages[name] >= {"torch", "numpy", *SIMULATORS}
-    for name in ("contrastive_dynamics.train", "policy_extraction.extract", "policy_extraction.clone"):
+    for name in ("contrastive_dynamics.train", "policy_extraction.train_cvl", "policy_extraction.train_bc"):
         assert packages[name] == {"lightning", "numpy", "pandas", "torch"}
     assert packages["contrastive_dynamics.report"] == {"pandas"}
+    files = _code_of_nodes(dataset={"source": "files", "path": "x.csv"})
+    assert set(files["data_ingestion.ingest"].packages) == {"numpy", "pandas", "torch"}
 
 
 @pytest.fixture
@@ -157,7 +225,7 @@ def _code(package: Path, function: str = "work", **changed: str) -> Code:
     return code_of(getattr(importlib.import_module("toy.nodes"), function))
 
 
-def test_a_function_depends_on_what_it_names_and_on_all_behind_that(package: Path) -> None:
+def test_a_function_depends_on_what_it_names_and_on_all_that_this_imports(package: Path) -> None:
     found = _code(package)
     assert set(found.hashes) == {"toy.nodes:work", "toy.room.near", "toy.room.far", "toy.room.lazy"}
     assert set(found.packages) == {"torch"}
@@ -165,7 +233,7 @@ def test_a_function_depends_on_what_it_names_and_on_all_behind_that(package: Pat
     assert set(_code(package, "others").hashes) == {"toy.nodes:others", "toy.apart"}
 
 
-def test_of_a_function_within_another_the_whole_module_counts(package: Path) -> None:
+def test_the_whole_module_counts_for_a_function_within_a_function(package: Path) -> None:
     nodes = NODES + "def make():\n    def inner(x):\n        return x\n    return inner\n"
     _code(package, nodes=nodes)
     inner = code_of(partial(importlib.import_module("toy.nodes").make(), 1))
@@ -199,27 +267,27 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("what", SAME)
-def test_what_changes_nothing_of_it_does_not_count(package: Path, what: str) -> None:
+def test_changes_without_effect_on_a_function_do_not_count(package: Path, what: str) -> None:
     assert _code(package, **SAME[what]) == _code(package)
 
 
 @pytest.mark.parametrize("what", CHANGED)
-def test_what_changes_anything_of_it_counts_where_it_is(package: Path, what: str) -> None:
+def test_changes_of_a_function_and_its_dependencies_count(package: Path, what: str) -> None:
     changed, where = CHANGED[what]
     before, after = _code(package).hashes, _code(package, **changed).hashes
     assert before.get(where) != after.get(where)
     assert {name for name in before.keys() & after.keys() if before[name] != after[name]} <= {where}
 
 
-def test_the_code_that_runs_is_that_which_was_there_first(package: Path) -> None:
-    """A person edits on while a run trains for hours."""
+def test_edits_during_a_run_do_not_count(package: Path) -> None:
+    """The code that runs is the code that was imported."""
     before = _code(package)
     function = importlib.import_module("toy.nodes").work
     (package / "nodes.py").write_text("def work(x):\n    return 0\n")
     assert code_of(function) == before
 
 
-def test_a_module_of_ones_own_counts_with_what_it_imports_of_its_package(package: Path) -> None:
+def test_a_users_module_counts_with_its_imports_from_its_own_package(package: Path) -> None:
     def source(**changed: str) -> str | None:
         _code(package, **changed)
         return source_of("toy.room.near")
@@ -228,3 +296,13 @@ def test_a_module_of_ones_own_counts_with_what_it_imports_of_its_package(package
     assert source() != source(room__far="value = 2\n")
     assert source_of("toy.nowhere") is None
     assert source_of("no_such_package.at_all") is None
+
+
+def test_a_users_class_depends_on_the_modules_of_this_package_that_it_builds_on(package: Path) -> None:
+    near = "from cvl_pipeline.objectives.awr import AdvantageWeightedRegression\nfrom toy.room import far\n"
+    _code(package, room__near=near, room__far="from cvl_pipeline.networks.mlp import mlp\nimport scipy\n")
+    found = code_of_module("toy.room.near")
+    assert {"cvl_pipeline.objectives.awr", "cvl_pipeline.networks.mlp"} <= found.hashes.keys()
+    assert not any(name.startswith("toy") for name in found.hashes)  # these count as a source
+    assert {"scipy", "torch"} <= found.packages.keys()
+    assert code_of_module("toy.nowhere") == Code({}, {})

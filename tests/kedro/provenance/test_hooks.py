@@ -6,19 +6,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.kedro.commands import keep_options
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
-from cvl_pipeline.kedro.pipeline_registry import register_pipelines
+from cvl_pipeline.kedro.datasets import ParquetDataset
+from cvl_pipeline.kedro.pipeline_registry import plan_for, register_pipelines
 from cvl_pipeline.kedro.provenance import locks
 from cvl_pipeline.kedro.provenance.code import Code
 from cvl_pipeline.kedro.provenance.hooks import TrustArtifacts
 from cvl_pipeline.kedro.provenance.locks import acquire, release
+from cvl_pipeline.kedro.provenance.records import Recipe, Record, write_record
 from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
+from cvl_pipeline.kedro.workspace import Workspace, current, workspace
 from cvl_pipeline.testing.builders import names_in
-from tests.project import CONF, copy_conf
+from cvl_pipeline.tuning.storage import StudyLocation
+from tests.project import copy_conf
 from tests.s3 import Bucket
 from tests.training.processes import wait_for
 
@@ -26,34 +33,42 @@ PIPELINE = register_pipelines()["data_ingestion"]
 RUN: dict[str, Any] = {"only_missing_outputs": False}
 
 
-def _catalog() -> DataCatalog:
-    catalog = DataCatalog()
-    catalog["parameters"] = CheckedConfigLoader(str(CONF), **CONFIG_LOADER_ARGS)["parameters"]
-    return catalog
-
-
-def _hook(project: Path) -> TrustArtifacts:
+def _hook(project: Path, **given: Any) -> tuple[TrustArtifacts, DataCatalog]:
+    """The hook in a session of a project, and the project's catalog."""
+    loader = CheckedConfigLoader(str(copy_conf(project)), runtime_params=given, **CONFIG_LOADER_ARGS)
+    plan_for(loader.run_parameters())
     hook = TrustArtifacts()
-    loader = CheckedConfigLoader(str(copy_conf(project)), **CONFIG_LOADER_ARGS)
     hook.after_context_created(SimpleNamespace(config_loader=loader))  # type: ignore[arg-type]
-    return hook
+    entries: dict[str, Any] = {
+        name: entry | {"filepath": str(project / entry["filepath"])}
+        for name, entry in loader["catalog"].items()
+    }
+    catalog = DataCatalog.from_config(entries)
+    catalog["parameters"] = loader["parameters"]
+    return hook, catalog
 
 
-def _lock(project: Path) -> Path:
-    return project / "data/.locks/door-open-v3/seed_0.lock"
+def _lock(project: Path, seed: int = 0) -> Path:
+    return project / f"data/.locks/door-open-v3/seed_{seed}.lock"
 
 
-def _is_held(project: Path) -> bool:
+def _is_held(project: Path, seed: int = 0) -> bool:
     try:
-        release(acquire(_lock(project), "data"))
+        release(acquire(_lock(project, seed), "data"))
     except InputError:
         return True
     return False
 
 
+def _prepared(project: Path) -> Any:
+    """The hook's part of the start of a run."""
+    hook, catalog = _hook(project)
+    return hook.before_pipeline_run(RUN, PIPELINE, catalog)
+
+
 @pytest.mark.parametrize("end", ["after_pipeline_run", "on_pipeline_error", "another hook"])
-def test_a_run_holds_its_data_from_its_first_check_to_its_end(tmp_path: Path, end: str) -> None:
-    hook, catalog = _hook(tmp_path), _catalog()
+def test_a_run_locks_its_data_from_its_first_check_to_its_end(tmp_path: Path, end: str) -> None:
+    hook, catalog = _hook(tmp_path)
     others = hook.before_pipeline_run(RUN, PIPELINE, catalog)
     next(others)
     assert _is_held(tmp_path)
@@ -72,45 +87,100 @@ def test_a_run_holds_its_data_from_its_first_check_to_its_end(tmp_path: Path, en
 def test_a_second_run_is_refused_before_its_checks(tmp_path: Path) -> None:
     held = acquire(_lock(tmp_path), "data")
     with pytest.raises(InputError, match="dataset 'door-open-v3', seed 0, is in use by another run"):
-        next(_hook(tmp_path).before_pipeline_run(RUN, PIPELINE, _catalog()))
+        next(_prepared(tmp_path))
     release(held)
 
 
-def test_a_run_that_was_interrupted_in_a_notebook_does_not_bar_the_next(tmp_path: Path) -> None:
-    hook = _hook(tmp_path)
-    next(hook.before_pipeline_run(RUN, PIPELINE, _catalog()))
-    next(hook.before_pipeline_run(RUN, PIPELINE, _catalog()))
+def test_an_interrupted_run_in_a_notebook_does_not_block_the_next_one(tmp_path: Path) -> None:
+    hook, catalog = _hook(tmp_path)
+    next(hook.before_pipeline_run(RUN, PIPELINE, catalog))
+    next(hook.before_pipeline_run(RUN, PIPELINE, catalog))
     hook.on_pipeline_error()
     assert not _is_held(tmp_path)
 
 
-def test_training_that_other_code_began_is_not_taken_up(tmp_path: Path) -> None:
+def test_training_of_other_code_or_parameters_is_not_resumed(tmp_path: Path) -> None:
     (train,) = register_pipelines()["contrastive_dynamics"].only_nodes("contrastive_dynamics.train").nodes
-    folder = tmp_path / "dynamics_checkpoints"
-    given = []
+    folder = tmp_path / "data/06_models/door-open-v3/seed_0/checkpoints/critic"
+    workspaces = []
     for version in ("1.0", "1.0", "2.0"):
-        hook = _hook(tmp_path)
-        others = hook.before_pipeline_run(RUN, register_pipelines()["contrastive_dynamics"], _catalog())
-        next(others)
+        hook, catalog = _hook(tmp_path)
+        next(hook.before_pipeline_run(RUN, register_pipelines()["contrastive_dynamics"], catalog))
         assert hook._provenance is not None
         hook._provenance._code[train.name] = Code({}, {"torch": version})
-        inputs = {"dynamics_checkpoints": folder}
-        changed = hook.before_node_run(train, inputs)
-        assert changed is not None
-        given.append(inputs | changed)
+        hook.before_node_run(train)
+        workspaces.append(workspace())
         hook.on_pipeline_error()
-    first, again, other = (values["dynamics_checkpoints"] for values in given)
+    assert {place.logs for place in workspaces} == {
+        tmp_path / "data/08_reporting/door-open-v3/seed_0/logs/critic"
+    }
+    first, again, other = (place.checkpoints for place in workspaces)
+    assert first is not None
+    assert other is not None
     assert first == again != other
     assert first.parent == other.parent == folder
-    # When it has ended, its folder goes; one that something unfinished is in, stays.
+    # The folder of finished training is removed, but not one with unfinished training.
     first.mkdir(parents=True)
     (other / "unfinished").mkdir(parents=True)
-    for values in given:
-        hook.after_node_run(train, values)
+    for place in workspaces:
+        current.set(place)
+        hook.after_node_run(train)
+        assert workspace() == Workspace()
     assert names_in(folder) == [other.name]
 
 
-def test_a_run_at_a_url_that_another_has_taken_over_writes_no_more(
+@pytest.mark.parametrize("baseline", ["bc", "iql"])
+def test_each_policy_has_folders_of_its_own(tmp_path: Path, baseline: str) -> None:
+    """Those of a method that needs rewards are in the folder of the reward."""
+    hook, catalog = _hook(tmp_path, baselines={"bc": {}, "iql": {}}, reward={"source": "success"})
+    pipeline = register_pipelines()["policy_extraction"]
+    next(hook.before_pipeline_run(RUN, pipeline, catalog))
+    (train,) = pipeline.only_nodes(f"policy_extraction.train_{baseline}").nodes
+    hook.before_node_run(train)
+    place, folder = workspace(), "success/" if baseline == "iql" else ""
+    assert place.logs == tmp_path / f"data/08_reporting/door-open-v3/seed_0/{folder}logs/{baseline}"
+    assert place.checkpoints is not None
+    models = tmp_path / f"data/06_models/door-open-v3/seed_0/{folder}checkpoints/{baseline}"
+    assert place.checkpoints.parent == models
+    hook.on_pipeline_error()
+
+
+def test_only_nodes_that_train_have_a_workspace(tmp_path: Path) -> None:
+    hook, catalog = _hook(tmp_path)
+    pipelines = register_pipelines()
+    next(hook.before_pipeline_run(RUN, pipelines["__default__"] + pipelines["tuning"], catalog))
+    (report,) = pipelines["contrastive_dynamics"].only_nodes("contrastive_dynamics.report").nodes
+    hook.before_node_run(report)
+    assert workspace() == Workspace()
+    (search,) = pipelines["tuning"].only_nodes("tuning.search").nodes
+    hook.before_node_run(search)
+    folder = tmp_path / "data/06_models/door-open-v3/tuning/study"
+    assert workspace() == Workspace(study=StudyLocation(folder / "journal.log"), study_folder=folder)
+    hook.on_pipeline_error()
+
+
+def test_a_damaged_input_is_refused_with_a_command_of_the_same_options(tmp_path: Path) -> None:
+    hook, catalog = _hook(tmp_path, seed=3)
+    keep_options("smoke", {"seed": 3})
+    pipelines = register_pipelines()
+    (report,) = pipelines["contrastive_dynamics"].only_nodes("contrastive_dynamics.report").nodes
+    path = tmp_path / "history.parquet"
+    catalog["dynamics_history"] = ParquetDataset(filepath=str(path))
+    catalog.save("dynamics_history", pd.DataFrame({"step": [1]}))
+    recipe = Recipe("contrastive_dynamics.train", {}, {}, {}, {}, {})
+    write_record(path, Record(recipe, {}, {"dynamics_history": "other bytes"}, []))
+    run = hook.before_pipeline_run(RUN, Pipeline([report]), catalog)
+    next(run)
+    with pytest.raises(InputError) as caught:
+        next(run)
+    assert str(caught.value).startswith(f"{path} is damaged (its bytes are not those that were recorded)")
+    assert "make it again: kedro run --only-missing-outputs --env smoke --params seed=3; or" in str(
+        caught.value
+    )
+    assert not _is_held(tmp_path, seed=3)
+
+
+def test_a_run_whose_data_at_a_url_another_run_has_taken_over_stops_writing(
     tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "RENEWAL", 0.05)
@@ -136,7 +206,7 @@ def test_a_run_at_a_url_that_another_has_taken_over_writes_no_more(
     with pytest.raises(InputError, match="seed 0, has been taken over by another run"):
         hook.before_dataset_saved()
     with pytest.raises(InputError, match="seed 0, has been taken over by another run"):
-        hook.before_node_run(PIPELINE.nodes[0], {})
+        hook.before_node_run(PIPELINE.nodes[0])
     hook.on_pipeline_error()
     assert json.loads(lease.read() or "") == other
     release(acquire(lease.path, "data"))

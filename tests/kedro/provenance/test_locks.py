@@ -52,7 +52,7 @@ def _holder(path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_the_second_is_told_who_holds_it(tmp_path: Path) -> None:
+def test_the_error_names_the_holder(tmp_path: Path) -> None:
     path = tmp_path / "new/seed_0.lock"
     with _holder(path) as holder:
         told = rf"^data is in use by .*process {holder.pid} on \S+, since 20\S+\)"
@@ -64,9 +64,7 @@ def test_the_second_is_told_who_holds_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("arguments", [[], ["with a child"]])
-def test_it_vanishes_with_its_process_however_that_dies(
-    tmp_path: Path, number: signal.Signals, arguments: list[str]
-) -> None:
+def test_a_lock_ends_with_its_process(tmp_path: Path, number: signal.Signals, arguments: list[str]) -> None:
     with _holder(tmp_path / "lock", *arguments) as holder:
         holder.send_signal(number)
         holder.wait()
@@ -81,7 +79,7 @@ def test_two_runs_of_one_process_are_kept_apart_too(tmp_path: Path) -> None:
     release(acquire(tmp_path / "lock", "data"))
 
 
-def test_where_there_are_no_locks_a_run_is_warned_and_goes_on(
+def test_without_locks_of_the_file_system_a_run_continues_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> None:
@@ -94,7 +92,7 @@ def test_where_there_are_no_locks_a_run_is_warned_and_goes_on(
     assert told.endswith("No locks available); do not start another run on it")
 
 
-def test_a_process_that_has_not_yet_said_who_it_is_holds_it(tmp_path: Path) -> None:
+def test_a_holder_that_has_not_yet_written_its_name_holds_the_lock(tmp_path: Path) -> None:
     first = acquire(tmp_path / "lock", "data")
     (tmp_path / "lock").write_text("")
     with pytest.raises(InputError, match="it has just started"):
@@ -124,7 +122,7 @@ def _write(lock: Location, **changes: Any) -> None:
     lock.write(json.dumps(holder | {"token": "x", "renewed": time.time()} | changes))
 
 
-def test_a_lease_bars_others_until_it_is_released(lock: Location) -> None:
+def test_a_lease_blocks_others_until_it_is_released(lock: Location) -> None:
     lease = Lease(lock, "data")
     with pytest.raises(InputError, match=rf"^data is in use by .*process {os.getpid()} on {HOST}, since 20"):
         Lease(lock, "data")
@@ -147,12 +145,12 @@ def test_a_lease_of_another_machine_is_respected_as_long_as_it_is_renewed(lock: 
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"machine": 1, "pid": "x"}'])
-def test_what_no_run_has_written_bars_nobody(lock: Location, content: str) -> None:
+def test_a_file_that_no_run_has_written_blocks_nobody(lock: Location, content: str) -> None:
     lock.write(content)
     Lease(lock, "data").release()
 
 
-def test_the_lease_of_a_machine_that_fell_silent_is_taken_over(lock: Location) -> None:
+def test_a_lease_that_is_no_longer_renewed_is_taken_over(lock: Location) -> None:
     _write(lock, renewed=time.time() - GONE - 1)
     lease = Lease(lock, "data")
     assert json.loads(lock.read() or "")["pid"] == os.getpid()
@@ -177,7 +175,7 @@ def test_the_lease_of_a_killed_run_of_this_machine_is_taken_over_at_once(
         Lease(lock, "data").release()
 
 
-def test_of_two_that_take_over_one_has_it(lock: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_of_two_runs_can_take_a_lease_over(lock: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     _write(lock, renewed=0.0)
     monkeypatch.setattr(time, "sleep", lambda _: _write(lock))  # the other is a moment later
     with pytest.raises(InputError, match="process 99999999 on elsewhere"):

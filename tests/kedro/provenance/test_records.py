@@ -59,7 +59,7 @@ def test_a_record_is_beside_its_artifact_and_read_as_it_was_written(tmp_path: Pa
         '{"format": 1, "recipe": {}}',
     ],
 )
-def test_what_is_no_record_is_none(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_no_record_is_read_as_none(tmp_path: Path, text: str) -> None:
     record_path(tmp_path / "x").write_text(text)
     assert read_record(tmp_path / "x") is None
 
@@ -92,7 +92,7 @@ def test_changes_are_all_that_differs_but_the_node_and_its_inputs(one: Recipe, o
     assert (changes(one, other) == []) == same
 
 
-def test_changes_are_told_with_what_was_and_what_is() -> None:
+def test_changes_are_described_with_the_old_and_the_new_value() -> None:
     other = Recipe(
         "stage.node", {"seed": 1, "a.b": "x"}, {"dataset.path": "2"}, {"n": "1"}, {"torch": "3"}, {"in": "9"}
     )
@@ -120,7 +120,7 @@ def test_checksums_are_of_the_bytes(tmp_path: Path) -> None:
     assert checksums.seen([path, tmp_path]) == []
 
 
-def test_a_large_file_is_read_once_and_after_that_its_record_knows_it(
+def test_a_large_file_is_read_once_and_its_record_keeps_the_checksum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(records, "CHECKED_ONCE", 4)
@@ -136,7 +136,7 @@ def test_a_large_file_is_read_once_and_after_that_its_record_knows_it(
     assert second.of(path) == right
 
 
-def test_an_old_file_is_read_once_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_file_is_read_once_per_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, checksums = tmp_path / "x", Checksums()
     path.write_text("old")
     os.utime(path, (time.time() - 60,) * 2)

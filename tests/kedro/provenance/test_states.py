@@ -13,7 +13,9 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline, node
 
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
-from cvl_pipeline.kedro.datasets import FolderDataset, JSONDataset
+from cvl_pipeline.kedro.datasets import JSONDataset
+from cvl_pipeline.kedro.parameters import check_parameters
+from cvl_pipeline.kedro.pipeline_registry import plan_for, register_pipelines
 from cvl_pipeline.kedro.provenance import states
 from cvl_pipeline.kedro.provenance.records import record_path
 from cvl_pipeline.kedro.provenance.states import Provenance, State
@@ -52,7 +54,7 @@ def pipelines(draw: st.DrawFn) -> Pipeline:
 
 @contextmanager
 def project(pipeline: Pipeline) -> Iterator[tuple[DataCatalog, Path]]:
-    """A catalog of its artifacts, none of which is there."""
+    """A catalog of the pipeline's artifacts, none of which exists."""
     with TemporaryDirectory() as folder:
         names = pipeline.all_outputs()
         catalog = DataCatalog({name: JSONDataset(filepath=f"{folder}/{name}.json") for name in names})
@@ -61,7 +63,7 @@ def project(pipeline: Pipeline) -> Iterator[tuple[DataCatalog, Path]]:
 
 
 def run(pipeline: Pipeline, catalog: DataCatalog, whole: Pipeline | None = None) -> set[str]:
-    """Make what is not fresh, as Kedro would; the nodes that ran."""
+    """Recreate the artifacts that are not fresh, as Kedro would; return the nodes that ran."""
     states = Provenance(pipeline, catalog).states()
     provenance = Provenance(whole or pipeline, catalog)
     ran = set()
@@ -78,7 +80,7 @@ def run(pipeline: Pipeline, catalog: DataCatalog, whole: Pipeline | None = None)
 
 @given(pipelines(), st.data())
 @settings(max_examples=25)
-def test_what_is_not_fresh_is_what_was_touched_and_all_that_follows(
+def test_changed_artifacts_and_all_that_depends_on_them_are_not_fresh(
     pipeline: Pipeline, data: st.DataObject
 ) -> None:
     with project(pipeline) as (catalog, folder):
@@ -115,7 +117,7 @@ CHAIN = Pipeline(
     [
         node(two, "params:seed", ["first", "beside"], name="n0"),
         node(one, ["params:seed", "first"], "second", name="n1"),
-        node(one, ["params:seed", "second", "folder"], "third", name="n2"),
+        node(one, ["params:seed", "second"], "third", name="n2"),
     ]
 )
 
@@ -123,12 +125,11 @@ CHAIN = Pipeline(
 @contextmanager
 def chain() -> Iterator[tuple[DataCatalog, Path]]:
     with project(CHAIN) as (catalog, folder):
-        catalog["folder"] = FolderDataset(filepath=str(folder))
         run(CHAIN, catalog)
         yield catalog, folder
 
 
-def test_of_two_outputs_that_do_not_belong_together_neither_is_trusted() -> None:
+def test_two_outputs_of_different_runs_of_a_node_are_not_trusted() -> None:
     with chain() as (catalog, folder):
         # Both whole and recorded, by two runs of one recipe whose bytes differ, as they may on a GPU.
         for name in ("first.json", ".first.json.made.json"):
@@ -147,7 +148,7 @@ def test_of_two_outputs_that_do_not_belong_together_neither_is_trusted() -> None
         assert states["second"].why == "input first is stale"
 
 
-def test_a_part_takes_what_it_does_not_make_as_it_is() -> None:
+def test_a_part_of_the_pipeline_takes_other_artifacts_as_they_are() -> None:
     part = CHAIN.only_nodes("n1")
     with chain() as (catalog, folder):
         record_path(folder / "first.json").unlink()
@@ -160,7 +161,7 @@ def test_a_part_takes_what_it_does_not_make_as_it_is() -> None:
         assert Provenance(CHAIN, catalog).states()["second"].why == "input first is stale"
 
 
-def test_what_was_made_again_and_came_out_the_same_leaves_what_follows_fresh() -> None:
+def test_an_artifact_that_is_recreated_with_the_same_bytes_keeps_the_others_fresh() -> None:
     with chain() as (catalog, folder):
         for name in ("first", "beside"):  # as if other code had made them
             path = record_path(folder / f"{name}.json")
@@ -180,10 +181,10 @@ def test_the_seed_counts() -> None:
         assert states["third"].why == "parameter seed and 1 more"
 
 
-def test_what_is_kept_in_memory_is_made_again_with_what_needs_it() -> None:
+def test_data_in_memory_are_recreated_with_the_artifacts_that_need_them() -> None:
     with TemporaryDirectory() as folder:
         files = {name: JSONDataset(filepath=f"{folder}/{name}.json") for name in ("first", "beside", "third")}
-        catalog = DataCatalog({**files, "second": MemoryDataset(), "folder": FolderDataset(filepath=folder)})
+        catalog = DataCatalog({**files, "second": MemoryDataset()})
         catalog["parameters"], catalog["params:seed"] = PARAMETERS, 0
         run(CHAIN, catalog)
         provenance = Provenance(CHAIN, catalog)
@@ -199,7 +200,7 @@ def test_what_is_kept_in_memory_is_made_again_with_what_needs_it() -> None:
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_what_is_at_a_url_is_known_on_another_machine_and_a_large_one_without_a_download(
+def test_artifacts_at_a_url_are_fresh_on_another_machine_and_large_ones_without_a_download(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
 ) -> None:
     if large:
@@ -216,7 +217,6 @@ def test_what_is_at_a_url_is_known_on_another_machine_and_a_large_one_without_a_
                 for name in CHAIN.all_outputs()
             }
         )
-        catalog["folder"] = FolderDataset(filepath=str(tmp_path / cache))
         catalog["parameters"], catalog["params:seed"] = PARAMETERS, 0
         return catalog
 
@@ -230,7 +230,7 @@ def test_what_is_at_a_url_is_known_on_another_machine_and_a_large_one_without_a_
     assert artifacts.isdisjoint(path.name for path in (tmp_path / "two").rglob("*")) == large
     assert machine("two").load("third") == machine("one").load("third")
     assert state(machine("two")) == {"fresh"}
-    # By other means than this program.
+    # Changed by another program.
     bucket.files.pipe_file(f"{bucket.url}/second.json", b"[]")
     found = Provenance(CHAIN, machine("two")).states()
     assert [found[name].name for name in ("first", "second", "third")] == ["fresh", "damaged", "stale"]
@@ -241,3 +241,49 @@ def test_what_is_at_a_url_is_known_on_another_machine_and_a_large_one_without_a_
     assert Provenance(CHAIN, machine("one")).states()["second"].why == "no record of what made it"
     assert run(CHAIN, machine("one")) == {"n0", "n1", "n2"}
     assert state(machine("two")) == {"fresh"}
+
+
+@pytest.mark.parametrize(
+    ("given", "changed", "stale"),
+    [
+        # Only the node of the stage that the parameters belong to counts their choice.
+        ({}, {"policy_extraction": {"objective": "ddpg_bc"}}, {"cvl_policy"}),
+        ({}, {"baselines": {"bc": {"hidden": [8]}}}, {"reward_free_bc_policy"}),
+        ({}, {"value_readout": {"method": "random_fourier"}}, {"readout", "cvl_policy"}),
+        ({"evaluation": {"workers": 1}}, {"evaluation": {"workers": 2}}, set()),
+        # Defaults count as if they were written down.
+        ({}, {"policy_extraction": {"objective": "awr", "beta": 3.0}}, set()),
+    ],
+)
+def test_a_choice_counts_for_the_nodes_that_receive_it(
+    given: dict[str, Any], changed: dict[str, Any], stale: set[str], tmp_path: Path
+) -> None:
+    def provenance(values: dict[str, Any]) -> tuple[Provenance, Pipeline]:
+        parameters = check_parameters(values)
+        plan_for(parameters)
+        stages = register_pipelines()
+        pipeline = stages["policy_extraction"] + stages["value_readout"].only_nodes("value_readout.read_out")
+        names = ("cvl_policy", "reward_free_bc_policy", "readout")
+        catalog = DataCatalog({name: JSONDataset(filepath=f"{tmp_path}/{name}.json") for name in names})
+        catalog["parameters"] = parameters.model_dump(mode="json")
+        pipeline = Pipeline([node for node in pipeline.nodes if {*names} & {*node.outputs}])
+        return Provenance(pipeline, catalog), pipeline
+
+    first, pipeline = provenance(given)
+    for current in pipeline.nodes:
+        making = first.making(current)
+        (tmp_path / f"{current.outputs[0]}.json").write_text("{}")
+        first.record(current, making)
+    found = provenance(changed)[0].states()
+    assert {name for name, state in found.items() if not state.fresh and first.path(name)} == stale
+
+
+def test_an_artifact_with_more_inputs_than_now_is_stale() -> None:
+    """Such as a plot of all policies after a baseline was removed."""
+    with chain() as (catalog, _):
+        more = Pipeline([node(one, ["params:seed", "first", "second"], "third", name="n2"), *CHAIN.nodes[:2]])
+        assert Provenance(more, catalog).states()["third"].name == "stale"
+        assert run(more, catalog) == {"n2"}
+        states = Provenance(CHAIN, catalog).states()
+        assert states["third"] == State("stale", ("input first is no longer one",))
+        assert run(CHAIN, catalog) == {"n2"}

@@ -61,7 +61,11 @@ class ArtifactDataset(Located, AbstractVersionedDataset[Any, Any]):
         self.location.fetch()
         _, tensors, config = read_tensors(Path(self._get_load_path()), self._kind)
         shapes = {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in tensors.items()}
-        return JSONPreview(json.dumps({"kind": self._kind, "tensors": shapes, "config": config}))
+        return JSONPreview(
+            json.dumps(
+                {"description": self.description, "kind": self._kind, "tensors": shapes, "config": config}
+            )
+        )
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self.location), "kind": self._kind, "version": self._version}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from html import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kedro.io import DatasetError
-from kedro_datasets._typing import JSONPreview, TablePreview
+from kedro_datasets._typing import HTMLPreview, JSONPreview
 from kedro_datasets.json import json_dataset
 from kedro_datasets.matplotlib import matplotlib_dataset
 from kedro_datasets.pandas import parquet_dataset
@@ -67,10 +70,11 @@ class ParquetDataset(Atomic, parquet_dataset.ParquetDataset):
         """Read a DataFrame."""
         return self._fetched(lambda: read_table(Path(self._get_load_path())))
 
-    def preview(self, nrows: int = 20) -> TablePreview:
-        """The first rows, for kedro-viz."""
-        table = self.load().head(nrows)
-        return TablePreview(table.to_dict(orient="split"))
+    def preview(self, nrows: int = 20) -> HTMLPreview:  # type: ignore[override]
+        """Description and first rows, for kedro-viz."""
+        table = self.load()
+        rows = table.head(nrows).to_html(border=0, float_format="{:.4g}".format)
+        return HTMLPreview(self.html(f"{rows}<p>{len(table)} rows</p>"))
 
 
 class JSONDataset(Atomic, json_dataset.JSONDataset):
@@ -87,9 +91,11 @@ class JSONDataset(Atomic, json_dataset.JSONDataset):
         return self._read(super().load)
 
     def preview(self) -> JSONPreview:
-        """The whole file, for kedro-viz."""
-        self.location.fetch()
-        return JSONPreview(Path(self._get_load_path()).read_text())
+        """Description and content, for kedro-viz."""
+        content = self.load()
+        if isinstance(content, dict):
+            content = {"description": self.description, **content}
+        return JSONPreview(json.dumps(content, indent=2))
 
 
 class FigureDataset(Atomic, matplotlib_dataset.MatplotlibDataset):
@@ -100,3 +106,12 @@ class FigureDataset(Atomic, matplotlib_dataset.MatplotlibDataset):
     def save(self, data: Any) -> None:
         """Write a figure."""
         self._write_atomically(super().save, data)
+
+    def preview(self) -> HTMLPreview:  # type: ignore[override]
+        """Description and picture, for kedro-viz."""
+        self.location.fetch()
+        picture = base64.b64encode(Path(self._get_load_path()).read_bytes()).decode()
+        name = escape(Path(self._get_load_path()).stem)
+        return HTMLPreview(
+            self.html(f"<img alt='{name}' style='max-width: 100%' src='data:image/png;base64,{picture}'>")
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,18 @@ class Located:
         if self.location.is_remote:
             return self.location.exists()
         return Path(self._get_load_path()).exists()  # type: ignore[attr-defined]
+
+    @property
+    def description(self) -> str:
+        """The catalog entry's description, which kedro-viz does not show by itself."""
+        return str((getattr(self, "metadata", None) or {}).get("description", ""))
+
+    def html(self, content: str) -> str:
+        """Return HTML with the description above some content, for previews."""
+        return (
+            "<div style='font: 14px sans-serif; color: #333; background: #fff; padding: 8px'>"
+            f"<p style='max-width: 320px'>{escape(self.description)}</p>{content}</div>"
+        )
 
     def _fetched(self, load: Callable[[], Any]) -> Any:
         """Load the file, or an up-to-date copy of it."""

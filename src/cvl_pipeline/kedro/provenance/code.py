@@ -7,6 +7,7 @@ counts, so a changed comment, docstring or line break changes nothing.
 from __future__ import annotations
 
 import ast
+import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,9 @@ PACKAGES = (
 Not those that only read and write files (whose content is checked), validate, log or display. Not Python
 either: nothing here depends on its version.
 """
+
+PHYSICS = dict.fromkeys(("gymnasium", "gymnasium_robotics", "metaworld"), "mujoco")
+"""The package that a simulator computes with, whose version counts with the simulator's."""
 
 FACADE = "cvl_pipeline.api"
 """A module that imports everything. Of its functions, only those that are named count."""
@@ -77,13 +81,16 @@ def code_of(function: Callable[..., Any]) -> Code:
 
 @cache
 def code_of_module(module: str) -> Code:
-    """Return everything that a module of this package depends on; nothing for a module of another package.
+    """Return everything in this package that a module depends on, and the packages behind it.
 
-    Code of the user's own counts as a source (see ``source_of``).
+    A module of the user's own, and what it imports of its own package, counts as a source (see ``source_of``).
     """
-    if module.partition(".")[0] != __name__.partition(".")[0]:
-        return Code({}, {})
+    own = __name__.partition(".")[0]
     modules, packages = _closure([module], module)
+    if module.partition(".")[0] != own:
+        used = {name for part in modules for name in _imported(part) if name.partition(".")[0] == own}
+        modules, others = _closure(used, own)
+        packages |= others
     return Code(_hashes(modules), _versions(packages))
 
 
@@ -118,7 +125,9 @@ def _part(module: str, name: str) -> tuple[str, set[str]]:
         for statement in definitions.get(current, []):
             if statement not in needed:
                 needed.append(statement)
-        used = set().union(*map(_names, needed))
+        # Of the facade's functions, annotations are for readers. Of a node, Kedro reads them.
+        trees = map(_unannotated, needed) if module == FACADE else needed
+        used = set().union(*map(_names, trees))
         waiting += sorted(used - seen)
         seen |= used
     texts = [_canonical(statement) for statement in tree.body if statement in needed]
@@ -142,7 +151,7 @@ def _closure(names: Iterable[str], within: str) -> tuple[set[str], set[str]]:
             continue
         modules.add(module)
         waiting += _imported(module)
-        # Its parent packages are imported too, except the root, which holds only the version.
+        # Its parent packages are imported too, except the root, which imports nothing by itself.
         parent = module.rpartition(".")[0]
         waiting += [parent] if "." in parent else []
     return modules, packages
@@ -173,7 +182,8 @@ def _imported(module: str) -> list[str]:
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:
-    return {name: _version(name) for name in sorted(set(packages) & set(PACKAGES))}
+    found = {*packages, *(PHYSICS[name] for name in packages if name in PHYSICS)}
+    return {name: _version(name) for name in sorted(found & set(PACKAGES))}
 
 
 @cache
@@ -228,6 +238,17 @@ def _bound(statement: ast.stmt) -> Iterator[str]:
         yield from (node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name))
     elif isinstance(statement, ast.Import | ast.ImportFrom):
         yield from (alias.asname or alias.name for alias in statement.names)
+
+
+def _unannotated(tree: ast.stmt) -> ast.stmt:
+    """A copy of a tree in which functions have no annotations."""
+    tree = copy.deepcopy(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.FunctionDef):
+            node.returns = None
+    return tree
 
 
 def _names(node: ast.AST) -> set[str]:

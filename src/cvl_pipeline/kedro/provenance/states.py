@@ -214,6 +214,8 @@ class Provenance:
             for other in recipe.inputs
             if states.get(other, FRESH).fresh and not self._is_input(other, record, recipe)
         ]
+        gone = sorted(record.recipe.inputs.keys() - recipe.inputs.keys())
+        reasons += [f"input {other} is no longer one" for other in gone]
         reasons += [
             f"{other}, made with it, is another"
             for other in node.outputs

@@ -9,9 +9,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cvl_pipeline.api import ingest as ingest_episodes
-from cvl_pipeline.environments.multitask import with_tasks
 from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
-from cvl_pipeline.episodes.preparation import coverage, episode_table, fit_normalisation, split_episodes
+from cvl_pipeline.episodes.preparation import (
+    coverage,
+    episode_table,
+    fit_normalisation,
+    split_episodes,
+    with_tasks,
+)
 from cvl_pipeline.reports import plots
 from cvl_pipeline.sources.base import SOURCES
 

@@ -11,10 +11,9 @@ from torch import nn
 
 from cvl_pipeline.api import roll_out as run_policy
 from cvl_pipeline.environments.evaluation import rollout_table
-from cvl_pipeline.environments.multitask import with_tasks
 from cvl_pipeline.environments.parameters import EvaluationParameters
 from cvl_pipeline.episodes.container import Rewards, Split, Transitions
-from cvl_pipeline.episodes.preparation import episode_table
+from cvl_pipeline.episodes.preparation import episode_table, with_tasks
 from cvl_pipeline.readout.parameters import REWARDS
 from cvl_pipeline.readout.rewards import label
 from cvl_pipeline.reports import plots
@@ -45,15 +44,20 @@ def roll_out(
 def score(
     transitions: Transitions,
     rewards: Rewards,
+    labels: Rewards,
     dataset: dict[str, Any],
     environment: str | None,
     reward: dict[str, Any],
     seed: int,
 ) -> pd.DataFrame:
-    """Compute return and success of every rollout under the reward in force."""
-    labels = label(transitions, rewards, REWARDS.validate(reward))  # type: ignore[arg-type]
+    """Compute return and success of every rollout under the reward in force.
+
+    The labels of the log are not read. They are an input so that ``--from-nodes value_readout.label`` also scores
+    policies that need no rewards.
+    """
+    scored = label(transitions, rewards, REWARDS.validate(reward))  # type: ignore[arg-type]
     tasks = _environment(dataset, environment).tasks
-    return rollout_table(transitions, labels, seed, tasks)
+    return rollout_table(transitions, scored, seed, tasks)
 
 
 def summarise(
@@ -75,9 +79,12 @@ def summarise(
     parameters, source = SOURCES.validate(dataset), SOURCES.create(SOURCES.validate(dataset))
     behaviour = with_tasks(episode_table(transitions, labels, split), transitions, source.tasks)
     summaries = summarise_rollouts({**rollouts, BEHAVIOUR: behaviour}, confidence, seed)
+    means = {name: summaries[f"{name}.return_mean"] for name in (*rollouts, BEHAVIOUR)}
+    # Scores are defined for the dataset's own reward alone.
     scores = {
-        f"{name}.normalised_score": source.score(summaries[f"{name}.return_mean"] or 0.0)
-        for name in (*rollouts, BEHAVIOUR)
+        f"{name}.normalised_score": source.score(mean)
+        for name, mean in means.items()
+        if mean is not None and reward["source"] == "dataset"
     }
     return {
         **summaries,

@@ -67,6 +67,7 @@ def _score(row: Row) -> Node:
         {
             "transitions": row.dataset("rollout_transitions"),
             "rewards": row.dataset("rollout_rewards"),
+            "labels": "labels",
             **{name: f"params:{name}" for name in ("dataset", "reward", "seed")},
             "environment": "params:evaluation.environment",
         },

@@ -47,17 +47,22 @@ def train_baseline(
     parameters: dict[str, Any],
     seed: int,
     labels: Rewards | None = None,
-    critic: ContrastiveCritic | None = None,
-    readout: Readout | None = None,
+    values: Any = None,
 ) -> tuple[nn.Module, pd.DataFrame]:
-    """Train the policy of a baseline, which is given what it needs."""
+    """Train the policy of a baseline; with labels, and with the values of actions, if it needs them."""
     data = EpisodeData(transitions, split, normalisation, labels)
-    values = QFunction(critic, readout) if critic is not None and readout is not None else None
     place = workspace()
     return train_method(
         data, METHODS.validate(parameters), seed,
         values=values, checkpoints=place.checkpoints, logs=place.logs,
     )  # fmt: skip
+
+
+def train_baseline_with_critic(
+    critic: ContrastiveCritic, readout: Readout, **others: Any
+) -> tuple[nn.Module, pd.DataFrame]:
+    """Train the policy of a baseline that needs the values of actions."""
+    return train_baseline(**others, values=QFunction(critic, readout))
 
 
 def plot(titles: Mapping[str, str], /, **histories: pd.DataFrame) -> Figure:

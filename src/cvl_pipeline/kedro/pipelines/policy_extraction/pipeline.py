@@ -37,8 +37,9 @@ def _train(row: Row) -> Node:
     needs += ["labels"] if row.method.needs_rewards else []
     needs += ["critic", "readout"] if row.method.needs_critic else []
     inputs = {name: name for name in needs} | {"parameters": row.parameters, "seed": "params:seed"}
+    baseline = nodes.train_baseline_with_critic if row.method.needs_critic else nodes.train_baseline
     return node(
-        nodes.extract if row.name == OWN else nodes.train_baseline,
+        nodes.extract if row.name == OWN else baseline,
         inputs,
         [row.dataset("policy"), row.dataset("history")],
         name=f"train_{row.name}",

@@ -10,114 +10,8 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete, Sequence, Space
 from numpy.typing import NDArray
 
 from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
-from cvl_pipeline.environments.metaworld import MetaWorldEnvironment, MetaWorldExpert, metaworld_tasks
 from cvl_pipeline.errors import InputError
 from tests.environments.toys import Spaces
-
-TASKS = ("reach-v3", "door-open-v3", "push-v3")
-
-
-@pytest.fixture(scope="module", params=TASKS)
-def environment(request: pytest.FixtureRequest) -> Iterator[MetaWorldEnvironment]:
-    built = MetaWorldEnvironment(request.param, 6)
-    yield built
-    built.close()
-
-
-def _episode(environment: MetaWorldEnvironment, seed: int, steps: int = 6) -> NDArray[np.float64]:
-    """Observations, rewards and successes of an episode with fixed actions."""
-    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (steps, 4)).astype(np.float32)
-    observation, _ = environment.reset(seed=seed)
-    rows = [np.append(observation, [0.0, 0.0])]
-    for action in actions:
-        observation, reward, _, _, info = environment.step(action)
-        rows.append(np.append(observation, [float(reward), float(info["success"])]))
-    return np.stack(rows)
-
-
-def test_the_seed_determines_the_episode_whatever_happened_before(environment: MetaWorldEnvironment) -> None:
-    first = _episode(environment, 11)
-    other = _episode(environment, 12)
-    _episode(environment, 13, steps=3)  # an unfinished episode
-    np.testing.assert_array_equal(_episode(environment, 11), first)
-    assert not np.array_equal(first[0], other[0])
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_a_fresh_environment_and_a_used_one_agree(task: str) -> None:
-    used = MetaWorldEnvironment(task, 6)
-    _episode(used, 5)
-    np.random.seed(1)
-    ours = _episode(used, 7)
-    np.random.seed(2)
-    np.testing.assert_array_equal(_episode(MetaWorldEnvironment(task, 6), 7), ours)
-
-
-def test_the_goal_is_visible_and_stays_where_it_is(environment: MetaWorldEnvironment) -> None:
-    rows = _episode(environment, 3)
-    goals = rows[:, 36:39]
-    assert np.abs(goals[0]).max() > 0.01
-    assert (goals != 0.0).any(axis=1).all()
-    np.testing.assert_array_equal(goals, np.broadcast_to(goals[0], goals.shape))
-    target = environment._environment._target_pos
-    assert target is not None
-    np.testing.assert_allclose(goals[0], target)
-
-
-def test_seeds_draw_different_goals(environment: MetaWorldEnvironment) -> None:
-    starts = np.stack([environment.reset(seed=seed)[0] for seed in range(8)])
-    assert len(np.unique(starts.round(6), axis=0)) == 8
-
-
-def test_observations_are_as_announced_and_rewards_in_their_range(environment: MetaWorldEnvironment) -> None:
-    rows = _episode(environment, 4)
-    assert rows.shape == (7, 41)
-    assert environment.observation_space.shape == (39,)
-    # The bounds are those of a visible goal; those of a hidden goal would be zero.
-    assert isinstance(environment.observation_space, Box)
-    assert (environment.observation_space.high[36:39] > 0.0).any()
-    assert (rows[1:, 39] >= 0.0).all()
-    assert (rows[1:, 39] <= 10.0).all()
-    # The second half is the observation one step earlier.
-    np.testing.assert_array_equal(rows[1:, 18:36], rows[:-1, 0:18])
-    assert environment.action_space.shape == (4,)
-
-
-def test_episodes_are_truncated_at_their_length_and_not_terminated(environment: MetaWorldEnvironment) -> None:
-    for _ in range(2):  # the count restarts
-        environment.reset(seed=1)
-        ends = [environment.step(np.zeros(4, dtype=np.float32))[2:4] for _ in range(6)]
-        assert ends == [(False, False)] * 5 + [(False, True)]
-
-
-@pytest.mark.parametrize("make", [lambda task: MetaWorldEnvironment(task, 5), MetaWorldExpert])
-def test_an_unknown_task_is_refused_with_a_near_one(make: object) -> None:
-    with pytest.raises(InputError, match=r"'reech-v3'.*did you mean .*reach-v3"):
-        make("reech-v3")  # type: ignore[operator]
-
-
-def test_there_are_fifty_tasks_with_a_scripted_policy_each() -> None:
-    tasks = metaworld_tasks()
-    assert len(tasks) == 50
-    assert tasks == sorted(tasks)
-    for task in tasks:
-        MetaWorldExpert(task)
-
-
-def test_the_expert_solves_reach_because_it_sees_the_goal() -> None:
-    environment, expert = MetaWorldEnvironment("reach-v3", 100), MetaWorldExpert("reach-v3")
-    solved = 0
-    for seed in range(3):
-        observation, _ = environment.reset(seed=seed)
-        for _ in range(100):
-            action = expert(observation)
-            assert np.abs(action).max() <= 1.0
-            observation, _, _, truncated, info = environment.step(action)
-            if info["success"] or truncated:
-                break
-        solved += bool(info["success"])
-    assert solved == 3
-
 
 VECTOR = Box(-1.0, 1.0, (2,), np.float32)
 
@@ -141,7 +35,7 @@ def register() -> Iterator[Callable[[Space[Any], Space[Any]], str]]:
     gymnasium.registry.pop(name, None)
 
 
-def test_discrete_actions_are_one_hot_vectors_of_which_the_environment_gets_the_index() -> None:
+def test_the_environment_gets_the_index_of_a_one_hot_action() -> None:
     ours, theirs = GymnasiumEnvironment("CartPole-v1"), gymnasium.make("CartPole-v1")
     assert ours.discrete
     assert ours.action_space == Box(0.0, 1.0, (2,), np.float32)
@@ -156,7 +50,7 @@ def test_discrete_actions_are_one_hot_vectors_of_which_the_environment_gets_the_
     theirs.close()
 
 
-def test_continuous_actions_pass_as_they_are() -> None:
+def test_continuous_actions_are_passed_unchanged() -> None:
     ours, theirs = GymnasiumEnvironment("Pendulum-v1"), gymnasium.make("Pendulum-v1")
     assert not ours.discrete
     assert ours.action_space == theirs.action_space
@@ -171,7 +65,7 @@ def test_continuous_actions_pass_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(("steps", "length"), [(7, 7), (None, 200)])
-def test_episodes_end_at_the_length_asked_for_or_registered(steps: int | None, length: int) -> None:
+def test_episodes_end_at_the_given_or_the_registered_length(steps: int | None, length: int) -> None:
     environment = GymnasiumEnvironment("Pendulum-v1", steps)
     for _ in range(2):
         environment.reset(seed=0)
@@ -179,7 +73,7 @@ def test_episodes_end_at_the_length_asked_for_or_registered(steps: int | None, l
         assert ends == [(False, False)] * (length - 1) + [(False, True)]
 
 
-def test_the_seed_determines_a_gymnasium_episode_whatever_happened_before() -> None:
+def test_the_seed_alone_determines_a_gymnasium_episode() -> None:
     environment = GymnasiumEnvironment("CartPole-v1")
     first, _ = environment.reset(seed=3)
     other, _ = environment.reset(seed=4)
@@ -195,7 +89,7 @@ ROBOTICS = [
 
 
 @pytest.mark.parametrize("name", ROBOTICS)
-def test_the_seed_determines_an_episode_of_gymnasium_robotics_and_success_is_told(name: str) -> None:
+def test_gymnasium_robotics_is_seeded_and_reports_success(name: str) -> None:
     environment = GymnasiumEnvironment(name, 8)
 
     def episode(seed: int, steps: int = 8) -> NDArray[np.float64]:
@@ -215,7 +109,7 @@ def test_the_seed_determines_an_episode_of_gymnasium_robotics_and_success_is_tol
 
 
 @pytest.mark.parametrize("removed", [True, False])
-def test_the_kitchen_is_solved_when_all_of_its_tasks_have_been_completed(removed: bool) -> None:
+def test_the_kitchen_is_solved_when_all_of_its_tasks_are_completed(removed: bool) -> None:
     settings = {"tasks_to_complete": ["microwave", "kettle"], "remove_task_when_completed": removed}
     environment = GymnasiumEnvironment("FrankaKitchen-v1", settings=settings)
     kitchen: Any = environment._environment.unwrapped
@@ -259,7 +153,7 @@ def test_discrete_actions_need_not_start_at_zero(register: Callable[[Space[Any],
         (VECTOR, Box(-np.inf, np.inf, (2,), np.float32), r"actions are Box.*, not bounded"),
     ],
 )
-def test_spaces_that_the_method_cannot_take_are_refused(
+def test_unsupported_spaces_are_refused(
     register: Callable[[Space[Any], Space[Any]], str],
     observations: Space[Any],
     actions: Space[Any],

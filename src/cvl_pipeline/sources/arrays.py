@@ -1,0 +1,190 @@
+"""Episodes from arrays in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.errors import InputError, one_line
+from cvl_pipeline.sources.columns import MOST_ACTIONS
+from cvl_pipeline.sources.steps import Steps, episodes_from_steps, first_gap
+
+Array = NDArray[Any]
+
+
+def load_arrays(
+    observations: ArrayLike,
+    actions: ArrayLike,
+    rewards: ArrayLike | None = None,
+    *,
+    terminated: ArrayLike | None = None,
+    truncated: ArrayLike | None = None,
+    successes: ArrayLike | None = None,
+    next_observations: ArrayLike | None = None,
+    action_low: ArrayLike | None = None,
+    action_high: ArrayLike | None = None,
+    action_count: int | None = None,
+) -> tuple[Transitions, Rewards]:
+    """Make episodes from arrays with one row per step; see ``cvl_pipeline.episodes_from_arrays``.
+
+    Raises:
+        InputError: whatever is wrong with the arrays, by name, place and value.
+    """
+    states = _observations("observations", observations)
+    count = len(states)
+    if count == 0:
+        raise InputError("observations have no rows; give one per step")
+    following = None if next_observations is None else _observations("next_observations", next_observations)
+    if following is not None and following.shape != states.shape:
+        raise InputError(
+            f"next_observations have shape {following.shape}, and observations {states.shape}; give both the same "
+            "shape"
+        )
+    taken = _numbers("actions", actions)
+    discrete = taken.ndim == 1
+    if taken.ndim not in (1, 2) or taken.shape[1:] == (0,):
+        raise InputError(f"actions have shape {taken.shape}; give vectors, (N, A), or choices, (N,) integers")
+    if len(taken) != count:
+        raise InputError(f"actions have {len(taken)} rows, and observations {count}; give one per step")
+    if discrete:
+        if action_low is not None or action_high is not None:
+            raise InputError("action_low and action_high: choices have no bounds; leave both out")
+        taken = _one_hot(taken, action_count)
+    elif action_count is not None:
+        raise InputError(f"action_count is {action_count}, but actions are vectors; leave it out")
+    _check_finite("actions", taken)
+    bounds = None
+    if action_low is not None or action_high is not None:
+        bounds = _bounds(taken.astype(np.float32), action_low, action_high)
+    steps = Steps(
+        observations=states,
+        actions=taken,
+        terminated=_flags("terminated", terminated, count),
+        truncated=_flags("truncated", truncated, count),
+        next_observations=following,
+        rewards=None if rewards is None else _column("rewards", rewards, count),
+        successes=None if successes is None else _flags("successes", successes, count),
+        discrete=discrete,
+    )
+    _check_continuity(steps)
+    return episodes_from_steps(steps, "arrays", bounds)
+
+
+def _numbers(name: str, values: ArrayLike) -> Array:
+    try:
+        array = np.asarray(values)
+    except (RuntimeError, TypeError, ValueError) as error:  # ragged lists, tensors on a GPU
+        raise InputError(f"{name} are no array of numbers ({one_line(error)})") from error
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{name} are {array.dtype}, not numbers")
+    return array
+
+
+def _observations(name: str, values: ArrayLike) -> Array:
+    array = _numbers(name, values)
+    images = array.ndim == 4 and array.dtype == np.uint8
+    if (array.ndim != 2 and not images) or 0 in array.shape[1:]:
+        raise InputError(
+            f"{name} are {array.dtype} of shape {array.shape}; give vectors, (N, O), or images, "
+            "(N, height, width, channels) uint8"
+        )
+    _check_finite(name, array)
+    return array
+
+
+def _column(name: str, values: ArrayLike, count: int) -> Array:
+    array = _numbers(name, values)
+    if array.shape != (count,):
+        raise InputError(f"{name} have shape {array.shape}, not ({count},); give one number per step")
+    _check_finite(name, array)
+    return array
+
+
+def _flags(name: str, values: ArrayLike | None, count: int) -> Array:
+    if values is None:
+        return np.zeros(count, dtype=bool)
+    array = _column(name, values, count)
+    wrong = np.flatnonzero((array != 0) & (array != 1))
+    if len(wrong):
+        raise InputError(
+            f"{name}[{wrong[0]}] is {array[wrong[0]]}, not a flag; give 0 and 1, or False and True"
+        )
+    return array.astype(bool)
+
+
+def _check_finite(name: str, array: Array, fix: str = "; repair or remove its episode") -> None:
+    if array.dtype.kind != "f":
+        return
+    with np.errstate(over="ignore"):
+        wrong = np.argwhere(~np.isfinite(array.astype(np.float32)))
+    if len(wrong):
+        place = tuple(int(index) for index in wrong[0])
+        value = array[place]
+        fault = "too large for single precision" if np.isfinite(value) else "not a finite number"
+        raise InputError(f"{name}[{', '.join(map(str, place))}] is {value}, {fault}{fix}")
+
+
+def _one_hot(codes: Array, action_count: int | None) -> Array:
+    """One-hot vectors, (N, A), from the numbers of choices, (N,)."""
+    if codes.dtype.kind not in "iu":
+        raise InputError(
+            f"actions are {codes.dtype} of shape ({len(codes)},), which means choices: give integers from 0 on, "
+            "or vectors, (N, A)"
+        )
+    if action_count is not None and not 2 <= action_count <= MOST_ACTIONS:
+        raise InputError(f"action_count is {action_count}; it must be from 2 to {MOST_ACTIONS}")
+    limit = action_count or MOST_ACTIONS
+    outside = np.flatnonzero((codes < 0) | (codes >= limit))
+    if len(outside):
+        raise InputError(
+            f"actions[{outside[0]}] is {codes[outside[0]]}, which is no choice from 0 to {limit - 1}; number the "
+            "choices from 0 on, and see action_count"
+        )
+    size = action_count or int(codes.max()) + 1
+    if size < 2:
+        raise InputError("actions are all 0, which leaves nothing to choose; give action_count")
+    vectors = np.zeros((len(codes), size), dtype=np.float32)
+    vectors[np.arange(len(codes)), codes] = 1.0
+    return vectors
+
+
+def _bounds(actions: Array, low: ArrayLike | None, high: ArrayLike | None) -> tuple[Array, Array]:
+    """Smallest and largest action, (A,) each."""
+    lowest, highest = (
+        extreme if given is None else _bound(name, given, actions.shape[1])
+        for name, given, extreme in (
+            ("action_low", low, actions.min(0)), ("action_high", high, actions.max(0))
+        )
+    )  # fmt: skip
+    outside = np.argwhere((actions < lowest) | (actions > highest))
+    if len(outside):
+        row, dimension = outside[0]
+        raise InputError(
+            f"actions[{row}, {dimension}] is {actions[row, dimension]:g}, outside [{lowest[dimension]:g}, "
+            f"{highest[dimension]:g}]; give actions as the environment executed them, or wider action_low and "
+            "action_high"
+        )
+    return lowest, highest
+
+
+def _bound(name: str, given: ArrayLike, size: int) -> Array:
+    array = _numbers(name, given)
+    if array.shape != (size,):
+        raise InputError(
+            f"{name} has shape {array.shape}, not ({size},); give one number per action dimension"
+        )
+    _check_finite(name, array, fix="")
+    return array.astype(np.float32)
+
+
+def _check_continuity(steps: Steps) -> None:
+    """Refuse steps that do not follow each other, such as a shuffled replay buffer."""
+    gap = first_gap(steps)
+    if gap is not None:
+        raise InputError(
+            f"next_observations[{gap[0]}] differs from observations[{gap[0] + 1}], although no flag ends the "
+            "episode between them; keep the steps of an episode in the order of time, and flag its last step"
+        )

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from benchmarks import common
+
+
+def test_a_run_passes_its_options_and_a_failed_one_ends_the_benchmark(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = [0, 3]
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=results.pop(0)))
+    assert common.kedro_run("--env", "smoke", params="reward.indices=0 1,seed=1") >= 0.0
+    assert capsys.readouterr().out == "kedro run --env smoke --params 'reward.indices=0 1,seed=1'\n"
+    with pytest.raises(SystemExit, match="3"):
+        common.kedro_run(params="seed=1")
+
+
+def test_a_record_has_the_command_and_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/benchmarks/goals.py", "--task", "push v3"])
+    record = common.write_record(tmp_path / "results/goals.json", rows=[1])
+    assert record == json.loads((tmp_path / "results/goals.json").read_text())
+    assert record == {
+        "command": "python -m benchmarks.goals --task 'push v3'", "machine": common.machine(), "rows": [1],
+    }  # fmt: skip
+
+
+def test_a_table_shows_intervals_beside_their_means() -> None:
+    table = pd.DataFrame({"loss": ["nce"], "error": [0.25], "error_ci": [0.125]})
+    assert common.markdown(table, digits=2).splitlines()[2] == "| nce | 0.25 ± 0.12 |"

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+from cvl_pipeline.environments.metaworld import (
+    BENCHMARKS,
+    MetaWorldEnvironment,
+    MetaWorldExpert,
+    check_metaworld_task,
+    metaworld_tasks,
+)
+from cvl_pipeline.errors import InputError
+
+TASKS = ("reach-v3", "door-open-v3", "push-v3")
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def environment(request: pytest.FixtureRequest) -> Iterator[MetaWorldEnvironment]:
+    built = MetaWorldEnvironment(request.param, 6)
+    yield built
+    built.close()
+
+
+def _episode(environment: MetaWorldEnvironment, seed: int, steps: int = 6) -> NDArray[np.float64]:
+    """Observations, rewards and successes of an episode with fixed actions."""
+    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (steps, 4)).astype(np.float32)
+    observation, _ = environment.reset(seed=seed)
+    rows = [np.append(observation, [0.0, 0.0])]
+    for action in actions:
+        observation, reward, _, _, info = environment.step(action)
+        rows.append(np.append(observation, [float(reward), float(info["success"])]))
+    return np.stack(rows)
+
+
+def test_the_seed_alone_determines_the_episode(environment: MetaWorldEnvironment) -> None:
+    first = _episode(environment, 11)
+    other = _episode(environment, 12)
+    _episode(environment, 13, steps=3)  # an unfinished episode
+    np.testing.assert_array_equal(_episode(environment, 11), first)
+    assert not np.array_equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_fresh_environment_and_a_used_one_agree(task: str) -> None:
+    used = MetaWorldEnvironment(task, 6)
+    _episode(used, 5)
+    np.random.seed(1)
+    ours = _episode(used, 7)
+    np.random.seed(2)
+    np.testing.assert_array_equal(_episode(MetaWorldEnvironment(task, 6), 7), ours)
+
+
+def test_the_goal_is_visible_and_does_not_move(environment: MetaWorldEnvironment) -> None:
+    rows = _episode(environment, 3)
+    goals = rows[:, 36:39]
+    assert np.abs(goals[0]).max() > 0.01
+    assert (goals != 0.0).any(axis=1).all()
+    np.testing.assert_array_equal(goals, np.broadcast_to(goals[0], goals.shape))
+    target = environment._environment._target_pos
+    assert target is not None
+    np.testing.assert_allclose(goals[0], target)
+
+
+def test_seeds_draw_different_goals(environment: MetaWorldEnvironment) -> None:
+    starts = np.stack([environment.reset(seed=seed)[0] for seed in range(8)])
+    assert len(np.unique(starts.round(6), axis=0)) == 8
+
+
+def test_observations_and_rewards_are_in_their_ranges(environment: MetaWorldEnvironment) -> None:
+    rows = _episode(environment, 4)
+    assert rows.shape == (7, 41)
+    assert environment.observation_space.shape == (39,)
+    # The bounds are those of a visible goal; those of a hidden goal would be zero.
+    assert isinstance(environment.observation_space, Box)
+    assert (environment.observation_space.high[36:39] > 0.0).any()
+    assert (rows[1:, 39] >= 0.0).all()
+    assert (rows[1:, 39] <= 10.0).all()
+    # The second half is the observation one step earlier.
+    np.testing.assert_array_equal(rows[1:, 18:36], rows[:-1, 0:18])
+    assert environment.action_space.shape == (4,)
+
+
+def test_episodes_are_truncated_at_their_length_and_not_terminated(environment: MetaWorldEnvironment) -> None:
+    for _ in range(2):  # the count restarts
+        environment.reset(seed=1)
+        ends = [environment.step(np.zeros(4, dtype=np.float32))[2:4] for _ in range(6)]
+        assert ends == [(False, False)] * 5 + [(False, True)]
+
+
+@pytest.mark.parametrize("make", [lambda task: MetaWorldEnvironment(task, 5), MetaWorldExpert])
+def test_an_unknown_task_is_refused_with_the_nearest_ones(make: object) -> None:
+    with pytest.raises(InputError, match=r"'reech-v3'.*did you mean .*reach-v3"):
+        make("reech-v3")  # type: ignore[operator]
+
+
+def test_there_are_fifty_tasks_with_a_scripted_policy_each() -> None:
+    tasks = metaworld_tasks()
+    assert len(tasks) == 50
+    assert tasks == sorted(tasks)
+    for task in tasks:
+        MetaWorldExpert(task)
+
+
+def test_the_expert_solves_reach_because_it_sees_the_goal() -> None:
+    environment, expert = MetaWorldEnvironment("reach-v3", 100), MetaWorldExpert("reach-v3")
+    solved = 0
+    for seed in range(3):
+        observation, _ = environment.reset(seed=seed)
+        for _ in range(100):
+            action = expert(observation)
+            assert np.abs(action).max() <= 1.0
+            observation, _, _, truncated, info = environment.step(action)
+            if info["success"] or truncated:
+                break
+        solved += bool(info["success"])
+    assert solved == 3
+
+
+def test_a_benchmark_counts_as_a_task_only_where_several_tasks_are_allowed() -> None:
+    check_metaworld_task("MT10", BENCHMARKS)
+    with pytest.raises(InputError, match="unknown Meta-World task 'MT10'"):
+        check_metaworld_task("MT10")
+
+
+def test_without_metaworld_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "metaworld.env_dict", None)
+    with pytest.raises(
+        InputError, match=r"'reach-v3' needs Meta-World: pip install 'cvl-pipeline\[metaworld\]'"
+    ):
+        check_metaworld_task("reach-v3")

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.episodes.parameters import IngestionParameters
+from cvl_pipeline.episodes.preparation import fit_normalisation, split_episodes
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.testing.builders import make_rewards, make_transitions
+
+
+def test_prepared_episodes_have_a_split_and_statistics(transitions: Transitions, rewards: Rewards) -> None:
+    parameters = IngestionParameters(validation_fraction=0.3, std_floor=0.5)
+    data = EpisodeData.prepare(transitions, rewards, parameters, seed=3)
+    split = split_episodes(transitions, 0.3, 3)
+    assert data.transitions is transitions
+    assert data.rewards is rewards
+    assert torch.equal(data.split.train, split.train)
+    assert torch.equal(data.split.validation, split.validation)
+    expected = fit_normalisation(transitions, split, 0.5)
+    for name, value in vars(expected).items():
+        assert torch.equal(getattr(data.normalisation, name), value), name
+
+
+def test_settings_and_rewards_are_optional(transitions: Transitions) -> None:
+    data = EpisodeData.prepare(transitions)
+    assert data.rewards is None
+    assert torch.equal(data.split.train, split_episodes(transitions, 0.1, 0).train)
+
+
+def test_faulty_episodes_and_rewards_are_refused(transitions: Transitions, rewards: Rewards) -> None:
+    with pytest.raises(InputError, match=r"transitions\.actions: nan"):
+        EpisodeData.prepare(replace(transitions, actions=transitions.actions * torch.nan), rewards)
+    with pytest.raises(InputError, match=r"rewards\.rewards: shape \(28,\)"):
+        EpisodeData.prepare(transitions, replace(rewards, rewards=rewards.rewards[1:]))
+    with pytest.raises(InputError, match="1 episode cannot be split"):
+        EpisodeData.prepare(make_transitions([4], [False]))
+
+
+def test_rewards_are_replaced_or_removed_and_nothing_else(transitions: Transitions, rewards: Rewards) -> None:
+    data = EpisodeData.prepare(transitions, rewards)
+    other = make_rewards(transitions, seed=9)
+    for changed, expected in ((data.with_rewards(other), other), (data.without_rewards(), None)):
+        assert changed.rewards is expected
+        assert changed.transitions is data.transitions
+        assert changed.split is data.split
+        assert changed.normalisation is data.normalisation
+    assert data.rewards is rewards
+
+
+def test_parts_are_named_by_their_kind(transitions: Transitions, rewards: Rewards) -> None:
+    data = EpisodeData.prepare(transitions, rewards)
+    assert list(data.parts()) == ["transitions", "split", "normalisation", "rewards"]
+    assert list(data.without_rewards().parts()) == ["transitions", "split", "normalisation"]
+    assert EpisodeData(**data.parts()) == data

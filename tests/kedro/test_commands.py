@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+from kedro.framework.cli.utils import _split_params
+
+from cvl_pipeline.kedro.commands import kedro_run, keep_options
+
+
+def _parsed(command: str) -> tuple[str | None, dict[str, Any]]:
+    """Environment and parameters of a command, as Kedro reads them."""
+    found: list[Any] = []
+
+    @click.command()
+    @click.option("--env")
+    @click.option("--params", default="", callback=_split_params)
+    def run(env: str | None, params: dict[str, Any]) -> None:
+        found.append((env, params))
+
+    words = shlex.split(command)
+    assert words[:2] == ["kedro", "run"]
+    result = CliRunner().invoke(run, words[2:], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    (options,) = found
+    return options
+
+
+@pytest.mark.parametrize(
+    ("env", "params"),
+    [
+        (None, {}),
+        ("smoke", {}),
+        (None, {"seed": 3}),
+        ("smoke", {
+            "dataset": {"task": "reach-v3", "noise_max": 1e-5, "name": "a b"},
+            "baselines": {"bc": None},
+            "tuned": True,
+            "reward": {"source": "my_rewards:low", "indices": "0 1 2"},
+            "contrastive_dynamics": {"training": {"steps": 10}},
+        }),
+    ],
+)  # fmt: skip
+def test_an_advised_command_has_the_options_of_the_run(env: str | None, params: dict[str, Any]) -> None:
+    keep_options(env, params)
+    assert _parsed(kedro_run()) == (env, params)
+    assert kedro_run("--only-missing-outputs").startswith("kedro run --only-missing-outputs")
+
+
+def test_options_are_those_of_the_last_run() -> None:
+    keep_options("smoke", {"seed": 3})
+    keep_options(None, None)
+    assert kedro_run("--pipelines", "a,b") == "kedro run --pipelines a,b"

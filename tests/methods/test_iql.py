@@ -1,0 +1,247 @@
+"""Implicit Q-Learning, on problems with known solutions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from cvl_pipeline.episodes.container import Rewards
+from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.methods.iql import IQL, ImplicitQLearning
+from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
+from cvl_pipeline.testing.builders import make_data, make_rewards, make_transitions, training_parameters
+from cvl_pipeline.testing.finite_mdp import chain
+from tests.methods.toys import make_episodes
+
+
+def _parameters(steps: int, **changes: Any) -> IQL.Parameters:
+    training = training_parameters(
+        steps=steps,
+        validation_interval=steps,
+        batch_size=128,
+        learning_rate=3e-3,
+        **changes.pop("training", {}),
+    )
+    values = {"discount": 0.9, "target_rate": 0.02, "hidden": (32,)}
+    return IQL.Parameters.model_validate({**values, **changes, "training": training.model_dump()})
+
+
+def _data() -> EpisodeData:
+    transitions = make_transitions([10, 12, 8], [False, True, False])
+    return make_data(transitions, 2, make_rewards(transitions))
+
+
+def test_values_order_the_actions_of_a_chain_like_the_exact_ones() -> None:
+    mdp = chain(states=6, terminal=True)
+    transitions, rewards = mdp.log_episodes(200, 40, seed=0)
+    data = EpisodeData.prepare(transitions, rewards)
+    data = replace(data, normalisation=make_data(transitions, 1).normalisation)
+    module = ImplicitQLearning(data, _parameters(1500), seed=0)
+    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
+    generator = Generator().manual_seed(0)
+    for batch in module.draw(600, generator):
+        loss, _ = module.training_loss(batch)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    states, actions = torch.eye(6).repeat_interleave(2, 0), torch.eye(2).repeat(6, 1)
+    with torch.no_grad():
+        values = module.q(states, actions).mean(0).reshape(6, 2).numpy()
+    alive = ~mdp.terminal
+    assert (values.argmax(1) == mdp.q().argmax(1))[alive].all()
+    assert np.corrcoef(values[alive].ravel(), mdp.q()[alive].ravel())[0, 1] > 0.95
+
+
+def test_each_loss_reaches_its_own_network_alone() -> None:
+    module = ImplicitQLearning(_data(), _parameters(4), seed=0)
+    loss, _ = module.training_loss(module.draw(1, Generator().manual_seed(0))[0])
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is None for p in module.target_q.parameters())
+    for network in (module.q, module.v, module.actor):
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+    # Each network's gradient is that of its own loss: without weights, the policy learns nothing.
+    silent = ImplicitQLearning(_data(), _parameters(4, max_weight=1e-12), seed=0)
+    other, _ = silent.training_loss(silent.draw(1, Generator().manual_seed(0))[0])
+    other.backward()  # type: ignore[no-untyped-call]
+    for name in ("q", "v"):
+        for one, two in zip(
+            getattr(module, name).parameters(), getattr(silent, name).parameters(), strict=True
+        ):
+            assert one.grad is not None
+            assert two.grad is not None
+            torch.testing.assert_close(one.grad, two.grad)
+    assert all(p.grad is None or p.grad.abs().max() < 1e-6 for p in silent.actor.parameters())
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_loss_equals_the_formula(scaled: bool) -> None:
+    data = make_episodes()
+    parameters = _parameters(4, expectile=0.8, beta=2.0, max_weight=3.0, scale_advantage=scaled)
+    module = ImplicitQLearning(data, parameters, seed=0)
+    with torch.no_grad():  # a target that differs from the online Q
+        for parameter in module.target_q.parameters():
+            parameter.mul_(0.5)
+    batch = module.draw(1, Generator().manual_seed(0))[0]
+    loss, metrics = module.training_loss(batch)
+
+    transitions, rewards = data.transitions, data.rewards
+    assert rewards is not None
+    train = transitions.transition_index(data.split.train)
+    index = train[batch]
+    states, actions, following = (
+        transitions.states(index), transitions.actions[index], transitions.arrivals(index)
+    )  # fmt: skip
+    labels = rewards.rewards / rewards.rewards[train].std()
+    episodes = transitions.episode_of(index)
+    last = index == transitions.episode_starts[episodes + 1] - 1
+    ended = (last & transitions.terminated[episodes]).float()
+    assert ended.any()
+    with torch.no_grad():
+        value, next_value = module.v(states).squeeze(-1), module.v(following).squeeze(-1)
+        target = labels[index] + 0.9 * (1.0 - ended) * next_value
+        q_loss = sum((q - target).square().mean() for q in module.q(states, actions))
+        advantage = module.target_q(states, actions).amin(0) - value
+        v_loss = (torch.where(advantage > 0.0, 0.8, 0.2) * advantage.square()).mean()
+        spread = advantage.std() if scaled else 1.0
+        weights = (2.0 * advantage / spread).exp().clamp(max=3.0)
+        policy_loss = -(weights * module.actor.log_prob(states, actions)).mean()
+    assert float(loss.detach()) == pytest.approx(float(v_loss + q_loss + policy_loss), rel=1e-5)
+    assert float(metrics["q"]) == pytest.approx(float(target.mean()), rel=1e-5)
+    assert float(metrics["advantage_std"]) == pytest.approx(float(advantage.std()), rel=1e-5)
+
+
+def test_target_follows_the_online_q_at_its_rate() -> None:
+    module = ImplicitQLearning(_data(), _parameters(4, target_rate=0.25), seed=0)
+    before = [parameter.clone() for parameter in module.target_q.parameters()]
+    with torch.no_grad():
+        for parameter in module.q.parameters():
+            parameter.add_(1.0)
+    module.training_loss(module.draw(1, Generator().manual_seed(0))[0])
+    for old, new in zip(before, module.target_q.parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.25)
+    assert not any(parameter.requires_grad for parameter in module.target_q.parameters())
+
+
+def test_scale_of_the_rewards_does_not_matter() -> None:
+    data = _data()
+    assert data.rewards is not None
+    larger = data.with_rewards(Rewards(1000.0 * data.rewards.rewards, data.rewards.successes))
+    one, two = (IQL(_parameters(6)).train(part, 0) for part in (data, larger))
+    np.testing.assert_allclose(one.history.to_numpy(), two.history.to_numpy(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_trained_policy_is_the_actor(discrete: bool) -> None:
+    data = make_episodes(discrete)
+    policy, history = IQL(_parameters(6)).train(data, 0)
+    assert isinstance(policy, CategoricalActor if discrete else GaussianActor)
+    assert not policy.training
+    actions = policy(data.transitions.states())
+    assert actions.shape == data.transitions.actions.shape
+    assert actions.abs().max() <= 1.0
+    assert set(history.columns) == {
+        "step", "train/loss", "train/q", "train/advantage_std", "validation/action_error",
+        "validation/log_prob",
+    }  # fmt: skip
+    assert np.isfinite(history.to_numpy()).all()
+
+
+def test_validation_measures_the_held_out_episodes() -> None:
+    data = make_episodes()
+    policy, history = IQL(_parameters(6)).train(data, 0)
+    assert isinstance(policy, GaussianActor)
+    held_out = data.transitions.select(data.split.validation)
+    with torch.no_grad():
+        error = (policy(held_out.states()) - held_out.actions).square().mean()
+        log_prob = policy.log_prob(held_out.states(), held_out.actions).mean()
+    assert history["validation/action_error"].iloc[-1] == pytest.approx(float(error), rel=1e-5)
+    assert history["validation/log_prob"].iloc[-1] == pytest.approx(float(log_prob), rel=1e-5)
+
+
+def test_held_out_episodes_do_not_train() -> None:
+    data = make_episodes()
+    assert data.rewards is not None
+    rewards = data.rewards.rewards.clone()
+    rewards[data.transitions.transition_index(data.split.validation)] = 1e6
+    other = data.with_rewards(Rewards(rewards, data.rewards.successes))
+    one, two = (IQL(_parameters(6)).train(part, 0) for part in (data, other))
+    assert one.history.equals(two.history)
+
+
+@pytest.mark.parametrize("with_logs", [False, True])
+def test_interrupted_training_resumes_to_the_same_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_logs: bool
+) -> None:
+    data, method = make_episodes(), IQL(_parameters(60, target_rate=0.1))
+    whole = method.train(data, 0)
+    logs = tmp_path / "logs" if with_logs else None
+    training_loss = ImplicitQLearning.training_loss
+
+    def fail_at_40(module: ImplicitQLearning, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if module.global_step == 40:
+            raise RuntimeError("the machine went away")
+        return training_loss(module, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImplicitQLearning, "training_loss", fail_at_40)
+        with pytest.raises(RuntimeError, match="went away"):
+            method.train(data, 0, checkpoints=tmp_path / "c", logs=logs)
+    assert list((tmp_path / "c").rglob("last.ckpt"))
+    resumed = method.train(data, 0, checkpoints=tmp_path / "c", logs=logs)
+    pd.testing.assert_frame_equal(resumed.history, whole.history, check_exact=True)
+    for name, value in whole.policy.state_dict().items():
+        assert torch.equal(resumed.policy.state_dict()[name], value), name
+
+
+def test_fingerprint_depends_on_the_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprints = []
+
+    def record(module: ImplicitQLearning, *, fingerprint: str, **_: object) -> None:
+        fingerprints.append(fingerprint)
+
+    monkeypatch.setattr("cvl_pipeline.methods.iql.fit", record)
+    data = _data()
+    assert data.rewards is not None
+    for part in (data, data, data.with_rewards(make_rewards(data.transitions, seed=9))):
+        IQL(_parameters(6)).train(part, 0)
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_defaults_are_the_published_ones() -> None:
+    parameters = IQL.Parameters()
+    assert (parameters.discount, parameters.expectile, parameters.beta) == (0.99, 0.7, 3.0)
+    assert (parameters.max_weight, parameters.target_rate, parameters.scale_advantage) == (
+        100.0,
+        0.005,
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("expectile", 0.3), ("expectile", 0.5), ("expectile", 1.0), ("discount", 1.0), ("target_rate", 0.0),
+        ("target_rate", 1.1), ("beta", -1.0), ("max_weight", 0.0), ("alpha", 1.0),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=field):
+        _parameters(1, **{field: value})
+
+
+def test_episodes_without_rewards_and_images_are_refused() -> None:
+    data = _data()
+    with pytest.raises(InputError, match="method 'iql' needs rewards"):
+        IQL(_parameters(1)).train(data.without_rewards(), 0)
+    images = torch.zeros((*data.transitions.observations.shape[:1], 8, 8, 3), dtype=torch.uint8)
+    pictures = replace(data, transitions=replace(data.transitions, observations=images))
+    with pytest.raises(InputError, match="images are not supported"):
+        IQL(_parameters(1)).train(pictures, 0)

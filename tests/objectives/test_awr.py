@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cvl_pipeline.episodes.container import Transitions
+from cvl_pipeline.objectives.advantages import FittedValueParameters, advantages
+from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
+from cvl_pipeline.objectives.training import PolicyExtraction
+from cvl_pipeline.testing.builders import policy_parameters
+from tests.objectives.toys import (
+    TRAIN,
+    episodes,
+    known_q,
+    loss_of,
+    make_module,
+    training_transitions,
+)
+
+
+def with_advantages(module: PolicyExtraction, values: Tensor) -> PolicyExtraction:
+    """Replace the advantages of the training transitions."""
+    assert isinstance(module.objective, AdvantageWeightedRegression)
+    assert module.objective._advantages.shape == values.shape
+    module.objective._advantages = values
+    return module
+
+
+def log_probs(module: PolicyExtraction, transitions: Transitions) -> Tensor:
+    return module.actor.log_prob(*training_transitions(transitions)).detach().double()
+
+
+def test_awr_without_beta_is_cloning() -> None:
+    transitions = episodes()
+    module = with_advantages(make_module(transitions, beta=0.0), torch.randn(200))
+    loss, metrics = loss_of(module)
+    assert loss == pytest.approx(-float(log_probs(module, transitions).mean()), rel=1e-6)
+    assert float(metrics["weight_mean"]) == float(metrics["weight_max"]) == 1.0
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_awr_weighs_by_the_exponential_of_the_advantage_up_to_a_limit(discrete: bool) -> None:
+    transitions = episodes(discrete)
+    advantage = torch.linspace(-3.0, 3.0, 200)
+    module = with_advantages(make_module(transitions, beta=2.0, max_weight=5.0), advantage)
+    loss, metrics = loss_of(module)
+    weights = np.minimum(np.exp(2.0 * advantage.double().numpy()), 5.0)
+    assert loss == pytest.approx(-(weights * log_probs(module, transitions).numpy()).mean(), rel=1e-5)
+    assert float(metrics["weight_max"]) == pytest.approx(5.0)
+    assert float(metrics["weight_mean"]) == pytest.approx(weights.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "state_value", [{"name": "marginal_actions"}, {"name": "fitted_value", "steps": 20, "hidden": (8,)}]
+)
+def test_awr_uses_the_advantages_of_the_training_episodes(state_value: dict[str, Any]) -> None:
+    transitions = episodes()
+    module = make_module(transitions, beta=1.0, state_value=state_value)
+    train = transitions.transition_index(torch.arange(TRAIN))
+    parameters = policy_parameters(state_value=state_value)
+    assert isinstance(parameters, AdvantageWeightedRegression.Parameters)
+    advantage = advantages(known_q(transitions), transitions, train, parameters.state_value, 0)
+    positions = torch.randint(200, (16,), generator=torch.Generator().manual_seed(8))
+    loss, _ = loss_of(module, module.draw(1, torch.Generator().manual_seed(8))[0])
+    expected = -(advantage.exp().clamp(max=100.0) * log_probs(module, transitions))[positions].mean()
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_settings_of_the_state_value_are_those_of_the_chosen_one() -> None:
+    parameters = policy_parameters(state_value={"name": "fitted_value", "steps": 7})
+    assert isinstance(parameters, AdvantageWeightedRegression.Parameters)
+    assert isinstance(parameters.state_value, FittedValueParameters)
+    assert parameters.state_value.steps == 7
+    with pytest.raises(ValueError, match="actions"):
+        policy_parameters(state_value={"name": "fitted_value", "actions": 7})

@@ -1,0 +1,639 @@
+"""The Python interface, from arrays to a policy, at small size."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+import cvl_pipeline as cvl
+from cvl_pipeline import api
+from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.episodes.container import Rewards
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.methods.iql import IQL
+from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
+from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
+from cvl_pipeline.objectives.base import TrainedPolicy
+from cvl_pipeline.objectives.best_of_n import BestOfN
+from cvl_pipeline.readout.parameters import ExactParameters
+from cvl_pipeline.readout.readouts import ExactReadout, FeatureReadout, Readout
+from cvl_pipeline.sources.files import Files
+from cvl_pipeline.training import launch
+from tests.artifacts import NAMES, assert_alike, make_artifacts
+
+TRAINING: dict[str, Any] = {"steps": 12, "batch_size": 16, "validation_interval": 6, "accelerator": "cpu"}
+CRITIC: dict[str, Any] = {
+    "discount": 0.9, "representation_size": 4, "hidden": (8,), "validation_batches": 1, "training": TRAINING,
+}  # fmt: skip
+POLICY: dict[str, Any] = {"hidden": (8,), "training": TRAINING}
+STEPS = 15
+"""Steps per episode of ``pendulum``."""
+
+
+def _pendulum(episodes: int = 6) -> dict[str, Any]:
+    """Random actions in Pendulum, as a user would record them."""
+    rng, rows = np.random.default_rng(0), []
+    with gymnasium.make("Pendulum-v1", max_episode_steps=STEPS) as environment:
+        for seed in range(episodes):
+            observation, _ = environment.reset(seed=seed)
+            truncated = False
+            while not truncated:
+                action = rng.uniform(-2.0, 2.0, 1)
+                following, reward, terminated, truncated, _ = environment.step(action)
+                rows.append((observation, action, reward, terminated, truncated, following))
+                observation = following
+    names = ("observations", "actions", "rewards", "terminated", "truncated", "next_observations")
+    return {name: np.array(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
+
+
+def _cartpole(episodes: int = 8) -> dict[str, Any]:
+    """Random actions in CartPole, which end by a fall."""
+    rng, rows = np.random.default_rng(0), []
+    with gymnasium.make("CartPole-v1") as environment:
+        for seed in range(episodes):
+            observation, _ = environment.reset(seed=seed)
+            terminated = False
+            while not terminated:
+                action = rng.integers(2)
+                following, reward, terminated, _, _ = environment.step(action)
+                rows.append((observation, action, reward, terminated))
+                observation = following
+    names = ("observations", "actions", "rewards", "terminated")
+    return {name: np.array(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
+
+
+class Run(NamedTuple):
+    """Everything that the interface makes of some arrays."""
+
+    data: cvl.EpisodeData
+    critic: ContrastiveCritic
+    history: pd.DataFrame
+    readout: Readout
+    trained: TrainedPolicy
+
+
+def _run(data: cvl.EpisodeData, objective: str = "awr", **settings: Any) -> Run:
+    critic, history = cvl.train_critic(data, **CRITIC)
+    readout = cvl.read_out(critic, data, references=64)
+    trained = cvl.extract_policy(critic, readout, data, objective, **POLICY, **settings)
+    return Run(data, critic, history, readout, trained)
+
+
+@pytest.fixture(scope="module")
+def continuous() -> Run:
+    return _run(cvl.episodes_from_arrays(**_pendulum(), action_low=[-2.0], action_high=[2.0]))
+
+
+@pytest.fixture(scope="module")
+def discrete() -> Run:
+    return _run(cvl.episodes_from_arrays(**_cartpole()))
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two networks have the same weights to the bit."""
+    weights = other.state_dict()
+    return all(torch.equal(value, weights[name]) for name, value in one.state_dict().items())
+
+
+# The package.
+
+
+def _fresh(code: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    return result.stdout.strip()
+
+
+def test_importing_the_package_is_fast_and_loads_no_torch() -> None:
+    heavy = "torch", "lightning", "pandas", "numpy", "pydantic", "gymnasium", "kedro", "matplotlib"
+    code = f"import sys, cvl_pipeline; print([name for name in {heavy} if name in sys.modules])"
+    assert _fresh(code) == "[]"
+    seconds = []
+    for _ in range(3):  # the machine may be busy
+        start = time.perf_counter()
+        _fresh("import cvl_pipeline")
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+
+
+def test_functions_are_imported_when_they_are_used() -> None:
+    code = "import sys, cvl_pipeline as cvl; cvl.load; print('torch' in sys.modules)"
+    assert _fresh(code) == "True"
+
+
+def test_the_package_lists_its_functions() -> None:
+    assert set(cvl.__all__) <= set(dir(cvl))
+    assert set(cvl.__all__) <= set(api.__all__)
+    assert "__version__" in dir(cvl)
+    for name in cvl.__all__:
+        assert getattr(cvl, name) is getattr(api, name)
+    assert "episodes_from_arrays" in _fresh("import cvl_pipeline; print(dir(cvl_pipeline))")
+
+
+def test_every_function_documents_its_arguments_and_errors() -> None:
+    for name in api.__all__:
+        function = getattr(api, name)
+        assert function.__doc__, name
+        if inspect.isfunction(function):
+            for argument in inspect.signature(function).parameters:
+                assert f"{argument}: " in function.__doc__, (name, argument)
+            assert "Raises:" in function.__doc__, name
+
+
+def test_an_unknown_attribute_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'cvl_pipeline' has no attribute 'train_critik'"):
+        cvl.train_critik  # noqa: B018
+
+
+# Episodes.
+
+
+def test_arrays_become_episodes(continuous: Run, discrete: Run) -> None:
+    data, arrays = continuous.data, _pendulum()
+    assert data.transitions.lengths.tolist() == [STEPS] * 6
+    assert data.transitions.truncated.all()
+    assert (data.transitions.action_low.tolist(), data.transitions.action_high.tolist()) == ([-2.0], [2.0])
+    np.testing.assert_allclose(data.transitions.states(), arrays["observations"], rtol=1e-6)
+    np.testing.assert_allclose(data.transitions.arrivals(), arrays["next_observations"], rtol=1e-6)
+    assert data.rewards is not None
+    np.testing.assert_allclose(data.rewards.rewards, arrays["rewards"], rtol=1e-6)
+    assert not data.rewards.reports_success
+    assert len(data.split.validation) == 1
+    assert data.normalisation.observation_mean.shape == (3,)
+
+    data, arrays = discrete.data, _cartpole()
+    assert data.transitions.discrete
+    assert data.transitions.terminated.all()
+    assert len(data.transitions) == len(arrays["actions"])  # a fall needs no next observation
+    assert data.transitions.actions.argmax(1).tolist() == arrays["actions"].tolist()
+
+
+def test_the_seed_chooses_the_episodes_that_are_held_out() -> None:
+    splits = [cvl.episodes_from_arrays(**_cartpole(), seed=seed).split for seed in range(8)]
+    assert len({tuple(split.validation.tolist()) for split in splits}) > 1
+    again = cvl.episodes_from_arrays(**_cartpole(), seed=3).split
+    assert torch.equal(again.train, splits[3].train)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"actions": np.zeros((5, 1))}, "actions have 5 rows, and observations 90"),
+        ({"rewards": np.full(90, np.nan)}, r"rewards\[0\] is nan, not a finite number"),
+        ({"actions": ["left"] * 90}, "actions are <U4, not numbers"),
+        ({"actions": np.zeros(90)}, r"actions are float64 of shape \(90,\), which means choices"),
+        ({"truncated": None, "terminated": None, "next_observations": None}, "1 episode cannot be split"),
+    ],
+)
+def test_faulty_arrays_are_named(changes: dict[str, Any], message: str) -> None:
+    """More of them are in tests/sources/test_arrays.py."""
+    with pytest.raises(InputError, match=message) as caught:
+        cvl.episodes_from_arrays(**(_pendulum() | changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_action_of_the_log_is_counted() -> None:
+    arrays = _cartpole() | {"actions": np.zeros(len(_cartpole()["actions"]), dtype=int)}
+    data = cvl.episodes_from_arrays(**arrays, action_count=2)
+    policy, _ = cvl.train_method(data, "bc", **POLICY)
+    assert len(cvl.evaluate(policy, "CartPole-v1", episodes=1)) == 1
+
+
+def test_a_file_gives_the_same_episodes_as_its_arrays(tmp_path: Path) -> None:
+    arrays = _cartpole()
+    table = {f"x_{i}": arrays["observations"][:, i] for i in range(4)}
+    table |= {"push": arrays["actions"], "fell": arrays["terminated"].astype(int), "r": arrays["rewards"]}
+    path = tmp_path / "log.csv"
+    pd.DataFrame(table).to_csv(path, index=False)
+    columns: dict[str, Any] = {
+        "observations": "x_*", "actions": "push", "rewards": "r", "terminated": "fell", "truncated": None,
+        "discrete": True,
+    }  # fmt: skip
+    expected = cvl.episodes_from_arrays(**arrays, seed=4)
+    source = Files.Parameters(path=str(path), columns=columns)
+    for data in (
+        cvl.episodes_from_file(path, seed=4, **columns),
+        cvl.episodes_from_file(str(path), seed=4, **columns),
+        cvl.load_episodes("files", seed=4, path=str(path), columns=columns),
+        cvl.load_episodes(source, seed=4),
+    ):
+        for kind, part in expected.parts().items():
+            assert_alike(data.parts()[kind], part)
+    with pytest.raises(InputError, match=r"log\.csv: no column 'obs_0' \(dataset\.columns\.observations\)"):
+        cvl.episodes_from_file(path, **columns | {"observations": "obs_0"})
+    with pytest.raises(InputError, match=r"'columns\.observation': did you mean 'observations'\?"):
+        cvl.episodes_from_file(path, observation="x_*")
+
+
+def test_episodes_are_collected_by_the_name_of_their_source() -> None:
+    settings: dict[str, Any] = {"task": "CartPole-v1", "episodes": 3, "episode_steps": 12}
+    data, same, other = (cvl.load_episodes("gymnasium", seed=seed, **settings) for seed in (0, 0, 1))
+    assert data.transitions.episodes == 3
+    assert data.rewards is not None
+    assert not data.rewards.reports_success
+    assert torch.equal(data.transitions.observations, same.transitions.observations)
+    assert not torch.equal(data.transitions.observations[0], other.transitions.observations[0])
+
+
+# Training.
+
+
+def _check_history(history: pd.DataFrame, *columns: str) -> None:
+    assert history["step"].tolist() == [6, 12]
+    for name in ("train/loss", *columns):
+        assert np.isfinite(history[name]).all(), name
+
+
+def test_a_critic_is_trained(continuous: Run) -> None:
+    assert isinstance(continuous.critic, ContrastiveCritic)
+    assert continuous.critic.shape.representation_size == 4
+    assert continuous.critic.shape.discount == 0.9
+    assert not any(value.is_cuda for value in continuous.critic.state_dict().values())
+    _check_history(continuous.history, "validation/loss", "validation/mutual_information_bound")
+
+
+def test_the_seed_determines_the_critic(continuous: Run) -> None:
+    again, _ = cvl.train_critic(continuous.data, DynamicsParameters.model_validate(CRITIC))
+    other, _ = cvl.train_critic(continuous.data, **CRITIC, seed=1)
+    assert _same(again, continuous.critic)
+    assert not _same(other, continuous.critic)
+
+
+def test_rewards_never_reach_the_critic(continuous: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[Any] = []
+    train = launch.train
+
+    def recorded(job: Any, *arguments: Any) -> Any:
+        jobs.append(job)
+        return train(job, *arguments)
+
+    monkeypatch.setattr(launch, "train", recorded)
+    data = continuous.data
+    assert data.rewards is not None
+    for other in (replace(data.rewards, rewards=-9.0 * data.rewards.rewards), None):
+        critic, _ = cvl.train_critic(replace(data, rewards=other), **CRITIC)
+        assert _same(critic, continuous.critic)
+    assert [job.data.rewards for job in jobs] == [None, None]
+    assert all("rewards" not in job.artifacts() for job in jobs)
+
+
+def test_training_is_watched_logged_and_resumed(continuous: Run, tmp_path: Path) -> None:
+    rows: list[Any] = []
+    folders: dict[str, Any] = {"checkpoints": tmp_path / "checkpoints", "logs": tmp_path / "logs"}
+    training = TRAINING | {"loggers": (), "checkpoint_seconds": 1e-9}
+
+    class StopError(Exception):
+        pass
+
+    def stop(row: Any) -> None:
+        rows.append(row)
+        if row["step"] == 12:
+            raise StopError
+
+    settings = CRITIC | {"training": training}
+    with pytest.raises(StopError):
+        cvl.train_critic(continuous.data, **folders, watch=stop, **settings)
+    critic, history = cvl.train_critic(continuous.data, **folders, watch=rows.append, **settings)
+    assert [row["step"] for row in rows] == [6, 12], "the second call repeats no step"
+    assert _same(critic, continuous.critic)
+    assert history["step"].tolist() == [6, 12]
+    assert (tmp_path / "logs/metrics.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "kind"),
+    [
+        ("exact", {"references": None}, ExactReadout),
+        ("exact", {"references": 32, "prototypes": 4}, ExactReadout),
+        ("random_fourier", {"features": 16}, FeatureReadout),
+        ("positive_random", {"features": 16}, FeatureReadout),
+    ],
+)
+def test_values_are_read_out(
+    continuous: Run, method: str, settings: dict[str, Any], kind: type[Readout]
+) -> None:
+    critic, data = continuous.critic, continuous.data
+    one, same, other = (cvl.read_out(critic, data, method, seed, **settings) for seed in (0, 0, 1))
+    assert isinstance(one, kind)
+    states, actions = data.transitions.states(), data.transitions.actions
+    values = cvl.QFunction(critic, one)(states, actions)
+    assert values.shape == (len(data.transitions),)
+    assert torch.isfinite(values).all()
+    assert torch.equal(cvl.QFunction(critic, same)(states, actions), values)
+    differs = not torch.equal(cvl.QFunction(critic, other)(states, actions), values)
+    assert differs == (settings.get("references", 1) is not None)
+
+
+def test_the_readout_follows_the_rewards(continuous: Run) -> None:
+    critic, data = continuous.critic, continuous.data
+    assert data.rewards is not None
+    states, actions = data.transitions.states(), data.transitions.actions
+    doubled = data.with_rewards(replace(data.rewards, rewards=2.0 * data.rewards.rewards))
+    one, two = (
+        cvl.QFunction(critic, cvl.read_out(critic, part, references=64))(states, actions)
+        for part in (data, doubled)
+    )
+    torch.testing.assert_close(two, 2.0 * one)
+
+
+def test_without_rewards_there_is_nothing_to_read_out(continuous: Run) -> None:
+    data = continuous.data
+    missing = replace(data, rewards=Rewards(torch.full((90,), torch.nan), torch.zeros(90, dtype=torch.bool)))
+    for part in (data.without_rewards(), missing):
+        with pytest.raises(InputError, match=r"read_out: the data have no rewards; .* data\.with_rewards"):
+            cvl.read_out(continuous.critic, part)
+        for method in ("iql", "cvl"):
+            with pytest.raises(InputError, match=f"method '{method}' needs data with rewards"):
+                cvl.train_method(part, method)
+    with pytest.raises(
+        InputError, match=r"value_readout\.discount is 0\.5, but the critic was trained for 0\.9"
+    ):
+        cvl.read_out(continuous.critic, data, discount=0.5)
+
+
+def test_a_policy_is_extracted(continuous: Run, discrete: Run) -> None:
+    policy, history = continuous.trained
+    assert isinstance(policy, GaussianActor)
+    _check_history(history, "validation/action_error")
+    arrays = _pendulum()
+    actions = policy.act(arrays["observations"])
+    assert actions.shape == (90, 1)
+    assert np.abs(actions).max() <= 2.0
+    assert policy.act(arrays["observations"][0]).shape == (1,)
+
+    policy, history = discrete.trained
+    assert isinstance(policy, CategoricalActor)
+    _check_history(history)
+    actions = policy.act(_cartpole()["observations"])
+    assert set(actions.tolist()) <= {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings"),
+    [
+        ("awr", {"beta": 3.0}),
+        ("ddpg_bc", {}),
+        ("best_of_n", {"proposals": 4}),
+        ("awr", {"state_value": {"name": "fitted_value", "steps": 5}}),
+    ],
+)
+def test_every_objective_extracts_a_policy(
+    continuous: Run, discrete: Run, objective: str, settings: dict[str, Any]
+) -> None:
+    for run in (continuous, discrete):
+        policy, _ = cvl.extract_policy(run.critic, run.readout, run.data, objective, **POLICY, **settings)
+        assert isinstance(policy, BestOfN) == (objective == "best_of_n")
+        observations = run.data.transitions.states(torch.arange(5)).numpy()
+        assert len(policy.act(observations)) == 5  # type: ignore[operator]
+
+
+def test_the_seed_determines_the_policy(continuous: Run) -> None:
+    run = continuous
+    parameters = AdvantageWeightedRegression.Parameters(**POLICY)
+    again = cvl.extract_policy(run.critic, run.readout, run.data, parameters)
+    other = cvl.extract_policy(run.critic, run.readout, run.data, parameters, seed=1)
+    assert _same(again.policy, run.trained.policy)
+    assert not _same(other.policy, run.trained.policy)
+
+
+@pytest.mark.parametrize("method", ["bc", "iql"])
+def test_other_methods_train_a_policy(continuous: Run, discrete: Run, method: str) -> None:
+    for run in (continuous, discrete):
+        policy, history = cvl.train_method(run.data, method, **POLICY)
+        again, _ = cvl.train_method(run.data, method, **POLICY)
+        other, _ = cvl.train_method(run.data, method, seed=1, **POLICY)
+        assert isinstance(policy, CategoricalActor if run is discrete else GaussianActor)
+        _check_history(history, "validation/action_error")
+        assert _same(policy, again)
+        assert not _same(policy, other)
+
+
+def test_only_methods_that_need_rewards_see_them(continuous: Run) -> None:
+    data = continuous.data
+    assert data.rewards is not None
+    other = data.with_rewards(replace(data.rewards, rewards=data.rewards.rewards.flip(0)))
+    bc, iql = (
+        [cvl.train_method(part, method, **POLICY).policy for part in (data, other)]
+        for method in ("bc", "iql")
+    )
+    assert _same(*bc)
+    assert not _same(*iql)
+    assert _same(cvl.train_method(data.without_rewards(), "bc", **POLICY).policy, bc[0])
+
+
+def test_cvl_is_a_method_with_a_critic(continuous: Run) -> None:
+    values = cvl.QFunction(continuous.critic, continuous.readout)
+    extraction = {"objective": "awr", **POLICY}
+    policy, _ = cvl.train_method(continuous.data, "cvl", values=values, extraction=extraction)
+    assert _same(policy, continuous.trained.policy)
+    with pytest.raises(InputError, match="method 'cvl' needs a critic and a readout"):
+        cvl.train_method(continuous.data, "cvl", extraction=extraction)
+
+
+# Rewards.
+
+
+def just_the_angle(observations: Tensor, actions: Tensor, next_observations: Tensor) -> Tensor:
+    return next_observations[:, 0]
+
+
+def never_solved(observations: Tensor, actions: Tensor, next_observations: Tensor) -> tuple[Tensor, Tensor]:
+    return next_observations[:, 0], next_observations[:, 0] > 2.0
+
+
+GOAL: dict[str, Any] = {"reward": "goal_distance", "indices": [0], "scale": 1.0, "tolerance": 0.1}
+
+
+def _label(run: Run, **settings: Any) -> Rewards:
+    assert run.data.rewards is not None
+    return cvl.label_rewards(run.data.transitions, run.data.rewards, **settings)
+
+
+def test_a_goal_that_the_log_hardly_reaches_gives_a_warning(
+    continuous: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        labels = _label(continuous, **GOAL, target=[50.0])
+    assert not labels.successes.any()
+    (message,) = caplog.messages
+    assert message.startswith("Only 0 of 90 logged states count as success under this reward")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert not _label(continuous, reward="tests.test_api:never_solved").successes.any()
+    (message,) = caplog.messages
+    assert message.startswith("Only 0 of 90")
+
+
+def test_other_rewards_give_no_warning(continuous: Run, caplog: pytest.LogCaptureFixture) -> None:
+    never = Rewards(torch.zeros(90), torch.zeros(90, dtype=torch.bool))
+    with caplog.at_level(logging.WARNING):
+        assert _label(continuous) is continuous.data.rewards
+        transitions = continuous.data.transitions
+        assert cvl.label_rewards(transitions, never) is never, (
+            "the log's own reward is no choice of the user's"
+        )
+        cvl.label_rewards(transitions, never, "success")
+        reached = float(transitions.arrivals()[:, 0].median())
+        assert _label(continuous, **GOAL, target=[reached]).successes.any()
+        assert not _label(continuous, reward="tests.test_api:just_the_angle").reports_success
+    assert caplog.messages == []
+
+
+def test_another_reward_needs_no_new_critic(continuous: Run) -> None:
+    data = continuous.data.with_rewards(_label(continuous, reward="tests.test_api:just_the_angle"))
+    readout = cvl.read_out(continuous.critic, data, references=64)
+    policy, _ = cvl.extract_policy(continuous.critic, readout, data, **POLICY)
+    assert not _same(policy, continuous.trained.policy)
+
+
+# Evaluation.
+
+
+def test_a_policy_is_evaluated_by_the_id_of_an_environment(discrete: Run) -> None:
+    table = cvl.evaluate(discrete.trained.policy, "CartPole-v1", episodes=3, seed=5)
+    assert list(table.columns) == ["length", "return", "success", "episode_seed"]
+    assert len(table) == 3
+    assert (table["return"] == table["length"]).all()
+    assert table["success"].isna().all(), "CartPole reports none"
+    assert table.equals(cvl.evaluate(discrete.trained.policy, "CartPole-v1", episodes=3, seed=5))
+    other = cvl.evaluate(discrete.trained.policy, "CartPole-v1", episodes=3, seed=6)
+    assert other["episode_seed"].tolist() != table["episode_seed"].tolist()
+
+
+def test_success_is_in_the_table_of_an_environment_that_reports_it() -> None:
+    bounds = torch.ones(2)
+    policy = make_artifacts()["policy"]
+    with pytest.raises(InputError, match=r"its observations have shape \(8,\), the dataset's \(3,\)"):
+        cvl.evaluate(policy, "PointMaze_UMaze-v3", episodes=1)
+    still = GaussianActor(replace(policy.shape, observation_shape=(8,)), None, (-bounds, bounds))
+    table = cvl.evaluate(still, "PointMaze_UMaze-v3", episodes=2)
+    assert table["success"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("environment", "episodes", "message"),
+    [
+        ("CartPol-v1", 1, "Gymnasium environment 'CartPol-v1': "),
+        ("Pendulum-v1", 1, r"its observations have shape \(3,\), the dataset's \(4,\)"),
+        ("CartPole-v1", 0, "episodes is 0; give at least 1"),
+    ],
+)
+def test_a_faulty_evaluation_is_refused(discrete: Run, environment: str, episodes: int, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        cvl.evaluate(discrete.trained.policy, environment, episodes=episodes)
+    assert "\n" not in str(caught.value)
+
+
+# Files.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_artifact_is_saved_and_loaded(tmp_path: Path, name: str) -> None:
+    artifact = make_artifacts()[name]
+    cvl.save(artifact, tmp_path / "folder" / "x.safetensors")
+    assert_alike(cvl.load(str(tmp_path / "folder" / "x.safetensors")), artifact)
+
+
+def test_a_loaded_policy_acts_like_the_trained_one(continuous: Run, discrete: Run, tmp_path: Path) -> None:
+    for name, run in (("continuous", continuous), ("discrete", discrete)):
+        path = tmp_path / f"{name}.safetensors"
+        cvl.save(run.trained.policy, path)
+        observations = run.data.transitions.states().numpy()
+        np.testing.assert_array_equal(
+            cvl.load(path).act(observations),
+            run.trained.policy.act(observations),  # type: ignore[operator]
+        )
+
+
+def test_other_objects_and_files_are_refused(continuous: Run, tmp_path: Path) -> None:
+    for other in (continuous.data, continuous.trained, {"a": 1}):
+        with pytest.raises(
+            InputError, match=f"{type(other).__name__} is not an artifact; known: transitions"
+        ):
+            cvl.save(other, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=r"missing\.safetensors"):
+        cvl.load(tmp_path / "missing.safetensors")
+    (tmp_path / "x.safetensors").write_text("nothing")
+    with pytest.raises(InputError, match=r"x\.safetensors"):
+        cvl.load(tmp_path / "x.safetensors")
+
+
+# Unknown names and settings.
+
+
+def test_unknown_names_and_settings_give_one_clear_line(continuous: Run) -> None:
+    critic, readout, data = continuous.critic, continuous.readout, continuous.data
+    calls: list[tuple[Any, str]] = [
+        (lambda: cvl.load_episodes("minary"), "unknown source 'minary': did you mean minari?"),
+        (lambda: cvl.load_episodes("gymnasium", tsk="x"), "unknown field 'tsk': did you mean 'task'?"),
+        (lambda: cvl.load_episodes("gymnasium", episodes=1), "'episodes' is 1: "),
+        (lambda: cvl.load_episodes("files"), "with dataset.source files it names your log"),
+        (lambda: cvl.train_critic(data, hiden=(8,)), "unknown field 'hiden': did you mean 'hidden'?"),
+        (
+            lambda: cvl.train_critic(data, training={"step": 1}),
+            "unknown field 'training.step': did you mean 'steps'?",
+        ),
+        (lambda: cvl.train_critic(data, discount=1.5), "'discount' is 1.5: "),
+        (lambda: cvl.read_out(critic, data, "exakt"), "unknown readout 'exakt': did you mean exact?"),
+        (lambda: cvl.read_out(critic, data, features=8), "unknown field 'features': "),
+        (
+            lambda: cvl.extract_policy(critic, readout, data, "ddpg"),
+            "unknown objective 'ddpg': did you mean ddpg_bc?",
+        ),
+        (
+            lambda: cvl.extract_policy(critic, readout, data, bta=1.0),
+            "unknown field 'bta': did you mean 'beta'?",
+        ),
+        (lambda: cvl.train_method(data, "bcc"), "unknown method 'bcc': did you mean bc?"),
+        (
+            lambda: cvl.train_method(data, "iql", expectil=0.7),
+            "unknown field 'expectil': did you mean 'expectile'?",
+        ),
+        (
+            lambda: _label(continuous, reward="datast"),
+            "unknown reward source 'datast': did you mean dataset?",
+        ),
+        (lambda: _label(continuous, reward="goal_distance", tolerence=1), "did you mean 'tolerance'?"),
+        (lambda: _label(continuous, reward="success"), "the log does not report successes"),
+        (lambda: _label(continuous, reward="nowhere:f"), "'nowhere:f' cannot be imported"),
+        (lambda: cvl.train_method(data, "tests.test_api:Run"), "is not a subclass of cvl_pipeline.methods"),
+    ]
+    for call, part in calls:
+        with pytest.raises(InputError) as caught:
+            call()
+        assert part in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_settings_come_as_parameters_or_one_by_one(continuous: Run) -> None:
+    critic, readout, data = continuous.critic, continuous.readout, continuous.data
+    assert data.rewards is not None
+    calls: dict[str, Any] = {
+        "dataset": lambda: cvl.load_episodes(Files.Parameters(path="x.csv"), columns={}),
+        "value_readout": lambda: cvl.read_out(critic, data, ExactParameters(), references=8),
+        "policy_extraction": lambda: cvl.extract_policy(
+            critic, readout, data, AdvantageWeightedRegression.Parameters(), beta=1.0
+        ),
+        "method": lambda: cvl.train_method(data, IQL.Parameters(), expectile=0.6),
+        "contrastive_dynamics": lambda: cvl.train_critic(data, DynamicsParameters(), discount=0.5),
+    }
+    for section, call in calls.items():
+        with pytest.raises(InputError, match=f"{section}: give parameters, or .*settings, not both"):
+            call()
