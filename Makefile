@@ -1,4 +1,4 @@
-# Everything here sets itself up: a virtual environment of its own with the versions of requirements.lock.
+# Every target first installs the versions of requirements.lock into a virtual environment.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,33 +8,33 @@ ARGS ?=
 .PHONY: help run smoke test test-unit test-slow lint viz benchmark truth readouts goals ideas bench-sampling bench-speed bench-tuning faults lock clean
 
 help:
-	@echo "make run        collect episodes, train, extract a policy, evaluate it (ARGS='--params dataset.task=reach-v3')"
-	@echo "make smoke      the same in seconds, to see that everything works"
-	@echo "make test       all tests but the slow ones"
-	@echo "make test-unit  the tests that do not run kedro"
-	@echo "make test-slow  training killed at ten random moments, and other tests that take minutes"
-	@echo "make lint       style, types and import contracts"
-	@echo "make viz        the pipeline in kedro-viz, in a browser"
-	@echo "make benchmark  the table of docs/benchmarks.md: CVL, BC and IQL on four tasks, three seeds (about an hour)"
-	@echo "make truth      losses and readouts against exact values on finite MDPs (docs/truth.md, minutes)"
-	@echo "make readouts   readouts at equal cost: error and microseconds a query (docs/truth.md, minutes)"
+	@echo "make run        the whole pipeline: collect, train, evaluate (ARGS='--params dataset.task=reach-v3')"
+	@echo "make smoke      the same in seconds, to check the installation"
+	@echo "make test       all tests except the slow ones"
+	@echo "make test-unit  tests that do not run kedro"
+	@echo "make test-slow  tests that take minutes, such as training that is killed at random times"
+	@echo "make lint       check style, types and import contracts"
+	@echo "make viz        open the pipeline in Kedro-Viz in a browser"
+	@echo "make benchmark  CVL, BC and IQL on four tasks with three seeds (docs/benchmarks.md, about an hour)"
+	@echo "make truth      compare losses and readouts with exact values on finite MDPs (docs/truth.md, minutes)"
+	@echo "make readouts   error of readouts at equal cost per query (docs/truth.md, minutes)"
 	@echo "make goals      one dynamics model, eight goals (docs/benchmarks.md, minutes)"
 	@echo "make ideas      the effect of each idea for better action values (docs/tuning.md, hours)"
-	@echo "make bench-sampling  segments per second from logs of 10^5 to 10^8 transitions (minutes, 12 GB of disk)"
-	@echo "make bench-speed     training steps per second beside JAX and other libraries (half an hour; 5 GB in .venv-peers)"
-	@echo "make bench-tuning    a study of 30 trials, then its best parameters beside the defaults (docs/studies.md, 40 minutes)"
-	@echo "make faults     hundreds of faults in all stages, and what follows each (docs/reliability.md, 15 minutes)"
-	@echo "make lock       rewrite requirements.lock with the newest versions that fit pyproject.toml"
-	@echo "make clean      remove the virtual environment and caches; data stays"
+	@echo "make bench-sampling  segments per second from 10^5 to 10^8 transitions (minutes, 12 GB of disk)"
+	@echo "make bench-speed     training steps per second, compared with JAX and other libraries (half an hour, 5 GB in .venv-peers)"
+	@echo "make bench-tuning    a study of 30 trials; compare its best parameters with the defaults (docs/studies.md, 40 minutes)"
+	@echo "make faults     inject hundreds of faults in all stages and check the outcomes (docs/reliability.md, 15 minutes)"
+	@echo "make lock       update requirements.lock to the newest versions that pyproject.toml allows"
+	@echo "make clean      delete the virtual environment and caches, but no data"
 
-# Installed again when, and only when, the lock or the package's metadata change.
+# Reinstalled if requirements.lock or pyproject.toml changes.
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit( \
 		f"requirements.lock needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}; choose one: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@# The tables of D4RL's datasets and scores; its own requirements (gym, mujoco_py) are of no use here.
+	@# For D4RL's tables of datasets and scores; its own requirements (gym, mujoco_py) are not needed.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps d4rl==1.1
 	@touch $@
 
@@ -44,7 +44,7 @@ run: $(VENV)/installed
 smoke: $(VENV)/installed
 	$(KEDRO) run --env smoke $(ARGS)
 
-# By file: what a file's tests share is made once.
+# One process per file, because tests of a file share fixtures.
 test: $(VENV)/installed
 	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
@@ -72,18 +72,18 @@ truth readouts goals ideas: $(VENV)/installed
 bench-tuning: $(VENV)/installed
 	$(BIN)/python -m benchmarks.tuning $(ARGS)
 
-# One thread: the arrays of a batch are too small to share.
+# One thread: batches are too small for several.
 bench-sampling: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sampling $(ARGS)
 
 bench-speed: $(VENV)/installed
 	$(BIN)/python -m benchmarks.speed $(ARGS)
 
-# One thread: a process with several cannot be forked.
+# One thread: a process with several threads cannot be forked.
 faults: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(ARGS)
 
-# One torch version for everyone: pip finds each platform's build of it.
+# One torch version without a build tag: pip chooses the build for the platform.
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools ".[metaworld,robotics,minari,s3,tuning,viz,dev]"

@@ -195,10 +195,10 @@ def test_the_seed_chooses_the_episodes_that_are_held_out() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"actions": np.zeros((5, 1))}, "actions have 5 rows, and observations 90"),
+        ({"actions": np.zeros((5, 1))}, "actions have 5 rows, but observations 90"),
         ({"rewards": np.full(90, np.nan)}, r"rewards\[0\] is nan, not a finite number"),
         ({"actions": ["left"] * 90}, "actions are <U4, not numbers"),
-        ({"actions": np.zeros(90)}, r"actions are float64 of shape \(90,\), which means choices"),
+        ({"actions": np.zeros(90)}, r"actions are float64 of shape \(90,\), which means discrete actions"),
         ({"truncated": None, "terminated": None, "next_observations": None}, "1 episode cannot be split"),
     ],
 )
@@ -584,7 +584,7 @@ def test_unknown_names_and_settings_give_one_clear_line(continuous: Run) -> None
         (lambda: cvl.load_episodes("minary"), "unknown source 'minary': did you mean minari?"),
         (lambda: cvl.load_episodes("gymnasium", tsk="x"), "unknown field 'tsk': did you mean 'task'?"),
         (lambda: cvl.load_episodes("gymnasium", episodes=1), "'episodes' is 1: "),
-        (lambda: cvl.load_episodes("files"), "with dataset.source files it names your log"),
+        (lambda: cvl.load_episodes("files"), "dataset.source files needs the path of your log"),
         (lambda: cvl.train_critic(data, hiden=(8,)), "unknown field 'hiden': did you mean 'hidden'?"),
         (
             lambda: cvl.train_critic(data, training={"step": 1}),

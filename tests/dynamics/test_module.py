@@ -109,7 +109,7 @@ def test_rewards_change_neither_the_critic_nor_its_fingerprint(
 
 def test_encoder_of_the_critic_is_the_chosen_one(transitions: Transitions) -> None:
     assert _module(transitions, encoder="identity").critic.shape.encoder == {"name": "identity"}
-    with pytest.raises(InputError, match="encoder 'convolutional' takes images"):
+    with pytest.raises(InputError, match="encoder 'convolutional' needs images"):
         _module(transitions, encoder="convolutional")
 
 

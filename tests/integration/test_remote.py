@@ -15,7 +15,6 @@ from tests.integration.conftest import DATASET, REUSE, FinishedRun, Forks, Proje
 from tests.s3 import SECRET, Bucket, make_bucket
 
 CRITIC = f"06_models/{DATASET}/critic.safetensors"
-LABELS = f"03_primary/{DATASET}/labels.safetensors"
 LOCK = f".locks/{DATASET}.lock"
 
 
@@ -75,9 +74,7 @@ def remote(whole: Remote, s3_endpoint: str, tmp_path: Path) -> Remote:
     return Remote(_project(tmp_path / "other", bucket), bucket, "")
 
 
-def test_a_run_writes_to_the_url_what_a_local_one_writes_to_its_folder(
-    whole: Remote, finished: FinishedRun
-) -> None:
+def test_a_run_writes_the_same_files_to_the_url_as_to_a_folder(whole: Remote, finished: FinishedRun) -> None:
     data = finished.project.root / "data"
     local = {
         path.relative_to(data).as_posix(): path.read_bytes()
@@ -91,9 +88,7 @@ def test_a_run_writes_to_the_url_what_a_local_one_writes_to_its_folder(
     assert [path.name for path in (whole.project.root / "data").iterdir()] == [".cache"]
 
 
-def test_nothing_is_made_again_here_or_on_another_machine(
-    kedro: Forks, whole: Remote, remote: Remote
-) -> None:
+def test_nothing_is_recreated_here_or_on_another_machine(kedro: Forks, whole: Remote, remote: Remote) -> None:
     for place in (whole, remote):
         assert "29 artifacts: 29 fresh" in kedro.kedro(
             place.project, "artifacts", "status", *place.parameters
@@ -104,10 +99,12 @@ def test_nothing_is_made_again_here_or_on_another_machine(
     assert remote.contents() == before
 
 
-def test_what_is_damaged_or_deleted_at_the_url_is_refused_or_made_again(kedro: Forks, remote: Remote) -> None:
+def test_damaged_or_deleted_artifacts_at_the_url_are_refused_or_recreated(
+    kedro: Forks, remote: Remote
+) -> None:
     before = remote.contents()
     # This machine then has a complete copy of the critic.
-    extract = ("run", "--nodes", "policy_extraction.clone", *remote.parameters)
+    extract = ("run", "--nodes", "policy_extraction.train_bc", *remote.parameters)
     kedro.kedro(remote.project, *extract)
     remote.spoil(CRITIC)
     output = kedro.kedro(remote.project, "run", "--pipelines", "value_readout", *remote.parameters, status=1)
@@ -118,8 +115,9 @@ def test_what_is_damaged_or_deleted_at_the_url_is_refused_or_made_again(kedro: F
     content = remote.bucket.files.cat_file(metrics)
     remote.bucket.files.pipe_file(metrics, content.replace(b'"seed": 0', b'"seed": 1'))
     output = kedro.kedro(remote.project, "run", "--nodes", "evaluation.plot", *remote.parameters, status=1)
-    assert output.startswith(f"Error: {metrics} is damaged (its bytes are not those that were recorded)")
-    remote.bucket.files.rm_file(f"{remote.bucket.url}/me/{LABELS}")
+    assert output.startswith(f"Error: {metrics} is damaged (its content differs from the record)")
+    (labels,) = [name for name in remote.contents() if name.endswith("/labels.safetensors")]
+    remote.bucket.files.rm_file(f"{remote.bucket.url}/me/{labels}")
     status = kedro.kedro(remote.project, "artifacts", "status", *remote.parameters)
     assert "1 missing, 2 damaged" in status
     ran = kedro.run(remote.project, *REUSE, *remote.parameters)
@@ -142,7 +140,7 @@ def test_a_damaged_copy_is_fetched_again(kedro: Forks, remote: Remote) -> None:
     assert remote.contents() == before
 
 
-def test_a_killed_run_is_taken_up_and_another_one_respected(kedro: Forks, remote: Remote) -> None:
+def test_a_killed_run_is_continued_and_a_running_one_is_respected(kedro: Forks, remote: Remote) -> None:
     before = remote.contents()
     remote.bucket.files.rm(f"{remote.bucket.url}/me", recursive=True)
     kedro.kedro(remote.project, "run", *remote.parameters, status=137, die_at_record=[9])
@@ -193,7 +191,7 @@ time.sleep(600)
         ("elsewhere", "laboratory", "data.credentials is for a data.root that is a URL"),
     ],
 )
-def test_what_cannot_be_reached_stops_a_run_in_one_line(
+def test_an_unreachable_url_stops_a_run_in_one_line(
     kedro: Forks, whole: Remote, root: str, credentials: str, words: str
 ) -> None:
     parameters = ("--params", f"data.root={root},data.credentials={credentials}")
@@ -217,7 +215,7 @@ def test_a_folder_outside_of_the_project_holds_everything(
 
 
 @pytest.mark.slow
-def test_a_study_is_kept_here_and_what_it_found_at_the_url(kedro: Forks, remote: Remote) -> None:
+def test_a_study_is_stored_locally_and_its_result_at_the_url(kedro: Forks, remote: Remote) -> None:
     tuning = f"{remote.parameters[1]},tuning.trials=2"
     kedro.kedro(remote.project, "run", "--pipelines", "tuning", "--params", tuning)
     found = [name for name in remote.contents() if "/tuning/" in name and not Path(name).name.startswith(".")]
@@ -237,7 +235,7 @@ def test_a_study_is_kept_here_and_what_it_found_at_the_url(kedro: Forks, remote:
     assert "data_ingestion.ingest" not in plan
 
 
-def test_viz_shows_what_is_at_the_url(kedro: Forks, remote: Remote) -> None:
+def test_viz_shows_the_artifacts_at_the_url(kedro: Forks, remote: Remote) -> None:
     data = {"root": f"{remote.bucket.url}/me", "credentials": "laboratory"}
     (remote.project.root / "conf/smoke/parameters_data.yml").write_text(json.dumps({"data": data}))
     kedro.kedro(remote.project, "viz", "build", "--include-previews")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import FinishedRun, Project
+from tests.integration.conftest import DATASET, FinishedRun, Project
 from tests.training.processes import checkpoints_in, linux, processes_of, wait_for, worker_of
 
 # Long enough to interrupt, short enough to finish soon; saved after every few chunks.
@@ -43,11 +43,11 @@ def start(project: Project, output: Path, parameters: str = LONG) -> subprocess.
 
 
 def checkpoints(project: Project) -> list[Path]:
-    return checkpoints_in(project.artifact("06_models", "checkpoints") / "dynamics_checkpoints")
+    return checkpoints_in(project.root / f"data/06_models/{DATASET}/checkpoints/critic")
 
 
 def critic(project: Project) -> Path:
-    return project.artifact("06_models", "critic.safetensors")
+    return project.artifact("critic.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def uninterrupted(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_training_that_is_ended_resumes_and_ends_with_the_weights_of_an_uninterrupted_run(
+def test_interrupted_training_resumes_and_ends_with_the_weights_of_an_uninterrupted_run(
     scratch: Project, tmp_path: Path, uninterrupted: bytes, number: signal.Signals
 ) -> None:
     old = critic(scratch).read_bytes()
@@ -84,7 +84,7 @@ def test_training_that_is_ended_resumes_and_ends_with_the_weights_of_an_uninterr
 
 
 @pytest.mark.slow
-def test_training_killed_at_any_moment_resumes_to_the_very_same_weights(
+def test_training_killed_at_any_moment_resumes_and_gives_the_same_weights(
     scratch: Project, tmp_path: Path, uninterrupted: bytes
 ) -> None:
     moments = random.Random(0)
@@ -102,7 +102,7 @@ def test_training_killed_at_any_moment_resumes_to_the_very_same_weights(
     assert resumed >= 5  # the other runs ended before they were killed
 
 
-def test_other_parameters_do_not_take_up_the_unfinished_training(scratch: Project, tmp_path: Path) -> None:
+def test_other_parameters_do_not_resume_the_unfinished_training(scratch: Project, tmp_path: Path) -> None:
     process = start(scratch, tmp_path / "output")
     process.kill()
     process.wait()
@@ -112,7 +112,7 @@ def test_other_parameters_do_not_take_up_the_unfinished_training(scratch: Projec
 
 
 @linux
-def test_a_run_of_two_processes_that_loses_one_says_so_in_one_line_and_is_resumed(
+def test_a_run_that_loses_one_of_two_processes_reports_it_in_one_line_and_is_resumed(
     scratch: Project, tmp_path: Path
 ) -> None:
     process = start(scratch, tmp_path / "output", SHARED)

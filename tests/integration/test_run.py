@@ -12,28 +12,29 @@ import pandas as pd
 import pytest
 
 from cvl_pipeline.io.artifacts import load_artifact
-from tests.integration.conftest import DATASET, FinishedRun, Project
+from cvl_pipeline.kedro.pipeline_registry import register_stages
+from tests.integration.conftest import DATASET, FinishedRun, Forks, Project
 
 STAGES = ["data_ingestion", "contrastive_dynamics", "value_readout", "policy_extraction", "evaluation"]
 
 
-def test_a_run_ends_with_a_table_and_says_where_the_results_lie(finished: FinishedRun) -> None:
+def test_a_run_ends_with_a_table_and_the_place_of_the_results(finished: FinishedRun) -> None:
     tail = finished.output.splitlines()[-12:]
     for row in ("CVL", "BC (control)", "behaviour data"):
         assert any(row in line for line in tail)
     assert tail[-1] == f"Metrics, tables and plots: data/08_reporting/{DATASET}/"
 
 
-def test_the_log_has_no_warning_no_duplicate_and_one_line_a_node(finished: FinishedRun) -> None:
+def test_the_log_has_no_warning_no_duplicate_and_one_line_per_node(finished: FinishedRun) -> None:
     assert "WARNING" not in finished.output
     assert "ERROR" not in finished.output
-    told = [line.split("INFO")[1].strip() for line in finished.output.splitlines() if "INFO" in line]
-    assert max(Counter(told).values()) == 1
-    assert [line.split("/")[0] for line in told] == [str(number) for number in range(1, 23)]
+    messages = [line.split("INFO")[1].strip() for line in finished.output.splitlines() if "INFO" in line]
+    assert max(Counter(messages).values()) == 1
+    assert [line.split("/")[0] for line in messages] == [str(number) for number in range(1, 24)]
 
 
 def test_metrics_hold_means_intervals_and_the_protocol(finished: FinishedRun) -> None:
-    metrics = json.loads(finished.project.artifact("08_reporting", "metrics.json").read_text())
+    metrics = json.loads(finished.project.artifact("metrics.json").read_text())
     for policy in ("cvl", "bc", "behaviour"):
         for name in ("success_rate", "return_mean"):
             low, mean, high = (metrics[f"{policy}.{name}{end}"] for end in ("_ci_low", "", "_ci_high"))
@@ -44,32 +45,27 @@ def test_metrics_hold_means_intervals_and_the_protocol(finished: FinishedRun) ->
 
 
 def test_metrics_are_the_means_of_the_saved_episodes(finished: FinishedRun) -> None:
-    metrics = json.loads(finished.project.artifact("08_reporting", "metrics.json").read_text())
-    for name, table, layer in (
-        ("cvl", "rollouts", "07_model_output"),
-        ("bc", "bc_rollouts", "07_model_output"),
-        ("behaviour", "episodes", "02_intermediate"),
-    ):
-        episodes = pd.read_parquet(finished.project.artifact(layer, f"{table}.parquet"))
+    metrics = json.loads(finished.project.artifact("metrics.json").read_text())
+    for name, table in (("cvl", "cvl_rollouts"), ("bc", "bc_rollouts"), ("behaviour", "episodes")):
+        episodes = pd.read_parquet(finished.project.artifact(f"{table}.parquet"))
         assert metrics[f"{name}.return_mean"] == pytest.approx(episodes["return"].mean())
         assert metrics[f"{name}.success_rate"] == pytest.approx(episodes["success"].mean())
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_alone_remakes_the_same_bytes_and_touches_no_other(stage: str, scratch: Project) -> None:
+def test_a_stage_alone_recreates_the_same_bytes_and_changes_no_other(
+    stage: str, kedro: Forks, scratch: Project
+) -> None:
     before = scratch.fingerprints()
-    result = scratch.kedro("run", "--pipelines", stage)
-    assert result.returncode == 0, result.stdout
-    assert f"{stage}." in result.stdout
-    assert not any(f"{other}." in result.stdout for other in STAGES if other != stage)
+    nodes = kedro.run(scratch, "run", "--pipelines", stage)
+    assert nodes == {node.name for node in register_stages()[stage].nodes}
     assert scratch.fingerprints() == before
 
 
-def test_from_nodes_runs_the_rest_of_the_pipeline(scratch: Project) -> None:
-    result = scratch.kedro("run", "--from-nodes", "value_readout.report")
-    assert result.returncode == 0, result.stdout
-    assert "1/2 value_readout.report" in result.stdout
-    assert "2/2 value_readout.plot" in result.stdout
+def test_from_nodes_runs_the_rest_of_the_pipeline(kedro: Forks, scratch: Project) -> None:
+    output = kedro.kedro(scratch, "run", "--from-nodes", "value_readout.report")
+    assert "1/2 value_readout.report" in output
+    assert "2/2 value_readout.plot" in output
 
 
 def test_python_m_runs_the_pipeline_too(scratch: Project) -> None:
@@ -88,13 +84,11 @@ def test_python_m_runs_the_pipeline_too(scratch: Project) -> None:
     assert scratch.fingerprints() == before
 
 
-def test_another_task_and_seed_lie_beside_the_first(scratch: Project) -> None:
+def test_another_task_and_seed_have_folders_of_their_own(kedro: Forks, scratch: Project) -> None:
     before = scratch.fingerprints()
-    result = scratch.kedro(
-        "run", "--pipelines", "data_ingestion", "--params", "dataset.task=push-v3,seed=1,dataset.episodes=2"
-    )
-    assert result.returncode == 0, result.stdout
-    report = scratch.artifact("08_reporting", "data_report.json", "push-v3-smoke/seed_1")
+    parameters = ("--params", "dataset.task=push-v3,seed=1,dataset.episodes=2")
+    kedro.kedro(scratch, "run", "--pipelines", "data_ingestion", *parameters)
+    report = scratch.artifact("data_report.json", "push-v3-smoke/seed_1")
     assert json.loads(report.read_text())["episodes"] == 2
     after = scratch.fingerprints()
     assert {path: after[path] for path in before} == before
@@ -103,67 +97,90 @@ def test_another_task_and_seed_lie_beside_the_first(scratch: Project) -> None:
 GOAL = "reward.source=goal_distance,reward.name=corner,reward.indices=0 1 2,reward.target=0.1 0.8 0.2"
 
 
-def test_another_reward_reruns_readout_and_policy_alone_and_lies_beside_the_first(scratch: Project) -> None:
+def test_another_reward_reruns_only_readout_and_policy_and_has_a_folder_of_its_own(
+    kedro: Forks, scratch: Project
+) -> None:
     before = scratch.fingerprints()
-    result = scratch.kedro(
-        "run",
-        "--from-nodes",
-        "value_readout.label",
-        "--params",
-        f"{GOAL},reward.scale=0.1,reward.tolerance=0.3",
-    )
-    assert result.returncode == 0, result.stdout
-    for skipped in ("data_ingestion.", "contrastive_dynamics.", "policy_extraction.clone", "roll_out_bc"):
-        assert skipped not in result.stdout
+    parameters = ("--params", f"{GOAL},reward.scale=0.1,reward.tolerance=0.3")
+    output = kedro.kedro(scratch, "run", "--from-nodes", "value_readout.label", *parameters)
+    for skipped in ("data_ingestion.", "contrastive_dynamics.", "policy_extraction.train_bc", "roll_out_bc"):
+        assert skipped not in output
     after = scratch.fingerprints()
     assert {path: after[path] for path in before} == before
     folder = f"{DATASET}/corner"
-    metrics = json.loads(scratch.artifact("08_reporting", "metrics.json", folder).read_text())
+    metrics = json.loads(scratch.artifact("metrics.json", folder).read_text())
     assert metrics["reward"] == "goal_distance"
     for policy in ("cvl", "bc"):  # scored by the current reward, which is in (0, 1] per step
         assert 0.0 < metrics[f"{policy}.return_mean"] <= 40.0
-    assert f"Metrics, tables and plots: data/08_reporting/{folder}/" in result.stdout
+    assert f"Metrics, tables and plots: data/08_reporting/{folder}/" in output
 
 
-def test_a_reward_of_ones_own_is_a_function_on_the_python_path(scratch: Project) -> None:
+def test_a_users_reward_is_a_function_on_the_python_path(kedro: Forks, scratch: Project) -> None:
     (scratch.root / "src/my_rewards.py").write_text(
         "def low_hand(observations, actions, next_observations):\n    return -next_observations[:, 2]\n"
     )
-    result = scratch.kedro(
-        "run", "--nodes", "value_readout.label", "--params", "reward.source=my_rewards:low_hand"
-    )
-    assert result.returncode == 0, result.stdout
-    labels = scratch.artifact("03_primary", "labels.safetensors", f"{DATASET}/my_rewards.low_hand")
+    label = ("--nodes", "value_readout.label", "--params", "reward.source=my_rewards:low_hand")
+    kedro.kedro(scratch, "run", *label)
+    labels = scratch.artifact("labels.safetensors", f"{DATASET}/my_rewards.low_hand")
     rewards = load_artifact(labels, "rewards").rewards
-    transitions = load_artifact(scratch.artifact("01_raw", "transitions.safetensors"), "transitions")
+    transitions = load_artifact(scratch.artifact("transitions.safetensors"), "transitions")
     assert rewards[0] == -transitions.observations[1, 2]
 
 
-def test_a_horizon_conditioned_critic_is_read_out_at_any_discount(scratch: Project) -> None:
+def test_a_horizon_conditioned_critic_is_read_out_at_any_discount(kedro: Forks, scratch: Project) -> None:
     conditioned = "contrastive_dynamics.horizon_conditioning=true"
-    result = scratch.kedro("run", "--pipelines", "contrastive_dynamics", "--params", conditioned)
-    assert result.returncode == 0, result.stdout
+    kedro.kedro(scratch, "run", "--pipelines", "contrastive_dynamics", "--params", conditioned)
     means = []
     for discount in (0.5, 0.9):
         parameters = f"{conditioned},value_readout.discount={discount}"
-        result = scratch.kedro("run", "--pipelines", "value_readout", "--params", parameters)
-        assert result.returncode == 0, result.stdout
-        report = json.loads(scratch.artifact("08_reporting", "value_report.json").read_text())
-        means.append(report["q_mean"])
+        kedro.kedro(scratch, "run", "--pipelines", "value_readout", "--params", parameters)
+        means.append(json.loads(scratch.artifact("value_report.json").read_text())["q_mean"])
     assert means[1] == pytest.approx(5 * means[0], rel=0.5)  # 1 / (1 - discount) times a mean reward
 
 
-@pytest.mark.parametrize("objective", ["ddpg_bc", "best_of_n", "published"])
-def test_every_objective_ends_in_an_evaluated_policy(objective: str, scratch: Project) -> None:
-    result = scratch.kedro(
-        "run",
-        "--from-nodes",
-        "policy_extraction.extract",
-        "--params",
-        f"policy_extraction.objective={objective}",
-    )
-    assert result.returncode == 0, result.stdout
-    assert scratch.artifact("08_reporting", "metrics.json").exists()
+def test_all_objectives_and_methods_end_in_one_comparison(kedro: Forks, scratch: Project) -> None:
+    """CVL by best_of_n, and beside it IQL, CVL by the other objectives and a method of one's own."""
+    (scratch.root / "src/my_method.py").write_text(MY_METHOD)
+    choices = ["policy_extraction.objective=best_of_n", "baselines.bc=null", "baselines.iql.method=iql"]
+    for objective in ("ddpg_bc", "published"):
+        start = f"baselines.{objective}"
+        training = f"{start}.extraction.training"
+        choices += [
+            f"{start}.method=cvl", f"{start}.extraction.objective={objective}",
+            f"{training}.steps=20,{training}.validation_interval=10",
+        ]  # fmt: skip
+    choices.append("baselines.own.method=my_method:Slow")
+    parameters = ("--params", ",".join(choices))
+    output = kedro.kedro(scratch, "run", "--pipelines", "policy_extraction,evaluation", *parameters)
+    metrics = json.loads(scratch.artifact("metrics.json").read_text())
+    titles = {
+        "cvl": "CVL", "iql": "IQL", "ddpg_bc": "ddpg_bc (CVL)", "published": "published (CVL)",
+        "own": "own (half as fast)",
+    }  # fmt: skip
+    assert metrics["methods"] == titles
+    assert "bc.return_mean" not in metrics
+    for name, title in titles.items():
+        assert f"│ {title} " in output
+        assert metrics[f"{name}.return_mean"] > 0.0
+        assert load_artifact(scratch.artifact(f"{name}_policy.safetensors"), "policy")
+    # It learns its values itself, so it takes the steps of critic and policy together.
+    assert pd.read_parquet(scratch.artifact("iql_history.parquet"))["step"].max() == 60 + 60
+    assert pd.read_parquet(scratch.artifact("own_history.parquet"))["step"].max() == 60
+    assert kedro.plan(scratch, *parameters) == set()
+
+
+MY_METHOD = """
+from pydantic import Field
+from cvl_pipeline.methods.base import MethodParameters
+from cvl_pipeline.methods.bc import BC
+
+class Slow(BC):
+    class Parameters(MethodParameters):
+        method: str
+        speed: float = Field(0.5, description="How fast.")
+    title = "half as fast"
+    needs_rewards = True
+"""
 
 
 # Runs in its own process, before any library can store a reference to an unpickler; unpickling fails.
@@ -179,15 +196,15 @@ for module in (pickle, _pickle):
     module.load = module.loads = refuse
     module.Unpickler = Refusing
 pickle._load = pickle._loads = pickle._Unpickler.load = refuse
+from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 bootstrap_project(Path.cwd())
 with KedroSession.create(env="smoke") as session:
     catalog = session.load_context().catalog
-    files = [name for name in catalog.filter() if hasattr(catalog[name], "_filepath")]
-    for name in filter(catalog.exists, files):  # no study has been done
-        dataset = catalog[name]
-        # Pictures are written alone: kedro-viz reads their bytes.
+    for name in pipelines["__default__"].all_outputs():
+        dataset = catalog.get(name)
+        # Pictures can only be previewed.
         dataset.preview() if type(dataset).__name__ == "FigureDataset" else dataset.load()
         print(Path(dataset._filepath).name)
 """

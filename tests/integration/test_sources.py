@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Project, copy_project
+from tests.integration.conftest import REUSE, Forks, Project, copy_project
 from tests.sources import logs
 
 COLUMNS = (
     "dataset.columns.observations=obs_*,dataset.columns.actions=act_*,dataset.columns.rewards=reward,"
     "dataset.columns.episode=episode,dataset.columns.terminated=fell,dataset.columns.truncated=null"
 )
+LOG = f"dataset.source=files,dataset.path=hopper.csv,{COLUMNS}"
 
 
 @pytest.fixture(scope="module")
@@ -29,50 +29,70 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     [
         ("dataset.source=d4rl,dataset.task=hopper-random-v2,dataset.path=hopper.hdf5", "hopper.hdf5-smoke"),
         (f"dataset.source=minari,dataset.task={logs.MINARI_ID},dataset.path=minari", "mine-hopper-v0-smoke"),
-        (
-            f"dataset.source=files,dataset.path=hopper.csv,{COLUMNS},evaluation.environment={logs.ENVIRONMENT}",
-            "hopper.csv-smoke",
-        ),
+        (f"{LOG},evaluation.environment={logs.ENVIRONMENT}", "hopper.csv-smoke"),
     ],
 )
-def test_a_log_becomes_a_policy_that_is_evaluated(project: Project, parameters: str, folder: str) -> None:
-    result = project.kedro("run", "--params", parameters)
-    assert result.returncode == 0, result.stdout
-    metrics = json.loads((project.root / f"data/08_reporting/{folder}/seed_0/metrics.json").read_text())
-    assert "Adroit" not in result.stdout  # a notice that Gymnasium-Robotics always prints
+def test_a_log_becomes_a_policy_that_is_evaluated(
+    kedro: Forks, project: Project, parameters: str, folder: str
+) -> None:
+    output = kedro.kedro(project, "run", "--params", parameters)
+    metrics = json.loads(project.artifact("metrics.json", f"{folder}/seed_0").read_text())
+    assert "Adroit" not in output  # a notice that Gymnasium-Robotics always prints
     assert metrics["behaviour_episodes"] == 12
     assert metrics["environment"] == logs.ENVIRONMENT
     assert metrics["cvl.return_mean"] > 0.0
+    # The Hopper does not report success.
+    assert metrics["cvl.success_rate"] is None
+    assert "n/a" in output
     if "d4rl" in parameters:
         assert -10.0 < metrics["behaviour.normalised_score"] < 10.0  # random actions have score 0
-        assert "D4RL score" in result.stdout
+        assert "D4RL score" in output
 
 
-def test_a_log_without_an_environment_stops_before_any_work_and_says_how_to_go_on(project: Project) -> None:
-    parameters = f"dataset.source=files,dataset.path=hopper.csv,dataset.name=alone,{COLUMNS}"
-    result = project.kedro("run", "--params", parameters)
-    assert result.returncode == 1
-    assert "evaluation.environment" in result.stdout
-    assert "Traceback" not in result.stdout
-    assert not list(Path(project.root / "data").glob("0*/alone"))
-    stages = result.stdout.split("kedro run --pipelines ")[1].split()[0]
-    done = project.kedro("run", "--pipelines", stages, "--params", parameters)
-    assert done.returncode == 0, done.stdout
-    assert (project.root / "data/06_models/alone/seed_0/policy.safetensors").exists()
+def test_a_log_without_an_environment_ends_with_policies_and_offline_figures(
+    kedro: Forks, project: Project
+) -> None:
+    parameters = ("--params", f"{LOG},dataset.name=alone")
+    places = [
+        "No environment is known for 'hopper.csv', so the policies were not run in one; to do so, name a "
+        "Gymnasium id: --params evaluation.environment=ID",
+        "CVL: data/06_models/alone/seed_0/cvl_policy.safetensors",
+        "BC (control): data/06_models/alone/seed_0/bc_policy.safetensors",
+        "Offline figures: data/08_reporting/alone/seed_0/value_report.json (explained in docs/metrics.md)",
+        "Pictures: data/08_reporting/alone/seed_0/value_plot.png, data/08_reporting/alone/seed_0/policy_plot.png",
+    ]
+    for command, nodes in (
+        (("run",), 17),
+        (("run", "--from-nodes", "value_readout.label"), 7),
+        (REUSE, 0),
+    ):
+        output = kedro.kedro(project, *command, *parameters)
+        assert output.splitlines()[-5:] == places, command
+        assert output.count(" -> ") == nodes, command
+        assert "WARNING" not in output
+    for name in ("value_report.json", "value_plot.png", "policy_plot.png", "cvl_policy.safetensors"):
+        assert project.artifact(name, "alone/seed_0").exists()
+    refusal = kedro.kedro(project, "run", "--pipelines", "evaluation", *parameters, status=1)
+    assert refusal == (
+        "Error: no environment is known for dataset 'hopper.csv' (dataset.source files); name a Gymnasium id in "
+        "evaluation.environment to evaluate policies\n"
+    )
+    assert "21 artifacts: 21 fresh" in kedro.kedro(project, "artifacts", "status", *parameters)
+    # With one, only the evaluation is missing.
+    plan = kedro.plan(project, "--params", f"{parameters[1]},evaluation.environment={logs.ENVIRONMENT}")
+    assert {name.partition(".")[0] for name in plan} == {"evaluation"}
 
 
-def test_a_log_without_rewards_needs_one_of_the_persons_own(project: Project) -> None:
-    parameters = (
-        f"dataset.source=files,dataset.path=hopper.csv,dataset.name=unpaid,{COLUMNS},"
-        f"evaluation.environment={logs.ENVIRONMENT}"
-    ).replace("rewards=reward", "rewards=null")
-    refused = project.kedro("run", "--params", parameters)
-    assert refused.returncode == 1
-    assert "the log has no rewards" in refused.stdout
-    assert "Traceback" not in refused.stdout
+def test_a_log_without_rewards_needs_one_of_the_users_own(kedro: Forks, project: Project) -> None:
+    parameters = f"{LOG},dataset.name=unpaid,evaluation.environment={logs.ENVIRONMENT}"
+    parameters = parameters.replace("rewards=reward", "rewards=null")
+    refusal = kedro.kedro(project, "run", "--params", parameters, status=1)
+    assert "the log has no rewards" in refusal
+    assert "Traceback" not in refusal
     goal = {"indices": 0, "target": 1.4, "scale": 0.1, "tolerance": 0.05}
     reward = ",".join(
         ["reward.source=goal_distance", *(f"reward.{key}={value}" for key, value in goal.items())]
     )
-    done = project.kedro("run", "--params", f"{parameters},{reward}")
-    assert done.returncode == 0, done.stdout
+    kedro.kedro(project, *REUSE, "--params", f"{parameters},{reward}")
+    metrics = json.loads(project.artifact("metrics.json", "unpaid/seed_0/goal_distance").read_text())
+    assert metrics["cvl.success_rate"] is not None

@@ -65,7 +65,7 @@ def studied(project: Project) -> tuple[Project, set[str]]:
 
 
 @linux
-def test_a_killed_run_is_gone_on_with_and_ends_with_the_target(studied: tuple[Project, set[str]]) -> None:
+def test_a_killed_search_is_continued_up_to_the_number_of_trials(studied: tuple[Project, set[str]]) -> None:
     project, before = studied
     trials = trials_of(project)
     assert (trials["state"] == "COMPLETE").sum() == TRIALS
@@ -91,7 +91,7 @@ def test_a_killed_run_is_gone_on_with_and_ends_with_the_target(studied: tuple[Pr
         ("seed=0,evaluation.workers=3", set()),
     ],
 )
-def test_a_study_is_searched_again_for_what_counts(
+def test_a_study_is_continued_after_changes_that_count(
     studied: tuple[Project, set[str]], kedro: Forks, parameters: str, nodes: set[str]
 ) -> None:
     project, _ = studied
@@ -100,7 +100,7 @@ def test_a_study_is_searched_again_for_what_counts(
 
 
 @linux
-def test_tuned_trains_with_the_best_and_says_so(studied: tuple[Project, set[str]]) -> None:
+def test_tuned_trains_with_the_best_parameters_and_logs_them(studied: tuple[Project, set[str]]) -> None:
     project, _ = studied
     path = project.root / f"data/08_reporting/{STUDY}/best_parameters.json"
     best = json.loads(path.read_text())
@@ -118,15 +118,17 @@ def test_tuned_trains_with_the_best_and_says_so(studied: tuple[Project, set[str]
 
 
 @linux
-def test_a_damaged_journal_is_told_and_what_was_finished_is_taken_up(
-    studied: tuple[Project, set[str]],
+def test_a_damaged_journal_is_reported_and_finished_trials_are_restored(
+    studied: tuple[Project, set[str]], kedro: Forks
 ) -> None:
     project, _ = studied
     journal = project.root / f"data/06_models/{STUDY}/journal.log"
     before = trials_of(project)
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join([*lines[:5], lines[5][:9] + b"\n", *lines[6:]]))
-    assert_refused(project, ["--pipelines", "tuning"], "journal.log: line 6 is damaged", "move the file away")
+    assert_refused(
+        kedro, project, ["--pipelines", "tuning"], "journal.log: line 6 is damaged", "move the file away"
+    )
     journal.rename(journal.with_suffix(".damaged"))
     result = project.kedro(*SEARCH)
     assert result.returncode == 0, result.stdout
@@ -136,18 +138,18 @@ def test_a_damaged_journal_is_told_and_what_was_finished_is_taken_up(
     assert sorted(trials_of(project)[measure]) == sorted(complete[measure])
 
 
-def test_what_cannot_be_searched_or_used_is_refused(finished: FinishedRun) -> None:
+def test_an_impossible_search_is_refused(kedro: Forks, finished: FinishedRun) -> None:
     tuning = ["--pipelines", "tuning", "--params"]
     assert_refused(
-        finished.project, ["--params", "tuned=true"], "best_parameters.json does not exist", "search"
+        kedro, finished.project, ["--params", "tuned=true"], "best_parameters.json does not exist", "search"
     )
     assert_refused(
-        finished.project, [*tuning, "tuning.objectives=sucess"], "sucess", "did you mean success_rate"
+        kedro, finished.project, [*tuning, "tuning.objectives=sucess"], "sucess", "did you mean success_rate"
     )
-    assert_refused(finished.project, [*tuning, "tuning.storage=nowhere"], "nowhere", "credentials")
+    assert_refused(kedro, finished.project, [*tuning, "tuning.storage=nowhere"], "nowhere", "credentials")
 
 
-def test_a_database_that_cannot_be_reached_is_told_without_its_password(scratch: Project) -> None:
+def test_an_unreachable_database_is_reported_without_its_password(scratch: Project) -> None:
     url = "postgresql+psycopg://me:secret@127.0.0.1:1/db"
     (scratch.root / "conf/smoke/credentials.yml").write_text(f"somewhere:\n  url: {url}\n")
     before = scratch.fingerprints()
@@ -161,7 +163,7 @@ def test_a_database_that_cannot_be_reached_is_told_without_its_password(scratch:
     assert scratch.fingerprints() == before
 
 
-def test_a_run_that_is_asked_to_stop_stops_its_workers(project: Project) -> None:
+def test_a_search_that_is_told_to_stop_stops_its_workers(project: Project) -> None:
     with (project.root / "stopped.log").open("wb") as file:
         process = subprocess.Popen(
             project.command(*SEARCH, "--params", "tuning.study=another,tuning.trials=50"),
@@ -172,6 +174,6 @@ def test_a_run_that_is_asked_to_stop_stops_its_workers(project: Project) -> None
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 143
     output = (project.root / "stopped.log").read_text()
-    assert "the same command goes on with the study" in output
+    assert "run the same command again to continue the study" in output
     assert "Traceback" not in output
     wait_for(lambda: not workers_of(project), 10.0)

@@ -163,7 +163,7 @@ def test_unknown_kinds_are_refused_with_the_near_ones(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_artifact(path, "policy", make_artifacts()["policy"])
-    with pytest.raises(InputError, match=r"x\.safetensors holds a policy, not a critic"):
+    with pytest.raises(InputError, match=r"x\.safetensors contains a policy, not a critic"):
         load_artifact(path, "critic")
 
 

@@ -104,6 +104,6 @@ class _Runs:
 
 def test_a_checkpoint_that_contains_code_is_refused_and_not_run(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "last.ckpt", {"step": _Runs(tmp_path / "ran")})
-    with pytest.raises(InputError, match=r"last\.ckpt holds more than tensors and plain values"):
+    with pytest.raises(InputError, match=r"last\.ckpt contains more than tensors and plain values"):
         read_checkpoint(tmp_path / "last.ckpt")
     assert names_in(tmp_path) == ["last.ckpt"]

@@ -116,7 +116,7 @@ def test_a_copy_whose_note_is_lost_is_fetched_again(
 def test_a_copy_is_fetched_again_on_demand(there: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     _publish(there, b"whole")
     downloads = _downloads(there, monkeypatch)
-    there.fetch(anew=True)
+    there.fetch(force=True)
     assert len(downloads) == 1
 
 

@@ -193,7 +193,7 @@ def test_files_of_another_kind_are_reported(tmp_path: Path) -> None:
     save_file(TENSORS, path, metadata={"format": "pt"})
     refused("was not written by cvl-pipeline")
     write_tensors(path, "another", TENSORS, CONFIG)
-    refused("holds a another, not a thing")
+    refused("contains a another, not a thing")
     save_file(TENSORS, path, metadata={"cvl-pipeline": json.dumps(_header() | {"version": 3})})
     refused("has format version 3, this program reads 2")
     for foreign in ("", "{", "[]", "null", '"text"', "3"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -74,6 +75,27 @@ def test_the_pipelines_follow_the_parameters() -> None:
         _follow(sed=1)
 
 
+def test_parameters_of_a_study_are_logged_unless_they_change_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    conf = copy_conf(tmp_path)
+    best = tmp_path / "data/08_reporting/door-open-v3/tuning/study/best_parameters.json"
+    best.parent.mkdir(parents=True)
+    found = {
+        "contrastive_dynamics.temperature": 0.3, "contrastive_dynamics.discount": 0.97,
+        "contrastive_dynamics.training.steps": 7, "policy_extraction.beta": 1.0,
+    }  # fmt: skip
+    best.write_text(json.dumps({"parameters": found}))
+    with caplog.at_level(logging.INFO, logger="cvl_pipeline.kedro.hooks"):
+        _follow(conf)
+        assert caplog.messages == []
+        _follow(conf, tuned=True, contrastive_dynamics={"training": {"steps": 9}})
+    assert caplog.messages == [
+        "tuned: contrastive_dynamics.temperature is 0.3, not 0.1",
+        "tuned: policy_extraction.beta is 1.0, not 3.0",
+    ]
+
+
 def test_a_file_in_conf_local_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     conf = copy_conf(tmp_path)
     with caplog.at_level(logging.INFO, logger="cvl_pipeline.kedro.hooks"):
@@ -141,7 +163,7 @@ def test_an_artifact_of_another_kind_stops_the_run_before_it_starts(tmp_path: Pa
     catalog.save("rewards", make_rewards(make_transitions([2], [False])))
     path.write_bytes(_path(catalog, "rewards").read_bytes())
     stage = register_pipelines()["evaluation"].only_nodes("evaluation.roll_out_cvl")
-    with pytest.raises(InputError, match=r"cvl_policy\.safetensors holds a rewards, not a policy"):
+    with pytest.raises(InputError, match=r"cvl_policy\.safetensors contains a rewards, not a policy"):
         _check(stage, catalog)
     path.write_bytes(b"")
     with pytest.raises(InputError, match=r"cvl_policy\.safetensors is damaged"):

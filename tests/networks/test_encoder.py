@@ -109,9 +109,9 @@ def test_settings_of_the_convolutions_are_used(channels: int, features: int) -> 
         (
             "identity",
             (16, 12, 3),
-            r"encoder 'identity' takes vectors, not observations of shape \(16, 12, 3\)",
+            r"encoder 'identity' needs vectors, but observations have shape \(16, 12, 3\)",
         ),
-        ("convolutional", (3,), r"encoder 'convolutional' takes images, not observations of shape \(3,\)"),
+        ("convolutional", (3,), r"encoder 'convolutional' needs images, but observations have shape \(3,\)"),
     ],
 )
 def test_observations_of_the_wrong_shape_are_refused(name: str, shape: tuple[int, ...], message: str) -> None:

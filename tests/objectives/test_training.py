@@ -256,7 +256,7 @@ def test_training_never_reads_the_held_out_episodes() -> None:
 def test_encoder_of_the_actor_is_the_chosen_one() -> None:
     module = make_module(episodes(), encoder={"name": "identity"})
     assert module.actor.shape.encoder == {"name": "identity"}
-    with pytest.raises(InputError, match="encoder 'convolutional' takes images"):
+    with pytest.raises(InputError, match="encoder 'convolutional' needs images"):
         make_module(episodes(), encoder="convolutional")
 
 

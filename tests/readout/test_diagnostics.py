@@ -222,7 +222,9 @@ def test_too_few_features_for_the_temperature_give_a_warning(caplog: pytest.LogC
     assert report["readout_rank_correlation"] is not None
     assert report["readout_rank_correlation"] < 0.9
     (message,) = caplog.messages
-    assert message.startswith("value_readout: random_fourier with 64 features misses the exact values by ")
+    assert message.startswith(
+        "value_readout: random_fourier with 64 features differs from the exact values by "
+    )
     assert f"(rank correlation {report['readout_rank_correlation']:.2f})" in message
     assert message.endswith("use more of them, method exact, or a higher temperature")
 

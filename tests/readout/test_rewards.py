@@ -153,7 +153,7 @@ def test_the_reward_at_the_scale_is_a_half(data: Transitions, logged: Rewards) -
 @pytest.mark.parametrize("index", [2, -3])
 def test_a_dimension_that_observations_lack_is_named(data: Transitions, logged: Rewards, index: int) -> None:
     with pytest.raises(
-        InputError, match=rf"reward\.indices: {index} is no dimension of observations that have 2"
+        InputError, match=rf"reward\.indices: {index} is not a dimension of the observations, which have 2"
     ):
         label(data, logged, _goal(indices=(0, index)))
 
@@ -192,11 +192,11 @@ def test_a_reward_from_a_network_has_no_gradient(data: Transitions, logged: Rewa
             "of_two_arguments",
             "failed on 5 transitions .TypeError.*it is called with observations, actions and next",
         ),
-        ("of_a_column", r"returned \(5, 1\), not a tensor of one reward for each of the 5 transitions"),
+        ("of_a_column", r"returned \(5, 1\), not a tensor of one reward per transition, \(5,\)"),
         ("of_numpy", "returned ndarray, not a tensor of one reward"),
         ("of_nothing", "returned NoneType, not a tensor of one reward"),
         ("of_three", "returned tuple, not a tensor of one reward"),
-        ("with_one_success", r"returned \(\), not a tensor of one success for each of the 5 transitions"),
+        ("with_one_success", r"returned \(\), not a tensor of one success per transition, \(5,\)"),
         ("with_a_word_for_success", "returned str, not a tensor of one success"),
         ("with_a_hole", "returned nan for transition 3"),
         ("NOT_A_FUNCTION", "is float, not a function"),

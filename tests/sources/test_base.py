@@ -82,7 +82,7 @@ def test_a_task_that_is_no_word_is_refused(source: str, task: str) -> None:
 
 @pytest.mark.parametrize("source", ["files", "d4rl", "minari"])
 def test_a_path_on_another_machine_is_refused(source: str) -> None:
-    with pytest.raises(ValidationError, match="must be a file or folder of this machine: download it first"):
+    with pytest.raises(ValidationError, match="must be a file or folder on this machine: download it first"):
         SOURCES.validate({"source": source, "path": "s3://bucket/log.csv"})
 
 
@@ -209,7 +209,7 @@ def test_a_log_that_lacks_some_rewards_is_refused(
 
 def test_actions_beyond_the_bounds_are_refused(written: tuple[Path, Transitions, Rewards]) -> None:
     largest = float(np.abs(written[1].actions[:, 0]).max())
-    with pytest.raises(InputError, match="lies outside"):
+    with pytest.raises(InputError, match="is outside"):
         _load(
             source="files", path=str(written[0] / "hopper.csv"), columns=logs.COLUMNS,
             action_low=f"{-0.5 * largest} -1 -1", action_high=f"{0.5 * largest} 1 1",

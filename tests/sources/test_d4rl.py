@@ -355,8 +355,8 @@ def test_a_log_with_next_observations_loses_no_step(tmp_path: Path, ends: list[s
         ({"observations": rows(8, 3) * 1j}, None, "observations have type complex"),
         ({"terminals": np.arange(8) / 4}, None, "terminals have 0.25 at step 1; they must be 0 or 1"),
         ({"timeouts": np.full(8, np.nan)}, None, "timeouts have nan at step 0"),
-        (a_log(0), None, "observations have no row"),
-        ({"timeouts": None}, "hopper-medium-v0", "there are no timeouts, so where episodes end is not kn"),
+        (a_log(0), None, "observations have no rows"),
+        ({"timeouts": None}, "hopper-medium-v0", "there are no timeouts, so the ends of episodes are unknown"),
         ({"timeouts": None}, "antmaze-umaze-v2", "there are no timeouts, so where"),
         ({"timeouts": None}, "hammer-human-v1", "there are no timeouts, so where"),
         ({"timeouts": None, "terminals": flags(8)}, None, "there are no timeouts and no step is a termin"),
@@ -376,7 +376,7 @@ def test_contradictory_logs_are_refused(
 
 
 def test_an_empty_file_of_the_format_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no array 'observations', but nothing at all"):
+    with pytest.raises(InputError, match="no array 'observations', the file contains nothing"):
         load_d4rl(write(tmp_path / "log.hdf5", {}))
 
 

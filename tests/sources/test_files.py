@@ -269,7 +269,8 @@ def test_the_source_reads_its_file(npz: Callable[..., Path]) -> None:
 
 
 def test_the_source_needs_a_path() -> None:
-    with pytest.raises(ValidationError, match=r"with dataset\.source files it names your log"):
+    message = r"dataset\.path is null: dataset\.source files needs the path of your log"
+    with pytest.raises(ValidationError, match=message):
         Files.Parameters()
 
 
@@ -345,16 +346,16 @@ def test_discrete_actions_of_groups_count_over_all_of_them(tmp_path: Path) -> No
         ("obs/rest", lambda a: a[:-1], {}, ["array 'obs/rest'", "3 rows, but 'obs/place' has 4"]),
         ("rewards", lambda a: np.append(a, 0), {}, ["array 'rewards'", "4 rows, but 'actions' has 3"]),
         ("rewards", lambda a: a * np.nan, {}, ["array 'rewards'", "nan at row 0 (the first is 0)", "repair"]),
-        ("actions", lambda a: a[:, :1], {}, ["dataset.columns.actions are 1 numbers a row, but 2 numbers in",
-                                             "group 'data/demo_0'; every group needs the same"]),
+        ("actions", lambda a: a[:, :1], {}, ["dataset.columns.actions are 1 numbers per row, but 2 numbers in",
+                                             "group 'data/demo_0'; save the same arrays in every group"]),
         ("dones", lambda a: ~a, {}, ["array 'dones' (dataset.columns.terminated): set at row 0",
                                      "the group, which is one episode, goes on", "to null"]),
         ("dones", lambda a: ~a, {"truncated": "dones", "terminated": None}, ["dataset.columns.truncated"]),
         ("obs/place", lambda a: a[:-1], {"observations": "obs/place"},
-         ["say nothing of where it led", "group 'data/demo_0' they say where the last action led", "one"]),
+         ["have no row after the last action", "group 'data/demo_0' they have one row after the last action", "one"]),
         ("obs/place", None, {"observations": "obs/*"}, ["differ in 'obs/place'", "that every group has"]),
         ("obs/place", None, {}, ["no array 'obs/place'", "there is actions, dones, obs/rest, rewards"]),
-        ("actions", lambda a: a + 9, {}, ["action 9", "at row", "lies outside [-1, 1]"]),
+        ("actions", lambda a: a + 9, {}, ["action 9", "at row", "is outside [-1, 1]"]),
     ],
 )  # fmt: skip
 def test_a_faulty_group_is_refused_by_its_name(
@@ -455,10 +456,12 @@ def test_images_that_do_not_follow_each_other_are_refused(tmp_path: Path) -> Non
     columns = mapping(**SMALL | {"next_observations": "next"})
     other = np.zeros((6, 6, 5, 3), dtype=np.uint8)
     with pytest.raises(
-        InputError, match=r"next_observations at row 0 .* is another image than the row after"
+        InputError, match=r"next_observations at row 0 .* is not the image that the row after"
     ):
         load_file(_image_log(tmp_path, ".npz", next=other), columns)
-    with pytest.raises(InputError, match=r"next_observations are images \(6, 4, 3\) a row and .*\(6, 5, 3\)"):
+    with pytest.raises(
+        InputError, match=r"next_observations are images \(6, 4, 3\) per row and .*\(6, 5, 3\)"
+    ):
         load_file(_image_log(tmp_path, ".npz", next=other[:, :, :4]), columns)
 
 

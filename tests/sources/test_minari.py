@@ -451,7 +451,7 @@ def test_a_process_that_dies_while_it_saves_leaves_nothing_that_loads(tmp_path: 
     process.join()
     assert process.exitcode == -signal.SIGXFSZ
     assert list(tmp_path.glob("mine/.partial-*/big-v0/data/main_data.hdf5"))
-    with pytest.raises(InputError, match="holds no dataset"):
+    with pytest.raises(InputError, match="contains no dataset"):
         load_minari("mine/big-v0", tmp_path, download=False)
     assert minari.list_local_datasets() == {}
     data = make_transitions([2], [True])
@@ -478,7 +478,7 @@ def test_a_root_that_is_a_file_is_reported(
     for name in ("mine-v0", "name/space-v0"):
         with pytest.raises(InputError, match=r"cannot (be written|write)"):
             save_minari(transitions, rewards, name, root)
-    with pytest.raises(InputError, match="holds no dataset"):
+    with pytest.raises(InputError, match="contains no dataset"):
         load_minari("mine-v0", root, download=False)
 
 
@@ -495,14 +495,14 @@ def test_a_malformed_id_is_refused(
         lambda: save_minari(transitions, rewards, name, tmp_path),
     ]
     for call in calls:
-        with pytest.raises(InputError, match=r"an id reads name-v0 or namespace/name-v0"):
+        with pytest.raises(InputError, match=r"an id has the form name-v0 or namespace/name-v0"):
             call()
 
 
 def test_an_unknown_id_is_refused_with_the_nearest_ones(
     tmp_path: Path, transitions: Transitions, rewards: Rewards
 ) -> None:
-    with pytest.raises(InputError, match=r"holds no dataset; run `minari download pen/cloned-v0`"):
+    with pytest.raises(InputError, match=r"contains no dataset; run `minari download pen/cloned-v0`"):
         load_minari("pen/cloned-v0", tmp_path, download=False)
     for name in ("pen/cloned-v1", "pen/human-v1", "door-v0"):
         save_minari(transitions, rewards, name, tmp_path)
@@ -576,7 +576,7 @@ def test_a_dataset_that_is_not_there_is_downloaded_to_the_root(
     tmp_path: Path, remote: Path, transitions: Transitions, rewards: Rewards
 ) -> None:
     save_minari(transitions, rewards, "far-v0", remote)
-    with pytest.raises(InputError, match="holds no dataset"):
+    with pytest.raises(InputError, match="contains no dataset"):
         load_minari("far-v0", tmp_path / "here", download=False)
     _assert_equal(load_minari("far-v0", tmp_path / "here"), (transitions, rewards))
     assert (tmp_path / "here" / "far-v0" / "data").is_dir()
@@ -590,7 +590,7 @@ def test_a_failed_download_is_reported_with_a_workaround(tmp_path: Path) -> None
     with pytest.raises(InputError, match=r"could not be downloaded \(URLError: .*refused") as caught:
         load_minari("pen/human-v2", tmp_path / "here")
     assert "\n" not in str(caught.value)
-    assert "run `minari download pen/human-v2` where there is a network" in str(caught.value)
+    assert "run `minari download pen/human-v2` on a machine with a network" in str(caught.value)
     assert f"to {tmp_path / 'here/pen/human-v2'}" in str(caught.value)
     assert os.environ["MINARI_DATASETS_PATH"] == str(tmp_path)
 
@@ -613,7 +613,7 @@ IMAGE = spaces.Box(0, 255, (4, 4, 3), np.uint8)
         (spaces.Dict(mission=spaces.Text(5), place=VECTOR), r"observation space\['mission'\] is Text\("),
         (
             spaces.Dict(place=VECTOR, eye=spaces.Tuple([IMAGE])),
-            r"observation space\['eye'\]\[0\] holds images",
+            r"observation space\['eye'\]\[0\] contains images",
         ),
     ],
 )
@@ -638,11 +638,11 @@ def test_actions_of_another_kind_are_refused(tmp_path: Path) -> None:
     [
         (
             {"terminations": np.array([False, True, False])},
-            "step 1 of 3 says terminated, but the episode goes",
+            "step 1 of 3 is terminated, but the episode goes",
         ),
         (
             {"truncations": np.array([True, False, True])},
-            "step 0 of 3 says truncated, but the episode goes on",
+            "step 0 of 3 is truncated, but the episode goes on",
         ),
         (
             {"terminations": np.zeros(2, dtype=bool)},
@@ -676,9 +676,7 @@ def test_a_faulty_episode_is_refused_by_number_field_and_shape(
 def test_an_action_outside_its_choices_is_refused(tmp_path: Path, action: int) -> None:
     buffer = _buffer(actions=np.array([0, 2, action]))
     _create_vectors(tmp_path, "odd-v0", buffer, action_space=spaces.Discrete(3))
-    with pytest.raises(
-        InputError, match=rf"episode 0, actions: {action} at row 2 lies outside Discrete\(3\)"
-    ):
+    with pytest.raises(InputError, match=rf"episode 0, actions: {action} at row 2 is outside Discrete\(3\)"):
         load_minari("odd-v0", tmp_path, download=False)
 
 
@@ -732,7 +730,7 @@ def _not_json(root: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "part"),
     [
-        (_without_steps, "episode 1 has no step; leave it out"),
+        (_without_steps, "episode 1 has no steps; remove it"),
         (_without_a_part, "Minari cannot read it .*delete the folder"),
         (_without_an_episode, "Minari cannot read it .*episode_1.*delete the folder"),
         (_cut_short, "Minari cannot read it .*truncated file.*delete the folder"),

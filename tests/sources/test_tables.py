@@ -150,7 +150,7 @@ def test_a_faulty_table_is_refused_by_column_row_and_value(
         ({"success": np.array([0, 3, 0, 1])}, "'success' (dataset.columns.successes): 3 at row 1"),
         (
             {"next": np.ones((4, 2))},
-            "next_observations are 2 numbers a row and dataset.columns.observations 3",
+            "next_observations are 2 numbers per row and dataset.columns.observations 3",
         ),
     ],
 )

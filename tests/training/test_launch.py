@@ -372,5 +372,5 @@ def test_missing_slurm_commands_are_named(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(InputError, match=r"scontrol.*training\.rendezvous=host:port"):
         _train(tmp_path, nodes=2)
     _fake(tmp_path, "scontrol", "echo gpu07")
-    with pytest.raises(InputError, match=r"srun is not there"):
+    with pytest.raises(InputError, match="the command srun does not exist"):
         _train(tmp_path, nodes=2)

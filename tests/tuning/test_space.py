@@ -15,8 +15,8 @@ from cvl_pipeline.schema import validated
 from cvl_pipeline.tuning.parameters import SPACE, Categorical, Dimension, Float, Int, TuningParameters
 from cvl_pipeline.tuning.space import (
     check_space,
-    defaults_as_drawn,
     distribution,
+    encoded_defaults,
     suggest,
     value_of,
     with_values,
@@ -71,14 +71,14 @@ def test_value_of_a_setting_that_the_choice_lacks_is_none() -> None:
 def test_defaults_are_a_point_if_the_space_holds_them() -> None:
     stages = make_stages()
     tuning = make_tuning(space=CONDITIONAL, objectives=("success_rate",))
-    drawn = defaults_as_drawn(tuning.space, stages)
-    assert drawn == {
+    encoded = encoded_defaults(tuning.space, stages)
+    assert encoded == {
         "policy_extraction.objective": "awr",
         "policy_extraction.beta": 3.0,
         "policy_extraction.hidden": "[8]",
     }
     study = optuna.create_study()
-    study.enqueue_trial(drawn)
+    study.enqueue_trial(encoded)
     point = suggest(study.ask(), tuning.space, stages)
     assert with_values(stages, point) == stages
 
@@ -88,7 +88,7 @@ def test_defaults_are_a_point_if_the_space_holds_them() -> None:
     [Float(low=5.0, high=9.0), Float(low=0.0, high=9.0, step=2.0), Categorical(choices=(1.0, 2.0))],
 )
 def test_defaults_outside_of_the_space_are_no_trial(dimension: Dimension) -> None:
-    assert defaults_as_drawn({"policy_extraction.beta": dimension}, make_stages()) is None
+    assert encoded_defaults({"policy_extraction.beta": dimension}, make_stages()) is None
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_defaults_outside_of_the_space_are_no_trial(dimension: Dimension) -> Non
         ),
         (
             {"space": {"dataset.noise_max": {"type": "float", "low": 0.1, "high": 0.3}}},
-            ["returns_correlation cannot compare trials that differ in dataset.noise_max", "the held-out episodes differ"],
+            ["returns_correlation cannot compare trials that differ in dataset.noise_max", "held-out episodes differ"],
         ),
         ({"space": {"seed": {"type": "int", "low": 0, "high": 9}}}, ["seed cannot be searched"]),
         (

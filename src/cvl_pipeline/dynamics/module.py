@@ -22,16 +22,14 @@ from cvl_pipeline.training.processes import gather, own_share
 from cvl_pipeline.training.seeds import stream_seed
 
 Observer = Callable[[Segments, Tensor], None]
-"""Sees every training batch and the psi of its futures, without a gradient.
-
-See ``readout.moving_average``."""
+"""Receives every training batch and the psi of its futures, without gradient; see ``readout.moving_average``."""
 
 
 class ContrastiveDynamics(OfflineModule):
     """Learns ``f(s, a, s') ~ log p_gamma(s' | s, a) / p(s')`` from transitions alone.
 
-    Positives are discounted future states of the same episode, negatives the other positives of the
-    batch (Mazoure et al. 2023, section 4.1).
+    Positives are discounted future states of the same episode. Negatives are the other positives of the batch
+    (Mazoure et al. 2023, section 4.1).
     """
 
     def __init__(
@@ -41,12 +39,12 @@ class ContrastiveDynamics(OfflineModule):
         seed: int,
         observer: Observer | None = None,
     ) -> None:
-        """Build the critic and hold the episodes.
+        """Build the critic.
 
         Args:
             data: the episodes; their rewards are never read.
-            parameters: the stage's.
-            seed: of the initial weights and the batches.
+            parameters: the stage's parameters.
+            seed: seed of the initial weights and the batches.
             observer: receives every training batch.
         """
         super().__init__(parameters.training, seed)
@@ -74,14 +72,14 @@ class ContrastiveDynamics(OfflineModule):
             )
 
     def on_fit_start(self) -> None:
-        """Put the episodes where the network is."""
+        """Move the episodes to the network's device."""
         discount = self.parameters_of_stage.discount
         transitions = self._transitions.to(self.device)
         self._train_sampler = SegmentSampler(transitions, discount, self._split.train)
         self._validation_sampler = SegmentSampler(transitions, discount, self._split.validation)
 
     def draw(self, batches: int, generator: Generator) -> list[Draws]:
-        """Where the segments of the next batches are."""
+        """Sample the positions of the next batches' segments."""
         size = self.training_parameters.batch_size
         draws = self._train_sampler.draw(
             batches * size, generator, self.parameters_of_stage.segments_per_episode
@@ -89,7 +87,7 @@ class ContrastiveDynamics(OfflineModule):
         return draws.split([size] * batches)
 
     def training_loss(self, batch: Draws) -> tuple[Tensor, dict[str, Tensor]]:
-        """Contrastive loss of one batch; the negatives are those of all processes."""
+        """Contrastive loss of one batch, with the negatives of all processes."""
         segments = self._train_sampler.gather(batch.map(own_share))
         phi, psi = self._representations(segments)
         if self._observer is not None:
@@ -97,10 +95,10 @@ class ContrastiveDynamics(OfflineModule):
         return self._loss(self.critic.logits(gather(phi), gather(psi))), {}
 
     def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
-        """Loss and contrastive metrics of held-out segments, the mean over a few batches.
+        """Mean loss and contrastive metrics of held-out segments over a few batches.
 
-        They depend on the number of negatives, so the batches are as large as in training: the two losses
-        can then be compared.
+        They depend on the number of negatives, so the batches are as large as in training. This makes the two
+        losses comparable.
         """
         count = self.parameters_of_stage.validation_batches
         totals: dict[str, Tensor] = {}
@@ -141,12 +139,12 @@ def train_dynamics(
 
     Args:
         data: the episodes; their rewards are never read.
-        parameters: the stage's.
-        seed: of the initial weights and the batches.
-        checkpoints: folder that keeps unfinished training, which the same call resumes.
-        logs: folder of metrics.csv and other logs.
-        observer: receives every training batch. It is not resumed, so give it no checkpoints. Give it no logs
-            either: their count of operations would show it the first batch once more.
+        parameters: the stage's parameters.
+        seed: seed of the initial weights and the batches.
+        checkpoints: folder for checkpoints, from which the same call resumes.
+        logs: folder for metrics.csv and other logs.
+        observer: receives every training batch. Do not combine it with checkpoints, because it is not resumed,
+            nor with logs, because their count of operations passes the first batch twice.
         watch: receives every row of the history, and may raise to end the training.
     """
     data = data.without_rewards()

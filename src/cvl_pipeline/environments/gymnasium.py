@@ -1,4 +1,4 @@
-"""Any registered Gymnasium environment, as rollouts need it."""
+"""Adapter from registered Gymnasium environments to rollouts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from cvl_pipeline.errors import InputError
 
 
 class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
-    """Any registered Gymnasium environment with numeric observations or images, as rollouts need it.
+    """Any registered Gymnasium environment with numeric observations or images.
 
-    Observations are laid flat by ``gymnasium.spaces.flatten``, those of a dictionary entry by entry in the
-    order of its space; images, (H, W, C) uint8, stay as they are. Discrete actions are one-hot vectors here,
-    as they are in the episode container; the environment gets the index of the largest entry.
-    ``info["success"]`` is the environment's own, or of Gymnasium-Robotics' kitchen, which lists tasks
-    instead, whether all of them have been completed.
+    Observations are flattened by ``gymnasium.spaces.flatten``, in the order of a dictionary's space. Images,
+    (H, W, C) uint8, are not changed. Discrete actions are one-hot vectors, as in the episode container; the
+    environment receives the index of the largest entry. ``info["success"]`` is the environment's own. For
+    Gymnasium-Robotics' kitchen, which lists tasks, it is True when all of them are completed.
     """
 
     def __init__(
@@ -35,8 +34,8 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
 
         Args:
             environment_id: such as ``CartPole-v1``.
-            episode_steps: steps after which an episode is truncated; None keeps the registered number.
-            settings: arguments of the environment itself; None keeps the registered ones.
+            episode_steps: number of steps after which an episode is truncated; None: the registered one.
+            settings: arguments of the environment itself; None: the registered ones.
 
         Raises:
             InputError: unknown id, or spaces other than numeric observations and bounded vector or discrete
@@ -88,10 +87,10 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
         return self._flat(observation), info
 
     def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Gymnasium's step."""
+        """Advance the environment by one step."""
         executed = int(np.argmax(action)) + self._first_action if self.discrete else action
         with warnings.catch_warnings():
-            # Gymnasium warns of environments that fill one array for ever; `_flat` copies it.
+            # Gymnasium warns of environments that return the same array at every step; `_flat` copies it.
             warnings.filterwarnings("ignore", message=".*share an object")
             observation, reward, terminated, truncated, info = self._environment.step(executed)
         if "episode_task_completions" in info:
@@ -105,7 +104,7 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
 
     def _flat(self, observation: Any) -> Array:
         flat = observation if self._images else gymnasium.spaces.flatten(self._space, observation)
-        return np.array(flat)  # a copy: of a vector, `flatten` returns the vector itself
+        return np.array(flat)  # copy, because `flatten` returns a vector itself
 
 
 def is_image_space(space: gymnasium.Space[Any]) -> bool:
@@ -114,7 +113,7 @@ def is_image_space(space: gymnasium.Space[Any]) -> bool:
 
 
 def register_installed() -> None:
-    """Make the ids of Gymnasium-Robotics known, if it is installed: importing it is what registers them."""
-    # It prints a notice of Adroit's old versions, whoever asks for whatever, in every process.
+    """Import Gymnasium-Robotics, if it is installed, to register its ids."""
+    # In every process, it prints a notice about old versions of Adroit.
     with redirect_stderr(io.StringIO()), suppress(ModuleNotFoundError):
         import gymnasium_robotics  # noqa: F401

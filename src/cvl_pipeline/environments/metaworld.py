@@ -12,19 +12,19 @@ from cvl_pipeline.environments.base import Array
 from cvl_pipeline.errors import InputError, unknown_name
 
 BENCHMARKS = ("MT10", "MT50")
-"""Meta-World's benchmarks of several tasks that one policy is to solve."""
+"""Meta-World's multi-task benchmarks."""
 
 
 class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
-    """One Meta-World task with the goal visible and a fresh goal and object position every episode.
+    """One Meta-World task with a visible goal, and a new goal and object position in every episode.
 
-    Meta-World's own ``gym.make`` draws fifty goals from the global NumPy generator and cycles through
-    them, so an episode depends on every episode before it. Here the seed given to ``reset`` determines
-    the whole episode, whatever the environment did before: the basis of collection that gives the same
-    bytes in any number of processes, and of evaluation on goals that collection never saw.
+    Meta-World's own ``gym.make`` samples fifty goals from the global NumPy generator and cycles through them, so
+    an episode depends on all earlier ones. Here, the seed given to ``reset`` determines the whole episode. So
+    collection gives the same bytes in any number of processes, and evaluation uses goals that collection never
+    saw.
 
-    Observations are 39 numbers (hand, gripper, objects, the same one step earlier, goal; metres),
-    actions 4 numbers in [-1, 1] (hand displacement and gripper effort), rewards lie in [0, 10].
+    Observations are 39 numbers (hand, gripper, objects, the same one step earlier, goal; metres). Actions are 4
+    numbers in [-1, 1] (hand displacement and gripper effort). Rewards are in [0, 10].
     """
 
     def __init__(self, task: str, episode_steps: int) -> None:
@@ -32,21 +32,21 @@ class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
 
         Args:
             task: one of ``metaworld_tasks()``, such as ``reach-v3``.
-            episode_steps: length after which the episode is truncated, at most 500.
+            episode_steps: number of steps after which an episode is truncated, at most 500.
 
         Raises:
             InputError: unknown task.
         """
-        check_metaworld_task(task)  # before the import, whose failure it explains
+        check_metaworld_task(task)  # before the import, because it explains a failed one
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
         environment = ALL_V3_ENVIRONMENTS[task]()
-        # The four fields that Meta-World's `set_task` would set from a pickled task description.
+        # Meta-World's `set_task` would set these four fields from a pickled task description.
         environment._partially_observable = False
         environment._freeze_rand_vec = False
         environment.seeded_rand_vec = True
         environment._set_task_called = True
-        # Cached while the goal was still hidden, with bounds that would clip the goal to zero.
+        # This space was cached while the goal was hidden; its bounds would clip the goal to zero.
         vars(environment).pop("sawyer_observation_space", None)
         self._environment = environment
         self._episode_steps = episode_steps
@@ -88,7 +88,7 @@ def check_metaworld_task(task: str, benchmarks: tuple[str, ...] = ()) -> None:
 
     Args:
         task: a name.
-        benchmarks: that are known too.
+        benchmarks: other valid names.
     """
     try:
         tasks = [*metaworld_tasks(), *benchmarks]
@@ -104,7 +104,7 @@ class MetaWorldExpert:
     """The scripted policy that Meta-World ships for a task."""
 
     def __init__(self, task: str) -> None:
-        """Look up the policy of ``task``; raises InputError on an unknown one."""
+        """Look up the policy of ``task``; raise InputError if the task is unknown."""
         check_metaworld_task(task)
         from metaworld.policies import ENV_POLICY_MAP
 
@@ -112,9 +112,9 @@ class MetaWorldExpert:
         self._policy = factory()
 
     def __call__(self, observation: Array) -> Array:
-        """Action for one observation, clipped to [-1, 1]."""
+        """Return an action for one observation, clipped to [-1, 1]."""
         with warnings.catch_warnings():
-            # "Constant(s) may be too high": a remark to the author of the script, on every other step.
+            # "Constant(s) may be too high": a hint for the author of the script, at every other step.
             warnings.simplefilter("ignore")
             action = self._policy.get_action(observation)
         return np.asarray(np.clip(action, -1.0, 1.0))

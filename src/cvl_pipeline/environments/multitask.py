@@ -23,10 +23,10 @@ def benchmark_tasks(benchmark: str) -> tuple[str, ...]:
 
 
 class MultiTaskEnvironment(Environment):
-    """All tasks of a benchmark as one environment; each seed belongs to one task.
+    """All tasks of a benchmark as one environment; each seed selects one task.
 
     Observations are the 39 numbers of a single task (see ``MetaWorldEnvironment``) and a one-hot vector of
-    the task, (39 + K,) for K tasks. Actions and rewards are those of the task.
+    the task, (39 + K,) for K tasks. Actions and rewards are the task's.
     """
 
     def __init__(self, benchmark: str, episode_steps: int) -> None:
@@ -77,6 +77,6 @@ class MultiTaskExpert:
         self._experts = [MetaWorldExpert(task) for task in benchmark_tasks(benchmark)]
 
     def __call__(self, observation: Array) -> Array:
-        """Action, (4,) in [-1, 1], for one observation, (39 + K,)."""
+        """Return an action, (4,) in [-1, 1], for one observation, (39 + K,)."""
         single, one_hot = np.split(observation, [OBSERVATION_SIZE])
         return self._experts[int(one_hot.argmax())](single)

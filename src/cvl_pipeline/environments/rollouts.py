@@ -1,4 +1,4 @@
-"""Running whole episodes, in lock-step batches and in parallel processes."""
+"""Rollouts of whole episodes, in batches and in parallel processes."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from cvl_pipeline.training.processes import end_with_parent
 from cvl_pipeline.training.progress import progress_bar
 
 BATCH = 10
-"""Episodes that one process steps together. A constant, not a setting: a batched policy's rounding
-depends on the batch, so the batches must not depend on the number of processes."""
+"""Episodes that one process steps together. It is a constant because a policy's rounding depends on the batch,
+and must not depend on the number of processes."""
 
 
 class Policy(Protocol):
-    """Acts in several episodes at once."""
+    """A policy that acts in several episodes at once."""
 
     def start(self, seeds: Sequence[int]) -> None:
-        """Begin a batch of episodes with the given seeds."""
+        """Start a batch of episodes with the given seeds."""
 
     def act(self, observations: list[Array], running: list[int]) -> list[Array]:
-        """Actions for the observations of the episodes ``running`` (positions in the batch)."""
+        """Return actions for the observations of the episodes ``running`` (positions in the batch)."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class RolloutTask:
-    """How a worker process makes its environments and its policy. Both factories must be importable."""
+    """Factories of a worker's environments and policy. Other processes must be able to import both."""
 
     make_environment: Callable[[], Environment]
     make_policy: Callable[[], Policy]
@@ -59,16 +59,16 @@ class RolloutTask:
 def run_episodes(
     task: RolloutTask, seeds: Sequence[int], *, workers: int | None, description: str
 ) -> list[Episode]:
-    """Run one episode for every seed and return them in the order of the seeds.
+    """Run one episode per seed and return the episodes in the order of the seeds.
 
-    The same seeds give the same episodes whatever ``workers`` is: every episode depends on its own seed
-    alone, and is stepped in the same batch.
+    The same seeds give the same episodes for any number of ``workers``: an episode depends only on its own seed
+    and is always stepped in the same batch.
 
     Args:
         task: factories of the environment and the policy.
-        seeds: one an episode, non-negative.
-        workers: processes; 1 runs in this one, None takes as many as there are cores.
-        description: what the progress bar says.
+        seeds: one per episode, non-negative.
+        workers: number of processes; 1: this process; None: one per core.
+        description: text of the progress bar.
     """
     batches = [list(seeds[i : i + BATCH]) for i in range(0, len(seeds), BATCH)]
     results: dict[int, list[Episode]] = {}
@@ -86,7 +86,7 @@ def run_episodes(
             finally:
                 torch.set_num_threads(threads)
         else:
-            # A fresh interpreter, not a fork: the parent's torch threads do not survive one.
+            # Spawn, because torch's threads do not survive a fork.
             with ProcessPoolExecutor(
                 processes,
                 mp_context=multiprocessing.get_context("spawn"),
@@ -105,7 +105,7 @@ def run_episodes(
                             progress.advance(bar, len(batches[index]))
                 except BrokenProcessPool as error:
                     raise InputError(
-                        "a process that steps environments died, most likely for lack of memory; set "
+                        "a process that steps environments died, probably because memory ran out; set "
                         "data_ingestion.workers or evaluation.workers lower"
                     ) from error
                 except BaseException:
@@ -115,12 +115,12 @@ def run_episodes(
 
 
 def available_cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine has."""
+    """Number of cores that this process may use; in a container, the machine may have more."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Worker:
-    """Keeps its environments between batches: building a simulation costs more than resetting it."""
+    """Runs batches of episodes; reuses its environments, because building a simulation is slow."""
 
     def __init__(self, task: RolloutTask) -> None:
         self._task = task
@@ -154,7 +154,7 @@ class _Worker:
 
 
 def _executed(action: Array, environment: Environment) -> Array:
-    """The action that the environment will take: within its bounds, one-hot where it is a choice."""
+    """Return the action that the environment executes: clipped to its bounds, or one-hot if discrete."""
     space = environment.action_space
     if environment.discrete:
         executed: Array = np.eye(space.shape[0], dtype=np.float32)[int(np.argmax(action))]
@@ -169,7 +169,7 @@ _worker: _Worker | None = None
 def _start_worker(task: RolloutTask) -> None:
     global _worker
     end_with_parent()
-    torch.set_num_threads(1)  # the processes are the parallelism
+    torch.set_num_threads(1)  # one thread per process
     _worker = _Worker(task)
 
 
@@ -179,7 +179,7 @@ def _run_in_worker(seeds: Sequence[int]) -> list[Episode]:
 
 
 def stack_episodes(episodes: Sequence[Episode], environment: Environment) -> tuple[Transitions, Rewards]:
-    """Lay recorded episodes end to end in the container; the environment says what its actions are."""
+    """Concatenate recorded episodes in the container; the environment defines the action space."""
     action_space = environment.action_space
 
     def joined(parts: list[list[Array]]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Episodes with everything that training needs to know of them."""
+"""Episodes with the split, statistics and rewards that training needs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from cvl_pipeline.episodes.validation import validate_rewards, validate_transiti
 
 @dataclass(frozen=True)
 class EpisodeData:
-    """Episodes, which of them train, the statistics of those, and perhaps rewards.
+    """Episodes, their split and statistics, and optionally rewards.
 
     Attributes:
         transitions: all episodes.
-        split: which of them train and which are held out.
+        split: training and held-out episodes.
         normalisation: statistics of the training episodes.
-        rewards: rewards and successes of all transitions; None where nothing may see them.
+        rewards: rewards and successes of all transitions; None if training must not see them.
     """
 
     transitions: Transitions
@@ -34,16 +34,16 @@ class EpisodeData:
         parameters: IngestionParameters | None = None,
         seed: int = 0,
     ) -> EpisodeData:
-        """Check episodes, hold some of them out and measure the others.
+        """Check episodes, split them and compute the statistics.
 
         Args:
             transitions: all episodes.
-            rewards: their rewards.
-            parameters: share that is held out, smallest standard deviation.
-            seed: of the split.
+            rewards: rewards of all transitions.
+            parameters: held-out share and smallest standard deviation.
+            seed: seed of the split.
 
         Raises:
-            InputError: whatever is wrong with the episodes, by field and place.
+            InputError: a fault in the episodes, with field and place.
         """
         parameters = parameters or IngestionParameters()
         validate_transitions(transitions)
@@ -55,7 +55,7 @@ class EpisodeData:
         )
 
     def parts(self) -> dict[str, Any]:
-        """Return the parts by the kind of artifact that each is."""
+        """Return the parts, by kind of artifact."""
         parts: dict[str, Any] = {
             "transitions": self.transitions, "split": self.split, "normalisation": self.normalisation,
             "rewards": self.rewards,

@@ -11,7 +11,10 @@ class IngestionParameters(Strict):
     """How episodes are prepared for training."""
 
     validation_fraction: float = Field(
-        0.1, gt=0.0, lt=1.0, description="Share of the episodes that is held out. Episodes stay whole."
+        0.1,
+        gt=0.0,
+        lt=1.0,
+        description="Share of the episodes that is held out from training. Episodes are not cut.",
     )
     std_floor: float = Field(
         1e-3,

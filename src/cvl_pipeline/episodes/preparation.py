@@ -115,7 +115,7 @@ def coverage(transitions: Transitions, normalisation: Normalisation, count: int,
 
     Args:
         transitions: all episodes.
-        normalisation: their statistics.
+        normalisation: statistics of the training episodes.
         count: maximum number of observations, sampled at random.
         seed: seed of the sampling.
 
@@ -171,7 +171,7 @@ def episode_table(transitions: Transitions, rewards: Rewards, split: Split) -> p
 def episode_summary(transitions: Transitions, rewards: Rewards) -> pd.DataFrame:
     """Table with one row per episode: length (steps), return (undiscounted), success (at any step).
 
-    Success is missing where nothing reports it.
+    Success is missing if nothing reports it.
     """
     starts = transitions.episode_starts[:-1].numpy()
     successes = np.logical_or.reduceat(rewards.successes.numpy(), starts)
@@ -194,7 +194,7 @@ def with_tasks(table: pd.DataFrame, transitions: Transitions, tasks: Sequence[st
     Args:
         table: one row per episode.
         transitions: the episodes; the observations end with a one-hot vector of the task.
-        tasks: that the episodes are shared among, as the observations number them.
+        tasks: task names, in the order of the one-hot vector.
     """
     if not tasks:
         return table

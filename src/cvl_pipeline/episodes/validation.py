@@ -60,7 +60,7 @@ def validate_transitions(transitions: Transitions) -> None:
         step, dimension = fault
         raise InputError(
             f"transitions.actions: {float(data.actions[step, dimension]):g} at transition {step}, dimension "
-            f"{dimension} lies outside [{float(data.action_low[dimension]):g}, "
+            f"{dimension}, is outside [{float(data.action_low[dimension]):g}, "
             f"{float(data.action_high[dimension]):g}]; record actions as the environment executed them"
         )
     fault = _first(data.actions, _not_one_hot) if data.discrete else None

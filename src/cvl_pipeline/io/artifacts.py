@@ -134,7 +134,7 @@ def kind_of(artifact: Any) -> str:
     """Return the kind of artifact that an object is.
 
     Raises:
-        InputError: it is none.
+        InputError: the object is not an artifact.
     """
     for cls in type(artifact).__mro__:
         kind = CLASSES.get(f"{cls.__module__}:{cls.__name__}")
@@ -171,13 +171,13 @@ def load_artifact(path: Path | str, kind: str | None = None) -> Any:
 
     Raises:
         InputError: the file is missing, damaged, from another program, or of another or an unknown kind, or it
-            names an encoder of the user's own whose module is not on the Python path.
+            names an encoder of your own whose module is not on the Python path.
     """
     stored_kind, tensors, config = read_tensors(Path(path), kind)
     _, unpack = codec(stored_kind)
     try:
         return unpack(tensors, config)
-    except PydanticCustomError as error:  # it names an encoder of the user's own, which cannot be imported
+    except PydanticCustomError as error:  # an encoder of your own that cannot be imported
         raise InputError(f"{shown(Path(path))}: {error}") from error
     except (InputError, KeyError, RuntimeError, TypeError) as error:
         raise InputError(

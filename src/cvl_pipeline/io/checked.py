@@ -63,7 +63,7 @@ def read_table(path: Path) -> pd.DataFrame:
         raise altered(path)
     if stamp[2] != path.stem.encode():
         raise InputError(
-            f"{shown(path)} holds {stamp[2].decode()}, not {path.stem}; delete it and rerun its stage"
+            f"{shown(path)} contains {stamp[2].decode()}, not {path.stem}; delete it and rerun its stage"
         )
     table: pd.DataFrame = pq.read_table(io.BytesIO(content)).to_pandas()
     return table
@@ -96,7 +96,7 @@ def read_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any]:
 
     Raises:
         InputError: the file is missing, truncated, altered, from another program, of another format version,
-            or holds objects other than tensors and plain values, which are never created.
+            or contains objects other than tensors and plain values, which are never created.
     """
     content = memoryview(_read(path))
     stamp = re.match(rb"%b checkpoint (\d+) ([0-9a-f]{64})\n" % FORMAT.encode(), content[:200])
@@ -111,7 +111,7 @@ def read_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any]:
             io.BytesIO(content[stamp.end() :]), weights_only=True, map_location=device
         )
     except Exception as error:  # the checksum is right, so the file is not damaged
-        raise InputError(f"{shown(path)} holds more than tensors and plain values; delete it") from error
+        raise InputError(f"{shown(path)} contains more than tensors and plain values; delete it") from error
     return state
 
 

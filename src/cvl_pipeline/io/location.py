@@ -88,11 +88,11 @@ class Location:
             return None
         return [str(info["size"]), *(f"{name} {info[name]}" for name in IDENTITY if info.get(name))]
 
-    def fetch(self, anew: bool = False) -> None:
+    def fetch(self, force: bool = False) -> None:
         """Update the local copy; delete it if the remote file does not exist.
 
         Args:
-            anew: download even if the copy looks up to date.
+            force: download even if the copy looks up to date.
 
         Raises:
             InputError: the remote file cannot be read, or the copy cannot be written.
@@ -102,7 +102,7 @@ class Location:
         identity = self.identity()
         if identity is None:
             self.path.unlink(missing_ok=True)
-        elif anew or self._copied() != [identity, _state(self.path)]:
+        elif force or self._copied() != [identity, _state(self.path)]:
             with self._one_line_errors("read"):
                 write_atomically(self.path, lambda partial: self._system.get_file(self._remote, str(partial)))
             self._note(identity)

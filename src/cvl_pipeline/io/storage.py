@@ -281,6 +281,6 @@ def _checked_header(path: Path, kind: str | None, metadata: dict[str, str] | Non
         raise other_version(path, fields["version"], VERSION)
     if kind is not None and fields["kind"] != kind:
         raise InputError(
-            f"{shown(path)} holds a {fields['kind']}, not a {kind}; delete it and rerun its stage"
+            f"{shown(path)} contains a {fields['kind']}, not a {kind}; delete it and rerun its stage"
         )
     return fields

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -17,8 +16,6 @@ from cvl_pipeline.io.location import Location, is_url
 from cvl_pipeline.kedro.parameters import DataParameters, RunParameters, check_parameters
 from cvl_pipeline.schema import flattened, merged, nested
 from cvl_pipeline.tuning.storage import StudyLocation
-
-logger = logging.getLogger(__name__)
 
 RESOLVERS = ("artifact_folder", "reward_folder", "tuning_folder", "data_root")
 """Names that stand for a value of the parameters in the catalog."""
@@ -164,8 +161,20 @@ class CheckedConfigLoader(OmegaConfigLoader):
             "data_root": parameters.data.root,
         }
 
+    def tuned_changes(self) -> dict[str, tuple[Any, Any]]:
+        """Return the parameters that the study changed, by their full names: the new and the former value."""
+        if not self.run_parameters().tuned:
+            return {}
+        before = flattened(self._untuned().model_dump(mode="json"))
+        overridden = flattened(dict(self.runtime_params or {}))
+        return {
+            name: (value, before.get(name))
+            for name, value in flattened(self._tuned()).items()
+            if name not in overridden and before.get(name) != value
+        }
+
     def _tuned(self) -> dict[str, Any]:
-        """Return the best parameters of the study; logs each that differs from the files' once."""
+        """Return the best parameters of the study."""
         location = self.location(self["catalog"]["best_parameters"]["filepath"])
         location.fetch()
         try:
@@ -179,9 +188,4 @@ class CheckedConfigLoader(OmegaConfigLoader):
             raise InputError(
                 f"{location} is damaged ({type(error).__name__}); delete it and rerun tuning.choose"
             ) from None
-        before = flattened(self._untuned().model_dump(mode="json"))
-        overridden = flattened(dict(self.runtime_params or {}))
-        for name, value in best.items():
-            if name not in overridden and before.get(name) != value:
-                logger.info("tuned: %s is %s, not %s", name, value, before.get(name))
         return nested(best)

@@ -50,6 +50,8 @@ class FollowParameters:
         assert isinstance(loader, CheckedConfigLoader)  # of the project's settings
         keep_options(loader.env, loader.runtime_params)
         plan_for(loader.run_parameters())
+        for name, (value, before) in loader.tuned_changes().items():
+            logger.info("tuned: %s is %s, not %s", name, value, before)
         local = sorted(Path(loader.conf_source, loader.default_run_env).glob("**/parameters*.y*ml"))
         if not loader.env and local:
             logger.info(

@@ -58,7 +58,8 @@ class RunParameters(StageParameters):
         description="Train with the best parameters that a study of this dataset found. --params still overrides them.",
     )
     tuning: TuningParameters = Field(
-        TuningParameters(), description="What is searched, by which measure, and how. See docs/studies.md."
+        TuningParameters(),
+        description="Settings of the search: space, objectives and trials. See docs/studies.md.",
     )
 
     @property

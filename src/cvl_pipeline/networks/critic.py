@@ -17,12 +17,12 @@ from cvl_pipeline.networks.mlp import Standardise, mlp
 
 REPRESENTATIONS = ("unit_norm", "raw")
 OFFSET_FREQUENCIES = 8
-"""Sines, and cosines, that describe an offset; their periods run from 2 pi to some 20 000 steps."""
+"""Number of sines, and of cosines, that encode an offset; their periods are 2 pi to about 20 000 steps."""
 
 
 @dataclass(frozen=True)
 class CriticShape:
-    """What is needed to rebuild a critic before its weights are loaded.
+    """Shape of a critic, from which it is rebuilt before its weights are loaded.
 
     Attributes:
         observation_shape: (O,), or (H, W, C) of images.
@@ -30,12 +30,12 @@ class CriticShape:
         hidden: sizes of the hidden layers of both encoders.
         representation_size: D, size of phi and psi.
         representation: ``unit_norm`` (on the unit sphere) or ``raw``.
-        temperature: its initial, or fixed, value.
-        learned_temperature: train it (unit_norm only; raw representations scale themselves).
-        discount: gamma of the p_gamma that the critic was trained on. Without horizon conditioning, the
-            readout can use no other.
+        temperature: initial or fixed value of the temperature.
+        learned_temperature: whether it is trained (unit_norm only; raw representations learn their own scale).
+        discount: gamma of the p_gamma that the critic is trained on. Without horizon conditioning, the readout
+            must use the same.
         horizon_conditioning: phi also takes the offset k of the future state.
-        encoder: plain parameters of the observations' encoder.
+        encoder: parameters of the observation encoder, as plain values.
     """
 
     observation_shape: tuple[int, ...]
@@ -50,7 +50,7 @@ class CriticShape:
     encoder: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise InputError on an unknown kind of representation."""
+        """Raise InputError if the representation is unknown."""
         if self.representation not in REPRESENTATIONS:
             raise unknown_name("representation", self.representation, list(REPRESENTATIONS))
 
@@ -58,7 +58,7 @@ class CriticShape:
 def offset_code(offsets: Tensor) -> Tensor:
     """Sines and cosines of an offset at geometrically spaced frequencies, (...) -> (..., 2 F).
 
-    The positional code of Vaswani et al. (2017), section 3.5, with F = OFFSET_FREQUENCIES.
+    This is the positional encoding of Vaswani et al. (2017), section 3.5, with F = OFFSET_FREQUENCIES.
     """
     frequencies = 10_000.0 ** (-torch.arange(OFFSET_FREQUENCIES, device=offsets.device) / OFFSET_FREQUENCIES)
     angles = offsets.unsqueeze(-1) * frequencies
@@ -69,17 +69,17 @@ class ContrastiveCritic(nn.Module):
     """``f(s, a, s') = phi(s, a) . psi(s') / temperature``, the log density ratio that CVL learns.
 
     At the optimum of the contrastive loss ``f = log p_gamma(s' | s, a) / p(s')`` up to a constant
-    (Mazoure et al. 2023, section 4.1). Inputs are standardised inside, so callers pass observations and
-    actions as the log has them. With horizon conditioning it is
-    ``f(s, a, k, s') = log p_k(s' | s, a) / p(s')``, p_k being the law of the state k steps ahead.
+    (Mazoure et al. 2023, section 4.1). The critic standardises its inputs, so callers pass observations and
+    actions from the log. With horizon conditioning, it is ``f(s, a, k, s') = log p_k(s' | s, a) / p(s')``, where
+    p_k is the distribution of the state k steps ahead.
     """
 
     def __init__(self, shape: CriticShape, normalisation: Normalisation | None = None) -> None:
         """Build the encoders.
 
         Args:
-            shape: sizes and kind.
-            normalisation: statistics of the inputs; None leaves them to ``load_state_dict``.
+            shape: the critic's shape.
+            normalisation: statistics of the inputs; None: ``load_state_dict`` sets them.
         """
         super().__init__()
         self.shape = shape
@@ -92,7 +92,7 @@ class ContrastiveCritic(nn.Module):
         self.phi_network = mlp(
             features + shape.action_size + offset_size, shape.hidden, shape.representation_size
         )
-        # One more input marks the absorbing state, whose observation does not exist.
+        # One more input marks the absorbing state, which has no observation.
         self.psi_network = mlp(features + 1, shape.hidden, shape.representation_size)
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(shape.temperature)), requires_grad=shape.learned_temperature
@@ -100,24 +100,24 @@ class ContrastiveCritic(nn.Module):
 
     @property
     def temperature(self) -> Tensor:
-        """Scalar, positive."""
+        """The temperature, a positive scalar."""
         return self.log_temperature.exp()
 
     def phi(self, observations: Tensor, actions: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Representation of state-action pairs, (..., O) and (..., A) -> (..., D).
 
-        The leading axes are broadcast against each other, so a state with many actions is encoded once.
+        The leading axes are broadcast, so a state with many actions is encoded once.
 
         Args:
             observations: s.
             actions: a.
-            offsets: k, (...) int64, if and only if the critic is conditioned on it.
+            offsets: k, (...) int64; only, and always, with horizon conditioning.
 
         Raises:
-            ValueError: offsets given to a critic that takes none, or the reverse.
+            ValueError: offsets without horizon conditioning, or the reverse.
         """
         if (offsets is not None) != self.shape.horizon_conditioning:
-            raise ValueError("offsets are for a critic with horizon_conditioning, and for no other")
+            raise ValueError("give offsets if and only if the critic has horizon_conditioning")
         inputs = [self.encode_observation(observations), self.standardise_action(actions)]
         if offsets is not None:
             inputs.append(offset_code(offsets))
@@ -127,7 +127,7 @@ class ContrastiveCritic(nn.Module):
     def psi(self, futures: Tensor, absorbed: Tensor) -> Tensor:
         """Representation of future states, (..., O) and (...) bool -> (..., D).
 
-        Where ``absorbed``, what is known of the observation is replaced by zeros and the indicator set.
+        For ``absorbed`` states, the encoded observation is replaced by zeros, and the indicator is 1.
         """
         flag = absorbed.unsqueeze(-1)
         inputs = self.encode_observation(futures).masked_fill(flag, 0.0)
@@ -136,19 +136,20 @@ class ContrastiveCritic(nn.Module):
     def logits(self, phi: Tensor, psi: Tensor) -> Tensor:
         """The logits f of all pairs, (B, D) and (K, D) -> (B, K), in single precision.
 
-        Not in bfloat16, even under autocast: at temperature 0.1 its rounding of the product would be 0.04
-        in f.
+        Autocast is disabled, because at temperature 0.1, bfloat16 would round f to 0.04.
         """
         with torch.autocast(phi.device.type, enabled=False):
             return (phi.float() / self.temperature) @ psi.float().T
 
     def _finish(self, representation: Tensor) -> Tensor:
-        representation = representation.float()  # autocast leaves bfloat16, whose norm is off by 0.4 %
+        representation = (
+            representation.float()
+        )  # under autocast it is bfloat16, with a relative rounding of 0.4 %
         if self.shape.representation == "unit_norm":
             return functional.normalize(representation, dim=-1)
-        # The logits are then divided by sqrt(D), so their spread does not grow with D.
+        # This divides the logits by sqrt(D), so their spread does not grow with D.
         return representation / math.sqrt(math.sqrt(self.shape.representation_size))
 
     def description(self) -> dict[str, Any]:
-        """The shape as plain values, for storage."""
+        """Return the shape as plain values, for storage."""
         return asdict(self.shape)

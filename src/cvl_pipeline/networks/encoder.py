@@ -16,7 +16,7 @@ from cvl_pipeline.networks.mlp import Standardise
 from cvl_pipeline.schema import Registry, Strict
 
 SMALLEST = 6
-"""Pixels of a side that convolutions do not halve any further."""
+"""Side length, in pixels, at or below which convolutions do not halve an image."""
 
 
 class EncoderParameters(Strict):
@@ -26,9 +26,9 @@ class EncoderParameters(Strict):
 
 
 class Encoder(nn.Module, ABC):
-    """From standardised observations to features.
+    """An encoder from standardised observations to features.
 
-    An encoder of your own extends this class, with a model ``Parameters`` of its own settings.
+    To add your own, extend this class and give it a model ``Parameters`` with its settings.
     """
 
     Parameters: ClassVar[type[EncoderParameters]] = EncoderParameters
@@ -41,16 +41,16 @@ class Encoder(nn.Module, ABC):
 
         Args:
             parameters: an instance of ``Parameters``.
-            shape: of one observation: (O,), or (H, W, C) of an image.
+            shape: shape of one observation: (O,), or (H, W, C) for an image.
 
         Raises:
-            InputError: the encoder does not take observations of that shape.
+            InputError: the encoder does not support this shape.
         """
         super().__init__()
 
     @abstractmethod
     def forward(self, observations: Tensor) -> Tensor:
-        """Return features of standardised observations, (B, O) or (B, H, W, C) -> (B, features)."""
+        """Encode standardised observations, (B, O) or (B, H, W, C) -> (B, features)."""
 
 
 ENCODERS: Registry[Encoder] = Registry(
@@ -66,18 +66,20 @@ ENCODERS: Registry[Encoder] = Registry(
 
 
 class IdentityEncoder(Encoder):
-    """Vectors as they are."""
+    """Identity, for vectors."""
 
     class Parameters(EncoderParameters):
         """The settings of ``identity``: none."""
 
-        name: Literal["identity"] = Field("identity", description="Standardised vectors as they are.")
+        name: Literal["identity"] = Field("identity", description="Standardised vectors, without an encoder.")
 
     def __init__(self, parameters: Parameters, shape: tuple[int, ...]) -> None:
-        """Check the shape; there is nothing to build."""
+        """Check the shape."""
         super().__init__(parameters, shape)
         if len(shape) != 1:
-            raise InputError(f"encoder 'identity' takes vectors, not observations of shape {shape}")
+            raise InputError(
+                f"encoder 'identity' needs vectors, but observations have shape {shape}; use auto"
+            )
         self.features = shape[0]
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -86,16 +88,16 @@ class IdentityEncoder(Encoder):
 
 
 class ConvolutionalEncoder(Encoder):
-    """Images through convolutions of stride 2.
+    """Convolutions of stride 2, for images.
 
-    They halve the image until a side has no more than SMALLEST pixels. A linear layer, LayerNorm and tanh make
-    features of one size and scale (Yarats et al. 2021, section 4.1).
+    They halve the image until a side has at most SMALLEST pixels. A linear layer, LayerNorm and tanh give the
+    features a fixed size and scale (Yarats et al. 2021, section 4.1).
     """
 
     class Parameters(EncoderParameters):
         """The settings of ``convolutional``."""
 
-        name: Literal["convolutional"] = Field("convolutional", description="Images through convolutions.")
+        name: Literal["convolutional"] = Field("convolutional", description="Convolutions, for images.")
         channels: int = Field(32, ge=1, description="Channels of every convolution.")
         features: int = Field(128, ge=1, description="Size of the output.")
 
@@ -103,7 +105,9 @@ class ConvolutionalEncoder(Encoder):
         """Build the layers for images (H, W, C)."""
         super().__init__(parameters, shape)
         if len(shape) != 3:
-            raise InputError(f"encoder 'convolutional' takes images, not observations of shape {shape}")
+            raise InputError(
+                f"encoder 'convolutional' needs images, but observations have shape {shape}; use auto"
+            )
         height, width, channels = shape
         layers: list[nn.Module] = []
         while min(height, width) > SMALLEST:
@@ -128,16 +132,16 @@ class ConvolutionalEncoder(Encoder):
 class AutomaticEncoderParameters(EncoderParameters):
     """The settings of ``auto``: none."""
 
-    name: Literal["auto"] = Field("auto", description="Vectors as they are, images through convolutions.")
+    name: Literal["auto"] = Field("auto", description="`identity` for vectors, `convolutional` for images.")
 
 
 class AutomaticEncoder(Encoder):
-    """Vectors as they are, images through convolutions."""
+    """Identity for vectors, convolutions for images."""
 
     Parameters = AutomaticEncoderParameters
 
     def __init__(self, parameters: AutomaticEncoderParameters, shape: tuple[int, ...]) -> None:
-        """Choose by the shape."""
+        """Choose the encoder by the shape."""
         super().__init__(parameters, shape)
         self.chosen: Encoder = (
             ConvolutionalEncoder(ConvolutionalEncoder.Parameters(), shape)
@@ -153,7 +157,7 @@ class AutomaticEncoder(Encoder):
 
 
 class ObservationEncoder(nn.Module):
-    """Standardises observations, by dimension or by channel of images, and encodes them."""
+    """Standardises observations per dimension, or images per channel, and encodes them."""
 
     def __init__(
         self,
@@ -164,12 +168,12 @@ class ObservationEncoder(nn.Module):
         """Build the layers.
 
         Args:
-            shape: of one observation: (O,), or (H, W, C) of an image.
-            normalisation: statistics; None leaves them to ``load_state_dict``.
-            encoder: plain parameters of the encoder; None: ``auto``.
+            shape: shape of one observation: (O,), or (H, W, C) for an image.
+            normalisation: statistics; None: ``load_state_dict`` sets them.
+            encoder: parameters of the encoder as plain values; None: ``auto``.
 
         Raises:
-            InputError: unknown encoder, or one that does not take that shape.
+            InputError: the encoder is unknown or does not support this shape.
         """
         super().__init__()
         self.shape = shape

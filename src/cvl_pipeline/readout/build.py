@@ -1,4 +1,4 @@
-"""Make the readout that the parameters ask for."""
+"""Construction of the readout from its parameters."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ class ReadoutMethod(ABC):
         Args:
             critic: the trained critic.
             references: weighted reference states.
-            horizons: (H,) int64, offsets that a horizon-conditioned critic is averaged over; else empty.
-            discount: of the values.
-            generator: of every draw.
+            horizons: (H,) int64, offsets over which a horizon-conditioned critic is averaged; else empty.
+            discount: discount of the values.
+            generator: random generator.
         """
 
     @property
     @abstractmethod
     def size(self) -> str:
-        """How large the readout is, for messages, such as ``64 features``."""
+        """Size of the readout for messages, such as ``64 features``."""
 
 
 class Exact(ReadoutMethod):
-    """See ``ExactReadout``."""
+    """The exact readout; see ``ExactReadout``."""
 
     Parameters = ExactParameters
 
@@ -93,7 +93,7 @@ class Exact(ReadoutMethod):
 
 
 class RandomFeatures(ReadoutMethod):
-    """See ``FeatureReadout``."""
+    """A readout from random features; see ``FeatureReadout``."""
 
     Parameters = FeatureParameters
     fourier: ClassVar[bool]
@@ -120,7 +120,7 @@ class RandomFeatures(ReadoutMethod):
 
 
 class RandomFourier(RandomFeatures):
-    """Random Fourier features, the paper's."""
+    """Random Fourier features, as in the paper."""
 
     Parameters = FourierParameters
     fourier = True
@@ -142,24 +142,24 @@ def build_readout(
     parameters: ReadoutParameters,
     seed: int,
 ) -> Readout:
-    """Weigh the future states that training contrasted, with their rewards.
+    """Build the readout over the logged future states and their rewards.
 
     Args:
         critic: the trained critic.
         transitions: all episodes; the reference states come from the training episodes.
-        labels: their rewards.
-        split: which episodes train.
-        parameters: the stage's.
-        seed: of every draw.
+        labels: rewards of all transitions.
+        split: defines the training episodes.
+        parameters: the stage's parameters.
+        seed: seed of the sampling.
 
     Raises:
-        InputError: another discount than the critic's, which is not conditioned on the horizon.
+        InputError: the discount differs from the critic's, and the critic is not conditioned on the horizon.
     """
     discount = parameters.discount or critic.shape.discount
     if discount != critic.shape.discount and not critic.shape.horizon_conditioning:
         raise InputError(
             f"value_readout.discount is {discount}, but the critic was trained for {critic.shape.discount} "
-            "alone; train it with contrastive_dynamics.horizon_conditioning=true to read out any discount"
+            "only; train it with contrastive_dynamics.horizon_conditioning=true to read out any discount"
         )
     generator = Generator().manual_seed(stream_seed(seed, "references", 0))
     states = future_states(transitions, labels, critic.shape.discount, split.train)
@@ -180,7 +180,7 @@ def exact_readout(
     discount: float,
     self_normalised: bool = True,
 ) -> ExactReadout:
-    """The exact readout over the given references."""
+    """Build the exact readout over the given references."""
     return ExactReadout(
         temperature=critic.temperature.detach().clone(), horizons=horizons, discount=discount,
         self_normalised=self_normalised, psi=references.psi, rewards=references.rewards,
@@ -189,9 +189,9 @@ def exact_readout(
 
 
 def horizon_quantiles(discount: float, count: int) -> Tensor:
-    """Offsets k whose equally weighted mean stands for ``(1 - gamma) sum_k gamma^(k-1)``, (H,) int64.
+    """Offsets k, whose mean approximates the average with weights ``(1 - gamma) gamma^(k-1)``, (H,) int64.
 
-    The middles of ``count`` equally likely stretches of the geometric distribution.
+    They are the medians of ``count`` equally likely parts of the geometric distribution.
     """
     u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     return 1 + (torch.log1p(-u) / math.log(discount)).floor().long()

@@ -1,4 +1,4 @@
-"""How good are the values? Measured on held-out episodes."""
+"""Quality of the values, measured on held-out episodes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from cvl_pipeline.training.seeds import stream_seed
 logger = logging.getLogger(__name__)
 
 RANK_CORRELATION_NEEDED = 0.9
-"""Below it, a readout orders actions by its own error as much as by the critic's values: a warning is due."""
+"""Below it, the readout's own error visibly changes the order of actions, and a warning is logged."""
 
 OBSERVED_SHARE = 0.25
-"""Of its discounted future, that a step must show for its return to be ranked."""
+"""Share of a step's discounted future that must be logged for its return to be ranked."""
 
 
 def value_table(
@@ -37,23 +37,23 @@ def value_table(
     parameters: ValueReportParameters,
     seed: int,
 ) -> pd.DataFrame:
-    """Values beside discounted Monte Carlo returns and the exact readout, one row a held-out transition.
+    """Compare values with discounted Monte Carlo returns and the exact readout, one row per held-out transition.
 
-    The critic's p_gamma is normalised over what a truncated episode shows, and so is the return: with
-    L steps left it is divided by ``1 - gamma^L``, which makes it an unbiased sample of the very quantity
-    that the readout estimates. A terminated episode's return is complete as it is.
+    In a truncated episode, the critic's p_gamma is normalised over the logged future, and so is the return: with
+    L steps left, it is divided by ``1 - gamma^L``. So it is an unbiased sample of the quantity that the readout
+    estimates. The return in a terminated episode is complete and stays unchanged.
 
     Args:
         q: critic and readout.
         transitions: all episodes.
-        labels: their rewards.
-        split: which episodes are held out.
-        parameters: ``compared_transitions`` rows get the exact value too.
-        seed: chooses those rows.
+        labels: rewards of all transitions.
+        split: defines the held-out episodes.
+        parameters: ``compared_transitions`` is the number of rows with an exact value.
+        seed: seed for the choice of these rows.
 
     Returns:
-        ``episode`` (id), ``step`` (within it), ``q``, ``return``, ``effective_sample_size``, and ``q_exact``:
-        by the exact, self-normalised readout over every logged future state; NaN where it was not computed.
+        ``episode`` (id), ``step`` (within it), ``q``, ``return``, ``effective_sample_size``, and ``q_exact``,
+        the value of the exact, self-normalised readout over every logged future state; NaN if not computed.
     """
     index = transitions.transition_index(split.validation)
     values, sizes = q.of_transitions(transitions, index)
@@ -62,7 +62,7 @@ def value_table(
     exact, exact_sizes = _exact(q, transitions, labels, split).of_transitions(transitions, index[compared])
     values_exact = torch.full_like(values, torch.nan)
     values_exact[compared] = exact
-    if sizes.isnan().all():  # random features never weigh single references
+    if sizes.isnan().all():  # random features have no weights of single references
         sizes[compared] = exact_sizes
     episodes = transitions.episode_of(index)
     returns = observed_returns(labels.rewards, transitions, q.readout.discount)
@@ -88,21 +88,21 @@ def value_report(
 ) -> dict[str, float | None]:
     """Correlation and calibration of Q against held-out returns, and the readout's own error.
 
-    Logs a warning if the readout's order of values is not the exact readout's.
+    Log a warning if the readout orders values differently from the exact readout.
 
     Args:
-        values: of ``value_table``.
+        values: table from ``value_table``.
         labels: rewards of all transitions.
-        parameters: of the readout.
+        parameters: parameters of the readout.
 
     Returns:
-        ``spearman`` and ``pearson`` over all held-out transitions, ``slope`` and ``intercept`` of the
-        least-squares line return = slope * Q + intercept (1 and 0 where values are calibrated), the median
-        and tenth percentile of the effective sample size, ``readout_error`` (root mean square difference from
-        the exact readout, over the exact values' standard deviation), ``readout_rank_correlation`` (Spearman,
-        with the exact readout), the number of transitions, and ``success_states``, the logged states that
-        count as success (None where nothing reports success). Correlations, slope, intercept and error are
-        None where values or returns are all equal.
+        ``spearman`` and ``pearson`` over all held-out transitions; ``slope`` and ``intercept`` of the
+        least-squares line return = slope * Q + intercept (1 and 0 for calibrated values); the median and tenth
+        percentile of the effective sample size; ``readout_error`` (root mean square difference from the exact
+        readout, divided by the exact values' standard deviation); ``readout_rank_correlation`` (Spearman, with
+        the exact readout); the number of transitions; ``success_states``, the number of logged states that
+        count as success (None if nothing reports success). Correlations, slope, intercept and error are None if
+        values or returns are all equal.
     """
     q, returns = values["q"].to_numpy(np.float64), values["return"].to_numpy(np.float64)
     constant = np.ptp(q) == 0.0 or np.ptp(returns) == 0.0
@@ -112,8 +112,8 @@ def value_report(
     error, rank = readout_error(compared["q"].to_numpy(), compared["q_exact"].to_numpy())
     if rank is not None and rank < RANK_CORRELATION_NEEDED:
         logger.warning(
-            "value_readout: %s with %s misses the exact values by %.2g of their standard deviations (rank "
-            "correlation %.2f): they are too few for the critic's temperature; use %smore of them, method exact, "
+            "value_readout: %s with %s differs from the exact values by %.2g of their standard deviation (rank "
+            "correlation %.2f): that is too few for the critic's temperature; use %smore of them, method exact, "
             "or a higher temperature",
             parameters.method, READOUTS.create(parameters).size, error, rank,
             "" if parameters.self_normalised else "self_normalised=true, ",
@@ -137,36 +137,37 @@ def value_report(
 def returns_correlation(
     q: QFunction, transitions: Transitions, labels: Rewards, split: Split, discount: float
 ) -> float:
-    """Spearman's correlation of Q with held-out returns at a given discount, whatever the critic's own.
+    """Spearman's correlation of Q with held-out returns at a given discount, independent of the critic's.
 
-    At one discount for all, critics of different horizons are asked the same question. Of truncated episodes
-    only those steps count of whose discounted future at least OBSERVED_SHARE was logged: a return over less
-    is mostly extrapolation.
+    One discount makes critics of different horizons comparable. In truncated episodes, steps count only if at
+    least OBSERVED_SHARE of their discounted future was logged; other returns are mostly extrapolation.
 
     Args:
         q: critic and readout.
         transitions: all episodes.
-        labels: their rewards.
-        split: which episodes are held out.
-        discount: of the returns.
+        labels: rewards of all transitions.
+        split: defines the held-out episodes.
+        discount: discount of the returns.
 
     Raises:
-        InputError: no held-out step shows enough of its future, or values or returns are all equal.
+        InputError: no held-out step has enough logged future, or values or returns are all equal.
     """
     index = transitions.transition_index(split.validation)
     episodes = transitions.episode_of(index)
     left = transitions.episode_starts[episodes + 1] - index
-    seen = transitions.terminated[episodes] | (1.0 - discount ** left.double() >= OBSERVED_SHARE)
-    index = index[seen]
+    ranked = transitions.terminated[episodes] | (1.0 - discount ** left.double() >= OBSERVED_SHARE)
+    index = index[ranked]
     if len(index) < 2:
         raise InputError(
-            f"returns_correlation: no held-out episode shows {100 * OBSERVED_SHARE:g} % of the future at "
-            f"discount {discount}; lower tuning.returns_discount"
+            f"returns_correlation: no held-out step has {100 * OBSERVED_SHARE:g} % of its future logged "
+            f"at discount {discount}; lower tuning.returns_discount"
         )
     values = q.of_transitions(transitions, index)[0].numpy()
     returns = observed_returns(labels.rewards, transitions, discount)[index].numpy()
     if np.ptp(values) == 0.0 or np.ptp(returns) == 0.0:
-        raise InputError("returns_correlation: held-out values or returns are all equal, and rank nothing")
+        raise InputError(
+            "returns_correlation: held-out values or returns are all equal, so they have no ranks"
+        )
     return float(stats.spearmanr(values, returns).statistic)
 
 
@@ -175,7 +176,7 @@ def readout_error(
 ) -> tuple[float | None, float | None]:
     """Root mean square difference over the standard deviation of ``exact``, and Spearman correlation.
 
-    None where either is constant.
+    None if either is constant.
     """
     if np.ptp(values) == 0.0 or np.ptp(exact) == 0.0:
         return None, None

@@ -1,4 +1,4 @@
-"""Rewards as labels of the logged transitions, decided after the dynamics were learned."""
+"""Rewards: labels of the logged transitions, chosen after the dynamics were trained."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from cvl_pipeline.readout.parameters import (
 logger = logging.getLogger(__name__)
 
 RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
-"""From observations (N, O), actions (N, A) and next observations (N, O) to rewards (N,), on arrival in the
-next observation, or to rewards and successes (N,) bool."""
+"""A function of observations (N, O), actions (N, A) and next observations (N, O) that returns rewards (N,), on
+arrival in the next observation, or a tuple of rewards and successes (N,) bool."""
 
 FEW_STATES, SMALL_SHARE = 100, 0.01
-"""A goal that fewer logged states reach, in number and in share, is warned of: there is little to learn from."""
+"""A warning is logged if fewer states, in number and in share, count as success."""
 
 
 class Reward(ABC):
-    """What counts as good."""
+    """A reward, which labels transitions."""
 
     Parameters: ClassVar[type[RewardParameters]] = RewardParameters
     of_the_log: ClassVar[bool] = False
-    """Whether the log itself says it, so that the user has not chosen a goal."""
+    """Whether the reward comes from the log, so that you have not chosen a goal."""
 
     def __init__(self, parameters: Any) -> None:
         """Keep the parameters."""
@@ -46,10 +46,10 @@ class Reward(ABC):
 
     @abstractmethod
     def labels(self, transitions: Transitions, logged: Rewards) -> Rewards:
-        """Return the reward and success of every transition, (N,) each."""
+        """Return reward and success of every transition, (N,) each."""
 
     def check(self) -> None:  # noqa: B027, most rewards have nothing to check
-        """Raise InputError if the reward cannot be used, before anything runs."""
+        """Raise InputError if the reward cannot be used. Called before anything runs."""
 
 
 def label(transitions: Transitions, logged: Rewards, parameters: RewardParameters) -> Rewards:
@@ -58,15 +58,15 @@ def label(transitions: Transitions, logged: Rewards, parameters: RewardParameter
     Args:
         transitions: N transitions.
         logged: rewards and successes of the log itself.
-        parameters: which reward.
+        parameters: the reward's parameters.
 
     Returns:
         Rewards and successes, (N,) each.
 
     Raises:
-        InputError: a dimension that the observations do not have; a log without the rewards or successes that
-            are asked for; a function that cannot be imported, fails, or returns something else than one finite
-            number per transition.
+        InputError: a dimension that the observations do not have; a log without rewards or successes, if the
+            reward needs them; a function that cannot be imported, fails, or does not return one finite number
+            per transition.
     """
     labels = REWARDS.create(parameters).labels(transitions, logged)
     validate_rewards(labels, transitions)
@@ -79,29 +79,29 @@ def check_reward(parameters: RewardParameters) -> None:
 
 
 class Logged(Reward):
-    """The reward as the log has it."""
+    """The log's own reward."""
 
     Parameters = LoggedReward
     of_the_log = True
 
     def labels(self, transitions: Transitions, logged: Rewards) -> Rewards:
-        """Return the log's own rewards; raises InputError if it has none."""
+        """Return the log's own rewards; raise InputError if it has none."""
         if logged.missing:
             raise InputError(
-                "the log has no rewards: define one with reward.source (goal_distance, success or a "
-                "module:function of yours)"
+                "the log has no rewards: define one with reward.source (goal_distance, success or your own "
+                "module:function)"
             )
         return logged
 
 
 class Success(Reward):
-    """1 where the log counts the task as solved."""
+    """1 if the log counts the task as solved, else 0."""
 
     Parameters = SuccessReward
     of_the_log = True
 
     def labels(self, transitions: Transitions, logged: Rewards) -> Rewards:
-        """Return 0 or 1; raises InputError if the log does not report successes."""
+        """Return 0 or 1; raise InputError if the log does not report successes."""
         if not logged.reports_success:
             raise InputError(
                 "reward.source success: the log does not report successes; name its column in "
@@ -111,7 +111,7 @@ class Success(Reward):
 
 
 class GoalDistance(Reward):
-    """``1 / (1 + (d / scale)^2)`` with the Euclidean distance d between the state arrived in and a target.
+    """``1 / (1 + (d / scale)^2)``, with the Euclidean distance d of the next state from a target.
 
     The task counts as solved within the tolerance.
     """
@@ -119,7 +119,7 @@ class GoalDistance(Reward):
     Parameters = GoalDistanceReward
 
     def labels(self, transitions: Transitions, logged: Rewards) -> Rewards:
-        """Return rewards in (0, 1]; raises InputError on images and unknown dimensions."""
+        """Return rewards in (0, 1]; raise InputError for images and unknown dimensions."""
         goal: GoalDistanceReward = self.parameters
         # The model requires them together.
         assert goal.indices is not None
@@ -129,12 +129,14 @@ class GoalDistance(Reward):
         if transitions.images:
             raise InputError(
                 "reward.source goal_distance: observations are images, which have no distance to a target; "
-                "name a module:function of yours"
+                "use your own module:function"
             )
         size = transitions.observations.shape[1]
         outside = [i for i in goal.indices if not -size <= i < size]
         if outside:
-            raise InputError(f"reward.indices: {outside[0]} is no dimension of observations that have {size}")
+            raise InputError(
+                f"reward.indices: {outside[0]} is not a dimension of the observations, which have {size}"
+            )
         target = torch.tensor(goal.target)
         distance = torch.cat(
             [
@@ -154,15 +156,14 @@ def warn_of_rare_goal(labels: Rewards) -> None:
     count, total = int(labels.successes.sum()), len(labels.successes)
     if count < FEW_STATES and count < SMALL_SHARE * total:
         logger.warning(
-            "Only %d of %d logged states count as success under this reward. There is little to learn from: "
-            "expect a policy that does not reach the goal. Choose a goal that the log reaches more often, or a "
-            "larger reward.tolerance",
+            "Only %d of %d logged states count as success under this reward, so the policy will probably not "
+            "reach the goal. Choose a goal that the log reaches more often, or a larger reward.tolerance",
             count, total,
         )  # fmt: skip
 
 
 class UserReward(Reward):
-    """A function of the user's own, such as ``my_rewards:low_hand``."""
+    """Your own function, such as ``my_rewards:low_hand``."""
 
     Parameters = FunctionReward
 
@@ -188,14 +189,15 @@ class UserReward(Reward):
             if not isinstance(values, Tensor) or values.shape != (len(states),):
                 returned = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
                 raise InputError(
-                    f"reward.source '{source}' returned {returned}, not a tensor of one {name} for each of the "
-                    f"{len(states)} transitions"
+                    f"reward.source '{source}' returned {returned}, not a tensor of one {name} per transition, "
+                    f"({len(states)},)"
                 )
         rewards = rewards.detach().float()
         bad = ~torch.isfinite(rewards)
         if bad.any():
             first = int(bad.nonzero()[0])
             raise InputError(
-                f"reward.source '{source}' returned {float(rewards[first])} for transition {first}"
+                f"reward.source '{source}' returned {float(rewards[first])} for transition {first}; return finite "
+                "numbers"
             )
         return Rewards(rewards, successes.bool(), torch.tensor(both))

@@ -31,7 +31,7 @@ def load_arrays(
     """Make episodes from arrays with one row per step; see ``cvl_pipeline.episodes_from_arrays``.
 
     Raises:
-        InputError: whatever is wrong with the arrays, by name, place and value.
+        InputError: a fault in the arrays, with name, place and value.
     """
     states = _observations("observations", observations)
     count = len(states)
@@ -40,18 +40,20 @@ def load_arrays(
     following = None if next_observations is None else _observations("next_observations", next_observations)
     if following is not None and following.shape != states.shape:
         raise InputError(
-            f"next_observations have shape {following.shape}, and observations {states.shape}; give both the same "
+            f"next_observations have shape {following.shape}, but observations {states.shape}; give both the same "
             "shape"
         )
     taken = _numbers("actions", actions)
     discrete = taken.ndim == 1
     if taken.ndim not in (1, 2) or taken.shape[1:] == (0,):
-        raise InputError(f"actions have shape {taken.shape}; give vectors, (N, A), or choices, (N,) integers")
+        raise InputError(
+            f"actions have shape {taken.shape}; give vectors, (N, A), or discrete actions, (N,) integers"
+        )
     if len(taken) != count:
-        raise InputError(f"actions have {len(taken)} rows, and observations {count}; give one per step")
+        raise InputError(f"actions have {len(taken)} rows, but observations {count}; give one per step")
     if discrete:
         if action_low is not None or action_high is not None:
-            raise InputError("action_low and action_high: choices have no bounds; leave both out")
+            raise InputError("action_low and action_high: discrete actions have no bounds; leave both out")
         taken = _one_hot(taken, action_count)
     elif action_count is not None:
         raise InputError(f"action_count is {action_count}, but actions are vectors; leave it out")
@@ -77,7 +79,7 @@ def _numbers(name: str, values: ArrayLike) -> Array:
     try:
         array = np.asarray(values)
     except (RuntimeError, TypeError, ValueError) as error:  # ragged lists, tensors on a GPU
-        raise InputError(f"{name} are no array of numbers ({one_line(error)})") from error
+        raise InputError(f"{name} are not an array of numbers ({one_line(error)})") from error
     if array.dtype.kind not in "biuf":
         raise InputError(f"{name} are {array.dtype}, not numbers")
     return array
@@ -128,11 +130,11 @@ def _check_finite(name: str, array: Array, fix: str = "; repair or remove its ep
 
 
 def _one_hot(codes: Array, action_count: int | None) -> Array:
-    """One-hot vectors, (N, A), from the numbers of choices, (N,)."""
+    """One-hot vectors, (N, A), of discrete actions, (N,)."""
     if codes.dtype.kind not in "iu":
         raise InputError(
-            f"actions are {codes.dtype} of shape ({len(codes)},), which means choices: give integers from 0 on, "
-            "or vectors, (N, A)"
+            f"actions are {codes.dtype} of shape ({len(codes)},), which means discrete actions; give integers "
+            "from 0, or vectors, (N, A)"
         )
     if action_count is not None and not 2 <= action_count <= MOST_ACTIONS:
         raise InputError(f"action_count is {action_count}; it must be from 2 to {MOST_ACTIONS}")
@@ -140,12 +142,12 @@ def _one_hot(codes: Array, action_count: int | None) -> Array:
     outside = np.flatnonzero((codes < 0) | (codes >= limit))
     if len(outside):
         raise InputError(
-            f"actions[{outside[0]}] is {codes[outside[0]]}, which is no choice from 0 to {limit - 1}; number the "
-            "choices from 0 on, and see action_count"
+            f"actions[{outside[0]}] is {codes[outside[0]]}, not from 0 to {limit - 1}; number the "
+            "discrete actions from 0, and see action_count"
         )
     size = action_count or int(codes.max()) + 1
     if size < 2:
-        raise InputError("actions are all 0, which leaves nothing to choose; give action_count")
+        raise InputError("actions are all 0, so there is nothing to choose; give action_count")
     vectors = np.zeros((len(codes), size), dtype=np.float32)
     vectors[np.arange(len(codes)), codes] = 1.0
     return vectors
@@ -154,8 +156,8 @@ def _one_hot(codes: Array, action_count: int | None) -> Array:
 def _bounds(actions: Array, low: ArrayLike | None, high: ArrayLike | None) -> tuple[Array, Array]:
     """Smallest and largest action, (A,) each."""
     lowest, highest = (
-        extreme if given is None else _bound(name, given, actions.shape[1])
-        for name, given, extreme in (
+        extreme if bound is None else _bound(name, bound, actions.shape[1])
+        for name, bound, extreme in (
             ("action_low", low, actions.min(0)), ("action_high", high, actions.max(0))
         )
     )  # fmt: skip
@@ -170,8 +172,8 @@ def _bounds(actions: Array, low: ArrayLike | None, high: ArrayLike | None) -> tu
     return lowest, highest
 
 
-def _bound(name: str, given: ArrayLike, size: int) -> Array:
-    array = _numbers(name, given)
+def _bound(name: str, values: ArrayLike, size: int) -> Array:
+    array = _numbers(name, values)
     if array.shape != (size,):
         raise InputError(
             f"{name} has shape {array.shape}, not ({size},); give one number per action dimension"
@@ -186,5 +188,5 @@ def _check_continuity(steps: Steps) -> None:
     if gap is not None:
         raise InputError(
             f"next_observations[{gap[0]}] differs from observations[{gap[0] + 1}], although no flag ends the "
-            "episode between them; keep the steps of an episode in the order of time, and flag its last step"
+            "episode between them; sort the steps of an episode by time, and flag its last step"
         )

@@ -1,4 +1,4 @@
-"""The interface of sources: where episodes come from, and the environment they belong to."""
+"""The interface of sources: the origin of episodes, and their environment."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _task(task: str) -> str:
 
 def _local(path: str | None) -> str | None:
     if path is not None and "://" in path:
-        raise ValueError("must be a file or folder of this machine: download it first")
+        raise ValueError("must be a file or folder on this machine: download it first")
     return path
 
 
@@ -45,13 +45,13 @@ class SourceParameters(Strict):
     source: str = Field(description="Name of the source, or `module:Class` for one of your own.")
     name: Annotated[str, AfterValidator(_folder_name)] = Field(
         "{task}",
-        description="Folder of the artifacts. `{task}` stands for the task, or for the file's name where a file "
-        "is read.",
+        description="Folder of the artifacts. `{task}` stands for the task, or for the name of the file "
+        "that is read.",
     )
 
     @property
     def label(self) -> str:
-        """The task or the file, as reports name it."""
+        """Name of the task or the file in reports."""
         return str(getattr(self, "task", None) or PurePath(getattr(self, "path", None) or self.source).name)
 
     @property
@@ -61,9 +61,9 @@ class SourceParameters(Strict):
 
 
 class Source(ABC):
-    """Where episodes come from.
+    """A source of episodes.
 
-    A source of your own extends this class, with a model ``Parameters`` of its own settings. Choose it with
+    To add your own, extend this class and give it a model ``Parameters`` with its settings. Choose it with
     ``dataset.source=module:Class``.
     """
 
@@ -78,20 +78,20 @@ class Source(ABC):
         """Collect, download or read the episodes.
 
         Args:
-            seed: of a collection; files stay what they are.
-            workers: processes that collect; None: one per core.
+            seed: seed of a collection; files ignore it.
+            workers: number of processes that collect; None: one per core.
 
         Returns:
-            The episodes and their rewards, which are all NaN where the log has none.
+            The episodes and their rewards, which are all NaN if the log has none.
 
         Raises:
-            InputError: whatever is wrong with the source, in one line.
+            InputError: a fault in the source, in one line.
         """
 
     def make_environment(self, episode_steps: int | None = None) -> Callable[[], Environment] | None:
-        """Return a factory of the environment that policies are evaluated in; None if none is known.
+        """Return a factory of the environment for evaluation; None if none is known.
 
-        The factory is importable by other processes: a class or function, or a ``functools.partial`` of one.
+        Other processes must be able to import the factory: a class, a function or a ``functools.partial`` of one.
 
         Args:
             episode_steps: steps after which an episode is truncated; None: the environment's own limit.
@@ -103,7 +103,7 @@ class Source(ABC):
 
     @property
     def may_have_environment(self) -> bool:
-        """Whether an environment may be known, as far as the parameters alone can tell."""
+        """Whether an environment may be known, judged by the parameters alone."""
         return self.make_environment() is not None
 
     @property
@@ -113,7 +113,7 @@ class Source(ABC):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks that episodes are shared among, as observations number them; empty for a single one."""
+        """The tasks of a multi-task source, in the order of the observations' one-hot vector; else empty."""
         return ()
 
     @property
@@ -126,7 +126,7 @@ class Source(ABC):
         return None
 
     def files(self) -> list[Path]:
-        """Return the files and folders that ``load`` reads, whose content counts."""
+        """Return the files and folders that ``load`` reads. If they change, artifacts become stale."""
         return []
 
 

@@ -1,19 +1,18 @@
 """Episodes of D4RL's files, read without D4RL: neither gym nor mujoco_py is needed.
 
-A file is HDF5 with one row a step in ``observations``, ``actions``, ``rewards`` and ``terminals``, in most
-files ``timeouts``, and in some ``next_observations``; all else (``infos``, ``metadata``) is not read. What
-flags and rewards mean differs between families of tasks and is told by the programs that made the files and
-by D4RL's issues (numbers in brackets):
+A file is HDF5 with one row per step in ``observations``, ``actions``, ``rewards`` and ``terminals``, in most
+files ``timeouts``, and in some ``next_observations``; other arrays (``infos``, ``metadata``) are not read. The
+meaning of flags and rewards differs between families of tasks. The programs that made the files and D4RL's
+issues (numbers in brackets) define it:
 
 * locomotion (halfcheetah, hopper, walker2d, ant) and adroit (pen, hammer, door, relocate): a terminal is a
-  fall or a dropped object, a timeout the last step of an episode that ends otherwise, such as a
-  demonstration;
-* antmaze: a terminal says that the step led to the goal, where the log goes on, so they come in rows (199);
-  timeouts end episodes, in most v0 files at the wrong places (77), which v2 repairs;
-* maze2d: one endless walk. Timeouts mark where the walker took a new goal (85), there is no terminal, and a
-  step's reward is that of the state it started from (194);
-* kitchen: no timeouts. A terminal is the last step of a demonstration, whether or not it solved the task, and
-  a step's reward is the number of subtasks done in the state it started from.
+  fall or a dropped object. A timeout is the last step of any other episode, such as a demonstration.
+* antmaze: a terminal is a step that leads to the goal. The log goes on there, so terminals come in runs (199).
+  Timeouts end episodes; most v0 files have them at the wrong steps (77), and v2 corrects them.
+* maze2d: one endless walk. Timeouts mark the steps at which the walker took a new goal (85). There are no
+  terminals. A step's reward is that of the state in which it starts (194).
+* kitchen: no timeouts. A terminal is the last step of a demonstration, solved or not. A step's reward is the
+  number of subtasks done in the state in which it starts.
 """
 
 from __future__ import annotations
@@ -50,12 +49,12 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Tables:
-    """What the installed package ``d4rl`` says of its datasets, by their ids.
+    """Tables of the installed package ``d4rl``, by dataset id.
 
     Attributes:
-        urls: where each one's file is.
+        urls: URL of the file.
         min_scores: undiscounted return of a random policy; some datasets have none.
-        max_scores: that of an expert.
+        max_scores: undiscounted return of an expert.
     """
 
     urls: dict[str, str]
@@ -64,15 +63,15 @@ class Tables:
 
 
 def read_tables() -> Tables:
-    """The tables of the package ``d4rl``, without importing it.
+    """Read the tables of the package ``d4rl`` without importing it.
 
     Raises:
-        InputError: it is not installed, or another version.
+        InputError: the package is not installed, or has another version.
     """
     infos = package_file("d4rl", "infos.py")
     if infos is None:
         raise InputError(
-            "the package d4rl, which knows the datasets' URLs and reference scores, is not installed; run: "
+            "the package d4rl, which contains the datasets' URLs and reference scores, is not installed; run: "
             "pip install --no-deps d4rl==1.1 (a local file, dataset.path, loads without it)"
         )
     # The file is dictionaries, some of them filled by loops, so it has to be executed. It gets no builtins:
@@ -81,14 +80,14 @@ def read_tables() -> Tables:
     try:
         exec(compile(infos.read_text(encoding="utf-8"), "infos.py", "exec"), names)
         return Tables(*(dict(names[name]) for name in ("DATASET_URLS", "REF_MIN_SCORE", "REF_MAX_SCORE")))
-    except Exception as error:  # whatever another file does
+    except Exception as error:  # any error of another version's file
         raise InputError(
             f"{shown(infos)}: not the tables of d4rl 1.1 ({error}); run: pip install --no-deps d4rl==1.1"
         ) from error
 
 
 def normalised_score(dataset_id: str, undiscounted_return: float) -> float | None:
-    """D4RL's score of a return: 0 for a random policy, 100 for an expert.
+    """Return D4RL's score of a return: 0 for a random policy, 100 for an expert.
 
     Returns:
         The score, or None if D4RL has no reference for the dataset.
@@ -105,7 +104,7 @@ def normalised_score(dataset_id: str, undiscounted_return: float) -> float | Non
 
 
 def fetch_d4rl(dataset_id: str, cache: Path) -> Path:
-    """The file of a published dataset, downloaded into the cache folder if it is not there.
+    """Return the file of a published dataset; download it into the cache folder if it is missing.
 
     Raises:
         InputError: D4RL has no such dataset, the package ``d4rl`` is not installed, or the download fails.
@@ -115,14 +114,14 @@ def fetch_d4rl(dataset_id: str, cache: Path) -> Path:
 
 @dataclass(frozen=True)
 class _Family:
-    """What a file of these tasks does not say itself.
+    """Properties of a family of tasks that its files do not contain.
 
     Attributes:
-        solved: smallest reward of a state in which the task is solved; infinite where rewards do not say.
-        needs_timeouts: episodes also end where no terminal is.
+        solved: smallest reward of a state in which the task is solved; infinite if rewards do not show it.
+        needs_timeouts: some episodes end without a terminal.
         terminal_rows: the log goes on after a terminal, with more terminals.
         terminal_anyway: the last step of every episode is a terminal, solved or not.
-        start_rewards: a step's reward is that of the state it started from, not of the one it led to.
+        start_rewards: a step's reward is that of the state in which it starts, not of the state it leads to.
     """
 
     solved: float = math.inf
@@ -141,40 +140,45 @@ _FAMILIES = {
     "kitchen": _Family(solved=4.0, start_rewards=True, terminal_anyway=True),
     "minigrid": _Family(), "flow": _Family(), "carla": _Family(),
 }  # fmt: skip
-_MAZE2D_STEPS = {"open": 150, "umaze": 300, "medium": 600, "large": 800}  # of D4RL's environments, an episode
-_ANT_JUMP = 5.0  # a distance that no ant covers in a step; D4RL's own check of these files uses it too
+_MAZE2D_STEPS = {
+    "open": 150,
+    "umaze": 300,
+    "medium": 600,
+    "large": 800,
+}  # per episode, in D4RL's environments
+_ANT_JUMP = 5.0  # more than an ant can move in one step; D4RL's own check uses the same value
 
 
 def load_d4rl(
     path: Path, dataset_id: str | None = None, success_reward: float | None = None
 ) -> tuple[Transitions, Rewards]:
-    """Episodes of a file in D4RL's format, published or one's own.
+    """Read the episodes of a file in D4RL's format, published or your own.
 
-    A terminal ends an episode as a termination, a timeout as a truncation, a step with both as a termination.
-    The id adds what the file does not say (see the module):
+    A terminal is a termination, a timeout a truncation, and a step with both a termination. The id defines the
+    rest (see the module):
 
-    * antmaze: of terminals in a row the first ends the episode, as it does in the environment, and the steps
-      of the others are left out;
-    * kitchen: a terminal where the task is not solved is a truncation;
-    * maze2d and kitchen: rewards move one step back, so that they are counted on arrival. A last step that is
-      kept although nobody knows where it led keeps its own reward;
-    * maze2d without any flag, as in old files: cut at every limit of the environment's steps, as D4RL does.
-      The walk goes on there, so these cuts are harmless; elsewhere they would join episodes.
+    * antmaze: the first terminal of a run ends the episode, as in the environment; the steps of the others are
+      dropped.
+    * kitchen: a terminal without success is a truncation.
+    * maze2d and kitchen: rewards move one step back, so that they count on arrival. A last step that is kept
+      although its next state is unknown keeps its own reward.
+    * maze2d without any flag, in old files: episodes have the environment's length, as in D4RL. The walk goes
+      on there, so these cuts are harmless; for other tasks they would join episodes.
 
     Args:
         path: the file.
-        dataset_id: D4RL's name of the dataset, such as ``antmaze-umaze-v2``; None for a log of one's own,
-            whose rewards are counted on arrival.
-        success_reward: smallest reward of a step that solves the task. None takes the task's own: 1 in
-            antmaze and in maze2d with sparse rewards, 4 in kitchen; no step solves any other task.
+        dataset_id: D4RL's name of the dataset, such as ``antmaze-umaze-v2``; None for your own log, whose
+            rewards count on arrival.
+        success_reward: smallest reward of a step that solves the task. None: the task's own, which is 1 in
+            antmaze and in maze2d with sparse rewards, and 4 in kitchen; other tasks have none.
 
     Returns:
-        The episodes, with action bounds -1 and 1 if all actions are within, else the log's own extremes, and
-        their rewards.
+        The episodes and their rewards. Action bounds are -1 and 1 if all actions are within them, else the
+        smallest and largest actions of the log.
 
     Raises:
-        InputError: a missing, damaged or foreign file, a missing or ill-shaped array, flags that do not say
-            where episodes end, or an id of no family of D4RL's.
+        InputError: a missing, damaged or foreign file, a missing array or one of the wrong shape, flags that do
+            not define where episodes end, or an id of an unknown family.
     """
     source, dataset_id = shown(path), dataset_id or ""
     family = _family(dataset_id)
@@ -182,7 +186,7 @@ def load_d4rl(
     terminated, truncated = log.terminals, _timeouts(log, dataset_id, source)
     rewards = log.rewards
     if family.start_rewards and log.next_observations is None:
-        # The reward of the state that a step led to is in the next row; behind an episode there is none.
+        # The next row has the reward of the state that a step leads to; the last step of an episode has no next row.
         rewards = np.where(terminated | truncated, rewards, np.append(rewards[1:], rewards[-1:]))
     if family.terminal_anyway:
         truncated = truncated | terminated
@@ -207,7 +211,7 @@ def load_d4rl(
 
 @dataclass(frozen=True)
 class _Log:
-    """The arrays of a file, N rows each."""
+    """Arrays of a file, N rows each."""
 
     observations: Floats
     actions: Floats
@@ -227,13 +231,13 @@ def _read_log(path: Path) -> _Log:
     except InputError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
-        # What h5py raises for a damaged file.
+        # The errors of h5py for a damaged file.
         raise InputError(
             f"{source} cannot be read as HDF5 ({' '.join(str(error).split())}); if it is damaged or cut "
             "short, delete it and download it again"
         ) from error
     if len(log.observations) == 0:
-        raise InputError(f"{source}: observations have no row; give a file with at least one episode")
+        raise InputError(f"{source}: observations have no rows; give a file with at least one episode")
     return log
 
 
@@ -256,18 +260,18 @@ def _vectors(file: Any, name: str, source: str, count: int | None = None) -> Flo
     values = _array(file, name, source, count)
     if values.ndim != 2:
         raise InputError(
-            f"{source}: {name} have shape {values.shape}, not (steps, dimensions); lay them out as one "
-            "vector a step (images and discrete actions are not read from this format)"
+            f"{source}: {name} have shape {values.shape}, not (steps, dimensions); save one vector "
+            "per step (images and discrete actions are not read from this format)"
         )
     return values
 
 
 def _numbers(file: Any, name: str, source: str, count: int) -> Floats:
     values = _array(file, name, source, count)
-    # Replay buffers write columns.
+    # Replay buffers write (count, 1).
     if values.shape not in ((count,), (count, 1)):
         raise InputError(
-            f"{source}: {name} have shape {values.shape}, not ({count},); give one number a step"
+            f"{source}: {name} have shape {values.shape}, not ({count},); give one number per step"
         )
     return values.reshape(count)
 
@@ -277,27 +281,27 @@ def _flags(file: Any, name: str, source: str, count: int) -> Flags:
     other = (values != 0.0) & (values != 1.0)
     if other.any():
         step = int(other.argmax())
-        raise InputError(f"{source}: {name} have {values[step]:g} at step {step}; they must be 0 or 1")
+        raise InputError(f"{source}: {name} have {values[step]:g} at step {step}; use 0 or 1")
     return np.asarray(values == 1.0)
 
 
 def _array(file: Any, name: str, source: str, count: int | None) -> Floats:
     node = file.get(name)
     if not isinstance(node, h5py.Dataset):
-        found = ", ".join(sorted(map(str, file))) or "nothing at all"
+        names = ", ".join(sorted(map(str, file))) or "nothing"
         raise InputError(
-            f"{source}: no array '{name}', but {found}; D4RL's format needs observations, actions, rewards "
-            "and terminals"
+            f"{source}: no array '{name}', the file contains {names}; D4RL's format needs observations, "
+            "actions, rewards and terminals"
         )
     if node.dtype.kind not in "biuf":
         raise InputError(f"{source}: {name} have type {node.dtype}; give numbers")
     if not node.shape:
-        raise InputError(f"{source}: {name} have no rows; give one a step")
+        raise InputError(f"{source}: {name} have no rows; give one per step")
     if count is not None and len(node) != count:
         raise InputError(
-            f"{source}: {len(node)} rows of {name}, but {count} of observations; give one of each a step"
+            f"{source}: {len(node)} rows of {name}, but {count} of observations; give one of each per step"
         )
-    with np.errstate(over="ignore"):  # infinite then, which validation refuses with its place
+    with np.errstate(over="ignore"):  # becomes infinite, which validation refuses
         values: Floats = np.asarray(node[()], dtype=np.float32)
     return values
 
@@ -316,10 +320,10 @@ def _timeouts(log: _Log, dataset_id: str, source: str) -> Flags:
     if not flagged and limits:
         return np.asarray(np.arange(1, len(timeouts) + 1) % limits[0] == 0)
     if not flagged or (log.timeouts is None and _family(dataset_id).needs_timeouts):
-        found = "there are no timeouts" if log.timeouts is None else "no step is a timeout"
+        fault = "there are no timeouts" if log.timeouts is None else "no step is a timeout"
         raise InputError(
-            f"{source}: {found}{'' if flagged else ' and no step is a terminal'}, so where episodes end is "
-            "not known; download the file again if it is D4RL's, else write timeouts that are 1 at the last "
+            f"{source}: {fault}{'' if flagged else ' and no step is a terminal'}, so the ends of episodes are "
+            "unknown; download the file again if it is D4RL's, else write timeouts that are 1 at the last "
             "step of every episode"
         )
     return timeouts
@@ -332,14 +336,14 @@ def _check_ant(observations: Floats, ends: Flags, source: str) -> None:
         step = int(jumps[0])
         raise InputError(
             f"{source}: the ant jumps {distances[step]:.1f} after step {step} ({len(jumps)} such steps), "
-            "where neither a terminal nor a timeout ends the episode, as in D4RL's antmaze v0; take the v2 "
-            "dataset of this maze, whose timeouts are repaired"
+            "where neither a terminal nor a timeout ends the episode, as in D4RL's antmaze v0; use the v2 "
+            "dataset of this maze, which has correct timeouts"
         )
 
 
 def _action_bounds(actions: Floats) -> tuple[Floats, Floats] | None:
-    # All of D4RL's tasks take actions from -1 to 1, and a log need not reach either end. One that goes beyond
-    # is of another task, of which its own extremes are all that is known.
+    # All of D4RL's tasks take actions from -1 to 1, even if a log does not reach these bounds. A log with larger
+    # actions is from another task, with unknown bounds.
     if not (np.abs(actions) <= 1.0).all():
         return None
     high = np.ones(actions.shape[1], dtype=np.float32)
@@ -355,11 +359,11 @@ SUCCESSORS = {
     "door": "AdroitHandDoor-v1",
     "relocate": "AdroitHandRelocate-v1",
 }
-"""Gymnasium's environments with the observations and actions of D4RL's, by the first word of the id.
+"""Gymnasium's environments with the same observations and actions as D4RL's, by the first word of the id.
 
-The physics is not the same: MuJoCo's own bindings instead of mujoco_py 2.0, and version 5 of the tasks instead of
-2. So returns are near D4RL's, not equal to them. Where the observations themselves changed, in maze2d, antmaze and
-kitchen, ``D4RL_TASKS`` reimplements D4RL's own tasks."""
+The physics differs: MuJoCo's own bindings instead of mujoco_py 2.0, and version 5 of the tasks instead of 2. So
+returns are close to D4RL's, but not equal. In maze2d, antmaze and kitchen, the observations changed too, so
+``D4RL_TASKS`` reimplements D4RL's own tasks."""
 
 
 class D4RL(Source):
@@ -370,7 +374,7 @@ class D4RL(Source):
 
         source: Literal["d4rl"] = Field("d4rl", description="A dataset in D4RL's HDF5 format.")
         task: Task = Field("hopper-medium-v2", description="Id of the dataset.")
-        path: LocalPath = operational(None, description="The file. null: downloaded and cached.")
+        path: LocalPath = operational(None, description="The file. null: it is downloaded and cached.")
         success_reward: float | None = Field(
             None, description="Smallest reward that counts as success. null: the task family's own, if any."
         )
@@ -387,10 +391,10 @@ class D4RL(Source):
         return self.parameters.task.split("-")[0]
 
     def load(self, seed: int, workers: int | None) -> tuple[Transitions, Rewards]:
-        """Read the file, downloaded first if it is not there."""
-        given = self.parameters
-        path = Path(given.path) if given.path else fetch_d4rl(given.task, Path(pooch.os_cache("d4rl")))
-        return load_d4rl(path, given.task, given.success_reward)
+        """Read the file; download it first if it is missing."""
+        p = self.parameters
+        path = Path(p.path) if p.path else fetch_d4rl(p.task, Path(pooch.os_cache("d4rl")))
+        return load_d4rl(path, p.task, p.success_reward)
 
     def make_environment(self, episode_steps: int | None = None) -> Callable[[], Environment] | None:
         """Return a factory of the environment's successor, or of D4RL's own task."""
@@ -407,7 +411,7 @@ class D4RL(Source):
 
     def score(self, mean_return: float) -> float | None:
         """Return D4RL's normalised score."""
-        with suppress(InputError):  # a local file under a name of its own, or no tables
+        with suppress(InputError):  # a local file with another name, or no tables
             return normalised_score(self.parameters.task, mean_return)
         return None
 

@@ -1,4 +1,4 @@
-"""Episodes from people's own logs: HDF5, NPZ, Parquet or CSV, one row a step."""
+"""Episodes from your own logs: HDF5, NPZ, Parquet or CSV, one row per step."""
 
 from __future__ import annotations
 
@@ -27,25 +27,24 @@ def load_file(
     action_low: tuple[float, ...] | None = None,
     action_high: tuple[float, ...] | None = None,
 ) -> tuple[Transitions, Rewards]:
-    """Read a log that has one row a step, by its suffix: .hdf5, .h5, .npz, .parquet, .csv or .csv.gz.
+    """Read a log with one row per step. The suffix names the format: .hdf5, .h5, .npz, .parquet, .csv, .csv.gz.
 
-    The file is one table of all episodes, or with ``columns.groups`` one group an episode.
+    The file is one table of all episodes, or with ``columns.groups``, one group per episode.
 
-    An episode ends where ``episode`` changes and after every row that is flagged; an end that no flag
-    explains is a truncation, the end of the file or group too. What becomes of an episode's last
-    step is told at ``episodes_from_steps``.
+    An episode ends where ``episode`` changes and after every row with a flag. An end without a flag is a
+    truncation, also at the end of the file or group. See ``episodes_from_steps`` for the last step of an episode.
 
     Args:
         path: the file; nothing in it is ever unpickled.
-        columns: what it calls things.
-        action_low: (A,), the smallest action the environment accepts; of the log's own actions by default.
-        action_high: (A,), the largest, likewise.
+        columns: names of the columns.
+        action_low: (A,), the smallest action that the environment accepts; None: the smallest in the log.
+        action_high: (A,), the largest action; None: the largest in the log.
 
     Returns:
-        The episodes and their rewards, which are all NaN where the log has none.
+        The episodes and their rewards, which are all NaN if the log has none.
 
     Raises:
-        InputError: whatever is wrong with the file, its columns or the bounds, by name, row and value.
+        InputError: a fault in the file, its columns or the bounds, with name, row and value.
     """
     with open_table(path) as table:
         tables = [table] if columns.groups is None else table.groups(columns.groups)
@@ -63,11 +62,11 @@ def load_file(
 
 @dataclass(frozen=True)
 class _Log:
-    """The steps of one or more tables end to end.
+    """The steps of one or more tables, end to end.
 
     Attributes:
-        steps: N of them.
-        files: how errors name each table.
+        steps: N steps.
+        files: name of each table in errors.
         starts: (P,) int64, first row of each table.
     """
 
@@ -76,23 +75,23 @@ class _Log:
     starts: Array
 
     def locate(self, row: int) -> tuple[str, str]:
-        """How errors name the table of a row, and the row within it."""
+        """Names of a row's table, and of the row in it, for errors."""
         part = int(np.searchsorted(self.starts, row, side="right")) - 1
         return self.files[part], place_of_row(row - int(self.starts[part]))
 
 
 def _check_same_arrays(tables: list[Table], columns: Columns) -> None:
-    """Refuse groups in which a pattern stands for different arrays: dimensions would change their meaning."""
+    """Refuse groups in which a pattern matches different arrays: dimensions would change their meaning."""
     first = tables[0]
     for field in columns.named():
         expected = first.choose(field, columns)
         for table in tables[1:]:
-            found = table.choose(field, columns)
-            if found != expected:
-                odd = sorted({*found} ^ {*expected})[0]
+            names = table.choose(field, columns)
+            if names != expected:
+                odd = sorted({*names} ^ {*expected})[0]
                 raise InputError(
                     f"{table.file}: dataset.columns.{field} and {first.file} differ in '{odd}', which one of "
-                    "them lacks; name arrays that every group has"
+                    "them does not have; name arrays that every group has"
                 )
 
 
@@ -103,14 +102,14 @@ def _join(files: list[str], parts: list[Steps]) -> _Log:
             arrays = [getattr(steps, field) for steps in (part, first)]
             if arrays[0].shape[1:] != arrays[1].shape[1:]:
                 raise InputError(
-                    f"{file}: dataset.columns.{field} are {_size(arrays[0])} a row, but {_size(arrays[1])} "
-                    f"in {files[0]}; every group needs the same ones"
+                    f"{file}: dataset.columns.{field} are {_size(arrays[0])} per row, but {_size(arrays[1])} "
+                    f"in {files[0]}; save the same arrays in every group"
                 )
         if (part.next_observations is None) != (first.next_observations is None):
             raise InputError(
-                f"{file}: dataset.columns.observations say {_ending(part)}, but in {files[0]} they say "
-                f"{_ending(first)}; save one row of them more than of dataset.columns.actions in every "
-                "group, or in none"
+                f"{file}: dataset.columns.observations have {_ending(part)}, but in {files[0]} they have "
+                f"{_ending(first)}; save one more row of observations than of dataset.columns.actions in "
+                "every group, or in none"
             )
     lengths = [len(part.observations) for part in parts]
     return _Log(_concatenated(parts), files, np.cumsum([0, *lengths[:-1]]))
@@ -133,11 +132,11 @@ def _size(values: Array) -> str:
 
 
 def _ending(steps: Steps) -> str:
-    return "where the last action led" if steps.next_observations is not None else "nothing of where it led"
+    return f"{'one row' if steps.next_observations is not None else 'no row'} after the last action"
 
 
 def _read_steps(table: Table, columns: Columns) -> Steps:
-    """The steps of one table, discrete actions still as codes, (N, 1)."""
+    """Steps of one table, with discrete actions as codes, (N, 1)."""
     actions = _codes(table, columns) if columns.discrete else table.matrix("actions", columns)
     observations = table.matrix("observations", columns)
     following = table.matrix("next_observations", columns) if columns.next_observations else None
@@ -145,14 +144,14 @@ def _read_steps(table: Table, columns: Columns) -> Steps:
         if following is not None:
             raise InputError(
                 f"{table.file}: dataset.columns.observations has {len(observations)} rows and "
-                f"dataset.columns.actions {len(actions)}, so that they say themselves what every action led "
-                "to; set dataset.columns.next_observations to null"
+                f"dataset.columns.actions {len(actions)}, so they already contain the next observations; "
+                "set dataset.columns.next_observations to null"
             )
         observations, following = observations[:-1], observations[1:]
     if following is not None and following.shape != observations.shape:
         raise InputError(
-            f"{table.file}: dataset.columns.next_observations are {_size(following)} a row and "
-            f"dataset.columns.observations {_size(observations)}; they must be the same ones"
+            f"{table.file}: dataset.columns.next_observations are {_size(following)} per row and "
+            f"dataset.columns.observations {_size(observations)}; give both the same size"
         )
     terminated, truncated = _ends(table, columns, len(observations))
     if columns.step is not None:
@@ -170,27 +169,27 @@ def _read_steps(table: Table, columns: Columns) -> Steps:
 
 
 def _codes(table: Table, columns: Columns) -> Array:
-    """The codes of discrete actions, (N, 1) int64."""
+    """Codes of discrete actions, (N, 1) int64."""
     names = table.choose("actions", columns)
     codes = table.numbers("actions", names[0])
     place = table.place("actions", names[0])
     if len(names) > 1 or codes.shape[1] > 1:
         raise InputError(
-            f"{place}: {max(len(names), codes.shape[1])} numbers a row, but a discrete action is one; "
+            f"{place}: {max(len(names), codes.shape[1])} numbers per row, but a discrete action is one; "
             "name the one column of codes, or set dataset.columns.discrete=false if actions are vectors"
         )
     if codes.dtype.kind == "f":
         raise InputError(
             f"{place}: {codes[0, 0]} at {place_of_row(0)} is stored as {codes.dtype}; save the codes of "
-            "discrete actions as integers from 0 on"
+            "discrete actions as integers from 0"
         )
     codes = codes.astype(np.int64)
     limit = columns.action_count or MOST_ACTIONS
     outside = np.flatnonzero((codes < 0) | (codes >= limit))
     if len(outside):
         raise InputError(
-            f"{place}: {codes[outside[0], 0]} at {place_of_row(outside[0])} is no code of an action, 0 to "
-            f"{limit - 1}; number the actions from 0 on, and see dataset.columns.action_count"
+            f"{place}: {codes[outside[0], 0]} at {place_of_row(outside[0])} is not an action code, 0 to "
+            f"{limit - 1}; number the actions from 0, and see dataset.columns.action_count"
         )
     return codes
 
@@ -200,7 +199,7 @@ def _one_hot(codes: Array, count: int | None, place: str) -> Array:
     size = count or int(codes.max()) + 1
     if size < 2:
         raise InputError(
-            f"{place}: every action is 0, which leaves nothing to choose; say how many there are with "
+            f"{place}: every action is 0, so there is nothing to choose; give the number of actions in "
             "dataset.columns.action_count"
         )
     result = np.zeros((len(codes), size), dtype=np.float32)
@@ -209,7 +208,7 @@ def _one_hot(codes: Array, count: int | None, place: str) -> Array:
 
 
 def _ends(table: Table, columns: Columns, count: int) -> tuple[Array, Array]:
-    """Flags of termination and truncation, (N,) bool each, with those that the episode ids imply."""
+    """Flags of termination and truncation, (N,) bool each, including the ends that episode ids imply."""
     none = np.zeros(count, dtype=bool)
     terminated = none if columns.terminated is None else table.flags("terminated", columns.terminated)
     truncated = none if columns.truncated is None else table.flags("truncated", columns.truncated)
@@ -220,12 +219,12 @@ def _ends(table: Table, columns: Columns, count: int) -> tuple[Array, Array]:
     codes, ids = table.categories("episode", columns.episode)
     place = table.place("episode", columns.episode)
     changes = codes[1:] != codes[:-1]
-    # Codes count up as ids appear, so that one that returns lies below what came before it.
+    # New ids get increasing codes, so an id that returns has a smaller code than an earlier row.
     returns = np.flatnonzero(codes < np.maximum.accumulate(codes))
     if len(returns):
         raise InputError(
             f"{place}: {brief(ids[codes[returns[0]]])} returns at {place_of_row(returns[0])} after another "
-            "episode; sort the rows by episode and time, and give every episode an id of its own"
+            "episode; sort the rows by episode and time, and give every episode its own id"
         )
     within = np.flatnonzero((terminated | truncated)[:-1] & ~changes)
     if len(within):
@@ -233,33 +232,33 @@ def _ends(table: Table, columns: Columns, count: int) -> tuple[Array, Array]:
         raise InputError(
             f"{table.place(field, str(getattr(columns, field)))}: set at {place_of_row(within[0])}, but "
             f"episode {brief(ids[codes[within[0]]])} of '{columns.episode}' goes on after it; set the flag "
-            "in the last row of an episode alone, or give what follows another id"
+            "only in the last row of an episode, or give the following rows another id"
         )
     return terminated, truncated | np.append(changes, False)
 
 
 def _end_of_group(table: Table, columns: Columns, terminated: Array, truncated: Array) -> Array:
-    """Flags of truncation, (N,) bool, of a group, which is one episode."""
+    """Flags of truncation, (N,) bool, for a group, which is one episode."""
     within = np.flatnonzero((terminated | truncated)[:-1])
     if len(within):
         field = "terminated" if terminated[within[0]] else "truncated"
         raise InputError(
             f"{table.place(field, str(getattr(columns, field)))}: set at {place_of_row(within[0])}, but the "
-            "group, which is one episode, goes on after it; set the flag in the last row alone, or "
+            "group, which is one episode, goes on after it; set the flag only in the last row, or "
             f"dataset.columns.{field} to null"
         )
     return np.append(truncated[:-1], not terminated[-1])
 
 
 def _check_steps(table: Table, name: str, ends: Array) -> None:
-    """Refuse a log that skips, repeats or mixes up steps within an episode."""
+    """Refuse a log with missing, repeated or misplaced steps within an episode."""
     count = table.single("step", name, dtype=np.float64)
     wrong = np.flatnonzero((np.diff(count) != 1) & ~ends[:-1]) + 1
     if len(wrong):
         row = wrong[0]
         raise InputError(
             f"{table.place('step', name)}: {count[row]:g} at {place_of_row(row)} after {count[row - 1]:g}, "
-            "within an episode; sort the rows by time, and mark where an episode ends or rows are missing"
+            "within an episode; sort the rows by time, and flag the ends of episodes and the rows before gaps"
         )
 
 
@@ -270,10 +269,10 @@ def _check_continuity(log: _Log) -> None:
         return
     row, dimension = gap
     file, place = log.locate(row)
-    fix = "keep the rows of an episode in the order of time, and mark where one ends"
+    fix = "sort the rows of an episode by time, and flag its last row"
     if dimension is None:
         raise InputError(
-            f"{file}: dataset.columns.next_observations at {place} is another image than the row after it starts "
+            f"{file}: dataset.columns.next_observations at {place} is not the image that the row after it starts "
             f"from; {fix}"
         )
     observations: Any = log.steps.observations
@@ -287,34 +286,34 @@ def _check_continuity(log: _Log) -> None:
 def _action_bounds(
     log: _Log, file: str, low: tuple[float, ...] | None, high: tuple[float, ...] | None
 ) -> tuple[Array, Array] | None:
-    """Smallest and largest action, (A,) each; None leaves them to the kind of the actions."""
+    """Smallest and largest action, (A,) each; None for discrete actions."""
     actions: Array = log.steps.actions
     size = actions.shape[1]
     if log.steps.discrete:
         if low is not None or high is not None:
-            raise InputError("dataset.action_low and action_high: discrete actions have none; give null")
-        return None
-    for name, given in (("action_low", low), ("action_high", high)):
-        if given is not None and len(given) != size:
             raise InputError(
-                f"dataset.{name}: {len(given)} numbers, but the actions of {file} have {size} dimensions; "
-                "give one for each, or null"
+                "dataset.action_low and action_high: discrete actions have no bounds; set both to null"
+            )
+        return None
+    for name, bound in (("action_low", low), ("action_high", high)):
+        if bound is not None and len(bound) != size:
+            raise InputError(
+                f"dataset.{name}: {len(bound)} numbers, but the actions of {file} have {size} dimensions; "
+                "give one number per dimension, or null"
             )
     lowest = actions.min(0) if low is None else np.array(low, dtype=np.float32)
     highest = actions.max(0) if high is None else np.array(high, dtype=np.float32)
     crossed = np.flatnonzero(lowest > highest)
     if low is not None and high is not None and len(crossed):
         i = crossed[0]
-        raise InputError(
-            f"dataset.action_low: {low[i]:g} in dimension {i} lies above action_high, {high[i]:g}"
-        )
+        raise InputError(f"dataset.action_low: {low[i]:g} in dimension {i} is above action_high, {high[i]:g}")
     outside = np.argwhere((actions < lowest) | (actions > highest))
     if len(outside):
         row, i = outside[0]
         where, place = log.locate(row)
         raise InputError(
-            f"{where}: action {actions[row, i]:g} at {place}, dimension {i}, lies outside "
-            f"[{lowest[i]:g}, {highest[i]:g}] of dataset.action_low and action_high; log actions as the "
+            f"{where}: action {actions[row, i]:g} at {place}, dimension {i}, is outside "
+            f"[{lowest[i]:g}, {highest[i]:g}], dataset.action_low and action_high; log actions as the "
             "environment executed them"
         )
     return lowest, highest
@@ -339,16 +338,16 @@ class Files(Source):
         @model_validator(mode="after")
         def _path_is_given(self) -> Files.Parameters:
             if self.path is None:
-                raise ValueError("dataset.path is null: with dataset.source files it names your log")
+                raise ValueError("dataset.path is null: dataset.source files needs the path of your log")
             return self
 
     parameters: Parameters
 
     def load(self, seed: int, workers: int | None) -> tuple[Transitions, Rewards]:
         """Read the file."""
-        given = self.parameters
-        assert given.path is not None  # checked with the parameters
-        return load_file(Path(given.path), given.columns, given.action_low, given.action_high)
+        p = self.parameters
+        assert p.path is not None  # checked with the parameters
+        return load_file(Path(p.path), p.columns, p.action_low, p.action_high)
 
     def files(self) -> list[Path]:
         """The file."""

@@ -1,4 +1,4 @@
-"""Minari, the Farama Foundation's format of offline datasets: read anyone's, write one's own."""
+"""Read and write datasets of Minari, the Farama Foundation's format for offline datasets."""
 
 from __future__ import annotations
 
@@ -43,16 +43,15 @@ def load_minari(
 ) -> tuple[Transitions, Rewards]:
     """Read a Minari dataset.
 
-    Observations are flattened as ``gymnasium.spaces.utils.flatten`` does it, subspaces in the order that the
-    dataset was recorded with. An infinite bound of the action space becomes the smallest or largest action of
-    the log. An episode whose last step says neither terminated nor truncated counts as truncated. Successes
-    are those of ``infos`` where it has one of ``SUCCESSES``, and False elsewhere. If no episode has one, success
-    is not reported.
+    Observations are flattened by ``gymnasium.spaces.utils.flatten``, with subspaces in their recorded order. An
+    infinite bound of the action space becomes the smallest or largest action of the log. An episode counts as
+    truncated if its last step is neither terminated nor truncated. Successes come from ``infos``, if it has one
+    of ``SUCCESSES``; otherwise they are False. If no episode has one, success is not reported.
 
     Args:
         dataset_id: such as ``D4RL/pointmaze/umaze-v2``.
-        root: folder of datasets; None takes Minari's own, ``MINARI_DATASETS_PATH`` or one in the home folder.
-        download: whether to fetch a dataset that is not there, which needs a network.
+        root: folder of datasets; None: ``MINARI_DATASETS_PATH``, or Minari's folder in the home folder.
+        download: whether to download a missing dataset.
 
     Returns:
         The episodes and their rewards.
@@ -85,21 +84,21 @@ def load_minari(
 
 
 def environment_spec(dataset_id: str, root: Path | None = None) -> EnvSpec | None:
-    """What a local dataset says of its environment.
+    """Return the environment that a local dataset names.
 
     Args:
         dataset_id: such as ``D4RL/pointmaze/umaze-v2``.
-        root: as in ``load_minari``.
+        root: see ``load_minari``.
 
     Returns:
-        The environment meant for evaluation, else the one that the dataset was recorded in, or None. To make
-        it is to call whatever the dataset names, so make it only if you trust the dataset.
+        The environment for evaluation, else the one that the dataset was recorded in, or None. Making it calls
+        any code that the dataset names, so make it only if you trust the dataset.
 
     Raises:
-        InputError: as ``load_minari`` without a download.
+        InputError: see ``load_minari`` without a download.
     """
     dataset, _, _ = _open(dataset_id, root, download=False)
-    # Minari 0.5.4 reads both, mends what older versions of Gymnasium wrote, and shows only one in public.
+    # Minari 0.5.4 reads both and repairs specifications of older Gymnasium versions, but publishes only one.
     spec: EnvSpec | None = dataset._eval_env_spec or dataset.env_spec
     return spec
 
@@ -112,27 +111,26 @@ def save_minari(
     environment: str | None = None,
     description: str = "",
 ) -> Path:
-    """Write episodes as a Minari dataset, whole or not at all.
+    """Write episodes as a Minari dataset, completely or not at all.
 
-    ``load_minari`` gives the same episodes back. Successes, if anything reports them, become
-    ``infos["success"]``. As usual in Minari, it has one more entry than the episode has steps. The first entry,
-    for the reset, is False.
+    ``load_minari`` returns the same episodes. Successes, if reported, become ``infos["success"]``. As usual in
+    Minari, it has one more entry than the episode has steps; the first entry, for the reset, is False.
 
     Args:
         transitions: the episodes.
         rewards: their rewards and successes.
         dataset_id: such as ``mine/door-open-v0``.
-        root: as in ``load_minari``.
-        environment: Gymnasium id to store as the environment of the dataset, such as ``CartPole-v1``, or
-            ``package:id`` where a package has to be imported for it; it is looked up, not made.
-        description: text for the readers of the dataset.
+        root: see ``load_minari``.
+        environment: Gymnasium id of the dataset's environment, such as ``CartPole-v1``, or ``package:id`` if a
+            package must be imported to register it. It is looked up, not made.
+        description: text for readers of the dataset.
 
     Returns:
         The folder of the dataset.
 
     Raises:
         InputError: Minari is not installed, the id is malformed, the dataset exists already, the episodes are
-            not sound, the environment is unknown, or the folder cannot be written.
+            invalid, the environment is unknown, or the folder cannot be written.
     """
     root, folder = _place(dataset_id, root)
     validate_transitions(transitions)
@@ -149,7 +147,7 @@ def save_minari(
             partial.mkdir()
             _write(partial / "data", transitions, rewards, dataset_id, spec, description)
 
-        # In a place whose name begins with a dot, which hides it from Minari: its ids have none.
+        # The temporary folder's name begins with a dot, so Minari, whose ids have none, ignores it.
         write_atomically(folder, write)
     except (ImportError, OSError, RuntimeError) as error:  # h5py also raises RuntimeError for a full disk
         raise InputError(f"{shown(folder)} cannot be written: {_line(error)}") from error
@@ -158,7 +156,7 @@ def save_minari(
 
 @dataclass(frozen=True)
 class _Episode:
-    """T + 1 flat observations, T of everything else, and the flags of the last step."""
+    """T + 1 flat observations, T actions, rewards and successes, and the flags of the last step."""
 
     observations: Array
     actions: Array
@@ -170,7 +168,7 @@ class _Episode:
 
 
 def _place(dataset_id: str, root: Path | None) -> tuple[Path, Path]:
-    """The folder of all datasets and the one of this."""
+    """Return the folder of all datasets and the folder of this dataset."""
     try:
         from minari.dataset.minari_dataset import parse_dataset_id
         from minari.storage.datasets_root_dir import get_dataset_path
@@ -180,17 +178,17 @@ def _place(dataset_id: str, root: Path | None) -> tuple[Path, Path]:
         ) from error
     try:
         parse_dataset_id(dataset_id)
-    except (TypeError, ValueError) as error:  # TypeError is what an id without a version meets
+    except (TypeError, ValueError) as error:  # TypeError: an id without a version
         raise InputError(
-            f"Minari dataset '{dataset_id}': an id reads name-v0 or namespace/name-v0, of letters, digits, "
-            "'_' and '-', such as D4RL/pointmaze/umaze-v2"
+            f"Minari dataset '{dataset_id}': an id has the form name-v0 or namespace/name-v0, of letters, "
+            "digits, '_' and '-', such as D4RL/pointmaze/umaze-v2"
         ) from error
     root = get_dataset_path() if root is None else root
     return root, root / dataset_id
 
 
 def _open(dataset_id: str, root: Path | None, download: bool) -> tuple[MinariDataset, Path, dict[str, Any]]:
-    """The dataset, its folder and the description of its observation space as the file has it."""
+    """Return the dataset, its folder and the stored description of its observation space."""
     root, folder = _place(dataset_id, root)
     from minari import MinariDataset
     from minari.dataset.minari_storage import MinariStorage
@@ -205,7 +203,7 @@ def _open(dataset_id: str, root: Path | None, download: bool) -> tuple[MinariDat
     with _reading(folder):
         metadata = MinariStorage.read_raw_metadata(data)
         for field in ("observation_space", "action_space"):
-            # Minari would make the environment to ask it, and so run whatever the file names.
+            # Without it, Minari would make the environment, and so run any code that the file names.
             if field not in metadata:
                 raise InputError(f"{shown(folder)}: its metadata has no {field}; record it again with Minari")
         described: dict[str, Any] = json.loads(metadata["observation_space"])
@@ -213,16 +211,16 @@ def _open(dataset_id: str, root: Path | None, download: bool) -> tuple[MinariDat
 
 
 def _unknown(dataset_id: str, root: Path) -> InputError:
-    found = [path.parents[1].relative_to(root) for path in root.glob("**/data/metadata.json")]
-    local = sorted(path.as_posix() for path in found if not any(part[0] == "." for part in path.parts))
+    folders = [path.parents[1].relative_to(root) for path in root.glob("**/data/metadata.json")]
+    local = sorted(path.as_posix() for path in folders if not any(part[0] == "." for part in path.parts))
     fix = f"{_by_hand(dataset_id)} to {shown(root / dataset_id)}"
     if not local:
-        return InputError(f"Minari dataset '{dataset_id}': {shown(root)} holds no dataset; {fix}")
+        return InputError(f"Minari dataset '{dataset_id}': {shown(root)} contains no dataset; {fix}")
     return InputError(f"{unknown_name('Minari dataset', dataset_id, local)} (in {shown(root)}); {fix}")
 
 
 def _by_hand(dataset_id: str) -> str:
-    return f"run `minari download {dataset_id}` where there is a network and copy the folder that it makes"
+    return f"run `minari download {dataset_id}` on a machine with a network and copy the downloaded folder"
 
 
 def _download(dataset_id: str, root: Path) -> None:
@@ -231,7 +229,7 @@ def _download(dataset_id: str, root: Path) -> None:
     try:
         with _minari_root(root):
             download_dataset(dataset_id)
-    except Exception as error:  # whatever a network, a remote storage and its client can raise
+    except Exception as error:  # any error of a network, a remote storage or its client
         raise InputError(
             f"Minari dataset '{dataset_id}' is not in {shown(root)} and could not be downloaded "
             f"({type(error).__name__}: {_line(error)}); {_by_hand(dataset_id)} to {shown(root / dataset_id)}"
@@ -240,7 +238,7 @@ def _download(dataset_id: str, root: Path) -> None:
 
 @contextmanager
 def _minari_root(root: Path) -> Iterator[None]:
-    """Minari takes its folder from the environment alone, at every call."""
+    """Set the folder of datasets, which Minari reads from an environment variable at every call."""
     name = "MINARI_DATASETS_PATH"
     before = os.environ.get(name)
     os.environ[name] = str(root)
@@ -255,7 +253,7 @@ def _minari_root(root: Path) -> Iterator[None]:
 
 @contextmanager
 def _reading(folder: Path) -> Iterator[None]:
-    """Minari asserts what it expects of a file, so a damaged one can raise anything."""
+    """Convert the errors of a damaged dataset, of any type, to an InputError of one line."""
     try:
         yield
     except InputError:
@@ -277,7 +275,7 @@ def _episodes_of(dataset: MinariDataset, folder: Path) -> Iterator[EpisodeData]:
 
 
 def _in_recorded_order(space: spaces.Space[Any], described: Mapping[str, Any]) -> spaces.Space[Any]:
-    """Minari sorts the keys of a Dict when it reads one; the environment that is flattened may not."""
+    """Restore the recorded order of a Dict's keys, which Minari sorts when it reads them."""
     if isinstance(space, spaces.Dict):
         parts = described["subspaces"]
         return spaces.Dict([(key, _in_recorded_order(space[key], parts[key])) for key in parts])
@@ -297,8 +295,8 @@ def _check_observation_space(space: spaces.Space[Any], place: str) -> None:
                 _check_observation_space(part, f"{place}[{index}]")
         case spaces.Box(dtype=np.uint8, shape=(_, _, *_)):
             raise InputError(
-                f"{place} holds images, {_line(space)}; they are read where they are all there is to see, "
-                "(height, width, channels), not as a part of a vector"
+                f"{place} contains images, {_line(space)}; images are read only if they are the whole "
+                "observation, (height, width, channels), not a part of it"
             )
         case spaces.Box() | spaces.Discrete() | spaces.MultiDiscrete() | spaces.MultiBinary():
             pass
@@ -317,17 +315,17 @@ def _read_episode(
     )
     steps = rewards.size
     if steps == 0:
-        raise InputError(f"{place} has no step; leave it out")
+        raise InputError(f"{place} has no steps; remove it")
     for name, values in (("rewards", rewards), ("terminations", terminations), ("truncations", truncations)):
         if values.shape != (steps,) or values.dtype.kind not in "biuf":
             raise InputError(
-                f"{place}, {name}: {values.dtype} of shape {values.shape}, but there are {steps} rewards and "
-                "each step has one number"
+                f"{place}, {name}: {values.dtype} of shape {values.shape}, but there are {steps} rewards; "
+                "give one number per step"
             )
     for word, flags in (("terminated", terminations), ("truncated", truncations)):
         if flags[:-1].any():
             raise InputError(
-                f"{place}: step {int(flags.argmax())} of {steps} says {word}, but the episode goes on; end "
+                f"{place}: step {int(flags.argmax())} of {steps} is {word}, but the episode goes on; end "
                 "the episode there"
             )
     successes, reported = _successes(data.infos or {}, steps, place)
@@ -343,7 +341,7 @@ def _read_episode(
 
 
 def _flattened(space: spaces.Space[Any], values: Any, rows: int, place: str) -> Array:
-    """Elements of a space, laid out as Minari does it, as Gymnasium flattens each: (rows, size)."""
+    """Flatten elements of a space, stored in Minari's layout, as Gymnasium does: (rows, size)."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         if len(values) != len(space.spaces):
             raise InputError(f"{place}: {len(values)} parts, but {_line(space)} has {len(space.spaces)}")
@@ -359,7 +357,7 @@ def _flattened(space: spaces.Space[Any], values: Any, rows: int, place: str) -> 
         return array.reshape(rows, -1).astype(np.float32)
     for row, value in enumerate(array):
         if not space.contains(value):
-            raise InputError(f"{place}: {value} at row {row} lies outside {_line(space)}")
+            raise InputError(f"{place}: {value} at row {row} is outside {_line(space)}")
     return np.array([spaces.flatten(space, value) for value in array], dtype=np.float32)
 
 
@@ -372,8 +370,8 @@ def _successes(infos: Mapping[str, Any], steps: int, place: str) -> tuple[Array,
     flat = values.shape[:1] == (values.size,)  # (steps,) or (steps, 1)
     if values.dtype.kind not in "biuf" or values.size not in (steps, steps + 1) or not flat:
         raise InputError(
-            f"{place}, infos['{name}']: {values.dtype} of shape {values.shape}, but {steps} steps have "
-            f"{steps} numbers, or {steps + 1} with the one of the reset"
+            f"{place}, infos['{name}']: {values.dtype} of shape {values.shape}, but {steps} steps need "
+            f"{steps} numbers, or {steps + 1} with the reset's"
         )
     return np.asarray(values.reshape(-1)[-steps:] > 0), True
 
@@ -415,14 +413,14 @@ def _registered(environment: str) -> EnvSpec:
         spec.to_json()  # raises for an environment that was registered by its class
     except (ImportError, TypeError, ValueError, gymnasium.error.Error) as error:
         raise InputError(
-            f"environment '{environment}' cannot be stored with the dataset ({_line(error)}); give an id "
-            "that Gymnasium knows, with its package in front if that has to be imported: package:id"
+            f"environment '{environment}' cannot be stored with the dataset ({_line(error)}); give a "
+            "registered Gymnasium id, or package:id if a package must be imported to register it"
         ) from error
     return spec
 
 
 def _create_namespace(dataset_id: str, root: Path) -> None:
-    """What Minari wants to have before it shares a dataset."""
+    """Create the namespace that Minari needs to publish the dataset."""
     from minari.dataset.minari_dataset import parse_dataset_id
     from minari.namespace import create_namespace, list_local_namespaces
 
@@ -440,7 +438,7 @@ def _write(
     spec: EnvSpec | None,
     description: str,
 ) -> None:
-    # Not minari.create_dataset_from_buffers: it makes the environment, and writes to its final place.
+    # Not minari.create_dataset_from_buffers: it makes the environment and does not write atomically.
     import minari
     from minari.dataset.minari_storage import MinariStorage
 
@@ -468,7 +466,7 @@ def _buffers(transitions: Transitions, rewards: Rewards) -> Iterator[EpisodeBuff
     actions = transitions.actions.argmax(1) if transitions.discrete else transitions.actions
     for episode, (start, end) in enumerate(pairwise(transitions.episode_starts.tolist())):
         last = np.arange(start, end) == end - 1
-        # Arrays, where Minari's annotations say lists: its files are the same and quicker written.
+        # Arrays instead of the annotated lists give the same files faster.
         columns: dict[str, Any] = {
             "observations": transitions.observations[start + episode : end + episode + 1].numpy(),
             "actions": actions[start:end].numpy(),
@@ -491,7 +489,7 @@ class Minari(Source):
         task: Task = Field("D4RL/pointmaze/umaze-v2", description="Id of the dataset.")
         path: LocalPath = operational(
             None,
-            description="Folder of datasets. null: Minari's own, where missing datasets are downloaded to.",
+            description="Folder of datasets; missing ones are downloaded to it. null: Minari's own folder.",
         )
 
         @property
@@ -506,7 +504,7 @@ class Minari(Source):
         return Path(self.parameters.path) if self.parameters.path else None
 
     def load(self, seed: int, workers: int | None) -> tuple[Transitions, Rewards]:
-        """Read the dataset, downloaded first if it is not there."""
+        """Read the dataset; download it first if it is missing."""
         return load_minari(self.parameters.task, self._root)
 
     def make_environment(self, episode_steps: int | None = None) -> Callable[[], Environment] | None:
@@ -514,12 +512,12 @@ class Minari(Source):
         spec = environment_spec(self.parameters.task, self._root)
         if spec is None:
             return None
-        # By its id, not as it stands: a specification may name any code as its entry.
+        # Only its id: a specification may name any code as its entry point.
         return partial(GymnasiumEnvironment, spec.id, episode_steps or spec.max_episode_steps, spec.kwargs)
 
     @property
     def may_have_environment(self) -> bool:
-        """Whether the dataset names one; assumed of a dataset that is not there yet."""
+        """Whether the dataset names one; assumed for a dataset that is not downloaded yet."""
         try:
             return environment_spec(self.parameters.task, self._root) is not None
         except InputError:
@@ -527,10 +525,10 @@ class Minari(Source):
 
     @property
     def environment_name(self) -> str:
-        """The id of the environment that the dataset names."""
+        """Id of the environment that the dataset names."""
         spec = environment_spec(self.parameters.task, self._root)
         return spec.id if spec is not None else self.parameters.task
 
     def files(self) -> list[Path]:
-        """The dataset in its folder of datasets."""
+        """The dataset's folder, if ``path`` is set."""
         return [self._root / self.parameters.task] if self._root else []

@@ -1,4 +1,4 @@
-"""What sources that collect in a simulator share."""
+"""Base class of sources that collect episodes in a simulator."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from cvl_pipeline.sources.base import Source, SourceParameters, Task
 
 
 class SimulatedParameters(SourceParameters):
-    """The settings of every collection in a simulator."""
+    """The settings that every collection in a simulator has."""
 
     task: Task = Field(description="Name of the environment.")
-    episodes: int = Field(400, ge=2, description="Episodes to collect. Some train, some are held out.")
+    episodes: int = Field(400, ge=2, description="Episodes to collect. Some are held out from training.")
     episode_steps: int | None = Field(
         200, ge=1, description="Length of an episode. null: the environment's own limit."
     )
@@ -29,7 +29,7 @@ class SimulatedParameters(SourceParameters):
     random_max: float = Field(
         1.0, ge=0.0, le=1.0, description="Each episode draws its share of random steps from [0, random_max]."
     )
-    random_hold: int = Field(20, ge=1, description="Steps that a random action is held for.")
+    random_hold: int = Field(20, ge=1, description="Steps for which a random action is held.")
 
 
 class SimulatedSource(Source):
@@ -40,7 +40,7 @@ class SimulatedSource(Source):
     def load(self, seed: int, workers: int | None) -> tuple[Transitions, Rewards]:
         """Collect the episodes."""
         make_environment = self.make_environment()
-        assert make_environment is not None  # a simulator has one
+        assert make_environment is not None  # every simulated source has an environment
         return collect(
             make_environment,
             self.make_controller(),
@@ -50,10 +50,10 @@ class SimulatedSource(Source):
         )  # fmt: skip
 
     def disturbances(self) -> Disturbances:
-        """Return how far collection strays from its controller."""
-        given = self.parameters
-        return Disturbances(given.noise_max, given.random_max, given.random_hold)
+        """Return the disturbances of the controller's actions."""
+        p = self.parameters
+        return Disturbances(p.noise_max, p.random_max, p.random_hold)
 
     @abstractmethod
     def make_controller(self) -> Callable[[], Controller]:
-        """Return a factory of the controller, importable by other processes."""
+        """Return a factory of the controller, which other processes can import."""

@@ -100,7 +100,7 @@ SPACE: dict[str, Float | Int | Categorical] = {
 
 
 class TuningParameters(Strict):
-    """What is searched, by which measure, and how."""
+    """Settings of the search: space, objectives and trials."""
 
     study: str = Field("study", description="Name of the study and of the folder of its artifacts.")
     storage: str | None = operational(
@@ -115,16 +115,17 @@ class TuningParameters(Strict):
         description="Processes on this machine. null: one per GPU, or else one per core, at most 8.",
     )
     objectives: Words = Field(
-        ("returns_correlation",), description="What is optimised. Several objectives: their Pareto front."
+        ("returns_correlation",),
+        description="Objectives to optimise. Several objectives: their Pareto front.",
     )
-    measures: Words = Field(
-        (), description="What else every trial measures, to be compared with the objectives."
-    )
+    measures: Words = Field((), description="Other objectives that every trial measures, for comparison.")
     seeds: int = Field(1, ge=1, description="Trainings per trial, each with its own seed. Their mean counts.")
     returns_discount: float = Field(
         0.99, gt=0.0, lt=1.0, description="Discount of the returns that returns_correlation ranks Q against."
     )
-    sampler: Literal["tpe", "random", "nsgaii"] = Field("tpe", description="How points are proposed.")
+    sampler: Literal["tpe", "random", "nsgaii"] = Field(
+        "tpe", description="Optuna sampler that proposes points."
+    )
     startup_trials: int = Field(
         8, ge=0, description="Random trials before the sampler learns from them. They are never pruned."
     )
@@ -135,7 +136,7 @@ class TuningParameters(Strict):
     grace_seconds: float = operational(
         300.0,
         ge=60.0,
-        description="Seconds without a sign of life after which another machine's trial is dead.",
+        description="Seconds without a heartbeat after which another machine's trial is dead.",
     )
     space: dict[str, Dimension] = Field(
         SPACE,
@@ -151,8 +152,8 @@ class TuningParameters(Strict):
 
     @field_validator("space", mode="before")
     @classmethod
-    def _without_what_is_null(cls, space: Any) -> Any:
-        # Environments are merged into the base's space: null is how one leaves a parameter of it out.
+    def _without_null(cls, space: Any) -> Any:
+        # Environments are merged into the space of conf/base: null removes a parameter from it.
         if not isinstance(space, dict):
             return space
         return {name: dimension for name, dimension in space.items() if dimension is not None}

@@ -20,7 +20,7 @@ from cvl_pipeline.schema import below, fields_at, merged, nested, operational_at
 from cvl_pipeline.tuning.objectives import OBJECTIVES
 from cvl_pipeline.tuning.parameters import Categorical, Dimension, Int, TuningParameters
 
-RULERS = ("dataset.name", "dataset.task", "dataset.source", "dataset.path")
+PROBLEM = ("dataset.name", "dataset.task", "dataset.source", "dataset.path")
 """Parameters that define the problem. They cannot be searched."""
 STAGES = ("dataset", "data_ingestion", "contrastive_dynamics", "value_readout", "policy_extraction")
 """Stages whose parameters can be searched. The others define the evaluation, or do not affect trials."""
@@ -103,7 +103,7 @@ def _check_name(name: str) -> None:
         raise InputError(f"tuning.space: {unknown_name('parameter', name, names)}")
     if (
         name.split(".")[0] not in STAGES
-        or below(name, RULERS)
+        or below(name, PROBLEM)
         or operational_at(StageParameters, name.split("."))
         or fields_at(StageParameters, name.split("."))
     ):
@@ -159,7 +159,7 @@ def decoded(dimension: Dimension, value: Any) -> Any:
     return next(choice for choice in dimension.choices if _encoded(choice) == value)
 
 
-def defaults_as_drawn(space: Mapping[str, Dimension], stages: StageParameters) -> dict[str, Any] | None:
+def encoded_defaults(space: Mapping[str, Dimension], stages: StageParameters) -> dict[str, Any] | None:
     """Return the unchanged parameters as a point in Optuna's encoding; None if the space excludes them."""
     point: dict[str, Any] = {}
     encoded: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Study that several processes share and that outlives each of them."""
+"""The study: its storage is shared by several processes and outlives them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from cvl_pipeline.io.storage import shown
 from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.schema import below, effective
 from cvl_pipeline.tuning.parameters import TuningParameters
-from cvl_pipeline.tuning.space import defaults_as_drawn, distribution
+from cvl_pipeline.tuning.space import distribution, encoded_defaults
 from cvl_pipeline.tuning.storage import StudyLocation, open_storage
 
 logger = logging.getLogger(__name__)
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 RETRIES = 3
-"""Retries for the point of an interrupted trial, because it may kill its process every time."""
+"""Retries of an interrupted trial: a point may kill its process every time."""
 MADE_FOR = "made_for"
 UNUSED = ("baselines", "value_report", "evaluation.confidence")
 """Parameters that no trial reads, so that they may change while a study runs."""
@@ -128,14 +128,14 @@ def prepare(
     if made_for is None:
         study.set_user_attr(MADE_FOR, wanted)
         restore(study, records, wanted, tuning)
-        defaults = defaults_as_drawn(tuning.space, stages)
+        defaults = encoded_defaults(tuning.space, stages)
         if defaults is not None and not study.get_trials(deepcopy=False):
             study.enqueue_trial(defaults, user_attrs={"defaults": True})
     elif made_for != wanted:
         other = sorted(name for name in {*made_for, *wanted} if made_for.get(name) != wanted.get(name))
-        was = "; ".join(f"{n} was {made_for.get(n)!r}, is {wanted.get(n)!r}" for n in other[:3])
+        differences = "; ".join(f"{n} was {made_for.get(n)!r}, is {wanted.get(n)!r}" for n in other[:3])
         raise InputError(
-            f"tuning.study: '{study.study_name}' was started with other parameters ({was}"
+            f"tuning.study: '{study.study_name}' was started with other parameters ({differences}"
             f"{' and more' if len(other) > 3 else ''}), so its trials cannot be compared with new ones; give "
             "tuning.study another name"
         )
@@ -213,7 +213,7 @@ def release_dead(study: Study, tuning: TuningParameters, records: Path) -> None:
                 continue
             study.tell(trial.number, state=TrialState.FAIL)
         except (ValueError, UpdateFinishedTrialError):
-            continue  # another worker was first
+            continue  # another worker was faster
         retries = trial.user_attrs.get("retries", 0) + 1
         point = trial.params or trial.system_attrs.get("fixed_params")
         if retries <= RETRIES and point:

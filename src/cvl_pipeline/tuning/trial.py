@@ -1,4 +1,4 @@
-"""The value of one point of a space: each stage runs once for everything it depends on."""
+"""Measurement of one point of a space; trials share the results of equal stages."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from cvl_pipeline.tuning.objectives import OBJECTIVES
 from cvl_pipeline.tuning.space import with_values
 
 ROLLOUT_SEEDS = 1_000_000
-"""Added to the seed of a trial's rollouts: the final evaluation must not repeat the episodes that chose."""
+"""Added to the seed of a trial's rollouts: the final evaluation must use other episodes."""
 
 
 class Bench:
     """Measures points of a space on one log.
 
-    Trained networks and measured rollouts are kept in a folder, under a fingerprint of everything they depend
-    on. If two trials have something in common (the critic, where only the policy is searched), one of them makes
-    it; the other one waits.
+    Trained networks and measured rollouts are stored in a folder, under a fingerprint of everything they depend
+    on. If two trials need the same network (the critic, if only the policy is searched), one trains it and the
+    other waits.
     """
 
     def __init__(
@@ -54,15 +54,15 @@ class Bench:
         folder: Path,
         workers: int | None,
     ) -> None:
-        """Measure on a log.
+        """Prepare the measurements.
 
         Args:
             data: the episodes, with the log's rewards.
             stages: all parameters, except those that a point changes.
             searched: names of the parameters that points may change.
-            returns_discount: of the returns that ``returns_correlation`` ranks Q against.
-            folder: for everything that trials share.
-            workers: processes of rollouts; None: one per core.
+            returns_discount: discount of the returns in ``returns_correlation``.
+            folder: folder of the files that trials share.
+            workers: number of processes for rollouts; None: one per core.
         """
         self._data = data
         self._stages = stages
@@ -74,16 +74,16 @@ class Bench:
     def measure(
         self, values: Mapping[str, Any], seed: int, names: tuple[str, ...], watch: Watcher | None = None
     ) -> dict[str, float]:
-        """Return the numbers that the stages report at a point.
+        """Return the objectives' values at a point.
 
         Args:
-            values: of the point, by full name.
-            seed: of the trainings and the rollouts; the log and its split are the study's.
-            names: of objectives. Stages that none of them needs do not run.
-            watch: receives the rows of the critic's history as they are measured, and may raise.
+            values: the point, by full name.
+            seed: seed of the trainings and the rollouts; the log and its split are the study's.
+            names: objectives. Only the stages that they need run.
+            watch: receives each new row of the critic's history, and may raise.
 
         Raises:
-            InputError: values that do not go together, or what a stage refuses.
+            InputError: incompatible values, or an error of a stage.
             FloatingPointError: training diverged.
         """
         stages = with_values(self._stages, values)
@@ -96,7 +96,7 @@ class Bench:
         }
         if len(measured) == len(names):
             return measured
-        assert data.rewards is not None  # a study has those of the log
+        assert data.rewards is not None  # a study has the log's rewards
         labels = label(data.transitions, data.rewards, stages.reward)
         data = data.with_rewards(labels)
         readout = api.read_out(critic, data, stages.value_readout, seed)
@@ -115,7 +115,7 @@ class Bench:
         return {name: measured[name] for name in names}
 
     def _episodes(self, stages: StageParameters) -> EpisodeData:
-        """The episodes, collected or prepared again only as far as the space reaches."""
+        """Return the episodes; collect or prepare them again only if the space contains such parameters."""
         if any(below(name, ["dataset"]) for name in self._searched):
             return self._collected(stages)
         if any(below(name, ["data_ingestion"]) for name in self._searched):
@@ -129,8 +129,8 @@ class Bench:
         paths = [self._folder / f"{kind}-{key}.safetensors" for kind in ("transitions", "rewards")]
         with self._alone(f"dataset-{key}"):
             if not all(path.exists() for path in paths):
-                made = api.ingest(stages.dataset, stages.seed, self._workers)
-                for path, value in zip(paths, made, strict=True):
+                episodes = api.ingest(stages.dataset, stages.seed, self._workers)
+                for path, value in zip(paths, episodes, strict=True):
                     api.save(value, path)
         transitions, rewards = (api.load(path) for path in paths)
         return EpisodeData.prepare(transitions, rewards, stages.data_ingestion, stages.seed)
@@ -162,13 +162,13 @@ class Bench:
         self, data: EpisodeData, q: QFunction, stages: StageParameters, seed: int
     ) -> dict[str, float]:
         policy, key = self._policy(data, q, stages, seed)
-        judged = effective(stages.evaluation)
+        protocol = effective(stages.evaluation)
         path = self._folder / f"rollouts-{key}.json"
         with self._alone(f"rollouts-{key}"):
             if path.exists():
-                kept = json.loads(path.read_text())
-                if kept["evaluation"] == judged:
-                    return dict(kept["measured"])
+                stored = json.loads(path.read_text())
+                if stored["evaluation"] == protocol:
+                    return dict(stored["measured"])
             environment = environment_for(stages.dataset, stages.evaluation)
             seed += ROLLOUT_SEEDS
             transitions, rewards = api.roll_out(
@@ -180,14 +180,14 @@ class Bench:
             measured = {"return_mean": float(table["return"].mean())}
             if labels.reports_success:
                 measured = {"success_rate": float(table["success"].mean()), **measured}
-            record = json.dumps({"evaluation": judged, "measured": measured})
+            record = json.dumps({"evaluation": protocol, "measured": measured})
             write_atomically(path, lambda partial: partial.write_text(record))
         return measured
 
     def _trained(
         self, name: str, kind: str, train: Callable[[Path], tuple[Any, pd.DataFrame]]
     ) -> tuple[Any, pd.DataFrame]:
-        """A network and its history: kept, or trained now and kept."""
+        """Return a network and its history; train and store them if they are not stored yet."""
         network, history = self._folder / f"{name}.safetensors", self._folder / f"{name}.parquet"
         unfinished = self._folder / f"{name}.unfinished"
         with self._alone(name):
@@ -195,7 +195,7 @@ class Bench:
                 return load_artifact(network, kind), read_table(history)
             try:
                 trained, rows = train(unfinished)
-            except Exception:  # diverged, pruned, out of memory: nobody goes on from there
+            except Exception:  # diverged, pruned, out of memory: not resumed
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -205,7 +205,7 @@ class Bench:
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
-        """Hold a lock that ends with this process, however it ends."""
+        """Hold a lock, which the system releases if the process dies."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / f".{name}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -213,5 +213,5 @@ class Bench:
 
 
 def mean_over_seeds(measured: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of each number over the trainings of a trial."""
-    return {name: float(np.mean([found[name] for found in measured])) for name in measured[0]}
+    """Mean of each number over the trainings of a trial."""
+    return {name: float(np.mean([row[name] for row in measured])) for name in measured[0]}

@@ -1,4 +1,4 @@
-"""One process of a study: takes trials until the study has as many finished ones as it should."""
+"""A worker of a study: runs trials until the study has ``tuning.trials`` finished ones."""
 
 from __future__ import annotations
 
@@ -47,30 +47,30 @@ from cvl_pipeline.tuning.trial import Bench, mean_over_seeds
 logger = logging.getLogger(__name__)
 
 PULSE = 15.0
-"""Seconds between signs of life of a running trial."""
+"""Seconds between the heartbeats of a running trial."""
 POLL = 1.0
-"""Seconds between two looks at the trials of others, when there is nothing left to begin."""
+"""Seconds between checks of the other workers' trials when no trial is left to start."""
 RECOVERABLE = (ValueError, ArithmeticError, MemoryError, RuntimeError)
-"""What fails a trial and not the study: values that do not go together, divergence, too little memory."""
+"""Errors that fail a trial but not the study: incompatible values, divergence, too little memory."""
 
 
 class _SurplusError(Exception):
-    """Another worker began the last trial at the same moment."""
+    """Another worker started the last trial at the same moment."""
 
 
 @dataclass(frozen=True)
 class Specification:
-    """All that a worker needs to know.
+    """The input of a worker.
 
     Attributes:
-        folder: of the study: inputs, records, what trials share.
-        location: of the storage.
-        name: of the study in it.
-        stages: all parameters but those of the space.
-        tuning: the study's.
-        index: of this worker on this machine.
-        workers: on this machine.
-        begun_with: trials that the study had when the workers were started.
+        folder: folder of the study: inputs, records and files that trials share.
+        location: the storage.
+        name: name of the study in the storage.
+        stages: all parameters, except those of the space.
+        tuning: the study's parameters.
+        index: number of this worker on this machine.
+        workers: number of workers on this machine.
+        begun_with: number of trials in the study when the workers started.
     """
 
     folder: Path
@@ -84,11 +84,11 @@ class Specification:
 
     @property
     def records(self) -> Path:
-        """Folder of what finished trials found."""
+        """Folder of the finished trials' results."""
         return self.folder / "records"
 
     def to_json(self) -> str:
-        """For another process. It may hold a password: for a pipe, never for a file."""
+        """Encode for another process. The text may contain a password: use a pipe, never a file."""
         return json.dumps(
             {
                 "folder": str(self.folder), "journal": str(self.location.journal), "url": self.location.url,
@@ -100,7 +100,7 @@ class Specification:
 
     @staticmethod
     def from_json(text: str) -> Specification:
-        """What ``to_json`` wrote."""
+        """Decode the output of ``to_json``."""
         values = json.loads(text)
         location = StudyLocation(Path(values.pop("journal")), values.pop("url"))
         stages, tuning = StageParameters(**values.pop("stages")), TuningParameters(**values.pop("tuning"))
@@ -109,7 +109,7 @@ class Specification:
 
 
 def work(specification: Specification) -> None:
-    """Take trials until the study has enough.
+    """Run trials until the study has enough finished ones.
 
     Raises:
         InputError: the storage is damaged or cannot be reached, or too many trials failed.
@@ -135,21 +135,21 @@ def _try_one(study: Study, objective: _Objective, location: StudyLocation) -> No
     except (UpdateFinishedTrialError, ValueError) as error:
         if location.url is None:
             check_journal(location.journal)
-        # It took so long to tell that another machine thought it dead and gave it up.
+        # The result was so late that another machine considered the trial dead and ended it.
         logger.warning("The trial had already ended when its result arrived: %s", one_line(error))
 
 
 def _sampler_seed(specification: Specification) -> int:
-    """Another one for every worker, and after every resumption, or the first draws would come again."""
+    """Seed that differs between workers and resumptions, so that they sample different points."""
     location, stages = specification.location, specification.stages
     number = 64 * specification.begun_with + specification.index
-    if location.url is not None:  # other machines have a worker of that index too
+    if location.url is not None:  # other machines have workers with the same index
         number += 2**20 * zlib.crc32(platform.node().encode())
     return stream_seed(stages.seed, "tuning", number) % 2**32
 
 
 def _may_begin(study: Study, specification: Specification) -> bool:
-    """Wait until a trial may begin (True) or the study has enough (False)."""
+    """Wait until a trial may start (True) or the study has enough finished trials (False)."""
     tuning = specification.tuning
     while True:
         release_dead(study, tuning, specification.records)
@@ -158,8 +158,8 @@ def _may_begin(study: Study, specification: Specification) -> bool:
             return False
         if failed > tuning.max_failures:
             raise InputError(
-                f"tuning: {failed} trials failed, more than tuning.max_failures ({tuning.max_failures}); the "
-                "column error of the trials table says why"
+                f"tuning: {failed} trials failed, more than tuning.max_failures ({tuning.max_failures}); see "
+                "the column error of the trials table"
             )
         if finished + running < tuning.trials:
             return True
@@ -167,7 +167,7 @@ def _may_begin(study: Study, specification: Specification) -> bool:
 
 
 class _Objective:
-    """What Optuna calls with a trial."""
+    """Runs one trial; Optuna calls it."""
 
     def __init__(self, specification: Specification, study: Study, bench: Bench) -> None:
         self._specification = specification
@@ -186,7 +186,7 @@ class _Objective:
         attributes |= trial.user_attrs
         start = time.perf_counter()
         reported: dict[int, float] = {}
-        with _signs_of_life(trial):
+        with _heartbeat(trial):
             try:
                 measured = self._measure(trial, reported)
             except optuna.TrialPruned:
@@ -213,7 +213,7 @@ class _Objective:
         return mean_over_seeds(measured)
 
     def _watch(self, trial: Trial, reported: dict[int, float]) -> Any:
-        """Tells the pruner what Lightning's validation measured, if that is what is optimised."""
+        """Return a function that reports validation metrics to the pruner; None if nothing can be pruned."""
         tuning = self._specification.tuning
         column = OBJECTIVES[tuning.objectives[0]].column
         if tuning.pruner == "none" or column is None:
@@ -229,7 +229,7 @@ class _Objective:
         return watch
 
     def _is_surplus(self, trial: Trial) -> bool:
-        """Whether as many trials as are wanted had begun before this one; numbers are given in order."""
+        """Whether enough trials started before this one; trials are numbered in order."""
         states = (*FINISHED, TrialState.RUNNING, TrialState.WAITING)
         earlier = sum(
             other.number < trial.number for other in self._study.get_trials(deepcopy=False, states=states)
@@ -244,7 +244,7 @@ class _Objective:
         values: list[float] | None,
         reported: dict[int, float],
     ) -> None:
-        """Write what was found before the storage is told, which may not answer by then."""
+        """Write the result to a file first, because the storage may be unreachable."""
         content = {
             "number": trial.number, "state": state, "values": values, "params": trial.params,
             "user_attrs": attributes, "intermediate_values": reported, MADE_FOR: self._made_for,
@@ -255,12 +255,12 @@ class _Objective:
 
 
 @contextmanager
-def _signs_of_life(trial: Trial) -> Iterator[None]:
+def _heartbeat(trial: Trial) -> Iterator[None]:
     over = threading.Event()
 
     def beat() -> None:
         while not over.wait(PULSE):
-            # Given up by another machine, or the database is away: the end of the trial tells.
+            # Another machine ended the trial, or the database is unreachable: the trial's end reports it.
             with suppress(Exception):
                 trial.set_user_attr("alive", time.time())
 
@@ -276,10 +276,10 @@ def _signs_of_life(trial: Trial) -> Iterator[None]:
 if __name__ == "__main__":
     end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
-    given = Specification.from_json(sys.stdin.read())
+    specification = Specification.from_json(sys.stdin.read())
     try:
-        work(given)
+        work(specification)
     except InputError as error:
-        # For the process that started this one, and for whoever reads the log.
+        # For the parent process and for readers of the log.
         print(f"Error: {error}", flush=True)  # noqa: T201
         sys.exit(2)

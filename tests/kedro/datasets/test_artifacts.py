@@ -42,7 +42,7 @@ def test_an_artifact_of_another_kind_is_refused(tmp_path: Path) -> None:
         critic.load()
     message = str(_cause(caught.value))
     assert str(path) in message
-    assert "holds a policy, not a critic" in message
+    assert "contains a policy, not a critic" in message
 
 
 def test_missing_and_damaged_artifacts_are_named(tmp_path: Path) -> None:

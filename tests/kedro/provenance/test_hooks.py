@@ -173,8 +173,8 @@ def test_a_damaged_input_is_refused_with_a_command_of_the_same_options(tmp_path:
     next(run)
     with pytest.raises(InputError) as caught:
         next(run)
-    assert str(caught.value).startswith(f"{path} is damaged (its bytes are not those that were recorded)")
-    assert "make it again: kedro run --only-missing-outputs --env smoke --params seed=3; or" in str(
+    assert str(caught.value).startswith(f"{path} is damaged (its content differs from the record)")
+    assert "recreate it: kedro run --only-missing-outputs --env smoke --params seed=3; or" in str(
         caught.value
     )
     assert not _is_held(tmp_path, seed=3)

@@ -140,11 +140,11 @@ def test_two_outputs_of_different_runs_of_a_node_are_not_trusted() -> None:
         provenance.record(CHAIN.nodes[0], provenance.making(CHAIN.nodes[0]))
         states = Provenance(CHAIN, catalog).states()
         assert states["first"].fresh
-        assert states["second"] == State("stale", ("input first is another than it was made from",))
+        assert states["second"] == State("stale", ("input first has changed",))
         for name in ("first.json", ".first.json.made.json"):
             (folder / f"old {name}").replace(folder / name)
         states = Provenance(CHAIN, catalog).states()
-        assert states["first"] == State("stale", ("beside, made with it, is another",))
+        assert states["first"] == State("stale", ("beside, made by the same node, has changed",))
         assert states["second"].why == "input first is stale"
 
 
@@ -155,7 +155,7 @@ def test_a_part_of_the_pipeline_takes_other_artifacts_as_they_are() -> None:
         assert run(part, catalog, CHAIN) == set()
         catalog.save("first", ["other"])
         state = Provenance(part, catalog).states()["second"]
-        assert state == State("stale", ("input first is another than it was made from",))
+        assert state == State("stale", ("input first has changed",))
         assert run(part, catalog, CHAIN) == {"n1"}
         assert run(part, catalog, CHAIN) == set()
         assert Provenance(CHAIN, catalog).states()["second"].why == "input first is stale"
@@ -238,7 +238,7 @@ def test_artifacts_at_a_url_are_fresh_on_another_machine_and_large_ones_without_
     bucket.files.rm_file(f"{bucket.url}/first.json")
     assert Provenance(CHAIN, machine("one")).states()["first"].name == "missing"
     bucket.files.rm_file(f"{bucket.url}/.second.json.made.json")
-    assert Provenance(CHAIN, machine("one")).states()["second"].why == "no record of what made it"
+    assert Provenance(CHAIN, machine("one")).states()["second"].why == "it has no record"
     assert run(CHAIN, machine("one")) == {"n0", "n1", "n2"}
     assert state(machine("two")) == {"fresh"}
 

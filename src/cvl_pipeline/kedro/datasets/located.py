@@ -73,7 +73,7 @@ class Located:
             if not (self.location.is_remote and is_input_error):
                 raise
         # The copy or the remote file is damaged.
-        self.location.fetch(anew=True)
+        self.location.fetch(force=True)
         try:
             return load()
         except InputError as error:

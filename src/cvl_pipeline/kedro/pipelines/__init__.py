@@ -1,1 +1,1 @@
-"""The Kedro pipelines, one a stage: thin, over the packages that do the work."""
+"""The Kedro pipelines, one per stage. The packages outside ``kedro`` do the work."""

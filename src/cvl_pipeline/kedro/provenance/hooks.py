@@ -1,4 +1,4 @@
-"""Hooks that lock the data of a run, make stale artifacts again and record what made each artifact."""
+"""Hook that locks the data of a run, selects stale artifacts and writes the records of new ones."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 class TrustArtifacts:
-    """Locks the data of a run, lets ``--only-missing-outputs`` make stale artifacts again, writes the records."""
+    """Locks the data, lets ``--only-missing-outputs`` recreate stale artifacts, and writes records."""
 
     def __init__(self) -> None:
-        """Hold nothing."""
+        """Start without a lock."""
         self._loader: CheckedConfigLoader
         self._lock: TextIO | None = None
         self._lease: Lease | None = None
@@ -43,19 +43,19 @@ class TrustArtifacts:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Keep the loader, which knows where data are stored."""
+        """Keep the configuration loader, which knows the data folders."""
         loader = context.config_loader
-        assert isinstance(loader, CheckedConfigLoader)  # of the project's settings
+        assert isinstance(loader, CheckedConfigLoader)  # set in settings.py
         self._loader = loader
 
     @hook_impl(wrapper=True)
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> Generator[None, Any, Any]:
-        """Lock the data, then choose the nodes to run; raises InputError if another run uses the data."""
+        """Lock the data, then choose the nodes to run; raise InputError if another run uses the data."""
         if isinstance(catalog, SharedMemoryDataCatalog):
             raise InputError(
-                "ParallelRunner is not supported: its processes could not record what made an artifact; use "
+                "ParallelRunner is not supported: its processes cannot write the records of artifacts; use "
                 "SequentialRunner or ThreadRunner"
             )
         self._take_lock(catalog)
@@ -64,18 +64,18 @@ class TrustArtifacts:
             if run_params["only_missing_outputs"]:
                 chosen = self._choose(pipeline, catalog, self._provenance)
             result = yield
-            # Only now: if another hook refuses the run, only its reason is logged.
+            # Log last: if another hook refuses the run, only its reason appears.
             if run_params["only_missing_outputs"]:
                 _log_choice(chosen, pipeline)
             _check_given(pipeline, catalog)
             return result
-        except BaseException:  # of another hook too: in a notebook, this process lives on
+        except BaseException:  # also from other hooks: in a notebook, this process goes on
             self._release_lock()
             raise
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
-        """Record what the node makes its outputs from, and give it folders for unfinished work and logs."""
+        """Prepare the record of the node's outputs, and set its folders for checkpoints and logs."""
         self._check_lease()
         if self._provenance is None:
             return
@@ -85,7 +85,7 @@ class TrustArtifacts:
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
-        """Remove the folders of finished training, unless other trainings in them are unfinished."""
+        """Remove the checkpoint folders of finished training, if they are empty."""
         checkpoints = current.get().checkpoints
         if checkpoints is not None:
             with suppress(OSError):
@@ -103,8 +103,8 @@ class TrustArtifacts:
             return Workspace()
         folder = path.parent.relative_to(self._loader.local("06_models"))
         name = path.stem.removesuffix("_policy")
-        # A folder per recipe, so that one run never resumes what other code or parameters began. Inputs do not
-        # count: training itself distinguishes them, by their content.
+        # One folder per recipe, so that a run never resumes training with other code or parameters. Inputs are not
+        # part of it, because training itself compares their content.
         recipe = replace(making.recipe, inputs={}).fingerprint[:16]
         return Workspace(
             checkpoints=self._loader.local(f"06_models/{folder}/checkpoints/{name}/{recipe}"),
@@ -113,14 +113,14 @@ class TrustArtifacts:
 
     @hook_impl
     def before_dataset_saved(self) -> None:
-        """Refuse to write if another run has taken the data over."""
+        """Raise InputError if another run has taken over the lock."""
         self._check_lease()
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
-        """Record what made the node's outputs, once the last of them is saved.
+        """Write the records of the node's outputs after the last one is saved.
 
-        A run that dies before leaves outputs without records, or with old records that do not fit.
+        If the run dies before, its outputs have no records, or old ones that do not match.
         """
         if self._provenance is None:
             return
@@ -130,7 +130,7 @@ class TrustArtifacts:
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Release the data, and log the artifacts that a partial run made stale."""
+        """Release the lock, and log the artifacts that a partial run made stale."""
         self._release_lock()
         whole = register_pipelines()["__default__"]
         if set(whole.nodes) - set(pipeline.nodes):
@@ -138,25 +138,24 @@ class TrustArtifacts:
             old = [name for name, state in states.items() if state.name in ("stale", "damaged")]
             if old:
                 logger.info(
-                    "Stale now, because it was made from other parameters, code or inputs: %s. To make it "
-                    "again: %s",
+                    "Stale now, because made from other parameters, code or inputs: %s. To recreate them: %s",
                     ", ".join(old), kedro_run("--only-missing-outputs"),
                 )  # fmt: skip
 
     @hook_impl
     def on_pipeline_error(self) -> None:
-        """Release the data."""
+        """Release the lock."""
         self._release_lock()
 
     def _take_lock(self, catalog: DataCatalog) -> None:
-        self._release_lock()  # of a run that a notebook interrupted
+        self._release_lock()  # of an interrupted run in a notebook
         parameters = check_parameters(catalog.load("parameters"))
         dataset, seed = parameters.dataset.folder, parameters.seed
         location = self._loader.location(f"{parameters.data.root}/.locks/{dataset}/seed_{seed}.lock")
-        what = f"data of dataset '{dataset}', seed {seed},"
-        self._lock = acquire(location.path, what)
+        description = f"data of dataset '{dataset}', seed {seed},"
+        self._lock = acquire(location.path, description)
         try:
-            self._lease = Lease(location, what) if location.is_remote else None
+            self._lease = Lease(location, description) if location.is_remote else None
         except BaseException:
             self._release_lock()
             raise
@@ -174,13 +173,13 @@ class TrustArtifacts:
 
     @staticmethod
     def _choose(pipeline: Pipeline, catalog: DataCatalog, provenance: Provenance) -> list[str]:
-        """Let stale artifacts count as missing; return the nodes that make them."""
+        """Mark stale artifacts as missing for Kedro; return the nodes that make them."""
         states = provenance.states()
         for name, state in states.items():
             path = provenance.path(name)
             if path is not None:
                 vars(catalog.get(name))["outdated"] = not state.fresh
-                remove_abandoned(path.parent)  # only a write would, and fresh artifacts are not written
+                remove_abandoned(path.parent)  # otherwise only a write removes them
         return [node.name for node in pipeline.nodes if not all(states[name].fresh for name in node.outputs)]
 
 
@@ -192,9 +191,9 @@ def _log_choice(nodes: list[str], pipeline: Pipeline) -> None:
 
 
 def _check_given(pipeline: Pipeline, catalog: DataCatalog) -> None:
-    """Warn of stale inputs that the run does not make itself; refuse damaged ones.
+    """Log a warning for stale inputs of a partial run; raise InputError for damaged ones.
 
-    Some formats, such as JSON, cannot detect a changed byte themselves.
+    Some formats, such as JSON, have no checksum of their own.
     """
     whole = register_pipelines()["__default__"]
     if not pipeline.inputs() & whole.all_outputs():
@@ -205,10 +204,8 @@ def _check_given(pipeline: Pipeline, catalog: DataCatalog) -> None:
         if states[name].name == "damaged":
             place = provenance.place(name)
             raise InputError(
-                f"{place} is damaged ({states[name].why}); make it again: {kedro_run('--only-missing-outputs')}; "
-                f"or delete the record beside it, {record_path(Path(place)).name}, to use it as it is"
+                f"{place} is damaged ({states[name].why}); recreate it: {kedro_run('--only-missing-outputs')}; "
+                f"or delete its record, {record_path(Path(place)).name}, to use it as it is"
             )
         if states[name].name == "stale":
-            logger.warning(
-                "%s is used as it is, but it is %s (%s)", name, states[name].name, states[name].why
-            )
+            logger.warning("%s is %s (%s), but the run uses it", name, states[name].name, states[name].why)

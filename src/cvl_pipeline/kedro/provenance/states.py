@@ -1,4 +1,4 @@
-"""Which artifacts are what the parameters, code and inputs in force would make, and why others are not."""
+"""The state of every artifact: whether the current parameters, code and inputs would make the same."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ from cvl_pipeline.schema import chosen_classes
 from cvl_pipeline.sources.base import SOURCES
 
 NAMED_CODE = re.compile(r"([A-Za-z_][\w.]*):[\w\-.]+")
-"""A parameter of the form ``module:name`` is code of the user's own: a reward, a policy, an environment."""
+"""A parameter of the form ``module:name`` is your own code: a reward, a policy, an environment."""
 
 
 @dataclass(frozen=True)
 class State:
-    """How an artifact stands.
+    """State of an artifact.
 
     Attributes:
-        name: fresh, stale (made otherwise than it would be now), missing, or damaged (not what was recorded).
-        reasons: why it is stale or damaged, the nearest cause first.
+        name: fresh, stale (made from other parameters, code or inputs), missing, or damaged (its content differs
+            from the record).
+        reasons: reasons why it is stale or damaged, the nearest cause first.
     """
 
     name: Literal["fresh", "stale", "missing", "damaged"]
@@ -47,7 +48,7 @@ class State:
 
     @property
     def fresh(self) -> bool:
-        """Whether it need not be made again."""
+        """Whether the artifact is up to date."""
         return self.name == "fresh"
 
     @property
@@ -61,37 +62,36 @@ class State:
 
 FRESH = State("fresh")
 MISSING = "missing"
-"""In place of the checksum of what is not there."""
+"""Replaces the checksum of a missing file."""
 
 
 @dataclass(frozen=True)
 class Making:
-    """What a node is about to make its outputs from."""
+    """The recipe of a node's outputs, and the checksums of its inputs, taken before it runs."""
 
     recipe: Recipe
     contents: dict[str, str]
 
 
 class Provenance:
-    """What made the artifacts of a pipeline, on disk and if it ran now."""
+    """Compares the recipes of the stored artifacts of a pipeline with those of a run now."""
 
     def __init__(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Take parameters and files from the catalog.
 
         Raises:
-            InputError: faulty parameters.
+            InputError: invalid parameters.
         """
         self._pipeline, self._catalog = pipeline, catalog
         self._checksums = Checksums()
         self._in_memory: dict[str, str] = {}
         self._fetched: set[str] = set()
         self._elsewhere: dict[Path, str] = {}
-        # Now, and not when a node has run: the code that runs is that which was imported, not what a person
-        # has written meanwhile.
+        # Read the code now, before any node runs: the imported code runs, not later edits of the files.
         self._code = {node.name: self._code_of(node) for node in pipeline.nodes}
 
     def _code_of(self, node: Node) -> Code:
-        """Return the code of a node's function and of the alternatives that its parameters choose."""
+        """Return the code of a node's function and of the classes that its parameters choose."""
         own = code_of(node.func)
         for name, chosen in chosen_classes(self._parameters).items():
             if is_given(name, node.inputs):
@@ -104,7 +104,7 @@ class Provenance:
         return check_parameters(self._catalog.load("parameters"))
 
     def path(self, name: str) -> Path | None:
-        """The file of an artifact; None of parameters, of folders and of what is kept in memory."""
+        """Return the file of an artifact; None for parameters, and for artifacts in memory."""
         if name.startswith("params:") or name == "parameters" or name not in self._catalog:
             return None
         path = vars(self._catalog.get(name)).get("_filepath")
@@ -113,19 +113,19 @@ class Provenance:
         return None if path is None else Path(path)
 
     def place(self, name: str) -> str:
-        """Where an artifact is, as a person should read it; raises ValueError for what has no file."""
+        """Return the path or URL of an artifact for messages; raise ValueError if it has no file."""
         path = self.path(name)
         if path is None:
             raise ValueError(f"{name} has no file")
         return str(self._location(name) or shown(path))
 
     def _location(self, name: str) -> Location | None:
-        """Where an artifact is, if that is at a URL."""
+        """Return the location of an artifact; None if it is not at a URL."""
         location: Location | None = getattr(self._catalog.get(name), "location", None)
         return location if location is not None and location.is_remote else None
 
     def _fetch(self, name: str) -> None:
-        """Bring the copies of an artifact and its record up to date; a large one that is known is left."""
+        """Update the local copies of an artifact and its record; do not download large, known artifacts."""
         self._fetched.add(name)
         location = self._location(name)
         if location is None:
@@ -139,7 +139,7 @@ class Provenance:
             self._elsewhere[location.path] = content
 
     def _publish(self, name: str, record: Record) -> None:
-        """Put the record of an artifact beside it, with what tells from afar that a large one is the same."""
+        """Write the record of an artifact beside it; for large remote files, with their identity."""
         path, location = self.path(name), self._location(name)
         assert path is not None
         if location is not None and path.stat().st_size >= CHECKED_ONCE:
@@ -150,42 +150,44 @@ class Provenance:
             location.sibling(record_path(path).name).publish()
 
     def making(self, node: Node) -> Making:
-        """What the node would make its outputs from, the inputs as they are on disk."""
+        """Return the recipe that the node would run now, with the inputs on disk."""
         paths = self._input_paths(node)
-        inputs = {name: self._found(path) for name, path in paths.items()}
+        inputs = {name: self._fingerprint(path) for name, path in paths.items()}
         inputs |= {name: self._in_memory[name] for name in node.inputs if name in self._in_memory}
         return Making(self._recipe(node, inputs), {name: self._content(path) for name, path in paths.items()})
 
     def record(self, node: Node, making: Making) -> None:
-        """Write beside each of the node's outputs, all of which are saved by now, what made it."""
+        """Write the record beside each output of the node, after all outputs are saved."""
         recipe = making.recipe
-        if MISSING in recipe.sources.values():  # the node has downloaded it
+        if MISSING in recipe.sources.values():  # the node has downloaded the file
             recipe = replace(recipe, sources=dict(self._sources(recipe.parameters)))
         paths = {name: path for name in node.outputs if (path := self.path(name)) is not None}
         self._in_memory |= dict.fromkeys(set(node.outputs) - set(paths), recipe.fingerprint)
         for path in paths.values():
-            self._elsewhere.pop(path, None)  # of what was there before
+            self._elsewhere.pop(path, None)  # the checksum of the old file
         outputs = {name: self._content(path) for name, path in paths.items()}
         for name, path in paths.items():
             seen = self._checksums.seen([path, *self._source_files(recipe.parameters)])
             self._publish(name, Record(recipe, making.contents, outputs, seen))
 
     def states(self) -> dict[str, State]:
-        """How everything that the pipeline makes stands, in the order of the run.
+        """Return the states of all outputs of the pipeline, in the order of the run.
 
-        What the pipeline does not make itself is taken as it is on disk.
+        Inputs of the pipeline are not checked.
         """
         states: dict[str, State] = {}
         expected: dict[str, str] = {}
         for node in self._pipeline.nodes:
             given = {name: path for name, path in self._input_paths(node).items() if name not in expected}
-            inputs = {name: self._found(path) for name, path in given.items()}
+            inputs = {name: self._fingerprint(path) for name, path in given.items()}
             inputs |= {name: expected[name] for name in node.inputs if name in expected}
             recipe = self._recipe(node, inputs)
             expected |= dict.fromkeys(node.outputs, recipe.fingerprint)
             own = {name: self._state(name, node, recipe, states) for name in node.outputs}
             faults = [
-                f"{name}, made with it, is {state.name}" for name, state in own.items() if not state.fresh
+                f"{name}, made by the same node, is {state.name}"
+                for name, state in own.items()
+                if not state.fresh
             ]
             for name, state in own.items():
                 states[name] = State("stale", tuple(faults)) if state.fresh and faults else state
@@ -198,37 +200,37 @@ class Provenance:
             for other in node.inputs
             if other in states and not states[other].fresh
         ]
-        if path is None:  # in memory: made again when, and only when, something needs it
+        if path is None:  # in memory: recreated if a node needs it
             return State("stale", tuple(upstream)) if upstream else FRESH
         if self._content(path) == MISSING:
             return State("missing")
         record = self._read(path)
         if record is None:
-            return State("stale", ("no record of what made it",))
+            return State("stale", ("it has no record",))
         if record.outputs.get(name) != self._content(path):
-            return State("damaged", ("its bytes are not those that were recorded",))
+            return State("damaged", ("its content differs from the record",))
         reasons = [str(change) for change in changes(record.recipe, recipe)]
-        # By their bytes: an input that was made again, by whatever recipe, and came out the same is the same.
+        # Compare the bytes: an input that was recreated with the same content counts as unchanged.
         reasons += upstream + [
-            f"input {other} is another than it was made from"
+            f"input {other} has changed"
             for other in recipe.inputs
             if states.get(other, FRESH).fresh and not self._is_input(other, record, recipe)
         ]
         gone = sorted(record.recipe.inputs.keys() - recipe.inputs.keys())
         reasons += [f"input {other} is no longer one" for other in gone]
         reasons += [
-            f"{other}, made with it, is another"
+            f"{other}, made by the same node, has changed"
             for other in node.outputs
-            if (beside := self.path(other)) is not None
-            and self._content(beside) != MISSING
-            and record.outputs.get(other) != self._content(beside)
+            if (sibling := self.path(other)) is not None
+            and self._content(sibling) != MISSING
+            and record.outputs.get(other) != self._content(sibling)
         ]
         return State("stale", tuple(reasons)) if reasons else FRESH
 
     def _is_input(self, name: str, record: Record, recipe: Recipe) -> bool:
-        """Whether an input is the very one that the record names."""
+        """Whether an input is unchanged since the record was written."""
         path = self.path(name)
-        if path is None:  # in memory, where its recipe is all that is known of it
+        if path is None:  # in memory: compare its recipe
             return record.recipe.inputs.get(name) == recipe.inputs[name]
         return record.contents.get(name) == self._content(path)
 
@@ -240,7 +242,7 @@ class Provenance:
         return Recipe(node.name, parameters, sources, dict(code.hashes), packages, inputs)
 
     def _sources(self, parameters: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """Content of what the parameters name and nothing here makes: logs, code of the user's own."""
+        """Yield checksums of the files and the code that the parameters name: logs, your own functions."""
         for path in self._source_files(parameters):
             yield "dataset.path", self._checksums.of_folder(path) or MISSING
         for value in parameters.values():
@@ -262,8 +264,8 @@ class Provenance:
             self._checksums.learn(record.seen)
         return record
 
-    def _found(self, path: Path) -> str:
-        """Fingerprint of an artifact as it is on disk: its recipe's, or its bytes' if they have none."""
+    def _fingerprint(self, path: Path) -> str:
+        """Return the fingerprint of an artifact on disk: of its recipe, or of its bytes if it has no record."""
         content, record = self._content(path), self._read(path)
         known = record is not None and content in record.outputs.values()
         return record.recipe.fingerprint if record is not None and known else f"content {content}"

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cvl_pipeline.kedro.commands import kedro_run
 from cvl_pipeline.kedro.provenance.states import Provenance
 
 COLOURS = {"fresh": "green", "stale": "yellow", "missing": "cyan", "damaged": "red"}
@@ -37,6 +38,6 @@ def print_status(provenance: Provenance, names: Container[str], explain: bool) -
     console.print(f"{counts.total()} artifacts: {summary}", highlight=False)
     if counts.total() > counts["fresh"]:
         console.print(
-            "To recreate the others: kedro run --only-missing-outputs (with the same --env and --params)",
+            f"To recreate the others: {kedro_run('--only-missing-outputs')}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Stage 2: the implicit dynamics, trained contrastively and without rewards."""
+"""Stage 2: contrastive training of the dynamics, without rewards."""
 
 from cvl_pipeline.kedro.pipelines.contrastive_dynamics.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""Stage 1: episodes from a source into the container, checked, split and measured."""
+"""Stage 1: read episodes from a source, check and split them, compute statistics."""
 
 from cvl_pipeline.kedro.pipelines.data_ingestion.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""Stage 5: the policies in the real environment, beside the behaviour data."""
+"""Stage 5: evaluate the policies in the environment and compare them with the behaviour data."""
 
 from cvl_pipeline.kedro.pipelines.evaluation.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""Stage 4: policies, CVL's from the values and those of the baselines."""
+"""Stage 4: train CVL's policy from the values, and the baselines' policies."""
 
 from cvl_pipeline.kedro.pipelines.policy_extraction.pipeline import create_pipeline
 

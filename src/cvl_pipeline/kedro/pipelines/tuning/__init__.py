@@ -1,4 +1,4 @@
-"""Searching for better parameters."""
+"""Search for better parameters."""
 
 from cvl_pipeline.kedro.pipelines.tuning.pipeline import create_pipeline
 

@@ -1,4 +1,4 @@
-"""Stage 3: from the dynamics and rewards to the value of every action."""
+"""Stage 3: compute action values from the dynamics and rewards."""
 
 from cvl_pipeline.kedro.pipelines.value_readout.pipeline import create_pipeline
 
