@@ -129,8 +129,8 @@ CONTENDERS = (
         )
         for method, arithmetic in (
             ("BC", "squared error, no weights, no learned deviation, no cosine"),
-            ("TD3+BC", "another method: two Q a step, the policy every second"),
-            ("IQL", "another method: two Q, V and the policy a step"),
+            ("TD3+BC", "another method: two Q per step, the policy every second"),
+            ("IQL", "another method: two Q, V and the policy per step"),
         )
     ),
     *(
@@ -139,8 +139,8 @@ CONTENDERS = (
             environment="torchrl", requirements=(("torchrl==0.14.1", TORCH),), method=method,
         )
         for method, arithmetic in (
-            ("TD3+BC", "another method: two Q a step, the policy every second"),
-            ("IQL", "another method: two Q, V and the policy a step"),
+            ("TD3+BC", "another method: two Q per step, the policy every second"),
+            ("IQL", "another method: two Q, V and the policy per step"),
         )
     ),
 )  # fmt: skip
@@ -406,9 +406,7 @@ def tables(record: dict[str, Any]) -> str:
                 cells["of the GPU, MiB"] = table["peak_device_memory_mib"].map("{:.0f}".format)
             parts.append(f"**{configuration}** ({device}):\n\n{markdown(cells)}")
     if record["shares"]:
-        parts.append(
-            "Where a step of our critic's training spends its time:\n\n" + markdown(_shares_table(record))
-        )
+        parts.append("Time of a training step of our critic, by part:\n\n" + markdown(_shares_table(record)))
     if record["scaling"]:
         scaling = pd.DataFrame(record["scaling"])
         counts = scaling[["processes", "batch"]].astype(int).astype(str)

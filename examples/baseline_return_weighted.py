@@ -1,6 +1,6 @@
 """A baseline of your own: behaviour cloning that weighs each episode by its return.
 
-Of E episodes, the one with return R has the weight ``E softmax(beta (R - mean R) / std R)``, which is 1 on average.
+With E episodes, an episode with return R has the weight ``E softmax(beta (R - mean R) / std R)``, 1 on average.
 This is advantage-weighted regression with the return of the episode in place of the advantage (Peng et al.,
 *Advantage-Weighted Regression*, 2019, arXiv 1910.00177). A large ``beta`` clones the best episodes alone, like %BC
 (Chen et al., *Decision Transformer*, NeurIPS 2021). No critic is involved.

@@ -24,7 +24,7 @@ NAMES = (
     "policy", "policy, categorical",
     "policy, best of n", "policy, best of n of horizons", "policy, best of n categorical",
 )  # fmt: skip
-"""Of ``make_artifacts``; what stands before the comma is the kind."""
+"""Names of ``make_artifacts``; the part before the comma is the kind."""
 
 
 def kind_of(name: str) -> str:
@@ -33,7 +33,7 @@ def kind_of(name: str) -> str:
 
 
 def make_artifacts() -> dict[str, Any]:
-    """One object of every class that is stored, by name."""
+    """One object of every class that is saved, by name."""
     transitions = make_transitions([5, 1, 7], [True, False, False])
     discrete = make_discrete_transitions([5, 1, 7], [True, False, False], action_size=2)
     split = split_episodes(transitions, 0.3, 0)
@@ -88,7 +88,7 @@ def contents_of(artifact: Any) -> dict[str, Any]:
 
 
 def assert_alike(one: Any, other: Any) -> None:
-    """Of one class, with the same contents to the bit."""
+    """Check that two objects have the same class and bitwise the same contents."""
     assert type(one) is type(other)
     ours, theirs = contents_of(one), contents_of(other)
     assert ours.keys() == theirs.keys()

@@ -1,4 +1,4 @@
-"""Set-up of every test and the fixtures that several files share."""
+"""Settings of all tests, and fixtures that several files share."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests import s3
 
 # Several threads change the order of sums, and the suite runs beside other work.
 torch.set_num_threads(1)
-# The same examples every time: a failure that cannot be repeated helps nobody.
+# The same examples every time, so that failures can be repeated.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50, database=None)
 settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """The address of an S3 server on this machine."""
+    """Address of an S3 server on this machine."""
     with s3.serve() as endpoint:
         yield endpoint
 

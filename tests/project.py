@@ -10,7 +10,7 @@ CONF = PROJECT / "conf"
 
 
 def copy_conf(project: Path) -> Path:
-    """Copy the configuration into another project, without what is local to a machine."""
+    """Copy the configuration into another project, without the files of conf/local."""
     conf = project / "conf"
     shutil.copytree(CONF, conf, ignore=shutil.ignore_patterns("local"), dirs_exist_ok=True)
     (conf / "local").mkdir(exist_ok=True)

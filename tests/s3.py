@@ -15,11 +15,11 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class Bucket:
-    """What a test has to know of it.
+    """Address and credentials of a bucket.
 
     Attributes:
-        url: of the bucket.
-        options: that reach it, as in credentials.yml.
+        url: address of the bucket.
+        options: credentials, as in credentials.yml.
     """
 
     url: str
@@ -27,20 +27,20 @@ class Bucket:
 
     @property
     def files(self) -> Any:
-        """fsspec's file system of it, which shows what is there now."""
+        """fsspec's file system of the bucket, without a cache."""
         import fsspec  # type: ignore[import-untyped]
 
         return fsspec.filesystem("s3", **self.options, use_listings_cache=False)
 
     def names(self, below: str = "") -> list[str]:
-        """Every file, by its path in the bucket."""
-        found = self.files.find(f"{self.url}/{below}")
-        return [str(name).partition("/")[2] for name in found]
+        """Paths of all files in the bucket."""
+        paths = self.files.find(f"{self.url}/{below}")
+        return [str(path).partition("/")[2] for path in paths]
 
 
 @contextmanager
 def serve() -> Iterator[str]:
-    """The address of a server that knows any key."""
+    """Start a server that accepts any key; yield its address."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -52,7 +52,7 @@ def serve() -> Iterator[str]:
 
 
 def make_bucket(endpoint: str) -> Bucket:
-    """An empty one."""
+    """Create an empty bucket."""
     bucket = Bucket(
         f"s3://laboratory-{next(_numbers)}", {"key": "user", "secret": SECRET, "endpoint_url": endpoint}
     )

@@ -563,7 +563,9 @@ def test_a_loaded_policy_acts_like_the_trained_one(continuous: Run, discrete: Ru
 
 
 def test_other_objects_and_files_are_refused(continuous: Run, tmp_path: Path) -> None:
-    for other in (continuous.data, continuous.trained, {"a": 1}):
+    with pytest.raises(InputError, match="EpisodeData is several artifacts: save its transitions, split"):
+        cvl.save(continuous.data, tmp_path / "x.safetensors")
+    for other in (continuous.trained, {"a": 1}):
         with pytest.raises(
             InputError, match=f"{type(other).__name__} is not an artifact; known: transitions"
         ):

@@ -78,7 +78,7 @@ def episodes_from_arrays(
         seed: of the choice of episodes that are held out.
 
     Raises:
-        InputError: whatever is wrong with the arrays, by name, place and value.
+        InputError: a fault in the arrays, with name, place and value.
     """
     transitions, logged = load_arrays(
         observations, actions, rewards, terminated=terminated, truncated=truncated, successes=successes,
@@ -97,7 +97,7 @@ def load_episodes(source: str | SourceParameters, seed: int = 0, **settings: Any
         settings: of the source, such as ``task="reach-v3"`` or ``path="log.csv"``.
 
     Raises:
-        InputError: an unknown source or setting, or whatever is wrong with the source.
+        InputError: an unknown source or setting, or a fault in the source.
     """
     parameters = _choose(SOURCES, "dataset", source, settings)
     transitions, rewards = ingest(parameters, seed)
@@ -113,7 +113,7 @@ def episodes_from_file(path: Path | str, seed: int = 0, **columns: Any) -> Episo
         columns: names of the log's columns, such as ``observations="obs_*"`` (docs/own-data.md).
 
     Raises:
-        InputError: whatever is wrong with the file, by column, row and value.
+        InputError: a fault in the file, with column, row and value.
     """
     return load_episodes("files", seed, path=str(path), columns=columns)
 
@@ -124,12 +124,12 @@ def ingest(
     """Collect, download or read the episodes that the parameters name, and check them.
 
     Args:
-        parameters: of the source.
-        seed: of a collection; files stay what they are.
-        workers: processes that collect; None: one per core.
+        parameters: parameters of the source.
+        seed: seed of a collection; files ignore it.
+        workers: number of processes that collect; None: one per core.
 
     Raises:
-        InputError: whatever is wrong with the source, in one line.
+        InputError: a fault in the source, in one line.
     """
     transitions, rewards = SOURCES.create(parameters).load(seed, workers)
     validate_transitions(transitions)

@@ -247,8 +247,8 @@ def submodel(model: type[BaseModel] | None, field: str, values: Any = None) -> t
 def merged(model: type[BaseModel], lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     """Merge two layers of parameters, the upper one over the lower.
 
-    Where the upper layer chooses another alternative, settings of the lower one that it does not have are
-    left out. So ``policy_extraction.objective=ddpg_bc`` need not take back the file's ``beta``.
+    If the upper layer chooses another alternative, settings that it does not have are dropped from the lower
+    layer. So ``policy_extraction.objective=ddpg_bc`` need not undo the file's ``beta``.
 
     Args:
         model: of the parameters.

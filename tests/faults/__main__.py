@@ -21,7 +21,7 @@ from benchmarks.common import RESULTS, machine, markdown
 
 from tests.faults.judge import Verdict, judge
 from tests.faults.plan import Fault, make_plan
-from tests.faults.references import References, make_references
+from tests.faults.references import TRAININGS, References, make_references
 from tests.faults.runs import PARAMETERS, preload
 
 WORDS = ("right", "clear", "wrong", "hung")
@@ -88,7 +88,7 @@ def tabulate(results: list[tuple[Fault, Verdict]]) -> pd.DataFrame:
     """How often each fault came to pass in each stage, and what followed."""
     rows: dict[tuple[str, str], Counter[str]] = {}
     for fault, verdict in results:
-        of = "checkpoint" if fault.target.endswith("_checkpoints") else "artifact" if fault.target else ""
+        of = "checkpoint" if fault.target in TRAININGS else "artifact" if fault.target else ""
         kind = f"{of}: {fault.kind}" if of else fault.kind
         rows.setdefault((fault.stage or "all", kind), Counter())[verdict.word] += 1
     return pd.DataFrame(

@@ -135,7 +135,7 @@ def _damaged(fault: Fault, references: References, root: Path, draw: random.Rand
     if outcome.status == 0:
         _check_finished(root, references.newer)
         return Verdict("right")
-    _check_told(outcome, fault.target)
+    _check_told(outcome, fault.target, path.name)
     _check(artifacts(root) == damaged, "a refused run changed artifacts")
     if "--only-missing-outputs" in outcome.output:  # as the message says
         _check_succeeds(root, command(reuse=True), references.newer)
@@ -224,12 +224,13 @@ def _check_ended(fault: Fault, outcome: Outcome) -> None:
         _check_told(outcome, "cannot write ")
 
 
-def _check_told(outcome: Outcome, name: str) -> None:
-    """One line says what is wrong, and with which file."""
+def _check_told(outcome: Outcome, *names: str) -> None:
+    """Check that one line reports the fault and names the artifact or the file."""
     if outcome.status is None:
         raise _HungError
     lines = [line for line in outcome.output.splitlines() if line.startswith("Error: ")]
-    told = len(lines) == 1 and "Traceback" not in outcome.output and name in lines[0]
+    told = len(lines) == 1 and "Traceback" not in outcome.output
+    told = told and any(name in lines[0] for name in names)
     _check(told and outcome.status == 1, f"exit status {outcome.status}: {outcome.output[-1500:]}")
 
 

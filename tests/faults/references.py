@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.common import PROJECT
+from kedro.io import DataCatalog
 
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.pipeline_registry import register_stages
@@ -22,10 +23,11 @@ Contents = dict[str, bytes]
 """Files by their paths from the project's folder on."""
 RECORD = ".made.json"
 STAGES = register_stages()
+CHECKPOINT = "checkpoint of "
 TRAININGS = {
-    "dynamics_checkpoints": "contrastive_dynamics",
-    "policy_checkpoints": "policy_extraction",
-    "bc_checkpoints": "policy_extraction",
+    f"{CHECKPOINT}critic": "contrastive_dynamics",
+    f"{CHECKPOINT}cvl": "policy_extraction",
+    f"{CHECKPOINT}bc": "policy_extraction",
 }
 """The stage of each training that can be resumed."""
 
@@ -129,22 +131,23 @@ def _succeed(outcome: Outcome) -> Outcome:
 
 def _paths() -> dict[str, str]:
     loader = CheckedConfigLoader(str(PROJECT / "conf"), env=ENVIRONMENT, **CONFIG_LOADER_ARGS)
-    entries = loader["catalog"].items()
-    made = {name for stage in STAGES.values() for name in stage.all_outputs()}
-    return {name: entry["filepath"] for name, entry in entries if name in made}
+    catalog = DataCatalog.from_config(loader["catalog"])
+    made = sorted(name for stage in STAGES.values() for name in stage.all_outputs())
+    return {name: str(vars(catalog.get(name))["_filepath"]) for name in made}
 
 
 def _interrupted(root: Path) -> dict[str, tuple[str, bytes]]:
     """The first checkpoint of each training; ends in a project without any."""
     found = {}
     for training, stage in TRAININGS.items():
+        name = training.removeprefix(CHECKPOINT)
 
-        def end_after_saving(call: str, path: Path, done: bool, training: str = training) -> None:
-            if (call, path.name, done) == ("rename", "last.ckpt", True) and training in path.parts:
+        def end_after_saving(call: str, path: Path, done: bool, name: str = name) -> None:
+            if (call, path.name, done) == ("rename", "last.ckpt", True) and name in path.parts:
                 end(signal.SIGKILL)(path)
 
         run(root, command([stage]), watched(end_after_saving))
-        (saved,) = (root / "data").rglob(f"{training}/*/*/last.ckpt")
+        (saved,) = (root / "data").rglob(f"checkpoints/{name}/*/*/last.ckpt")
         found[training] = (str(saved.relative_to(root)), saved.read_bytes())
         _succeed(run(root, command([stage])))
     return found

@@ -22,7 +22,7 @@ from tests.faults import injections, runs
 from tests.faults.__main__ import tabulate
 from tests.faults.judge import Verdict, judge
 from tests.faults.plan import OF_BYTES, REMADE, Fault, make_plan
-from tests.faults.references import STAGES, References
+from tests.faults.references import STAGES, TRAININGS, References
 
 STAGE = "value_readout"
 NAMES = sorted({name for stage in STAGES.values() for name in stage.all_outputs()})
@@ -100,12 +100,12 @@ Judged = Callable[..., "Counter[str]"]
         "SIGKILL, halfway through a write", "ended by the system in a write",
     ],
 )  # fmt: skip
-def test_a_run_that_is_ended_and_leaves_whole_files_is_right(judged: Judged, kind: str) -> None:
+def test_an_ended_run_that_leaves_whole_files_is_right(judged: Judged, kind: str) -> None:
     assert judged(Toy(), kind) == {"right": 2}
 
 
 @pytest.mark.parametrize("kind", ["disk full, at a flush or rename", "file too large"])
-def test_a_full_disk_that_is_told_is_clear(judged: Judged, kind: str) -> None:
+def test_a_reported_full_disk_is_clear(judged: Judged, kind: str) -> None:
     assert judged(Toy(), kind)["clear"] >= 1  # a limit may lie above all that follows
 
 
@@ -124,18 +124,18 @@ DAMAGES = pytest.mark.parametrize("kind", ["cut", "flipped byte", "empty", "dele
 
 
 @DAMAGES
-def test_damage_that_is_told_is_clear(judged: Judged, kind: str) -> None:
+def test_reported_damage_is_clear(judged: Judged, kind: str) -> None:
     assert judged(Toy(), kind, "critic") == {"clear": 2}
 
 
 @DAMAGES
-def test_damage_that_passes_is_wrong(judged: Judged, kind: str) -> None:
+def test_unnoticed_damage_is_wrong(judged: Judged, kind: str) -> None:
     assert judged(Toy(checks=False), kind, "rewards") == {"wrong": 2}
 
 
 @pytest.mark.parametrize("kind", OF_BYTES)
 @pytest.mark.parametrize("checks", [True, False])
-def test_damage_is_made_again_or_that_is_wrong(judged: Judged, kind: str, checks: bool) -> None:
+def test_damage_must_be_recreated(judged: Judged, kind: str, checks: bool) -> None:
     assert judged(Toy(checks=checks), kind + REMADE, "critic") == {"right" if checks else "wrong": 2}
 
 
@@ -154,7 +154,7 @@ def test_the_plan_has_three_hundred_faults_over_all_stages_and_formats() -> None
         kinds = {fault.kind for fault in plan if fault.stage == stage}
         assert {"SIGKILL, by time", "SIGTERM, by time", "disk full", "cut", "deleted"} <= kinds
     targets = {fault.target for fault in plan}
-    assert targets >= {*NAMES, "dynamics_checkpoints", "policy_checkpoints", "bc_checkpoints"}
+    assert targets >= {*NAMES, *TRAININGS}
 
 
 def test_a_file_of_another_version_is_whole(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ raise SystemExit(main(["--faults", "12", "--seed", "3", "--only", "halfway"]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", [False, True])
-def test_the_pipeline_passes_and_does_not_with_a_broken_writer(broken: bool) -> None:
+def test_the_pipeline_passes_but_not_with_a_broken_writer(broken: bool) -> None:
     result = subprocess.run(
         [sys.executable, "-c", BROKEN.format(broken=broken)],
         cwd=PROJECT,

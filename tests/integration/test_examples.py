@@ -55,7 +55,7 @@ def _ran(project: Project, example: str) -> set[str]:
 
 def _metrics(project: Project, dataset: str = DATASET) -> dict[str, float]:
     metrics: dict[str, float] = json.loads(
-        project.artifact("08_reporting", "metrics.json", dataset).read_text()
+        project.artifact("metrics.json", dataset).read_text()
     )
     return metrics
 
@@ -65,7 +65,7 @@ def test_example_objective_trains_the_policy_alone(project: Project) -> None:
         "policy_extraction.train_cvl", "policy_extraction.plot", "evaluation.roll_out_cvl",
         "evaluation.score_cvl", "evaluation.summarise", "evaluation.plot",
     }  # fmt: skip
-    history = pd.read_parquet(project.artifact("07_model_output", "cvl_history.parquet"))
+    history = pd.read_parquet(project.artifact("cvl_history.parquet"))
     assert history["train/share_cloned"].between(0.1, 0.9).all()
     file = project.root / "examples/objective_filtered_bc.py"
     file.write_text(file.read_text().replace("> self.parameters.threshold", ">= self.parameters.threshold"))
@@ -79,7 +79,7 @@ def test_example_baseline_is_evaluated_beside_the_others(project: Project) -> No
     nodes = _ran(project, "baseline_return_weighted")
     assert {"policy_extraction.train_rwbc", "evaluation.roll_out_rwbc"} <= nodes
     assert not {"policy_extraction.train_cvl", "policy_extraction.train_bc"} & nodes
-    assert project.artifact("06_models", "rwbc_policy.safetensors").exists()
+    assert project.artifact("rwbc_policy.safetensors").exists()
     metrics = _metrics(project)
     assert metrics["methods"]["rwbc"] == "rwbc (return-weighted BC)"  # type: ignore[index]
     assert metrics["rwbc.return_mean"] > 0.0
@@ -87,14 +87,14 @@ def test_example_baseline_is_evaluated_beside_the_others(project: Project) -> No
 
 def test_example_encoder_is_part_of_critic_and_policies(project: Project) -> None:
     before = {
-        name: project.artifact("06_models", f"{name}.safetensors").stat().st_size
+        name: project.artifact(f"{name}.safetensors").stat().st_size
         for name in ("critic", "cvl_policy", "bc_policy")
     }
     nodes = _ran(project, "encoder_fourier")
     assert {"contrastive_dynamics.train", "policy_extraction.train_bc", "evaluation.plot"} <= nodes
     assert not any(node.startswith("data_ingestion") for node in nodes)
     for name, size in before.items():  # the first layer takes more inputs
-        assert project.artifact("06_models", f"{name}.safetensors").stat().st_size > size
+        assert project.artifact(f"{name}.safetensors").stat().st_size > size
 
 
 def test_example_source_is_collected_and_evaluated(project: Project) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import DATASET, FinishedRun, Project
+from tests.integration.conftest import DATASET, FinishedRun, Forks, Project
 from tests.training.processes import checkpoints_in, linux, processes_of, wait_for, worker_of
 
 # Long enough to interrupt, short enough to finish soon; saved after every few chunks.
@@ -51,19 +51,17 @@ def critic(project: Project) -> Path:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def uninterrupted(kedro: Forks, finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The critic of an uninterrupted run."""
     root = tmp_path_factory.mktemp("uninterrupted") / "project"
     shutil.copytree(finished.project.root, root)
-    result = Project(root).kedro(*STAGE, "--params", LONG)
-    assert result.returncode == 0, result.stdout
-    assert "Resuming" not in result.stdout
+    assert "Resuming" not in kedro.kedro(Project(root), *STAGE, "--params", LONG)
     return critic(Project(root)).read_bytes()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_interrupted_training_resumes_and_ends_with_the_weights_of_an_uninterrupted_run(
-    scratch: Project, tmp_path: Path, uninterrupted: bytes, number: signal.Signals
+    kedro: Forks, scratch: Project, tmp_path: Path, uninterrupted: bytes, number: signal.Signals
 ) -> None:
     old = critic(scratch).read_bytes()
     process = start(scratch, tmp_path / "output")
@@ -76,16 +74,14 @@ def test_interrupted_training_resumes_and_ends_with_the_weights_of_an_uninterrup
         assert "Traceback" not in output
     assert critic(scratch).read_bytes() == old  # the unfinished run has replaced nothing
 
-    resumed = scratch.kedro(*STAGE, "--params", LONG)
-    assert resumed.returncode == 0, resumed.stdout
-    assert "Resuming from step" in resumed.stdout
+    assert "Resuming from step" in kedro.kedro(scratch, *STAGE, "--params", LONG)
     assert not checkpoints(scratch)
     assert critic(scratch).read_bytes() == uninterrupted
 
 
 @pytest.mark.slow
 def test_training_killed_at_any_moment_resumes_and_gives_the_same_weights(
-    scratch: Project, tmp_path: Path, uninterrupted: bytes
+    kedro: Forks, scratch: Project, tmp_path: Path, uninterrupted: bytes
 ) -> None:
     moments = random.Random(0)
     resumed = 0
@@ -95,25 +91,23 @@ def test_training_killed_at_any_moment_resumes_and_gives_the_same_weights(
         time.sleep(moments.uniform(0.0, 4.0))
         process.kill()
         process.wait()
-        result = scratch.kedro(*STAGE, "--params", LONG)
-        assert result.returncode == 0, result.stdout
-        resumed += "Resuming from step" in result.stdout
+        resumed += "Resuming from step" in kedro.kedro(scratch, *STAGE, "--params", LONG)
         assert critic(scratch).read_bytes() == uninterrupted
     assert resumed >= 5  # the other runs ended before they were killed
 
 
-def test_other_parameters_do_not_resume_the_unfinished_training(scratch: Project, tmp_path: Path) -> None:
+def test_other_parameters_do_not_resume_the_unfinished_training(
+    kedro: Forks, scratch: Project, tmp_path: Path
+) -> None:
     process = start(scratch, tmp_path / "output")
     process.kill()
     process.wait()
-    result = scratch.kedro(*STAGE)
-    assert result.returncode == 0, result.stdout
-    assert "Resuming" not in result.stdout
+    assert "Resuming" not in kedro.kedro(scratch, *STAGE)
 
 
 @linux
 def test_a_run_that_loses_one_of_two_processes_reports_it_in_one_line_and_is_resumed(
-    scratch: Project, tmp_path: Path
+    kedro: Forks, scratch: Project, tmp_path: Path
 ) -> None:
     process = start(scratch, tmp_path / "output", SHARED)
     os.kill(worker_of(scratch.root, 1), signal.SIGKILL)
@@ -125,10 +119,9 @@ def test_a_run_that_loses_one_of_two_processes_reports_it_in_one_line_and_is_res
     assert "Traceback" not in output
     assert not processes_of(scratch.root)
 
-    result = scratch.kedro(*STAGE, "--params", SHARED)
-    assert result.returncode == 0, result.stdout
-    assert "Resuming from step" in result.stdout
-    assert "world_size 2" in result.stdout
+    output = kedro.kedro(scratch, *STAGE, "--params", SHARED)
+    assert "Resuming from step" in output
+    assert "world_size 2" in output
     for node in ("train", "report", "plot"):
-        assert result.stdout.count(f"contrastive_dynamics.{node} ->") == 1, result.stdout
+        assert output.count(f"contrastive_dynamics.{node} ->") == 1, output
     assert not checkpoints(scratch)

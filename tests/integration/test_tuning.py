@@ -45,7 +45,7 @@ def trials_of(project: Project) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def studied(project: Project) -> tuple[Project, set[str]]:
+def studied(kedro: Forks, project: Project) -> tuple[Project, set[str]]:
     """A study that was killed and then resumed; ids of the trials that were finished before."""
     records = project.root / f"data/06_models/{STUDY}/records"
     process = subprocess.Popen(
@@ -58,14 +58,14 @@ def studied(project: Project) -> tuple[Project, set[str]]:
     process.wait()
     wait_for(lambda: not workers_of(project))  # no worker outlives the run
     before = {path.name for path in records.glob("[!.]*.json")}
-    result = project.kedro(*SEARCH)
-    assert result.returncode == 0, result.stdout
-    assert f"{TRIALS}/{TRIALS} trial" in result.stdout
+    assert f"{TRIALS}/{TRIALS} trial" in kedro.kedro(project, *SEARCH)
     return project, before
 
 
 @linux
-def test_a_killed_search_is_continued_up_to_the_number_of_trials(studied: tuple[Project, set[str]]) -> None:
+def test_a_killed_search_is_continued_up_to_the_number_of_trials(
+    kedro: Forks, studied: tuple[Project, set[str]]
+) -> None:
     project, before = studied
     trials = trials_of(project)
     assert (trials["state"] == "COMPLETE").sum() == TRIALS
@@ -75,8 +75,7 @@ def test_a_killed_search_is_continued_up_to_the_number_of_trials(studied: tuple[
     assert len(after) == TRIALS
     report = json.loads((project.root / f"data/08_reporting/{STUDY}/tuning_report.json").read_text())
     assert report["trials"]["complete"] == TRIALS
-    status = project.kedro("tuning", "status", "--env", "smoke")
-    assert f"{TRIALS} complete" in status.stdout
+    assert f"{TRIALS} complete" in kedro.kedro(project, "tuning", "status", "--env", "smoke")
     for name in ("history", "importance", "parallel"):
         figure = json.loads((project.root / f"data/08_reporting/{STUDY}/tuning_{name}_plot.json").read_text())
         assert figure["data"]
@@ -100,7 +99,9 @@ def test_a_study_is_continued_after_changes_that_count(
 
 
 @linux
-def test_tuned_trains_with_the_best_parameters_and_logs_them(studied: tuple[Project, set[str]]) -> None:
+def test_tuned_trains_with_the_best_parameters_and_logs_them(
+    kedro: Forks, studied: tuple[Project, set[str]]
+) -> None:
     project, _ = studied
     path = project.root / f"data/08_reporting/{STUDY}/best_parameters.json"
     best = json.loads(path.read_text())
@@ -108,10 +109,9 @@ def test_tuned_trains_with_the_best_parameters_and_logs_them(studied: tuple[Proj
     best["parameters"]["contrastive_dynamics.temperature"] = 0.2
     path.write_text(json.dumps(best))
     given = "tuned=true,contrastive_dynamics.temperature=0.3"
-    result = project.kedro("run", "--pipelines", "contrastive_dynamics", "--params", given)
-    assert result.returncode == 0, result.stdout
-    assert result.stdout.count("tuned: contrastive_dynamics.representation_size is 8, not 16") == 1
-    assert "temperature is" not in result.stdout  # --params has the last word
+    output = kedro.kedro(project, "run", "--pipelines", "contrastive_dynamics", "--params", given)
+    assert output.count("tuned: contrastive_dynamics.representation_size is 8, not 16") == 1
+    assert "temperature is" not in output  # --params has the last word
     critic = (project.root / "data/06_models/reach-v3-smoke/seed_0/critic.safetensors").read_bytes()
     assert b'\\"representation_size\\": 8' in critic
     assert b'\\"temperature\\": 0.3' in critic
@@ -130,9 +130,7 @@ def test_a_damaged_journal_is_reported_and_finished_trials_are_restored(
         kedro, project, ["--pipelines", "tuning"], "journal.log: line 6 is damaged", "move the file away"
     )
     journal.rename(journal.with_suffix(".damaged"))
-    result = project.kedro(*SEARCH)
-    assert result.returncode == 0, result.stdout
-    assert f"Restored {TRIALS} finished trials" in result.stdout
+    assert f"Restored {TRIALS} finished trials" in kedro.kedro(project, *SEARCH)
     measure = "measure/returns_correlation"
     complete = before[before["state"] == "COMPLETE"]
     assert sorted(trials_of(project)[measure]) == sorted(complete[measure])

@@ -35,7 +35,7 @@ def test_a_table_may_contain_the_marker_of_its_checksum(tmp_path: Path) -> None:
 def test_a_table_of_another_name_is_not_taken_for_it(tmp_path: Path) -> None:
     write_table(tmp_path / "returns.parquet", TABLE)
     (tmp_path / "returns.parquet").rename(tmp_path / "values.parquet")
-    with pytest.raises(InputError, match=r"values\.parquet holds returns, not values"):
+    with pytest.raises(InputError, match=r"values\.parquet contains returns, not values"):
         read_table(tmp_path / "values.parquet")
 
 

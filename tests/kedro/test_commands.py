@@ -13,7 +13,7 @@ from cvl_pipeline.kedro.commands import kedro_run, keep_options
 
 def _parsed(command: str) -> tuple[str | None, dict[str, Any]]:
     """Environment and parameters of a command, as Kedro reads them."""
-    found: list[Any] = []
+    found: list[tuple[str | None, dict[str, Any]]] = []
 
     @click.command()
     @click.option("--env")

@@ -192,7 +192,7 @@ def test_params_may_choose_another_alternative_than_the_environment(conf: Path) 
 def test_a_typo_in_a_layer_that_chooses_another_alternative_is_refused(
     conf: Path, by: str, extraction: dict[str, Any], message: str
 ) -> None:
-    values = {"policy_extraction": {"objective": "ddpg_bc", **extraction}}
+    values: dict[str, Any] = {"policy_extraction": {"objective": "ddpg_bc", **extraction}}
     if by == "environment":
         _environment(conf, **values)
     loader = _loader("other", conf) if by == "environment" else _loader(conf=conf, **values)

@@ -17,7 +17,7 @@ LOG = {"source": "files", "path": "mine.csv"}
 class Mine(BC):
     """A method of one's own."""
 
-    Parameters = MethodParameters
+    Parameters = MethodParameters  # type: ignore[assignment]
     title = "mine"
     needs_rewards = True
 
@@ -73,6 +73,6 @@ def _work(factor: int, /, x: int, **others: int) -> int:
 def test_a_bound_function_keeps_its_name_and_takes_named_inputs() -> None:
     function = bound(_work, 3)
     assert isinstance(function, partial)
-    assert function.__name__ == "_work"
+    assert vars(function)["__name__"] == "_work"
     made = node(function, {"x": "a", "y": "b"}, "c", name="n")
     assert made.run({"a": 2, "b": 1}) == {"c": 7}

@@ -247,10 +247,10 @@ def test_a_readout_that_keeps_the_exact_order_gives_no_warning(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"references": 50}, "exact with 50 references misses"),
-        ({"prototypes": 7}, "exact with 7 prototypes misses"),
-        ({"method": "positive_random", "references": 50}, "positive_random with 64 features misses"),
-        ({"self_normalised": False}, "exact with all references misses"),
+        ({"references": 50}, "exact with 50 references differs"),
+        ({"prototypes": 7}, "exact with 7 prototypes differs"),
+        ({"method": "positive_random", "references": 50}, "positive_random with 64 features differs"),
+        ({"self_normalised": False}, "exact with all references differs"),
         ({"self_normalised": False}, "use self_normalised=true, more of them, method exact"),
     ],
 )

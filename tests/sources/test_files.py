@@ -173,7 +173,7 @@ def test_a_number_that_is_no_action_code_is_refused(
 
 def test_discrete_actions_are_one_column_and_have_no_bounds(csv: Callable[[str], Path]) -> None:
     path = csv("x,u,v,end\n0,1,0,0\n1,0,1,1\n")
-    assert "2 numbers a row" in refusal(path, mapping(**DISCRETE | {"actions": "u v"}))
+    assert "2 numbers per row" in refusal(path, mapping(**DISCRETE | {"actions": "u v"}))
     text = refusal(path, mapping(**DISCRETE), action_low=(0.0, 0.0))
     assert "dataset.action_low" in text
 

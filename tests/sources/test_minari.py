@@ -509,7 +509,7 @@ def test_an_unknown_id_is_refused_with_the_nearest_ones(
     with pytest.raises(InputError, match=r"'pen/cloned-v0': did you mean pen/cloned-v1") as caught:
         environment_spec("pen/cloned-v0", tmp_path)
     assert "`minari download pen/cloned-v0`" in str(caught.value)
-    assert f"copy the folder that it makes to {tmp_path / 'pen/cloned-v0'}" in str(caught.value)
+    assert f"copy the downloaded folder to {tmp_path / 'pen/cloned-v0'}" in str(caught.value)
     with pytest.raises(InputError, match=r"known: door-v0, pen/cloned-v1, pen/human-v1"):
         load_minari("zzz-v0", tmp_path, download=False)
 
@@ -656,7 +656,7 @@ def test_actions_of_another_kind_are_refused(tmp_path: Path) -> None:
         ({"actions": np.zeros((3, 1), np.float32)}, r"actions: float32 of shape \(3, 1\).*\(3, 2\)"),
         (
             {"infos": {"success": np.zeros(2)}},
-            r"infos\['success'\]: float64 of shape \(2,\), but 3 steps have",
+            r"infos\['success'\]: float64 of shape \(2,\), but 3 steps need",
         ),
         ({"infos": {"is_success": np.zeros((4, 2))}}, r"infos\['is_success'\]: float64 of shape \(4, 2\)"),
         ({"infos": {"success": True}}, r"infos\['success'\]: bool of shape \(\)"),

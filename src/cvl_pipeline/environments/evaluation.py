@@ -105,7 +105,7 @@ def rollout_table(
 ) -> pd.DataFrame:
     """One row per evaluation episode: seed, return (undiscounted), success at any step, length (steps).
 
-    Where several ``tasks`` share the episodes, also the name of the task.
+    With several ``tasks``, also the name of the task.
     """
     seeds = episode_seeds(seed, "evaluation", transitions.episodes, max(1, len(tasks)))
     return with_tasks(episode_summary(transitions, labels).assign(episode_seed=seeds), transitions, tasks)

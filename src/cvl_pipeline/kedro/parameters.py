@@ -16,7 +16,7 @@ from cvl_pipeline.tuning.parameters import TuningParameters
 
 
 class DataParameters(Strict):
-    """Where artifacts are stored."""
+    """Storage of artifacts."""
 
     root: str = Field(
         "data",
@@ -52,7 +52,7 @@ class DataParameters(Strict):
 class RunParameters(StageParameters):
     """The whole parameter file."""
 
-    data: DataParameters = operational(DataParameters(), description="Where artifacts are stored.")
+    data: DataParameters = operational(DataParameters(), description="Storage of artifacts.")
     tuned: bool = operational(
         False,
         description="Train with the best parameters that a study of this dataset found. --params still overrides them.",

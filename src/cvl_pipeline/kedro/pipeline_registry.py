@@ -26,7 +26,7 @@ _plans: list[Plan] = []
 def plan_for(parameters: RunParameters) -> None:
     """Let the pipelines follow these parameters from now on."""
     _plans[:] = [Plan.of(parameters)]
-    # Kedro keeps what it has asked for, such as the pipelines of an earlier session of this process.
+    # Reset Kedro's cache, which may contain the pipelines of an earlier session.
     pipelines.configure(__name__)
 
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where a node keeps what is not an artifact.
+    """Folders of a node for files that are not artifacts.
 
     Attributes:
-        checkpoints: folder that keeps unfinished training; None: not resumable.
-        logs: folder of metrics.csv and other logs; None: no logs.
-        study: storage of the study that is searched.
+        checkpoints: folder for checkpoints; None: not resumable.
+        logs: folder for metrics.csv and other logs; None: no logs.
+        study: storage of the study.
         study_folder: the study's folder on this machine.
     """
 

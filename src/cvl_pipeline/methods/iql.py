@@ -115,7 +115,7 @@ class ImplicitQLearning(OfflineModule):
         ends = index == train.episode_starts[episodes + 1] - 1
         self._states, self._next_states = train.states(), train.arrivals()
         self._actions = train.actions
-        # Rewards in units of their spread: a Q of order 1 to 100 whatever the task pays.
+        # Rewards in units of their spread, so that Q is of order 1 to 100 for any task.
         self._rewards = labels / labels.std().clamp(min=1e-6)
         self._goes_on = (~(ends & train.terminated[episodes])).float()
         self._held_out = data.transitions.select(data.split.validation)

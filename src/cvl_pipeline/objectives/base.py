@@ -108,7 +108,7 @@ class Objective(ABC):
         self.parameters = parameters
 
     def prepare(self, setting: Setting) -> None:
-        """Keep the data, and compute once whatever stays constant. Called before the first step."""
+        """Keep the data and compute constants. Called before the first step."""
         self.setting = setting
 
     def draw(self, batches: int, size: int, generator: Generator) -> Sequence[Any]:

@@ -141,7 +141,7 @@ class FeatureReadout(Readout):
         expectation = features @ self.xi
         if self.self_normalised:
             normaliser = features @ self.normaliser
-            # Where Fourier features fail, the normaliser may be zero or negative. The floor keeps the value
+            # If Fourier features fail, the normaliser may be zero or negative. The floor keeps the value
             # finite, so that the report can measure its error; it is per query, independent of the batch.
             floor = 1e-3 * features.detach().norm(dim=-1) * self.normaliser.norm()
             expectation = expectation / torch.maximum(normaliser, floor)

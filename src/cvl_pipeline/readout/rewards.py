@@ -49,7 +49,7 @@ class Reward(ABC):
         """Return reward and success of every transition, (N,) each."""
 
     def check(self) -> None:  # noqa: B027, most rewards have nothing to check
-        """Raise InputError if the reward cannot be used. Called before anything runs."""
+        """Raise InputError if the reward cannot be used. Called before a run starts."""
 
 
 def label(transitions: Transitions, logged: Rewards, parameters: RewardParameters) -> Rewards:

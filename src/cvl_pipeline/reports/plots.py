@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = ("#1b6ca8", "#d98e04", "#2f7d4f", "#8a4fbf", "#b3423a", "#3aa6a6", "#c26d8f", "#6b6b1f")
-"""Of the policies, CVL first."""
+"""Colours of the policies, CVL first."""
 BEHAVIOUR = "#7a7a7a"
-"""Of the data that the policies learned from."""
+"""Colour of the behaviour data."""
 
 
 def _colour(position: int) -> str:

@@ -1,1 +1,1 @@
-"""Where episodes come from: simulators, published datasets, people's own logs; all fill one container."""
+"""Sources of episodes: simulators, published datasets and your own logs."""

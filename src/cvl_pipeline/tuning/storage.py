@@ -82,7 +82,7 @@ def _of_the_database(error: BaseException) -> bool:
 
 
 def _unreachable(location: StudyLocation, error: BaseException) -> InputError:
-    """Create the one-line error for a database that does not answer, whatever its driver reports."""
+    """Create the one-line error for a database that does not answer."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 

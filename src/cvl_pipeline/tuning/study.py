@@ -42,7 +42,7 @@ def open_study(location: StudyLocation, name: str, tuning: TuningParameters, see
     """Open or create a study in its storage.
 
     Raises:
-        InputError: the storage is damaged, cannot be reached, or holds a study of that name with other
+        InputError: the storage is damaged, cannot be reached, or contains a study of that name with other
             objectives.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -125,7 +125,7 @@ def _part(module: str, name: str) -> tuple[str, set[str]]:
         for statement in definitions.get(current, []):
             if statement not in needed:
                 needed.append(statement)
-        # Of the facade's functions, annotations are for readers. Of a node, Kedro reads them.
+        # Kedro reads the annotations of nodes, but not those of the facade's functions.
         trees = map(_unannotated, needed) if module == FACADE else needed
         used = set().union(*map(_names, trees))
         waiting += sorted(used - seen)
@@ -182,8 +182,8 @@ def _imported(module: str) -> list[str]:
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:
-    found = {*packages, *(PHYSICS[name] for name in packages if name in PHYSICS)}
-    return {name: _version(name) for name in sorted(found & set(PACKAGES))}
+    names = {*packages, *(PHYSICS[name] for name in packages if name in PHYSICS)}
+    return {name: _version(name) for name in sorted(names & set(PACKAGES))}
 
 
 @cache

@@ -178,8 +178,8 @@ class Provenance:
         states: dict[str, State] = {}
         expected: dict[str, str] = {}
         for node in self._pipeline.nodes:
-            given = {name: path for name, path in self._input_paths(node).items() if name not in expected}
-            inputs = {name: self._fingerprint(path) for name, path in given.items()}
+            stored = {name: path for name, path in self._input_paths(node).items() if name not in expected}
+            inputs = {name: self._fingerprint(path) for name, path in stored.items()}
             inputs |= {name: expected[name] for name in node.inputs if name in expected}
             recipe = self._recipe(node, inputs)
             expected |= dict.fromkeys(node.outputs, recipe.fingerprint)
