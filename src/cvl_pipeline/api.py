@@ -88,19 +88,23 @@ def episodes_from_arrays(
     return EpisodeData.prepare(transitions, logged, seed=seed)
 
 
-def load_episodes(source: str | SourceParameters, seed: int = 0, **settings: Any) -> EpisodeData:
+def load_episodes(
+    source: str | SourceParameters, seed: int = 0, *, workers: int | None = 1, **settings: Any
+) -> EpisodeData:
     """Collect, download or read episodes by the name of their source.
 
     Args:
         source: such as ``metaworld``, ``minari`` or ``files``, or its parameters.
         seed: of a collection, and of the choice of episodes that are held out.
+        workers: processes that collect; 1: this one, None: one per core. A script that starts processes needs
+            ``if __name__ == "__main__":``.
         settings: of the source, such as ``task="reach-v3"`` or ``path="log.csv"``.
 
     Raises:
         InputError: an unknown source or setting, or a fault in the source.
     """
     parameters = _choose(SOURCES, "dataset", source, settings)
-    transitions, rewards = ingest(parameters, seed)
+    transitions, rewards = ingest(parameters, seed, workers)
     return EpisodeData.prepare(transitions, rewards, seed=seed)
 
 
@@ -191,7 +195,7 @@ def label_rewards(
     """
     parameters = _choose(REWARDS, "reward", reward, settings)
     labels = label(transitions, logged, parameters)
-    if not REWARDS.of(parameters).of_the_log:
+    if not REWARDS.of(parameters).needs_logged_rewards:
         warn_of_rare_goal(labels)
     return labels
 
@@ -374,6 +378,10 @@ def load(path: Path | str) -> Any:
     Raises:
         InputError: a missing, damaged or foreign file.
     """
+    if Path(path).suffix != ".safetensors":
+        raise InputError(
+            f"{path} is not a .safetensors file; read reports with json.load and tables with pandas.read_parquet"
+        )
     return load_artifact(path)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,7 @@ from cvl_pipeline.environments import rollouts as module
 from cvl_pipeline.environments.base import Environment
 from cvl_pipeline.environments.collection import episode_seeds
 from cvl_pipeline.environments.d4rl_tasks import AntMaze, Kitchen, Maze2D
-from cvl_pipeline.environments.evaluation import ActorPolicy, evaluate, rollout_table
+from cvl_pipeline.environments.evaluation import ActorPolicy, check_fit, evaluate, rollout_table
 from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.metaworld import MetaWorldEnvironment
 from cvl_pipeline.episodes.container import Rewards, Transitions
@@ -133,8 +134,16 @@ def test_policies_are_evaluated_on_robots(
 )
 def test_an_environment_that_does_not_fit_the_policy_is_refused(shape: ActorShape, message: str) -> None:
     make = partial(GymnasiumEnvironment, "CartPole-v1")
-    with pytest.raises(InputError, match=rf"^evaluation\.environment: {message}; name the environment"):
+    with pytest.raises(InputError, match=rf"^the environment does not fit: {message}; name the environment"):
         evaluate(CategoricalActor(shape), make, episodes=2, seed=0, workers=1, name="test")
+
+
+def test_an_environment_of_choices_does_not_fit_a_log_of_vectors() -> None:
+    make = partial(GymnasiumEnvironment, "CartPole-v1")
+    with pytest.raises(InputError, match="its actions are choices, the dataset's vectors"):
+        evaluate(GaussianActor(ActorShape((4,), 2, (8,))), make, episodes=2, seed=0, workers=1, name="test")
+    with closing(make()) as environment:
+        check_fit(environment, (4,), 2, discrete=True)
 
 
 def test_a_policy_with_a_critic_is_evaluated() -> None:

@@ -54,9 +54,7 @@ def _ran(project: Project, example: str) -> set[str]:
 
 
 def _metrics(project: Project, dataset: str = DATASET) -> dict[str, float]:
-    metrics: dict[str, float] = json.loads(
-        project.artifact("metrics.json", dataset).read_text()
-    )
+    metrics: dict[str, float] = json.loads(project.artifact("metrics.json", dataset).read_text())
     return metrics
 
 

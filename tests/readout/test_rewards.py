@@ -233,7 +233,7 @@ def test_a_goal_that_few_logged_states_reach_gives_a_warning(
     with caplog.at_level(logging.WARNING):
         warn_of_rare_goal(_with_successes(count, total))
     (message,) = caplog.messages
-    assert message.startswith(f"Only {count} of {total} logged states count as success under this reward, ")
+    assert message.startswith(f"{count} of {total} logged states count as success under this reward, ")
     assert "\n" not in message
 
 

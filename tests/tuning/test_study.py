@@ -100,6 +100,8 @@ def test_recorded_result_of_a_dead_trial_is_kept(tmp_path: Path) -> None:
     release_dead(study, tuning, specification.records)
     assert study.trials[-1].state == TrialState.COMPLETE
     assert study.trials[-1].values == done.values
+    for key in ("measured", "seconds"):  # the worker had not told them yet
+        assert study.trials[-1].user_attrs[key] == done.user_attrs[key]
 
 
 def test_finished_trials_are_restored_if_the_storage_is_lost(tmp_path: Path) -> None:

@@ -66,7 +66,10 @@ def evaluate(
         InputError: the environment's observations or actions are not the policy's.
     """
     with closing(make_environment()) as environment:
-        _check_sizes(policy, environment)
+        shape = getattr(policy, "shape", None)
+        if isinstance(shape, ActorShape):
+            discrete = bool(getattr(policy, "discrete", environment.discrete))
+            check_fit(environment, tuple(shape.observation_shape), shape.action_size, discrete)
         recorded = run_episodes(
             RolloutTask(make_environment=make_environment, make_policy=partial(ActorPolicy, policy)),
             episode_seeds(seed, "evaluation", episodes, tasks),
@@ -76,27 +79,32 @@ def evaluate(
         return stack_episodes(recorded, environment)
 
 
-def _check_sizes(policy: nn.Module, environment: Environment) -> None:
-    """Refuse an environment whose observations or actions are not the policy's."""
-    shape = getattr(policy, "shape", None)
-    if not isinstance(shape, ActorShape):
-        return
+def check_fit(
+    environment: Environment, observation_shape: tuple[int, ...], action_size: int, discrete: bool
+) -> None:
+    """Raise InputError unless an environment has the observations and actions of a dataset.
+
+    Args:
+        environment: to evaluate in.
+        observation_shape: of one observation in the dataset.
+        action_size: of one action.
+        discrete: whether actions are choices.
+    """
     sizes = {
-        "observations": (shape.observation_shape, environment.observation_space.shape),
-        "actions": ((shape.action_size,), environment.action_space.shape),
+        "observations": (observation_shape, environment.observation_space.shape),
+        "actions": ((action_size,), environment.action_space.shape),
     }
     for name, (ours, theirs) in sizes.items():
         if theirs != ours:
             raise InputError(
-                f"evaluation.environment: its {name} have shape {theirs}, the dataset's {ours}; name the "
-                "environment that the log came from"
+                f"the environment does not fit: its {name} have shape {theirs}, the dataset's {ours}; name the "
+                "environment of the log (evaluation.environment)"
             )
-    discrete = bool(getattr(policy, "discrete", environment.discrete))
     if discrete != environment.discrete:
         kinds = {True: "choices", False: "vectors"}
         raise InputError(
-            f"evaluation.environment: its actions are {kinds[environment.discrete]}, the dataset's "
-            f"{kinds[discrete]}; name the environment that the log came from"
+            f"the environment does not fit: its actions are {kinds[environment.discrete]}, the dataset's "
+            f"{kinds[discrete]}; name the environment of the log (evaluation.environment)"
         )
 
 

@@ -105,8 +105,9 @@ def run_episodes(
                             progress.advance(bar, len(batches[index]))
                 except BrokenProcessPool as error:
                     raise InputError(
-                        "a process that steps environments died, probably because memory ran out; set "
-                        "data_ingestion.workers or evaluation.workers lower"
+                        "a process that steps environments died: memory ran out, or a script of yours starts "
+                        'processes outside of `if __name__ == "__main__":`; lower data_ingestion.workers or '
+                        "evaluation.workers (in Python: workers=1)"
                     ) from error
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)

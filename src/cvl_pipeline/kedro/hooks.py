@@ -24,8 +24,9 @@ from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.parameters import RunParameters, check_parameters
 from cvl_pipeline.kedro.pipeline_registry import current_plan, plan_for, register_pipelines
 from cvl_pipeline.readout.parameters import REWARDS
-from cvl_pipeline.readout.rewards import check_reward
-from cvl_pipeline.sources.environment import environment_for
+from cvl_pipeline.readout.rewards import NO_REWARDS, check_reward
+from cvl_pipeline.sources.base import SOURCES
+from cvl_pipeline.sources.environment import EvaluationEnvironment, environment_for
 from cvl_pipeline.tuning.objectives import OBJECTIVES
 
 logger = logging.getLogger(__name__)
@@ -63,16 +64,23 @@ class FollowParameters:
 class CheckInputs:
     """Stops a run whose task or reward is unknown or whose saved inputs are missing or foreign."""
 
+    _environment: EvaluationEnvironment | None = None
+
     @hook_impl
     def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Check the environment, if one will run, the reward and every input on disk; raises InputError."""
         parameters = check_parameters(catalog.load("parameters"))
+        self._environment = None
         if any("simulator" in node.tags for node in pipeline.nodes):
-            environment_for(parameters.dataset, parameters.evaluation).check()
+            self._environment = environment_for(parameters.dataset, parameters.evaluation)
+            self._environment.check()
         if "parameters" in pipeline.inputs():
             _check_tuning(parameters)
         if "params:reward" in pipeline.inputs():
             check_reward(parameters.reward)
+            source = SOURCES.create(parameters.dataset)
+            if REWARDS.of(parameters.reward).needs_logged_rewards and not source.has_rewards:
+                raise InputError(NO_REWARDS)
         missing = set()
         for name in sorted(pipeline.inputs()):
             if _is_parameter(name):
@@ -88,6 +96,12 @@ class CheckInputs:
                 raise (faults[0] if faults else error) from None
         if missing:
             raise _missing(missing, catalog)
+
+    @hook_impl
+    def after_node_run(self, outputs: dict[str, Any]) -> None:
+        """Compare the environment with the episodes as soon as they are there, before anything is trained."""
+        if self._environment is not None and "transitions" in outputs:
+            self._environment.check(outputs["transitions"])
 
 
 def _missing(names: set[str], catalog: DataCatalog) -> InputError:
@@ -202,7 +216,7 @@ def _print_comparison(metrics: Mapping[str, Any], place: str) -> None:
     level = f"{100 * metrics['confidence']:g} %"
     title = f"{metrics['dataset']}, seed {metrics['seed']}"
     if metrics["reward"] != REWARDS.names[0]:
-        title += f", reward {metrics['reward']}"
+        title += f", reward {metrics.get('reward_name', metrics['reward'])}"
     table = Table(title=escape(title), title_justify="left")
     rows = {**metrics["methods"], "behaviour": "behaviour data"}
     scored = any(f"{key}.normalised_score" in metrics for key in rows)

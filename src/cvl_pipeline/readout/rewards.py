@@ -29,6 +29,11 @@ RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, Tenso
 """A function of observations (N, O), actions (N, A) and next observations (N, O) that returns rewards (N,), on
 arrival in the next observation, or a tuple of rewards and successes (N,) bool."""
 
+NO_REWARDS = (
+    "the log has no rewards: define one with reward.source (goal_distance, success or your own "
+    "module:function)"
+)
+"""The error about a log whose own rewards are asked for, and which has none."""
 FEW_STATES, SMALL_SHARE = 100, 0.01
 """A warning is logged if fewer states, in number and in share, count as success."""
 
@@ -37,8 +42,8 @@ class Reward(ABC):
     """A reward, which labels transitions."""
 
     Parameters: ClassVar[type[RewardParameters]] = RewardParameters
-    of_the_log: ClassVar[bool] = False
-    """Whether the reward comes from the log, so that you have not chosen a goal."""
+    needs_logged_rewards: ClassVar[bool] = False
+    """Whether it is the log's own reward, which a log may lack."""
 
     def __init__(self, parameters: Any) -> None:
         """Keep the parameters."""
@@ -82,15 +87,12 @@ class Logged(Reward):
     """The log's own reward."""
 
     Parameters = LoggedReward
-    of_the_log = True
+    needs_logged_rewards = True
 
     def labels(self, transitions: Transitions, logged: Rewards) -> Rewards:
         """Return the log's own rewards; raise InputError if it has none."""
         if logged.missing:
-            raise InputError(
-                "the log has no rewards: define one with reward.source (goal_distance, success or your own "
-                "module:function)"
-            )
+            raise InputError(NO_REWARDS)
         return logged
 
 
@@ -98,7 +100,6 @@ class Success(Reward):
     """1 if the log counts the task as solved, else 0."""
 
     Parameters = SuccessReward
-    of_the_log = True
 
     def labels(self, transitions: Transitions, logged: Rewards) -> Rewards:
         """Return 0 or 1; raise InputError if the log does not report successes."""
@@ -156,7 +157,7 @@ def warn_of_rare_goal(labels: Rewards) -> None:
     count, total = int(labels.successes.sum()), len(labels.successes)
     if count < FEW_STATES and count < SMALL_SHARE * total:
         logger.warning(
-            "Only %d of %d logged states count as success under this reward, so the policy will probably not "
+            "%d of %d logged states count as success under this reward, so the policy will probably not "
             "reach the goal. Choose a goal that the log reaches more often, or a larger reward.tolerance",
             count, total,
         )  # fmt: skip

@@ -107,6 +107,11 @@ class Source(ABC):
         return self.make_environment() is not None
 
     @property
+    def has_rewards(self) -> bool:
+        """Whether the log has rewards, as far as the parameters alone can tell."""
+        return True
+
+    @property
     def environment_name(self) -> str:
         """The environment's name in reports."""
         return str(self.parameters.label)

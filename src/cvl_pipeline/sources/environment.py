@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
 from cvl_pipeline.environments.base import Environment
+from cvl_pipeline.environments.evaluation import check_fit
 from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.parameters import EvaluationParameters
+from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.base import SOURCES, Source, SourceParameters
 
@@ -29,10 +32,14 @@ class EvaluationEnvironment:
     tasks: tuple[str, ...] = ()
     slow_to_build: bool = False
 
-    def check(self) -> None:
-        """Raise InputError unless the environment can be built."""
-        if not self.slow_to_build:
-            self.make().close()
+    def check(self, transitions: Transitions | None = None) -> None:
+        """Raise InputError unless the environment can be built and fits the episodes, if there are any yet."""
+        if self.slow_to_build:
+            return
+        with closing(self.make()) as environment:
+            if transitions is not None:
+                shape, size = tuple(transitions.observations.shape[1:]), transitions.actions.shape[1]
+                check_fit(environment, shape, size, bool(transitions.discrete))
 
 
 def environment_named(environment_id: str, episode_steps: int | None = None) -> EvaluationEnvironment:

@@ -349,6 +349,11 @@ class Files(Source):
         assert p.path is not None  # checked with the parameters
         return load_file(Path(p.path), p.columns, p.action_low, p.action_high)
 
+    @property
+    def has_rewards(self) -> bool:
+        """Whether a column of rewards is named."""
+        return self.parameters.columns.rewards is not None
+
     def files(self) -> list[Path]:
         """The file."""
         return [Path(self.parameters.path)] if self.parameters.path else []

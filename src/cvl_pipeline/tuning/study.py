@@ -18,7 +18,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.storage import shown
@@ -209,6 +209,10 @@ def release_dead(study: Study, tuning: TuningParameters, records: Path) -> None:
         done = json.loads(path.read_text()) if path is not None and path.exists() else None
         try:
             if done is not None:
+                # The worker was killed after it wrote the record, maybe before it told the storage.
+                for key in ("measured", "seconds"):
+                    if key in done["user_attrs"]:
+                        Trial(study, trial._trial_id).set_user_attr(key, done["user_attrs"][key])
                 study.tell(trial.number, done["values"], state=TrialState[done["state"]])
                 continue
             study.tell(trial.number, state=TrialState.FAIL)

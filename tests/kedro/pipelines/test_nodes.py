@@ -38,6 +38,7 @@ NO_SUCCESS = torch.tensor(False)
 LABELS = make_rewards(make_transitions([1], [False]))
 """Of the log, which scores do not read."""
 LOGGED = {"source": "dataset", "name": None}
+SUCCESS = {"source": "success", "name": None}
 REACH = DATASET | {"task": "reach-v3"}
 PROTOCOL: dict[str, Any] = {"environment": None, "episode_steps": None, "confidence": 0.9}
 
@@ -70,7 +71,7 @@ def test_rollouts_are_scored_as_the_environment_did_unless_another_reward_is_in_
         ours["episode_seed"].tolist() == clone["episode_seed"].tolist() == episode_seeds(4, "evaluation", 2)
     )
     # One per step at which the task counts as solved.
-    ours, clone = _tables({"source": "success"}).values()
+    ours, clone = _tables(SUCCESS).values()
     assert ours["return"].tolist() == [2.0, 0.0]
     assert ours["success"].tolist() == [True, False]
     assert clone["return"].tolist() == [0.0, 0.0]
@@ -107,7 +108,7 @@ def _summarise(labels: Rewards, behaviour: Transitions, **changes: Any) -> dict[
 def test_the_summary_judges_the_behaviour_by_the_same_labels() -> None:
     behaviour = make_transitions([2, 2, 2], [False] * 3)
     labels = Rewards(torch.full((6,), 0.25), torch.tensor([True, False, False, False, False, True]))
-    metrics = _summarise(labels, behaviour, reward={"source": "success"})
+    metrics = _summarise(labels, behaviour, reward=SUCCESS)
     assert metrics["cvl.return_mean"] == 4.0
     assert metrics["bc.return_mean"] == 30.0
     assert metrics["behaviour.return_mean"] == pytest.approx(0.5)
@@ -139,7 +140,7 @@ def test_only_returns_of_the_datasets_own_reward_have_a_normalised_score() -> No
     assert {name for name in metrics if name.endswith("normalised_score")} == {
         f"{name}.normalised_score" for name in (*TITLES, "behaviour")
     }
-    metrics = _summarise(labels, behaviour, dataset=hopper, reward={"source": "success"})
+    metrics = _summarise(labels, behaviour, dataset=hopper, reward=SUCCESS)
     assert not any(name.endswith("normalised_score") for name in metrics)
 
 

@@ -91,7 +91,7 @@ def test_every_node_depends_on_these_packages_and_no_others() -> None:
     assert found == ROOMS
 
 
-def test_of_kedros_package_a_node_depends_on_its_own_function_and_what_it_names() -> None:
+def test_a_node_depends_on_its_own_function_and_what_it_names_in_kedros_package() -> None:
     pipelines = register_pipelines()
     nodes = {node.name: node for node in (pipelines["__default__"] + pipelines["tuning"]).nodes}
     for name, found in _code_of_nodes().items():
@@ -104,7 +104,7 @@ def test_of_kedros_package_a_node_depends_on_its_own_function_and_what_it_names(
         assert own == {f"{function.__module__}:{function.__name__}"} | used, name
 
 
-def test_of_the_python_interface_a_node_depends_on_the_functions_that_it_names() -> None:
+def test_a_node_depends_on_the_functions_of_the_python_interface_that_it_names() -> None:
     found = {
         node: {name.partition(":")[2] for name in code.hashes if name.startswith("cvl_pipeline.api")}
         for node, code in _code_of_nodes().items()

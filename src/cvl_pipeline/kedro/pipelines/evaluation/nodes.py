@@ -95,6 +95,7 @@ def summarise(
         "task": parameters.label,  # type: ignore[attr-defined]
         "dataset": parameters.folder,  # type: ignore[attr-defined]
         "reward": reward["source"],
+        **({"reward_name": reward["name"]} if reward.get("name") else {}),
         "seed": seed,
         "environment": _environment(dataset, environment, episode_steps).name,
         "confidence": confidence,
