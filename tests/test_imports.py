@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.imports import package_file, user_function
+from cvl_pipeline.imports import package_file, user_class, user_function
+from cvl_pipeline.networks.encoder import Encoder
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,12 @@ def test_a_packages_file_is_found_without_importing_the_package(
     assert package_file("fails_on_import", "data.txt") == package / "data.txt"
     assert package_file("fails_on_import", "other.txt") is None
     assert package_file("no_such_package", "data.txt") is None
+
+
+class Unfinished(Encoder):
+    """An encoder of one's own that lacks its methods."""
+
+
+def test_a_class_that_lacks_what_its_base_asks_for_is_named() -> None:
+    with pytest.raises(InputError, match=r"^encoder '.*:Unfinished' does not define __init__, forward, as"):
+        user_class("encoder", f"{__name__}:Unfinished", Encoder)  # type: ignore[type-abstract]

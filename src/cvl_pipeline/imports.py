@@ -65,9 +65,12 @@ def user_class(field: str, source: str, base: type[T]) -> type[T]:
         base: the class that it must extend.
 
     Raises:
-        InputError: it cannot be imported, or does not extend the base.
+        InputError: it cannot be imported, does not extend the base, or lacks a method that the base asks for.
     """
     chosen = user_function(field, source)
     if not (isinstance(chosen, type) and issubclass(chosen, base)):
         raise InputError(f"{field} '{source}' is not a subclass of {base.__module__}.{base.__name__}")
+    missing = sorted(getattr(chosen, "__abstractmethods__", ()))
+    if missing:
+        raise InputError(f"{field} '{source}' does not define {', '.join(missing)}, as its base class asks")
     return chosen

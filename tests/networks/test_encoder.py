@@ -167,3 +167,26 @@ def test_encoder_of_ones_own_receives_standardised_observations() -> None:
 def test_class_that_is_no_encoder_is_refused() -> None:
     with pytest.raises(InputError, match=r"encoder 'torch\.nn:Linear' is not a subclass of .*\.Encoder"):
         ENCODERS["torch.nn:Linear"]
+
+
+class Silent(IdentityEncoder):
+    """Forgets to say how many features it returns, or says a wrong number."""
+
+    Parameters = EncoderParameters  # type: ignore[assignment]
+    said: int | None = None
+
+    def __init__(self, parameters: IdentityEncoder.Parameters, shape: tuple[int, ...]) -> None:
+        super().__init__(parameters, shape)
+        self.features = self.said  # type: ignore[assignment]
+
+
+class Wrong(Silent):
+    said = 7
+
+
+def test_an_encoder_must_say_how_many_features_it_returns() -> None:
+    with pytest.raises(InputError, match=r"Silent': its constructor must set self\.features"):
+        ObservationEncoder((3,), encoder={"name": f"{__name__}:Silent"})
+    encoder = ObservationEncoder((3,), encoder={"name": f"{__name__}:Wrong"})
+    with pytest.raises(InputError, match=r"encoder Wrong: it returns 3 features, but self\.features is 7"):
+        encoder(torch.zeros(2, 3))

@@ -182,11 +182,22 @@ class ObservationEncoder(nn.Module):
             self.standardise.fit(normalisation.observation_mean, normalisation.observation_std)
         parameters = ENCODERS.validate(encoder or {})
         self.encoder = ENCODERS.of(parameters)(parameters, shape)
-        self.features = self.encoder.features
+        features = getattr(self.encoder, "features", None)
+        if not isinstance(features, int):
+            raise InputError(
+                f"encoder '{parameters.name}': its constructor must set self.features, the size of its output; it "  # type: ignore[attr-defined]
+                f"is {features!r}"
+            )
+        self.features = features
 
     def forward(self, observations: Tensor) -> Tensor:
         """Return features, (..., O) or (..., H, W, C) -> (..., features)."""
         standard: Tensor = self.standardise(observations)
         rows = standard.shape[: -len(self.shape)]
         features: Tensor = self.encoder(standard.reshape(-1, *self.shape))
+        if features.shape[-1] != self.features:
+            raise InputError(
+                f"encoder {type(self.encoder).__name__}: it returns {features.shape[-1]} features, but self.features "
+                f"is {self.features}"
+            )
         return features.reshape(*rows, self.features)
