@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,7 @@ from cvl_pipeline.kedro.datasets import JSONDataset
 from cvl_pipeline.kedro.parameters import check_parameters
 from cvl_pipeline.kedro.pipeline_registry import plan_for, register_pipelines
 from cvl_pipeline.kedro.provenance import states
-from cvl_pipeline.kedro.provenance.records import record_path
+from cvl_pipeline.kedro.provenance.records import read_record, record_path, write_record
 from cvl_pipeline.kedro.provenance.states import Provenance, State
 from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
 from tests.project import CONF
@@ -286,4 +287,15 @@ def test_an_artifact_with_more_inputs_than_now_is_stale() -> None:
         assert run(more, catalog) == {"n2"}
         states = Provenance(CHAIN, catalog).states()
         assert states["third"] == State("stale", ("input first is no longer one",))
+        assert run(CHAIN, catalog) == {"n2"}
+
+
+def test_an_artifact_of_a_dataset_that_was_renamed_is_stale_and_not_damaged() -> None:
+    with chain() as (catalog, folder):
+        path = folder / "third.json"
+        record = read_record(path)
+        assert record is not None
+        write_record(path, replace(record, outputs={"old": record.outputs["third"]}))
+        found = Provenance(CHAIN, catalog).states()["third"]
+        assert found == State("stale", ("its record names no such dataset",))
         assert run(CHAIN, catalog) == {"n2"}

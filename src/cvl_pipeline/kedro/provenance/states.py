@@ -207,7 +207,9 @@ class Provenance:
         record = self._read(path)
         if record is None:
             return State("stale", ("it has no record",))
-        if record.outputs.get(name) != self._content(path):
+        if name not in record.outputs:  # an older version's, whose dataset had another name
+            return State("stale", ("its record names no such dataset",))
+        if record.outputs[name] != self._content(path):
             return State("damaged", ("its content differs from the record",))
         reasons = [str(change) for change in changes(record.recipe, recipe)]
         # Compare the bytes: an input that was recreated with the same content counts as unchanged.
