@@ -41,13 +41,12 @@ class Method(ABC):
     """Whether it needs the reward of every transition. If not, one policy serves every reward."""
     needs_critic: ClassVar[bool] = False
     """Whether it needs the values of actions: CVL's critic and readout."""
+    learns_values: ClassVar[bool] = False
+    """Whether it learns values itself. By default it then takes the gradient steps of critic and policy."""
 
     def __init__(self, parameters: Any) -> None:
         """Keep the parameters, an instance of ``Parameters``."""
         self.parameters = parameters
-
-    learns_values: ClassVar[bool] = False
-    """Whether it learns values itself. By default it then takes the gradient steps of critic and policy."""
 
     @classmethod
     def inherited(cls, policy_extraction: Mapping[str, Any]) -> dict[str, Any]:
