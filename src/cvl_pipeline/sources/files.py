@@ -12,11 +12,13 @@ from pydantic import Field, model_validator
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.storage import shown
 from cvl_pipeline.schema import Floats, operational
 from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters
 from cvl_pipeline.sources.columns import MOST_ACTIONS, Columns
+from cvl_pipeline.sources.formats import open_contents
 from cvl_pipeline.sources.steps import Steps, episodes_from_steps, first_gap
-from cvl_pipeline.sources.tables import Table, brief, open_table, place_of_row
+from cvl_pipeline.sources.tables import Table, brief, place_of_row
 
 Array = NDArray[Any]
 
@@ -46,7 +48,8 @@ def load_file(
     Raises:
         InputError: a fault in the file, its columns or the bounds, with name, row and value.
     """
-    with open_table(path) as table:
+    with open_contents(path) as contents:
+        table = Table(shown(path), contents)
         tables = [table] if columns.groups is None else table.groups(columns.groups)
         _check_same_arrays(tables, columns)
         log = _join([part.file for part in tables], [_read_steps(part, columns) for part in tables])

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.io.storage import shown
 from cvl_pipeline.sources.columns import Columns
-from cvl_pipeline.sources.formats import Contents, open_contents, reading
+from cvl_pipeline.sources.formats import Contents, reading
 
 Array = NDArray[Any]
 
@@ -26,13 +23,6 @@ LISTED = 30
 """Maximum number of columns that an error lists."""
 OBSERVED = ("observations", "next_observations")
 """Fields that may be images."""
-
-
-@contextmanager
-def open_table(path: Path) -> Iterator[Table]:
-    """Open a file and yield its columns; raises InputError as ``open_contents`` does."""
-    with open_contents(path) as contents:
-        yield Table(shown(path), contents)
 
 
 class Table:
