@@ -61,6 +61,7 @@ MAZE2D_GOALS: dict[str, Cell] = {
     "eval-umaze": (1, 3), "eval-medium": (1, 6), "eval-large": (1, 9),
 }  # fmt: skip
 MAZE2D_STEPS = {"open": 150, "umaze": 300, "medium": 600, "large": 800}
+"""Length of an episode; the log reader cuts old files without flags by it."""
 
 ANTMAZE_GOALS: dict[str, Cell] = {"umaze": (3, 1), "medium": (6, 6), "large": (7, 9)}
 ANTMAZE_STEPS = {"umaze": 700, "medium": 1000, "large": 1000}

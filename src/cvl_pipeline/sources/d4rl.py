@@ -32,10 +32,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cvl_pipeline.environments.base import Environment
-from cvl_pipeline.environments.d4rl_tasks import D4RL_TASKS
+from cvl_pipeline.environments.d4rl_tasks import D4RL_TASKS, MAZE2D_STEPS
 from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.episodes.container import Rewards, Transitions
-from cvl_pipeline.errors import InputError, look_up
+from cvl_pipeline.errors import InputError, look_up, one_line
 from cvl_pipeline.imports import package_file
 from cvl_pipeline.io.storage import shown
 from cvl_pipeline.schema import operational
@@ -140,12 +140,6 @@ _FAMILIES = {
     "kitchen": _Family(solved=4.0, start_rewards=True, terminal_anyway=True),
     "minigrid": _Family(), "flow": _Family(), "carla": _Family(),
 }  # fmt: skip
-_MAZE2D_STEPS = {
-    "open": 150,
-    "umaze": 300,
-    "medium": 600,
-    "large": 800,
-}  # per episode, in D4RL's environments
 _ANT_JUMP = 5.0  # more than an ant can move in one step; D4RL's own check uses the same value
 
 
@@ -233,8 +227,8 @@ def _read_log(path: Path) -> _Log:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
         # The errors of h5py for a damaged file.
         raise InputError(
-            f"{source} cannot be read as HDF5 ({' '.join(str(error).split())}); if it is damaged or cut "
-            "short, delete it and download it again"
+            f"{source} cannot be read as HDF5 ({one_line(error)}); if it is damaged or cut short, "
+            "delete it and download it again"
         ) from error
     if len(log.observations) == 0:
         raise InputError(f"{source}: observations have no rows; give a file with at least one episode")
@@ -316,7 +310,7 @@ def _timeouts(log: _Log, dataset_id: str, source: str) -> Flags:
     timeouts = np.zeros(len(log.rewards), dtype=bool) if log.timeouts is None else log.timeouts
     flagged = bool((log.terminals | timeouts).any())
     words = dataset_id.split("-")
-    limits = [_MAZE2D_STEPS[word] for word in words if word in _MAZE2D_STEPS and "maze2d" in words]
+    limits = [MAZE2D_STEPS[word] for word in words if word in MAZE2D_STEPS and "maze2d" in words]
     if not flagged and limits:
         return np.asarray(np.arange(1, len(timeouts) + 1) % limits[0] == 0)
     if not flagged or (log.timeouts is None and _family(dataset_id).needs_timeouts):
