@@ -51,11 +51,6 @@ class MetaWorld(SimulatedSource):
         return partial(kind, self.parameters.task, self.parameters.episode_steps)
 
     @property
-    def may_have_environment(self) -> bool:
-        """Always."""
-        return True
-
-    @property
     def slow_to_build(self) -> bool:
         """A simulation takes seconds to build."""
         return True

@@ -34,11 +34,6 @@ class PointMaze(SimulatedSource):
         check_pointmaze_task(self.parameters.task)
         return partial(GymnasiumEnvironment, self.parameters.task, self.parameters.episode_steps)
 
-    @property
-    def may_have_environment(self) -> bool:
-        """Always."""
-        return True
-
     def make_controller(self) -> Callable[[], Controller]:
         """Return the waypoint controller."""
         return partial(WaypointController, self.parameters.task)

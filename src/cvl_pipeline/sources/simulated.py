@@ -49,6 +49,11 @@ class SimulatedSource(Source):
             tasks=len(self.tasks) or 1,
         )  # fmt: skip
 
+    @property
+    def may_have_environment(self) -> bool:
+        """Always."""
+        return True
+
     def disturbances(self) -> Disturbances:
         """Return the disturbances of the controller's actions."""
         p = self.parameters
