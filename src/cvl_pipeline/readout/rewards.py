@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -24,10 +23,6 @@ from cvl_pipeline.readout.parameters import (
 )
 
 logger = logging.getLogger(__name__)
-
-RewardFunction = Callable[[Tensor, Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
-"""A function of observations (N, O), actions (N, A) and next observations (N, O) that returns rewards (N,), on
-arrival in the next observation, or a tuple of rewards and successes (N,) bool."""
 
 NO_REWARDS = (
     "the log has no rewards: define one with reward.source (goal_distance, success or your own "
@@ -164,7 +159,11 @@ def warn_of_rare_goal(labels: Rewards) -> None:
 
 
 class UserReward(Reward):
-    """Your own function, such as ``my_rewards:low_hand``."""
+    """Your own function, such as ``my_rewards:low_hand``.
+
+    It takes observations (N, O), actions (N, A) and next observations (N, O), and returns rewards (N,), on arrival
+    in the next observation, or a tuple of rewards and successes (N,) bool.
+    """
 
     Parameters = FunctionReward
 
