@@ -106,7 +106,7 @@ def test_log_prob_integrates_to_one() -> None:
 
 def test_state_dict_and_description_rebuild_the_actor_with_its_bounds() -> None:
     actor = _actor()
-    other = GaussianActor(ActorShape(**actor.description()))
+    other = GaussianActor(actor.shape)
     other.load_state_dict(actor.state_dict())
     assert torch.equal(other(_observations()), actor(_observations()))
     assert torch.equal(other.action_low, LOW)
@@ -240,7 +240,7 @@ def test_actions_and_densities_are_in_single_precision_under_autocast(make: Call
 
 def test_state_dict_and_description_rebuild_a_discrete_policy() -> None:
     actor = _categorical()
-    other = CategoricalActor(ActorShape(**actor.description()))
+    other = CategoricalActor(actor.shape)
     other.load_state_dict(actor.state_dict())
     assert torch.equal(other.log_probs(_observations()), actor.log_probs(_observations()))
 

@@ -120,7 +120,7 @@ def test_temperature_is_trained_only_if_it_is_learned(learned: bool) -> None:
 def test_state_dict_and_description_rebuild_the_critic() -> None:
     observations, actions, absorbed = _inputs()
     critic = _critic(temperature=0.7)
-    other = ContrastiveCritic(CriticShape(**critic.description()))
+    other = ContrastiveCritic(critic.shape)
     other.load_state_dict(critic.state_dict())
     assert other.shape == critic.shape
     assert torch.equal(other.phi(observations, actions), critic.phi(observations, actions))
@@ -193,7 +193,7 @@ def test_logits_are_in_single_precision_under_autocast(representation: str) -> N
 def test_state_dict_and_description_rebuild_a_conditioned_critic() -> None:
     observations, actions, _ = _inputs()
     critic = _critic(horizon_conditioning=True)
-    other = ContrastiveCritic(CriticShape(**critic.description()))
+    other = ContrastiveCritic(critic.shape)
     other.load_state_dict(critic.state_dict())
     offsets = torch.arange(20)
     assert torch.equal(other.phi(observations, actions, offsets), critic.phi(observations, actions, offsets))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def _unpack_fields(cls: str) -> Unpack:
 
 
 def _pack_module(module: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    return dict(module.state_dict()), module.description()
+    return dict(module.state_dict()), asdict(module.shape)
 
 
 def _unpack_module(cls: str, shape: str) -> Unpack:

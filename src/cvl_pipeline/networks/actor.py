@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -112,10 +112,6 @@ class Actor(Policy, ABC):
     @abstractmethod
     def act_with_noise(self, observations: Tensor, noise: Tensor) -> Tensor:
         """One action of the policy per row of noise, (B, O) and (M, A) -> (B, M, A)."""
-
-    def description(self) -> dict[str, Any]:
-        """Return the shape as plain values, for storage."""
-        return asdict(self.shape)
 
     def _outputs(self, observations: Tensor) -> Tensor:
         outputs: Tensor = self.network(self.encode_observation(observations))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -149,7 +149,3 @@ class ContrastiveCritic(nn.Module):
             return functional.normalize(representation, dim=-1)
         # This divides the logits by sqrt(D), so their spread does not grow with D.
         return representation / math.sqrt(math.sqrt(self.shape.representation_size))
-
-    def description(self) -> dict[str, Any]:
-        """Return the shape as plain values, for storage."""
-        return asdict(self.shape)
