@@ -209,16 +209,6 @@ def test_segments_share_an_episode_by_groups_and_nothing_else() -> None:
     assert float((alone == alone[:, :1]).all(1).double().mean()) < 0.05
 
 
-def test_segments_are_those_of_the_given_anchors_and_offsets() -> None:
-    sampler = SegmentSampler(labelled_transitions([4, 3], [True, False]), 0.9)
-    segments = sampler.segments(torch.tensor([0, 1, 3, 4, 0]), torch.tensor([1, 3, 2, 3, 9]))
-    assert segments.observations.tolist() == [[0, 0], [0, 1], [0, 3], [1, 0], [0, 0]]
-    assert segments.futures.tolist() == [[0, 1], [0, 4], [0, 4], [1, 3], [0, 4]]
-    assert segments.absorbed.tolist() == [False, False, True, False, True]
-    assert segments.arrivals.tolist() == [0, 3, 3, 6, 3]
-    assert segments.offsets.tolist() == [1, 3, 2, 3, 9]
-
-
 @given(
     episodes=st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=6),
     discount=st.floats(0.01, 0.999),

@@ -95,13 +95,6 @@ class _LoggedFutures:
         return steps if self._all else steps + (sums - self._sums[-1]).clamp_(min=0.0).ceil_().long()
 
 
-def _draws(anchors: Tensor, offsets: Tensor, episodes: Tensor, steps_left: Tensor) -> Draws:
-    """Positions of segments, given the anchors' episodes and their L steps left."""
-    rows = anchors + episodes
-    reached = torch.minimum(offsets, steps_left)
-    return Draws(anchors, offsets, rows, rows + reached, anchors + reached - 1, offsets > steps_left)
-
-
 class SegmentSampler:
     """Samples pairs of a transition and a later state of its episode in proportion to ``gamma^(k-1)``.
 
@@ -187,13 +180,9 @@ class SegmentSampler:
         # Rounding can put an offset one step past the end of a truncated episode, which has no mass.
         within = torch.minimum(offsets, steps_left)
         offsets = torch.where(terminated > 0.0, offsets, within) if self._terminates else within
-        return _draws(ends.long().sub_(steps_left), offsets, episodes.long(), steps_left)
-
-    def segments(self, anchors: Tensor, offsets: Tensor) -> Segments:
-        """Read the segments from the given transitions to the states ``offsets`` steps later, (B,) each."""
-        episodes = self.transitions.episode_of(anchors)
-        steps_left = self.transitions.episode_starts[episodes + 1] - anchors
-        return self.gather(_draws(anchors, offsets, episodes, steps_left))
+        anchors = ends.long().sub_(steps_left)
+        rows = anchors + episodes.long()
+        return Draws(anchors, offsets, rows, rows + within, anchors + within - 1, offsets > steps_left)
 
     def gather(self, draws: Draws) -> Segments:
         """Read the segments from the log."""
