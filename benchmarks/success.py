@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmarks.common import PROJECT, RESULTS, kedro_run, write_record
+from benchmarks.common import PROJECT, RESULTS, kedro_run, markdown, write_record
 from cvl_pipeline.methods.base import METHODS
 
 BEHAVIOUR, CONTROL = "behaviour", "bc"
@@ -94,7 +94,7 @@ def table(summary: dict[str, Any], tasks: list[str], methods: list[str]) -> str:
     by_seed = [first, *(name for name in others if name != CONTROL)]
     titles = ["task", "behaviour data", *(name.upper() for name in (*others, first))]
     titles += [f"{name.upper()}, each seed" for name in by_seed]
-    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+    rows = []
     for task in [*tasks, "mean"]:
         cells = [
             "{mean:.2f} [{ci[0]:.2f}, {ci[1]:.2f}]".format(**summary[task][name])
@@ -103,8 +103,8 @@ def table(summary: dict[str, Any], tasks: list[str], methods: list[str]) -> str:
         cells += [
             ", ".join(f"{value:.2f}" for value in summary[task][name].get("seeds", [])) for name in by_seed
         ]
-        lines.append(f"| {task} | {' | '.join(cells)} |")
-    lines.append("")
+        rows.append([task, *cells])
+    lines = [markdown(pd.DataFrame(rows, columns=titles)), ""]
     for other in others:
         gain = summary[f"{first} - {other}"]
         lines.append(

@@ -111,12 +111,6 @@ def trainer(job: Job) -> Train:
     return train
 
 
-def wait(job: Job) -> None:
-    """Wait for the GPU, if the job uses one."""
-    if job.device == "cuda":
-        torch.cuda.synchronize()
-
-
 class ClockedDynamics(TimedDynamics):
     """Training of the critic with a clock for each part of a step."""
 
@@ -133,7 +127,8 @@ class ClockedDynamics(TimedDynamics):
         def clocked(*arguments: Any, **options: Any) -> Any:
             start = time.perf_counter()
             result = function(*arguments, **options)
-            wait(self.job)
+            if self.job.device == "cuda":
+                torch.cuda.synchronize()
             if not self.ended:
                 self.spent[piece] += time.perf_counter() - start
             return result
