@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import resource
 import socket
 from collections.abc import Callable, Iterator
@@ -17,7 +16,6 @@ from cvl_pipeline.sources.download import ATTEMPTS, download
 from cvl_pipeline.testing.builders import names_in
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB: several chunks
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Requests(BaseHTTPRequestHandler):
@@ -62,13 +60,12 @@ def serving(*answers: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[Serv
             thread.join()
 
 
-def sending(content: bytes, length: int | None) -> Callable[[BaseHTTPRequestHandler], None]:
+def sending(content: bytes, length: int) -> Callable[[BaseHTTPRequestHandler], None]:
     """An answer with these bytes and this Content-Length, after which the connection is closed."""
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
-        if length is not None:
-            request.send_header("Content-Length", str(length))
+        request.send_header("Content-Length", str(length))
         request.end_headers()
         request.wfile.write(content)
 
@@ -102,22 +99,14 @@ def test_a_file_is_fetched_whole_under_the_name_in_its_url(tmp_path: Path) -> No
     assert names_in(path.parent) == ["log.hdf5"]
 
 
-@pytest.mark.parametrize("sha256", [None, SHA256, SHA256.upper()])
-def test_an_existing_file_is_used_without_the_network(tmp_path: Path, sha256: str | None) -> None:
+def test_an_existing_file_is_used_without_the_network(tmp_path: Path) -> None:
     with serving(whole) as server:
-        first = download(server.url, tmp_path, sha256)
+        first = download(server.url, tmp_path)
         before = first.stat().st_mtime_ns
-        assert download(server.url, tmp_path, sha256) == first
+        assert download(server.url, tmp_path) == first
         assert server.requests == 1
-    assert download(server.url, tmp_path, sha256) == first  # the server is stopped
+    assert download(server.url, tmp_path) == first  # the server is stopped
     assert first.stat().st_mtime_ns == before
-
-
-def test_an_existing_file_with_another_checksum_is_fetched_again(tmp_path: Path) -> None:
-    (tmp_path / "log.hdf5").write_bytes(b"an old version")
-    with serving(whole) as server:
-        assert download(server.url, tmp_path, SHA256).read_bytes() == CONTENT
-        assert server.requests == 1
 
 
 @pytest.mark.parametrize("cut", [half, sending_half_in_pieces, sending(b"", 1), sending(CONTENT, 1 << 21)])
@@ -140,25 +129,9 @@ def test_an_interrupted_download_leaves_nothing_and_a_rerun_works(
 
 def test_a_connection_that_is_cut_once_or_twice_is_tried_again(tmp_path: Path) -> None:
     with serving(half, half, whole) as server:
-        assert download(server.url, tmp_path, SHA256).read_bytes() == CONTENT
+        assert download(server.url, tmp_path).read_bytes() == CONTENT
         assert server.requests == 3
     assert names_in(tmp_path) == ["log.hdf5"]
-
-
-@pytest.mark.parametrize(
-    # Other content; a server that reports a shorter length; one that reports none and stops.
-    "answer", [sending(CONTENT[:1000], 1000), sending(CONTENT, 1000), sending(CONTENT[:1000], None)]
-)  # fmt: skip
-def test_another_checksum_is_refused_and_leaves_nothing(
-    tmp_path: Path, answer: Callable[[BaseHTTPRequestHandler], None]
-) -> None:
-    found = hashlib.sha256(CONTENT[:1000]).hexdigest()
-    with serving(answer) as server:
-        with pytest.raises(InputError, match=f"log.hdf5: its SHA-256 is {found}, not {SHA256}; run again"):
-            download(server.url, tmp_path, SHA256)
-        assert names_in(tmp_path) == []
-        server.answers = [whole]
-        assert download(server.url, tmp_path, SHA256).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(("status", "words"), [(404, "404 Not Found"), (403, "403 Forbidden"), (500, "500 ")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -18,50 +19,38 @@ CHUNK_BYTES = 1 << 18
 ELSEWHERE = "or download it elsewhere and put it at that path, or give dataset.path"
 
 
-def download(url: str, folder: Path, sha256: str | None = None) -> Path:
+def download(url: str, folder: Path) -> Path:
     """Download a file into a folder, named after the last part of the URL's path, which must be unique there.
 
-    A file that exists (with the right checksum, if one is given) is used without the network. Otherwise the
-    download goes to a temporary file, which is renamed when it is complete. An interrupted connection is
-    retried twice. Without a checksum, a file is complete if it has the length that the server reports; if the
-    server reports none, completeness is not checked.
+    A file that exists is used without the network. Otherwise the download goes to a temporary file, which is
+    renamed when it is complete. An interrupted connection is retried twice. A file is complete if it has the
+    length that the server reports; if the server reports none, completeness is not checked.
 
     Args:
         url: http or https URL.
         folder: cache folder, created if it does not exist.
-        sha256: checksum of the file, in hexadecimal.
 
     Returns:
         Path of the file.
 
     Raises:
         InputError: unsupported URL, no connection, an error status, a connection interrupted on every
-            attempt, a wrong checksum, a full disk, or a folder without write access.
+            attempt, a full disk, or a folder without write access.
     """
     target = folder / _file_name(url)
     try:
-        if target.is_file() and _has_checksum(target, sha256):
-            return target
-        return _fetch(url, target, sha256, ATTEMPTS)
+        return target if target.is_file() else _fetch(url, target, ATTEMPTS)
     except OSError as error:  # includes the errors of requests
         raise InputError(f"cannot download {url} to {shown(target)}: {_reason(error)}") from error
 
 
-def _fetch(url: str, target: Path, sha256: str | None, attempts: int) -> Path:
-    def write(partial: Path) -> None:
-        _write(url, partial)
-        if not _has_checksum(partial, sha256):
-            raise InputError(
-                f"cannot download {url} to {shown(target)}: its SHA-256 is {pooch.file_hash(str(partial))}, "
-                f"not {sha256}; run again, {ELSEWHERE}"
-            )
-
+def _fetch(url: str, target: Path, attempts: int) -> Path:
     try:
-        write_atomically(target, write)
+        write_atomically(target, partial(_write, url))
     except exceptions.ChunkedEncodingError:  # the connection was interrupted
         if attempts == 1:
             raise
-        return _fetch(url, target, sha256, attempts - 1)
+        return _fetch(url, target, attempts - 1)
     return target
 
 
@@ -75,10 +64,6 @@ def _write(url: str, path: Path) -> None:
         # Pooch leaves the response and its socket open if the download fails.
         hooks = {"response": lambda response, **_: stack.enter_context(response)}
         pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK_BYTES, hooks=hooks)(url, str(path), None)
-
-
-def _has_checksum(path: Path, sha256: str | None) -> bool:
-    return sha256 is None or pooch.file_hash(str(path)) == sha256.lower()
 
 
 def _file_name(url: str) -> str:
