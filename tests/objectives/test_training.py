@@ -129,23 +129,6 @@ def test_objective_without_its_rewards_is_refused_and_the_others_need_none() -> 
         PolicyExtraction(data, policy_parameters(objective=objective), 0, q)
 
 
-def test_rewards_given_to_the_call_replace_those_of_the_data() -> None:
-    transitions = episodes()
-    q, rewards = known_q(transitions), make_rewards(transitions)
-    other = Rewards(10.0 * rewards.rewards, rewards.successes)
-    parameters = policy_parameters(objective="published")
-    losses = []
-    for data, given in (
-        (make_data(transitions, TRAIN, rewards), None),
-        (make_data(transitions, TRAIN, other), rewards),
-        (make_data(transitions, TRAIN, rewards), other),
-    ):
-        _, history = train_policy(data, parameters, 0, values=q, rewards=given)
-        losses.append(history["train/loss"].tolist())
-    assert losses[0] == losses[1]
-    assert losses[0] != losses[2]
-
-
 def test_rewards_belong_to_the_fingerprint_only_if_the_objective_reads_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -148,11 +148,10 @@ def train(
     """Train by an objective with the known Q; every reward is 1."""
     ones = Rewards(torch.ones(len(transitions)), torch.zeros(len(transitions), dtype=torch.bool))
     return train_policy(
-        make_data(transitions, TRAIN),
+        make_data(transitions, TRAIN, ones),
         policy_parameters(objective=objective, **changes),
         0,
         values=known_q(transitions) if objective != "bc" else None,
-        rewards=ones if objective == "published" else None,
         checkpoints=checkpoints,
     )
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor
 
-from cvl_pipeline.episodes.container import Rewards
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.actor import Actor, make_actor
@@ -116,25 +115,22 @@ def train_policy(
     seed: int,
     *,
     values: QFunction | None = None,
-    rewards: Rewards | None = None,
     checkpoints: Path | None = None,
     logs: Path | None = None,
 ) -> TrainedPolicy:
     """Extract a policy by an objective.
 
     Args:
-        data: the episodes.
+        data: the episodes, with the rewards of all transitions; ``published`` alone needs them.
         parameters: of the objective.
         seed: of the initial weights and the batches.
         values: Q of the behaviour policy; every objective but ``bc`` needs it.
-        rewards: labels of all transitions, if not those of ``data``; ``published`` alone needs them.
         checkpoints: folder that keeps unfinished training, which the same call resumes.
         logs: folder of metrics.csv and other logs.
 
     Raises:
         InputError: unknown objective, or one that lacks what it needs.
     """
-    data = data if rewards is None else data.with_rewards(rewards)
     module = PolicyExtraction(data, parameters, seed, values)
     if not module.objective.needs_rewards:
         data = data.without_rewards()
