@@ -14,6 +14,9 @@ from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 
 Floats = NDArray[np.float64]
 
+SLIP, DISCOUNT, SEED = 0.1, 0.9, 7
+"""Share of steps that go astray, gamma, and the seed of the policy and of random rewards, in both MDPs."""
+
 
 @dataclass(frozen=True)
 class FiniteMDP:
@@ -94,15 +97,7 @@ class FiniteMDP:
         return transitions, Rewards(rewards=labels, successes=labels > 0.9)
 
 
-def grid_world(
-    *,
-    side: int = 3,
-    slip: float = 0.1,
-    discount: float = 0.9,
-    terminal: bool = False,
-    goal: bool = False,
-    seed: int = 7,
-) -> FiniteMDP:
+def grid_world(*, side: int = 3, terminal: bool = False, goal: bool = False) -> FiniteMDP:
     """A square grid, four moves that slip to a random state, and a policy that favours some actions.
 
     Rewards are random, or, with ``goal``, fall off exponentially with the distance from the last corner. With
@@ -115,9 +110,9 @@ def grid_world(
         for action, (down, right) in enumerate([(-1, 0), (1, 0), (0, -1), (0, 1)]):
             target_row = min(max(row + down, 0), side - 1)
             target_column = min(max(column + right, 0), side - 1)
-            step[state, action, target_row * side + target_column] += 1.0 - slip
-            step[state, action] += slip / size
-    generator = np.random.default_rng(seed)
+            step[state, action, target_row * side + target_column] += 1.0 - SLIP
+            step[state, action] += SLIP / size
+    generator = np.random.default_rng(SEED)
     ends = np.zeros(size, dtype=bool)
     ends[side // 2 * side + side // 2] = terminal
     rows, columns = np.divmod(np.arange(size), side)
@@ -129,13 +124,11 @@ def grid_world(
         policy=generator.dirichlet(np.full(4, 2.0), size=size),
         reward=rewards if goal else generator.random(size),
         terminal=ends,
-        discount=discount,
+        discount=DISCOUNT,
     )
 
 
-def chain(
-    *, states: int = 12, slip: float = 0.1, discount: float = 0.9, terminal: bool = False, seed: int = 7
-) -> FiniteMDP:
+def chain(*, states: int = 12, terminal: bool = False) -> FiniteMDP:
     """A row of states; steps left or right may fail or reverse, and the reward grows to the right.
 
     With ``terminal``, arrival at the left end ends the episode.
@@ -144,10 +137,10 @@ def chain(
     for state in range(states):
         left, right = max(state - 1, 0), min(state + 1, states - 1)
         for action, (target, other) in enumerate([(left, right), (right, left)]):
-            step[state, action, target] += 1.0 - 2.0 * slip
-            step[state, action, other] += slip
-            step[state, action, state] += slip
-    generator = np.random.default_rng(seed)
+            step[state, action, target] += 1.0 - 2.0 * SLIP
+            step[state, action, other] += SLIP
+            step[state, action, state] += SLIP
+    generator = np.random.default_rng(SEED)
     ends = np.zeros(states, dtype=bool)
     ends[0] = terminal
     return FiniteMDP(
@@ -155,7 +148,7 @@ def chain(
         policy=generator.dirichlet(np.full(2, 3.0), size=states),
         reward=np.linspace(0.0, 1.0, states) ** 2,
         terminal=ends,
-        discount=discount,
+        discount=DISCOUNT,
     )
 
 
