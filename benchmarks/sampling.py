@@ -17,13 +17,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from benchmarks.common import RESULTS, markdown, write_record
 from cvl_pipeline.api import load, save
@@ -109,26 +108,17 @@ def seconds_of_sampler(sampler: SegmentSampler, batch: int, per_episode: int, se
 def rate_of_items(path: Path, batch: int, batches: int = 40) -> float:
     """Measure the segments per second of the DataLoader, in this process."""
     items = Items(load(path), CRITIC.discount)
-    loader = iter(DataLoader(items, batch_size=batch, sampler=_Uniform(len(items), 2 * batch * batches)))
+    # With replacement: torch would shuffle all transitions otherwise.
+    uniform = RandomSampler(
+        items, replacement=True, num_samples=2 * batch * batches, generator=Generator().manual_seed(0)
+    )
+    loader = iter(DataLoader(items, batch_size=batch, sampler=uniform))
     for _ in range(batches):  # warm-up
         next(loader)
     start = time.perf_counter()
     for _ in range(batches):
         next(loader)
     return batch * batches / (time.perf_counter() - start)
-
-
-class _Uniform(torch.utils.data.Sampler[int]):
-    """Uniform numbers with replacement; torch's own samplers first list or shuffle all transitions."""
-
-    def __init__(self, size: int, count: int) -> None:
-        self._size, self._count = size, count
-
-    def __iter__(self) -> Any:
-        return iter(np.random.default_rng(0).integers(self._size, size=self._count).tolist())
-
-    def __len__(self) -> int:
-        return self._count
 
 
 def own_memory() -> float:

@@ -340,17 +340,22 @@ def shares(folder: Path, devices: Sequence[str], seconds: float) -> list[dict[st
     ]
 
 
+def rows_of(record: dict[str, Any], configuration: Configuration, device: str) -> list[dict[str, Any]]:
+    """Rows of the record with a configuration and a device."""
+    return [
+        row
+        for row in record["rows"]
+        if row["device"] == device
+        and Configuration(row["stage"], tuple(row["hidden"]), row["batch"]) == configuration
+    ]
+
+
 def speed_of(record: dict[str, Any], name: str, configuration: Configuration, device: str) -> float:
     """Steps per second in the record; NaN if it has none."""
-    keys = {"contender": name, "device": device} | asdict(configuration)
-    for row in record["rows"]:
-        if all(_same(row[key], value) for key, value in keys.items()):
+    for row in rows_of(record, configuration, device):
+        if row["contender"] == name:
             return float(row["steps_per_second"])
     return float("nan")
-
-
-def _same(one: Any, other: Any) -> bool:
-    return list(one) == list(other) if isinstance(one, list | tuple) else bool(one == other)
 
 
 def ratio(record: dict[str, Any], configuration: Configuration, device: str) -> float:
@@ -381,18 +386,13 @@ def summary(record: dict[str, Any], device: str) -> dict[str, float]:
 def tables(record: dict[str, Any]) -> str:
     """Format the record as Markdown."""
     parts = []
-    rows = pd.DataFrame(record["rows"])
     for device in record["product_rate"]:
         for configuration in CONFIGURATIONS:
-            chosen = [
-                index
-                for index, row in enumerate(record["rows"])
-                if all(_same(row[k], v) for k, v in ({"device": device} | asdict(configuration)).items())
-            ]
-            if not chosen:
+            rows = rows_of(record, configuration, device)
+            if not rows:
                 continue
             own = speed_of(record, OURS.name, configuration, device)
-            table = rows.iloc[chosen].sort_values("steps_per_second", ascending=False)
+            table = pd.DataFrame(rows).sort_values("steps_per_second", ascending=False)
             cells = pd.DataFrame(
                 {
                     "": table["contender"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -97,12 +97,10 @@ def run_episodes(
                     pool.submit(_run_in_worker, batch): index for index, batch in enumerate(batches)
                 }
                 try:
-                    while pending:
-                        done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                        for future in done:
-                            index = pending.pop(future)
-                            results[index] = future.result()
-                            progress.advance(bar, len(batches[index]))
+                    for future in as_completed(pending):
+                        index = pending[future]
+                        results[index] = future.result()
+                        progress.advance(bar, len(batches[index]))
                 except BrokenProcessPool as error:
                     raise InputError(
                         "a process that steps environments died: memory ran out, or a script of yours starts "

@@ -6,14 +6,12 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import Generator, Tensor
 
 from cvl_pipeline.readout.references import CHUNK, References
-
-ReadoutT = TypeVar("ReadoutT", bound="Readout")
 
 QUERY_TILE, REFERENCE_TILE = 512, 1024
 """Size of a tile of logits: 2 MiB, which fits in a CPU cache; 4096 x 4096 takes seven times as long."""
@@ -61,7 +59,7 @@ class Readout(ABC):
             expectation, size = expectation.mean(1), size.mean(1)
         return expectation / (1.0 - self.discount), size
 
-    def to(self: ReadoutT, device: torch.device | str) -> ReadoutT:
+    def to(self, device: torch.device | str) -> Self:
         """Move the readout to a device."""
         moved: dict[str, Any] = {
             field.name: value.to(device)
