@@ -161,7 +161,7 @@ def test_observer_receives_every_training_batch_and_changes_nothing(transitions:
     sampler = SegmentSampler(transitions.select(torch.arange(4)), 0.9)
     assert len(recorder.batches) == 8
     generator = torch.Generator().manual_seed(stream_seed(0, "training", 0))
-    block = sampler.draw(offline.DRAWN * 16, generator).split([16] * offline.DRAWN)
+    block = sampler.draw(offline.DRAWN * 16, generator).split(16)
     for (segments, psi), drawn in zip(recorder.batches, block, strict=False):
         assert torch.equal(segments.anchors, drawn.anchors)
         assert torch.equal(segments.offsets, drawn.offsets)

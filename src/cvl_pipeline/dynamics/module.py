@@ -81,10 +81,8 @@ class ContrastiveDynamics(OfflineModule):
     def draw(self, batches: int, generator: Generator) -> list[Draws]:
         """Sample the positions of the next batches' segments."""
         size = self.training_parameters.batch_size
-        draws = self._train_sampler.draw(
-            batches * size, generator, self.parameters_of_stage.segments_per_episode
-        )
-        return draws.split([size] * batches)
+        per_episode = self.parameters_of_stage.segments_per_episode
+        return self._train_sampler.draw(batches * size, generator, per_episode).split(size)
 
     def training_loss(self, batch: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         """Contrastive loss of one batch, with the negatives of all processes."""

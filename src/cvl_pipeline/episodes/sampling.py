@@ -60,9 +60,9 @@ class Draws:
         """Apply ``change`` to every column."""
         return Draws(*(change(getattr(self, field.name)) for field in fields(self)))
 
-    def split(self, sizes: list[int]) -> list[Draws]:
-        """Split into consecutive draws of the given sizes."""
-        parts = (getattr(self, field.name).split(sizes) for field in fields(self))
+    def split(self, size: int) -> list[Draws]:
+        """Split into consecutive draws of the given size."""
+        parts = (getattr(self, field.name).split(size) for field in fields(self))
         return [Draws(*columns) for columns in zip(*parts, strict=True)]
 
 

@@ -142,9 +142,7 @@ class ContrastiveCritic(nn.Module):
             return (phi.float() / self.temperature) @ psi.float().T
 
     def _finish(self, representation: Tensor) -> Tensor:
-        representation = (
-            representation.float()
-        )  # under autocast it is bfloat16, with a relative rounding of 0.4 %
+        representation = representation.float()  # under autocast, bfloat16 rounds by 0.4 %
         if self.shape.representation == "unit_norm":
             return functional.normalize(representation, dim=-1)
         # This divides the logits by sqrt(D), so their spread does not grow with D.

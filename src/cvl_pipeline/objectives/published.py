@@ -44,7 +44,7 @@ class Published(Objective):
 
     def draw(self, batches: int, size: int, generator: Generator) -> Sequence[tuple[Draws, Tensor]]:
         """Draw segments, and the noise of the policy's actions."""
-        segments = self._sampler.draw(batches * size, generator).split([size] * batches)
+        segments = self._sampler.draw(batches * size, generator).split(size)
         noise = torch.split(self.setting.actor.noise(batches * size, generator), size)
         return list(zip(segments, noise, strict=True))
 

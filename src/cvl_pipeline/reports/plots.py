@@ -33,18 +33,17 @@ def _axes(count: int, height: float = 3.4) -> tuple[Figure, list[Axes]]:
 def behaviour_data(episodes: pd.DataFrame, coverage: pd.DataFrame) -> Figure:
     """Returns and lengths of solved and unsolved episodes, and the coverage of their observations."""
     figure, (returns, lengths, places) = _axes(3)
-    parts = [("all", "all episodes", BEHAVIOUR)]
+    parts = {"all episodes": (episodes, BEHAVIOUR)}
     if not episodes["success"].isna().any():
-        parts = [(True, "solved", "#2f7d4f"), (False, "not solved", "#b3423a")]  # type: ignore[list-item]
+        solved = episodes["success"].astype(bool)
+        parts = {"solved": (episodes[solved], "#2f7d4f"), "not solved": (episodes[~solved], "#b3423a")}
     for axis, column in ((returns, "return"), (lengths, "length")):
-        known = episodes.dropna(subset=[column])
-        bins = np.histogram_bin_edges(known[column], bins=20).tolist()
-        for success, label, colour in parts:
-            chosen = known if success == "all" else known[known["success"] == success]
-            text = f"{label} ({len(chosen)})"
-            axis.hist(chosen[column], bins=bins, alpha=0.7, color=colour, label=text)
+        bins = np.histogram_bin_edges(episodes[column].dropna(), bins=20).tolist()
+        for label, (part, colour) in parts.items():
+            known = part[column].dropna()
+            axis.hist(known, bins=bins, alpha=0.7, color=colour, label=f"{label} ({len(known)})")
         axis.set(ylabel="episodes")
-        if known.empty:
+        if episodes[column].isna().all():
             axis.text(0.5, 0.5, "the log has no rewards", ha="center", transform=axis.transAxes)
     returns.set(xlabel="return of the episode (undiscounted)", title="Returns in the data")
     lengths.set(xlabel="steps", title="Lengths of episodes")
