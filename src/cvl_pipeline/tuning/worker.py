@@ -21,6 +21,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
+from pydantic import TypeAdapter
 
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError, one_line
@@ -89,23 +90,12 @@ class Specification:
 
     def to_json(self) -> str:
         """Encode for another process. The text may contain a password: use a pipe, never a file."""
-        return json.dumps(
-            {
-                "folder": str(self.folder), "journal": str(self.location.journal), "url": self.location.url,
-                "name": self.name, "stages": self.stages.model_dump(mode="json"),
-                "tuning": self.tuning.model_dump(mode="json"), "index": self.index, "workers": self.workers,
-                "begun_with": self.begun_with,
-            }
-        )  # fmt: skip
+        return json.dumps(TypeAdapter(Specification).dump_python(self, mode="json"))
 
     @staticmethod
     def from_json(text: str) -> Specification:
         """Decode the output of ``to_json``."""
-        values = json.loads(text)
-        location = StudyLocation(Path(values.pop("journal")), values.pop("url"))
-        stages, tuning = StageParameters(**values.pop("stages")), TuningParameters(**values.pop("tuning"))
-        folder = Path(values.pop("folder"))
-        return Specification(folder=folder, location=location, stages=stages, tuning=tuning, **values)
+        return TypeAdapter(Specification).validate_python(json.loads(text))
 
 
 def work(specification: Specification) -> None:
