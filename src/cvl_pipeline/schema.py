@@ -214,9 +214,9 @@ def _custom(fault: ErrorDetails) -> PydanticCustomError:
     return PydanticCustomError(fault["type"], "{message}", {**fault.get("ctx", {}), "message": fault["msg"]})
 
 
-def choice_of(model: type[BaseModel], field: str) -> Choice | None:
+def choice_of(model: type[BaseModel] | None, field: str) -> Choice | None:
     """Return the choice that a field of a model is, if it is one."""
-    info = model.model_fields.get(field)
+    info = model.model_fields.get(field) if model is not None else None
     return next((part for part in info.metadata if isinstance(part, Choice)), None) if info else None
 
 
@@ -250,7 +250,7 @@ def merged(
     result = dict(lower)
     for name, value in upper.items():
         below = result.get(name)
-        choice = choice_of(model, name) if model is not None else None
+        choice = choice_of(model, name)
         if choice is not None and choice.mapping and isinstance(value, Mapping):
             entries = dict(below) if isinstance(below, Mapping) else {}
             for label, part in value.items():
@@ -323,7 +323,7 @@ def _model_at(
                 current = None
             labelled = None
         else:
-            field = choice_of(current, str(part)) if current is not None else None
+            field = choice_of(current, str(part))
             labelled = field if field is not None and field.mapping else None
             choice = (field.registry, field.registry.name_in(value)) if field and not labelled else None
             current = submodel(current, str(part), value)

@@ -95,7 +95,7 @@ def _point(row: dict[Any, Any], tuning: TuningParameters) -> dict[str, Any]:
     point = {}
     for name, dimension in tuning.space.items():
         value = row[f"parameter/{name}"]
-        if value is None or value is pd.NA or value != value:
+        if pd.isna(value):
             continue
         if isinstance(dimension, Categorical):
             law = distribution(dimension)
