@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -40,9 +40,8 @@ class CheckedConfigLoader(OmegaConfigLoader):
             return self.run_parameters().model_dump(mode="json")
         # Resolvers are global and Kedro never replaces one. Without this, a second session in the same
         # process would file its artifacts under the first one's seed.
-        folders = cache(self._folders)
         for name in RESOLVERS:
-            OmegaConf.register_new_resolver(name, lambda name=name: folders()[name], replace=True)
+            OmegaConf.register_new_resolver(name, lambda name=name: self._folders[name], replace=True)
         config = super().__getitem__(key)
         if key == "catalog":
             self._complete(config)
@@ -107,7 +106,7 @@ class CheckedConfigLoader(OmegaConfigLoader):
         Raises:
             InputError: ``tuning.storage`` is no entry of credentials.yml, or one that is not just a url.
         """
-        folder = self.local(f"06_models/{self._folders()['tuning_folder']}")
+        folder = self.local(f"06_models/{self._folders['tuning_folder']}")
         name = self._untuned.tuning.storage
         if name is None:
             return StudyLocation(folder / "journal.log"), folder
@@ -146,8 +145,9 @@ class CheckedConfigLoader(OmegaConfigLoader):
                 if data.credentials is not None:
                     entry["credentials"] = data.credentials
 
+    @cached_property
     def _folders(self) -> dict[str, str]:
-        """Return the values of the catalog's resolvers."""
+        """The values of the catalog's resolvers."""
         parameters = self._untuned
         folder = PurePosixPath(parameters.dataset.folder, f"seed_{parameters.seed}")
         study = PurePosixPath(

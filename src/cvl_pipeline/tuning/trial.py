@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -201,8 +200,3 @@ class Bench:
         with (self.folder / f".{name}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-
-def mean_over_seeds(measured: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of each number over the trainings of a trial."""
-    return {name: float(np.mean([row[name] for row in measured])) for name in measured[0]}

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
@@ -43,7 +44,7 @@ from cvl_pipeline.tuning.study import (
     record_path,
     release_dead,
 )
-from cvl_pipeline.tuning.trial import Bench, mean_over_seeds
+from cvl_pipeline.tuning.trial import Bench
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +201,7 @@ class _Objective:
             watch = self._watch(trial, reported) if number == 0 else None
             seed = stages.seed + number
             measured.append(self._bench.measure(point, seed, tuning.measured, watch))
-        return mean_over_seeds(measured)
+        return {name: float(np.mean([row[name] for row in measured])) for name in tuning.measured}
 
     def _watch(self, trial: Trial, reported: dict[int, float]) -> Any:
         """Return a function that reports validation metrics to the pruner; None if nothing can be pruned."""
