@@ -157,19 +157,9 @@ class Choice:
     mapping: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Validate by the registry; serialise the alternative with all of its fields."""
-
-        def dump(value: Any, info: core_schema.SerializationInfo) -> Any:
-            if self.mapping:
-                return {label: dump_one(part, info) for label, part in value.items()}
-            return dump_one(value, info)
-
-        def dump_one(value: Any, info: core_schema.SerializationInfo) -> Any:
-            return value.model_dump(mode=info.mode)
-
+        """Validate by the registry; an alternative serialises itself."""
         return core_schema.no_info_plain_validator_function(
-            self._validate_all if self.mapping else self.registry.validate,
-            serialization=core_schema.plain_serializer_function_ser_schema(dump, info_arg=True),
+            self._validate_all if self.mapping else self.registry.validate
         )
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: Any) -> dict[str, Any]:
@@ -224,9 +214,9 @@ def _custom(fault: ErrorDetails) -> PydanticCustomError:
     return PydanticCustomError(fault["type"], "{message}", {**fault.get("ctx", {}), "message": fault["msg"]})
 
 
-def choice_of(model: type[BaseModel], field: str) -> Choice | None:
+def choice_of(model: type[BaseModel] | None, field: str) -> Choice | None:
     """Return the choice that a field of a model is, if it is one."""
-    info = model.model_fields.get(field)
+    info = model.model_fields.get(field) if model is not None else None
     return next((part for part in info.metadata if isinstance(part, Choice)), None) if info else None
 
 
@@ -244,27 +234,23 @@ def submodel(model: type[BaseModel] | None, field: str, values: Any = None) -> t
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
-def merged(model: type[BaseModel], lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+def merged(
+    model: type[BaseModel] | None, lower: Mapping[str, Any], upper: Mapping[str, Any]
+) -> dict[str, Any]:
     """Merge two layers of parameters, the upper one over the lower.
 
     If the upper layer chooses another alternative, settings that it does not have are dropped from the lower
     layer. So ``policy_extraction.objective=ddpg_bc`` need not undo the file's ``beta``.
 
     Args:
-        model: of the parameters.
+        model: of the parameters; None: plain values that no model describes.
         lower: plain values, such as those of ``conf/base``.
         upper: plain values, such as those of an environment or ``--params``.
     """
-    return _merged(model, lower, upper)
-
-
-def _merged(
-    model: type[BaseModel] | None, lower: Mapping[str, Any], upper: Mapping[str, Any]
-) -> dict[str, Any]:
     result = dict(lower)
     for name, value in upper.items():
         below = result.get(name)
-        choice = choice_of(model, name) if model is not None else None
+        choice = choice_of(model, name)
         if choice is not None and choice.mapping and isinstance(value, Mapping):
             entries = dict(below) if isinstance(below, Mapping) else {}
             for label, part in value.items():
@@ -273,7 +259,7 @@ def _merged(
         elif choice is not None and not choice.mapping:
             result[name] = _chosen(choice.registry, below, value)
         elif isinstance(value, Mapping) and isinstance(below, Mapping):
-            result[name] = _merged(submodel(model, name), below, value)
+            result[name] = merged(submodel(model, name), below, value)
         else:
             result[name] = value
     return result
@@ -296,7 +282,7 @@ def _chosen(registry: Registry[Any], lower: Any, upper: Any, default: str | None
     if after != before:
         lower = {name: value for name, value in lower.items() if name in alternative.model_fields}
         lower = {**lower, registry.field: after}
-    return _merged(alternative, lower, upper)
+    return merged(alternative, lower, upper)
 
 
 def validated(
@@ -337,7 +323,7 @@ def _model_at(
                 current = None
             labelled = None
         else:
-            field = choice_of(current, str(part)) if current is not None else None
+            field = choice_of(current, str(part))
             labelled = field if field is not None and field.mapping else None
             choice = (field.registry, field.registry.name_in(value)) if field and not labelled else None
             current = submodel(current, str(part), value)
@@ -345,15 +331,8 @@ def _model_at(
     return current, choice
 
 
-def fields_at(model: type[BaseModel], path: Iterable[str], values: Any = None) -> list[str]:
-    """Return the fields that a path of field names leads to; none if it leads to no model.
-
-    Without values, the fields of every alternative of a choice.
-    """
-    path = list(path)
-    if values is not None:
-        reached, _ = _model_at(model, values, path)
-        return list(reached.model_fields) if reached else []
+def fields_at(model: type[BaseModel], path: Iterable[str]) -> list[str]:
+    """Return the fields that a path leads to, those of every alternative of a choice; none if to no model."""
     return list(dict.fromkeys(name for current in _models_at(model, path) for name in current.model_fields))
 
 

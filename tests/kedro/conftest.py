@@ -20,7 +20,7 @@ def forgetful() -> Iterator[None]:
 
 
 def _forget() -> None:
-    workspace.current.set(workspace.Workspace())
+    workspace.workspace.set(workspace.Workspace())
     pipeline_registry._plans.clear()
     commands._options.clear()
     for resolver in RESOLVERS:

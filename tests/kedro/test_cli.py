@@ -12,7 +12,7 @@ from kedro.framework.project import configure_project
 from kedro.io import DatasetError
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.kedro.cli import RENAMED_NODES, _follow, _Run, cli
+from cvl_pipeline.kedro.cli import RENAMED_NODES, _AboutPipelines, _follow, cli
 from cvl_pipeline.kedro.pipeline_registry import register_pipelines
 from tests.project import PROJECT
 
@@ -28,7 +28,7 @@ def _run_that_raises(error: BaseException) -> click.Command:
     def callback(**_: Any) -> None:
         raise error
 
-    return _Run("run", params=kedro_run.params, callback=callback)
+    return _AboutPipelines("run", params=kedro_run.params, callback=callback)
 
 
 def _wrapped(error: Exception, explicit: bool) -> Exception:

@@ -75,7 +75,9 @@ class _Command(click.Command):
             raise
 
 
-class _Run(_Command):
+class _AboutPipelines(_Command):
+    """Lets the pipelines follow the parameters, and refuses names that do not exist."""
+
     def check(self, options: dict[str, Any]) -> None:
         parameters = _follow(options)
         asked = _asked_names(options)
@@ -116,10 +118,12 @@ RENAMED_NODES = {
 def _asked_names(options: dict[str, Any]) -> dict[str, list[str]]:
     """Return the names that the options have, by their kind."""
     return {
-        "pipeline": [*(options["pipelines"] or []), *filter(None, [options["pipeline"]])],
-        "node": [*options["node_names"], *options["from_nodes"], *options["to_nodes"]],
-        "namespace": list(options["namespaces"] or []),
-        "tag": list(options["tags"] or []),
+        "pipeline": [*(options["pipelines"] or []), *filter(None, [options.get("pipeline")])],
+        "node": [
+            name for option in ("node_names", "from_nodes", "to_nodes") for name in options.get(option, ())
+        ],
+        "namespace": list(options.get("namespaces") or []),
+        "tag": list(options.get("tags") or []),
     }
 
 
@@ -134,15 +138,11 @@ def _check_names(asked: dict[str, list[str]]) -> None:
         "tag": sorted({tag for node in nodes for tag in node.tags}),
     }
     for kind, names in asked.items():
-        _check(kind, names, known[kind])
-
-
-def _check(kind: str, names: list[str], known: list[str]) -> None:
-    for name in names:
-        if name in RENAMED_NODES:
-            raise InputError(f"node '{name}' is now '{RENAMED_NODES[name]}'")
-        if name not in known:
-            raise unknown_name(kind, name, known)
+        for name in names:
+            if name in RENAMED_NODES:
+                raise InputError(f"node '{name}' is now '{RENAMED_NODES[name]}'")
+            if name not in known[kind]:
+                raise unknown_name(kind, name, known[kind])
 
 
 def _raised_by_kedro(error: BaseException) -> bool:
@@ -153,7 +153,7 @@ def _raised_by_kedro(error: BaseException) -> bool:
 
 
 # Also a name of this module: Kedro's find_run_command looks for it here.
-run = _Run("run", params=kedro_run.params, callback=kedro_run.callback, help=kedro_run.help)
+run = _AboutPipelines("run", params=kedro_run.params, callback=kedro_run.callback, help=kedro_run.help)
 cli.add_command(run)
 
 
@@ -219,13 +219,6 @@ def _study_in_force(env: str | None, params: dict[str, Any]) -> tuple[StudyLocat
         return loader.study()[0], loader.run_parameters()
 
 
-class _Status(_Command):
-    def check(self, options: dict[str, Any]) -> None:
-        asked = {"pipeline": list(options["pipelines"] or [])}
-        _check_evaluates(_follow(options), asked)
-        _check("pipeline", asked["pipeline"], list(register_pipelines()))
-
-
 @cli.group()
 def artifacts() -> None:
     """Artifacts that the pipeline makes."""
@@ -264,4 +257,6 @@ _EXPLAIN = click.Option(["--explain"], is_flag=True, help="Show everything that 
 _SHARED = [
     option for option in kedro_run.params if option.name in ("env", "params", "pipelines", "conf_source")
 ]
-artifacts.add_command(_Status("status", params=[*_SHARED, _EXPLAIN], callback=_status, help=_status.__doc__))
+artifacts.add_command(
+    _AboutPipelines("status", params=[*_SHARED, _EXPLAIN], callback=_status, help=_status.__doc__)
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cache
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -40,9 +40,8 @@ class CheckedConfigLoader(OmegaConfigLoader):
             return self.run_parameters().model_dump(mode="json")
         # Resolvers are global and Kedro never replaces one. Without this, a second session in the same
         # process would file its artifacts under the first one's seed.
-        folders = cache(self._folders)
         for name in RESOLVERS:
-            OmegaConf.register_new_resolver(name, lambda name=name: folders()[name], replace=True)
+            OmegaConf.register_new_resolver(name, lambda name=name: self._folders[name], replace=True)
         config = super().__getitem__(key)
         if key == "catalog":
             self._complete(config)
@@ -50,20 +49,25 @@ class CheckedConfigLoader(OmegaConfigLoader):
 
     def run_parameters(self) -> RunParameters:
         """Return the parameters in force; raises InputError on faulty ones."""
-        if not hasattr(self, "_parameters"):
-            parameters = check_parameters(self._layered())
-            self._parameters = (
-                check_parameters(self._layered(self._tuned())) if parameters.tuned else parameters
-            )
-        return self._parameters
+        return self._in_force
+
+    @cached_property
+    def _in_force(self) -> RunParameters:
+        return check_parameters(self._layered(self._tuned())) if self._untuned.tuned else self._untuned
+
+    @cached_property
+    def _untuned(self) -> RunParameters:
+        """The parameters without those of a study, which never change dataset, seed, reward or place."""
+        return check_parameters(self._layered())
+
+    @cached_property
+    def _layers(self) -> list[dict[str, Any]]:
+        """The parameters of ``conf/base`` and of the environment, if it is another."""
+        environments = dict.fromkeys((self.base_env, self.env or self.default_run_env))
+        return [self._read(environment) for environment in environments]
 
     def _layered(self, tuned: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Merge the layers of parameters."""
-        if not hasattr(self, "_layers"):
-            run_env = self.env or self.default_run_env
-            self._layers = [self._read(self.base_env)]
-            if run_env != self.base_env:
-                self._layers.append(self._read(run_env))
         values: dict[str, Any] = {}
         for layer in (*self._layers, tuned or {}, dict(self.runtime_params or {})):
             values = merged(RunParameters, values, layer)
@@ -83,18 +87,18 @@ class CheckedConfigLoader(OmegaConfigLoader):
         Raises:
             InputError: a URL without its credentials.
         """
-        data = self._untuned().data
+        data = self._untuned.data
         if not is_url(filepath):
             return Location(str(self._project / filepath))
         return Location(filepath, self._options(data), self._project / data.cache)
 
     def local(self, filepath: str) -> Path:
         """Return a path below the data root as it is on this machine."""
-        root = self._untuned().data.root
+        root = self._untuned.data.root
         place = f"{root}/{filepath}"
         if not is_url(root):
             return self._project / place
-        return Location(place, cache=self._project / self._untuned().data.cache).path
+        return Location(place, cache=self._project / self._untuned.data.cache).path
 
     def study(self) -> tuple[StudyLocation, Path]:
         """Return the storage of the study in force, and its folder on this machine.
@@ -102,8 +106,8 @@ class CheckedConfigLoader(OmegaConfigLoader):
         Raises:
             InputError: ``tuning.storage`` is no entry of credentials.yml, or one that is not just a url.
         """
-        folder = self.local(f"06_models/{self._folders()['tuning_folder']}")
-        name = self._untuned().tuning.storage
+        folder = self.local(f"06_models/{self._folders['tuning_folder']}")
+        name = self._untuned.tuning.storage
         if name is None:
             return StudyLocation(folder / "journal.log"), folder
         credentials = self._credentials("tuning.storage", name)
@@ -133,7 +137,7 @@ class CheckedConfigLoader(OmegaConfigLoader):
 
     def _complete(self, catalog: dict[str, Any]) -> None:
         """Give entries below a URL their cache and credentials."""
-        data = self._untuned().data
+        data = self._untuned.data
         self._options(data)  # Kedro would name no file
         for entry in catalog.values():
             if is_url(data.root) and str(entry.get("filepath")).startswith(f"{data.root}/"):
@@ -141,15 +145,10 @@ class CheckedConfigLoader(OmegaConfigLoader):
                 if data.credentials is not None:
                     entry["credentials"] = data.credentials
 
-    def _untuned(self) -> RunParameters:
-        """Return the parameters without those of a study, which never change dataset, seed, reward or place."""
-        if not hasattr(self, "_checked"):
-            self._checked = check_parameters(self._layered())
-        return self._checked
-
+    @cached_property
     def _folders(self) -> dict[str, str]:
-        """Return the values of the catalog's resolvers."""
-        parameters = self._untuned()
+        """The values of the catalog's resolvers."""
+        parameters = self._untuned
         folder = PurePosixPath(parameters.dataset.folder, f"seed_{parameters.seed}")
         study = PurePosixPath(
             parameters.dataset.folder, "tuning", parameters.reward.folder, parameters.tuning.study
@@ -165,7 +164,7 @@ class CheckedConfigLoader(OmegaConfigLoader):
         """Return the parameters that the study changed, by their full names: the new and the former value."""
         if not self.run_parameters().tuned:
             return {}
-        before = flattened(self._untuned().model_dump(mode="json"))
+        before = flattened(self._untuned.model_dump(mode="json"))
         overridden = flattened(dict(self.runtime_params or {}))
         return {
             name: (value, before.get(name))

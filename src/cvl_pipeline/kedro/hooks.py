@@ -11,6 +11,7 @@ from typing import Any
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog, DatasetError
+from kedro.io.core import is_parameter
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from rich.console import Console
@@ -83,7 +84,7 @@ class CheckInputs:
                 raise InputError(NO_REWARDS)
         missing = set()
         for name in sorted(pipeline.inputs()):
-            if _is_parameter(name):
+            if is_parameter(name):
                 continue
             if not catalog.exists(name):
                 missing.add(name)
@@ -128,12 +129,8 @@ def _makers(names: set[str], catalog: DataCatalog) -> list[str]:
         wanted |= names
         makers = [name for name, nodes in pipelines.items() if wanted & nodes.all_outputs()]
         inputs = {name for maker in makers for name in pipelines[maker].inputs()}
-        names = {name for name in inputs if not _is_parameter(name) and not catalog.exists(name)}
+        names = {name for name in inputs if not is_parameter(name) and not catalog.exists(name)}
     return makers
-
-
-def _is_parameter(name: str) -> bool:
-    return name.startswith("params:") or name == "parameters"
 
 
 def _check_tuning(parameters: RunParameters) -> None:

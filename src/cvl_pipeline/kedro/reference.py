@@ -61,20 +61,17 @@ def parameter_page() -> str:
         "`beta` exists only with `policy_extraction.objective=awr`. `module:Class` chooses a class of your own.",
         "Fields marked † change no result; a run with other values of them reuses all artifacts.",
         "",
-        *_section(RunParameters, "", RunParameters.__doc__ or ""),
+        *_section(RunParameters, ""),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _section(model: type[BaseModel], prefix: str, text: str) -> Iterator[str]:
+def _section(model: type[BaseModel], prefix: str) -> Iterator[str]:
     """Yield the table of a model's own fields, then the sections of the models below."""
-    leaves: list[tuple[str, FieldInfo]] = []
-    groups: list[tuple[str, FieldInfo]] = []
+    yield from _table(model, prefix, [name for name in model.model_fields if not _is_group(model, name)])
     for name, info in model.model_fields.items():
-        (groups if _is_group(model, name, info) else leaves).append((name, info))
-    if leaves:
-        yield from _table(model, prefix, leaves)
-    for name, info in groups:
+        if not _is_group(model, name):
+            continue
         full = f"{prefix}{name}"
         level = "#" * min(6, 2 + full.count("."))
         mark = " †" if is_operational(model, name) else ""
@@ -86,7 +83,7 @@ def _section(model: type[BaseModel], prefix: str, text: str) -> Iterator[str]:
         if choice is None:
             annotation = info.annotation
             assert isinstance(annotation, type)
-            yield from _section(annotation, f"{full}.", "")
+            yield from _section(annotation, f"{full}.")
             continue
         registry = choice.registry
         start = f"{full}.<name>." if choice.mapping else f"{full}."
@@ -123,12 +120,9 @@ def _shared(models: list[type[BaseModel]], tag: str) -> list[str]:
 
 def _rows(model: type[BaseModel], prefix: str, names: list[str]) -> Iterator[str]:
     """Yield the table of some fields of an alternative, and the groups among them in short."""
-    fields = model.model_fields
-    leaves = [(name, fields[name]) for name in names if not _is_group(model, name, fields[name])]
-    if leaves:
-        yield from _table(model, prefix, leaves)
+    yield from _table(model, prefix, [name for name in names if not _is_group(model, name)])
     for name in names:
-        if _is_group(model, name, fields[name]):
+        if _is_group(model, name):
             yield from _nested(model, name, prefix)
 
 
@@ -141,30 +135,34 @@ def _nested(model: type[BaseModel], field: str, prefix: str) -> Iterator[str]:
         assert isinstance(annotation, type)
         yield f"`{prefix}{field}`: {info.description} Its fields:"
         yield ""
-        yield from _table(annotation, f"{prefix}{field}.", list(annotation.model_fields.items()))
+        yield from _table(annotation, f"{prefix}{field}.", list(annotation.model_fields))
         return
     names = ", ".join(f"`{name}`" for name in choice.registry.names)
     yield f"`{prefix}{field}`: {info.description} One of {names}, by `{prefix}{field}.{choice.registry.field}`."
     yield ""
     for name in choice.registry.names:
         parameters = choice.registry.parameters(name)
-        rows = [(part, own) for part, own in parameters.model_fields.items() if part != choice.registry.field]
-        if rows:
+        own = [part for part in parameters.model_fields if part != choice.registry.field]
+        if own:
             yield f"With `{name}`:"
             yield ""
-            yield from _table(parameters, f"{prefix}{field}.", rows)
+            yield from _table(parameters, f"{prefix}{field}.", own)
 
 
-def _is_group(model: type[BaseModel], name: str, info: FieldInfo) -> bool:
-    annotation = info.annotation
+def _is_group(model: type[BaseModel], name: str) -> bool:
+    annotation = model.model_fields[name].annotation
     is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
     return choice_of(model, name) is not None or is_model
 
 
-def _table(model: type[BaseModel], prefix: str, fields: list[tuple[str, FieldInfo]]) -> Iterator[str]:
+def _table(model: type[BaseModel], prefix: str, names: list[str]) -> Iterator[str]:
+    """Yield the table of some fields; nothing if there are none."""
+    if not names:
+        return
     yield "| parameter | type | default | meaning |"
     yield "|---|---|---|---|"
-    for name, info in fields:
+    for name in names:
+        info = model.model_fields[name]
         mark = " †" if is_operational(model, name) else ""
         cells = (_type(info), _default(info), (info.description or "").replace("|", "\\|"))
         yield f"| `{prefix}{name}`{mark} | {' | '.join(cells)} |"

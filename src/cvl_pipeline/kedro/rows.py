@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -60,11 +60,10 @@ class Plan:
     @staticmethod
     def of(parameters: RunParameters) -> Plan:
         """Return the plan of a run."""
-        baselines: Mapping[str, object] = parameters.baselines
         rows = [Row(OWN, CVL, "params:policy_extraction")]
         rows += [
-            Row(name, METHODS.of(parameters.baselines[name]), f"params:baselines.{name}")
-            for name in baselines
+            Row(name, METHODS.of(chosen), f"params:baselines.{name}")
+            for name, chosen in parameters.baselines.items()
         ]
         return Plan(tuple(rows), has_environment(parameters.dataset, parameters.evaluation))
 

@@ -32,10 +32,5 @@ class Workspace:
 
 
 _NONE = Workspace()
-current: ContextVar[Workspace] = ContextVar("workspace", default=_NONE)
-"""The workspace of the node that runs in this thread."""
-
-
-def workspace() -> Workspace:
-    """Return the workspace of the node that runs; without Kedro's hooks, an empty one."""
-    return current.get()
+workspace: ContextVar[Workspace] = ContextVar("workspace", default=_NONE)
+"""The workspace of the node that runs in this thread; without Kedro's hooks, an empty one."""

@@ -82,9 +82,7 @@ def any_of(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set in any process."""
     if world_size() == 1:
         return flag
-    votes = torch.tensor(float(flag), device=device)
-    distributed.all_reduce(votes)
-    return bool(votes > 0)
+    return bool(maximum(torch.tensor(float(flag), device=device)))
 
 
 def end_with_parent() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cvl_pipeline.errors import look_up
-
 Stage = Literal["contrastive_dynamics", "value_readout", "evaluation"]
 
 EPISODES = ("dataset", "data_ingestion.validation_fraction")
@@ -51,8 +49,3 @@ OBJECTIVES: dict[str, Objective] = {
 }  # fmt: skip
 """By name: held-out loss and mutual-information bound of the critic; Spearman's correlation of Q with
 held-out returns; share of episodes solved and mean return of the policy in the environment."""
-
-
-def known_objective(name: str) -> Objective:
-    """Return the objective of that name; raise InputError with the known names if there is none."""
-    return look_up("objective", name, OBJECTIVES)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
+from cvl_pipeline.errors import look_up
 from cvl_pipeline.schema import Strict, Words, operational
-from cvl_pipeline.tuning.objectives import OBJECTIVES, known_objective
+from cvl_pipeline.tuning.objectives import OBJECTIVES
+
+Number = TypeVar("Number", int, float)
 
 
 class DimensionParameters(Strict):
@@ -23,40 +26,15 @@ class DimensionParameters(Strict):
         raise NotImplementedError
 
 
-class Float(DimensionParameters):
-    """A range of numbers."""
-
-    type: Literal["float"] = Field("float", description="A range of numbers.")
-    low: float = Field(description="Smallest value.")
-    high: float = Field(description="Largest value.")
+class _Range(DimensionParameters, Generic[Number]):
+    type: str
+    low: Number = Field(description="Smallest value.")
+    high: Number = Field(description="Largest value.")
     log: bool = Field(False, description="Search its logarithm.")
-    step: float | None = Field(None, gt=0.0, description="Distance between values. null: any value.")
+    step: Number | None
 
     @model_validator(mode="after")
-    def _is_whole(self) -> Float:
-        if self.low > self.high:
-            raise ValueError(f"{self.type} needs low and high, and low <= high")
-        if self.log and (self.low <= 0.0 or self.step is not None):
-            raise ValueError("log needs low > 0 and no step")
-        return self
-
-    @property
-    def examples(self) -> tuple[Any, ...]:
-        """Smallest and largest value."""
-        return self.low, self.high
-
-
-class Int(DimensionParameters):
-    """A range of whole numbers."""
-
-    type: Literal["int"] = Field("int", description="A range of whole numbers.")
-    low: int = Field(description="Smallest value.")
-    high: int = Field(description="Largest value.")
-    log: bool = Field(False, description="Search its logarithm.")
-    step: int | None = Field(None, gt=0, description="Distance between values. null: 1.")
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> Int:
+    def _is_whole(self) -> _Range[Number]:
         if self.low > self.high:
             raise ValueError(f"{self.type} needs low and high, and low <= high")
         if self.log and (self.low <= 0 or self.step is not None):
@@ -67,6 +45,20 @@ class Int(DimensionParameters):
     def examples(self) -> tuple[Any, ...]:
         """Smallest and largest value."""
         return self.low, self.high
+
+
+class Float(_Range[float]):
+    """A range of numbers."""
+
+    type: Literal["float"] = Field("float", description="A range of numbers.")
+    step: float | None = Field(None, gt=0.0, description="Distance between values. null: any value.")
+
+
+class Int(_Range[int]):
+    """A range of whole numbers."""
+
+    type: Literal["int"] = Field("int", description="A range of whole numbers.")
+    step: int | None = Field(None, gt=0, description="Distance between values. null: 1.")
 
 
 class Categorical(DimensionParameters):
@@ -162,7 +154,7 @@ class TuningParameters(Strict):
     @classmethod
     def _known_objectives(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            known_objective(name)
+            look_up("objective", name, OBJECTIVES)
         return names
 
     @model_validator(mode="after")

@@ -55,10 +55,8 @@ def trials_table(trials: Sequence[FrozenTrial], tuning: TuningParameters) -> pd.
             }
         )  # fmt: skip
     table = pd.DataFrame(rows)
-    for name, dimension in tuning.space.items():
-        kind = next(kind for cls, kind in COLUMN_TYPES.items() if isinstance(dimension, cls))
-        table[f"parameter/{name}"] = table[f"parameter/{name}"].astype(kind)  # type: ignore[call-overload]
-    return table.astype({"retry_of": "Int64"})
+    types = {f"parameter/{name}": COLUMN_TYPES[type(dimension)] for name, dimension in tuning.space.items()}
+    return table.astype({**types, "retry_of": "Int64"})
 
 
 def _cell(trial: FrozenTrial, name: str, dimension: Dimension) -> Any:
@@ -97,7 +95,7 @@ def _point(row: dict[Any, Any], tuning: TuningParameters) -> dict[str, Any]:
     point = {}
     for name, dimension in tuning.space.items():
         value = row[f"parameter/{name}"]
-        if value is None or value is pd.NA or value != value:
+        if pd.isna(value):
             continue
         if isinstance(dimension, Categorical):
             law = distribution(dimension)

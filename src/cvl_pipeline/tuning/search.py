@@ -66,7 +66,7 @@ def search(
     """
     check_space(tuning, stages)
     name = study_name(stages, tuning)
-    workers = tuning.workers or default_workers()
+    workers = tuning.workers or torch.cuda.device_count() or min(os.cpu_count() or 1, MOST_WORKERS)
     study = open_study(location, name, tuning, stages.seed)
     parts = data.parts()
     begun_with = len(study.get_trials(deepcopy=False))
@@ -89,11 +89,6 @@ def search(
         with sigterm_raised(), reachable(location):
             _run(study, specification)
     return trials_table(study.get_trials(deepcopy=False), tuning)
-
-
-def default_workers() -> int:
-    """One per GPU; without GPUs, one per core, at most MOST_WORKERS."""
-    return torch.cuda.device_count() or min(os.cpu_count() or 1, MOST_WORKERS)
 
 
 class _Reporter:

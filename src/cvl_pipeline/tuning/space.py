@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optuna.distributions import (
@@ -75,14 +75,15 @@ def check_space(tuning: TuningParameters, stages: StageParameters) -> None:
                 )
         for other in dimension.when or {}:
             _check_name(other)
-        conditions = {other: _first(wanted) for other, wanted in (dimension.when or {}).items()}
+        conditions = {other: _values(wanted)[0] for other, wanted in (dimension.when or {}).items()}
         for value in dimension.examples:
             _check_value(stages, name, value, conditions)
     _ordered(tuning.space)
 
 
-def _first(wanted: Any) -> Any:
-    return wanted[0] if isinstance(wanted, list | tuple) else wanted
+def _values(wanted: Any) -> Sequence[Any]:
+    """The values that a condition names: one, or a list of them."""
+    return wanted if isinstance(wanted, list | tuple) else [wanted]
 
 
 def _check_value(stages: StageParameters, name: str, value: Any, conditions: Mapping[str, Any]) -> None:
@@ -182,7 +183,7 @@ def _met(
         if other in space and other not in point:
             return False
         value = point[other] if other in point else value_of(stages, other)
-        if value not in (wanted if isinstance(wanted, list | tuple) else [wanted]):
+        if value not in _values(wanted):
             return False
     return True
 

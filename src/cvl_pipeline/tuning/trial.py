@@ -7,10 +7,10 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from torch import nn
 
@@ -37,39 +37,29 @@ ROLLOUT_SEEDS = 1_000_000
 """Added to the seed of a trial's rollouts: the final evaluation must use other episodes."""
 
 
+@dataclass(frozen=True)
 class Bench:
     """Measures points of a space on one log.
 
     Trained networks and measured rollouts are stored in a folder, under a fingerprint of everything they depend
     on. If two trials need the same network (the critic, if only the policy is searched), one trains it and the
     other waits.
+
+    Attributes:
+        data: the episodes, with the log's rewards.
+        stages: all parameters, except those that a point changes.
+        searched: names of the parameters that points may change.
+        returns_discount: discount of the returns in ``returns_correlation``.
+        folder: folder of the files that trials share.
+        workers: number of processes for rollouts; None: one per core.
     """
 
-    def __init__(
-        self,
-        data: EpisodeData,
-        stages: StageParameters,
-        searched: tuple[str, ...],
-        returns_discount: float,
-        folder: Path,
-        workers: int | None,
-    ) -> None:
-        """Prepare the measurements.
-
-        Args:
-            data: the episodes, with the log's rewards.
-            stages: all parameters, except those that a point changes.
-            searched: names of the parameters that points may change.
-            returns_discount: discount of the returns in ``returns_correlation``.
-            folder: folder of the files that trials share.
-            workers: number of processes for rollouts; None: one per core.
-        """
-        self._data = data
-        self._stages = stages
-        self._searched = searched
-        self._discount = returns_discount
-        self._folder = folder
-        self._workers = workers
+    data: EpisodeData
+    stages: StageParameters
+    searched: tuple[str, ...]
+    returns_discount: float
+    folder: Path
+    workers: int | None
 
     def measure(
         self, values: Mapping[str, Any], seed: int, names: tuple[str, ...], watch: Watcher | None = None
@@ -86,7 +76,7 @@ class Bench:
             InputError: incompatible values, or an error of a stage.
             FloatingPointError: training diverged.
         """
-        stages = with_values(self._stages, values)
+        stages = with_values(self.stages, values)
         data = self._episodes(stages)
         critic, history = self._critic(data, stages, seed, watch)
         measured = {
@@ -103,7 +93,7 @@ class Bench:
         q = QFunction(critic, readout)
         if "returns_correlation" in names:
             measured["returns_correlation"] = returns_correlation(
-                q, data.transitions, labels, data.split, self._discount
+                q, data.transitions, labels, data.split, self.returns_discount
             )
         if any(OBJECTIVES[name].online for name in names):
             measured |= self._rollouts(data, q, stages, seed)
@@ -116,20 +106,20 @@ class Bench:
 
     def _episodes(self, stages: StageParameters) -> EpisodeData:
         """Return the episodes; collect or prepare them again only if the space contains such parameters."""
-        if any(below(name, ["dataset"]) for name in self._searched):
+        if any(below(name, ["dataset"]) for name in self.searched):
             return self._collected(stages)
-        if any(below(name, ["data_ingestion"]) for name in self._searched):
+        if any(below(name, ["data_ingestion"]) for name in self.searched):
             return EpisodeData.prepare(
-                self._data.transitions, self._data.rewards, stages.data_ingestion, stages.seed
+                self.data.transitions, self.data.rewards, stages.data_ingestion, stages.seed
             )
-        return self._data
+        return self.data
 
     def _collected(self, stages: StageParameters) -> EpisodeData:
         key = run_fingerprint(stages.dataset, stages.seed)
-        paths = [self._folder / f"{kind}-{key}.safetensors" for kind in ("transitions", "rewards")]
+        paths = [self.folder / f"{kind}-{key}.safetensors" for kind in ("transitions", "rewards")]
         with self._alone(f"dataset-{key}"):
             if not all(path.exists() for path in paths):
-                episodes = api.ingest(stages.dataset, stages.seed, self._workers)
+                episodes = api.ingest(stages.dataset, stages.seed, self.workers)
                 for path, value in zip(paths, episodes, strict=True):
                     api.save(value, path)
         transitions, rewards = (api.load(path) for path in paths)
@@ -163,7 +153,7 @@ class Bench:
     ) -> dict[str, float]:
         policy, key = self._policy(data, q, stages, seed)
         protocol = effective(stages.evaluation)
-        path = self._folder / f"rollouts-{key}.json"
+        path = self.folder / f"rollouts-{key}.json"
         with self._alone(f"rollouts-{key}"):
             if path.exists():
                 stored = json.loads(path.read_text())
@@ -172,7 +162,7 @@ class Bench:
             environment = environment_for(stages.dataset, stages.evaluation)
             seed += ROLLOUT_SEEDS
             transitions, rewards = api.roll_out(
-                policy, environment, episodes=stages.evaluation.episodes, seed=seed, workers=self._workers,
+                policy, environment, episodes=stages.evaluation.episodes, seed=seed, workers=self.workers,
                 name="a trial",
             )  # fmt: skip
             labels = label(transitions, rewards, stages.reward)
@@ -188,8 +178,8 @@ class Bench:
         self, name: str, kind: str, train: Callable[[Path], tuple[Any, pd.DataFrame]]
     ) -> tuple[Any, pd.DataFrame]:
         """Return a network and its history; train and store them if they are not stored yet."""
-        network, history = self._folder / f"{name}.safetensors", self._folder / f"{name}.parquet"
-        unfinished = self._folder / f"{name}.unfinished"
+        network, history = self.folder / f"{name}.safetensors", self.folder / f"{name}.parquet"
+        unfinished = self.folder / f"{name}.unfinished"
         with self._alone(name):
             if network.exists() and history.exists():
                 return load_artifact(network, kind), read_table(history)
@@ -206,12 +196,7 @@ class Bench:
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
         """Hold a lock, which the system releases if the process dies."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f".{name}.lock").open("w") as file:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f".{name}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-
-def mean_over_seeds(measured: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of each number over the trainings of a trial."""
-    return {name: float(np.mean([row[name] for row in measured])) for name in measured[0]}

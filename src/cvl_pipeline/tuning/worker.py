@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
+from pydantic import TypeAdapter
 
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError, one_line
@@ -42,7 +44,7 @@ from cvl_pipeline.tuning.study import (
     record_path,
     release_dead,
 )
-from cvl_pipeline.tuning.trial import Bench, mean_over_seeds
+from cvl_pipeline.tuning.trial import Bench
 
 logger = logging.getLogger(__name__)
 
@@ -89,23 +91,12 @@ class Specification:
 
     def to_json(self) -> str:
         """Encode for another process. The text may contain a password: use a pipe, never a file."""
-        return json.dumps(
-            {
-                "folder": str(self.folder), "journal": str(self.location.journal), "url": self.location.url,
-                "name": self.name, "stages": self.stages.model_dump(mode="json"),
-                "tuning": self.tuning.model_dump(mode="json"), "index": self.index, "workers": self.workers,
-                "begun_with": self.begun_with,
-            }
-        )  # fmt: skip
+        return json.dumps(TypeAdapter(Specification).dump_python(self, mode="json"))
 
     @staticmethod
     def from_json(text: str) -> Specification:
         """Decode the output of ``to_json``."""
-        values = json.loads(text)
-        location = StudyLocation(Path(values.pop("journal")), values.pop("url"))
-        stages, tuning = StageParameters(**values.pop("stages")), TuningParameters(**values.pop("tuning"))
-        folder = Path(values.pop("folder"))
-        return Specification(folder=folder, location=location, stages=stages, tuning=tuning, **values)
+        return TypeAdapter(Specification).validate_python(json.loads(text))
 
 
 def work(specification: Specification) -> None:
@@ -210,7 +201,7 @@ class _Objective:
             watch = self._watch(trial, reported) if number == 0 else None
             seed = stages.seed + number
             measured.append(self._bench.measure(point, seed, tuning.measured, watch))
-        return mean_over_seeds(measured)
+        return {name: float(np.mean([row[name] for row in measured])) for name in tuning.measured}
 
     def _watch(self, trial: Trial, reported: dict[int, float]) -> Any:
         """Return a function that reports validation metrics to the pruner; None if nothing can be pruned."""

@@ -16,7 +16,7 @@ from cvl_pipeline.kedro.pipelines.data_ingestion import nodes as data_ingestion
 from cvl_pipeline.kedro.pipelines.evaluation import nodes as evaluation
 from cvl_pipeline.kedro.pipelines.policy_extraction import nodes as policy_extraction
 from cvl_pipeline.kedro.pipelines.value_readout import nodes as value_readout
-from cvl_pipeline.kedro.workspace import Workspace, current, workspace
+from cvl_pipeline.kedro.workspace import Workspace, workspace
 from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.objectives.base import OBJECTIVES
@@ -222,11 +222,11 @@ def test_every_method_is_trained_with_what_it_needs(objective: str, discrete: bo
 
 def test_training_keeps_its_logs_in_the_workspace_of_the_node(tmp_path: Path) -> None:
     data = make_transitions([9, 6, 8], [True, False, False])
-    assert workspace() == Workspace()
-    token = current.set(Workspace(checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs"))
+    assert workspace.get() == Workspace()
+    token = workspace.set(Workspace(checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs"))
     contrastive_dynamics.train(
         data, split_first(data, 2), identity_normalisation(data), dynamics_parameters(), 0
     )
-    current.reset(token)
+    workspace.reset(token)
     assert [path.name for path in (tmp_path / "logs").rglob("metrics.csv")] == ["metrics.csv"]
     assert not list((tmp_path / "checkpoints").rglob("*.ckpt"))  # training has finished

@@ -22,7 +22,7 @@ from cvl_pipeline.kedro.provenance.hooks import TrustArtifacts
 from cvl_pipeline.kedro.provenance.locks import acquire, release
 from cvl_pipeline.kedro.provenance.records import Recipe, Record, write_record
 from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
-from cvl_pipeline.kedro.workspace import Workspace, current, workspace
+from cvl_pipeline.kedro.workspace import Workspace, workspace
 from cvl_pipeline.testing.builders import names_in
 from cvl_pipeline.tuning.storage import StudyLocation
 from tests.project import copy_conf
@@ -109,7 +109,7 @@ def test_training_of_other_code_or_parameters_is_not_resumed(tmp_path: Path) -> 
         assert hook._provenance is not None
         hook._provenance._code[train.name] = Code({}, {"torch": version})
         hook.before_node_run(train)
-        workspaces.append(workspace())
+        workspaces.append(workspace.get())
         hook.on_pipeline_error()
     assert {place.logs for place in workspaces} == {
         tmp_path / "data/08_reporting/door-open-v3/seed_0/logs/critic"
@@ -123,9 +123,9 @@ def test_training_of_other_code_or_parameters_is_not_resumed(tmp_path: Path) -> 
     first.mkdir(parents=True)
     (other / "unfinished").mkdir(parents=True)
     for place in workspaces:
-        current.set(place)
+        workspace.set(place)
         hook.after_node_run(train)
-        assert workspace() == Workspace()
+        assert workspace.get() == Workspace()
     assert names_in(folder) == [other.name]
 
 
@@ -137,7 +137,7 @@ def test_each_policy_has_folders_of_its_own(tmp_path: Path, baseline: str) -> No
     next(hook.before_pipeline_run(RUN, pipeline, catalog))
     (train,) = pipeline.only_nodes(f"policy_extraction.train_{baseline}").nodes
     hook.before_node_run(train)
-    place, folder = workspace(), "success/" if baseline == "iql" else ""
+    place, folder = workspace.get(), "success/" if baseline == "iql" else ""
     assert place.logs == tmp_path / f"data/08_reporting/door-open-v3/seed_0/{folder}logs/{baseline}"
     assert place.checkpoints is not None
     models = tmp_path / f"data/06_models/door-open-v3/seed_0/{folder}checkpoints/{baseline}"
@@ -151,11 +151,11 @@ def test_only_nodes_that_train_have_a_workspace(tmp_path: Path) -> None:
     next(hook.before_pipeline_run(RUN, pipelines["__default__"] + pipelines["tuning"], catalog))
     (report,) = pipelines["contrastive_dynamics"].only_nodes("contrastive_dynamics.report").nodes
     hook.before_node_run(report)
-    assert workspace() == Workspace()
+    assert workspace.get() == Workspace()
     (search,) = pipelines["tuning"].only_nodes("tuning.search").nodes
     hook.before_node_run(search)
     folder = tmp_path / "data/06_models/door-open-v3/tuning/study"
-    assert workspace() == Workspace(study=StudyLocation(folder / "journal.log"), study_folder=folder)
+    assert workspace.get() == Workspace(study=StudyLocation(folder / "journal.log"), study_folder=folder)
     hook.on_pipeline_error()
 
 

@@ -96,7 +96,7 @@ def test_changes_are_described_with_the_old_and_the_new_value() -> None:
     other = Recipe(
         "stage.node", {"seed": 1, "a.b": "x"}, {"dataset.path": "2"}, {"n": "1"}, {"torch": "3"}, {"in": "9"}
     )
-    assert [str(change) for change in changes(RECIPE, other)] == [
+    assert changes(RECIPE, other) == [
         "parameter a.b: null -> x",
         "parameter a.c removed",
         "parameter seed: 0 -> 1",

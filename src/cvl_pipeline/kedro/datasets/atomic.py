@@ -32,7 +32,10 @@ class Atomic(Located):
         description: dict[str, Any] = super()._describe()  # type: ignore[misc]
         return {**description, "filepath": str(self.location)}
 
-    def _write_atomically(self, save: Any, data: Any) -> None:
+    def save(self, data: Any) -> None:
+        """Write the file."""
+        save = super().save  # type: ignore[misc]
+
         def write(partial: Path) -> None:
             self._partial = PurePosixPath(partial)
             try:
@@ -82,10 +85,6 @@ class JSONDataset(Atomic, json_dataset.JSONDataset):
 
     DEFAULT_SAVE_ARGS: dict[str, Any] = {"indent": 2}  # noqa: RUF012
 
-    def save(self, data: Any) -> None:
-        """Write plain values."""
-        self._write_atomically(super().save, data)
-
     def load(self) -> Any:
         """Read plain values."""
         return self._read(super().load)
@@ -102,10 +101,6 @@ class FigureDataset(Atomic, matplotlib_dataset.MatplotlibDataset):
     """A Matplotlib figure as PNG."""
 
     DEFAULT_SAVE_ARGS: dict[str, Any] = {"format": "png", "dpi": 120, "bbox_inches": "tight"}  # noqa: RUF012
-
-    def save(self, data: Any) -> None:
-        """Write a figure."""
-        self._write_atomically(super().save, data)
 
     def preview(self) -> HTMLPreview:  # type: ignore[override]
         """Description and picture, for kedro-viz."""

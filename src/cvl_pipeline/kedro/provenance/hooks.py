@@ -24,7 +24,7 @@ from cvl_pipeline.kedro.pipeline_registry import register_pipelines
 from cvl_pipeline.kedro.provenance.locks import Lease, acquire, release
 from cvl_pipeline.kedro.provenance.records import record_path
 from cvl_pipeline.kedro.provenance.states import Making, Provenance
-from cvl_pipeline.kedro.workspace import Workspace, current
+from cvl_pipeline.kedro.workspace import Workspace, workspace
 
 logger = logging.getLogger(__name__)
 
@@ -81,17 +81,17 @@ class TrustArtifacts:
             return
         making = self._provenance.making(node)
         self._makings[node.name], self._unsaved[node.name] = making, set(node.outputs)
-        current.set(self._workspace(node, making) if "training" in node.tags else Workspace())
+        workspace.set(self._workspace(node, making) if "training" in node.tags else Workspace())
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
         """Remove the checkpoint folders of finished training, if they are empty."""
-        checkpoints = current.get().checkpoints
+        checkpoints = workspace.get().checkpoints
         if checkpoints is not None:
             with suppress(OSError):
                 checkpoints.rmdir()
                 checkpoints.parent.rmdir()
-        current.set(Workspace())
+        workspace.set(Workspace())
 
     def _workspace(self, node: Node, making: Making) -> Workspace:
         """Return the node's folders on this machine, named after its first output."""

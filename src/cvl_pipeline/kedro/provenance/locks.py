@@ -81,16 +81,13 @@ def _myself() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": HOST, "since": since}
 
 
-def _description(holder: Any) -> str:
-    try:
-        return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
-    except (KeyError, TypeError):  # the holder has not written them yet
-        return "it has just started"
-
-
 def _in_use(what: str, holder: Any) -> InputError:
+    try:
+        description = f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
+    except (KeyError, TypeError):  # the holder has not written them yet
+        description = "it has just started"
     return InputError(
-        f"{what} is in use by another run ({_description(holder)}): wait for it to end; runs of other "
+        f"{what} is in use by another run ({description}): wait for it to end; runs of other "
         "datasets and seeds need not wait"
     )
 

@@ -41,33 +41,22 @@ class Recipe:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Change:
-    """A difference between two recipes; None on the side that lacks the part."""
-
-    what: str
-    old: Any
-    new: Any
-
-    def __str__(self) -> str:
-        if None in (self.old, self.new):
-            return f"{self.what} {'added' if self.old is None else 'removed'}"
-        if self.what.startswith(("code", "source")):  # their hashes would not help the reader
-            return f"{self.what} changed"
-        return f"{self.what}: {self.old} -> {self.new}"
-
-
-def changes(old: Recipe, new: Recipe) -> list[Change]:
-    """List the differences between two recipes, apart from the inputs."""
+def changes(old: Recipe, new: Recipe) -> list[str]:
+    """List the differences between two recipes, apart from the inputs, for the reader."""
     differences = []
     kinds = {"parameters": "parameter", "sources": "source", "code": "code of", "packages": "package"}
     for part, kind in kinds.items():
         before, after = getattr(old, part), getattr(new, part)
         for name in sorted(before.keys() | after.keys()):
-            # As text, because null is a value of a parameter, but None here is a missing part.
-            values = [json.dumps(side[name]).strip('"') if name in side else None for side in (before, after)]
-            if values[0] != values[1]:
-                differences.append(Change(f"{kind} {name}", *values))
+            what = f"{kind} {name}"
+            if name not in before or name not in after:
+                differences.append(f"{what} {'removed' if name in before else 'added'}")
+                continue
+            was, is_now = (json.dumps(side[name]).strip('"') for side in (before, after))
+            if was != is_now and part in ("code", "sources"):  # their hashes would not help the reader
+                differences.append(f"{what} changed")
+            elif was != is_now:
+                differences.append(f"{what}: {was} -> {is_now}")
     return differences
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kedro.io import DataCatalog
+from kedro.io.core import is_parameter
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
@@ -105,7 +106,7 @@ class Provenance:
 
     def path(self, name: str) -> Path | None:
         """Return the file of an artifact; None for parameters, and for artifacts in memory."""
-        if name.startswith("params:") or name == "parameters" or name not in self._catalog:
+        if is_parameter(name) or name not in self._catalog:
             return None
         path = vars(self._catalog.get(name)).get("_filepath")
         if path is not None and name not in self._fetched:
@@ -211,7 +212,7 @@ class Provenance:
             return State("stale", ("its record names no such dataset",))
         if record.outputs[name] != self._content(path):
             return State("damaged", ("its content differs from the record",))
-        reasons = [str(change) for change in changes(record.recipe, recipe)]
+        reasons = changes(record.recipe, recipe)
         # Compare the bytes: an input that was recreated with the same content counts as unchanged.
         reasons += upstream + [
             f"input {other} has changed"

@@ -23,7 +23,7 @@ def train(
 ) -> tuple[ContrastiveCritic, pd.DataFrame]:
     """Train the contrastive critic on transitions alone."""
     data = EpisodeData(transitions, split, normalisation)
-    place = workspace()
+    place = workspace.get()
     return train_critic(data, parameters, seed, checkpoints=place.checkpoints, logs=place.logs)
 
 

@@ -76,7 +76,8 @@ def summarise(
 ) -> dict[str, Any]:
     """Report means and confidence intervals of all policies and the behaviour data, and the protocol."""
     rollouts = {name: tables[f"{name}_rollouts"] for name in titles}
-    parameters, source = SOURCES.validate(dataset), SOURCES.create(SOURCES.validate(dataset))
+    parameters = SOURCES.validate(dataset)
+    source = SOURCES.create(parameters)
     behaviour = with_tasks(episode_table(transitions, labels, split), transitions, source.tasks)
     summaries = summarise_rollouts({**rollouts, BEHAVIOUR: behaviour}, confidence, seed)
     means = {name: summaries[f"{name}.return_mean"] for name in (*rollouts, BEHAVIOUR)}

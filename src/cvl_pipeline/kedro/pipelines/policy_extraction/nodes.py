@@ -33,7 +33,7 @@ def extract(
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Extract CVL's policy from the frozen critic."""
     data = EpisodeData(transitions, split, normalisation, labels)
-    place = workspace()
+    place = workspace.get()
     return extract_policy(
         critic, readout, data, OBJECTIVES.validate(parameters), seed,  # type: ignore[arg-type]
         checkpoints=place.checkpoints, logs=place.logs,
@@ -51,7 +51,7 @@ def train_baseline(
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Train the policy of a baseline; with labels, and with the values of actions, if it needs them."""
     data = EpisodeData(transitions, split, normalisation, labels)
-    place = workspace()
+    place = workspace.get()
     return train_method(
         data, METHODS.validate(parameters), seed,
         values=values, checkpoints=place.checkpoints, logs=place.logs,

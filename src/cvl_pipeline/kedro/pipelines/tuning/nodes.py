@@ -26,7 +26,7 @@ def search(
     """Run trials on this machine until the study has as many finished ones as it should."""
     from cvl_pipeline.tuning.search import search as run
 
-    given, place = check_parameters(parameters), workspace()
+    given, place = check_parameters(parameters), workspace.get()
     if place.study is None or place.study_folder is None:
         raise RuntimeError("a hook of the project says where the study is stored")
     data = EpisodeData(transitions, split, normalisation, rewards)
