@@ -95,24 +95,21 @@ def test_the_expert_acts_by_the_script_of_the_task_it_sees(environment: MultiTas
     assert len(np.unique(np.stack(actions), axis=0)) > 5
 
 
-def _collect(workers: int, episodes: int = 20) -> tuple[Transitions, Rewards]:
+def _collect(episodes: int) -> tuple[Transitions, Rewards]:
     return collect(
         MAKE, partial(MultiTaskExpert, "MT10"), Disturbances(0.3, 1.0, 3),
-        episodes=episodes, seed=0, workers=workers, name="MT10", tasks=10,
+        episodes=episodes, seed=0, workers=1, name="MT10", tasks=10,
     )  # fmt: skip
 
 
-def test_a_collection_is_balanced_and_the_same_bytes_in_any_number_of_processes() -> None:
-    transitions, rewards = _collect(workers=1)
+def test_a_collection_is_balanced() -> None:
+    transitions, rewards = _collect(episodes=20)
     validate_transitions(transitions)
     validate_rewards(rewards, transitions)
     table = with_tasks(pd.DataFrame(index=range(20)), transitions, MT10)
     assert table["task"].tolist() == [*MT10, *MT10]
-    for one, other in zip((transitions, rewards), _collect(workers=2), strict=True):
-        for name in vars(one):
-            assert torch.equal(getattr(one, name), getattr(other, name)), name
     # An episode depends only on its own seed, not on the number of episodes.
-    fewer, _ = _collect(workers=1, episodes=3)
+    fewer, _ = _collect(episodes=3)
     assert torch.equal(fewer.observations, transitions.select(torch.arange(3)).observations)
 
 
@@ -129,8 +126,3 @@ def test_an_evaluation_is_balanced_and_its_table_names_the_tasks() -> None:
         observation, _ = environment.reset(seed=int(table["episode_seed"][episode]))
         first = transitions.select(torch.tensor([episode])).observations[0]
         np.testing.assert_array_equal(first, observation.astype(np.float32))
-
-
-def test_a_table_without_several_tasks_stays_as_it_is() -> None:
-    table = pd.DataFrame({"return": [1.0]})
-    assert with_tasks(table, _collect(1, episodes=1)[0], ()) is table
