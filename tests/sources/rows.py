@@ -141,5 +141,4 @@ def refusal(path: Path, columns: Columns | None = None, **bounds: Any) -> str:
 
 def assert_equal(found: tuple[Transitions, Rewards], expected: tuple[Transitions, Rewards]) -> None:
     for ours, theirs in zip(found, expected, strict=True):
-        for name, value in vars(ours).items():
-            torch.testing.assert_close(value, vars(theirs)[name], rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(vars(ours), vars(theirs), rtol=0, atol=0, equal_nan=True)

@@ -19,6 +19,7 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources import d4rl
 from cvl_pipeline.sources.d4rl import D4RL, fetch_d4rl, load_d4rl, normalised_score, read_tables
 from cvl_pipeline.testing.builders import names_in, slices
+from tests.sources.rows import assert_equal
 from tests.sources.test_download import sending, serving
 
 Arrays = dict[str, Any]
@@ -535,11 +536,7 @@ def test_the_source_reads_a_local_file(tmp_path: Path) -> None:
     source = _source(task="hopper-medium-v2", path=str(path), success_reward=0.5)
     assert source.files() == [path]
     assert source.parameters.label == "log.hdf5"
-    for found, expected in zip(
-        source.load(0, None), load_d4rl(path, "hopper-medium-v2", success_reward=0.5), strict=True
-    ):
-        for name, value in vars(expected).items():
-            assert torch.equal(getattr(found, name), value), name
+    assert_equal(source.load(0, None), load_d4rl(path, "hopper-medium-v2", success_reward=0.5))
 
 
 def test_the_source_downloads_a_published_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
