@@ -668,46 +668,42 @@ def _without_steps(root: Path) -> None:
             file["episode_1"][name].resize(0, axis=0)
 
 
-def _without_a_part(root: Path) -> None:
-    with h5py.File(_main(root), "a") as file:
-        del file["episode_1"]["actions"]
-
-
-def _without_an_episode(root: Path) -> None:
-    with h5py.File(_main(root), "a") as file:
-        del file["episode_1"]
-
-
-def _cut_short(root: Path) -> None:
-    _main(root).write_bytes(_main(root).read_bytes()[:3000])
-
-
-def _without_data(root: Path) -> None:
-    _main(root).unlink()
-
-
-def _described(**changes: Any) -> Callable[[Path], None]:
+def _without(name: str) -> Callable[[Path], None]:
     def change(root: Path) -> None:
-        path = root / "odd-v0" / "data" / "metadata.json"
-        values = json.loads(path.read_text()) | changes
-        path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+        with h5py.File(_main(root), "a") as file:
+            del file[name]
 
     return change
 
 
-def _not_json(root: Path) -> None:
-    (root / "odd-v0" / "data" / "metadata.json").write_text("{")
+def _metadata(root: Path) -> Path:
+    return root / "odd-v0" / "data" / "metadata.json"
+
+
+def _described(**changes: Any) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        values = json.loads(_metadata(root).read_text()) | changes
+        kept = {key: value for key, value in values.items() if value is not None}
+        _metadata(root).write_text(json.dumps(kept))
+
+    return change
 
 
 @pytest.mark.parametrize(
     ("damage", "part"),
     [
         (_without_steps, "episode 1 has no steps; remove it"),
-        (_without_a_part, "Minari cannot read it .*delete the folder"),
-        (_without_an_episode, "Minari cannot read it .*episode_1.*delete the folder"),
-        (_cut_short, "Minari cannot read it .*truncated file.*delete the folder"),
-        (_without_data, "Minari cannot read it .*No data found.*delete the folder"),
-        (_not_json, "Minari cannot read it .*JSONDecodeError.*delete the folder"),
+        (_without("episode_1/actions"), "Minari cannot read it .*delete the folder"),
+        (_without("episode_1"), "Minari cannot read it .*episode_1.*delete the folder"),
+        (
+            lambda root: os.truncate(_main(root), 3000),
+            "Minari cannot read it .*truncated file.*delete the folder",
+        ),
+        (lambda root: _main(root).unlink(), "Minari cannot read it .*No data found.*delete the folder"),
+        (
+            lambda root: _metadata(root).write_text("{"),
+            "Minari cannot read it .*JSONDecodeError.*delete the folder",
+        ),
         (_described(total_episodes=1), "3 steps, but its metadata says 5; it is damaged"),
         (_described(minari_version="9.0.0"), "Minari cannot read it .*does not support"),
         (_described(data_format="zarr"), "Minari cannot read it .*zarr"),
