@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from cvl_pipeline.environments.collection import Disturbances, collect, episode_seeds
 from cvl_pipeline.environments.evaluation import evaluate, rollout_table
@@ -25,6 +24,7 @@ from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.preparation import with_tasks
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.networks.actor import ActorShape, GaussianActor
+from tests.environments.play import play
 
 MT10 = benchmark_tasks("MT10")
 MAKE = partial(MultiTaskEnvironment, "MT10", 4)
@@ -35,17 +35,6 @@ SEEDS = episode_seeds(0, "collection", 10, 10)
 @pytest.fixture(scope="module")
 def environment() -> MultiTaskEnvironment:
     return MAKE()
-
-
-def _episode(environment: MultiTaskEnvironment | MetaWorldEnvironment, seed: int) -> NDArray[np.float64]:
-    """Observations and rewards of an episode with fixed actions."""
-    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (4, 4)).astype(np.float32)
-    rows = [np.append(environment.reset(seed=seed)[0], 0.0)]
-    for action in actions:
-        observation, reward, _, truncated, _ = environment.step(action)
-        rows.append(np.append(observation, float(reward)))
-    assert truncated
-    return np.stack(rows)
 
 
 @pytest.mark.parametrize(("benchmark", "count"), [("MT10", 10), ("MT50", 50)])
@@ -60,20 +49,21 @@ def test_a_benchmark_has_the_tasks_of_metaworld_and_their_policies(benchmark: st
 def test_an_episode_is_that_of_a_single_task_and_names_it(environment: MultiTaskEnvironment) -> None:
     assert environment.observation_space.shape == (49,)
     for index, seed in enumerate(SEEDS):
-        rows = _episode(environment, seed)
-        assert rows.shape == (5, 50)
+        rows = play(environment, seed, 4)
+        assert rows.shape == (5, 52)
+        assert rows[-1, -1], "truncated at the given length"
         np.testing.assert_array_equal(rows[:, 39:49], np.tile(np.eye(10)[index], (5, 1)))
         # A new simulation of the task gives the same result, so earlier episodes have no effect.
-        single = _episode(MetaWorldEnvironment(MT10[index], 4), seed)
+        single = play(MetaWorldEnvironment(MT10[index], 4), seed, 4)
         np.testing.assert_array_equal(np.delete(rows, slice(39, 49), axis=1), single)
 
 
 def test_the_seed_alone_determines_the_episode(environment: MultiTaskEnvironment) -> None:
-    first = _episode(environment, SEEDS[3])
-    assert not np.array_equal(_episode(environment, episode_seeds(1, "collection", 4, 10)[3]), first)
+    first = play(environment, SEEDS[3], 4)
+    assert not np.array_equal(play(environment, episode_seeds(1, "collection", 4, 10)[3], 4), first)
     environment.reset(seed=SEEDS[5])
     environment.step(np.zeros(4, dtype=np.float32))
-    np.testing.assert_array_equal(_episode(environment, SEEDS[3]), first)
+    np.testing.assert_array_equal(play(environment, SEEDS[3], 4), first)
 
 
 def test_a_simulation_is_built_when_its_task_is_first_needed() -> None:
