@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -48,6 +49,11 @@ def _naive_symmetric(logits: NDArray[np.float64]) -> float:
     return total / batch
 
 
+def _naive_infonce(logits: NDArray[np.float64]) -> float:
+    rows = [np.exp(logits[i, i]) / np.exp(logits[i]).sum() for i in range(len(logits))]
+    return float(-np.log(rows).mean())
+
+
 def _naive_nce(logits: NDArray[np.float64]) -> float:
     batch = len(logits)
     total = 0.0
@@ -64,22 +70,18 @@ def _naive_nce(logits: NDArray[np.float64]) -> float:
 SHAPES = (st.integers(2, 12), st.floats(0.0, 5.0), st.integers(0, 1000))
 
 
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [("symmetric_infonce", _naive_symmetric), ("infonce", _naive_infonce), ("nce", _naive_nce)],
+)
 @given(*SHAPES)
-def test_symmetric_infonce_equals_the_formula_written_out(batch: int, scale: float, seed: int) -> None:
+def test_losses_equal_their_formulas_written_out(
+    name: str, formula: Callable[[NDArray[np.float64]], float], batch: int, scale: float, seed: int
+) -> None:
     logits = _logits(batch, scale, seed)
-    assert float(symmetric_infonce(logits)) == pytest.approx(
-        _naive_symmetric(logits.numpy()), rel=1e-9, abs=1e-9
-    )
-    assert float(symmetric_infonce(logits.float())) == pytest.approx(
-        _naive_symmetric(logits.numpy()), rel=1e-4, abs=1e-5
-    )
-
-
-@given(*SHAPES)
-def test_nce_equals_the_formula_written_out(batch: int, scale: float, seed: int) -> None:
-    logits = _logits(batch, scale, seed)
-    assert float(nce(logits)) == pytest.approx(_naive_nce(logits.numpy()), rel=1e-9, abs=1e-9)
-    assert float(nce(logits.float())) == pytest.approx(_naive_nce(logits.numpy()), rel=1e-4, abs=1e-5)
+    expected = formula(logits.numpy())
+    assert float(FUNCTIONS[name](logits)) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert float(FUNCTIONS[name](logits.float())) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("value", [-3.0, 0.0, 7.5])
@@ -130,17 +132,6 @@ def test_gradient_cannot_be_differentiated_again() -> None:
     logits = _spread_over(5.0)
     (gradient,) = torch.autograd.grad(symmetric_infonce(logits), logits, create_graph=True)
     assert not gradient.requires_grad
-
-
-def _naive_infonce(logits: NDArray[np.float64]) -> float:
-    rows = [np.exp(logits[i, i]) / np.exp(logits[i]).sum() for i in range(len(logits))]
-    return float(-np.log(rows).mean())
-
-
-@given(*SHAPES)
-def test_infonce_equals_the_formula_written_out(batch: int, scale: float, seed: int) -> None:
-    logits = _logits(batch, scale, seed)
-    assert float(infonce(logits)) == pytest.approx(_naive_infonce(logits.numpy()), rel=1e-9, abs=1e-9)
 
 
 def test_infonce_classifies_the_future_and_not_the_anchor() -> None:

@@ -19,6 +19,7 @@ from cvl_pipeline.environments.metaworld import MetaWorldEnvironment, MetaWorldE
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
+from tests.sources.rows import assert_equal
 
 BOUNDS = -np.ones(4), np.ones(4)
 
@@ -40,12 +41,12 @@ def _random_steps(seed: int, random_max: float, hold: int, steps: int) -> np.nda
     return np.array([disturbance.apply(five)[0] != 5.0 for _ in range(steps)])
 
 
-@pytest.mark.parametrize(("random_max", "hold"), [(1.0, 5), (0.4, 1), (0.6, 20)])
+@pytest.mark.parametrize(("random_max", "hold"), [(1.0, 5), (0.4, 1)])
 def test_the_share_of_random_steps_of_an_episode_is_uniform_up_to_its_limit(
     random_max: float, hold: int
 ) -> None:
-    shares = np.array([_random_steps(seed, random_max, hold, 3000).mean() for seed in range(150)])
-    # Uniform in [0, random_max], up to the resolution of 3000 steps.
+    shares = np.array([_random_steps(seed, random_max, hold, 1000).mean() for seed in range(150)])
+    # Uniform in [0, random_max], up to the resolution of 1000 steps.
     assert stats.kstest(shares / random_max, stats.uniform().cdf).pvalue > 1e-3
     assert shares.mean() == pytest.approx(random_max / 2, abs=4 * random_max / np.sqrt(12 * 150))
 
@@ -171,15 +172,13 @@ def test_seeds_of_several_tasks_give_each_its_turn(purpose: str, tasks: int) -> 
     assert episode_seeds(7, purpose, 30, tasks) == seeds[:30]
 
 
-def _collect(
-    workers: int, seed: int = 0, episodes: int = 12, task: str = "reach-v3"
-) -> tuple[Transitions, Rewards]:
+def _collect(workers: int, task: str = "reach-v3") -> tuple[Transitions, Rewards]:
     return collect(
         partial(MetaWorldEnvironment, task, 5),
         partial(MetaWorldExpert, task),
         Disturbances(noise_max=0.3, random_max=1.0, random_hold=3),
-        episodes=episodes,
-        seed=seed,
+        episodes=12,
+        seed=0,
         workers=workers,
         name=task,
     )
@@ -195,16 +194,9 @@ def test_collection_gives_the_same_bytes_in_any_number_of_processes() -> None:
     goals = transitions.observations.reshape(12, 6, 39)[:, :, 36:]
     assert torch.equal(goals, goals[:, :1].expand_as(goals))
     assert len(np.unique(goals[:, 0].numpy(), axis=0)) == 12
-    others = _collect(workers=2)
-    for one, other in zip((transitions, rewards), others, strict=True):
-        for name in vars(one):
-            assert torch.equal(getattr(one, name), getattr(other, name)), name
-
-
-def test_another_seed_collects_other_episodes() -> None:
-    assert not torch.equal(*(_collect(1, seed, episodes=2)[0].observations for seed in (0, 1)))
+    assert_equal(_collect(workers=2), (transitions, rewards))
 
 
 def test_an_unknown_task_is_refused_before_any_process_starts() -> None:
     with pytest.raises(InputError, match=r"did you mean .*reach-v3"):
-        _collect(2, episodes=2, task="reech-v3")
+        _collect(2, task="reech-v3")

@@ -36,6 +36,7 @@ from tests.environments.d4rl_package import (
     point_maze_xml,
     registrations,
 )
+from tests.environments.play import play
 
 Floats = NDArray[np.float64]
 Task = Maze2D | AntMaze | Kitchen
@@ -74,23 +75,14 @@ def test_episodes_last_as_long_as_d4rls_and_then_are_truncated() -> None:
 
 @pytest.mark.parametrize("dataset_id", ["maze2d-large-v1", "antmaze-umaze-v2", "kitchen-partial-v0"])
 def test_the_seed_determines_the_episode_in_any_process(dataset_id: str) -> None:
-    def episode(task: Task, seed: int, steps: int = 12) -> Floats:
-        actions = _held_actions(task.action_space.shape[0], steps)
-        rows = [np.append(task.reset(seed=seed)[0], [0.0, 0.0])]
-        for action in actions:
-            observation, reward, _, truncated, info = task.step(action)
-            rows.append(np.append(observation, [reward, info["success"]]))
-            assert observation.shape == task.observation_space.shape
-        assert truncated == (steps == 12)  # the given length
-        return np.stack(rows)
-
     make = pickle.loads(pickle.dumps(partial(_make, dataset_id, 12)))  # noqa: S301, as a worker gets it
     with closing(make()) as used, closing(make()) as fresh:
-        first = episode(used, 3)
-        other = episode(used, 4)
-        episode(used, 5, steps=7)  # an unfinished episode
-        np.testing.assert_array_equal(episode(used, 3), first)
-        np.testing.assert_array_equal(episode(fresh, 3), first)
+        first = play(used, 3, 12)
+        other = play(used, 4, 12)
+        play(used, 5, 7)  # an unfinished episode
+        np.testing.assert_array_equal(play(used, 3, 12), first)
+        np.testing.assert_array_equal(play(fresh, 3, 12), first)
+    assert first[:, -1].tolist() == [False] * 12 + [True], "truncated at the given length"
     assert not np.array_equal(first[0], other[0])
 
 

@@ -7,10 +7,10 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete, MultiDiscrete, Sequence, Space
-from numpy.typing import NDArray
 
 from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.errors import InputError
+from tests.environments.play import play
 from tests.environments.toys import Spaces
 
 VECTOR = Box(-1.0, 1.0, (2,), np.float32)
@@ -91,19 +91,9 @@ ROBOTICS = [
 @pytest.mark.parametrize("name", ROBOTICS)
 def test_gymnasium_robotics_is_seeded_and_reports_success(name: str) -> None:
     environment = GymnasiumEnvironment(name, 8)
-
-    def episode(seed: int, steps: int = 8) -> NDArray[np.float64]:
-        actions = np.random.default_rng(0).uniform(-1.0, 1.0, (steps, *environment.action_space.shape))
-        rows = [np.append(environment.reset(seed=seed)[0], [0.0, 0.0])]
-        for action in actions.astype(np.float32):
-            observation, reward, _, _, info = environment.step(action)
-            assert observation.shape == environment.observation_space.shape
-            rows.append(np.append(observation, [float(reward), info["success"]]))
-        return np.stack(rows)
-
-    first, other = episode(3), episode(4)
-    episode(5, steps=3)  # an unfinished episode
-    np.testing.assert_array_equal(episode(3), first)
+    first, other = play(environment, 3, 8), play(environment, 4, 8)
+    play(environment, 5, 3)  # an unfinished episode
+    np.testing.assert_array_equal(play(environment, 3, 8), first)
     assert not np.array_equal(first, other)
     environment.close()
 

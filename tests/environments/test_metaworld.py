@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from gymnasium.spaces import Box
-from numpy.typing import NDArray
 
 from cvl_pipeline.environments.metaworld import (
     BENCHMARKS,
@@ -16,6 +15,7 @@ from cvl_pipeline.environments.metaworld import (
     metaworld_tasks,
 )
 from cvl_pipeline.errors import InputError
+from tests.environments.play import play
 
 TASKS = ("reach-v3", "door-open-v3", "push-v3")
 
@@ -27,37 +27,26 @@ def environment(request: pytest.FixtureRequest) -> Iterator[MetaWorldEnvironment
     built.close()
 
 
-def _episode(environment: MetaWorldEnvironment, seed: int, steps: int = 6) -> NDArray[np.float64]:
-    """Observations, rewards and successes of an episode with fixed actions."""
-    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (steps, 4)).astype(np.float32)
-    observation, _ = environment.reset(seed=seed)
-    rows = [np.append(observation, [0.0, 0.0])]
-    for action in actions:
-        observation, reward, _, _, info = environment.step(action)
-        rows.append(np.append(observation, [float(reward), float(info["success"])]))
-    return np.stack(rows)
-
-
 def test_the_seed_alone_determines_the_episode(environment: MetaWorldEnvironment) -> None:
-    first = _episode(environment, 11)
-    other = _episode(environment, 12)
-    _episode(environment, 13, steps=3)  # an unfinished episode
-    np.testing.assert_array_equal(_episode(environment, 11), first)
+    first = play(environment, 11, 6)
+    other = play(environment, 12, 6)
+    play(environment, 13, 3)  # an unfinished episode
+    np.testing.assert_array_equal(play(environment, 11, 6), first)
     assert not np.array_equal(first[0], other[0])
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_fresh_environment_and_a_used_one_agree(task: str) -> None:
     used = MetaWorldEnvironment(task, 6)
-    _episode(used, 5)
+    play(used, 5, 6)
     np.random.seed(1)
-    ours = _episode(used, 7)
+    ours = play(used, 7, 6)
     np.random.seed(2)
-    np.testing.assert_array_equal(_episode(MetaWorldEnvironment(task, 6), 7), ours)
+    np.testing.assert_array_equal(play(MetaWorldEnvironment(task, 6), 7, 6), ours)
 
 
 def test_the_goal_is_visible_and_does_not_move(environment: MetaWorldEnvironment) -> None:
-    rows = _episode(environment, 3)
+    rows = play(environment, 3, 6)
     goals = rows[:, 36:39]
     assert np.abs(goals[0]).max() > 0.01
     assert (goals != 0.0).any(axis=1).all()
@@ -73,8 +62,8 @@ def test_seeds_draw_different_goals(environment: MetaWorldEnvironment) -> None:
 
 
 def test_observations_and_rewards_are_in_their_ranges(environment: MetaWorldEnvironment) -> None:
-    rows = _episode(environment, 4)
-    assert rows.shape == (7, 41)
+    rows = play(environment, 4, 6)
+    assert rows.shape == (7, 42)
     assert environment.observation_space.shape == (39,)
     # The bounds are those of a visible goal; those of a hidden goal would be zero.
     assert isinstance(environment.observation_space, Box)

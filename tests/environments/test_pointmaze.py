@@ -15,21 +15,21 @@ MAZES = ["PointMaze_UMaze-v3", "PointMaze_Medium-v3", "PointMaze_LargeDense-v3"]
 
 
 def _collect(
-    task: str, disturbances: Disturbances, episodes: int, workers: int = 1, steps: int | None = None
+    task: str, disturbances: Disturbances, episodes: int, steps: int | None = None
 ) -> tuple[Transitions, Rewards]:
     return collect(
         partial(GymnasiumEnvironment, task, steps), partial(WaypointController, task), disturbances,
-        episodes=episodes, seed=0, workers=workers, name=task,
+        episodes=episodes, seed=0, workers=1, name=task,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("task", MAZES)
 def test_the_controller_reaches_every_goal(task: str) -> None:
-    transitions, rewards = _collect(task, Disturbances(0.0, 0.0, 1), episodes=8)
+    transitions, rewards = _collect(task, Disturbances(0.0, 0.0, 1), episodes=5)
     starts = transitions.episode_starts[:-1].numpy()
     assert np.logical_or.reduceat(rewards.successes.numpy(), starts).all()
     # The point stays at the goal until the episode ends.
-    ends = transitions.observations[transitions.episode_starts[1:] + np.arange(8)]
+    ends = transitions.observations[transitions.episode_starts[1:] + np.arange(5)]
     assert ((ends[:, :2] - ends[:, 2:4]).norm(dim=1) < 0.45).all()
     assert not transitions.terminated.any()
 
@@ -49,18 +49,12 @@ def test_the_path_never_leads_through_a_wall_and_always_one_cell_nearer() -> Non
                 assert len(path) <= len(free)
 
 
-def test_disturbed_episodes_are_of_mixed_quality_and_the_same_in_any_number_of_processes() -> None:
+def test_disturbed_episodes_are_of_mixed_quality() -> None:
     disturbances = Disturbances(0.5, 1.0, 20)
-    one, other = (
-        _collect("PointMaze_UMaze-v3", disturbances, episodes=12, workers=workers, steps=60)
-        for workers in (1, 2)
-    )
-    for name in ("observations", "actions", "episode_starts"):
-        np.testing.assert_array_equal(getattr(one[0], name), getattr(other[0], name))
-    np.testing.assert_array_equal(one[1].rewards, other[1].rewards)
-    returns = np.add.reduceat(one[1].rewards.numpy(), one[0].episode_starts[:-1].numpy())
+    transitions, rewards = _collect("PointMaze_UMaze-v3", disturbances, episodes=12, steps=60)
+    returns = np.add.reduceat(rewards.rewards.numpy(), transitions.episode_starts[:-1].numpy())
     assert returns.std() > 0.2 * returns.mean()
-    assert one[0].actions.abs().max() <= 1.0
+    assert transitions.actions.abs().max() <= 1.0
 
 
 def test_sparse_and_dense_rewards_are_the_environments_own() -> None:

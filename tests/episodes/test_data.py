@@ -22,8 +22,7 @@ def test_prepared_episodes_have_a_split_and_statistics(transitions: Transitions,
     assert torch.equal(data.split.train, split.train)
     assert torch.equal(data.split.validation, split.validation)
     expected = fit_normalisation(transitions, split, 0.5)
-    for name, value in vars(expected).items():
-        assert torch.equal(getattr(data.normalisation, name), value), name
+    torch.testing.assert_close(vars(data.normalisation), vars(expected), rtol=0, atol=0)
 
 
 def test_settings_and_rewards_are_optional(transitions: Transitions) -> None:

@@ -117,13 +117,15 @@ def test_temperature_is_trained_only_if_it_is_learned(learned: bool) -> None:
     assert float(critic.temperature.detach()) > 0.0
 
 
-def test_state_dict_and_description_rebuild_the_critic() -> None:
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_state_dict_and_description_rebuild_the_critic(conditioned: bool) -> None:
     observations, actions, absorbed = _inputs()
-    critic = _critic(temperature=0.7)
+    critic = _critic(temperature=0.7, horizon_conditioning=conditioned)
+    offsets = torch.arange(20) if conditioned else None
     other = ContrastiveCritic(critic.shape)
     other.load_state_dict(critic.state_dict())
     assert other.shape == critic.shape
-    assert torch.equal(other.phi(observations, actions), critic.phi(observations, actions))
+    assert torch.equal(other.phi(observations, actions, offsets), critic.phi(observations, actions, offsets))
     assert torch.equal(other.psi(observations, absorbed), critic.psi(observations, absorbed))
     assert float(other.temperature.detach()) == float(critic.temperature.detach())
 
@@ -188,12 +190,3 @@ def test_logits_are_in_single_precision_under_autocast(representation: str) -> N
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     if representation == "unit_norm":
         np.testing.assert_allclose(phi.norm(dim=-1), 1.0, atol=1e-6)
-
-
-def test_state_dict_and_description_rebuild_a_conditioned_critic() -> None:
-    observations, actions, _ = _inputs()
-    critic = _critic(horizon_conditioning=True)
-    other = ContrastiveCritic(critic.shape)
-    other.load_state_dict(critic.state_dict())
-    offsets = torch.arange(20)
-    assert torch.equal(other.phi(observations, actions, offsets), critic.phi(observations, actions, offsets))

@@ -27,14 +27,8 @@ from cvl_pipeline.testing.builders import (
     split_first,
 )
 from cvl_pipeline.testing.finite_mdp import ExactCritic, FiniteMDP, Floats, grid_world
+from tests.readout.critics import small_critic
 from tests.readout.laws import all_pairs, critic_of, expected_values, log_law
-
-
-def _critic(horizon_conditioning: bool = False) -> ContrastiveCritic:
-    torch.manual_seed(0)
-    return ContrastiveCritic(
-        CriticShape((3,), 2, (8,), 4, "unit_norm", 0.25, False, 0.9, horizon_conditioning)
-    )
 
 
 def _build(
@@ -44,7 +38,7 @@ def _build(
     horizon_conditioning: bool = False,
     **changes: Any,
 ) -> Readout:
-    critic = _critic(horizon_conditioning)
+    critic = small_critic(horizon_conditioning=horizon_conditioning)
     split = split_first(transitions, 4)
     return build_readout(critic, transitions, rewards, split, readout_parameters(**changes), seed)
 
@@ -124,7 +118,7 @@ def test_the_readout_follows_the_parameters(
 
 def test_features_sum_over_the_given_number_of_references(transitions: Transitions, rewards: Rewards) -> None:
     """With a single reference, every value is its reward."""
-    phi = _critic().phi(transitions.states(), transitions.actions).detach()
+    phi = small_critic().phi(transitions.states(), transitions.actions).detach()
     one = _build(transitions, rewards, method="positive_random", references=1).values(phi)
     assert float(one.std()) < 1e-3
     assert float(one[0]) * 0.1 in [
@@ -148,7 +142,7 @@ def test_the_seed_determines_the_readout(
     transitions: Transitions, rewards: Rewards, changes: dict[str, Any]
 ) -> None:
     first, again, other = (_build(transitions, rewards, seed, **changes) for seed in (0, 0, 1))
-    phi = _critic().phi(transitions.states(), transitions.actions).detach()
+    phi = small_critic().phi(transitions.states(), transitions.actions).detach()
     assert torch.equal(first.values(phi), again.values(phi))
     assert not torch.equal(first.values(phi), other.values(phi))
 
@@ -194,7 +188,7 @@ class Averaged(ReadoutMethod):
 
 
 def test_a_readout_of_your_own_is_built(transitions: Transitions, rewards: Rewards) -> None:
-    phi = _critic().phi(transitions.states(), transitions.actions).detach()
+    phi = small_critic().phi(transitions.states(), transitions.actions).detach()
     own = "tests.readout.test_build:Averaged"
     one, two = (_build(transitions, rewards, method=own, factor=factor).values(phi) for factor in (1.0, 2.0))
     assert float(one.std()) < 1e-5

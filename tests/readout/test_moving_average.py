@@ -12,7 +12,7 @@ from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.sampling import Segments, SegmentSampler
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
+from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.readout.moving_average import MovingFeatures
 from cvl_pipeline.readout.readouts import FeatureReadout, feature_readout
 from cvl_pipeline.readout.references import References, all_references
@@ -22,13 +22,9 @@ from cvl_pipeline.testing.builders import (
     make_rewards,
     make_transitions,
 )
+from tests.readout.critics import small_critic
 
 FEATURES, SIZE, TEMPERATURE = 64, 4, 1.0
-
-
-def _critic(temperature: float = TEMPERATURE) -> ContrastiveCritic:
-    torch.manual_seed(0)
-    return ContrastiveCritic(CriticShape((3,), 2, (8,), SIZE, "unit_norm", temperature, False, 0.9, False))
 
 
 def _moving(rewards: Rewards, **changes: Any) -> MovingFeatures:
@@ -70,7 +66,7 @@ def test_a_psi_that_stays_the_same_gives_the_feature_sum_of_one_pass(
     transitions: Transitions, rewards: Rewards, decay: float, times: int
 ) -> None:
     """From the first batch on, the initial value of the average has no weight."""
-    segments, critic = _batch(transitions, 50), _critic()
+    segments, critic = _batch(transitions, 50), small_critic(temperature=TEMPERATURE)
     assert segments.absorbed.any(), "the absorbing state takes part, without a reward"
     psi = _psi(critic, segments)
     moving = _moving(rewards, decay=decay)
@@ -87,7 +83,7 @@ def test_a_psi_that_stays_the_same_gives_the_feature_sum_of_one_pass(
 
 
 def test_batches_of_the_sampler_average_to_all_references(transitions: Transitions, rewards: Rewards) -> None:
-    critic, moving = _critic(), _moving(rewards, decay=0.996)
+    critic, moving = small_critic(temperature=TEMPERATURE), _moving(rewards, decay=0.996)
     for seed in range(800):
         segments = _batch(transitions, 64, seed)
         moving(segments, _psi(critic, segments))
@@ -99,7 +95,7 @@ def test_batches_of_the_sampler_average_to_all_references(transitions: Transitio
 
 
 def test_later_batches_count_more(transitions: Transitions, rewards: Rewards) -> None:
-    critic, moving = _critic(), _moving(rewards, decay=0.5)
+    critic, moving = small_critic(temperature=TEMPERATURE), _moving(rewards, decay=0.5)
     batches = [_batch(transitions, 20, seed) for seed in range(3)]
     for segments in batches:
         moving(segments, _psi(critic, segments))
@@ -109,14 +105,18 @@ def test_later_batches_count_more(transitions: Transitions, rewards: Rewards) ->
 
 
 def test_a_readout_may_be_left_unnormalised(transitions: Transitions, rewards: Rewards) -> None:
-    critic, moving, segments = _critic(), _moving(rewards), _batch(transitions, 50)
+    critic, moving, segments = (
+        small_critic(temperature=TEMPERATURE),
+        _moving(rewards),
+        _batch(transitions, 50),
+    )
     moving(segments, _psi(critic, segments))
     assert moving.readout(critic).self_normalised
     assert not moving.readout(critic, self_normalised=False).self_normalised
 
 
 def test_averages_are_as_precise_under_autocast(transitions: Transitions, rewards: Rewards) -> None:
-    critic, segments = _critic(), _batch(transitions, 50)
+    critic, segments = small_critic(temperature=TEMPERATURE), _batch(transitions, 50)
     psi, plain, mixed = _psi(critic, segments), _moving(rewards), _moving(rewards)
     plain(segments, psi)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -126,7 +126,7 @@ def test_averages_are_as_precise_under_autocast(transitions: Transitions, reward
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_it_follows_training_to_the_gpu(transitions: Transitions, rewards: Rewards) -> None:
-    critic, segments = _critic(), _batch(transitions, 50)
+    critic, segments = small_critic(temperature=TEMPERATURE), _batch(transitions, 50)
     psi, here, there = _psi(critic, segments), _moving(rewards), _moving(rewards)
     on_gpu = Segments(**{name: value.to("cuda") for name, value in vars(segments).items()})
     for _ in range(2):
@@ -139,11 +139,11 @@ def test_it_follows_training_to_the_gpu(transitions: Transitions, rewards: Rewar
 @pytest.mark.parametrize("learned", [0.9, 0.25])
 def test_a_learned_temperature_is_refused(transitions: Transitions, rewards: Rewards, learned: float) -> None:
     moving, segments = _moving(rewards), _batch(transitions, 50)
-    moving(segments, _psi(_critic(), segments))
+    moving(segments, _psi(small_critic(temperature=TEMPERATURE), segments))
     with pytest.raises(
         InputError, match=rf"sampled for temperature 1, .*learned {learned}.*learned_temperature=false"
     ):
-        moving.readout(_critic(learned))
+        moving.readout(small_critic(temperature=learned))
 
 
 def test_an_observer_does_not_change_training() -> None:
@@ -158,8 +158,7 @@ def test_an_observer_does_not_change_training() -> None:
     moving = _moving(rewards, decay=0.99)
     watched, _ = train_dynamics(episodes, parameters, 0, observer=moving)
     alone, _ = train_dynamics(episodes, parameters, 0)
-    for name, value in alone.state_dict().items():
-        assert torch.equal(watched.state_dict()[name], value), name
+    torch.testing.assert_close(watched.state_dict(), alone.state_dict(), rtol=0, atol=0)
     expected = _one_pass(all_references(watched, data, rewards, episodes.split.train))
     found = moving.readout(watched)
     np.testing.assert_allclose(found.xi, expected.xi, atol=5e-3)

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
-from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
+from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.readout import q_function as module
 from cvl_pipeline.readout.build import exact_readout
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.references import References, all_references
 from cvl_pipeline.testing.finite_mdp import FiniteMDP, chain, grid_world
+from tests.readout.critics import small_critic
 from tests.readout.laws import all_pairs, critic_of, expected_values, log_law
 
 HORIZONS = torch.tensor([1, 4, 30])
@@ -21,15 +22,13 @@ HORIZONS = torch.tensor([1, 4, 30])
 
 def _q(horizons: Tensor | None = None, references: int = 20) -> QFunction:
     """An untrained critic with arbitrary references."""
-    torch.manual_seed(0)
-    shape = CriticShape((3,), 2, (8,), 4, "unit_norm", 0.25, False, 0.9, horizons is not None)
     generator = torch.Generator().manual_seed(1)
     some = References(
         psi=torch.randn(references, 4, generator=generator),
         rewards=torch.rand(references, generator=generator),
         log_weights=torch.full((references,), 1.0 / references).log(),
     )
-    critic = ContrastiveCritic(shape)
+    critic = small_critic(horizon_conditioning=horizons is not None)
     return QFunction(
         critic, exact_readout(critic, some, torch.zeros(0) if horizons is None else horizons, 0.9)
     )

@@ -13,21 +13,16 @@ from torch.nn.functional import normalize
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.sampling import SegmentSampler
-from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.readout import references as module
 from cvl_pipeline.readout.readouts import ExactReadout
 from cvl_pipeline.readout.references import References, all_references, compress, draw_references
 from cvl_pipeline.testing.builders import make_rewards, make_transitions
 from cvl_pipeline.testing.finite_mdp import grid_world
+from tests.readout.critics import small_critic
 from tests.readout.laws import critic_of, log_law
 
 HOT = torch.tensor(1e6)
 """A temperature at which all logits are almost equal."""
-
-
-def _critic(discount: float = 0.9) -> ContrastiveCritic:
-    torch.manual_seed(0)
-    return ContrastiveCritic(CriticShape((3,), 2, (8,), 4, "unit_norm", 0.25, False, discount, False))
 
 
 def _seeded(seed: int = 0) -> torch.Generator:
@@ -69,7 +64,7 @@ def test_probabilities_of_all_references_sum_to_one(
 ) -> None:
     terminated = ends[: len(lengths)]
     data = make_transitions(lengths, terminated)
-    references = all_references(_critic(discount), data, make_rewards(data))
+    references = all_references(small_critic(discount), data, make_rewards(data))
     assert len(references) == len(data) + any(terminated)
     assert float(references.log_weights.double().exp().sum()) == pytest.approx(1.0, abs=1e-5)
 
@@ -79,7 +74,7 @@ def test_probabilities_are_the_frequencies_of_the_sampler(transitions: Transitio
     segments = SegmentSampler(transitions, 0.9).sample(count, _seeded())
     outcome = torch.where(segments.absorbed, len(transitions), segments.arrivals)
     frequencies = torch.bincount(outcome, minlength=len(transitions) + 1).double() / count
-    probabilities = all_references(_critic(), transitions, rewards).log_weights.double().exp()
+    probabilities = all_references(small_critic(), transitions, rewards).log_weights.double().exp()
     assert probabilities[-1] > 0.2, "the absorbing state is among them"
     standard = (probabilities * (1.0 - probabilities) / count).sqrt()
     assert ((frequencies - probabilities).abs() < 5.0 * standard).all()
@@ -102,7 +97,7 @@ def test_probabilities_are_those_of_the_log_counted_pair_by_pair(terminal: bool)
 def test_every_reference_has_the_psi_and_the_reward_of_its_arrival(
     transitions: Transitions, rewards: Rewards
 ) -> None:
-    critic = _critic()
+    critic = small_critic()
     references = all_references(critic, transitions, rewards)
     starts = transitions.episode_starts.tolist()
     # The state after every transition: all observations of an episode except the first.
@@ -124,15 +119,15 @@ def test_every_reference_has_the_psi_and_the_reward_of_its_arrival(
 
 def test_without_a_termination_there_is_no_absorbing_state() -> None:
     data = make_transitions([4, 6], [False, False])
-    assert len(all_references(_critic(), data, make_rewards(data))) == 10
+    assert len(all_references(small_critic(), data, make_rewards(data))) == 10
 
 
 def test_references_do_not_depend_on_the_chunk(
     monkeypatch: pytest.MonkeyPatch, transitions: Transitions, rewards: Rewards
 ) -> None:
-    whole = all_references(_critic(), transitions, rewards)
+    whole = all_references(small_critic(), transitions, rewards)
     monkeypatch.setattr(module, "CHUNK", 4)
-    parts = all_references(_critic(), transitions, rewards)
+    parts = all_references(small_critic(), transitions, rewards)
     np.testing.assert_allclose(parts.psi, whole.psi, rtol=1e-6, atol=1e-6)
 
 

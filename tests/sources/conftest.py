@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
-from cvl_pipeline.testing.builders import make_rewards, make_transitions
+from cvl_pipeline.testing.builders import make_transitions
 from tests.sources.rows import Log, log_of, write
 
 
@@ -24,7 +24,7 @@ def npz(tmp_path: Path) -> Callable[..., Path]:
     data = make_transitions([4], [False])
 
     def altered(**changes: Any) -> Path:
-        return write(tmp_path / "log.npz", log_of(data, make_rewards(data)) | changes)
+        return write(tmp_path / "log.npz", log_of(data) | changes)
 
     return altered
 

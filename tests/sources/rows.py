@@ -16,7 +16,7 @@ from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.columns import Columns
 from cvl_pipeline.sources.files import load_file
-from cvl_pipeline.testing.builders import slices
+from cvl_pipeline.testing.builders import make_rewards, slices
 
 Array = NDArray[Any]
 Log = dict[str, Array]
@@ -37,8 +37,9 @@ GROUPS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def log_of(data: Transitions, rewards: Rewards) -> Log:
-    """A log with one row per step and all supported columns."""
+def log_of(data: Transitions, rewards: Rewards | None = None) -> Log:
+    """A log with one row per step and all supported columns; random rewards by default."""
+    rewards = rewards or make_rewards(data)
     last = data.episode_starts[1:] - 1
     ends = torch.zeros(2, len(data), dtype=torch.bool)
     ends[0, last], ends[1, last] = data.terminated, data.truncated
@@ -80,8 +81,9 @@ def write(path: Path, log: Log) -> Path:
     return path
 
 
-def groups_of(data: Transitions, rewards: Rewards) -> dict[str, Log]:
+def groups_of(data: Transitions, rewards: Rewards | None = None) -> dict[str, Log]:
     """One group per episode: T + 1 observations in two arrays, T rows of everything else."""
+    rewards = rewards or make_rewards(data)
     groups = {}
     for number, episode in enumerate(slices(data)):
         observations, flags = episode["observations"].numpy(), np.zeros(len(episode["index"]), dtype=bool)
@@ -141,5 +143,4 @@ def refusal(path: Path, columns: Columns | None = None, **bounds: Any) -> str:
 
 def assert_equal(found: tuple[Transitions, Rewards], expected: tuple[Transitions, Rewards]) -> None:
     for ours, theirs in zip(found, expected, strict=True):
-        for name, value in vars(ours).items():
-            torch.testing.assert_close(value, vars(theirs)[name], rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(vars(ours), vars(theirs), rtol=0, atol=0, equal_nan=True)

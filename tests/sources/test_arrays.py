@@ -68,13 +68,6 @@ def test_the_largest_choice_tells_how_many_there_are(codes: list[int], size: int
     assert transitions.actions.shape[1] == size
 
 
-def test_without_next_observations_a_truncated_episode_loses_its_last_step() -> None:
-    transitions, rewards = _load()
-    assert transitions.lengths.tolist() == [2, 2]
-    assert transitions.observations[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
-    np.testing.assert_allclose(rewards.rewards, [0.0, 0.2, 0.6, 0.8], rtol=1e-6)
-
-
 def test_flags_say_how_episodes_end() -> None:
     transitions, _ = _load(terminated=[False, True, False, False, False, False], truncated=None)
     assert transitions.terminated.tolist() == [True, False]

@@ -27,6 +27,8 @@ from tests.sources.logs import COLUMNS, DEMOS
 
 D4RL_ARRAYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
 NUMBERS = [f"obs_{i}" for i in range(11)] + [f"act_{i}" for i in range(3)] + ["reward"]
+NO_NUMBERS = [np.nan, np.inf, -np.inf]
+EPISODES = 6
 Damage = Callable[[Path, np.random.Generator], dict[str, Any]]
 """Damages the logs in a folder and returns dataset parameters that must fail."""
 
@@ -34,7 +36,7 @@ Damage = Callable[[Path, np.random.Generator], dict[str, Any]]
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    logs.write_all(folder, *logs.collect_hopper(6))
+    logs.write_all(folder, *logs.collect_hopper(EPISODES))
     return folder
 
 
@@ -63,18 +65,29 @@ def _noise_instead_of_hdf5(folder: Path, rng: np.random.Generator) -> dict[str, 
     return _d4rl(folder)
 
 
-def _array_missing(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
-    with h5py.File(folder / "hopper.hdf5", "r+") as file:
-        del file[str(rng.choice(D4RL_ARRAYS[:4]))]
-    return _d4rl(folder)
+def _change(path: Path, name: str, change: Callable[[Any], Any]) -> None:
+    """Change an array of an HDF5 file, or delete it if the change returns None."""
+    with h5py.File(path, "r+") as file:
+        values = change(file[name][()])
+        del file[name]
+        if values is not None:
+            file[name] = values
+
+
+def _with_one(values: Any, rng: np.random.Generator, faults: list[float]) -> Any:
+    """Replace one number."""
+    values = values.astype(np.float32)
+    values[tuple(rng.integers(0, values.shape))] = rng.choice(faults)
+    return values
 
 
 def _replace(folder: Path, name: str, change: Callable[[Any], Any]) -> dict[str, Any]:
-    with h5py.File(folder / "hopper.hdf5", "r+") as file:
-        values = change(file[name][()])
-        del file[name]
-        file[name] = values
+    _change(folder / "hopper.hdf5", name, change)
     return _d4rl(folder)
+
+
+def _array_missing(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
+    return _replace(folder, str(rng.choice(D4RL_ARRAYS[:4])), lambda values: None)
 
 
 def _array_of_another_length(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
@@ -96,21 +109,12 @@ def _array_of_text(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
 
 def _number_that_is_none(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
     name = str(rng.choice(["observations", "actions", "rewards"]))
-    with h5py.File(folder / "hopper.hdf5", "r+") as file:
-        values = file[name][()]
-        values[tuple(rng.integers(0, values.shape))] = rng.choice([np.nan, np.inf, -np.inf])
-        file[name][...] = values
-    return _d4rl(folder)
+    return _replace(folder, name, lambda values: _with_one(values, rng, NO_NUMBERS))
 
 
 def _flag_that_is_none(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
     name = str(rng.choice(["terminals", "timeouts"]))
-    with h5py.File(folder / "hopper.hdf5", "r+") as file:
-        values = file[name][()].astype(np.float32)
-        values[rng.integers(len(values))] = rng.choice([2.0, -1.0, 0.5, np.nan])
-        del file[name]
-        file[name] = values
-    return _d4rl(folder)
+    return _replace(folder, name, lambda values: _with_one(values, rng, [2.0, -1.0, 0.5, np.nan]))
 
 
 def _cell_that_is_no_number(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
@@ -180,12 +184,8 @@ def _demos(folder: Path, **columns: Any) -> dict[str, Any]:
 
 def _in_a_demo(folder: Path, rng: np.random.Generator, name: str, change: Callable[[Any], Any]) -> str:
     """Change an array of one group and return the group's name."""
-    with h5py.File(folder / "demos.hdf5", "r+") as file:
-        group = f"data/demo_{rng.integers(len(file['data']))}"
-        values = change(file[f"{group}/{name}"][()])
-        del file[f"{group}/{name}"]
-        if values is not None:
-            file[f"{group}/{name}"] = values
+    group = f"data/demo_{rng.integers(EPISODES)}"
+    _change(folder / "demos.hdf5", f"{group}/{name}", change)
     return group
 
 
@@ -208,11 +208,8 @@ def _demo_array_of_another_width(folder: Path, rng: np.random.Generator) -> dict
 
 
 def _demo_number_that_is_none(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
-    def spoil(values: Any) -> Any:
-        values[tuple(rng.integers(0, values.shape))] = rng.choice([np.nan, np.inf, -np.inf])
-        return values
-
-    _in_a_demo(folder, rng, str(rng.choice(DEMO_ARRAYS[:4])), spoil)
+    name = str(rng.choice(DEMO_ARRAYS[:4]))
+    _in_a_demo(folder, rng, name, lambda values: _with_one(values, rng, NO_NUMBERS))
     return _demos(folder)
 
 
@@ -227,10 +224,7 @@ def _demo_that_ends_in_the_middle(folder: Path, rng: np.random.Generator) -> dic
 
 def _demos_of_which_one_lacks_its_end(folder: Path, rng: np.random.Generator) -> dict[str, Any]:
     group = _in_a_demo(folder, rng, "obs/place", lambda values: values[:-1])
-    with h5py.File(folder / "demos.hdf5", "r+") as file:
-        values = file[f"{group}/obs/rest"][:-1]
-        del file[f"{group}/obs/rest"]
-        file[f"{group}/obs/rest"] = values
+    _change(folder / "demos.hdf5", f"{group}/obs/rest", lambda values: values[:-1])
     return _demos(folder)
 
 

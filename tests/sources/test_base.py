@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from pydantic import Field, ValidationError
 
 from cvl_pipeline.api import ingest
@@ -19,6 +18,7 @@ from cvl_pipeline.schema import validated
 from cvl_pipeline.sources.base import SOURCES, Source, SourceParameters
 from cvl_pipeline.testing.builders import DATASET, make_rewards, make_transitions
 from tests.sources import logs
+from tests.sources.rows import assert_equal
 
 HERE = "tests.sources.test_base"
 
@@ -181,18 +181,7 @@ def test_every_format_gives_the_same_episodes(written: tuple[Path, Transitions, 
         {"source": "files", "path": str(folder / "hopper.csv"), "columns": logs.COLUMNS, **bounds},
         {"source": "files", "path": str(folder / "demos.hdf5"), "columns": logs.DEMOS, **bounds},
     ):
-        found, labels = _load(**values)
-        for name in Transitions.__dataclass_fields__:
-            assert torch.equal(getattr(found, name), getattr(transitions, name)), (values["source"], name)
-        torch.testing.assert_close(labels.rewards, rewards.rewards, rtol=0.0, atol=0.0)
-        assert torch.equal(labels.successes, rewards.successes), values["source"]
-        assert not labels.reports_success, values["source"]
-
-
-def test_a_log_without_rewards_has_missing_rewards(written: tuple[Path, Transitions, Rewards]) -> None:
-    columns = logs.COLUMNS | {"rewards": None}
-    _, labels = _load(source="files", path=str(written[0] / "hopper.csv"), columns=columns)
-    assert labels.missing
+        assert_equal(_load(**values), (transitions, rewards))
 
 
 def test_a_log_that_lacks_some_rewards_is_refused(

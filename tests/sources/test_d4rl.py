@@ -19,6 +19,7 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources import d4rl
 from cvl_pipeline.sources.d4rl import D4RL, fetch_d4rl, load_d4rl, normalised_score, read_tables
 from cvl_pipeline.testing.builders import names_in, slices
+from tests.sources.rows import assert_equal
 from tests.sources.test_download import sending, serving
 
 Arrays = dict[str, Any]
@@ -299,38 +300,6 @@ def test_values_that_are_no_numbers_are_left_to_validation(tmp_path: Path) -> No
         validate_transitions(transitions)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(ends=st.lists(st.sampled_from(["none", "terminal", "timeout", "both"]), min_size=1, max_size=30))
-def test_a_log_with_next_observations_loses_no_step(tmp_path: Path, ends: list[str]) -> None:
-    count = len(ends)
-    last = np.array([end != "none" for end in ends])
-    first = np.append(True, last[:-1])
-    # Every episode has its own numbers, so the test would notice a state of the wrong episode.
-    observations = rows(count, 2) + np.float32(1000.0) * np.cumsum(first, dtype=np.float32)[:, None]
-    terminals = np.array([end in ("terminal", "both") for end in ends])
-    log = a_log(
-        count,
-        observations=observations,
-        next_observations=observations + np.float32(1.0),
-        terminals=terminals,
-        timeouts=np.array([end in ("timeout", "both") for end in ends]),
-    )
-    path = write(tmp_path / "own.hdf5", log)
-    if not last.any():
-        with pytest.raises(InputError, match="no step is a timeout and no step is a terminal"):
-            load_d4rl(path)
-        return
-    transitions, rewards = load_d4rl(path)
-    assert transitions.states().tolist() == log["observations"].tolist()
-    assert transitions.arrivals().tolist() == log["next_observations"].tolist()
-    assert transitions.actions.tolist() == log["actions"].tolist()
-    assert rewards.rewards.tolist() == log["rewards"].tolist()
-    assert transitions.episode_starts.tolist() == [*np.flatnonzero(first).tolist(), count]
-    assert transitions.terminated.tolist() == terminals[np.append(first[1:], True)].tolist()
-    assert (transitions.truncated ^ transitions.terminated).all()
-    validate_transitions(transitions)
-
-
 # Faulty files.
 
 
@@ -535,11 +504,7 @@ def test_the_source_reads_a_local_file(tmp_path: Path) -> None:
     source = _source(task="hopper-medium-v2", path=str(path), success_reward=0.5)
     assert source.files() == [path]
     assert source.parameters.label == "log.hdf5"
-    for found, expected in zip(
-        source.load(0, None), load_d4rl(path, "hopper-medium-v2", success_reward=0.5), strict=True
-    ):
-        for name, value in vars(expected).items():
-            assert torch.equal(getattr(found, name), value), name
+    assert_equal(source.load(0, None), load_d4rl(path, "hopper-medium-v2", success_reward=0.5))
 
 
 def test_the_source_downloads_a_published_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.files import Files, load_file
-from cvl_pipeline.testing.builders import labelled_transitions, make_rewards, make_transitions, slices
+from cvl_pipeline.testing.builders import labelled_transitions, make_transitions, slices
 from tests.sources.rows import (
     ARRAYS,
     GROUPS,
@@ -99,7 +99,7 @@ def test_episode_ids_are_numbers_or_text(tmp_path: Path, name: str, ids: list[An
     data = make_transitions([3, 1], [True, False])
     # Text has a variable length in HDF5 and tables, but a fixed length in NPZ.
     values = np.array(ids, dtype=object if isinstance(ids[0], str) and name != "log.npz" else None)
-    path = write(tmp_path / name, log_of(data, make_rewards(data)) | {"episode": values})
+    path = write(tmp_path / name, log_of(data) | {"episode": values})
     found, _ = load_file(path, mapping_of(name, episode="episode", terminated=None, truncated=None))
     assert found.lengths.tolist() == [3, 1]
     assert found.truncated.tolist() == [True, True]
@@ -241,7 +241,7 @@ def test_a_step_that_does_not_follow_is_refused(csv: Callable[[str], Path], step
 
 def test_rows_that_do_not_start_where_the_last_one_led_are_refused(npz: Callable[..., Path]) -> None:
     data = labelled_transitions([4], [False])
-    log = log_of(data, make_rewards(data))
+    log = log_of(data)
     changes = {"observation": log["observation"][[0, 2, 1, 3]], "next": log["next"][[0, 2, 1, 3]]}
     text = refusal(npz(**changes))
     assert (
@@ -252,7 +252,7 @@ def test_rows_that_do_not_start_where_the_last_one_led_are_refused(npz: Callable
 
 def test_next_observations_that_were_rounded_pass(npz: Callable[..., Path]) -> None:
     data = make_transitions([4], [False])
-    following = log_of(data, make_rewards(data))["next"]
+    following = log_of(data)["next"]
     assert len(load_file(npz(next=following.round(4)), mapping())[0]) == 4
     assert "starts from" in refusal(npz(next=following.round(1)))
 
@@ -290,7 +290,7 @@ def test_every_group_is_loaded_as_one_episode(episodes: tuple[Transitions, Rewar
 
 def test_groups_have_natural_order_and_a_star_matches_one_part_of_a_path(tmp_path: Path) -> None:
     data = labelled_transitions([1] * 12, [False] * 12)
-    groups = groups_of(data, make_rewards(data))  # HDF5 itself sorts demo_10 before demo_2
+    groups = groups_of(data)  # HDF5 itself sorts demo_10 before demo_2
     others = {"data/demo_2/demo_3": groups["data/demo_3"], "demo_1": groups["data/demo_1"], "data/mask": {}}
     path = write_groups(tmp_path / "log.h5", groups | others)
     for pattern in ("data/demo_*", "/data/demo_*/", "*/demo_?*"):
@@ -302,7 +302,7 @@ def test_groups_have_natural_order_and_a_star_matches_one_part_of_a_path(tmp_pat
 
 def test_without_the_last_observation_a_truncated_group_loses_its_last_step(tmp_path: Path) -> None:
     data = labelled_transitions([3, 3, 1], [True, False, False])
-    groups = groups_of(data, make_rewards(data))
+    groups = groups_of(data)
     for log in groups.values():
         log |= {name: log[name][:-1] for name in ("obs/place", "obs/rest")}
     found, _ = load_file(write_groups(tmp_path / "log.h5", groups), mapping(**GROUPS))
@@ -313,7 +313,7 @@ def test_without_the_last_observation_a_truncated_group_loses_its_last_step(tmp_
 
 def test_next_observations_of_groups_say_where_the_last_action_led(tmp_path: Path) -> None:
     data = labelled_transitions([3, 2], [False, False])
-    groups = groups_of(data, make_rewards(data))
+    groups = groups_of(data)
     for log in groups.values():
         log |= {f"next_{name}": log[name][1:].copy() for name in ("obs/place", "obs/rest")}
         log |= {name: log[name][:-1] for name in ("obs/place", "obs/rest")}
@@ -328,7 +328,7 @@ def test_next_observations_of_groups_say_where_the_last_action_led(tmp_path: Pat
 
 def test_discrete_actions_of_groups_count_over_all_of_them(tmp_path: Path) -> None:
     data = labelled_transitions([2, 2], [False, False])
-    groups = groups_of(data, make_rewards(data))
+    groups = groups_of(data)
     for number, log in enumerate(groups.values()):
         log["actions"] = np.array([0, 2 * number])
     found, _ = load_file(
@@ -361,8 +361,7 @@ def test_discrete_actions_of_groups_count_over_all_of_them(tmp_path: Path) -> No
 def test_a_faulty_group_is_refused_by_its_name(
     tmp_path: Path, name: str, change: Callable[[Array], Array] | None, columns: Log, parts: list[str]
 ) -> None:
-    data = make_transitions([2, 3, 2], [False] * 3)
-    groups = groups_of(data, make_rewards(data))
+    groups = groups_of(make_transitions([2, 3, 2], [False] * 3))
     values = groups["data/demo_1"].pop(name)
     groups["data/demo_1"] |= {} if change is None else {name: change(values)}
     path = write_groups(tmp_path / "log.h5", groups)
@@ -372,15 +371,14 @@ def test_a_faulty_group_is_refused_by_its_name(
 
 
 def test_last_observations_and_next_observations_both_are_refused(tmp_path: Path) -> None:
-    data = make_transitions([2, 3], [False] * 2)
-    path = write_groups(tmp_path / "log.h5", groups_of(data, make_rewards(data)))
+    path = write_groups(tmp_path / "log.h5", groups_of(make_transitions([2, 3], [False] * 2)))
     columns = GROUPS | {"observations": "obs/place", "next_observations": "actions"}
     assert "set dataset.columns.next_observations to null" in refusal(path, mapping(**columns))
 
 
 def test_damage_within_a_group_is_refused_with_its_name(tmp_path: Path) -> None:
     data = make_transitions([2, 3], [False] * 2)
-    groups = groups_of(data, make_rewards(data))
+    groups = groups_of(data)
     actions = groups["data/demo_1"].pop("actions")
     path = write_groups(tmp_path / "log.h5", groups)
     with h5py.File(path, "a") as file:
@@ -398,8 +396,7 @@ def test_damage_within_a_group_is_refused_with_its_name(tmp_path: Path) -> None:
 def test_groups_that_do_not_exist_are_refused_with_those_that_do(
     tmp_path: Path, pattern: str, part: str
 ) -> None:
-    data = make_transitions([2, 3], [False] * 2)
-    path = write_groups(tmp_path / "log.h5", groups_of(data, make_rewards(data)))
+    path = write_groups(tmp_path / "log.h5", groups_of(make_transitions([2, 3], [False] * 2)))
     text = refusal(path, mapping(**GROUPS | {"groups": pattern}))
     assert f"no group matches '{pattern}' (dataset.columns.groups)" in text
     assert part in text

@@ -7,7 +7,6 @@ from pydantic import ValidationError
 
 from cvl_pipeline.environments.metaworld import MetaWorldEnvironment, MetaWorldExpert
 from cvl_pipeline.environments.multitask import MultiTaskEnvironment, MultiTaskExpert
-from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.metaworld import MetaWorld
 
 
@@ -40,18 +39,6 @@ def test_evaluation_keeps_the_length_of_the_collection() -> None:
 def test_episodes_longer_than_the_simulation_allows_are_refused(steps: int | None) -> None:
     with pytest.raises(ValidationError, match="episode_steps"):
         MetaWorld.Parameters(episode_steps=steps)
-
-
-def test_only_a_benchmark_shares_its_episodes_among_tasks() -> None:
-    assert _source(task="MT10").tasks[:2] == ("reach-v3", "push-v3")
-    assert len(_source(task="MT50").tasks) == 50
-    assert _source().tasks == ()
-
-
-@pytest.mark.parametrize(("task", "near"), [("door-opn-v3", "door-open-v3"), ("MT11", "MT10")])
-def test_an_unknown_task_is_refused_with_the_nearest_ones(task: str, near: str) -> None:
-    with pytest.raises(InputError, match=f"unknown Meta-World task '{task}': did you mean {near}"):
-        _source(task=task).make_environment()
 
 
 def test_a_simulation_exists_and_is_slow_to_build() -> None:

@@ -3,11 +3,8 @@ from __future__ import annotations
 from contextlib import closing
 from typing import Any
 
-import pytest
-
 from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.pointmaze import WaypointController
-from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.pointmaze import PointMaze
 
 
@@ -29,8 +26,3 @@ def test_episodes_may_have_the_length_of_the_environment() -> None:
     factory = _source(task="PointMaze_UMaze-v3", episode_steps=None).make_environment()
     with closing(factory()) as environment:
         assert environment._environment.spec.max_episode_steps == 300  # type: ignore[attr-defined]
-
-
-def test_an_unknown_maze_is_refused_with_the_nearest_ones() -> None:
-    with pytest.raises(InputError, match="unknown PointMaze environment 'PointMaze_Hug-v3': did you mean"):
-        _source(task="PointMaze_Hug-v3").make_environment()

@@ -15,6 +15,7 @@ from cvl_pipeline.episodes.validation import validate_rewards, validate_transiti
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.steps import Steps, episodes_from_steps
 from cvl_pipeline.testing.builders import slices
+from tests.sources.rows import assert_equal
 
 END = {"": (False, False), "fell": (True, False), "cut": (False, True), "both": (True, True)}
 
@@ -88,54 +89,27 @@ def test_episodes_are_those_of_a_plain_loop(endings: list[str], following: bool)
     assert rewards.reports_success
 
 
-def test_with_next_observations_no_step_is_lost() -> None:
-    data, _ = episodes_from_steps(_log(["", "cut", "fell", "", ""], next_observations=True), "log")
-    assert _rows(data) == [[0, 1, 1.5], [2, 2.5], [3, 4, 4.5]]
-    assert data.terminated.tolist() == [False, True, False]
-
-
-def test_without_next_observations_a_truncated_episode_loses_its_last_step() -> None:
-    data, rewards = episodes_from_steps(_log(["", "", "cut", "", "", ""], next_observations=False), "log")
-    assert _rows(data) == [[0, 1, 2], [3, 4, 5]]
-    assert rewards.rewards.tolist() == [0, 10, 30, 40]
-
-
-def test_without_next_observations_a_terminated_episode_keeps_its_last_step() -> None:
-    data, rewards = episodes_from_steps(_log(["", "", "fell"], next_observations=False), "log")
-    assert _rows(data) == [[0, 1, 2, 2]]
-    assert rewards.rewards.tolist() == [0, 10, 20]
-    assert data.terminated.tolist() == [True]
-
-
-def test_a_step_that_terminates_at_the_time_limit_has_terminated() -> None:
-    data, _ = episodes_from_steps(_log(["", "both"], next_observations=False), "log")
-    assert (data.terminated.tolist(), data.truncated.tolist()) == ([True], [False])
-
-
-def test_a_single_truncated_step_is_dropped_unless_its_next_state_is_known() -> None:
-    endings = ["cut", "", "cut", "cut", "fell"]
-    assert _rows(episodes_from_steps(_log(endings, next_observations=False), "log")[0]) == [[1, 2], [4, 4]]
-    with_them, _ = episodes_from_steps(_log(endings, next_observations=True), "log")
-    assert _rows(with_them) == [[0, 0.5], [1, 2, 2.5], [3, 3.5], [4, 4.5]]
-
-
-def test_a_log_without_rewards_has_none_and_no_success() -> None:
-    log = _log(["", "", "fell"], next_observations=False, rewards=None, successes=None)
-    _, rewards = episodes_from_steps(log, "log")
-    assert rewards.rewards.isnan().tolist() == [True] * 3
-    assert rewards.successes.tolist() == [False] * 3
-    assert rewards.missing
-    assert not rewards.reports_success
-
-
-def test_bounds_are_those_of_the_log_unless_given() -> None:
-    log = _log(["", "", "fell"], next_observations=False)
-    data, _ = episodes_from_steps(log, "log")
-    assert data.action_low.tolist() == [0, 0, -1]
-    assert data.action_high.tolist() == [2 / 64, 2, 1]
-    low, high = np.array([-5.0, -6.0, -7.0]), np.array([5, 6, 7])
-    data, _ = episodes_from_steps(log, "log", (low, high))
-    assert (data.action_low.tolist(), data.action_high.tolist()) == ([-5, -6, -7], [5, 6, 7])
+@pytest.mark.parametrize(
+    ("endings", "following", "rows", "terminated"),
+    [
+        # With next observations, no step is lost.
+        (["", "cut", "fell", "", ""], True, [[0, 1, 1.5], [2, 2.5], [3, 4, 4.5]], [False, True, False]),
+        (["cut", "fell"], True, [[0, 0.5], [1, 1.5]], [False, True]),
+        # Without them, a truncated episode loses its last step, and a terminated one keeps it.
+        (["", "", "cut", "", "", ""], False, [[0, 1, 2], [3, 4, 5]], [False, False]),
+        (["", "", "fell"], False, [[0, 1, 2, 2]], [True]),
+        (["cut", "", "cut", "cut", "fell"], False, [[1, 2], [4, 4]], [False, True]),
+        # A step that terminates at the time limit has terminated.
+        (["", "both"], False, [[0, 1, 1]], [True]),
+    ],
+)
+def test_examples_of_episodes(
+    endings: list[str], following: bool, rows: list[list[float]], terminated: list[bool]
+) -> None:
+    data, _ = episodes_from_steps(_log(endings, following), "log")
+    assert _rows(data) == rows
+    assert data.terminated.tolist() == terminated
+    assert data.truncated.tolist() == [not fell for fell in terminated]
 
 
 def test_discrete_actions_have_bounds_0_and_1_even_if_some_are_missing() -> None:
@@ -153,10 +127,7 @@ def test_any_type_of_number_becomes_the_same_episodes(dtype: str) -> None:
     log = replace(log, next_observations=ones[::-1])
     fields = ("observations", "actions", "rewards", "next_observations", "terminated")
     stored = replace(log, **{name: getattr(log, name).astype(dtype) for name in fields})
-    (expected, rewards), (data, found) = (episodes_from_steps(one, "log") for one in (log, stored))
-    for name in Transitions.__dataclass_fields__:
-        torch.testing.assert_close(getattr(data, name), getattr(expected, name), rtol=0, atol=0)
-    torch.testing.assert_close(found.rewards, rewards.rewards, rtol=0, atol=0)
+    assert_equal(episodes_from_steps(stored, "log"), episodes_from_steps(log, "log"))
 
 
 def test_next_observations_keep_their_fraction_if_observations_are_integers() -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from cvl_pipeline.sources.files import load_file
-from cvl_pipeline.testing.builders import make_rewards, make_transitions
+from cvl_pipeline.testing.builders import make_transitions
 from tests.sources.rows import ARRAYS, SMALL, TABLES, Array, Log, log_of, mapping, mapping_of, refusal, write
 
 
@@ -74,7 +74,7 @@ def test_flags_are_written_in_many_ways(tmp_path: Path, name: str, flags: Array)
     data = make_transitions([3, 1], [True, False])
     flags = np.char.decode(flags) if flags.dtype.kind == "S" and name in TABLES else flags
     flags = flags[:, 0] if name in TABLES and flags.ndim > 1 else flags
-    path = write(tmp_path / name, log_of(data, make_rewards(data)) | {"terminated": flags})
+    path = write(tmp_path / name, log_of(data) | {"terminated": flags})
     found, _ = load_file(path, mapping_of(name))
     assert found.terminated.tolist() == [True, False]
 
