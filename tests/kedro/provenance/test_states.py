@@ -13,18 +13,16 @@ from hypothesis import strategies as st
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline, node
 
-from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.datasets import JSONDataset
 from cvl_pipeline.kedro.parameters import check_parameters
 from cvl_pipeline.kedro.pipeline_registry import plan_for, register_pipelines
 from cvl_pipeline.kedro.provenance import states
 from cvl_pipeline.kedro.provenance.records import read_record, record_path, write_record
 from cvl_pipeline.kedro.provenance.states import Provenance, State
-from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
-from tests.project import CONF
+from tests.kedro.sessions import make_loader
 from tests.s3 import Bucket
 
-PARAMETERS = CheckedConfigLoader(str(CONF), **CONFIG_LOADER_ARGS)["parameters"]
+PARAMETERS = make_loader()["parameters"]
 
 
 def one(seed: int, *inputs: Any) -> Any:
