@@ -30,6 +30,8 @@ def assert_refused(kedro: Forks, project: Project, arguments: list[str], *words:
          ["critic", "kedro run --pipelines data_ingestion,contrastive_dynamics --env smoke --params seed=7"]),
         (["--pipelines", "value_reedout"], ["value_reedout", "did you mean value_readout"]),
         (["--env", "smok"], ["smok"]),
+        (["--params", "tuned=true"], ["best_parameters.json does not exist", "search"]),
+        (["--pipelines", "tuning", "--params", "tuning.storage=nowhere"], ["nowhere", "credentials"]),
     ],
 )  # fmt: skip
 def test_a_mistake_on_the_command_line(

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline, node
+from kedro.pipeline.node import Node
 
 from cvl_pipeline.kedro.datasets import JSONDataset
 from cvl_pipeline.kedro.parameters import check_parameters
@@ -61,6 +62,14 @@ def project(pipeline: Pipeline) -> Iterator[tuple[DataCatalog, Path]]:
         yield catalog, Path(folder)
 
 
+def make(current: Node, catalog: DataCatalog, provenance: Provenance) -> None:
+    """Run a node as Kedro would, with the record of its outputs."""
+    making = provenance.making(current)
+    for name, value in current.run({name: catalog.load(name) for name in current.inputs}).items():
+        catalog.save(name, value)
+    provenance.record(current, making)
+
+
 def run(pipeline: Pipeline, catalog: DataCatalog, whole: Pipeline | None = None) -> set[str]:
     """Recreate the artifacts that are not fresh, as Kedro would; return the nodes that ran."""
     states = Provenance(pipeline, catalog).states()
@@ -69,10 +78,7 @@ def run(pipeline: Pipeline, catalog: DataCatalog, whole: Pipeline | None = None)
     for current in pipeline.nodes:
         if all(states[name].fresh for name in current.outputs):
             continue
-        making = provenance.making(current)
-        for name, value in current.run({name: catalog.load(name) for name in current.inputs}).items():
-            catalog.save(name, value)
-        provenance.record(current, making)
+        make(current, catalog, provenance)
         ran.add(current.name)
     return ran
 
@@ -187,10 +193,7 @@ def test_data_in_memory_are_recreated_with_the_artifacts_that_need_them() -> Non
         run(CHAIN, catalog)
         provenance = Provenance(CHAIN, catalog)
         for current in CHAIN.nodes[1:]:  # one run makes what is in memory and what follows from it
-            making = provenance.making(current)
-            for name, value in current.run({name: catalog.load(name) for name in current.inputs}).items():
-                catalog.save(name, value)
-            provenance.record(current, making)
+            make(current, catalog, provenance)
         assert all(state.fresh for state in Provenance(CHAIN, catalog).states().values())
         Path(folder, "first.json").unlink()
         states = Provenance(CHAIN, catalog).states()
