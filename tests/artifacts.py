@@ -77,6 +77,13 @@ def make_artifacts() -> dict[str, Any]:
     return dict(zip(NAMES, artifacts, strict=True))
 
 
+def with_flipped_bit(content: bytes, place: int | None = None) -> bytes:
+    """The content of a damaged file: one bit differs, in the middle if you name no place."""
+    damaged = bytearray(content)
+    damaged[len(content) // 2 if place is None else place] ^= 1
+    return bytes(damaged)
+
+
 def contents_of(artifact: Any) -> dict[str, Any]:
     """Every tensor and plain value of a dataclass or of a module, by name."""
     if not isinstance(artifact, torch.nn.Module):

@@ -9,6 +9,13 @@ PROJECT = Path(__file__).parents[1]
 CONF = PROJECT / "conf"
 
 
+def copy_settings(project: Path) -> None:
+    """Copy what makes a folder a project of Kedro into another one: its configuration and settings."""
+    copy_conf(project)
+    for name in ("pyproject.toml", ".telemetry"):
+        shutil.copy(PROJECT / name, project / name)
+
+
 def copy_conf(project: Path) -> Path:
     """Copy the configuration into another project, without the files of conf/local."""
     conf = project / "conf"

@@ -391,6 +391,8 @@ def test_a_policy_is_extracted(continuous: Run, discrete: Run) -> None:
         ("awr", {"beta": 3.0}),
         ("ddpg_bc", {}),
         ("best_of_n", {"proposals": 4}),
+        ("published", {}),
+        ("bc", {}),
         ("awr", {"state_value": {"name": "fitted_value", "steps": 5}}),
     ],
 )

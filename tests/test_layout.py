@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cvl_pipeline.kedro.configuration import CheckedConfigLoader
-from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
+from tests.kedro.sessions import make_loader
 from tests.project import CONF, PROJECT
 
 LAYERS = (
@@ -33,7 +32,7 @@ def test_data_readme_lists_every_file_of_the_catalog_under_its_layer() -> None:
     text = (PROJECT / "data/README.md").read_text()
     rows = {match[1]: match[0] for match in re.finditer(r"^\| `(\d\d_\w+)` \|.*$", text, re.MULTILINE)}
     assert tuple(rows) == LAYERS
-    catalog = CheckedConfigLoader(str(CONF), env="smoke", **CONFIG_LOADER_ARGS)["catalog"]
+    catalog = make_loader(env="smoke")["catalog"]
     used = set()
     for name, entry in catalog.items():
         _, layer, *_, file = entry["filepath"].split("/")

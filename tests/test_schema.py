@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.parameters import RENAMED, StageParameters
+from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.schema import (
     Choice,
     Floats,
@@ -472,17 +472,6 @@ def test_old_spellings_are_answered_with_the_new_ones() -> None:
     renamed = {"paper.size": "paper.width", "shape.diameter": "shape.radius"}
     assert fault({"paper": {"size": 3}}, renamed) == "'paper.size' is now 'paper.width'"
     assert fault({"shape": {"diameter": 3}}, renamed) == "'shape.diameter' is now 'shape.radius'"
-
-
-@pytest.mark.parametrize("old", sorted(RENAMED))
-def test_every_old_spelling_of_the_pipeline_leads_to_a_field(old: str) -> None:
-    new = RENAMED[old]
-    with pytest.raises(InputError) as caught:
-        validated(StageParameters, nested({old: 1}), RENAMED)
-    assert f"'{old}' is now '{new}'" in str(caught.value)
-    *parents, last = new.split(".")
-    assert last in fields_at(StageParameters, parents)
-    assert old.split(".")[-1] not in fields_at(StageParameters, old.split(".")[:-1])
 
 
 # Layers.

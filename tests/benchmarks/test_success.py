@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 
 from benchmarks import success
-from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.methods.iql import IQL
-from tests.project import PROJECT
+from tests.kedro.sessions import make_loader
 
 RATES = {"cvl": 4, "bc": 0, "iql": 2, "behaviour": 1}
 """Solved episodes of four."""
@@ -86,11 +85,7 @@ def test_the_interval_covers_the_mean_of_the_seeds(commands: list[tuple[str, ...
 
 @pytest.mark.parametrize(("env", "steps"), [("base", 4000 + 2000), ("pointmaze", 8000 + 10000)])
 def test_iql_has_its_published_settings_and_the_steps_of_critic_and_policy(env: str, steps: int) -> None:
-    loader = CheckedConfigLoader(
-        str(PROJECT / "conf"), env=env, base_env="base", default_run_env="base",
-        runtime_params={"baselines": {"iql": {"method": "iql"}}},
-    )  # fmt: skip
-    parameters = loader.run_parameters()
+    parameters = make_loader(env=env, baselines={"iql": {"method": "iql"}}).run_parameters()
     assert list(parameters.baselines) == ["bc", "iql"]
     policy = parameters.policy_extraction
     assert parameters.baselines["iql"] == IQL.Parameters(

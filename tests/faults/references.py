@@ -9,15 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common import PROJECT
 from kedro.io import DataCatalog
 
-from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.pipeline_registry import register_stages
 from cvl_pipeline.kedro.provenance.records import record_path
-from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
 from tests.faults.injections import end, note_calls, watched
 from tests.faults.runs import ENVIRONMENT, OLDER, Outcome, command, make_project, run
+from tests.kedro.sessions import make_loader, path_of
 
 Contents = dict[str, bytes]
 """Files by their paths from the project's folder on."""
@@ -130,10 +128,9 @@ def _succeed(outcome: Outcome) -> Outcome:
 
 
 def _paths() -> dict[str, str]:
-    loader = CheckedConfigLoader(str(PROJECT / "conf"), env=ENVIRONMENT, **CONFIG_LOADER_ARGS)
-    catalog = DataCatalog.from_config(loader["catalog"])
+    catalog = DataCatalog.from_config(make_loader(env=ENVIRONMENT)["catalog"])
     made = sorted(name for stage in STAGES.values() for name in stage.all_outputs())
-    return {name: str(vars(catalog.get(name))["_filepath"]) for name in made}
+    return {name: str(path_of(catalog, name)) for name in made}
 
 
 def _interrupted(root: Path) -> dict[str, tuple[str, bytes]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import time
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.common import PROJECT
+
+from tests.project import PROJECT, copy_settings
 
 ENVIRONMENT = "smoke"
 LIMIT = 120.0
@@ -87,12 +87,9 @@ def preload() -> None:
 
 def make_project(root: Path) -> Path:
     """A project without data: configuration, and the folder that its code would be in."""
-    root.mkdir(parents=True)
-    shutil.copytree(PROJECT / "conf", root / "conf", ignore=shutil.ignore_patterns("local"))
-    for name in ("conf/local", "src", "data"):
-        (root / name).mkdir()
-    for name in ("pyproject.toml", ".telemetry"):
-        shutil.copy(PROJECT / name, root / name)
+    for name in ("src", "data"):
+        (root / name).mkdir(parents=True)
+    copy_settings(root)
     return root
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.common import PROJECT
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.storage import read_tensors, write_atomically, write_tensors
@@ -23,6 +22,7 @@ from tests.faults.__main__ import tabulate
 from tests.faults.judge import Verdict, judge
 from tests.faults.plan import OF_BYTES, REMADE, Fault, make_plan
 from tests.faults.references import STAGES, TRAININGS, References
+from tests.project import PROJECT
 
 STAGE = "value_readout"
 NAMES = sorted({name for stage in STAGES.values() for name in stage.all_outputs()})

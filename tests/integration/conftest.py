@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.integration import forks
-from tests.project import PROJECT, copy_conf
+from tests.project import PROJECT, copy_settings
 
 DATASET = "reach-v3-smoke/seed_0"
 REUSE = ("run", "--only-missing-outputs")
@@ -29,9 +29,6 @@ class Project:
 
     root: Path
 
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "kedro", *arguments]
-
     def environment(self) -> dict[str, str]:
         # Wide, so that messages are not wrapped; the copy's code instead of the installed one; one thread,
         # because the order of sums changes their last digits.
@@ -40,18 +37,13 @@ class Project:
             "OMP_NUM_THREADS": "1",
         }  # fmt: skip
 
-    def kedro(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run kedro; ``stdout`` has standard output and standard error."""
-        return subprocess.run(
-            self.command(*arguments),
-            cwd=self.root,
-            env=self.environment(),
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=300,
-            check=False,
-        )
+    def start(self, output: Path, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start kedro in a process that a test may end."""
+        with output.open("wb") as file:
+            return subprocess.Popen(
+                [sys.executable, "-m", "kedro", *arguments],
+                cwd=self.root, env=self.environment(), stdout=file, stderr=subprocess.STDOUT,
+            )  # fmt: skip
 
     def artifact(self, name: str, dataset: str = DATASET) -> Path:
         """Path of an artifact, in the folder of whichever layer."""
@@ -69,10 +61,13 @@ class Project:
 
 def copy_project(root: Path) -> Project:
     shutil.copytree(PROJECT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    copy_conf(root)
-    for name in ("pyproject.toml", ".telemetry"):
-        shutil.copy(PROJECT / name, root / name)
+    copy_settings(root)
     return Project(root)
+
+
+def nodes_in(output: str) -> set[str]:
+    """Names of the nodes that a command ran."""
+    return set(re.findall(r"\d+/\d+ (\S+) ->", output))
 
 
 class Forks:
@@ -106,7 +101,7 @@ class Forks:
 
     def run(self, project: Project, *arguments: str) -> set[str]:
         """Run a command and return the names of the nodes that ran."""
-        return set(re.findall(r"\d+/\d+ (\S+) ->", self.kedro(project, *arguments)))
+        return nodes_in(self.kedro(project, *arguments))
 
     def close(self) -> None:
         assert self._server.stdin is not None
@@ -120,6 +115,11 @@ class Forks:
 class FinishedRun:
     project: Project
     output: str
+
+    def copy(self, root: Path) -> Project:
+        """The project with its data in another folder."""
+        shutil.copytree(self.project.root, root)
+        return Project(root)
 
 
 @pytest.fixture(scope="session")
@@ -139,8 +139,13 @@ def finished(kedro: Forks, tmp_path_factory: pytest.TempPathFactory) -> Finished
 @pytest.fixture
 def scratch(finished: FinishedRun, tmp_path: Path) -> Project:
     """A copy of the finished project that a test may damage."""
-    shutil.copytree(finished.project.root, tmp_path / "scratch")
-    return Project(tmp_path / "scratch")
+    return finished.copy(tmp_path / "scratch")
+
+
+@pytest.fixture(scope="module")
+def copied(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy of the finished project that the tests of a file share."""
+    return finished.copy(tmp_path_factory.mktemp("copied") / "project")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -47,9 +47,15 @@ def die_at_record(number: int) -> None:
     vars(states)["write_record"] = counted
 
 
+def on_python_path(folder: str) -> None:
+    """Let modules be imported from a folder of the project."""
+    sys.path.insert(0, str(Path(folder).resolve()))
+
+
 CHANGES: dict[str, Callable[..., None]] = {
     "plan": plan,
     "die_at_record": die_at_record,
+    "on_python_path": on_python_path,
 }
 
 

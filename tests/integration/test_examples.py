@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
 
 import pandas as pd
 import pytest
 
-from tests.integration.conftest import DATASET, FinishedRun, Forks, Project
+from tests.integration.conftest import DATASET, FinishedRun, Forks, Project, nodes_in
 from tests.project import PROJECT
 
 PENDULUM = "source_pendulum-Pendulum-smoke/seed_0"
@@ -26,18 +24,6 @@ def _command(example: str) -> list[str]:
     return shlex.split(line)
 
 
-def _kedro(project: Project, *arguments: str) -> str:
-    """Run kedro with the examples on the path, and return its output."""
-    environment = project.environment()
-    environment["PYTHONPATH"] = os.pathsep.join([environment["PYTHONPATH"], "examples"])
-    result = subprocess.run(
-        project.command(*arguments), cwd=project.root, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout
-    return result.stdout
-
-
 @pytest.fixture
 def project(scratch: Project) -> Project:
     """The finished project with the examples beside it."""
@@ -47,10 +33,10 @@ def project(scratch: Project) -> Project:
     return scratch
 
 
-def _ran(project: Project, example: str) -> set[str]:
+def _ran(kedro: Forks, project: Project, example: str) -> set[str]:
     """Nodes that the example's command runs; artifacts that it does not affect are reused."""
-    output = _kedro(project, *_command(example), "--only-missing-outputs")
-    return set(re.findall(r"\d+/\d+ (\S+) ->", output))
+    command = [*_command(example), "--only-missing-outputs"]
+    return nodes_in(kedro.kedro(project, *command, on_python_path=["examples"]))
 
 
 def _metrics(project: Project, dataset: str = DATASET) -> dict[str, float]:
@@ -58,8 +44,8 @@ def _metrics(project: Project, dataset: str = DATASET) -> dict[str, float]:
     return metrics
 
 
-def test_example_objective_trains_the_policy_alone(project: Project) -> None:
-    assert _ran(project, "objective_filtered_bc") == {
+def test_example_objective_trains_the_policy_alone(kedro: Forks, project: Project) -> None:
+    assert _ran(kedro, project, "objective_filtered_bc") == {
         "policy_extraction.train_cvl", "policy_extraction.plot", "evaluation.roll_out_cvl",
         "evaluation.score_cvl", "evaluation.summarise", "evaluation.plot",
     }  # fmt: skip
@@ -68,13 +54,13 @@ def test_example_objective_trains_the_policy_alone(project: Project) -> None:
     file = project.root / "examples/objective_filtered_bc.py"
     file.write_text(file.read_text().replace("> self.parameters.threshold", ">= self.parameters.threshold"))
     params = _command("objective_filtered_bc")[1:]
-    explained = _kedro(project, "artifacts", "status", *params, "--explain")
+    explained = kedro.kedro(project, "artifacts", "status", *params, "--explain", on_python_path=["examples"])
     assert re.search(r"cvl_policy .* stale .* source objective_filtered_bc changed", explained)
     assert re.search(r"critic .* fresh", explained)
 
 
-def test_example_baseline_is_evaluated_beside_the_others(project: Project) -> None:
-    nodes = _ran(project, "baseline_return_weighted")
+def test_example_baseline_is_evaluated_beside_the_others(kedro: Forks, project: Project) -> None:
+    nodes = _ran(kedro, project, "baseline_return_weighted")
     assert {"policy_extraction.train_rwbc", "evaluation.roll_out_rwbc"} <= nodes
     assert not {"policy_extraction.train_cvl", "policy_extraction.train_bc"} & nodes
     assert project.artifact("rwbc_policy.safetensors").exists()
@@ -83,20 +69,20 @@ def test_example_baseline_is_evaluated_beside_the_others(project: Project) -> No
     assert metrics["rwbc.return_mean"] > 0.0
 
 
-def test_example_encoder_is_part_of_critic_and_policies(project: Project) -> None:
+def test_example_encoder_is_part_of_critic_and_policies(kedro: Forks, project: Project) -> None:
     before = {
         name: project.artifact(f"{name}.safetensors").stat().st_size
         for name in ("critic", "cvl_policy", "bc_policy")
     }
-    nodes = _ran(project, "encoder_fourier")
+    nodes = _ran(kedro, project, "encoder_fourier")
     assert {"contrastive_dynamics.train", "policy_extraction.train_bc", "evaluation.plot"} <= nodes
     assert not any(node.startswith("data_ingestion") for node in nodes)
     for name, size in before.items():  # the first layer takes more inputs
         assert project.artifact(f"{name}.safetensors").stat().st_size > size
 
 
-def test_example_source_is_collected_and_evaluated(project: Project) -> None:
-    assert "data_ingestion.ingest" in _ran(project, "source_pendulum")
+def test_example_source_is_collected_and_evaluated(kedro: Forks, project: Project) -> None:
+    assert "data_ingestion.ingest" in _ran(kedro, project, "source_pendulum")
     metrics = _metrics(project, PENDULUM)
     assert metrics["behaviour_episodes"] == 12
     assert metrics["cvl.return_mean"] < 0.0

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.artifacts import with_flipped_bit
 from tests.integration.conftest import DATASET, REUSE, FinishedRun, Forks, Project, copy_project
+from tests.kedro.provenance.holders import lease_holder
 from tests.s3 import SECRET, Bucket, make_bucket
 
 CRITIC = f"06_models/{DATASET}/critic.safetensors"
@@ -45,9 +45,7 @@ class Remote:
     def spoil(self, name: str) -> None:
         """Flip a bit."""
         address = f"{self.bucket.url}/me/{name}"
-        content = bytearray(self.bucket.files.cat_file(address))
-        content[len(content) // 2] ^= 1
-        self.bucket.files.pipe_file(address, bytes(content))
+        self.bucket.files.pipe_file(address, with_flipped_bit(self.bucket.files.cat_file(address)))
 
 
 def _project(root: Path, bucket: Bucket) -> Project:
@@ -93,7 +91,6 @@ def test_nothing_is_recreated_here_or_on_another_machine(kedro: Forks, whole: Re
         assert "29 artifacts: 29 fresh" in kedro.kedro(
             place.project, "artifacts", "status", *place.parameters
         )
-        assert kedro.plan(place.project, *place.parameters) == set()
     before = remote.contents()
     assert "Nothing to run" in kedro.kedro(remote.project, *REUSE, *remote.parameters)
     assert remote.contents() == before
@@ -151,30 +148,11 @@ def test_a_killed_run_is_continued_and_a_running_one_is_respected(kedro: Forks, 
     assert remote.contents() == before
     assert f"me/{LOCK}" not in remote.bucket.names()
     address = f"{remote.bucket.url}/me/{LOCK}"
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, address, json.dumps(remote.bucket.options)],
-        stdout=subprocess.PIPE, text=True, env=remote.project.environment(),
-    ) as holder:  # fmt: skip
-        assert holder.stdout is not None
-        holder.stdout.readline()
+    with lease_holder(address, remote.bucket.options) as holder:
         output = kedro.kedro(remote.project, "run", *remote.parameters, status=1)
         assert output.startswith("Error: data of dataset 'reach-v3-smoke', seed 0, is in use by another run")
         assert f"process {holder.pid} on" in output
         assert "29 fresh" in kedro.kedro(remote.project, "artifacts", "status", *remote.parameters)
-        holder.kill()
-    kedro.run(remote.project, "run", "--nodes", "data_ingestion.split", *remote.parameters)
-    assert remote.contents() == before
-
-
-HOLD = """
-import json, sys, time
-from pathlib import Path
-from cvl_pipeline.io.location import Location
-from cvl_pipeline.kedro.provenance.locks import Lease
-lease = Lease(Location(sys.argv[1], json.loads(sys.argv[2]), Path("unused")), "data")
-print("held", flush=True)
-time.sleep(600)
-"""
 
 
 @pytest.mark.parametrize(
@@ -187,8 +165,6 @@ time.sleep(600)
             "'labratory', which is no entry of conf/base/credentials.yml or conf/smoke/credentials.yml",
         ),
         ("s4://laboratory", "laboratory", "Protocol not known: s4"),
-        ("s3://laboratory/../x", "laboratory", "without '..'"),
-        ("elsewhere", "laboratory", "data.credentials is for a data.root that is a URL"),
     ],
 )
 def test_an_unreachable_url_stops_a_run_in_one_line(
@@ -209,7 +185,7 @@ def test_a_folder_outside_of_the_project_holds_everything(
     project = copy_project(tmp_path / "project")
     shutil.copytree(finished.project.root / "data", tmp_path / "elsewhere")
     assert kedro.plan(project, *parameters) == set()
-    kedro.kedro(project, "run", "--pipelines", "data_ingestion,contrastive_dynamics", *parameters)
+    kedro.kedro(project, "run", "--pipelines", "contrastive_dynamics", *parameters)
     assert kedro.plan(project, *parameters) == set()
     assert not (project.root / "data").exists()
 

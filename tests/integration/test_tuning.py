@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.integration.conftest import FinishedRun, Forks, Project
+from tests.integration.conftest import Forks, Project
 from tests.integration.test_faults import assert_refused
 from tests.training.processes import linux, wait_for
 
@@ -33,33 +31,23 @@ def workers_of(project: Project) -> list[int]:
     return found
 
 
-@pytest.fixture(scope="module")
-def project(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    root = tmp_path_factory.mktemp("tuning") / "project"
-    shutil.copytree(finished.project.root, root)
-    return Project(root)
-
-
 def trials_of(project: Project) -> pd.DataFrame:
     return pd.read_parquet(project.root / f"data/07_model_output/{STUDY}/tuning_trials.parquet")
 
 
 @pytest.fixture(scope="module")
-def studied(kedro: Forks, project: Project) -> tuple[Project, set[str]]:
+def studied(kedro: Forks, copied: Project) -> tuple[Project, set[str]]:
     """A study that was killed and then resumed; ids of the trials that were finished before."""
-    records = project.root / f"data/06_models/{STUDY}/records"
-    process = subprocess.Popen(
-        project.command(*SEARCH),
-        cwd=project.root, env=project.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    records = copied.root / f"data/06_models/{STUDY}/records"
+    process = copied.start(copied.root / "killed.log", *SEARCH)
     wait_for(lambda: list(records.glob("[!.]*.json")) or process.poll() is not None)
     assert process.poll() is None
     process.kill()
     process.wait()
-    wait_for(lambda: not workers_of(project))  # no worker outlives the run
+    wait_for(lambda: not workers_of(copied))  # no worker outlives the run
     before = {path.name for path in records.glob("[!.]*.json")}
-    assert f"{TRIALS}/{TRIALS} trial" in kedro.kedro(project, *SEARCH)
-    return project, before
+    assert f"{TRIALS}/{TRIALS} trial" in kedro.kedro(copied, *SEARCH)
+    return copied, before
 
 
 @linux
@@ -136,42 +124,27 @@ def test_a_damaged_journal_is_reported_and_finished_trials_are_restored(
     assert sorted(trials_of(project)[measure]) == sorted(complete[measure])
 
 
-def test_an_impossible_search_is_refused(kedro: Forks, finished: FinishedRun) -> None:
-    tuning = ["--pipelines", "tuning", "--params"]
-    assert_refused(
-        kedro, finished.project, ["--params", "tuned=true"], "best_parameters.json does not exist", "search"
-    )
-    assert_refused(
-        kedro, finished.project, [*tuning, "tuning.objectives=sucess"], "sucess", "did you mean success_rate"
-    )
-    assert_refused(kedro, finished.project, [*tuning, "tuning.storage=nowhere"], "nowhere", "credentials")
-
-
-def test_an_unreachable_database_is_reported_without_its_password(scratch: Project) -> None:
+def test_an_unreachable_database_is_reported_without_its_password(kedro: Forks, scratch: Project) -> None:
     url = "postgresql+psycopg://me:secret@127.0.0.1:1/db"
     (scratch.root / "conf/smoke/credentials.yml").write_text(f"somewhere:\n  url: {url}\n")
     before = scratch.fingerprints()
-    result = scratch.kedro(*SEARCH, "--params", "tuning.storage=somewhere")
-    assert result.returncode != 0
-    errors = [line for line in result.stdout.splitlines() if "Error" in line]
-    assert len(errors) == 1, result.stdout
+    output = kedro.kedro(scratch, *SEARCH, "--params", "tuning.storage=somewhere", status=1)
+    errors = [line for line in output.splitlines() if "Error" in line]
+    assert len(errors) == 1, output
     assert "postgresql+psycopg://me:***@127.0.0.1:1/db cannot be used" in errors[0]
-    assert "Traceback" not in result.stdout
-    assert "secret" not in result.stdout
+    assert "Traceback" not in output
+    assert "secret" not in output
     assert scratch.fingerprints() == before
 
 
-def test_a_search_that_is_told_to_stop_stops_its_workers(project: Project) -> None:
-    with (project.root / "stopped.log").open("wb") as file:
-        process = subprocess.Popen(
-            project.command(*SEARCH, "--params", "tuning.study=another,tuning.trials=50"),
-            cwd=project.root, env=project.environment(), stdout=file, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    records = project.root / "data/06_models/reach-v3-smoke/tuning/another/records"
+def test_a_search_that_is_told_to_stop_stops_its_workers(scratch: Project) -> None:
+    log = scratch.root / "stopped.log"
+    process = scratch.start(log, *SEARCH, "--params", "tuning.trials=50")
+    records = scratch.root / f"data/06_models/{STUDY}/records"
     wait_for(lambda: list(records.glob("[!.]*.json")) or process.poll() is not None)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 143
-    output = (project.root / "stopped.log").read_text()
+    output = log.read_text()
     assert "run the same command again to continue the study" in output
     assert "Traceback" not in output
-    wait_for(lambda: not workers_of(project), 10.0)
+    wait_for(lambda: not workers_of(scratch), 10.0)

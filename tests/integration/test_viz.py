@@ -16,23 +16,17 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from cvl_pipeline.kedro.configuration import CheckedConfigLoader
-from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
-from tests.integration.conftest import FinishedRun, Project
+from tests.integration.conftest import Forks, Project
 from tests.integration.test_run import STAGES
-from tests.project import CONF
+from tests.kedro.sessions import make_loader
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
-def site(finished: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("site") / "project"
-    shutil.copytree(finished.project.root, root)
-    result = Project(root).kedro("viz", "build", "--include-previews")
-    assert result.returncode == 0, result.stdout
-    assert "WARNING" not in result.stdout
-    return root / "build"
+def site(kedro: Forks, copied: Project) -> Path:
+    assert "WARNING" not in kedro.kedro(copied, "viz", "build", "--include-previews")
+    return copied.root / "build"
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +51,7 @@ def test_every_dataset_has_a_layer_and_a_preview_with_its_description(
     site: Path, graph: dict[str, Any]
 ) -> None:
     kinds = {"report": "JSONPreview", "metrics": "JSONPreview", "plot": "HTMLPreview"}
-    catalog = CheckedConfigLoader(str(CONF), env="smoke", **CONFIG_LOADER_ARGS)["catalog"]
+    catalog = make_loader(env="smoke")["catalog"]
     described = [entry["metadata"]["description"].replace("{method}", "") for entry in catalog.values()]
     names = [node["name"] for node in graph["nodes"] if node["type"] == "data"]
     assert {"cvl_policy", "reward_free_bc_policy", "cvl_rollouts", "critic", "metrics"} <= set(names)

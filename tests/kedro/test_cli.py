@@ -14,7 +14,7 @@ from kedro.io import DatasetError
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.kedro.cli import RENAMED_NODES, _AboutPipelines, _follow, cli
 from cvl_pipeline.kedro.pipeline_registry import register_pipelines
-from tests.project import PROJECT
+from tests.project import CONF, PROJECT
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +78,12 @@ def test_a_full_or_read_only_disk_is_reported_in_one_line(number: int) -> None:
     assert result.output.count("\n") == 1
 
 
+def test_diverged_training_is_reported_in_one_line() -> None:
+    result = CliRunner().invoke(_run_that_raises(FloatingPointError("the loss became nan")), [])
+    assert result.exit_code == 1
+    assert result.output == "Error: the loss became nan\n"
+
+
 def test_a_defect_keeps_its_traceback() -> None:
     result = CliRunner().invoke(_run_that_raises(KeyError("a defect")), [])
     assert isinstance(result.exception, KeyError)
@@ -103,6 +109,11 @@ def test_a_defect_keeps_its_traceback() -> None:
 )  # fmt: skip
 def test_an_unknown_or_old_name_is_refused_with_the_right_one(options: list[str], message: str) -> None:
     assert message in _refusal("run", *options)
+
+
+def test_the_status_of_an_unknown_pipeline_is_refused_alike() -> None:
+    message = "Error: unknown pipeline 'data_ingest': did you mean data_ingestion?\n"
+    assert _refusal("artifacts", "status", "--pipelines", "data_ingest") == message
 
 
 @pytest.mark.parametrize("old", RENAMED_NODES)
@@ -148,12 +159,19 @@ def test_params_that_cannot_be_read_are_reported_in_one_line(params: str) -> Non
     assert "--params" in _refusal("run", "--params", params)
 
 
-def test_diverged_training_is_reported_in_one_line() -> None:
-    result = CliRunner().invoke(_run_that_raises(FloatingPointError("the loss became nan")), [])
-    assert result.exit_code == 1
-    assert result.output == "Error: the loss became nan\n"
-
-
-def test_the_status_of_an_unknown_pipeline_is_refused_with_the_right_name() -> None:
-    message = "Error: unknown pipeline 'data_ingest': did you mean data_ingestion?\n"
-    assert _refusal("artifacts", "status", "--pipelines", "data_ingest") == message
+@pytest.mark.parametrize(
+    ("variable", "option", "source", "task"),
+    [
+        ("smoke", None, "metaworld", "reach-v3"),
+        ("smoke", "pointmaze", "pointmaze", "PointMaze_Medium-v3"),
+        (None, "smoke", "metaworld", "reach-v3"),
+    ],
+)
+def test_pipelines_follow_the_environment_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, variable: str | None, option: str | None, source: str, task: str
+) -> None:
+    monkeypatch.delenv("KEDRO_ENV", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("KEDRO_ENV", variable)
+    dataset: Any = _follow({"conf_source": str(CONF), "env": option}).dataset
+    assert (dataset.source, dataset.task) == (source, task)

@@ -16,18 +16,14 @@ from pydantic_core import PydanticCustomError
 from cvl_pipeline.errors import InputError, causes
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.pipeline_registry import plan_for, register_pipelines
-from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
 from cvl_pipeline.readout.parameters import REWARDS
 from cvl_pipeline.sources.base import SOURCES
 from cvl_pipeline.tuning.storage import StudyLocation
-from tests.project import CONF, PROJECT, copy_conf
+from tests.kedro.sessions import make_loader, path_of
+from tests.project import PROJECT, copy_conf
 
 PARTS = ["..", "/", "~", "a", "{task}", "$", "[b]", "\\", "\n", "\0", ".", "-", "ä", ":"]
 NAMES = st.lists(st.sampled_from(PARTS), max_size=5).map("".join) | st.text(max_size=5)
-
-
-def _loader(env: str | None = None, conf: Path = CONF, **runtime: Any) -> CheckedConfigLoader:
-    return CheckedConfigLoader(str(conf), env=env, runtime_params=runtime, **CONFIG_LOADER_ARGS)
 
 
 def _folders(loader: CheckedConfigLoader) -> set[str]:
@@ -41,10 +37,6 @@ def _folders(loader: CheckedConfigLoader) -> set[str]:
     return folders
 
 
-def _file(catalog: DataCatalog, name: str) -> Path:
-    return Path(vars(catalog.get(name))["_filepath"])
-
-
 @pytest.mark.parametrize(
     ("runtime", "folder"),
     [
@@ -56,7 +48,7 @@ def _file(catalog: DataCatalog, name: str) -> Path:
 def test_a_study_belongs_to_a_dataset_and_a_reward_for_all_seeds(
     runtime: dict[str, Any], folder: str
 ) -> None:
-    loader = _loader(**runtime)
+    loader = make_loader(**runtime)
     location, place = loader.study()
     assert place == PROJECT / f"data/06_models/{folder}"
     assert location == StudyLocation(place / "journal.log")
@@ -81,7 +73,7 @@ def test_the_database_of_a_study_is_an_entry_of_the_credentials(
 ) -> None:
     if entry is not None:
         (conf / "local/credentials.yml").write_text(json.dumps({"somewhere": entry}))
-    loader = _loader(conf=conf, tuning={"storage": "somewhere"})
+    loader = make_loader(conf, tuning={"storage": "somewhere"})
     if message is None:
         location, folder = loader.study()
         assert location.url == URL
@@ -110,10 +102,10 @@ def test_tuned_applies_the_result_of_a_study_and_params_override_it(best_path: P
     found = {"contrastive_dynamics.temperature": 0.3, "contrastive_dynamics.training.steps": 7}
     best_path.write_text(json.dumps({"parameters": found}))
     given: dict[str, Any] = {"tuned": True, "contrastive_dynamics": {"training": {"steps": 9}}}
-    dynamics = _loader(conf=conf, **given)["parameters"]["contrastive_dynamics"]
+    dynamics = make_loader(conf, **given)["parameters"]["contrastive_dynamics"]
     assert dynamics["temperature"] == 0.3
     assert dynamics["training"]["steps"] == 9
-    assert _loader(conf=conf)["parameters"]["contrastive_dynamics"]["temperature"] == 0.1
+    assert make_loader(conf)["parameters"]["contrastive_dynamics"]["temperature"] == 0.1
 
 
 @pytest.mark.parametrize(
@@ -131,7 +123,7 @@ def test_an_unusable_result_of_a_study_is_refused(
     if content is not None:
         best_path.write_text(content)
     with pytest.raises(InputError, match=words):
-        _loader(conf=conf, tuned=True)["parameters"]
+        make_loader(conf, tuned=True)["parameters"]
 
 
 def _environment(conf: Path, **values: Any) -> None:
@@ -148,7 +140,7 @@ TASK_SETTINGS = {"task", "episodes", "episode_steps", "noise_max"}
 def test_a_layer_that_chooses_another_alternative_drops_the_settings_of_the_former_one(
     conf: Path, by: str
 ) -> None:
-    base = _loader(conf=conf)["parameters"]
+    base = make_loader(conf)["parameters"]
     assert base["dataset"].keys() >= TASK_SETTINGS  # conf/base has some of them
     assert "beta" in base["policy_extraction"]
     values: dict[str, Any] = {
@@ -156,7 +148,7 @@ def test_a_layer_that_chooses_another_alternative_drops_the_settings_of_the_form
     }  # fmt: skip
     if by == "environment":
         _environment(conf, **values)
-    loader = _loader("other", conf) if by == "environment" else _loader(conf=conf, **values)
+    loader = make_loader(conf, "other") if by == "environment" else make_loader(conf, **values)
     parameters = loader["parameters"]
     assert TASK_SETTINGS.isdisjoint(parameters["dataset"])
     assert {"beta", "state_value"}.isdisjoint(parameters["policy_extraction"])
@@ -168,9 +160,9 @@ def test_a_layer_that_chooses_another_alternative_drops_the_settings_of_the_form
 
 def test_params_may_choose_another_alternative_than_the_environment(conf: Path) -> None:
     _environment(conf, policy_extraction={"objective": "ddpg_bc", "alpha": 2.0})
-    extraction = _loader("other", conf)["parameters"]["policy_extraction"]
+    extraction = make_loader(conf, "other")["parameters"]["policy_extraction"]
     assert extraction["alpha"] == 2.0
-    extraction = _loader("other", conf, policy_extraction={"objective": "best_of_n"})["parameters"][
+    extraction = make_loader(conf, "other", policy_extraction={"objective": "best_of_n"})["parameters"][
         "policy_extraction"
     ]
     assert extraction["proposals"] == 32
@@ -195,24 +187,26 @@ def test_a_typo_in_a_layer_that_chooses_another_alternative_is_refused(
     values: dict[str, Any] = {"policy_extraction": {"objective": "ddpg_bc", **extraction}}
     if by == "environment":
         _environment(conf, **values)
-    loader = _loader("other", conf) if by == "environment" else _loader(conf=conf, **values)
+    loader = make_loader(conf, "other") if by == "environment" else make_loader(conf, **values)
     with pytest.raises(InputError) as caught:
         loader["parameters"]
     assert message in str(caught.value)
 
 
 def test_baselines_are_merged_by_name_and_null_removes_one(conf: Path) -> None:
-    assert list(_loader(conf=conf)["parameters"]["baselines"]) == ["bc"]
+    assert list(make_loader(conf)["parameters"]["baselines"]) == ["bc"]
     _environment(conf, baselines={"iql": {"expectile": 0.8}, "wide": {"method": "bc", "hidden": [512]}})
-    baselines = _loader("other", conf)["parameters"]["baselines"]
+    baselines = make_loader(conf, "other")["parameters"]["baselines"]
     assert list(baselines) == ["bc", "iql", "wide"]
     assert baselines["iql"]["expectile"] == 0.8
     assert baselines["wide"]["hidden"] == [512]
-    fewer = _loader("other", conf, baselines={"bc": None, "iql": {"beta": 1.0}})["parameters"]["baselines"]
+    fewer = make_loader(conf, "other", baselines={"bc": None, "iql": {"beta": 1.0}})["parameters"][
+        "baselines"
+    ]
     assert list(fewer) == ["iql", "wide"]
     assert (fewer["iql"]["expectile"], fewer["iql"]["beta"]) == (0.8, 1.0)
     # Another method under the same name.
-    changed = _loader("other", conf, baselines={"iql": "bc"})["parameters"]["baselines"]["iql"]
+    changed = make_loader(conf, "other", baselines={"iql": "bc"})["parameters"]["baselines"]["iql"]
     assert changed["method"] == "bc"
     assert "expectile" not in changed
 
@@ -233,44 +227,41 @@ def test_the_result_of_a_study_is_a_layer_between_the_environment_and_params(
     best: dict[str, Any], runtime: dict[str, Any], expected: dict[str, Any], conf: Path, best_path: Path
 ) -> None:
     best_path.write_text(json.dumps({"parameters": best}))
-    extraction = _loader(conf=conf, tuned=True, **runtime)["parameters"]["policy_extraction"]
+    extraction = make_loader(conf, tuned=True, **runtime)["parameters"]["policy_extraction"]
     assert {name: extraction[name] for name in expected} == expected
     assert ("beta" in extraction) == (expected["objective"] == "awr")
 
 
 @pytest.mark.parametrize("env", [None, "smoke", "pointmaze"])
 def test_the_parameter_files_of_every_environment_are_valid(env: str | None) -> None:
-    parameters = _loader(env)["parameters"]
+    parameters = make_loader(env=env)["parameters"]
     assert parameters["contrastive_dynamics"]["loss"] == {
         "name": "symmetric_infonce", "logsumexp_penalty": 0.0
     }  # fmt: skip
 
 
 def test_smoke_changes_single_fields_and_keeps_the_others() -> None:
-    base, smoke = _loader()["parameters"], _loader("smoke")["parameters"]
-    assert (
-        smoke["contrastive_dynamics"]["training"]["steps"] < base["contrastive_dynamics"]["training"]["steps"]
-    )
+    base, smoke = make_loader()["parameters"], make_loader(env="smoke")["parameters"]
+    steps = base["contrastive_dynamics"]["training"]["steps"]
+    assert smoke["contrastive_dynamics"]["training"]["steps"] < steps
     for field in ("discount", "temperature", "loss"):
         assert smoke["contrastive_dynamics"][field] == base["contrastive_dynamics"][field]
     learning_rate = base["policy_extraction"]["training"]["learning_rate"]
     assert smoke["policy_extraction"]["training"]["learning_rate"] == learning_rate
 
 
-def test_artifacts_are_filed_under_dataset_and_seed() -> None:
-    assert _folders(_loader()) == {"door-open-v3/seed_0"}
-
-
 @pytest.mark.parametrize(
-    ("runtime", "folder"),
+    ("env", "runtime", "folder"),
     [
-        ({"seed": 7}, "door-open-v3/seed_7"),
-        ({"dataset": {"task": "reach-v3"}}, "reach-v3/seed_0"),
-        ({"dataset": {"task": "reach-v3", "name": "{task}-b"}, "seed": 2}, "reach-v3-b/seed_2"),
+        (None, {}, "door-open-v3/seed_0"),
+        (None, {"dataset": {"task": "reach-v3", "name": "{task}-b"}, "seed": 2}, "reach-v3-b/seed_2"),
+        ("smoke", {"seed": 1}, "reach-v3-smoke/seed_1"),
     ],
 )
-def test_params_change_the_folders_of_the_files(runtime: dict[str, Any], folder: str) -> None:
-    assert _folders(_loader(**runtime)) == {folder}
+def test_artifacts_are_filed_under_dataset_and_seed(
+    env: str | None, runtime: dict[str, Any], folder: str
+) -> None:
+    assert _folders(make_loader(env=env, **runtime)) == {folder}
 
 
 @pytest.mark.parametrize(
@@ -295,10 +286,10 @@ def test_params_change_the_folders_of_the_files(runtime: dict[str, Any], folder:
     ],
 )
 def test_artifacts_of_a_reward_are_filed_under_its_name(reward: dict[str, Any], folder: str) -> None:
-    catalog = DataCatalog.from_config(_loader(seed=3, reward=reward)["catalog"])
+    catalog = DataCatalog.from_config(make_loader(seed=3, reward=reward)["catalog"])
 
     def place(name: str) -> str:
-        return str(_file(catalog, name).parent.relative_to("data"))
+        return str(path_of(catalog, name).parent.relative_to("data"))
 
     assert place("readout") == f"06_models/door-open-v3/{folder}"
     assert place("metrics") == f"08_reporting/door-open-v3/{folder}"
@@ -314,30 +305,20 @@ def test_artifacts_of_a_reward_are_filed_under_its_name(reward: dict[str, Any], 
 
 @pytest.mark.parametrize("reward", [{}, {"source": "success"}, {"source": "dataset", "name": "checkpoints"}])
 def test_no_two_artifacts_share_a_file_under_any_reward(reward: dict[str, Any]) -> None:
-    loader = _loader(reward=reward, baselines={"iql": {}, "another": {"method": "bc"}})
+    loader = make_loader(reward=reward, baselines={"iql": {}, "another": {"method": "bc"}})
     plan_for(loader.run_parameters())
     catalog = DataCatalog.from_config(loader["catalog"])
     names = [name for pipeline in register_pipelines().values() for name in pipeline.all_outputs()]
-    assert len({_file(catalog, name) for name in names}) == len(set(names)) > 40
-
-
-def test_smoke_runs_are_filed_apart() -> None:
-    assert _folders(_loader("smoke")) == {"reach-v3-smoke/seed_0"}
-    assert _folders(_loader("smoke", seed=1)) == {"reach-v3-smoke/seed_1"}
-
-
-def test_params_override_the_environment() -> None:
-    loader = _loader("smoke", contrastive_dynamics={"training": {"steps": 5}})
-    training = loader["parameters"]["contrastive_dynamics"]["training"]
-    assert training["steps"] == 5
-    assert training["batch_size"] == 64
+    assert len({path_of(catalog, name) for name in names}) == len(set(names)) > 40
 
 
 def test_two_sessions_in_one_process_file_their_artifacts_apart() -> None:
     # A notebook, or a sweep in one interpreter. The first session must not decide for all.
-    assert _folders(_loader(seed=1)) == {"door-open-v3/seed_1"}
-    assert _folders(_loader(seed=2)) == {"door-open-v3/seed_2"}
-    places = [_loader(reward={"source": s})["catalog"]["metrics"]["filepath"] for s in ("success", "dataset")]
+    assert _folders(make_loader(seed=1)) == {"door-open-v3/seed_1"}
+    assert _folders(make_loader(seed=2)) == {"door-open-v3/seed_2"}
+    places = [
+        make_loader(reward={"source": s})["catalog"]["metrics"]["filepath"] for s in ("success", "dataset")
+    ]
     assert Path(places[0]).parent.name == "success"
     assert Path(places[1]).parent.name == "seed_0"
 
@@ -357,7 +338,7 @@ def test_faulty_parameters_stop_the_loading_of_anything_that_needs_them(
     key: str, runtime: dict[str, Any], message: str
 ) -> None:
     with pytest.raises((InputError, OmegaConfBaseException)) as caught:
-        _loader(**runtime)[key]
+        make_loader(**runtime)[key]
     # OmegaConf wraps the error of a resolver; the command line looks for the cause.
     messages = [str(cause) for cause in causes(caught.value) if isinstance(cause, InputError)]
     assert messages

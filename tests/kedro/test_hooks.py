@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,6 @@ from cvl_pipeline.kedro.hooks import (
     ReportResults,
 )
 from cvl_pipeline.kedro.pipeline_registry import current_plan, register_pipelines
-from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
 from cvl_pipeline.networks.actor import ActorShape, GaussianActor
 from cvl_pipeline.testing.builders import (
     identity_normalisation,
@@ -29,6 +29,7 @@ from cvl_pipeline.testing.builders import (
     make_transitions,
     split_first,
 )
+from tests.kedro.sessions import make_catalog, make_loader, path_of
 from tests.project import CONF, copy_conf
 from tests.reports.test_plots import METRICS
 
@@ -37,7 +38,7 @@ LOG = {"source": "files", "path": "mine.csv"}
 
 def _follow(conf: Path = CONF, env: str | None = None, **given: Any) -> CheckedConfigLoader:
     """Let the pipelines follow parameters, as a session does."""
-    loader = CheckedConfigLoader(str(conf), env=env, runtime_params=given, **CONFIG_LOADER_ARGS)
+    loader = make_loader(conf, env, **given)
     FollowParameters().after_context_created(SimpleNamespace(config_loader=loader))  # type: ignore[arg-type]
     return loader
 
@@ -45,12 +46,7 @@ def _follow(conf: Path = CONF, env: str | None = None, **given: Any) -> CheckedC
 def _catalog(root: Path, env: str | None = None, **given: Any) -> DataCatalog:
     """The project's own catalog with the files below ``root``."""
     loader = _follow(env=env, **{"dataset": {"task": "reach-v3"}, **given})
-    entries: dict[str, Any] = {
-        name: entry | {"filepath": str(root / entry["filepath"])} for name, entry in loader["catalog"].items()
-    }
-    catalog = DataCatalog.from_config(entries)
-    catalog["parameters"] = loader["parameters"]
-    return catalog
+    return make_catalog(loader, root)
 
 
 def _pipeline(*stages: str) -> Pipeline:
@@ -59,10 +55,6 @@ def _pipeline(*stages: str) -> Pipeline:
 
 def _check(pipeline: Pipeline, catalog: DataCatalog) -> None:
     CheckInputs().before_pipeline_run(pipeline, catalog)
-
-
-def _path(catalog: DataCatalog, name: str) -> Path:
-    return Path(vars(catalog.get(name))["_filepath"])
 
 
 def test_the_pipelines_follow_the_parameters() -> None:
@@ -159,9 +151,9 @@ def test_existing_artifacts_are_not_asked_for(tmp_path: Path) -> None:
 def test_an_artifact_of_another_kind_stops_the_run_before_it_starts(tmp_path: Path) -> None:
     catalog = _catalog(tmp_path)
     catalog.save("cvl_policy", GaussianActor(ActorShape((3,), 2, (4,))))
-    path = _path(catalog, "cvl_policy")
+    path = path_of(catalog, "cvl_policy")
     catalog.save("rewards", make_rewards(make_transitions([2], [False])))
-    path.write_bytes(_path(catalog, "rewards").read_bytes())
+    path.write_bytes(path_of(catalog, "rewards").read_bytes())
     stage = register_pipelines()["evaluation"].only_nodes("evaluation.roll_out_cvl")
     with pytest.raises(InputError, match=r"cvl_policy\.safetensors contains a rewards, not a policy"):
         _check(stage, catalog)
@@ -183,7 +175,7 @@ def test_parts_of_a_stage_need_only_their_own_inputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", OLD_ARTIFACTS)
 def test_artifacts_of_an_older_version_are_reported_with_what_to_do(tmp_path: Path, name: str) -> None:
     catalog = _catalog(tmp_path, seed=2)
-    path = _path(catalog, name)
+    path = path_of(catalog, name)
     old = path.with_name(OLD_ARTIFACTS[name])
     old.parent.mkdir(parents=True)
     old.write_bytes(b"of an older version")
@@ -227,17 +219,30 @@ def test_every_finished_node_is_logged_in_one_line(caplog: pytest.LogCaptureFixt
     assert caplog.messages[-1].startswith("5/5 ")
 
 
+Table = Callable[..., str]
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Table:
+    """What is printed after an evaluation, with some metrics and parameters."""
+
+    def printed(root: Path, metrics: dict[str, Any], **given: Any) -> str:
+        monkeypatch.setenv("COLUMNS", "200")
+        catalog = _catalog(root, **given)
+        catalog.save("metrics", METRICS | {"behaviour_episodes": 180} | metrics)
+        ReportResults().after_pipeline_run(_pipeline("data_ingestion"), catalog)
+        assert capsys.readouterr().out == ""
+        ReportResults().after_pipeline_run(_pipeline("evaluation"), catalog)
+        return capsys.readouterr().out
+
+    return printed
+
+
 def test_an_evaluated_run_ends_with_a_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: Table
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    catalog = _catalog(tmp_path)
-    catalog.save("metrics", METRICS | {"behaviour_episodes": 180})
-    ReportResults().after_pipeline_run(_pipeline("data_ingestion"), catalog)
-    assert capsys.readouterr().out == ""
-    ReportResults().after_pipeline_run(_pipeline("evaluation"), catalog)
-    out = capsys.readouterr().out
+    out = table(tmp_path, {})
     assert "reach-v3, seed 3\n" in re.sub(" +\n", "\n", out)
     assert re.search(r"CVL .* 50 .* 0\.80 \[0\.70, 0\.85\]", out)
     assert re.search(r"behaviour data .* 180 .* 0\.60 \[0\.50, 0\.65\]", out)
@@ -245,46 +250,27 @@ def test_an_evaluated_run_ends_with_a_table(
     assert "Metrics, tables and plots: data/08_reporting/reach-v3/seed_0/" in out
 
 
-def test_the_table_names_the_reward_unless_it_is_the_datasets_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    catalog = _catalog(tmp_path, reward={"source": "success"})
-    catalog.save("metrics", METRICS | {"behaviour_episodes": 180, "reward": "success"})
-    ReportResults().after_pipeline_run(_pipeline("evaluation"), catalog)
-    out = capsys.readouterr().out
+def test_the_table_names_the_reward_unless_it_is_the_datasets_own(tmp_path: Path, table: Table) -> None:
+    out = table(tmp_path, {"reward": "success"}, reward={"source": "success"})
     assert "reach-v3, seed 3, reward success" in out
     assert "data/08_reporting/reach-v3/seed_0/success/" in out
 
 
 def test_names_in_the_table_are_escaped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: Table
 ) -> None:
     (tmp_path / "[red]").mkdir()
     monkeypatch.chdir(tmp_path / "[red]")
-    monkeypatch.setenv("COLUMNS", "200")
-    catalog = _catalog(tmp_path / "[red]" / "[bold]")
-    catalog.save(
-        "metrics", METRICS | {"behaviour_episodes": 180, "dataset": "[blink]x[/]", "reward": "[b]:f"}
-    )
-    ReportResults().after_pipeline_run(_pipeline("evaluation"), catalog)
-    out = capsys.readouterr().out
+    out = table(tmp_path / "[red]" / "[bold]", {"dataset": "[blink]x[/]", "reward": "[b]:f"})
     assert "[blink]x[/], seed 3, reward [b]:f" in out
     assert "plots: [bold]/data/08_reporting/" in out
 
 
-def test_results_that_nothing_reports_are_not_available(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_results_that_nothing_reports_are_not_available(tmp_path: Path, table: Table) -> None:
     """The success rate, of an environment that reports no success."""
-    monkeypatch.setenv("COLUMNS", "120")
-    catalog = _catalog(tmp_path)
     ends = ("", "_ci_low", "_ci_high")
     unknown = {f"{name}.success_rate{end}": None for name in ("cvl", "bc", "behaviour") for end in ends}
-    catalog.save("metrics", METRICS | {"behaviour_episodes": 180} | unknown)
-    ReportResults().after_pipeline_run(_pipeline("evaluation"), catalog)
-    assert re.search(r"CVL +│ 50 +│ n/a +│ 1 \[1, 1\]", capsys.readouterr().out)
+    assert re.search(r"CVL +│ 50 +│ n/a +│ 1 \[1, 1\]", table(tmp_path, unknown))
 
 
 def test_a_run_without_an_environment_ends_with_the_places_of_its_results(

@@ -100,21 +100,21 @@ def test_patience_that_is_never_exceeded_changes_nothing() -> None:
     assert len(history) == 10
 
 
-@pytest.mark.parametrize("failure", [{"fail_at": at} for at in (15, 30, 42, 49)] + [{"fail_at_end": True}])
-def test_best_weights_and_patience_survive_an_interruption(tmp_path: Path, failure: dict[str, Any]) -> None:
-    whole, expected = _fit("best", 2)
+@pytest.mark.parametrize(
+    ("patience", "failure"),
+    [
+        *((2, {"fail_at": step}) for step in (15, 30, 42, 49)),
+        (2, {"fail_at_end": True}),
+        (None, {"fail_at_end": True}),
+    ],
+)
+def test_best_weights_and_patience_survive_an_interruption(
+    tmp_path: Path, patience: int | None, failure: dict[str, Any]
+) -> None:
+    whole, expected = _fit("best", patience)
     with pytest.raises(RuntimeError, match="went away"):
-        _fit("best", 2, tmp_path, **failure)
-    resumed, history = _fit("best", 2, tmp_path)
-    pd.testing.assert_frame_equal(history, expected, check_exact=True)
-    assert torch.equal(resumed.weight, whole.weight)
-
-
-def test_training_interrupted_after_its_last_step_keeps_its_best_weights(tmp_path: Path) -> None:
-    whole, expected = _fit("best", None)
-    with pytest.raises(RuntimeError, match="went away"):
-        _fit("best", None, tmp_path, fail_at_end=True)
-    resumed, history = _fit("best", None, tmp_path)
+        _fit("best", patience, tmp_path, **failure)
+    resumed, history = _fit("best", patience, tmp_path)
     pd.testing.assert_frame_equal(history, expected, check_exact=True)
     assert torch.equal(resumed.weight, whole.weight)
 

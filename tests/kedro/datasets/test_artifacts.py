@@ -4,24 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from kedro.io import DatasetError
 
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.errors import InputError, causes
 from cvl_pipeline.kedro.datasets.artifacts import ArtifactDataset
 from tests.artifacts import NAMES, assert_alike, kind_of, make_artifacts
+from tests.kedro.datasets.refusals import refusal
 
 
 def _dataset(path: Path, kind: str) -> ArtifactDataset:
     return ArtifactDataset(filepath=str(path), kind=kind)
-
-
-def _cause(error: BaseException) -> InputError:
-    """Kedro wraps what a dataset raises; the command line looks for the cause in the same way."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, InputError):
-        cause = cause.__cause__
-    assert cause is not None, f"no InputError behind {error!r}"
-    return cause
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -37,10 +28,7 @@ def test_a_saved_artifact_is_loaded_as_it_was(tmp_path: Path, name: str) -> None
 def test_an_artifact_of_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     _dataset(path, "policy").save(make_artifacts()["policy"])
-    critic = _dataset(path, "critic")
-    with pytest.raises(DatasetError) as caught:
-        critic.load()
-    message = str(_cause(caught.value))
+    message = refusal(_dataset(path, "critic"))
     assert str(path) in message
     assert "contains a policy, not a critic" in message
 
@@ -48,14 +36,10 @@ def test_an_artifact_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_missing_and_damaged_artifacts_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     dataset = _dataset(path, "rewards")
-    with pytest.raises(DatasetError) as caught:
-        dataset.load()
-    assert "does not exist" in str(_cause(caught.value))
+    assert "does not exist" in refusal(dataset)
     dataset.save(make_artifacts()["rewards"])
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(DatasetError) as caught:
-        dataset.load()
-    message = str(_cause(caught.value))
+    message = refusal(dataset)
     assert str(path) in message
     assert "damaged" in message
 
@@ -63,7 +47,7 @@ def test_missing_and_damaged_artifacts_are_named(tmp_path: Path) -> None:
 def test_an_unknown_kind_is_refused_with_the_closest_ones() -> None:
     with pytest.raises(Exception, match="did you mean critic") as caught:
         ArtifactDataset(filepath="x.safetensors", kind="critics")
-    assert isinstance(_cause(caught.value), InputError)
+    assert any(isinstance(cause, InputError) for cause in causes(caught.value))
 
 
 def test_a_preview_has_description_kind_shapes_and_configuration(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from kedro.io import DatasetError
 from matplotlib.figure import Figure
 from plotly import graph_objects
 
-from cvl_pipeline.errors import InputError
 from cvl_pipeline.kedro.datasets import FigureDataset, JSONDataset, ParquetDataset
 from cvl_pipeline.kedro.datasets.interactive import PlotlyDataset
 from cvl_pipeline.testing.builders import names_in
+from tests.kedro.datasets.refusals import refusal
 
 TABLE = pd.DataFrame(
     {"episode": [0, 1, 2], "part": ["train", "train", "validation"], "return": [0.1, np.nan, 1e9]}
@@ -29,17 +29,6 @@ def _figure() -> Figure:
     figure = Figure(figsize=(2, 2))
     figure.add_subplot().plot([0, 1], [1, 0])
     return figure
-
-
-def _refusal(dataset: Any) -> str:
-    """The message of the InputError that loading ends in; Kedro wraps it."""
-    with pytest.raises(DatasetError) as caught:
-        dataset.load()
-    cause: BaseException | None = caught.value
-    while cause is not None and not isinstance(cause, InputError):
-        cause = cause.__cause__
-    assert cause is not None
-    return str(cause)
 
 
 def test_a_table_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
@@ -109,7 +98,7 @@ def test_truncated_files_are_named_in_the_error(tmp_path: Path, kind: Any, conte
     whole = path.read_bytes()
     for length in [*range(0, len(whole), max(1, len(whole) // 60)), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        message = _refusal(dataset)
+        message = refusal(dataset)
         assert str(path) in message
         assert "is damaged" in message or "was not written by cvl-pipeline" in message
         assert "delete it and rerun its stage" in message
@@ -120,14 +109,14 @@ def test_files_of_other_programs_are_named_in_the_error(tmp_path: Path, kind: An
     path = tmp_path / "x"
     for content in (b"\x00\xff\xfe" * 50, b"PK\x03\x04 not what it should be"):
         path.write_bytes(content)
-        message = _refusal(kind(filepath=str(path)))
+        message = refusal(kind(filepath=str(path)))
         assert str(path) in message
         assert "is damaged" in message or "was not written by cvl-pipeline" in message
 
 
 @pytest.mark.parametrize("kind", [JSONDataset, ParquetDataset])
 def test_missing_files_are_named_in_the_error(tmp_path: Path, kind: Any) -> None:
-    message = _refusal(kind(filepath=str(tmp_path / "nothing")))
+    message = refusal(kind(filepath=str(tmp_path / "nothing")))
     assert message == f"{tmp_path / 'nothing'} does not exist; run the stage that makes it"
 
 

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from kedro.io import DatasetError, Version
+from kedro.io import Version
 from matplotlib.figure import Figure
 
-from cvl_pipeline.errors import InputError, causes
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.kedro.datasets import ArtifactDataset, FigureDataset, JSONDataset, ParquetDataset
 from cvl_pipeline.kedro.datasets.interactive import PlotlyDataset
-from tests.artifacts import assert_alike, kind_of, make_artifacts
+from tests.artifacts import assert_alike, kind_of, make_artifacts, with_flipped_bit
+from tests.kedro.datasets.refusals import refusal
 from tests.s3 import Bucket
 
 TABLE = pd.DataFrame({"episode": [0, 1], "return": [0.5, np.nan]})
@@ -24,18 +25,6 @@ def _dataset(dataset: Any, bucket: Bucket, name: str, cache: Path, **others: Any
     return dataset(
         filepath=f"{bucket.url}/folder/{name}", credentials=bucket.options, cache=str(cache), **others
     )
-
-
-def _refusal(dataset: Any) -> str:
-    with pytest.raises(DatasetError) as caught:
-        dataset.load()
-    return next(str(cause) for cause in causes(caught.value) if isinstance(cause, InputError))
-
-
-def _spoil(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("name", make_artifacts())
@@ -74,19 +63,19 @@ def test_a_damaged_copy_is_replaced_and_a_damaged_original_is_named(bucket: Buck
     dataset = _dataset(ParquetDataset, bucket, "x.parquet", tmp_path)
     dataset.save(TABLE)
     copy = dataset.location.path
-    _spoil(copy)
+    copy.write_bytes(with_flipped_bit(copy.read_bytes()))
     dataset.location._note(dataset.location.identity())  # a disk reports no flipped bits
     pd.testing.assert_frame_equal(dataset.load(), TABLE)
-    _spoil(copy)
+    copy.write_bytes(with_flipped_bit(copy.read_bytes()))
     bucket.files.put_file(str(copy), f"{bucket.url}/folder/x.parquet")
-    message = _refusal(dataset)
+    message = refusal(dataset)
     assert message.startswith(f"{bucket.url}/folder/x.parquet is damaged")
     assert str(copy) not in message
 
 
 def test_a_missing_file_at_a_url_is_named_in_the_error(bucket: Bucket, tmp_path: Path) -> None:
     for name, kind in KINDS.items():
-        assert _refusal(_dataset(kind, bucket, name, tmp_path)).startswith(
+        assert refusal(_dataset(kind, bucket, name, tmp_path)).startswith(
             f"{bucket.url}/folder/{name} does not exist"
         )
 

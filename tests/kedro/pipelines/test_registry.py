@@ -11,8 +11,7 @@ from cvl_pipeline.kedro import datasets
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.datasets import interactive
 from cvl_pipeline.kedro.pipeline_registry import current_plan, plan_for, register_pipelines, register_stages
-from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
-from tests.project import CONF
+from tests.kedro.sessions import make_loader, path_of
 
 STAGES = ["data_ingestion", "contrastive_dynamics", "value_readout", "policy_extraction", "evaluation"]
 PLANS: list[dict[str, Any]] = [
@@ -26,7 +25,7 @@ PLANS: list[dict[str, Any]] = [
 
 def _loader(**runtime: Any) -> CheckedConfigLoader:
     """The project's configuration, whose parameters the pipelines follow from now on."""
-    loader = CheckedConfigLoader(str(CONF), runtime_params=runtime, **CONFIG_LOADER_ARGS)
+    loader = make_loader(**runtime)
     plan_for(loader.run_parameters())
     return loader
 
@@ -139,7 +138,7 @@ def test_only_artifacts_that_depend_on_the_reward_are_filed_under_it() -> None:
 
     def files(**runtime: Any) -> dict[str, Path]:
         catalog = DataCatalog.from_config(_loader(baselines={"iql": {}}, **runtime)["catalog"])
-        return {name: Path(vars(catalog.get(name))["_filepath"]) for name in _outputs()}
+        return {name: path_of(catalog, name) for name in _outputs()}
 
     plain, other = files(), files(reward={"source": "success"})
     moved = {name for name in plain if plain[name] != other[name]}
@@ -186,7 +185,7 @@ def test_every_dataset_has_an_entry_with_a_description_and_the_layer_of_its_fold
         dataset: Any = catalog.get(name)
         kind = type(dataset).__name__
         assert kind in datasets.__all__ or hasattr(interactive, kind), name
-        place = Path(vars(dataset)["_filepath"])
+        place = path_of(catalog, name)
         assert place.stem == name.removeprefix("reward_free_")
         assert place.parts[1].partition("_")[2] == dataset.metadata["kedro-viz"]["layer"], name
         description = dataset.metadata["description"]

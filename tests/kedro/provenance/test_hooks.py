@@ -21,10 +21,10 @@ from cvl_pipeline.kedro.provenance.code import Code
 from cvl_pipeline.kedro.provenance.hooks import TrustArtifacts
 from cvl_pipeline.kedro.provenance.locks import acquire, release
 from cvl_pipeline.kedro.provenance.records import Recipe, Record, write_record
-from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
 from cvl_pipeline.kedro.workspace import Workspace, workspace
 from cvl_pipeline.testing.builders import names_in
 from cvl_pipeline.tuning.storage import StudyLocation
+from tests.kedro.sessions import make_catalog, make_loader
 from tests.project import copy_conf
 from tests.s3 import Bucket
 from tests.training.processes import wait_for
@@ -35,17 +35,15 @@ RUN: dict[str, Any] = {"only_missing_outputs": False}
 
 def _hook(project: Path, **given: Any) -> tuple[TrustArtifacts, DataCatalog]:
     """The hook in a session of a project, and the project's catalog."""
-    loader = CheckedConfigLoader(str(copy_conf(project)), runtime_params=given, **CONFIG_LOADER_ARGS)
+    loader = make_loader(copy_conf(project), **given)
     plan_for(loader.run_parameters())
+    return _started(loader), make_catalog(loader, project)
+
+
+def _started(loader: CheckedConfigLoader) -> TrustArtifacts:
     hook = TrustArtifacts()
     hook.after_context_created(SimpleNamespace(config_loader=loader))  # type: ignore[arg-type]
-    entries: dict[str, Any] = {
-        name: entry | {"filepath": str(project / entry["filepath"])}
-        for name, entry in loader["catalog"].items()
-    }
-    catalog = DataCatalog.from_config(entries)
-    catalog["parameters"] = loader["parameters"]
-    return hook, catalog
+    return hook
 
 
 def _lock(project: Path, seed: int = 0) -> Path:
@@ -187,11 +185,10 @@ def test_a_run_whose_data_at_a_url_another_run_has_taken_over_stops_writing(
     conf = copy_conf(tmp_path)
     (conf / "local/credentials.yml").write_text(json.dumps({"lab": bucket.options}))
     data = {"root": f"{bucket.url}/me", "credentials": "lab"}
-    loader = CheckedConfigLoader(str(conf), runtime_params={"data": data}, **CONFIG_LOADER_ARGS)
+    loader = make_loader(conf, data=data)
     catalog = DataCatalog()
     catalog["parameters"] = loader["parameters"]
-    hook = TrustArtifacts()
-    hook.after_context_created(SimpleNamespace(config_loader=loader))  # type: ignore[arg-type]
+    hook = _started(loader)
     others = hook.before_pipeline_run(RUN, PIPELINE, catalog)
     next(others)
     hook.before_dataset_saved()

@@ -4,12 +4,7 @@ import errno
 import fcntl
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,55 +15,25 @@ from cvl_pipeline.io.location import Location
 from cvl_pipeline.io.storage import HOST
 from cvl_pipeline.kedro.provenance import locks
 from cvl_pipeline.kedro.provenance.locks import GONE, Lease, acquire, release
+from tests.kedro.provenance.holders import lease_holder, lock_holder
 from tests.s3 import Bucket
 from tests.training.processes import wait_for
 
-HOLD = """
-import os, sys, time
-from pathlib import Path
-from cvl_pipeline.kedro.provenance.locks import acquire
-file = acquire(Path(sys.argv[1]), "data")
-ours, childs = os.pipe()
-if len(sys.argv) > 2:
-    if os.fork() == 0:
-        os.write(childs, b"forked")
-        time.sleep(5)  # outlives its parent
-        os._exit(0)
-    os.read(ours, 6)
-print("held", flush=True)
-time.sleep(600)
-"""
 
-
-@contextmanager
-def _holder(path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path), *arguments], stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
-
-
-def test_the_error_names_the_holder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("child", [False, True])
+def test_a_lock_blocks_others_with_the_name_of_its_process_until_this_ends(
+    tmp_path: Path, child: bool
+) -> None:
     path = tmp_path / "new/seed_0.lock"
-    with _holder(path) as holder:
-        told = rf"^data is in use by .*process {holder.pid} on \S+, since 20\S+\)"
-        with pytest.raises(InputError, match=told) as caught:
+    with lock_holder(path, child=child) as holder:
+        message = rf"^data is in use by .*process {holder.pid} on \S+, since 20\S+\)"
+        with pytest.raises(InputError, match=message) as caught:
             acquire(path, "data")
         assert "\n" not in str(caught.value)
         release(acquire(tmp_path / "seed_1.lock", "data"))
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("arguments", [[], ["with a child"]])
-def test_a_lock_ends_with_its_process(tmp_path: Path, number: signal.Signals, arguments: list[str]) -> None:
-    with _holder(tmp_path / "lock", *arguments) as holder:
-        holder.send_signal(number)
+        holder.kill()
         holder.wait()
-        release(acquire(tmp_path / "lock", "data"))
+        release(acquire(path, "data"))
 
 
 def test_two_runs_of_one_process_are_kept_apart_too(tmp_path: Path) -> None:
@@ -98,17 +63,6 @@ def test_a_holder_that_has_not_yet_written_its_name_holds_the_lock(tmp_path: Pat
     with pytest.raises(InputError, match="it has just started"):
         acquire(tmp_path / "lock", "data")
     release(first)
-
-
-CLAIM = """
-import json, sys, time
-from pathlib import Path
-from cvl_pipeline.io.location import Location
-from cvl_pipeline.kedro.provenance.locks import Lease
-lease = Lease(Location(sys.argv[1], json.loads(sys.argv[2])), "data")
-print("held", flush=True)
-time.sleep(600)
-"""
 
 
 @pytest.fixture
@@ -157,21 +111,12 @@ def test_a_lease_that_is_no_longer_renewed_is_taken_over(lock: Location) -> None
     lease.release()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_the_lease_of_a_killed_run_of_this_machine_is_taken_over_at_once(
-    lock: Location, number: signal.Signals
-) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", CLAIM, lock.filepath, json.dumps(dict(lock.options))],
-        stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match=f"process {process.pid} on"):
+def test_the_lease_of_a_killed_run_of_this_machine_is_taken_over_at_once(lock: Location) -> None:
+    with lease_holder(lock.filepath, dict(lock.options)) as holder:
+        with pytest.raises(InputError, match=f"process {holder.pid} on"):
             Lease(lock, "data")
-        process.send_signal(number)
-        process.wait()
+        holder.kill()
+        holder.wait()
         Lease(lock, "data").release()
 
 
