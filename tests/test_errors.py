@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from cvl_pipeline.errors import InputError, missing_extra, printable, unknown_name
+from cvl_pipeline.errors import InputError, causes, missing_extra, printable, unknown_name
 
 
 def test_a_near_name_is_suggested() -> None:
@@ -29,3 +29,9 @@ def test_a_library_that_an_extra_brings_is_asked_for_by_the_extra() -> None:
 def test_what_would_steer_a_terminal_is_shown_instead() -> None:
     assert printable("x.json\nis \x1b[31mdamaged\u202e") == r"x.json is \x1b[31mdamaged\u202e"
     assert printable("ä 日本 – 3 %") == "ä 日本 – 3 %"
+
+
+def test_causes_of_an_error_that_was_raised_again_come_to_an_end() -> None:
+    first, second = OSError("the folder is gone"), ValueError("while closing")
+    first.__context__, second.__context__ = second, first  # as a writer's thread leaves them
+    assert list(causes(first)) == [first, second]

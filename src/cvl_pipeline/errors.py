@@ -17,7 +17,9 @@ class InputError(ValueError):
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """Iterate over the error and the chain of errors that caused it."""
-    while error is not None:
+    seen: set[int] = set()  # an error that is raised again may be its own context
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 

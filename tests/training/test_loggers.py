@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.testing.builders import names_in, training_parameters
@@ -51,3 +53,31 @@ def test_missing_logger_is_named(tmp_path: Path, name: str) -> None:
 def test_no_logger_is_created_by_default(tmp_path: Path) -> None:
     assert make_loggers((), tmp_path) == []
     assert names_in(tmp_path) == []
+
+
+@pytest.mark.filterwarnings("ignore")  # of tensorboard's own imports
+@pytest.mark.parametrize("names", ["", "tensorboard"])
+def test_a_folder_that_is_moved_ends_the_training_with_one_line(tmp_path: Path, names: str) -> None:
+    folder = tmp_path / "data" / "logs"
+
+    def move(row: Mapping[str, float]) -> None:
+        if row["step"] == 40:
+            (tmp_path / "data").rename(tmp_path / "moved")
+
+    training = training_parameters(steps=200, validation_interval=20, loggers=names)
+    with pytest.raises(InputError, match=r"logs/metrics\.csv was moved or deleted during training; move"):
+        fit(LineFit(training, 0), description="test", logs=folder, watch=move)
+    assert names_in(tmp_path) == ["moved"]  # the folder is not created again
+
+
+def test_a_logger_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("the server\nis gone")
+
+    monkeypatch.setattr(TensorBoardLogger, "log_metrics", fail)
+    training = training_parameters(loggers="tensorboard")
+    message = r"training\.loggers: TensorBoard cannot write \(ConnectionError: the server is gone\); repair it"
+    with pytest.raises(InputError, match=message):
+        fit(LineFit(training, 0), description="test", logs=tmp_path)

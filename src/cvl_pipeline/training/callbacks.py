@@ -17,7 +17,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cvl_pipeline.io.storage import write_atomically
+from cvl_pipeline.errors import InputError, one_line
+from cvl_pipeline.io.storage import shown, write_atomically
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.processes import any_of, rank, world_size
 from cvl_pipeline.training.progress import progress_bar
@@ -70,6 +71,7 @@ class Throughput(Checkpoint):
         self._rows: list[dict[str, float]] = []
         self._seconds = 0.0
         self._steps = 0
+        self._written = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the operations of a step and measure the machine."""
@@ -104,10 +106,26 @@ class Throughput(Checkpoint):
         self._rows.append(row)
         self._seconds, self._steps = 0.0, 0
         if trainer.is_global_zero:
-            table = pd.DataFrame(self._rows)
-            write_atomically(self._path, lambda partial: table.to_csv(partial, index=False))
-            for logger in trainer.loggers:
+            self._write(trainer, row)
+
+    def _write(self, trainer: Trainer, row: dict[str, float]) -> None:
+        # Otherwise the folder would be created again, apart from the checkpoints and logs that were moved.
+        if self._written and not self._path.exists():
+            raise InputError(
+                f"{shown(self._path)} was moved or deleted during training; move its folder back, and run the same "
+                "command again"
+            )
+        table = pd.DataFrame(self._rows)
+        write_atomically(self._path, lambda partial: table.to_csv(partial, index=False))
+        self._written = True
+        for logger in trainer.loggers:
+            try:
                 logger.log_metrics(row, step=int(row["step"]))
+            except Exception as error:  # of its own kind, such as mlflow's when the server is gone
+                raise InputError(
+                    f"training.loggers: {type(logger).__name__.lstrip('_')} cannot write ({one_line(error)[:300]}); "
+                    "repair it, or leave it out, and run the same command to resume"
+                ) from error
 
     def state_dict(self) -> dict[str, Any]:
         """The rows, which a resumed run writes again, and the measurements of the next row so far."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,9 +33,17 @@ def make_loggers(names: tuple[str, ...], folder: Path) -> list[Logger]:
     run = f"{folder.parent.parent.name}/{folder.name}"
     loggers: list[Logger] = []
     if "tensorboard" in names and find_spec("tensorboard") is not None:
-        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+        loggers.append(_TensorBoard(folder, name="", version="tensorboard"))
     if "mlflow" in names:
         loggers.append(MLFlowLogger(PROJECT, run, save_dir=str(folder / "mlruns")))
     if "wandb" in names:
         loggers.append(WandbLogger(run, folder, project=PROJECT))
     return loggers
+
+
+class _TensorBoard(TensorBoardLogger):
+    """Writes every row at once, so that a folder that was moved is an error of the training, not of a thread."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics(metrics, step)
+        self.experiment.flush()
