@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from cvl_pipeline.errors import InputError, causes, missing_extra, printable, unknown_name
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cvl_pipeline.errors import InputError, causes, masked, missing_extra, printable, unknown_name
 
 
 def test_a_near_name_is_suggested() -> None:
@@ -35,3 +39,30 @@ def test_causes_of_an_error_that_was_raised_again_come_to_an_end() -> None:
     first, second = OSError("the folder is gone"), ValueError("while closing")
     first.__context__, second.__context__ = second, first  # as a writer's thread leaves them
     assert list(causes(first)) == [first, second]
+
+
+SECRET_TEXT = st.text("abcXYZ019@:/.?#%$-_", min_size=6).map(lambda text: f"S3CR3T{text}S3CR3T")
+
+
+@given(SECRET_TEXT, st.sampled_from(["s3", "postgresql+psycopg", "https"]))
+def test_no_message_contains_the_password_of_a_url(secret: str, scheme: str) -> None:
+    error = InputError(f"data.root '{scheme}://me:{secret}@host/folder' cannot be reached; check it")
+    assert "S3CR3T" not in str(error)
+    assert str(error).startswith(f"data.root '{scheme}://me:***@host/folder'")
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["password", "sslpassword", "secret", "X-Amz-Signature", "access_token", "sig", "AccountKey", "PWD"],
+)
+def test_no_message_contains_an_option_of_a_url_that_is_secret(option: str) -> None:
+    text = f"cannot read https://host/file?version=2&{option}=S3CR3T&timeout=3; try again"
+    assert masked(text) == text.replace("S3CR3T", "***")
+    assert printable(text) == text.replace("S3CR3T", "***")
+
+
+@pytest.mark.parametrize(
+    "text", ["a@b.c: no", "s3://bucket/key=3", "http://127.0.0.1:5000/x", "a ? b=1 & key=2"]
+)
+def test_other_texts_stay_as_they_are(text: str) -> None:
+    assert masked(text) == text

@@ -1,5 +1,6 @@
 """The exception whose message is meant for the user, and helpers to word messages."""
 
+import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
@@ -7,12 +8,31 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+USER = re.compile(r"([A-Za-z][\w+.\-]*://)([^\s/:@]*):\S*@")
+"""User and password of a URL. The password may contain anything, also an ``@`` or ``/`` that is not escaped."""
+OPTION = re.compile(
+    r"([?&;][\w.\-]*(?:password|passwd|pwd|secret|token|signature|credential|key|sig)[\w.\-]*=)[^&;\s'\"]*",
+    re.IGNORECASE,
+)
+"""Option of a URL that holds a secret."""
+
+
+def masked(text: str) -> str:
+    """Replace the secrets of every URL in a text by ``***``."""
+    return OPTION.sub(r"\1***", USER.sub(r"\1\2:***@", text))
+
+
 class InputError(ValueError):
     """Wrong input from the user: a parameter, a file or an artifact.
 
     The message is one line that names the file or field, the value and the fix. The command line prints
-    only that line, without a traceback; any other exception is a defect and keeps its traceback.
+    only that line, without a traceback; any other exception is a defect and keeps its traceback. Secrets of
+    URLs are masked.
     """
+
+    def __init__(self, message: str) -> None:
+        """Set the message."""
+        super().__init__(masked(message))
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -47,8 +67,8 @@ def missing_extra(extra: str, error: ImportError) -> InputError:
 
 
 def printable(text: str) -> str:
-    """Join the lines and escape control characters, because a file name may contain any."""
-    line = " ".join(text.splitlines())
+    """Join the lines, mask the secrets of URLs, and escape control characters, which a file name may contain."""
+    line = masked(" ".join(text.splitlines()))
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 

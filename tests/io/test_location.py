@@ -260,3 +260,8 @@ def test_copies_have_separate_folders_in_the_cache(parts: list[str]) -> None:
     assert is_url(address)
     assert str(location.path) == str(Path("cache", "s3", *parts))
     assert location.path != Location(address.replace("s3", "gs", 1), {}, Path("cache")).path
+
+
+def test_a_url_with_a_password_is_refused_because_it_would_name_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"sftp://me:\*\*\*@host/x: .* data\.credentials"):
+        Location("sftp://me:S3CR3T@host/x", cache=tmp_path)

@@ -54,3 +54,8 @@ def test_options_are_those_of_the_last_run() -> None:
     keep_options("smoke", {"seed": 3})
     keep_options(None, None)
     assert kedro_run("--pipelines", "a,b") == "kedro run --pipelines a,b"
+
+
+def test_an_advised_command_shows_no_password() -> None:
+    keep_options(None, {"data": {"root": "sftp://me:S3CR3T@host/data"}})
+    assert kedro_run() == "kedro run --params 'data.root=sftp://me:***@host/data'"

@@ -172,6 +172,22 @@ def test_a_wrong_value_is_reported_with_the_accepted_ones(
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("data.root", "sftp://me:S3CR3T@host/data", "sftp://me:***@host/data"),
+        ("data.root", "s3://lab/data?secret=S3CR3T", "s3://lab/data?secret=***"),
+        ("tuning.storage", "postgresql://me:S3CR3T@host/db", "postgresql://me:***@host/db"),
+    ],
+)
+def test_a_password_is_refused_without_its_text(
+    base: dict[str, Any], name: str, value: str, shown: str
+) -> None:
+    message = _refusal(_changed(base, name, value))
+    assert f"'{name}' is '{shown}': must " in message
+    assert "credentials.yml" in message
+
+
+@pytest.mark.parametrize(
     ("choice", "name", "value", "part"),
     [
         ({"dataset": {"source": "files"}}, "dataset.path", "s3://lab/log.hdf5", "download it first"),

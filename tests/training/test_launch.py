@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.imports import named
+from cvl_pipeline.io.artifacts import save_artifact
 from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.methods.cvl import CVL
 from cvl_pipeline.methods.job import PolicyJob
@@ -43,7 +45,7 @@ from cvl_pipeline.testing.builders import (
 )
 from cvl_pipeline.training import launch
 from cvl_pipeline.training.fit import run_fingerprint
-from cvl_pipeline.training.launch import DONE, JOBS, TrainingError, command
+from cvl_pipeline.training.launch import DONE, JOBS, SPECIFICATION, TrainingError, command
 from cvl_pipeline.training.processes import TERMINATED
 from tests.training.processes import checkpoints_in, linux, processes_of, wait_for, worker_of
 
@@ -123,7 +125,7 @@ def test_two_processes_train_the_policy_of_one(
 def test_several_processes_without_a_folder_use_a_temporary_one(monkeypatch: pytest.MonkeyPatch) -> None:
     folders: list[Path] = []
 
-    def record(folder: Path, _: object) -> None:
+    def record(_: list[str], folder: Path, __: object) -> None:
         folders.append(folder)
         # Rewards stay where they are: contrastive training never reads them.
         files = {f"{kind}.safetensors" for kind in ("transitions", "split", "normalisation")}
@@ -147,18 +149,42 @@ def test_several_processes_without_a_folder_use_a_temporary_one(monkeypatch: pyt
     ],
 )
 def test_processes_train_nothing_but_the_known_jobs(tmp_path: Path, name: str) -> None:
-    specification: dict[str, Any] = {
-        "job": name, "settings": {"command": "false"}, "artifacts": [],
-        "checkpoints": str(tmp_path / "c"), "logs": None,
-    }  # fmt: skip
-    (tmp_path / "specification.json").write_text(json.dumps(specification))
     with pytest.raises(InputError, match=f"unknown training '{re.escape(name)}'"):
-        launch.work(tmp_path)
+        launch.work(tmp_path, _write_specification(tmp_path, name))
     # The first process reports the error to the process that started it.
     report = json.loads((tmp_path / DONE).read_text())
     assert report["error"] == "InputError"
     assert report["message"].startswith("unknown training")
     assert names_in(tmp_path) == [DONE, "specification.json"]
+
+
+def _write_specification(folder: Path, job: str, **artifacts: str) -> str:
+    """Write a specification and return its SHA-256."""
+    specification: dict[str, Any] = {
+        "job": job, "settings": {"command": "false"}, "artifacts": artifacts,
+        "checkpoints": str(folder / "c"), "logs": None,
+    }  # fmt: skip
+    text = json.dumps(specification)
+    (folder / SPECIFICATION).write_text(text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_processes_use_no_specification_but_that_of_the_starting_process(tmp_path: Path) -> None:
+    digest = _write_specification(tmp_path, "critic")
+    _write_specification(tmp_path, "critic", transitions="")  # another user's, in the same shared folder
+    with pytest.raises(InputError, match=r"specification\.json is not what the starting process wrote"):
+        launch.work(tmp_path, digest)
+
+
+def test_processes_use_no_inputs_but_those_of_the_starting_process(tmp_path: Path) -> None:
+    path = tmp_path / "transitions.safetensors"
+    save_artifact(path, "transitions", make_transitions([5, 6], [True, True]))
+    digest = _write_specification(
+        tmp_path, "critic", transitions=hashlib.sha256(path.read_bytes()).hexdigest()
+    )
+    save_artifact(path, "transitions", make_transitions([5, 7], [True, True]))
+    with pytest.raises(InputError, match=r"transitions\.safetensors is not what the starting process wrote"):
+        launch.work(tmp_path, digest)
 
 
 class Unsafe:
@@ -305,20 +331,20 @@ PYTHON = sys.executable
 
 
 def test_command_of_one_machine() -> None:
-    assert command(FOLDER, training_parameters(devices=4)) == [
+    assert command(FOLDER, "ab12", training_parameters(devices=4)) == [
         PYTHON, "-m", "torch.distributed.run", "--nproc-per-node=4", "--standalone",
         "-m",
-        "cvl_pipeline.training.launch", str(FOLDER),
+        "cvl_pipeline.training.launch", str(FOLDER), "ab12",
     ]  # fmt: skip
 
 
 def test_command_of_two_machines_with_a_rendezvous(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    found = command(FOLDER, training_parameters(devices=4, nodes=2, rendezvous="node0:29400"))
+    found = command(FOLDER, "ab12", training_parameters(devices=4, nodes=2, rendezvous="node0:29400"))
     assert found == [
         PYTHON, "-m", "torch.distributed.run", "--nproc-per-node=4", "--nnodes=2", "--rdzv-backend=c10d",
         "--rdzv-endpoint=node0:29400", "--rdzv-id=checkpoints-0", "-m",
-        "cvl_pipeline.training.launch", str(FOLDER),
+        "cvl_pipeline.training.launch", str(FOLDER), "ab12",
     ]  # fmt: skip
 
 
@@ -333,16 +359,16 @@ def test_command_under_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SLURM_JOB_ID", "123456")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     _fake(tmp_path, "scontrol", '[ "$*" = "show hostnames gpu[07-08]" ] && printf "gpu07\\ngpu08\\n"')
-    assert command(FOLDER, training_parameters(devices=8, nodes=2)) == [
+    assert command(FOLDER, "ab12", training_parameters(devices=8, nodes=2)) == [
         "srun", "--nodes=2", "--ntasks-per-node=1",
         PYTHON, "-m", "torch.distributed.run", "--nproc-per-node=8", "--nnodes=2", "--rdzv-backend=c10d",
         "--rdzv-endpoint=gpu07:29956", "--rdzv-id=checkpoints-123456",
         "-m",
-        "cvl_pipeline.training.launch", str(FOLDER),
+        "cvl_pipeline.training.launch", str(FOLDER), "ab12",
     ]  # fmt: skip
     _fake(tmp_path, "scontrol", "exit 1")
     with pytest.raises(InputError, match=r"scontrol show hostnames.*training\.rendezvous=host:port"):
-        command(FOLDER, training_parameters(devices=8, nodes=2))
+        command(FOLDER, "ab12", training_parameters(devices=8, nodes=2))
 
 
 def test_srun_starts_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,8 @@ def test_a_logger_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(TensorBoardLogger, "log_metrics", fail)
     training = training_parameters(loggers="tensorboard")
-    message = r"training\.loggers: TensorBoard cannot write \(ConnectionError: the server is gone\); repair it"
+    message = (
+        r"training\.loggers: TensorBoard cannot write \(ConnectionError: the server is gone\); repair it"
+    )
     with pytest.raises(InputError, match=message):
         fit(LineFit(training, 0), description="test", logs=tmp_path)

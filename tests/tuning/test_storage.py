@@ -73,8 +73,41 @@ def test_message_about_an_unreachable_database_hides_its_password() -> None:
     assert "secret" not in repr(location)
 
 
-@pytest.mark.parametrize("url", ["postgres at home", "nosuchdatabase://me:secret@host/db"])
-def test_invalid_url_is_refused(url: str) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres at home",
+        "postgresql+psycopg://me:sec@ret@host/db",
+        "postgresql+psycopg://me:sec/ret@host/db",
+        "postgresql+psycopg://me:sec?ret@host/db",
+        "postgresql+psycopg://me:sec#ret@host/db",
+        "postgresql+psycopg://me:secret@host:54x32/db",
+        "postgresql+psycopg://me:secret@host:99999/db",
+        "postgresql+psycopg://me:secret",
+    ],
+)
+def test_a_url_that_others_would_read_differently_is_refused_without_its_text(url: str) -> None:
+    with pytest.raises(
+        InputError, match=r"tuning\.storage: the url .* must have the form driver://"
+    ) as caught:
+        StudyLocation(Path("unused"), url)
+    assert not any(part in str(caught.value) for part in ("sec", "ret@", "54x32"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://me:s%40cret@host:5432/db",
+        "postgresql+psycopg://[::1]:5432/db",
+        "sqlite:////tmp/a@b.db",
+    ],
+)
+def test_usual_urls_are_accepted(url: str) -> None:
+    assert "cret" not in str(StudyLocation(Path("unused"), url))
+
+
+def test_unknown_database_is_refused() -> None:
+    location = StudyLocation(Path("unused"), "nosuchdatabase://me:secret@host/db?sslpassword=secret2")
     with pytest.raises(InputError, match="cannot be used") as caught:
-        open_storage(StudyLocation(Path("unused"), url))
-    assert "secret" not in str(caught.value)
+        open_storage(location)
+    assert "secret" not in f"{caught.value} {location}"

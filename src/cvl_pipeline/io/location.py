@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cvl_pipeline.errors import InputError, missing_extra, one_line
+from cvl_pipeline.errors import InputError, masked, missing_extra, one_line
 from cvl_pipeline.io.storage import partial_place, shown, write_atomically
 
 CACHE = Path("data/.cache")
@@ -45,6 +45,14 @@ class Location:
     filepath: str
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     cache: Path = CACHE
+
+    def __post_init__(self) -> None:
+        """Refuse a URL with a secret, which would become the name of a folder and appear in messages."""
+        if self.is_remote and masked(self.filepath) != self.filepath:
+            raise InputError(
+                f"{self.filepath}: a URL of artifacts cannot contain a password or key; put it into an entry of "
+                "credentials.yml, and name the entry in data.credentials"
+            )
 
     @property
     def is_remote(self) -> bool:
@@ -176,7 +184,7 @@ class Location:
         except ImportError as error:
             if protocol in EXTRAS and isinstance(error.__cause__, ImportError):
                 raise missing_extra(EXTRAS[protocol], error.__cause__) from None
-            raise InputError(f"{self}: {one_line(error)}") from None
+            raise InputError(f"{self}: {self._masked(one_line(error))}") from None
         except (ValueError, TypeError) as error:
             raise InputError(f"{self}: {self._masked(one_line(error))}") from None
 

@@ -71,7 +71,7 @@ class _Command(click.Command):
                     ) from error
             if isinstance(error, ValueError | KeyError | MissingConfigException) and _raised_by_kedro(error):
                 # A tag, a dataset, credentials or an environment that does not exist.
-                raise click.ClickException(" ".join(str(error.args[0]).split())) from error
+                raise click.ClickException(printable(" ".join(str(error.args[0]).split()))) from error
             raise
 
 

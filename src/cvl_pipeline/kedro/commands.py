@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from cvl_pipeline.errors import masked
 from cvl_pipeline.schema import flattened
 
 _options: list[str] = []
@@ -22,4 +23,4 @@ def keep_options(env: str | None, runtime_params: Mapping[str, Any] | None) -> N
 
 def kedro_run(*arguments: str) -> str:
     """Return a ``kedro run`` command with the options in force, to be pasted into a shell."""
-    return shlex.join(["kedro", "run", *arguments, *_options])
+    return shlex.join(["kedro", "run", *arguments, *map(masked, _options)])

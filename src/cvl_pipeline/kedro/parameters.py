@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from cvl_pipeline.errors import masked
 from cvl_pipeline.io.location import is_url
 from cvl_pipeline.parameters import RENAMED, StageParameters
 from cvl_pipeline.schema import Strict, effective, operational, validated
@@ -36,6 +37,10 @@ class DataParameters(Strict):
         if is_url(path):
             if info.field_name == "cache":
                 raise ValueError("must be a folder of this machine")
+            if masked(path) != path:
+                raise ValueError(
+                    "must not contain a password or key: put it into credentials.yml, see data.credentials"
+                )
             if "::" in path or path.startswith("file:"):
                 raise ValueError("must be a path, or a URL of one file system, such as s3://bucket/folder")
         if not path.strip("/. ") or path.startswith("~") or ".." in PurePosixPath(path).parts:

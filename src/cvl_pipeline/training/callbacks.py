@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -119,13 +120,7 @@ class Throughput(Checkpoint):
         write_atomically(self._path, lambda partial: table.to_csv(partial, index=False))
         self._written = True
         for logger in trainer.loggers:
-            try:
-                logger.log_metrics(row, step=int(row["step"]))
-            except Exception as error:  # of its own kind, such as mlflow's when the server is gone
-                raise InputError(
-                    f"training.loggers: {type(logger).__name__.lstrip('_')} cannot write ({one_line(error)[:300]}); "
-                    "repair it, or leave it out, and run the same command to resume"
-                ) from error
+            _log(logger, row)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows, which a resumed run writes again, and the measurements of the next row so far."""
@@ -135,6 +130,16 @@ class Throughput(Checkpoint):
         """Restore the state."""
         self._rows = state_dict["rows"]
         self._seconds, self._steps = state_dict["seconds"], state_dict["steps"]
+
+
+def _log(logger: Logger, row: dict[str, float]) -> None:
+    try:
+        logger.log_metrics(row, step=int(row["step"]))
+    except Exception as error:  # of its own kind, such as mlflow's when the server is gone
+        raise InputError(
+            f"training.loggers: {type(logger).__name__.lstrip('_')} cannot write ({one_line(error)[:300]}); "
+            "repair it, or leave it out, and run the same command to resume"
+        ) from error
 
 
 def operations_of_a_step(module: OfflineModule) -> float:

@@ -2,12 +2,16 @@
 
 A Lightning trainer inside ``kedro run`` cannot start other processes without running the whole pipeline in
 each, so training by several processes goes through torchrun. The inputs are saved as artifacts. Every process
-(``python -m cvl_pipeline.training.launch FOLDER``) reads them and trains its share. The first process saves the
-results, and ``train`` reads them. Training with one process needs none of this.
+(``python -m cvl_pipeline.training.launch FOLDER SHA256``) reads them and trains its share. The first process
+saves the results, and ``train`` reads them. Training with one process needs none of this.
+
+The folder may be shared, and parameters may name classes to import. So the command line carries the SHA-256 of the
+specification, which has those of the inputs: a process refuses files that the starting process did not write.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -39,6 +43,8 @@ if TYPE_CHECKING:  # this module imports Lightning, which is slow
 
 logger = logging.getLogger(__name__)
 
+SPECIFICATION = "specification.json"
+"""The job, its parameters, and the checksums of its inputs."""
 DONE = "done.json"
 """The outcome and the number of processes, written last, by the first process."""
 ERRORS = "processes.log"
@@ -113,16 +119,19 @@ def train(
     if checkpoints is None:
         with tempfile.TemporaryDirectory() as temporary:
             return train(job, Path(temporary), logs, watch)
-    specification = {
-        "job": job.name, "settings": job.settings(), "artifacts": sorted(job.artifacts()),
-        "checkpoints": str(checkpoints.absolute()), "logs": str(logs.absolute()) if logs else None,
-    }  # fmt: skip
     folder = (checkpoints / "launch").absolute()
     shutil.rmtree(folder, ignore_errors=True)
+    digests = {}
     for kind, value in job.artifacts().items():
-        save_artifact(folder / f"{kind}.safetensors", kind, value)
-    _write_json(folder / "specification.json", specification)
-    result = _torchrun(folder, job.training)
+        path = folder / f"{kind}.safetensors"
+        save_artifact(path, kind, value)
+        digests[kind] = _digest(path)
+    specification = {
+        "job": job.name, "settings": job.settings(), "artifacts": digests,
+        "checkpoints": str(checkpoints.absolute()), "logs": str(logs.absolute()) if logs else None,
+    }  # fmt: skip
+    _write_json(folder / SPECIFICATION, specification)
+    result = _torchrun(command(folder, _digest(folder / SPECIFICATION), job.training), folder, job.training)
     trained = load_artifact(folder / f"{job.makes}.trained.safetensors", job.makes)
     history = read_table(folder / "history.parquet")
     logger.info("Trained by %d processes (world_size %d)", result["world_size"], result["world_size"])
@@ -130,11 +139,12 @@ def train(
     return trained, history
 
 
-def command(folder: Path, training: TrainingParameters) -> list[str]:
+def command(folder: Path, digest: str, training: TrainingParameters) -> list[str]:
     """Return the command that starts the processes of one machine; the same on all machines.
 
     Args:
         folder: folder of the inputs.
+        digest: SHA-256 of the specification in it.
         training: number of processes.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={training.devices}"]
@@ -148,15 +158,14 @@ def command(folder: Path, training: TrainingParameters) -> list[str]:
             f"--nnodes={training.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}",
             f"--rdzv-id={folder.parent.name}-{job}",
         ]  # fmt: skip
-    whole = [*torchrun, "-m", "cvl_pipeline.training.launch", str(folder)]
+    whole = [*torchrun, "-m", "cvl_pipeline.training.launch", str(folder), digest]
     if training.nodes > 1 and training.rendezvous is None:
         return ["srun", f"--nodes={training.nodes}", "--ntasks-per-node=1", *whole]
     return whole
 
 
-def _torchrun(folder: Path, training: TrainingParameters) -> dict[str, Any]:
+def _torchrun(line: list[str], folder: Path, training: TrainingParameters) -> dict[str, Any]:
     """Run all processes and return the first one's report."""
-    line = command(folder, training)
     if training.rendezvous is not None and training.nodes > 1:
         logger.info(
             "Waiting at %s for %d machines; on each of the others run: %s",
@@ -241,14 +250,23 @@ def _first_slurm_host() -> str:
     return result.stdout.split()[0]
 
 
-def work(folder: Path) -> None:
-    """Run one process of a training: read the inputs and train a share; the first process saves the results."""
-    specification = json.loads((folder / "specification.json").read_text())
-    artifacts = {
-        kind: load_artifact(folder / f"{kind}.safetensors", kind) for kind in specification["artifacts"]
-    }
-    logs = specification["logs"]
+def work(folder: Path, digest: str) -> None:
+    """Run one process of a training: read the inputs and train a share; the first process saves the results.
+
+    Args:
+        folder: of the inputs.
+        digest: SHA-256 of the specification, from the process that wrote it.
+
+    Raises:
+        InputError: the folder holds other files than that process wrote, or the training raises it.
+    """
     try:
+        specification = json.loads(_unchanged(folder / SPECIFICATION, digest).read_text())
+        artifacts = {
+            kind: load_artifact(_unchanged(folder / f"{kind}.safetensors", expected), kind)
+            for kind, expected in specification["artifacts"].items()
+        }
+        logs = specification["logs"]
         job = named(look_up("training", specification["job"], JOBS)).from_parts(
             artifacts, specification["settings"]
         )
@@ -263,6 +281,20 @@ def work(folder: Path) -> None:
         save_artifact(folder / f"{job.makes}.trained.safetensors", job.makes, trained)
         write_table(folder / "history.parquet", history)
         _write_json(folder / DONE, {"world_size": world_size()})
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _unchanged(path: Path, digest: str) -> Path:
+    if _digest(path) != digest:
+        raise InputError(f"{shown(path)} is not what the starting process wrote; run the same command again")
+    return path
 
 
 def _report(folder: Path, result: dict[str, Any]) -> None:
@@ -284,4 +316,4 @@ if __name__ == "__main__":
     logging.basicConfig(
         level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stdout
     )
-    work(Path(sys.argv[1]))
+    work(Path(sys.argv[1]), sys.argv[2])

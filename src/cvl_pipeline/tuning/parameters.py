@@ -135,6 +135,15 @@ class TuningParameters(Strict):
         description="Dimensions by the parameter's full name, such as `contrastive_dynamics.temperature`.",
     )
 
+    @field_validator("storage")
+    @classmethod
+    def _is_an_entry(cls, name: str | None) -> str | None:
+        if name is not None and "://" in name:
+            raise ValueError(
+                "must be the name of an entry of credentials.yml; write the URL there, as its url"
+            )
+        return name
+
     @field_validator("study")
     @classmethod
     def _study_is_a_folder_name(cls, study: str) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cvl_pipeline.errors import InputError, causes
+from cvl_pipeline.errors import InputError, causes, masked
 from cvl_pipeline.io.storage import shown
 
 if TYPE_CHECKING:
@@ -30,17 +31,29 @@ class StudyLocation:
     journal: Path
     url: str | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        """Refuse a URL that libraries would read in another way than its author meant.
+
+        Raises:
+            InputError: it is no URL, or its user, password or port has a character that must be escaped. The
+                message does not contain the URL, because the place of its password is unknown.
+        """
+        if self.url is None:
+            return
+        parts = re.fullmatch(r"[\w+]+://([^/?#]*)([/?].*)?", self.url)
+        user, _, host = (parts[1] if parts else "@@").rpartition("@")
+        if "@" in user or not re.fullmatch(
+            r"(\[[\w:.%]+\]|[^:\[\]]*)(:\d{1,4}|:[1-5]\d{4}|:6[0-4]\d{3})?", host
+        ):
+            raise InputError(
+                "tuning.storage: the url of its entry in credentials.yml must have the form "
+                "driver://user:password@host:port/database; write @ : / ? # % in a user or password as "
+                "%40 %3A %2F %3F %23 %25"
+            )
+
     def __str__(self) -> str:
         """The file, or the URL without its password."""
-        if self.url is None:
-            return shown(self.journal)
-        from sqlalchemy.engine import make_url
-        from sqlalchemy.exc import ArgumentError
-
-        try:
-            return make_url(self.url).render_as_string(hide_password=True)
-        except ArgumentError:
-            return "the database of tuning.storage"
+        return shown(self.journal) if self.url is None else masked(self.url)
 
 
 def open_storage(location: StudyLocation) -> BaseStorage:
@@ -88,8 +101,13 @@ def _unreachable(location: StudyLocation, error: BaseException) -> InputError:
 
     cause = " ".join(str(getattr(error, "orig", None) or error).split())
     try:
-        password = make_url(str(location.url)).password
-        cause = cause.replace(str(password), "***") if password else cause
+        url = make_url(str(location.url))
+        secrets = [
+            url.password,
+            *(value for name, value in url.query.items() if masked(f"?{name}=x") != f"?{name}=x"),
+        ]
+        for secret in filter(None, map(str, secrets)):
+            cause = cause.replace(secret, "***")
     except ArgumentError:
         cause = "it is not a URL such as postgresql+psycopg://user:password@host/name"
     return InputError(
