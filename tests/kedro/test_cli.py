@@ -175,3 +175,9 @@ def test_pipelines_follow_the_environment_of_the_run(
         monkeypatch.setenv("KEDRO_ENV", variable)
     dataset: Any = _follow({"conf_source": str(CONF), "env": option}).dataset
     assert (dataset.source, dataset.task) == (source, task)
+
+
+def test_help_names_the_accepted_runners_alone() -> None:
+    text = CliRunner().invoke(cli.run, ["--help"]).output
+    assert "ThreadRunner" in text
+    assert "ParallelRunner" not in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,23 @@ def _raised_by_kedro(error: BaseException) -> bool:
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("kedro.")
 
 
+def _with_own_runners(option: click.Parameter) -> click.Parameter:
+    """Return the option; the one for the runner names those that this project accepts."""
+    if option.name == "runner" and isinstance(option, click.Option):
+        option = copy(option)
+        option.help = (
+            "SequentialRunner (the default) or ThreadRunner, which runs independent nodes side by side."
+        )
+    return option
+
+
 # Also a name of this module: Kedro's find_run_command looks for it here.
-run = _AboutPipelines("run", params=kedro_run.params, callback=kedro_run.callback, help=kedro_run.help)
+run = _AboutPipelines(
+    "run",
+    params=[_with_own_runners(option) for option in kedro_run.params],
+    callback=kedro_run.callback,
+    help=kedro_run.help,
+)
 cli.add_command(run)
 
 
