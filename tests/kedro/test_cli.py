@@ -178,6 +178,6 @@ def test_pipelines_follow_the_environment_of_the_run(
 
 
 def test_help_names_the_accepted_runners_alone() -> None:
-    text = CliRunner().invoke(cli.run, ["--help"]).output
+    text = CliRunner().invoke(cli, ["run", "--help"]).output
     assert "ThreadRunner" in text
     assert "ParallelRunner" not in text
