@@ -19,7 +19,12 @@ from cvl_pipeline.environments.evaluation import rollout_table
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.episodes.parameters import IngestionParameters
-from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
+from cvl_pipeline.episodes.validation import (
+    OutOfBounds,
+    bound_actions,
+    validate_rewards,
+    validate_transitions,
+)
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.artifacts import kind_of, load_artifact, save_artifact
 from cvl_pipeline.methods.base import METHODS
@@ -56,12 +61,15 @@ def episodes_from_arrays(
     action_low: ArrayLike | None = None,
     action_high: ArrayLike | None = None,
     action_count: int | None = None,
+    actions_out_of_bounds: OutOfBounds = "refuse",
     seed: int = 0,
 ) -> EpisodeData:
     """Make episodes from arrays with one row per step, episode after episode.
 
     An episode ends after every row that is flagged as terminated or truncated, and after the last row. Without
-    ``next_observations``, a truncated episode loses its last step: nothing says where it led.
+    ``next_observations``, a truncated episode loses its last step: nothing says where it led. A warning counts these
+    steps, ``rewards.dropped_steps``; arrays of which all successes, or all rewards other than one value, would be lost
+    are refused.
 
     Args:
         observations: (N, O) numbers, or (N, H, W, C) uint8 images; the action of the row was chosen from it.
@@ -75,6 +83,8 @@ def episodes_from_arrays(
         action_high: (A,), the largest, likewise.
         action_count: how many choices there are, if actions are choices; None: the largest number in the log, plus
             one.
+        actions_out_of_bounds: for actions beyond the given bounds: ``refuse`` them; ``clip`` them, as an environment
+            does that clips; or ``widen`` the bounds to the smallest and largest action.
         seed: of the choice of episodes that are held out.
 
     Raises:
@@ -83,7 +93,7 @@ def episodes_from_arrays(
     transitions, logged = load_arrays(
         observations, actions, rewards, terminated=terminated, truncated=truncated, successes=successes,
         next_observations=next_observations, action_low=action_low, action_high=action_high,
-        action_count=action_count,
+        action_count=action_count, actions_out_of_bounds=actions_out_of_bounds,
     )  # fmt: skip
     return EpisodeData.prepare(transitions, logged, seed=seed)
 
@@ -136,6 +146,7 @@ def ingest(
         InputError: a fault in the source, in one line.
     """
     transitions, rewards = SOURCES.create(parameters).load(seed, workers)
+    transitions = bound_actions(transitions, parameters.actions_out_of_bounds, parameters.label)
     validate_transitions(transitions)
     validate_rewards(rewards, transitions)
     return transitions, rewards

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,20 @@ def test_files_keep_whether_success_is_reported(tmp_path: Path, reported: bool) 
     rewards = Rewards(torch.zeros(3), torch.zeros(3, dtype=torch.bool), torch.tensor(reported))
     save_artifact(tmp_path / "x.safetensors", "rewards", rewards)
     assert load_artifact(tmp_path / "x.safetensors").reports_success is reported
+
+
+def test_counts_of_dropped_steps_are_stored_only_if_there_are_some(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    rewards = Rewards(torch.zeros(3), torch.zeros(3, dtype=torch.bool))
+    save_artifact(path, "rewards", rewards)
+    assert set(read_tensors(path, "rewards")[1]) == {
+        "rewards",
+        "successes",
+        "success_reported",
+    }  # as in older versions
+    save_artifact(path, "rewards", replace(rewards, dropped_steps=torch.tensor(5)))
+    loaded = load_artifact(path)
+    assert (int(loaded.dropped_steps), int(loaded.dropped_episodes)) == (5, 0)
 
 
 def test_rewards_of_an_older_version_report_success(tmp_path: Path) -> None:

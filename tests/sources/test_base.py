@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+import torch
 from pydantic import Field, ValidationError
 
 from cvl_pipeline.api import ingest
@@ -15,7 +17,10 @@ from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.schema import validated
+from cvl_pipeline.sources.arrays import load_arrays
 from cvl_pipeline.sources.base import SOURCES, Source, SourceParameters
+from cvl_pipeline.sources.minari import save_minari
+from cvl_pipeline.sources.steps import Steps, episodes_from_steps
 from cvl_pipeline.testing.builders import DATASET, make_rewards, make_transitions
 from tests.sources import logs
 from tests.sources.rows import assert_equal
@@ -203,3 +208,82 @@ def test_actions_beyond_the_bounds_are_refused(written: tuple[Path, Transitions,
             source="files", path=str(written[0] / "hopper.csv"), columns=logs.COLUMNS,
             action_low=f"{-0.5 * largest} -1 -1", action_high=f"{0.5 * largest} 1 1",
         )  # fmt: skip
+
+
+class _Rows(Source):
+    """A source of one's own, as docs/guides/add-a-source.md has it: it does not know the rule."""
+
+    def load(self, seed: int, workers: int | None) -> tuple[Transitions, Rewards]:
+        steps = Steps(**{**_beyond(), "next_observations": None})
+        return episodes_from_steps(steps, "own", (-np.ones(2), np.ones(2)))
+
+
+def _beyond() -> dict[str, Any]:
+    """Two episodes of four steps, the second of which has an action beyond [-1, 1]."""
+    rows = np.arange(8)
+    actions = np.linspace(-1, 1, 16, dtype=np.float32).reshape(8, 2)
+    actions[5] = [1.5, -1.0]
+    return {
+        "observations": np.stack([rows, -rows], 1).astype(np.float32), "actions": actions,
+        "rewards": rows.astype(np.float32), "terminated": rows == 3, "truncated": rows == 7,
+    }  # fmt: skip
+
+
+def _write_beyond(source: str, folder: Path) -> dict[str, Any]:
+    """Write the log for a source; returns its settings."""
+    log = _beyond()
+    if source == "minari":
+        data, rewards = load_arrays(
+            **log, action_low=[-1, -1], action_high=[1, 1], actions_out_of_bounds="widen"
+        )
+        narrow = replace(
+            data, actions=data.actions.clamp(-1, 1), action_low=-torch.ones(2), action_high=torch.ones(2)
+        )
+        save_minari(narrow, rewards, "own/rows-v0", folder)
+        with h5py.File(folder / "own/rows-v0/data/main_data.hdf5", "a") as file:
+            file["episode_1/actions"][1] = [1.5, -1.0]
+        return {"source": "minari", "task": "own/rows-v0", "path": str(folder)}
+    if source == "module:Class":
+        return {"source": "tests.sources.test_base:_Rows"}
+    names = {"terminated": "terminals", "truncated": "timeouts"} if source == "d4rl" else {}
+    with h5py.File(folder / "log.hdf5", "w") as file:
+        for name, values in log.items():
+            file[names.get(name, name)] = values
+    bounds = {"action_low": "-1 -1", "action_high": "1 1"} if source == "files" else {}
+    return {"source": source, "path": str(folder / "log.hdf5"), **bounds}
+
+
+@pytest.mark.parametrize("source", ["files", "d4rl", "minari", "module:Class"])
+def test_every_source_has_the_same_rule_for_actions_beyond_the_bounds(source: str, tmp_path: Path) -> None:
+    settings = _write_beyond(source, tmp_path)
+    with pytest.raises(
+        InputError, match=r"action 1.5 at .*is outside \[-1, 1\].*dataset.actions_out_of_bounds"
+    ):
+        _load(**settings)
+    clipped, _ = _load(**settings, actions_out_of_bounds="clip")
+    assert (float(clipped.actions.max()), clipped.action_high.tolist()) == (1.0, [1.0, 1.0])
+    widened, _ = _load(**settings, actions_out_of_bounds="widen")
+    assert (float(widened.actions.max()), widened.action_high.tolist()) == (1.5, [1.5, 1.0])
+    for data in (clipped, widened):
+        assert (int(data.actions_out_of_bounds), float(data.largest_excess)) == (1, 0.5)
+
+
+def test_arrays_have_the_same_rule_for_actions_beyond_the_bounds() -> None:
+    arrays = _beyond() | {"action_low": [-1, -1], "action_high": [1, 1]}
+    with pytest.raises(
+        InputError, match=r"actions\[5, 0\] is 1.5, outside \[-1, 1\]; .* set actions_out_of_bounds to"
+    ):
+        load_arrays(**arrays)
+    with pytest.raises(InputError, match="actions_out_of_bounds is 'cut'; it must be refuse, clip, widen"):
+        load_arrays(**arrays, actions_out_of_bounds="cut")  # type: ignore[arg-type]
+    clipped, _ = load_arrays(**arrays, actions_out_of_bounds="clip")
+    widened, _ = load_arrays(**arrays, actions_out_of_bounds="widen")
+    assert [float(data.actions.max()) for data in (clipped, widened)] == [1.0, 1.5]
+    assert widened.action_high.tolist() == [1.5, 1.0]
+    assert int(clipped.actions_out_of_bounds) == int(widened.actions_out_of_bounds) == 1
+
+
+@pytest.mark.parametrize("source", ["files", "d4rl", "module:Class"])
+def test_every_source_counts_dropped_steps(source: str, tmp_path: Path) -> None:
+    _, rewards = _load(**_write_beyond(source, tmp_path), actions_out_of_bounds="clip")
+    assert (int(rewards.dropped_steps), float(rewards.dropped_reward)) == (1, 7.0)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cvl_pipeline.episodes.container import Transitions
-from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
+from cvl_pipeline.episodes.validation import bound_actions, validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources import d4rl
 from cvl_pipeline.sources.d4rl import D4RL, fetch_d4rl, load_d4rl, normalised_score, read_tables
@@ -283,21 +283,51 @@ def test_a_log_of_your_own_is_read_unchanged(tmp_path: Path) -> None:
     assert load_d4rl(tmp_path / "own.hdf5", success_reward=0.5)[1].successes.sum() == 4
 
 
-def test_actions_beyond_one_bound_themselves(tmp_path: Path) -> None:
-    actions = rows(8, 2) - 3.0
-    transitions, _ = load_d4rl(write(tmp_path / "own.hdf5", a_log(actions=actions, timeouts=flags(8))))
-    kept = np.delete(actions, 7, axis=0)
-    assert transitions.action_low.tolist() == kept.min(0).tolist()
-    assert transitions.action_high.tolist() == kept.max(0).tolist()
-    validate_transitions(transitions)
+def test_actions_have_the_bounds_of_all_tasks_of_d4rl(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.hdf5", a_log(actions=rows(8, 2) - 3.0, timeouts=flags(8)))
+    transitions, _ = load_d4rl(path)
+    assert (transitions.action_low.tolist(), transitions.action_high.tolist()) == ([-1, -1], [1, 1])
+    with pytest.raises(InputError, match=r"is outside \[-1, 1\].*set dataset.actions_out_of_bounds to clip"):
+        bound_actions(transitions, "refuse", "own.hdf5")
 
 
-def test_values_that_are_no_numbers_are_left_to_validation(tmp_path: Path) -> None:
+def test_numbers_beyond_single_precision_are_refused_by_name(tmp_path: Path) -> None:
     observations = rows(8, 3).astype(np.float64)
     observations[4, 1] = 1e300
+    path = write(tmp_path / "own.hdf5", a_log(observations=observations))
+    with pytest.raises(
+        InputError, match=r"own.hdf5: observations: 1e\+300 at row 4, dimension 1 is too large"
+    ):
+        load_d4rl(path)
+
+
+def test_infinite_numbers_are_left_to_validation(tmp_path: Path) -> None:
+    observations = rows(8, 3)
+    observations[4, 1] = np.inf
     transitions, _ = load_d4rl(write(tmp_path / "own.hdf5", a_log(observations=observations)))
     with pytest.raises(InputError, match=r"transitions\.observations: inf at index \(5, 1\)"):
         validate_transitions(transitions)
+
+
+def test_repeated_terminals_of_antmaze_are_counted(tmp_path: Path) -> None:
+    """Rows 4 and 5 repeat the terminal of row 3; row 6 is a truncated episode of one step."""
+    log = a_log(
+        terminals=flags(8, 3, 4, 5, 7), timeouts=flags(8, 6), rewards=flags(8, 3, 4, 5, 7).astype(np.float32)
+    )
+    _, rewards = load_d4rl(write(tmp_path / "own.hdf5", log), "antmaze-umaze-v2")
+    assert (int(rewards.dropped_steps), float(rewards.dropped_reward), int(rewards.dropped_successes)) == (
+        3,
+        2.0,
+        2,
+    )
+
+
+def test_rewards_of_start_states_that_another_step_has_are_not_counted_as_dropped(tmp_path: Path) -> None:
+    """The reward of a maze's last row is that of the step before it."""
+    log = a_log(terminals=flags(8), timeouts=flags(8, 3), rewards=np.arange(8, dtype=np.float32))
+    _, rewards = load_d4rl(write(tmp_path / "own.hdf5", log), "maze2d-umaze-v1")
+    assert rewards.rewards.tolist() == [1, 2, 3, 5, 6, 7]
+    assert (int(rewards.dropped_steps), float(rewards.dropped_reward)) == (2, 0.0)
 
 
 # Faulty files.

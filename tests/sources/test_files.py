@@ -45,7 +45,7 @@ def _logged_bounds(data: Transitions) -> dict[str, Any]:
 def test_every_format_gives_the_same_episodes(
     tmp_path: Path, transitions: Transitions, rewards: Rewards, log: Log, name: str
 ) -> None:
-    bounds = {"action_low": (-1.0, -1.0), "action_high": (1.0, 1.0)}
+    bounds: dict[str, Any] = {"action_low": (-1.0, -1.0), "action_high": (1.0, 1.0)}
     found = load_file(write(tmp_path / name, log), mapping_of(name), **bounds)
     validate_transitions(found[0])
     validate_rewards(found[1], found[0])
@@ -355,7 +355,8 @@ def test_discrete_actions_of_groups_count_over_all_of_them(tmp_path: Path) -> No
          ["have no row after the last action", "group 'data/demo_0' they have one row after the last action", "one"]),
         ("obs/place", None, {"observations": "obs/*"}, ["differ in 'obs/place'", "that every group has"]),
         ("obs/place", None, {}, ["no array 'obs/place'", "there is actions, dones, obs/rest, rewards"]),
-        ("actions", lambda a: a + 9, {}, ["action 9", "at row", "is outside [-1, 1]"]),
+        ("actions", lambda a: a + 9, {}, ["action 9", "at row", "is outside [-1, 1]", "3 actions are beyond the bounds",
+                                          "set dataset.actions_out_of_bounds to clip"]),
     ],
 )  # fmt: skip
 def test_a_faulty_group_is_refused_by_its_name(
@@ -470,3 +471,64 @@ def test_images_of_another_kind_or_beside_numbers_are_refused(tmp_path: Path) ->
         InputError, match=r"shape \(6, 6, 5, 3\) and type uint8; .* only observation, one image"
     ):
         load_file(_image_log(tmp_path, ".npz"), mapping(**SMALL | {"observations": "x u", "actions": "end"}))
+
+
+@pytest.mark.parametrize("name", ["log.hdf5", "log.npz", "log.parquet", "log.csv"])
+@pytest.mark.parametrize("field", ["observation", "next", "action", "reward"])
+@pytest.mark.parametrize("start", [2**24, 2**53, 2**62])
+def test_whole_numbers_that_would_become_the_same_are_refused_by_column(
+    tmp_path: Path, transitions: Transitions, rewards: Rewards, log: Log, name: str, field: str, start: int
+) -> None:
+    """Such as ids, or times in nanoseconds since 1970."""
+    ids = start + np.arange(len(transitions))
+    shape = log[field].shape
+    changed = log | {field: np.broadcast_to(ids.reshape(-1, *[1] * (len(shape) - 1)), shape)}
+    changed = {key: values for key, values in changed.items() if key != "next" or field == "next"}
+    path = write(tmp_path / name, changed)
+    columns = mapping_of(name) if field == "next" else mapping_of(name, next_observations=None)
+    text = refusal(path, columns)
+    assert f"{len(ids)} different numbers from {start} to {start + len(ids) - 1} become " in text
+    assert f"dataset.columns.{ {'next': 'next_observations'}.get(field, field + 's') }" in text
+    assert "subtract the smallest number" in text
+
+
+@pytest.mark.parametrize("name", ["log.hdf5", "log.npz", "log.parquet", "log.csv"])
+@pytest.mark.parametrize("start", [2**53, 2**62])
+def test_steps_are_counted_exactly_beyond_double_precision(
+    tmp_path: Path, transitions: Transitions, rewards: Rewards, log: Log, name: str, start: int
+) -> None:
+    counted = log | {"step": log["step"].astype(np.int64) + start}
+    columns = mapping_of(name, step="step")
+    assert len(load_file(write(tmp_path / name, counted), columns)[0]) == len(transitions)
+    counted["step"][1] += 1
+    assert f"{start + 2} at row 1 (the first is 0) after {start}" in refusal(
+        write(tmp_path / name, counted), columns
+    )
+
+
+def test_steps_that_wrap_around_are_refused(tmp_path: Path) -> None:
+    data = make_transitions([3, 2], [True, True])
+    log = log_of(data) | {"step": np.array([126, 127, -128, 0, 1], np.int8)}
+    path = write(tmp_path / "log.npz", log)
+    assert "-128 at row 2 (the first is 0) after 127" in refusal(path, mapping_of("log.npz", step="step"))
+
+
+def test_a_choice_beyond_int64_is_refused_with_its_own_value(tmp_path: Path) -> None:
+    data = make_transitions([3, 2], [True, True])
+    codes = np.array([0, 1, 2**64 - 1, 0, 1], np.uint64)
+    path = write(tmp_path / "log.npz", log_of(data) | {"action": codes})
+    text = refusal(path, mapping_of("log.npz", discrete=True))
+    assert "18446744073709551615 at row 2 (the first is 0) is not an action code" in text
+
+
+@pytest.mark.parametrize("field", ["obs/place", "rewards"])
+def test_whole_numbers_that_become_the_same_only_across_groups_are_refused(
+    tmp_path: Path, field: str
+) -> None:
+    """Such as the id of the demonstration as an observation."""
+    data = make_transitions([2, 3, 2], [True] * 3)
+    groups = groups_of(data)
+    for number, log in enumerate(groups.values()):
+        log[field] = np.full(log[field].shape, 2**40 + number)
+    text = refusal(write_groups(tmp_path / "log.h5", groups), mapping(**GROUPS))
+    assert "3 different numbers from 1099511627776" in text

@@ -263,6 +263,39 @@ def test_successes_are_read_with_or_without_an_entry_of_the_reset(
     assert rewards.reports_success
 
 
+def test_episodes_that_do_not_report_success_beside_others_give_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _create_vectors(tmp_path, "mixed-v0", _buffer(infos={"success": np.ones(3)}), _buffer(infos=None))
+    _, rewards = load_minari("mixed-v0", tmp_path, download=False)
+    assert rewards.successes.tolist() == [True] * 3 + [False] * 3
+    assert "mixed-v0: 1 of 2 episodes do not report success; they count as not solved" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "described", "part"),
+    [
+        ({"rewards": np.array([0.0, 1e60, 0.0])}, {}, r"rewards: 1e\+60 at row 1 is too large"),
+        (
+            {"observations": np.arange(8, dtype=np.int64).reshape(4, 2) + 2**53},
+            {"observation_space": spaces.Box(0, 2**60, (2,), np.int64)},
+            r"observations, dimension 0: 4 different numbers from 9007199254740992 to 9007199254740998 become",
+        ),
+        (
+            {"observations": np.full((4, 2), 1e60)},
+            {"observation_space": spaces.Box(-np.inf, np.inf, (2,), np.float64)},
+            r"observations: 1e\+60 at row 0, dimension 0 is too large",
+        ),
+    ],
+)
+def test_numbers_beyond_single_precision_are_refused(
+    tmp_path: Path, changes: dict[str, Any], described: dict[str, Any], part: str
+) -> None:
+    _create_vectors(tmp_path, "odd-v0", _buffer(**changes), **described)
+    with pytest.raises(InputError, match=f"odd-v0: {part}"):
+        load_minari("odd-v0", tmp_path, download=False)
+
+
 @pytest.mark.parametrize("infos", [{"speed": np.ones(4)}, None])
 def test_without_success_in_infos_success_is_not_reported(tmp_path: Path, infos: Any) -> None:
     _create_vectors(tmp_path, "walk-v0", _buffer(infos=infos))
@@ -631,6 +664,15 @@ def test_actions_of_another_kind_are_refused(tmp_path: Path) -> None:
             r"infos\['success'\]: float64 of shape \(2,\), but 3 steps need",
         ),
         ({"infos": {"is_success": np.zeros((4, 2))}}, r"infos\['is_success'\]: float64 of shape \(4, 2\)"),
+        (
+            {"infos": {"success": np.array([0, np.nan, 1, 0])}},
+            r"infos\['success'\]: nan at step 0 .* not a flag",
+        ),
+        (
+            {"infos": {"is_success": np.array([0, 0.5, 1])}},
+            r"infos\['is_success'\]: 0.5 at step 1 .* not a flag",
+        ),
+        ({"terminations": np.array([0, 0, np.nan])}, r"terminated is nan at step 2 .* not a flag"),
         ({"infos": {"success": True}}, r"infos\['success'\]: bool of shape \(\)"),
         ({"infos": {"success": {"left": np.zeros(4)}}}, r"infos\['success'\]: object of shape \(\)"),
         ({"infos": {"success": ["no", "no", "no", "yes"]}}, r"infos\['success'\]: object of shape \(4,\)"),

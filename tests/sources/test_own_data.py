@@ -13,6 +13,7 @@ import yaml
 
 from cvl_pipeline.api import ingest
 from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.files import Files
 
 SECTION = re.split(r"## One group .*", (Path(__file__).parents[2] / "docs/own-data.md").read_text())[1]
@@ -42,16 +43,49 @@ def test_the_example_reads_a_file_laid_out_as_robomimic_does(tmp_path: Path) -> 
             group["obs/agentview_image"] = np.zeros((length + 1, 4, 4, 3), dtype=np.uint8)
             group["states"] = np.zeros((length, 5))
             group["rewards"] = np.append(np.zeros(length - 1), 1.0)
-            group["dones"] = np.ones(length, dtype=np.int64)
+            group["dones"] = np.arange(length) == length - 1
     example = yaml.safe_load(_example("yaml"))["dataset"]
     transitions, rewards = _load(example, tmp_path / "demos.hdf5")
     assert transitions.lengths.tolist() == LENGTHS
     assert transitions.observations.shape == (sum(LENGTHS) + len(LENGTHS), 15)
     order = transitions.actions[transitions.episode_starts[:-1], 0] * 20
     assert order.round().tolist() == list(range(len(LENGTHS)))
-    assert transitions.truncated.all()
+    assert transitions.terminated.all()
     assert int(rewards.successes.sum()) == len(LENGTHS)
     assert rewards.reports_success
+
+
+def _demos(path: Path) -> Path:
+    """Demonstrations without a last observation, whose only reward is in the last row."""
+    with h5py.File(path, "w") as file:
+        for number, length in enumerate(LENGTHS):
+            group = file.create_group(f"data/demo_{number}")
+            for name, size in {"robot0_eef_pos": 3, "robot0_gripper_qpos": 2, "object": 10}.items():
+                group[f"obs/{name}"] = np.full((length, size), number / 20)
+            group["actions"] = np.zeros((length, 7))
+            group["rewards"] = np.append(np.zeros(length - 1), 1.0)
+            group["dones"] = np.append(np.zeros(length - 1, np.int64), 1)
+    return path
+
+
+def test_the_example_keeps_a_reward_that_is_only_in_the_last_row(tmp_path: Path) -> None:
+    example = yaml.safe_load(_example("yaml"))["dataset"]
+    transitions, rewards = _load(example, _demos(tmp_path / "demos.hdf5"))
+    assert rewards.rewards.sum() == rewards.successes.sum() == len(LENGTHS)
+    assert transitions.lengths.tolist() == LENGTHS
+    assert int(rewards.dropped_steps) == 0
+
+
+def test_without_a_flag_such_a_file_is_refused_with_the_fields_that_help(tmp_path: Path) -> None:
+    example = yaml.safe_load(_example("yaml"))["dataset"]
+    example["columns"]["terminated"] = None
+    with pytest.raises(InputError) as caught:
+        _load(example, _demos(tmp_path / "demos.hdf5"))
+    for part in (
+        "demos.hdf5: all 11 rewards other than 0 (dataset.columns.rewards) and all 11 successes",
+        "give dataset.columns.next_observations", "as dataset.columns.terminated",
+    ):  # fmt: skip
+        assert part in str(caught.value)
 
 
 def test_files_of_one_episode_become_groups_of_one_file(

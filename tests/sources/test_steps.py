@@ -73,10 +73,16 @@ def test_episodes_are_those_of_a_plain_loop(endings: list[str], following: bool)
         with pytest.raises(InputError, match="no next_observations"):
             episodes_from_steps(log, "log")
         return
+    kept = [step for episode in expected for step in episode["steps"]]
+    lost = sorted({*range(len(endings))} - {*kept})
+    solved = [sum(step % 3 == 0 for step in steps) for steps in (kept, lost)]
+    if (len(kept) == 1 and lost) or (solved[1] and not solved[0]):
+        with pytest.raises(InputError, match=r"log: all \d+ (rewards|successes)"):
+            episodes_from_steps(log, "log")
+        return
     data, rewards = episodes_from_steps(log, "log")
     validate_transitions(data)
     validate_rewards(rewards, data)
-    kept = [step for episode in expected for step in episode["steps"]]
     lengths = [len(episode["steps"]) for episode in expected]
     observed = torch.tensor([row for episode in expected for row in episode["observed"]])
     torch.testing.assert_close(data.observations, torch.stack([observed, -observed], 1), rtol=0, atol=0)
@@ -87,6 +93,10 @@ def test_episodes_are_those_of_a_plain_loop(endings: list[str], following: bool)
     assert rewards.rewards.tolist() == [10.0 * step for step in kept]
     assert rewards.successes.tolist() == [step % 3 == 0 for step in kept]
     assert rewards.reports_success
+    assert (int(rewards.dropped_steps), int(rewards.dropped_successes)) == (len(lost), solved[1])
+    assert float(rewards.dropped_reward) == 10.0 * sum(lost)
+    ended = sum(ending != "" for ending in endings[:-1]) + 1
+    assert int(rewards.dropped_episodes) == ended - len(expected)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +116,7 @@ def test_episodes_are_those_of_a_plain_loop(endings: list[str], following: bool)
 def test_examples_of_episodes(
     endings: list[str], following: bool, rows: list[list[float]], terminated: list[bool]
 ) -> None:
-    data, _ = episodes_from_steps(_log(endings, following), "log")
+    data, _ = episodes_from_steps(_log(endings, following, successes=None), "log")
     assert _rows(data) == rows
     assert data.terminated.tolist() == terminated
     assert data.truncated.tolist() == [not fell for fell in terminated]
@@ -183,3 +193,109 @@ def test_labels_have_the_types_of_the_container() -> None:
     assert isinstance(rewards, Rewards)
     assert (rewards.rewards.dtype, rewards.successes.dtype) == (torch.float32, torch.bool)
     assert (rewards.rewards.tolist(), rewards.successes.tolist()) == ([1, 2], [False, True])
+
+
+def _sparse(last: float, other: float, ending: str = "cut") -> Steps:
+    """Two episodes of three steps, whose last step has another reward and is solved."""
+    end = np.tile([False, False, True], 2)
+    rewards = np.where(end, last, other)
+    return _log(["", "", ending] * 2, next_observations=False, rewards=rewards, successes=end)
+
+
+@pytest.mark.parametrize(
+    ("log", "parts"),
+    [
+        (_sparse(1.0, 0.0), ["all 2 rewards other than 0 (rewards) and all 2 successes (successes)"]),
+        (_sparse(0.0, -1.0), ["all 2 rewards other than -1"]),
+        (
+            replace(_sparse(1.0, 0.0), successes=None),
+            ["all 2 rewards other than 0 (rewards) are in the last"],
+        ),
+        (replace(_sparse(1.0, 0.0), rewards=None), ["log: all 2 successes (successes) are in the last step"]),
+        (replace(_sparse(1.0, 0.0), rewards=np.arange(6.0)), ["log: all 2 successes (successes)"]),
+    ],
+)
+def test_a_log_that_would_lose_all_rewards_or_successes_is_refused_with_the_remedy(
+    log: Steps, parts: list[str]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        episodes_from_steps(log, "log")
+    for part in [*parts, "give next_observations", "as terminated", "leave the column out"]:
+        assert part in str(caught.value)
+
+
+def test_the_remedies_for_a_lost_reward_keep_it() -> None:
+    _, rewards = episodes_from_steps(_sparse(1.0, 0.0, "fell"), "log")
+    assert rewards.rewards.tolist() == rewards.successes.tolist() == [0, 0, 1, 0, 0, 1]
+    assert int(rewards.dropped_steps) == 0
+    log = _sparse(1.0, 0.0)
+    known = replace(log, next_observations=log.observations)
+    assert episodes_from_steps(known, "log")[1].rewards.tolist() == [0, 0, 1, 0, 0, 1]
+    _, rewards = episodes_from_steps(replace(log, rewards=None, successes=None), "log")
+    assert (int(rewards.dropped_steps), rewards.missing) == (2, True)
+
+
+def test_equal_rewards_and_other_losses_are_reported_but_not_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    episodes_from_steps(replace(_sparse(1.0, 1.0), successes=None), "log")
+    episodes_from_steps(_log(["", "", "fell"], next_observations=False), "log")
+    log = _log(["", "", "fell", "", "cut", "cut", ""], next_observations=False)
+    _, rewards = episodes_from_steps(log, "log")
+    counts = [
+        rewards.dropped_steps,
+        rewards.dropped_episodes,
+        rewards.dropped_reward,
+        rewards.dropped_successes,
+    ]
+    assert [count.item() for count in counts] == [3, 2, 150.0, 1]  # rows 4, 5 and 6
+    assert len(caplog.messages) == 2
+    assert caplog.messages[-1] == (
+        "log: 3 logged steps are dropped: 3 because nothing says where they led (next_observations would keep them). "
+        "They are 2 whole episodes, and have 150 of reward and 1 successes"
+    )
+
+
+def test_ignored_rows_are_in_no_episode_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    log = _log(["", "fell", "fell", "", "fell"], next_observations=False)
+    log = replace(log, ignored=np.array([False, False, True, False, False]))
+    data, rewards = episodes_from_steps(log, "log")
+    assert _rows(data) == [[0, 1, 1], [3, 4, 4]]
+    assert (int(rewards.dropped_steps), float(rewards.dropped_reward)) == (1, 20.0)
+    assert "1 because the episode was over" in caplog.text
+
+
+@pytest.mark.parametrize("field", ["terminated", "truncated", "successes"])
+@pytest.mark.parametrize(
+    ("values", "word"), [([0, np.nan, 1], "nan"), ([0, 2, 1], "2"), (["no", "no", "yes"], "no")]
+)
+def test_flags_that_are_no_flags_are_refused(field: str, values: list[Any], word: str) -> None:
+    changes: dict[str, Any] = {field: np.array(values)}
+    log = replace(_log(["", "", "fell"], next_observations=True), **changes)
+    with pytest.raises(InputError, match=f"log: {field} have {word}.* at row"):
+        episodes_from_steps(log, "log")
+
+
+@pytest.mark.parametrize("field", ["observations", "next_observations", "actions", "rewards"])
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        (
+            [2**53, 2**53 + 1, 2**53 + 2],
+            "3 different numbers from 9007199254740992 to 9007199254740994 become",
+        ),
+        ([0.0, 1e300, 1.0], "1e\\+300 at row 1.*too large for single precision"),
+        ([0j, 1j, 2j], "complex128, not numbers"),
+        (["a", "b", "c"], "<U1, not numbers"),
+    ],
+)
+def test_numbers_that_single_precision_cannot_keep_are_refused(
+    field: str, values: list[Any], part: str
+) -> None:
+    log = _log(["cut"] * 3, next_observations=True)
+    column = np.array(values) if field == "rewards" else np.array(values)[:, None]
+    changes: Any = {field: column}
+    if field.endswith("observations"):
+        changes = {"observations": column, "next_observations": column}
+    with pytest.raises(InputError, match=f"log: {field.removeprefix('next_')}.*: {part}"):
+        episodes_from_steps(replace(log, **changes), "log")

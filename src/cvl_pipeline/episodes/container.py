@@ -14,6 +14,17 @@ from torch import Tensor
 BLOCK = 1 << 16
 """Rows per block in a pass over all rows."""
 
+UNLESS_ZERO = {"stored": "unless zero"}
+"""Metadata of a field that a file leaves out while it is zero, so that files without it stay as they are."""
+
+
+def _zero() -> Tensor:
+    return torch.zeros((), dtype=torch.int64)
+
+
+def _zero_float() -> Tensor:
+    return torch.zeros(())
+
 
 @dataclass(frozen=True)
 class Transitions:
@@ -32,6 +43,8 @@ class Transitions:
         action_low: (A,) float32, smallest action that the environment accepts.
         action_high: (A,) float32, largest action that the environment accepts.
         discrete: () bool, there are A discrete actions and each logged action is a one-hot vector.
+        actions_out_of_bounds: () int64, logged actions beyond the bounds that reading clipped or widened.
+        largest_excess: () float32, the largest distance of these actions from the bounds.
     """
 
     observations: Tensor
@@ -42,6 +55,8 @@ class Transitions:
     action_low: Tensor
     action_high: Tensor
     discrete: Tensor = field(default_factory=lambda: torch.tensor(False))
+    actions_out_of_bounds: Tensor = field(default_factory=_zero, metadata=UNLESS_ZERO)
+    largest_excess: Tensor = field(default_factory=_zero_float, metadata=UNLESS_ZERO)
 
     @property
     def images(self) -> bool:
@@ -130,11 +145,19 @@ class Rewards:
         successes: (N,) bool, the task is solved in the state that transition n leads to.
         success_reported: () bool, the log says whether the task is solved. If not, ``successes`` is False
             everywhere and has no meaning.
+        dropped_steps: () int64, logged steps that are not among the transitions; see ``episodes_from_steps``.
+        dropped_episodes: () int64, episodes of which no step is left.
+        dropped_reward: () float32, sum of the rewards of the dropped steps.
+        dropped_successes: () int64, dropped steps in which the task was solved.
     """
 
     rewards: Tensor
     successes: Tensor
     success_reported: Tensor = field(default_factory=lambda: torch.tensor(True))
+    dropped_steps: Tensor = field(default_factory=_zero, metadata=UNLESS_ZERO)
+    dropped_episodes: Tensor = field(default_factory=_zero, metadata=UNLESS_ZERO)
+    dropped_reward: Tensor = field(default_factory=_zero_float, metadata=UNLESS_ZERO)
+    dropped_successes: Tensor = field(default_factory=_zero, metadata=UNLESS_ZERO)
 
     @property
     def missing(self) -> bool:

@@ -2,13 +2,122 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cvl_pipeline.episodes.container import BLOCK, Rewards, Transitions
 from cvl_pipeline.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+OutOfBounds = Literal["refuse", "clip", "widen"]
+"""What happens to logged actions beyond the bounds."""
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Logged actions beyond the bounds.
+
+    Attributes:
+        count: number of actions with an entry beyond a bound.
+        excess: largest distance of an entry from its bound.
+        row: row of the first of these actions.
+        dimension: its first entry beyond a bound.
+        value: that entry.
+        low: smallest value of that dimension.
+        high: largest value of that dimension.
+    """
+
+    count: int
+    excess: float
+    row: int
+    dimension: int
+    value: float
+    low: float
+    high: float
+
+    def remedy(self, parameter: str) -> str:
+        """Count, largest excess and remedies, the end of an error; ``parameter`` is the name of the rule."""
+        actions = "1 action is" if self.count == 1 else f"{self.count} actions are"
+        return (
+            f"{actions} beyond the bounds, by at most {self.excess:.3g}; log actions as the environment executed them, "
+            f"or set {parameter} to clip if it clips them, or to widen if it accepts them"
+        )
+
+
+def outside_bounds(actions: Tensor, low: Tensor, high: Tensor) -> Outside | None:
+    """Find finite actions, (N, A), beyond their bounds, (A,) each; None if there are none."""
+    count, excess, first = 0, 0.0, None
+    for start in range(0, len(actions), BLOCK):
+        part = actions[start : start + BLOCK]
+        outside = (part < low) | (part > high)
+        if outside.any():
+            count += int(outside.any(1).sum())
+            excess = max(excess, float(torch.maximum(low - part, part - high).max()))
+            if first is None:
+                row, dimension = (int(index) for index in outside.nonzero()[0])
+                first = (start + row, dimension)
+    if first is None:
+        return None
+    row, dimension = first
+    return Outside(
+        count, excess, row, dimension,
+        float(actions[row, dimension]), float(low[dimension]), float(high[dimension]),
+    )  # fmt: skip
+
+
+def bound_actions(
+    transitions: Transitions, rule: OutOfBounds, source: str, parameter: str = "dataset.actions_out_of_bounds"
+) -> Transitions:
+    """Apply the rule for logged actions beyond the bounds.
+
+    Args:
+        transitions: the episodes as logged.
+        rule: ``refuse`` raises InputError; ``clip`` moves such actions to the nearest bound, as an environment does
+            that clips; ``widen`` moves the bounds to the log's smallest and largest actions.
+        source: name of the log in messages.
+        parameter: name of the rule in messages.
+
+    Returns:
+        The episodes, all of whose actions are within their bounds, with the number of actions that were not.
+
+    Raises:
+        InputError: ``refuse`` and actions beyond the bounds; bounds of the wrong shape; actions that are not finite.
+    """
+    _check_actions(transitions)
+    data = transitions
+    found = None if data.discrete else outside_bounds(data.actions, data.action_low, data.action_high)
+    if found is None:
+        return data
+    if rule == "refuse":
+        episode = int(data.episode_of(torch.tensor(found.row)))
+        step = found.row - int(data.episode_starts[episode])
+        raise InputError(
+            f"{source}: action {found.value:g} at episode {episode}, step {step} (the first is 0), dimension "
+            f"{found.dimension}, is outside [{found.low:g}, {found.high:g}]; {found.remedy(parameter)}"
+        )
+    logger.warning(
+        f"{source}: {found.count} of {len(data)} actions were beyond the bounds, by at most {found.excess:.3g}; "
+        + ("they are clipped" if rule == "clip" else "the bounds are widened")
+        + f" ({parameter}={rule})"
+    )
+    counted = replace(
+        data,
+        actions_out_of_bounds=torch.tensor(found.count),
+        largest_excess=torch.tensor(found.excess, dtype=torch.float32),
+    )
+    if rule == "clip":
+        return replace(counted, actions=torch.clamp(data.actions, data.action_low, data.action_high))
+    return replace(
+        counted,
+        action_low=torch.minimum(data.action_low, data.actions.amin(0)),
+        action_high=torch.maximum(data.action_high, data.actions.amax(0)),
+    )
 
 
 def validate_transitions(transitions: Transitions) -> None:
@@ -47,21 +156,12 @@ def validate_transitions(transitions: Transitions) -> None:
                 f"transitions.{name}: shape {tuple(getattr(data, name).shape)}; it must be ({episodes},)"
             )
     _check_finite("transitions.observations", data.observations)
-    _check_finite("transitions.actions", data.actions)
-    for name in ("action_low", "action_high"):
-        if getattr(data, name).shape != data.actions.shape[1:]:
-            raise InputError(
-                f"transitions.{name}: shape {tuple(getattr(data, name).shape)}; it must be "
-                f"({data.actions.shape[1]},), one value per action dimension"
-            )
-        _check_finite(f"transitions.{name}", getattr(data, name))
-    fault = _first(data.actions, lambda part: (part < data.action_low) | (part > data.action_high))
-    if fault is not None:
-        step, dimension = fault
+    _check_actions(data)
+    found = outside_bounds(data.actions, data.action_low, data.action_high)
+    if found is not None:
         raise InputError(
-            f"transitions.actions: {float(data.actions[step, dimension]):g} at transition {step}, dimension "
-            f"{dimension}, is outside [{float(data.action_low[dimension]):g}, "
-            f"{float(data.action_high[dimension]):g}]; record actions as the environment executed them"
+            f"transitions.actions: {found.value:g} at transition {found.row}, dimension {found.dimension}, is outside "
+            f"[{found.low:g}, {found.high:g}]; {found.remedy('actions_out_of_bounds')}"
         )
     fault = _first(data.actions, _not_one_hot) if data.discrete else None
     if fault is not None:
@@ -82,6 +182,23 @@ def validate_rewards(rewards: Rewards, transitions: Transitions) -> None:
             )
     if not rewards.missing:
         _check_finite("rewards.rewards", rewards.rewards)
+
+
+def _check_actions(data: Transitions) -> None:
+    _check_finite("transitions.actions", data.actions)
+    for name in ("action_low", "action_high"):
+        if getattr(data, name).shape != data.actions.shape[1:]:
+            raise InputError(
+                f"transitions.{name}: shape {tuple(getattr(data, name).shape)}; it must be "
+                f"({data.actions.shape[1]},), one value per action dimension"
+            )
+        _check_finite(f"transitions.{name}", getattr(data, name))
+    crossed = (data.action_low > data.action_high).nonzero().flatten().tolist()
+    if crossed:
+        low, high = float(data.action_low[crossed[0]]), float(data.action_high[crossed[0]])
+        raise InputError(
+            f"transitions.action_low: {low:g} in dimension {crossed[0]} is above action_high, {high:g}"
+        )
 
 
 def _check_finite(field: str, values: Tensor) -> None:

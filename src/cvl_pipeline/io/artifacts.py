@@ -32,7 +32,11 @@ Unpack = Callable[[dict[str, Tensor], dict[str, Any]], Any]
 
 
 def _pack_fields(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    values = {field.name: getattr(data, field.name) for field in fields(data)}
+    values = {
+        field.name: getattr(data, field.name)
+        for field in fields(data)
+        if field.metadata.get("stored") != "unless zero" or getattr(data, field.name) != 0
+    }
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     return tensors, {name: value for name, value in values.items() if name not in tensors}
 

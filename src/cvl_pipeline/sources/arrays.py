@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.validation import OutOfBounds, bound_actions, outside_bounds
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.sources.columns import MOST_ACTIONS
-from cvl_pipeline.sources.steps import Steps, episodes_from_steps, first_gap
+from cvl_pipeline.sources.steps import Steps, bounds_of, episodes_from_steps, first_gap
 
 Array = NDArray[Any]
 
@@ -27,6 +29,7 @@ def load_arrays(
     action_low: ArrayLike | None = None,
     action_high: ArrayLike | None = None,
     action_count: int | None = None,
+    actions_out_of_bounds: OutOfBounds = "refuse",
 ) -> tuple[Transitions, Rewards]:
     """Make episodes from arrays with one row per step; see ``cvl_pipeline.episodes_from_arrays``.
 
@@ -58,9 +61,16 @@ def load_arrays(
     elif action_count is not None:
         raise InputError(f"action_count is {action_count}, but actions are vectors; leave it out")
     _check_finite("actions", taken)
+    if actions_out_of_bounds not in get_args(OutOfBounds):
+        raise InputError(
+            f"actions_out_of_bounds is {actions_out_of_bounds!r}; it must be {', '.join(get_args(OutOfBounds))}"
+        )
     bounds = None
     if action_low is not None or action_high is not None:
-        bounds = _bounds(taken.astype(np.float32), action_low, action_high)
+        taken = taken.astype(np.float32)
+        bounds = _bounds(taken, action_low, action_high)
+        if actions_out_of_bounds == "refuse":
+            _check_bounds(taken, *bounds)
     steps = Steps(
         observations=states,
         actions=taken,
@@ -72,7 +82,8 @@ def load_arrays(
         discrete=discrete,
     )
     _check_continuity(steps)
-    return episodes_from_steps(steps, "arrays", bounds)
+    transitions, labels = episodes_from_steps(steps, "arrays", bounds)
+    return bound_actions(transitions, actions_out_of_bounds, "arrays", "actions_out_of_bounds"), labels
 
 
 def _numbers(name: str, values: ArrayLike) -> Array:
@@ -155,21 +166,19 @@ def _one_hot(codes: Array, action_count: int | None) -> Array:
 
 def _bounds(actions: Array, low: ArrayLike | None, high: ArrayLike | None) -> tuple[Array, Array]:
     """Smallest and largest action, (A,) each."""
-    lowest, highest = (
-        extreme if bound is None else _bound(name, bound, actions.shape[1])
-        for name, bound, extreme in (
-            ("action_low", low, actions.min(0)), ("action_high", high, actions.max(0))
-        )
-    )  # fmt: skip
-    outside = np.argwhere((actions < lowest) | (actions > highest))
-    if len(outside):
-        row, dimension = outside[0]
+    given = (("action_low", low), ("action_high", high))
+    return bounds_of(
+        actions, *(None if bound is None else _bound(name, bound, actions.shape[1]) for name, bound in given)
+    )
+
+
+def _check_bounds(actions: Array, low: Array, high: Array) -> None:
+    found = outside_bounds(*(torch.from_numpy(values) for values in (actions, low, high)))
+    if found is not None:
         raise InputError(
-            f"actions[{row}, {dimension}] is {actions[row, dimension]:g}, outside [{lowest[dimension]:g}, "
-            f"{highest[dimension]:g}]; give actions as the environment executed them, or wider action_low and "
-            "action_high"
+            f"actions[{found.row}, {found.dimension}] is {found.value:g}, outside [{found.low:g}, {found.high:g}]; "
+            + found.remedy("actions_out_of_bounds")
         )
-    return lowest, highest
 
 
 def _bound(name: str, values: ArrayLike, size: int) -> Array:

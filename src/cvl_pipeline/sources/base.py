@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import AfterValidator, Field
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.validation import OutOfBounds
 from cvl_pipeline.schema import Registry, Strict
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ class SourceParameters(Strict):
         "{task}",
         description="Folder of the artifacts. `{task}` stands for the task, or for the name of the file "
         "that is read.",
+    )
+    actions_out_of_bounds: OutOfBounds = Field(
+        "refuse",
+        description="Logged actions beyond the bounds: `refuse` the log; `clip` them, as an environment that clips "
+        "executed them; or `widen` the bounds to the smallest and largest action of the log.",
     )
 
     @property

@@ -41,6 +41,7 @@ from cvl_pipeline.io.storage import shown
 from cvl_pipeline.schema import operational
 from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 from cvl_pipeline.sources.download import download
+from cvl_pipeline.sources.precision import single_precision
 from cvl_pipeline.sources.steps import Steps, episodes_from_steps
 
 Floats = NDArray[np.float32]
@@ -167,8 +168,8 @@ def load_d4rl(
             antmaze and in maze2d with sparse rewards, and 4 in kitchen; other tasks have none.
 
     Returns:
-        The episodes and their rewards. Action bounds are -1 and 1 if all actions are within them, else the
-        smallest and largest actions of the log.
+        The episodes and their rewards. Action bounds are -1 and 1, as in all of D4RL's tasks;
+        ``dataset.actions_out_of_bounds`` says what becomes of actions beyond them.
 
     Raises:
         InputError: a missing, damaged or foreign file, a missing array or one of the wrong shape, flags that do
@@ -185,22 +186,29 @@ def load_d4rl(
     if family.terminal_anyway:
         truncated = truncated | terminated
         terminated = terminated & (rewards >= family.solved)
-    rows = np.ones(len(rewards), dtype=bool)
+    if family.start_rewards and log.next_observations is None:
+        # Where the last step of a truncated episode led is unknown, and so is its reward. The step is dropped.
+        unknown = truncated | (np.arange(len(rewards)) == len(rewards) - 1)
+        rewards = np.where(unknown & ~terminated, np.float32(np.nan), rewards)
+    ignored = np.zeros(len(rewards), dtype=bool)
     if family.terminal_rows:
         _check_ant(log.observations, terminated | truncated, source)
-        rows[1:] = ~(terminated[1:] & terminated[:-1] & ~truncated[:-1])
+        ignored[1:] = terminated[1:] & terminated[:-1] & ~truncated[:-1]
     if success_reward is None:
         success_reward = math.inf if "-dense-" in dataset_id else family.solved
     steps = Steps(
-        observations=log.observations[rows],
-        actions=log.actions[rows],
-        terminated=terminated[rows],
-        truncated=truncated[rows],
-        next_observations=None if log.next_observations is None else log.next_observations[rows],
-        rewards=rewards[rows],
-        successes=rewards[rows] >= success_reward if math.isfinite(success_reward) else None,
+        observations=log.observations,
+        actions=log.actions,
+        terminated=terminated,
+        truncated=truncated,
+        next_observations=log.next_observations,
+        rewards=rewards,
+        successes=rewards >= success_reward if math.isfinite(success_reward) else None,
+        ignored=ignored,
     )
-    return episodes_from_steps(steps, source, _action_bounds(log.actions))
+    # All of D4RL's tasks take actions from -1 to 1, even if a log does not reach these bounds.
+    high = np.ones(log.actions.shape[1], dtype=np.float32)
+    return episodes_from_steps(steps, source, (-high, high))
 
 
 @dataclass(frozen=True)
@@ -295,9 +303,7 @@ def _array(file: Any, name: str, source: str, count: int | None) -> Floats:
         raise InputError(
             f"{source}: {len(node)} rows of {name}, but {count} of observations; give one of each per step"
         )
-    with np.errstate(over="ignore"):  # becomes infinite, which validation refuses
-        values: Floats = np.asarray(node[()], dtype=np.float32)
-    return values
+    return single_precision(node[()], f"{source}: {name}")
 
 
 def _family(dataset_id: str) -> _Family:
@@ -333,15 +339,6 @@ def _check_ant(observations: Floats, ends: Flags, source: str) -> None:
             "where neither a terminal nor a timeout ends the episode, as in D4RL's antmaze v0; use the v2 "
             "dataset of this maze, which has correct timeouts"
         )
-
-
-def _action_bounds(actions: Floats) -> tuple[Floats, Floats] | None:
-    # All of D4RL's tasks take actions from -1 to 1, even if a log does not reach these bounds. A log with larger
-    # actions is from another task, with unknown bounds.
-    if not (np.abs(actions) <= 1.0).all():
-        return None
-    high = np.ones(actions.shape[1], dtype=np.float32)
-    return -high, high
 
 
 SUCCESSORS = {

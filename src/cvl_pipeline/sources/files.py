@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.validation import OutOfBounds, bound_actions, outside_bounds
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.storage import shown
 from cvl_pipeline.schema import Floats, operational
 from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters
 from cvl_pipeline.sources.columns import MOST_ACTIONS, Columns
 from cvl_pipeline.sources.formats import open_contents
-from cvl_pipeline.sources.steps import Steps, episodes_from_steps, first_gap
+from cvl_pipeline.sources.precision import single_precision
+from cvl_pipeline.sources.steps import Steps, bounds_of, episodes_from_steps, first_gap
 from cvl_pipeline.sources.tables import Table, brief, place_of_row
 
 Array = NDArray[Any]
@@ -28,6 +31,7 @@ def load_file(
     columns: Columns,
     action_low: tuple[float, ...] | None = None,
     action_high: tuple[float, ...] | None = None,
+    actions_out_of_bounds: OutOfBounds = "refuse",
 ) -> tuple[Transitions, Rewards]:
     """Read a log with one row per step. The suffix names the format: .hdf5, .h5, .npz, .parquet, .csv, .csv.gz.
 
@@ -41,6 +45,7 @@ def load_file(
         columns: names of the columns.
         action_low: (A,), the smallest action that the environment accepts; None: the smallest in the log.
         action_high: (A,), the largest action; None: the largest in the log.
+        actions_out_of_bounds: see ``bound_actions``.
 
     Returns:
         The episodes and their rewards, which are all NaN if the log has none.
@@ -53,14 +58,19 @@ def load_file(
         tables = [table] if columns.groups is None else table.groups(columns.groups)
         _check_same_arrays(tables, columns)
         log = _join([part.file for part in tables], [_read_steps(part, columns) for part in tables])
+    log = replace(log, steps=_single(log.steps, table.file))
     if columns.next_observations is not None:
         _check_continuity(log)
     steps = log.steps
     if columns.discrete:
         place = table.place("actions", columns.actions[0])
         steps = replace(steps, actions=_one_hot(steps.actions[:, 0], columns.action_count, place))
-    bounds = _action_bounds(replace(log, steps=steps), table.file, action_low, action_high)
-    return episodes_from_steps(steps, table.file, bounds)
+    log = replace(log, steps=steps)
+    bounds = _action_bounds(log, table.file, action_low, action_high)
+    if bounds is not None and actions_out_of_bounds == "refuse":
+        _check_bounds(log, *bounds)
+    transitions, rewards = episodes_from_steps(steps, table.file, bounds, prefix="dataset.columns.")
+    return bound_actions(transitions, actions_out_of_bounds, table.file), rewards
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,17 @@ def _concatenated(parts: list[Steps]) -> Steps:
     return Steps(**arrays, discrete=parts[0].discrete)
 
 
+def _single(steps: Steps, file: str) -> Steps:
+    """Steps in single precision, compared over all groups."""
+    fields = ("observations", "next_observations", "rewards", *(() if steps.discrete else ("actions",)))
+    changes: dict[str, Any] = {
+        field: single_precision(values, f"{file}: dataset.columns.{field}")
+        for field in fields
+        if (values := getattr(steps, field)) is not None and values.ndim != 4
+    }
+    return replace(steps, **changes)
+
+
 def _size(values: Array) -> str:
     return f"{values.shape[1]} numbers" if values.ndim == 2 else f"images {values.shape[1:]}"
 
@@ -186,7 +207,6 @@ def _codes(table: Table, columns: Columns) -> Array:
             f"{place}: {codes[0, 0]} at {place_of_row(0)} is stored as {codes.dtype}; save the codes of "
             "discrete actions as integers from 0"
         )
-    codes = codes.astype(np.int64)
     limit = columns.action_count or MOST_ACTIONS
     outside = np.flatnonzero((codes < 0) | (codes >= limit))
     if len(outside):
@@ -194,7 +214,7 @@ def _codes(table: Table, columns: Columns) -> Array:
             f"{place}: {codes[outside[0], 0]} at {place_of_row(outside[0])} is not an action code, 0 to "
             f"{limit - 1}; number the actions from 0, and see dataset.columns.action_count"
         )
-    return codes
+    return codes.astype(np.int64)
 
 
 def _one_hot(codes: Array, count: int | None, place: str) -> Array:
@@ -255,12 +275,17 @@ def _end_of_group(table: Table, columns: Columns, terminated: Array, truncated: 
 
 def _check_steps(table: Table, name: str, ends: Array) -> None:
     """Refuse a log with missing, repeated or misplaced steps within an episode."""
-    count = table.single("step", name, dtype=np.float64)
-    wrong = np.flatnonzero((np.diff(count) != 1) & ~ends[:-1]) + 1
+    count = table.numbers("step", name)
+    if count.shape[1] != 1:
+        raise InputError(f"{table.place('step', name)}: {count.shape[1]} numbers per row; it must be one")
+    count = count[:, 0] if count.dtype.kind != "b" else count[:, 0].astype(np.int8)
+    before, after = count[:-1], count[1:]
+    # As stored: double precision cannot count beyond 2^53. Compared first, because integers wrap around.
+    wrong = np.flatnonzero(~((after > before) & (after - before == 1)) & ~ends[:-1]) + 1
     if len(wrong):
         row = wrong[0]
         raise InputError(
-            f"{table.place('step', name)}: {count[row]:g} at {place_of_row(row)} after {count[row - 1]:g}, "
+            f"{table.place('step', name)}: {brief(count[row])} at {place_of_row(row)} after {brief(count[row - 1])}, "
             "within an episode; sort the rows by time, and flag the ends of episodes and the rows before gaps"
         )
 
@@ -304,22 +329,29 @@ def _action_bounds(
                 f"dataset.{name}: {len(bound)} numbers, but the actions of {file} have {size} dimensions; "
                 "give one number per dimension, or null"
             )
-    lowest = actions.min(0) if low is None else np.array(low, dtype=np.float32)
-    highest = actions.max(0) if high is None else np.array(high, dtype=np.float32)
+    lowest, highest = bounds_of(
+        actions, *(None if bound is None else np.array(bound, dtype=np.float32) for bound in (low, high))
+    )
     crossed = np.flatnonzero(lowest > highest)
-    if low is not None and high is not None and len(crossed):
+    if len(crossed):
         i = crossed[0]
-        raise InputError(f"dataset.action_low: {low[i]:g} in dimension {i} is above action_high, {high[i]:g}")
-    outside = np.argwhere((actions < lowest) | (actions > highest))
-    if len(outside):
-        row, i = outside[0]
-        where, place = log.locate(row)
         raise InputError(
-            f"{where}: action {actions[row, i]:g} at {place}, dimension {i}, is outside "
-            f"[{lowest[i]:g}, {highest[i]:g}], dataset.action_low and action_high; log actions as the "
-            "environment executed them"
+            f"dataset.action_low: {lowest[i]:g} in dimension {i} is above action_high, {highest[i]:g}"
         )
     return lowest, highest
+
+
+def _check_bounds(log: _Log, low: Array, high: Array) -> None:
+    """Refuse actions beyond the bounds by their table and row, which are no longer known in episodes."""
+    found = outside_bounds(*(torch.from_numpy(values) for values in (log.steps.actions, low, high)))
+    if found is None:
+        return
+    file, place = log.locate(found.row)
+    raise InputError(
+        f"{file}: action {found.value:g} at {place}, dimension {found.dimension}, is outside "
+        f"[{found.low:g}, {found.high:g}], dataset.action_low and action_high; "
+        + found.remedy("dataset.actions_out_of_bounds")
+    )
 
 
 class Files(Source):
@@ -350,7 +382,7 @@ class Files(Source):
         """Read the file."""
         p = self.parameters
         assert p.path is not None  # checked with the parameters
-        return load_file(Path(p.path), p.columns, p.action_low, p.action_high)
+        return load_file(Path(p.path), p.columns, p.action_low, p.action_high, p.actions_out_of_bounds)
 
     @property
     def has_rewards(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,10 +31,13 @@ from cvl_pipeline.errors import InputError, unknown_name
 from cvl_pipeline.io.storage import shown, write_atomically
 from cvl_pipeline.schema import operational
 from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
+from cvl_pipeline.sources.precision import single_precision
 
 if TYPE_CHECKING:
     from minari import EpisodeData, MinariDataset
     from minari.data_collector import EpisodeBuffer
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
@@ -46,7 +50,8 @@ def load_minari(
     Observations are flattened by ``gymnasium.spaces.utils.flatten``, with subspaces in their recorded order. An
     infinite bound of the action space becomes the smallest or largest action of the log. An episode counts as
     truncated if its last step is neither terminated nor truncated. Successes come from ``infos``, if it has one
-    of ``SUCCESSES``; otherwise they are False. If no episode has one, success is not reported.
+    of ``SUCCESSES``; otherwise they are False, with a warning. If no episode has one, success is not reported.
+    Actions beyond the bounds of a Box are returned as they are; see ``bound_actions``.
 
     Args:
         dataset_id: such as ``D4RL/pointmaze/umaze-v2``.
@@ -80,7 +85,12 @@ def load_minari(
             f"{source}: {sum(lengths)} steps, but its metadata says {dataset.total_steps}; it is damaged, so "
             "delete the folder and download it again"
         )
-    return _joined(episodes, action_space)
+    silent = [episode.success_reported for episode in episodes].count(False)
+    if 0 < silent < len(episodes):
+        logger.warning(
+            f"{source}: {silent} of {len(episodes)} episodes do not report success; they count as not solved"
+        )
+    return _joined(episodes, action_space, source)
 
 
 def environment_spec(dataset_id: str, root: Path | None = None) -> EnvSpec | None:
@@ -323,6 +333,12 @@ def _read_episode(
                 "give one number per step"
             )
     for word, flags in (("terminated", terminations), ("truncated", truncations)):
+        wrong = np.flatnonzero((flags != 0) & (flags != 1))
+        if len(wrong):
+            raise InputError(
+                f"{place}: {word} is {flags[wrong[0]]} at step {wrong[0]} (the first is 0), which is not a flag; "
+                "record False and True"
+            )
         if flags[:-1].any():
             raise InputError(
                 f"{place}: step {int(flags.argmax())} of {steps} is {word}, but the episode goes on; end "
@@ -354,7 +370,7 @@ def _flattened(space: spaces.Space[Any], values: Any, rows: int, place: str) -> 
     if is_image_space(space):
         return array
     if isinstance(space, spaces.Box):
-        return array.reshape(rows, -1).astype(np.float32)
+        return array.reshape(rows, -1)
     for row, value in enumerate(array):
         if not space.contains(value):
             raise InputError(f"{place}: {value} at row {row} is outside {_line(space)}")
@@ -366,31 +382,48 @@ def _successes(infos: Mapping[str, Any], steps: int, place: str) -> tuple[Array,
     name = next((name for name in SUCCESSES if name in infos), None)
     if name is None:
         return np.zeros(steps, dtype=bool), False
-    values = np.asarray(infos[name])
+    try:
+        values = np.asarray(infos[name])
+    except ValueError:  # entries of different length
+        raise InputError(
+            f"{place}, infos['{name}']: not one number per step; record one flag per step"
+        ) from None
     flat = values.shape[:1] == (values.size,)  # (steps,) or (steps, 1)
     if values.dtype.kind not in "biuf" or values.size not in (steps, steps + 1) or not flat:
         raise InputError(
             f"{place}, infos['{name}']: {values.dtype} of shape {values.shape}, but {steps} steps need "
             f"{steps} numbers, or {steps + 1} with the reset's"
         )
-    return np.asarray(values.reshape(-1)[-steps:] > 0), True
+    flags = values.reshape(-1)[-steps:]
+    wrong = np.flatnonzero((flags != 0) & (flags != 1))
+    if len(wrong):
+        raise InputError(
+            f"{place}, infos['{name}']: {flags[wrong[0]]} at step {wrong[0]} (the first is 0) is not a flag; record 0 "
+            "and 1, or False and True"
+        )
+    return np.asarray(flags == 1), True
 
 
 def _joined(
-    episodes: list[_Episode], action_space: spaces.Box | spaces.Discrete
+    episodes: list[_Episode], action_space: spaces.Box | spaces.Discrete, source: str
 ) -> tuple[Transitions, Rewards]:
     def all_of(name: str) -> Array:
         return np.concatenate([getattr(episode, name) for episode in episodes])
 
-    actions = all_of("actions")
+    def singles(name: str) -> Array:
+        values = all_of(name)
+        return values if values.ndim == 4 else single_precision(values, f"{source}: {name}")
+
+    actions = singles("actions")
     low, high = np.zeros_like(actions[0]), np.ones_like(actions[0])
     if isinstance(action_space, spaces.Box):
-        smallest, largest = action_space.low.reshape(-1), action_space.high.reshape(-1)
-        low = np.where(np.isfinite(smallest), smallest, actions.min(0))
-        high = np.where(np.isfinite(largest), largest, actions.max(0))
+        low, high = action_space.low.reshape(-1), action_space.high.reshape(-1)
+        # Where a bound is infinite, the log's; it must not cross the other bound.
+        low = np.where(np.isfinite(low), low, np.minimum(actions.min(0), high))
+        high = np.where(np.isfinite(high), high, np.maximum(actions.max(0), low))
     starts = np.cumsum([0, *(len(episode.actions) for episode in episodes)])
     transitions = Transitions(
-        observations=torch.from_numpy(all_of("observations")),
+        observations=torch.from_numpy(singles("observations")),
         actions=torch.from_numpy(actions),
         episode_starts=torch.from_numpy(starts.astype(np.int64)),
         terminated=torch.tensor([episode.terminated for episode in episodes]),
@@ -399,7 +432,7 @@ def _joined(
         action_high=torch.from_numpy(high.astype(np.float32)),
         discrete=torch.tensor(isinstance(action_space, spaces.Discrete)),
     )
-    rewards = torch.from_numpy(all_of("rewards").astype(np.float32))
+    rewards = torch.from_numpy(singles("rewards"))
     reported = any(episode.success_reported for episode in episodes)
     return transitions, Rewards(rewards, torch.from_numpy(all_of("successes")), torch.tensor(reported))
 

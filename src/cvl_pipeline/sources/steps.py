@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,9 @@ from torch import Tensor
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.sources.precision import single_precision
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[np.generic]
 
@@ -31,6 +36,7 @@ class Steps:
         rewards: (N,), on arrival, or None.
         successes: (N,) bool, solved on arrival, or None.
         discrete: whether actions are discrete.
+        ignored: (N,) bool, rows logged after the end of an episode, which are dropped, or None.
     """
 
     observations: Array
@@ -41,10 +47,11 @@ class Steps:
     rewards: Array | None = None
     successes: Array | None = None
     discrete: bool = False
+    ignored: Array | None = None
 
 
 def episodes_from_steps(
-    steps: Steps, source: str, action_bounds: tuple[Array, Array] | None = None
+    steps: Steps, source: str, action_bounds: tuple[Array, Array] | None = None, prefix: str = ""
 ) -> tuple[Transitions, Rewards]:
     """Split a log into episodes.
 
@@ -57,22 +64,28 @@ def episodes_from_steps(
     * Without, a terminated episode keeps its last step, with its reward and the termination. The last
       observation replaces the missing one, because the absorbing state follows in any case.
 
+    Dropped steps are counted in ``Rewards`` and logged. The log is refused if they have every reward that differs
+    from the rest, or every success, because nothing could be learned from what is left.
+
     Args:
         steps: the log.
         source: name of the log in errors, such as a file.
         action_bounds: smallest and largest action, (A,) each; None: 0 and 1 for discrete actions, else the
             smallest and largest logged actions.
+        prefix: of the names of columns in errors, such as ``dataset.columns.``.
 
     Returns:
         The episodes and their rewards, which are all NaN if the log has none.
 
     Raises:
-        InputError: fields differ in their number of rows, or there are no episodes.
+        InputError: fields differ in their number of rows, flags that are not 0 or 1, numbers that single
+            precision cannot distinguish, no episodes, or dropped steps with all rewards or successes.
     """
     count = len(steps.observations)
     columns: dict[str, Array | None] = {
         "actions": steps.actions, "terminated": steps.terminated, "truncated": steps.truncated,
         "next_observations": steps.next_observations, "rewards": steps.rewards, "successes": steps.successes,
+        "ignored": steps.ignored,
     }  # fmt: skip
     for name, values in columns.items():
         if values is not None and len(values) != count:
@@ -86,14 +99,16 @@ def episodes_from_steps(
         )
     if count == 0:
         raise InputError(f"{source}: no steps; log at least one")
-    terminated, truncated = steps.terminated.astype(bool), steps.truncated.astype(bool)
-    ends = terminated | truncated
+    flags = (("terminated", steps.terminated), ("truncated", steps.truncated), ("successes", steps.successes))
+    terminated, truncated, successes = (_flags(values, count, f"{source}: {name}") for name, values in flags)
+    belongs = np.arange(count) if steps.ignored is None else np.flatnonzero(~steps.ignored.astype(bool))
+    ends = (terminated | truncated)[belongs]
     ends[-1] = True
     last = np.flatnonzero(ends)
     first = np.concatenate([[0], last[:-1] + 1])
-    fell = terminated[last]
+    fell = terminated[belongs][last]
     unknown = ~fell if steps.next_observations is None else np.zeros(len(last), dtype=bool)
-    mask = np.ones(count, dtype=bool)
+    mask = np.ones(len(belongs), dtype=bool)
     mask[last[unknown]] = False
     lengths = last - first + 1 - unknown
     some = lengths > 0
@@ -102,31 +117,118 @@ def episodes_from_steps(
             f"{source}: every episode is one step long and the log has no next_observations, so no next state "
             "is known; add next_observations"
         )
-    first, last, lengths, fell = first[some], last[some], lengths[some], fell[some]
+    last, lengths, fell = belongs[last[some]], lengths[some], fell[some]
+    index = belongs[mask]
+    unrewarded = np.full(count, np.nan, dtype=np.float32)
+    rewards = unrewarded if steps.rewards is None else single_precision(steps.rewards, f"{source}: rewards")
+    dropped = np.ones(count, dtype=bool)
+    dropped[index] = False
+    _refuse_loss(rewards, successes, dropped, source, prefix)
     # Observation rows: those of the remaining steps, and after every episode its final observation.
-    final = steps.observations[last] if steps.next_observations is None else steps.next_observations[last]
-    index = np.flatnonzero(mask)
     # Convert before numpy.insert, which casts inserted values to the type of the array.
-    rows = steps.observations[index]
-    rows = rows if rows.ndim == 4 else rows.astype(np.float32)
-    observations = np.insert(rows, lengths.cumsum(), final, axis=0)
-    actions = _tensor(steps.actions[index])
-    low, high = _bounds(actions, steps.discrete) if action_bounds is None else action_bounds
-    rewards = np.full(len(index), np.nan) if steps.rewards is None else steps.rewards[index]
-    successes = np.zeros(len(index), dtype=bool) if steps.successes is None else steps.successes[index]
+    rows = final = _observations(steps.observations, f"{source}: observations")
+    if steps.next_observations is not None:
+        final = _observations(steps.next_observations, f"{source}: next_observations")
+    observations = np.insert(rows[index], lengths.cumsum(), final[last], axis=0)
+    actions = torch.from_numpy(single_precision(steps.actions[index], f"{source}: actions"))
+    if action_bounds is not None:
+        low, high = (np.array(bound, dtype=np.float32) for bound in action_bounds)
+    elif steps.discrete:  # the log may lack some of the actions
+        low, high = np.zeros(actions.shape[1], np.float32), np.ones(actions.shape[1], np.float32)
+    else:
+        low, high = bounds_of(actions.numpy(), None, None)
     transitions = Transitions(
         observations=torch.from_numpy(observations),
         actions=actions,
         episode_starts=torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int64)),
         terminated=torch.from_numpy(fell),
         truncated=torch.from_numpy(~fell),
-        action_low=_tensor(low),
-        action_high=_tensor(high),
+        action_low=torch.from_numpy(low),
+        action_high=torch.from_numpy(high),
         discrete=torch.tensor(steps.discrete),
     )
     return transitions, Rewards(
-        _tensor(rewards), torch.from_numpy(successes.astype(bool)), torch.tensor(steps.successes is not None)
+        torch.from_numpy(rewards[index]),
+        torch.from_numpy(successes[index]),
+        torch.tensor(steps.successes is not None),
+        **_dropped(rewards[dropped], successes[dropped], int(unknown.sum()), int((~some).sum()), source),
     )
+
+
+def _flags(values: Array | None, count: int, place: str) -> NDArray[np.bool_]:
+    if values is None:
+        return np.zeros(count, dtype=bool)
+    wrong = np.flatnonzero((values != 0) & (values != 1)) if values.dtype.kind in "biuf" else np.arange(count)
+    if len(wrong):
+        raise InputError(
+            f"{place} have {values[wrong[0]]!s} at row {wrong[0]}; give flags, 0 and 1 or False and True"
+        )
+    return values.astype(bool)
+
+
+def _observations(values: Array, place: str) -> Array:
+    return values if values.ndim == 4 else single_precision(values, place)
+
+
+def _refuse_loss(
+    rewards: NDArray[Any], successes: NDArray[np.bool_], dropped: NDArray[np.bool_], source: str, prefix: str
+) -> None:
+    """Raise InputError if dropped steps have all rewards that differ from the rest, or all successes.
+
+    Args:
+        rewards: (N,) of all logged steps; NaN where unknown.
+        successes: (N,) bool, likewise.
+        dropped: (N,) bool.
+        source: name of the log.
+        prefix: of the names of columns.
+    """
+    lost, kept = [], rewards[~dropped]
+    different = int((rewards[dropped] != kept[0]).sum()) - int(np.isnan(rewards[dropped]).sum())
+    if different and (kept == kept[0]).all():
+        lost.append(f"all {different} rewards other than {kept[0]:g} ({prefix}rewards)")
+    if successes[dropped].any() and not successes[~dropped].any():
+        lost.append(f"all {successes.sum()} successes ({prefix}successes)")
+    if lost:
+        raise InputError(
+            f"{source}: {' and '.join(lost)} are in the last step of an episode, which is dropped because nothing says "
+            f"where it led; give {prefix}next_observations, or flag the last row of every episode that ended there, "
+            f"such as by solving the task, as {prefix}terminated; or leave the column out if you do not need it"
+        )
+
+
+def _dropped(
+    rewards: NDArray[Any], successes: NDArray[np.bool_], unknown: int, episodes: int, source: str
+) -> dict[str, Tensor]:
+    """Count dropped steps, and log them.
+
+    Args:
+        rewards: (M,) of the dropped steps; NaN where unknown.
+        successes: (M,) bool, likewise.
+        unknown: how many of them are dropped because their next observation is unknown.
+        episodes: episodes of which no step is left.
+        source: name of the log.
+
+    Returns:
+        The fields of ``Rewards``.
+    """
+    if not len(rewards):
+        return {}
+    total = np.nansum(rewards, dtype=np.float64)
+    reasons = [f"{unknown} because nothing says where they led (next_observations would keep them)"] * (
+        unknown > 0
+    )
+    others = len(rewards) - unknown
+    reasons += [f"{others} because the episode was over"] * (others > 0)
+    logger.warning(
+        f"{source}: {len(rewards)} logged steps are dropped: {' and '.join(reasons)}. They are {episodes} whole "
+        f"episodes, and have {total:g} of reward and {successes.sum()} successes"
+    )
+    return {
+        "dropped_steps": torch.tensor(len(rewards)),
+        "dropped_episodes": torch.tensor(episodes),
+        "dropped_reward": torch.tensor(total, dtype=torch.float32),
+        "dropped_successes": torch.tensor(int(successes.sum())),
+    }
 
 
 def first_gap(steps: Steps) -> tuple[int, int | None] | None:
@@ -152,14 +254,16 @@ def first_gap(steps: Steps) -> tuple[int, int | None] | None:
     return (int(rows[broken[0, 0]]), int(broken[0, 1])) if len(broken) else None
 
 
-def _bounds(actions: Tensor, discrete: bool) -> tuple[Tensor, Tensor]:
-    if discrete:  # the log may lack some of the actions
-        return torch.zeros(actions.shape[1]), torch.ones(actions.shape[1])
-    return actions.amin(0), actions.amax(0)
+def bounds_of(
+    actions: NDArray[Any], low: NDArray[Any] | None, high: NDArray[Any] | None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Smallest and largest action, (A,) each: as given, else the smallest and largest of the log, (N, A).
 
-
-def _tensor(values: Array | Tensor) -> Tensor:
-    if isinstance(values, Tensor):
-        return values.float()
-    # Copy, for any byte order or owner, so that the tensor never shares memory with the log.
-    return torch.from_numpy(np.array(values, dtype=np.float32))
+    A bound of the log never crosses a given one.
+    """
+    lowest, highest = actions.min(0), actions.max(0)
+    if low is not None:
+        lowest, highest = low, np.maximum(highest, low)
+    if high is not None:
+        lowest, highest = lowest if low is not None else np.minimum(lowest, high), high
+    return lowest, highest

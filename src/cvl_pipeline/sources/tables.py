@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.columns import Columns
 from cvl_pipeline.sources.formats import Contents, reading
+from cvl_pipeline.sources.precision import single_precision
 
 Array = NDArray[Any]
 
@@ -109,30 +110,34 @@ class Table:
         )
 
     def matrix(self, field: str, columns: Columns) -> Array:
-        """All columns of a field side by side, (N, K) float32; images unchanged, (N, H, W, C) uint8."""
+        """All columns of a field side by side, (N, K); images unchanged, (N, H, W, C) uint8.
+
+        The numbers are float32; in a group, as stored, but checked to fit float32.
+        """
         names = self.choose(field, columns)
         first = self._cells(field, names[0])
         if len(names) == 1 and field in OBSERVED and first.ndim == 4 and first.dtype == np.uint8:
             return first
-        parts = [self._as(field, names[0], np.float32, first)]
-        parts += [self._as(field, name, np.float32) for name in names[1:]]
+        parts = [self._as_single(field, names[0], first)]
+        parts += [self._as_single(field, name) for name in names[1:]]
         for name, part in zip(names, parts, strict=True):  # only the longer field can differ here
             self._check_rows(field, name, len(part), (names[0], len(parts[0])))
         return np.concatenate(parts, axis=1)
 
-    def single(self, field: str, name: str, dtype: type[np.floating[Any]] = np.float32) -> Array:
+    def single(self, field: str, name: str) -> Array:
         """A column of one number per row, (N,)."""
-        values = self._as(field, name, dtype)
+        values = self._as_single(field, name)
         if values.shape[1] != 1:
             raise InputError(f"{self.place(field, name)}: {values.shape[1]} numbers per row; it must be one")
         return values[:, 0]
 
-    def _as(self, field: str, name: str, dtype: type[np.floating[Any]], cells: Array | None = None) -> Array:
+    def _as_single(self, field: str, name: str, cells: Array | None = None) -> Array:
         wide = self.numbers(field, name, cells)
         with np.errstate(over="ignore"):
-            values = wide.astype(dtype)
-        self._refuse(np.isinf(values), wide, field, name, "is too large for single precision; rescale it")
-        return values
+            singles = wide.astype(np.float32)
+        self._refuse(np.isinf(singles), wide, field, name, "is too large for single precision; rescale it")
+        singles = single_precision(wide, self.place(field, name))
+        return wide if self._longer else singles  # numbers of different groups are compared later
 
     def numbers(self, field: str, name: str, cells: Array | None = None) -> Array:
         """A column of finite numbers as stored, (N, K); pass ``cells`` if the column is already read."""

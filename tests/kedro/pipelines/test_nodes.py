@@ -150,15 +150,32 @@ def test_measures_that_nothing_reports_are_null() -> None:
     assert metrics["behaviour.success_rate"] is None
     assert metrics["behaviour.return_mean"] == pytest.approx(0.5)
     table = data_ingestion.tabulate(behaviour, labels, split_first(behaviour, 2), REACH)
-    report = data_ingestion.report(table)
+    report = data_ingestion.report(table, behaviour, labels)
     assert report["success_rate"] is None
     assert report["return_mean"] == pytest.approx(0.5)
     missing = replace(labels, rewards=torch.full((6,), torch.nan))
     report = data_ingestion.report(
-        data_ingestion.tabulate(behaviour, missing, split_first(behaviour, 2), REACH)
+        data_ingestion.tabulate(behaviour, missing, split_first(behaviour, 2), REACH), behaviour, missing
     )
     assert report["return_mean"] is None
     assert report["transitions"] == 6
+    assert (report["dropped_reward"], report["dropped_successes"]) == (None, None)
+
+
+def test_the_data_report_counts_what_reading_dropped_and_changed() -> None:
+    data = replace(
+        make_transitions([2, 2, 2], [False] * 3),
+        actions_out_of_bounds=torch.tensor(4), largest_excess=torch.tensor(0.5),
+    )  # fmt: skip
+    counts = (torch.tensor(7), torch.tensor(2), torch.tensor(-1.5), torch.tensor(3))
+    rewards = Rewards(torch.zeros(6), torch.zeros(6, dtype=torch.bool), torch.tensor(True), *counts)
+    table = data_ingestion.tabulate(data, rewards, split_first(data, 2), REACH)
+    expected = {
+        "dropped_steps": 7, "dropped_episodes": 2, "dropped_reward": -1.5, "dropped_successes": 3,
+        "actions_out_of_bounds": 4, "largest_excess": 0.5,
+    }  # fmt: skip
+    report = data_ingestion.report(table, data, rewards)
+    assert {name: report[name] for name in expected} == expected
 
 
 def test_all_tables_and_the_summary_name_the_tasks_of_a_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "data_ingestion.split": {"errors", "episodes"},
     "data_ingestion.normalise": {"errors", "episodes"},
     "data_ingestion.tabulate": SOURCES_OF_EPISODES,
-    "data_ingestion.report": set(),
+    "data_ingestion.report": {"episodes"},
     "data_ingestion.plot": {"errors", "episodes", "reports"},
     "contrastive_dynamics.train": TRAINING | {"dynamics"},
     "contrastive_dynamics.report": set(),
@@ -139,7 +139,10 @@ def test_a_policy_depends_on_its_own_objective_and_the_critic_on_none(objective:
         assert not _modules(codes["contrastive_dynamics.train"], package)
 
 
-FILE_READERS = {"files": {"columns", "formats", "steps", "tables"}, "d4rl": {"download", "steps"}}
+FILE_READERS = {
+    "files": {"columns", "formats", "precision", "steps", "tables"}, "d4rl": {"download", "precision", "steps"},
+    "minari": {"precision"},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("source", SOURCES.names)

@@ -46,8 +46,8 @@ def tabulate(
     return with_tasks(episode_table(transitions, rewards, split), transitions, tasks)
 
 
-def report(episodes: pd.DataFrame) -> dict[str, Any]:
-    """Count episodes and steps; summarise lengths, returns and success."""
+def report(episodes: pd.DataFrame, transitions: Transitions, rewards: Rewards) -> dict[str, Any]:
+    """Count episodes and steps; summarise lengths, returns and success, and what reading dropped or changed."""
     return {
         "episodes": len(episodes),
         "transitions": int(episodes["length"].sum()),
@@ -59,6 +59,12 @@ def report(episodes: pd.DataFrame) -> dict[str, Any]:
         "length_max": int(episodes["length"].max()),
         **{f"return_{name}": _known(episodes["return"].agg(name)) for name in ("mean", "min", "max")},
         "success_rate": _known(episodes["success"].astype("Float64").mean()),
+        "dropped_steps": int(rewards.dropped_steps),
+        "dropped_episodes": int(rewards.dropped_episodes),
+        "dropped_reward": None if rewards.missing else float(rewards.dropped_reward),
+        "dropped_successes": int(rewards.dropped_successes) if rewards.reports_success else None,
+        "actions_out_of_bounds": int(transitions.actions_out_of_bounds),
+        "largest_excess": float(transitions.largest_excess),
     }
 
 

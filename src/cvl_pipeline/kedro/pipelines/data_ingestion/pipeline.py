@@ -33,7 +33,13 @@ def create_pipeline() -> Pipeline:
                 "episodes",
                 name="tabulate",
             ),
-            node(nodes.report, "episodes", "data_report", name="report", tags=["report"]),
+            node(
+                nodes.report,
+                ["episodes", "transitions", "rewards"],
+                "data_report",
+                name="report",
+                tags=["report"],
+            ),
             node(
                 nodes.plot,
                 ["transitions", "episodes", "normalisation", "params:seed"],
