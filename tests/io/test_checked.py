@@ -70,7 +70,7 @@ def test_a_missing_table_or_checkpoint_is_reported(tmp_path: Path, read: Callabl
     with pytest.raises(InputError, match=r"x does not exist"):
         read(tmp_path / "x")
     (tmp_path / "x").mkdir()
-    with pytest.raises(InputError, match=r"x is damaged \(Is a directory\)"):
+    with pytest.raises(InputError, match=r"x is a folder, not a file; delete it"):
         read(tmp_path / "x")
 
 

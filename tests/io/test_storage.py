@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io import storage
-from cvl_pipeline.io.checked import write_checkpoint, write_table
+from cvl_pipeline.io.checked import read_checkpoint, read_table, write_checkpoint, write_table
 from cvl_pipeline.io.storage import (
     HOST,
     fingerprint,
@@ -182,7 +183,7 @@ def test_files_of_another_kind_are_reported(tmp_path: Path) -> None:
         refused("was not written by cvl-pipeline")
     path.unlink()
     path.mkdir()
-    refused("damaged or not a safetensors file")
+    refused("is a folder, not a file")
 
 
 @pytest.mark.parametrize("missing", ["config", "checksum", "kind", "version"])
@@ -410,3 +411,36 @@ def test_a_large_file_is_checked_once_and_again_when_it_changes(
     path.write_bytes(content)
     with pytest.raises(InputError, match="does not match its checksum"):
         read_tensors(path, "thing")
+
+
+def test_an_artifact_that_is_no_file_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    os.mkfifo(path)
+    for read in (lambda: read_tensors(path, None), lambda: read_table(path), lambda: read_checkpoint(path)):
+        with pytest.raises(
+            InputError, match=r"x\.safetensors is a pipe, not a file; delete it and rerun its stage"
+        ):
+            read()
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    path = tmp_path / "x.safetensors"
+    path.touch()
+    monkeypatch.setattr(storage, "safe_open", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    for read in (lambda: read_tensors(path, None), lambda: read_table(path)):
+        with pytest.raises(InputError, match=r"cannot read .*: Permission denied; make it readable for you"):
+            read()
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(
+        InputError, match=r"cannot write .*x: a folder has its name; delete or move the folder"
+    ):
+        write_atomically(tmp_path / "x", lambda partial: partial.write_text("1"))

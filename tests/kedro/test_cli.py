@@ -69,12 +69,12 @@ def test_a_message_with_line_breaks_and_control_characters_stays_one_line() -> N
     assert result.output == "Error: a file\\x1b[2J is damaged\n"
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
-def test_a_full_or_read_only_disk_is_reported_in_one_line(number: int) -> None:
+@pytest.mark.parametrize(("number", "verb"), [(errno.ENOSPC, "write"), (errno.EACCES, "read or write")])
+def test_a_full_or_read_only_disk_is_reported_in_one_line(number: int, verb: str) -> None:
     error = _wrapped(OSError(number, os.strerror(number), "logs/events"), explicit=True)
     result = CliRunner().invoke(_run_that_raises(error), [])
     assert result.exit_code == 1
-    assert result.output.startswith("Error: cannot write logs/events: ")
+    assert result.output.startswith(f"Error: cannot {verb} logs/events: ")
     assert result.output.count("\n") == 1
 
 

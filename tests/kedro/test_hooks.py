@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -292,3 +293,18 @@ def test_a_run_without_an_environment_ends_with_the_places_of_its_results(
         "Pictures: data/08_reporting/mine.csv/seed_0/value_plot.png, "
         "data/08_reporting/mine.csv/seed_0/policy_plot.png",
     ]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_place_of_an_artifact_that_is_no_file_is_refused_before_anything_runs(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    catalog = _catalog(tmp_path)
+    pipeline = _pipeline("data_ingestion")
+    _check(pipeline, catalog)
+    place = path_of(catalog, "data_report")
+    place.parent.mkdir(parents=True)
+    make(place)
+    kind = "pipe" if make is os.mkfifo else "folder"
+    with pytest.raises(InputError, match=rf"data_report\.json is a {kind}, not a file; delete or move it"):
+        _check(pipeline, catalog)

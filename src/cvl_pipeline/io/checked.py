@@ -16,7 +16,16 @@ import pyarrow.parquet as pq
 import torch
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.io.storage import FORMAT, altered, foreign, other_version, shown, write_atomically
+from cvl_pipeline.io.storage import (
+    FORMAT,
+    altered,
+    check_file,
+    foreign,
+    other_version,
+    shown,
+    unreadable,
+    write_atomically,
+)
 
 TABLE_VERSION = 1
 CHECKPOINT_VERSION = 1
@@ -116,10 +125,13 @@ def read_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any]:
 
 
 def _read(path: Path) -> bytes:
+    check_file(path, "delete it and rerun its stage")
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{shown(path)} does not exist; run the stage that makes it") from error
+    except PermissionError as error:
+        raise unreadable(path, error) from error
     except OSError as error:
         raise InputError(
             f"{shown(path)} is damaged ({error.strerror}); delete it and rerun its stage"

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -61,6 +62,64 @@ def shown(path: Path | PurePath) -> str:
     return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute)
 
 
+def kind_at(path: Path) -> str | None:
+    """Return what is at a path: file, folder, pipe, socket or device; None if there is nothing.
+
+    Ask before you open a path that a user names: a pipe or a device may never end.
+
+    Raises:
+        InputError: the system refuses to say, such as for links in a circle.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise unreadable(path, error) from error
+    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(mode), "device")
+
+
+def check_file(path: Path, fix: str = "delete or move it") -> None:
+    """Raise InputError if a path is something other than a file; a path with nothing passes."""
+    kind = kind_at(path)
+    if kind not in ("file", None):
+        raise InputError(f"{shown(path)} is a {kind}, not a file; {fix}")
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder, at any depth and through links, in order.
+
+    Raises:
+        InputError: a folder cannot be read, or contains a pipe, a socket or a device.
+    """
+
+    def fail(error: OSError) -> None:
+        raise unreadable(Path(error.filename or folder), error) from error
+
+    files: list[Path] = []
+    visited: set[str] = set()
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        visited.add(os.path.realpath(place))
+        folders[:] = [name for name in folders if os.path.realpath(Path(place, name)) not in visited]
+        for path in (Path(place, name) for name in names):
+            check_file(path)
+            if kind_at(path) is not None:  # a link may lead nowhere
+                files.append(path)
+    return sorted(files)
+
+
+def unreadable(path: Path, error: Exception) -> InputError:
+    """Create the error for a path that the system refuses to read."""
+    number: Any = getattr(error, "errno", None)
+    fixes = {
+        errno.EACCES: "make it readable for you", errno.EPERM: "make it readable for you",
+        errno.ELOOP: "its links lead back to themselves: replace them",
+    }  # fmt: skip
+    reason = os.strerror(number) if number else error  # libraries write long stories
+    return InputError(f"cannot read {shown(path)}: {reason}; {fixes.get(number, 'check the path')}")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` create a file or a folder in a temporary folder, then rename it: all or nothing.
 
@@ -99,6 +158,8 @@ def refusal(error: OSError) -> str:
     """Explain why the disk refused a file, and how to fix it."""
     if error.errno in FULL:
         return f"the disk is full ({error.strerror}); free some space, or choose another folder"
+    if error.errno == errno.EISDIR:
+        return "a folder has its name; delete or move the folder"
     return f"{error.strerror or error}; make the folder writable, or choose another one"
 
 
@@ -256,11 +317,14 @@ def read_tensors(path: Path, kind: str | None) -> tuple[str, dict[str, Tensor], 
 
 @contextmanager
 def _open(path: Path, kind: str | None) -> Iterator[tuple[Any, dict[str, Any]]]:
+    check_file(path, "delete it and rerun its stage")
     try:
         with safe_open(path, framework="pt") as file:
             yield file, _checked_header(path, kind, file.metadata())
     except FileNotFoundError as error:
         raise InputError(f"{shown(path)} does not exist; run the stage that makes it") from error
+    except PermissionError as error:
+        raise unreadable(path, error) from error
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{shown(path)} is damaged or not a safetensors file ({error}); delete it and rerun its stage"

@@ -65,10 +65,11 @@ class _Command(click.Command):
                 if isinstance(cause, InputError | FloatingPointError | TrainingError):
                     raise click.ClickException(printable(str(cause))) from error
                 if isinstance(cause, OSError) and cause.errno in (*FULL, *REFUSED):
-                    # A file that is no artifact, such as a log.
+                    # A file that is no artifact, such as a log. Only a full disk shows that it was written.
                     place = shown(Path(cause.filename)) if cause.filename else "a file"
+                    verb = "write" if cause.errno in FULL else "read or write"
                     raise click.ClickException(
-                        printable(f"cannot write {place}: {refusal(cause)}")
+                        printable(f"cannot {verb} {place}: {refusal(cause)}")
                     ) from error
             if isinstance(error, ValueError | KeyError | MissingConfigException) and _raised_by_kedro(error):
                 # A tag, a dataset, credentials or an environment that does not exist.

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.location import Location, is_url
+from cvl_pipeline.io.storage import check_file
 from cvl_pipeline.kedro.parameters import DataParameters, RunParameters, check_parameters
 from cvl_pipeline.schema import flattened, merged, nested
 from cvl_pipeline.tuning.storage import StudyLocation
@@ -176,6 +177,7 @@ class CheckedConfigLoader(OmegaConfigLoader):
         """Return the best parameters of the study."""
         location = self.location(self["catalog"]["best_parameters"]["filepath"])
         location.fetch()
+        check_file(location.path, "delete it and rerun tuning.choose")
         try:
             best: dict[str, Any] = json.loads(location.path.read_text())["parameters"]
         except FileNotFoundError:

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cvl_pipeline.errors import InputError, causes, missing_extra
-from cvl_pipeline.io.storage import shown
+from cvl_pipeline.io.storage import check_file, shown
 from cvl_pipeline.kedro.commands import kedro_run, keep_options
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.parameters import RunParameters, check_parameters
@@ -71,6 +71,7 @@ class CheckInputs:
     def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Check the environment, if one will run, the reward and every input on disk; raises InputError."""
         parameters = check_parameters(catalog.load("parameters"))
+        _check_places(pipeline, catalog)
         self._environment = None
         if any("simulator" in node.tags for node in pipeline.nodes):
             self._environment = environment_for(parameters.dataset, parameters.evaluation)
@@ -103,6 +104,14 @@ class CheckInputs:
         """Compare the environment with the episodes as soon as they are there, before anything is trained."""
         if self._environment is not None and "transitions" in outputs:
             self._environment.check(outputs["transitions"])
+
+
+def _check_places(pipeline: Pipeline, catalog: DataCatalog) -> None:
+    """Raise InputError if anything but a file is at the place of an input or an output."""
+    for name in sorted(pipeline.datasets()):
+        dataset = vars(catalog.get(name)) if not is_parameter(name) and name in catalog else {}
+        if "_filepath" in dataset and dataset.get("_version") is None:  # versions are files in a folder
+            check_file(Path(dataset["_filepath"]), "delete or move it")
 
 
 def _missing(names: set[str], catalog: DataCatalog) -> InputError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cvl_pipeline.errors import InputError, causes, masked
-from cvl_pipeline.io.storage import shown
+from cvl_pipeline.io.storage import check_file, shown
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -123,8 +123,9 @@ def check_journal(path: Path) -> None:
     next line would be joined to it and lost too.
 
     Raises:
-        InputError: a line is not JSON; the message gives its number and the fix.
+        InputError: it is no file, or a line is not JSON; the message gives its number and the fix.
     """
+    check_file(path)
     if not path.exists():
         return
     whole = 0

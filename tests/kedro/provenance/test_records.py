@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.kedro.provenance import records
 from cvl_pipeline.kedro.provenance.records import (
     Checksums,
@@ -21,6 +24,7 @@ from cvl_pipeline.kedro.provenance.records import (
     record_path,
     write_record,
 )
+from cvl_pipeline.sources.files import Files
 from cvl_pipeline.testing.builders import names_in
 
 RECIPE = Recipe(
@@ -160,3 +164,72 @@ def test_a_folder_counts_by_its_files_names_and_bytes(tmp_path: Path) -> None:
     assert len({checksum(a="1"), checksum(a="2"), checksum(b="1"), checksum(a="1", sub__b="2")}) == 4
     assert Checksums().of_folder(tmp_path / "nowhere") is None
     assert Checksums().of_folder(tmp_path / "a.txt") == Checksums().of(tmp_path / "a.txt")
+
+
+def test_folders_behind_links_count_and_links_in_a_circle_end(tmp_path: Path) -> None:
+    folder, disk = tmp_path / "folder", tmp_path / "disk"
+    for place in (folder, disk):
+        place.mkdir()
+    (folder / "data").symlink_to(disk)
+    (disk / "up").symlink_to(folder)
+    (disk / "nowhere").symlink_to("gone")
+    (disk / "x").write_text("1")
+    before = Checksums().of_folder(folder)
+    assert Checksums().of_folder(folder) == before
+    (disk / "x").write_text("2")
+    assert Checksums().of_folder(folder) != before
+
+
+def test_what_may_never_end_is_refused_by_name_and_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe is a pipe, not a file; delete or move it"):
+        Checksums().of(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe is a pipe, not a file"):
+        Checksums().of_folder(tmp_path)
+    with pytest.raises(InputError, match="/dev/zero is a device, not a file"):
+        Checksums().of(Path("/dev/zero"))
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match=r"cannot read .*loop: .*; its links lead back to themselves"):
+        Checksums().of(tmp_path / "loop")
+    os.mkfifo(record_path(tmp_path / "x"))
+    assert read_record(tmp_path / "x") is None
+
+
+def test_a_file_or_folder_without_permission_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    (tmp_path / "x").write_text("1")
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"cannot read .*x: Permission denied; make it readable for you"):
+        Checksums().of(tmp_path / "x")
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"cannot read .*: Permission denied"):
+        Checksums().of_folder(tmp_path)
+
+
+def test_several_files_are_one_checksum_and_a_single_one_its_own(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("1")
+    assert Checksums().of_all([]) is None
+    assert Checksums().of_all([one]) == Checksums().of(one)
+    missing = Checksums().of_all([one, two])
+    two.write_text("2")
+    both = Checksums().of_all([one, two])
+    two.write_text("3")
+    assert len({missing, both, Checksums().of_all([one, two])}) == 3
+
+
+def test_a_change_behind_an_external_link_is_a_change_of_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "log.h5"
+    source = Files(Files.Parameters(path=str(path)))
+    with h5py.File(path, "w") as file:
+        file["observations"] = h5py.ExternalLink("raw.h5", "/x")
+    checksums = [Checksums().of_all(source.files())]
+    for value in (1, 2):
+        with h5py.File(tmp_path / "raw.h5", "w") as file:
+            file["x"] = value
+        checksums.append(Checksums().of_all(source.files()))
+    assert len(set(checksums)) == 3

@@ -9,7 +9,7 @@ from typing import Any
 
 from cvl_pipeline.errors import InputError, causes
 from cvl_pipeline.io.location import CACHE, Location, is_url
-from cvl_pipeline.io.storage import shown
+from cvl_pipeline.io.storage import check_file, shown
 
 
 class Located:
@@ -66,6 +66,7 @@ class Located:
     def _fetched(self, load: Callable[[], Any]) -> Any:
         """Load the file, or an up-to-date copy of it."""
         self.location.fetch()
+        check_file(Path(self._get_load_path()), "delete it and rerun its stage")  # type: ignore[attr-defined]
         try:
             return load()
         except Exception as error:

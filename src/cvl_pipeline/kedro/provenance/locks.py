@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.io.location import Location
-from cvl_pipeline.io.storage import HOST, is_alive
+from cvl_pipeline.io.storage import HOST, check_file, is_alive
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +50,10 @@ def acquire(path: Path, what: str) -> TextIO:
         what: name of the locked data, for the error.
 
     Raises:
-        InputError: another process, or another run of this process, holds the lock.
+        InputError: another process, or another run of this process, holds the lock, or it is no file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_file(path)
     file = path.open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

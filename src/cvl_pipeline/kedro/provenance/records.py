@@ -5,12 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cvl_pipeline.io.storage import CHECKED_ONCE, SETTLED, shown, write_atomically
+from cvl_pipeline.io.storage import (
+    CHECKED_ONCE,
+    SETTLED,
+    check_file,
+    files_below,
+    kind_at,
+    shown,
+    unreadable,
+    write_atomically,
+)
 
 FORMAT = 1
 
@@ -91,8 +100,11 @@ def write_record(artifact: Path, record: Record) -> None:
 
 def read_record(artifact: Path) -> Record | None:
     """Read the record; None if it is missing, damaged or of another format."""
+    path = record_path(artifact)
+    if not path.is_file():
+        return None
     try:
-        values = json.loads(record_path(artifact).read_text())
+        values = json.loads(path.read_text())
         if values.pop("checksum") != _checksum(values) or values.pop("format") != FORMAT:
             return None
         record = Record(**{**values, "recipe": Recipe(**values["recipe"])})
@@ -136,7 +148,14 @@ class Checksums:
         ]
 
     def of(self, path: Path) -> str | None:
-        """The checksum of a file; None if there is no such file."""
+        """The checksum of a file; None if there is no such file.
+
+        Raises:
+            InputError: there is a pipe, a socket or a device, or a file that cannot be read.
+        """
+        if kind_at(path) == "folder":
+            return None
+        check_file(path)  # a pipe or a device may never end
         try:
             identity = _identity(path)
             if identity in self._known:
@@ -145,8 +164,10 @@ class Checksums:
                 digest = hashlib.sha256()
                 while block := file.read(1 << 20):
                     digest.update(block)
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise unreadable(path, error) from error
         # The clock of a file system may be too coarse to show that a new file has changed. Writing a large
         # file takes longer than one tick.
         if identity[1] >= CHECKED_ONCE or time.time() - identity[2] / 1e9 > SETTLED:
@@ -154,16 +175,30 @@ class Checksums:
         return digest.hexdigest()
 
     def of_folder(self, path: Path) -> str | None:
-        """One checksum of all files in a folder, or of a file; None if there is neither."""
-        if not path.is_dir():
+        """One checksum of all files in a folder, or of a file; None if there is neither.
+
+        Raises:
+            InputError: something in it is no file, such as a pipe, or cannot be read.
+        """
+        if kind_at(path) != "folder":
             return self.of(path)
-        listed = [(file.relative_to(path).as_posix(), self.of(file)) for file in _files(path)]
-        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+        listed = [(file.relative_to(path).as_posix(), self.of(file)) for file in files_below(path)]
+        return _digest(listed)
+
+    def of_all(self, paths: Sequence[Path]) -> str | None:
+        """One checksum of several files or folders; of a single one as ``of_folder``, of none None."""
+        checksums = [self.of_folder(path) for path in paths]
+        return _digest(checksums) if len(checksums) > 1 else next(iter(checksums), None)
+
+
+def _digest(checksums: Any) -> str:
+    return hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
 
 
 def _files(path: Path) -> list[Path]:
     """A file, or all files in a folder."""
-    return sorted(file for file in (path, *path.rglob("*")) if file.is_file())
+    kind = kind_at(path)
+    return files_below(path) if kind == "folder" else [path] if kind == "file" else []
 
 
 def _identity(path: Path) -> tuple[Any, ...]:

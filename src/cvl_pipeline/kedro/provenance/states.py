@@ -246,8 +246,9 @@ class Provenance:
 
     def _sources(self, parameters: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Yield checksums of the files and the code that the parameters name: logs, your own functions."""
-        for path in self._source_files(parameters):
-            yield "dataset.path", self._checksums.of_folder(path) or MISSING
+        files = self._source_files(parameters)
+        if files:
+            yield "dataset.path", self._checksums.of_all(files) or MISSING
         for value in parameters.values():
             match = NAMED_CODE.fullmatch(value) if isinstance(value, str) else None
             if match:
