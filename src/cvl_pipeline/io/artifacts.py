@@ -13,6 +13,7 @@ from torch import Tensor
 from cvl_pipeline.errors import InputError, look_up
 from cvl_pipeline.imports import named
 from cvl_pipeline.io.storage import read_tensors, shown, write_tensors
+from cvl_pipeline.paths import expanded
 
 # Named, not imported: code that reads one kind of artifact must not depend on the code of all others.
 NORMALISATION, REWARDS, SPLIT, TRANSITIONS = (
@@ -163,7 +164,7 @@ def save_artifact(path: Path | str, kind: str, artifact: Any) -> None:
         InputError: the kind is unknown.
     """
     pack, _ = codec(kind)
-    write_tensors(Path(path), kind, *pack(artifact))
+    write_tensors(expanded(path), kind, *pack(artifact))
 
 
 def load_artifact(path: Path | str, kind: str | None = None) -> Any:
@@ -177,14 +178,15 @@ def load_artifact(path: Path | str, kind: str | None = None) -> Any:
         InputError: the file is missing, damaged, from another program, or of another or an unknown kind, or it
             names an encoder of your own whose module is not on the Python path.
     """
-    stored_kind, tensors, config = read_tensors(Path(path), kind)
+    path = expanded(path)
+    stored_kind, tensors, config = read_tensors(path, kind)
     _, unpack = codec(stored_kind)
     try:
         return unpack(tensors, config)
     except PydanticCustomError as error:  # an encoder of your own that cannot be imported
-        raise InputError(f"{shown(Path(path))}: {error}") from error
+        raise InputError(f"{shown(path)}: {error}") from error
     except (InputError, KeyError, RuntimeError, TypeError) as error:
         raise InputError(
-            f"{shown(Path(path))}: its content is not a valid {stored_kind} ({type(error).__name__}); "
+            f"{shown(path)}: its content is not a valid {stored_kind} ({type(error).__name__}); "
             "delete it and rerun its stage"
         ) from error

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from cvl_pipeline.errors import masked
 from cvl_pipeline.io.location import is_url
 from cvl_pipeline.parameters import RENAMED, StageParameters
+from cvl_pipeline.paths import UserPath
 from cvl_pipeline.schema import Strict, effective, operational, validated
 from cvl_pipeline.tuning.parameters import TuningParameters
 
@@ -19,11 +20,11 @@ from cvl_pipeline.tuning.parameters import TuningParameters
 class DataParameters(Strict):
     """Storage of artifacts."""
 
-    root: str = Field(
+    root: UserPath = Field(
         "data",
         description="Folder of all artifacts, or its URL, such as `s3://bucket/folder`. See docs/remote.md.",
     )
-    cache: str = Field(
+    cache: UserPath = Field(
         "data/.cache",
         description="Folder on this machine for copies of files at a URL, unfinished training and logs.",
     )
@@ -43,7 +44,7 @@ class DataParameters(Strict):
                 )
             if "::" in path or path.startswith("file:"):
                 raise ValueError("must be a path, or a URL of one file system, such as s3://bucket/folder")
-        if not path.strip("/. ") or path.startswith("~") or ".." in PurePosixPath(path).parts:
+        if not path.strip("/. ") or ".." in PurePosixPath(path).parts:
             raise ValueError("must be a folder of the project, or an absolute path, without '..'")
         return path.rstrip("/")
 

@@ -35,6 +35,7 @@ from cvl_pipeline.imports import named
 from cvl_pipeline.io.artifacts import load_artifact, save_artifact
 from cvl_pipeline.io.checked import read_table, write_table
 from cvl_pipeline.io.storage import shown, write_atomically
+from cvl_pipeline.paths import expanded
 from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.processes import TERMINATED, end_with_parent, rank, world_size
 
@@ -114,6 +115,7 @@ def train(
         TrainingError: a process was killed.
         SystemExit: SIGTERM to this process or to one that it started; a checkpoint is saved.
     """
+    checkpoints, logs = (path and expanded(path) for path in (checkpoints, logs))
     if job.training.devices * job.training.nodes == 1:
         return job.run(checkpoints, logs, watch)
     if checkpoints is None:
