@@ -388,9 +388,10 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> No
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "log.hdf5"):
-        with pytest.raises(InputError, match=r"is not a file; correct dataset\.path, or put the file there"):
-            load_d4rl(path)
+    with pytest.raises(InputError, match=r"is not a file; correct dataset\.path, or put the file there"):
+        load_d4rl(tmp_path / "log.hdf5")
+    with pytest.raises(InputError, match=r"dataset\.path: .* is a folder; name one file in it"):
+        load_d4rl(tmp_path)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -223,7 +223,7 @@ def test_a_flag_in_the_middle_of_an_episode_is_refused(csv: Callable[[str], Path
     path = csv("x,u,end,id\n0,0,0,7\n1,0,1,7\n2,0,0,7\n3,0,1,8\n")
     text = refusal(path, mapping(**SMALL | {"terminated": None, "episode": "id"} | {flag: "end"}))
     assert (
-        f"'end' (dataset.columns.{flag}): set at row 1 (the first is 0), but episode 7 of 'id' goes on"
+        f"'end' (dataset.columns.{flag}): set at row 1 (the first is 0), but episode '7' of 'id' goes on"
         in text
     )
 

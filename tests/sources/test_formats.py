@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+import csv as csv_module
+import os
+import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.files import load_file
-from tests.sources.rows import ARRAYS, SMALL, TABLES, Log, mapping, mapping_of, refusal, write
+from tests.sources.rows import ARRAYS, SMALL, TABLES, Array, Log, mapping, mapping_of, refusal, write
 
 
 def test_names_in_a_csv_header_may_have_blanks_around_and_within(csv: Callable[[str], Path]) -> None:
@@ -108,3 +115,135 @@ def test_an_hdf5_name_that_is_no_text_is_ignored(tmp_path: Path, log: Log) -> No
         file[b"\xff\xfe"] = np.zeros(3)
     load_file(path, mapping())
     assert "did you mean 'reward'?" in refusal(path, mapping(rewards="rewards"))
+
+
+IDS = SMALL | {"terminated": None, "episode": "id"}
+
+
+def _ids(path: Path, **changes: Any) -> list[int]:
+    """Lengths of the episodes of a log whose ends are known from its ids alone."""
+    names = IDS | {"next_observations": "x"} | changes
+    return load_file(path, mapping(**names))[0].lengths.tolist()
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["7", "07", "007", "7.0", "+7", "7e0"],
+        ["1e3", "1000", "1000.0"],
+        ["12345678901234567890", "12345678901234567891"],
+        ["9007199254740992", "9007199254740993"],
+        ["0.1", "0.10", "0.1000000000000000055"],
+        ["true", "True", "TRUE", "1"],
+        ["0x10", "16"],
+        ["2024-01-01", "2024-01-01 00:00:00"],
+        ['"NA"', '"null"', '"nan"', '"a, b"', '"a"'],
+        ["Infinity", "inf"],
+    ],
+)
+def test_ids_in_a_csv_are_text(csv: Callable[[str], Path], ids: list[str]) -> None:
+    assert _ids(csv("x,u,id\n" + "".join(f"0,0,{one}\n" * 2 for one in ids))) == [2] * len(ids)
+
+
+@given(
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1), min_size=1, unique_by=str.strip
+    )
+)
+def test_every_text_is_an_id_of_its_own(ids: list[str]) -> None:
+    ids = [one for one in ids if one.strip()] or ["x"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "log.csv")
+        with path.open("w", newline="", encoding="utf-8") as file:
+            rows = [[0, 0, one] for one in ids for _ in range(2)]
+            csv_module.writer(file, quoting=csv_module.QUOTE_ALL).writerows([["x", "u", "id"], *rows])
+        assert _ids(path) == [2] * len(ids)
+
+
+def test_blanks_around_the_name_of_a_column_of_ids_do_not_matter(csv: Callable[[str], Path]) -> None:
+    assert _ids(csv("x, u, id\n0, 0, 07\n0, 0, 07\n0, 0, 7\n0, 0, 7\n")) == [2, 2]
+
+
+def test_a_column_may_be_an_id_and_a_number(csv: Callable[[str], Path]) -> None:
+    path = csv("x,u,id\n0,0,07\n0,0,07\n0,0,8.5\n0,0,8.5\n")
+    assert load_file(path, mapping(**IDS | {"observations": ["id", "x"]}))[0].observations[:, 0].tolist() == [
+        7,
+        7,
+        8.5,
+        8.5,
+    ]
+
+
+@pytest.mark.parametrize("cell", ["", "NA", "null", "nan", '""', '" "'])
+def test_an_id_that_says_nothing_is_refused(csv: Callable[[str], Path], cell: str) -> None:
+    text = refusal(csv(f"x,u,id\n0,0,a\n0,0,{cell}\n0,0,b\n"), mapping(**IDS))
+    assert "'id' (dataset.columns.episode): " in text
+    assert "at row 1" in text
+
+
+def test_ids_that_differ_only_in_blanks_are_refused(csv: Callable[[str], Path]) -> None:
+    text = refusal(csv("x,u,id\n0,0,a\n0,0, a\n0,0,b\n"), mapping(**IDS))
+    assert "' a' at row 1 (the first is 0) differs from 'a' only in blanks; write both alike" in text
+
+
+def test_ids_may_be_any_bytes(tmp_path: Path) -> None:
+    ids = [b"\xff", b"\xff", b"\xfe", b"\xfe", b"\xef\xbf\xbd", b"\xef\xbf\xbd"]
+    (tmp_path / "log.csv").write_bytes(b"x,u,id\n" + b"".join(b"0,0,%b\n" % one for one in ids))
+    with h5py.File(tmp_path / "log.h5", "w") as file:
+        file["x"] = file["u"] = np.zeros(6)
+        file["id"], file["long"] = np.array(ids), np.array(ids, dtype=h5py.string_dtype())
+    np.savez(tmp_path / "log.npz", x=np.zeros(6), u=np.zeros(6), id=np.array(ids))
+    pd.DataFrame({"x": np.zeros(6), "u": np.zeros(6), "id": ids}).to_parquet(tmp_path / "log.parquet")
+    for name in ("log.csv", "log.h5", "log.npz", "log.parquet"):
+        assert _ids(tmp_path / name) == [2, 2, 2], name
+    assert _ids(tmp_path / "log.h5", episode="long") == [2, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["log.h5", "log.npz", "log.parquet"])
+def test_ids_that_their_type_cannot_tell_apart_are_refused(tmp_path: Path, name: str) -> None:
+    def written(ids: Array) -> Path:
+        log = {"x": np.zeros(4, np.float32), "u": np.zeros(4, np.float32), "id": ids}
+        if name == "log.parquet":
+            pd.DataFrame(log).to_parquet(tmp_path / name)
+            return tmp_path / name
+        return write(tmp_path / name, log)
+
+    exact = np.array([2**53, 2**53, 2**53 + 1, 2**53 + 1])
+    assert _ids(written(exact)) == _ids(written(exact.astype(np.uint64) * 1001)) == [2, 2]
+    columns = mapping(**IDS)
+    assert "9007199254740992.0 at row 0 (the first is 0) is too large for float64" in refusal(
+        written(exact.astype(float)), columns
+    )
+    small = np.array([2**24 - 2, 2**24 - 2, 2**24 - 1, 2**24 - 1], dtype=np.float32)
+    assert _ids(written(small)) == [2, 2]
+    assert "at row 0 (the first is 0) is too large for float32" in refusal(written(small + 4), columns)
+
+
+def test_what_is_not_a_file_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert "dataset.path: " in (text := refusal(tmp_path / "pipe.csv"))
+    assert "is a pipe; name one file" in text
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s.h5"))
+        assert "is a socket; name one file" in refusal(tmp_path / "s.h5")
+    (tmp_path / "zero.npz").symlink_to("/dev/zero")
+    assert "is a device; name one file" in refusal(tmp_path / "zero.npz")
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    assert "its links lead back to themselves" in refusal(tmp_path / "loop.csv")
+    assert "cannot read" in refusal(tmp_path / ("x" * 300 + "loop.csv") / "loop.csv")
+
+
+@pytest.mark.parametrize("name", ARRAYS + TABLES)
+def test_a_file_without_permission_is_not_called_damaged(
+    tmp_path: Path, log: Log, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "a long story of a library")
+
+    write(tmp_path / name, log)
+    monkeypatch.setattr("h5py.File", refuse)
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    monkeypatch.setattr("pyarrow.input_stream", refuse)
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", refuse)
+    text = refusal(tmp_path / name)
+    assert text.endswith(f"{name}: cannot be read (Permission denied); make it readable for you")

@@ -12,7 +12,8 @@ from pydantic import AfterValidator, Field
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.validation import OutOfBounds
-from cvl_pipeline.schema import Registry, Strict
+from cvl_pipeline.paths import UserPath
+from cvl_pipeline.schema import Registry, Strict, operational
 
 if TYPE_CHECKING:
     from cvl_pipeline.environments.base import Environment
@@ -30,14 +31,16 @@ def _task(task: str) -> str:
     return task
 
 
-def _local(path: str | None) -> str | None:
-    if path is not None and "://" in path:
+def _local(path: str) -> str:
+    if "://" in path:
         raise ValueError("must be a file or folder on this machine: download it first")
+    if "\0" in path:
+        raise ValueError("must have no null character")
     return path
 
 
 Task = Annotated[str, AfterValidator(_task)]
-LocalPath = Annotated[str | None, AfterValidator(_local)]
+LocalPath = Annotated[UserPath, AfterValidator(_local)]
 
 
 class SourceParameters(Strict):
@@ -64,6 +67,17 @@ class SourceParameters(Strict):
     def folder(self) -> str:
         """Name of the dataset's folder in every layer of ``data/``."""
         return self.name.replace("{task}", re.sub(r"[^\w.\-]", "-", self.label.lstrip(".")))
+
+
+class LogParameters(SourceParameters):
+    """The settings of sources that read a log from a file or a folder."""
+
+    memory_limit: float | None = operational(
+        None,
+        gt=0,
+        description="Largest size of the log's arrays in memory, in GiB; a larger log is refused before it is read. "
+        "null: a quarter of the machine's memory, because reading takes up to four times as much.",
+    )
 
 
 class Source(ABC):

@@ -25,7 +25,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import numpy as np
 import pooch
 from numpy.typing import NDArray
@@ -37,10 +36,13 @@ from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError, look_up, one_line
 from cvl_pipeline.imports import package_file
-from cvl_pipeline.io.storage import shown
+from cvl_pipeline.io.storage import shown, unreadable
+from cvl_pipeline.paths import expanded
 from cvl_pipeline.schema import operational
-from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
+from cvl_pipeline.sources.base import LocalPath, LogParameters, Source, Task
 from cvl_pipeline.sources.download import download
+from cvl_pipeline.sources.hdf5 import HDF5, check_log, log_files, open_hdf5
+from cvl_pipeline.sources.memory import check_memory
 from cvl_pipeline.sources.precision import single_precision
 from cvl_pipeline.sources.steps import Steps, episodes_from_steps
 
@@ -145,7 +147,10 @@ _ANT_JUMP = 5.0  # more than an ant can move in one step; D4RL's own check uses 
 
 
 def load_d4rl(
-    path: Path, dataset_id: str | None = None, success_reward: float | None = None
+    path: Path,
+    dataset_id: str | None = None,
+    success_reward: float | None = None,
+    memory_limit: float | None = None,
 ) -> tuple[Transitions, Rewards]:
     """Read the episodes of a file in D4RL's format, published or your own.
 
@@ -166,6 +171,7 @@ def load_d4rl(
             rewards count on arrival.
         success_reward: smallest reward of a step that solves the task. None: the task's own, which is 1 in
             antmaze and in maze2d with sparse rewards, and 4 in kitchen; other tasks have none.
+        memory_limit: largest size of the arrays in memory, in GiB; None: a quarter of the machine's memory.
 
     Returns:
         The episodes and their rewards. Action bounds are -1 and 1, as in all of D4RL's tasks;
@@ -175,9 +181,10 @@ def load_d4rl(
         InputError: a missing, damaged or foreign file, a missing array or one of the wrong shape, flags that do
             not define where episodes end, or an id of an unknown family.
     """
+    path = expanded(path)
     source, dataset_id = shown(path), dataset_id or ""
     family = _family(dataset_id)
-    log = _read_log(path)
+    log = _read_log(path, memory_limit)
     terminated, truncated = log.terminals, _timeouts(log, dataset_id, source)
     rewards = log.rewards
     if family.start_rewards and log.next_observations is None:
@@ -223,15 +230,22 @@ class _Log:
     next_observations: Floats | None
 
 
-def _read_log(path: Path) -> _Log:
+_ARRAYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
+
+
+def _read_log(path: Path, memory_limit: float | None) -> _Log:
     source = shown(path)
+    check_log(path)
     try:
         if not path.is_file():
             raise InputError(f"{source} is not a file; correct dataset.path, or put the file there")
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
+            check_memory(source, sum(map(file.size, _ARRAYS)), memory_limit)
             log = _log(file, source)
     except InputError:
         raise
+    except PermissionError as error:
+        raise unreadable(path, error) from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
         # The errors of h5py for a damaged file.
         raise InputError(
@@ -243,7 +257,7 @@ def _read_log(path: Path) -> _Log:
     return log
 
 
-def _log(file: Any, source: str) -> _Log:
+def _log(file: HDF5, source: str) -> _Log:
     observations = _vectors(file, "observations", source)
     count = len(observations)
     return _Log(
@@ -251,14 +265,14 @@ def _log(file: Any, source: str) -> _Log:
         actions=_vectors(file, "actions", source, count),
         rewards=_numbers(file, "rewards", source, count),
         terminals=_flags(file, "terminals", source, count),
-        timeouts=_flags(file, "timeouts", source, count) if "timeouts" in file else None,
+        timeouts=_flags(file, "timeouts", source, count) if "timeouts" in file.arrays else None,
         next_observations=(
-            _vectors(file, "next_observations", source, count) if "next_observations" in file else None
+            _vectors(file, "next_observations", source, count) if "next_observations" in file.arrays else None
         ),
     )
 
 
-def _vectors(file: Any, name: str, source: str, count: int | None = None) -> Floats:
+def _vectors(file: HDF5, name: str, source: str, count: int | None = None) -> Floats:
     values = _array(file, name, source, count)
     if values.ndim != 2:
         raise InputError(
@@ -268,7 +282,7 @@ def _vectors(file: Any, name: str, source: str, count: int | None = None) -> Flo
     return values
 
 
-def _numbers(file: Any, name: str, source: str, count: int) -> Floats:
+def _numbers(file: HDF5, name: str, source: str, count: int) -> Floats:
     values = _array(file, name, source, count)
     # Replay buffers write (count, 1).
     if values.shape not in ((count,), (count, 1)):
@@ -278,7 +292,7 @@ def _numbers(file: Any, name: str, source: str, count: int) -> Floats:
     return values.reshape(count)
 
 
-def _flags(file: Any, name: str, source: str, count: int) -> Flags:
+def _flags(file: HDF5, name: str, source: str, count: int) -> Flags:
     values = _numbers(file, name, source, count)
     other = (values != 0.0) & (values != 1.0)
     if other.any():
@@ -287,10 +301,15 @@ def _flags(file: Any, name: str, source: str, count: int) -> Flags:
     return np.asarray(values == 1.0)
 
 
-def _array(file: Any, name: str, source: str, count: int | None) -> Floats:
-    node = file.get(name)
-    if not isinstance(node, h5py.Dataset):
-        names = ", ".join(sorted(map(str, file))) or "nothing"
+def _array(file: HDF5, name: str, source: str, count: int | None) -> Floats:
+    fault = file.fault(name)
+    if fault is not None:
+        raise InputError(f"{source}: array '{name}': {fault}")
+    node = file.array(name)
+    if node is None:
+        names = (
+            ", ".join(sorted({name.partition("/")[0] for name in (*file.arrays, *file.groups)})) or "nothing"
+        )
         raise InputError(
             f"{source}: no array '{name}', the file contains {names}; D4RL's format needs observations, "
             "actions, rewards and terminals"
@@ -360,12 +379,12 @@ returns are close to D4RL's, but not equal. In maze2d, antmaze and kitchen, the 
 class D4RL(Source):
     """A dataset in D4RL's format, published or your own."""
 
-    class Parameters(SourceParameters):
+    class Parameters(LogParameters):
         """The settings of ``d4rl``."""
 
         source: Literal["d4rl"] = Field("d4rl", description="A dataset in D4RL's HDF5 format.")
         task: Task = Field("hopper-medium-v2", description="Id of the dataset.")
-        path: LocalPath = operational(None, description="The file. null: it is downloaded and cached.")
+        path: LocalPath | None = operational(None, description="The file. null: it is downloaded and cached.")
         success_reward: float | None = Field(
             None, description="Smallest reward that counts as success. null: the task family's own, if any."
         )
@@ -385,7 +404,7 @@ class D4RL(Source):
         """Read the file; download it first if it is missing."""
         p = self.parameters
         path = Path(p.path) if p.path else fetch_d4rl(p.task, Path(pooch.os_cache("d4rl")))
-        return load_d4rl(path, p.task, p.success_reward)
+        return load_d4rl(path, p.task, p.success_reward, p.memory_limit)
 
     def make_environment(self, episode_steps: int | None = None) -> Callable[[], Environment] | None:
         """Return a factory of the environment's successor, or of D4RL's own task."""
@@ -407,5 +426,5 @@ class D4RL(Source):
         return None
 
     def files(self) -> list[Path]:
-        """The local file."""
-        return [Path(self.parameters.path)] if self.parameters.path else []
+        """The local file, and the files that its external links lead to."""
+        return log_files(Path(self.parameters.path)) if self.parameters.path else []

@@ -15,10 +15,13 @@ from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.validation import OutOfBounds, bound_actions, outside_bounds
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.storage import shown
+from cvl_pipeline.paths import expanded
 from cvl_pipeline.schema import Floats, operational
-from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters
+from cvl_pipeline.sources.base import LocalPath, LogParameters, Source
 from cvl_pipeline.sources.columns import MOST_ACTIONS, Columns
 from cvl_pipeline.sources.formats import open_contents
+from cvl_pipeline.sources.hdf5 import log_files
+from cvl_pipeline.sources.memory import check_memory
 from cvl_pipeline.sources.precision import single_precision
 from cvl_pipeline.sources.steps import Steps, bounds_of, episodes_from_steps, first_gap
 from cvl_pipeline.sources.tables import Table, brief, place_of_row
@@ -32,6 +35,7 @@ def load_file(
     action_low: tuple[float, ...] | None = None,
     action_high: tuple[float, ...] | None = None,
     actions_out_of_bounds: OutOfBounds = "refuse",
+    memory_limit: float | None = None,
 ) -> tuple[Transitions, Rewards]:
     """Read a log with one row per step. The suffix names the format: .hdf5, .h5, .npz, .parquet, .csv, .csv.gz.
 
@@ -46,6 +50,7 @@ def load_file(
         action_low: (A,), the smallest action that the environment accepts; None: the smallest in the log.
         action_high: (A,), the largest action; None: the largest in the log.
         actions_out_of_bounds: see ``bound_actions``.
+        memory_limit: largest size of the columns in memory, in GiB; None: a quarter of the machine's memory.
 
     Returns:
         The episodes and their rewards, which are all NaN if the log has none.
@@ -53,10 +58,13 @@ def load_file(
     Raises:
         InputError: a fault in the file, its columns or the bounds, with name, row and value.
     """
-    with open_contents(path) as contents:
+    path = expanded(path)
+    ids = () if columns.episode is None else (columns.episode,)
+    with open_contents(path, ids, memory_limit) as contents:
         table = Table(shown(path), contents)
         tables = [table] if columns.groups is None else table.groups(columns.groups)
         _check_same_arrays(tables, columns)
+        check_memory(table.file, sum(part.size(columns) for part in tables), memory_limit)
         log = _join([part.file for part in tables], [_read_steps(part, columns) for part in tables])
     log = replace(log, steps=_single(log.steps, table.file))
     if columns.next_observations is not None:
@@ -239,7 +247,7 @@ def _ends(table: Table, columns: Columns, count: int) -> tuple[Array, Array]:
         return terminated, _end_of_group(table, columns, terminated, truncated)
     if columns.episode is None:
         return terminated, truncated
-    codes, ids = table.categories("episode", columns.episode)
+    codes, ids = table.ids("episode", columns.episode)
     place = table.place("episode", columns.episode)
     changes = codes[1:] != codes[:-1]
     # New ids get increasing codes, so an id that returns has a smaller code than an earlier row.
@@ -357,11 +365,11 @@ def _check_bounds(log: _Log, low: Array, high: Array) -> None:
 class Files(Source):
     """Your own log: HDF5, NPZ, Parquet or CSV, one row per step."""
 
-    class Parameters(SourceParameters):
+    class Parameters(LogParameters):
         """The settings of ``files``."""
 
         source: Literal["files"] = Field("files", description="Your own log, one row per step.")
-        path: LocalPath = operational(None, description="The file. Its suffix names the format.")
+        path: LocalPath | None = operational(None, description="The file. Its suffix names the format.")
         columns: Columns = Field(Columns(), description="The names of the log's columns.")
         action_low: Floats | None = Field(
             None, description="Smallest action of each dimension. null: the smallest in the log."
@@ -382,7 +390,9 @@ class Files(Source):
         """Read the file."""
         p = self.parameters
         assert p.path is not None  # checked with the parameters
-        return load_file(Path(p.path), p.columns, p.action_low, p.action_high, p.actions_out_of_bounds)
+        return load_file(
+            Path(p.path), p.columns, p.action_low, p.action_high, p.actions_out_of_bounds, p.memory_limit
+        )
 
     @property
     def has_rewards(self) -> bool:
@@ -390,5 +400,7 @@ class Files(Source):
         return self.parameters.columns.rewards is not None
 
     def files(self) -> list[Path]:
-        """The file."""
-        return [Path(self.parameters.path)] if self.parameters.path else []
+        """The file, and the files that its external links lead to."""
+        if self.parameters.path is None:
+            return []
+        return log_files(Path(self.parameters.path))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+import errno
+import io
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -16,8 +18,14 @@ from numpy.typing import NDArray
 
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.io.storage import shown
+from cvl_pipeline.sources.hdf5 import check_log, open_hdf5
+from cvl_pipeline.sources.memory import GIB, allowed_bytes, array_bytes, too_large
 
 Array = NDArray[Any]
+
+
+def _no_fault(name: str) -> None:
+    return None
 
 
 class Contents(NamedTuple):
@@ -26,21 +34,33 @@ class Contents(NamedTuple):
     noun: str  # the format's word for a column
     names: list[str]  # column names; a table may have the same name twice
     read: Callable[[str], Array]  # returns a column as stored
+    size: Callable[[str], int]  # returns the bytes of a column in memory, before it is read
     groups: Sequence[str] = ()  # folders of columns, at any depth
+    fault: Callable[[str], str | None] = _no_fault  # says why a column or a group cannot be read
+    text: Callable[[str], Array] | None = (
+        None  # returns a column of identifiers as text, as the file writes them
+    )
 
 
 @contextmanager
-def open_contents(path: Path) -> Iterator[Contents]:
+def open_contents(
+    path: Path, ids: Collection[str] = (), memory_limit: float | None = None
+) -> Iterator[Contents]:
     """Open a log by its suffix: .hdf5, .h5, .npz, .parquet, .csv or .csv.gz.
 
+    Args:
+        path: the file.
+        ids: columns of identifiers.
+        memory_limit: see ``check_memory``; CSV is read as a whole here.
+
     Raises:
-        InputError: the file is missing, a folder, empty or damaged, or has an unknown suffix.
+        InputError: the file is missing, a folder, a pipe, empty or damaged, has an unknown suffix, or is CSV and too
+            large.
     """
     suffix = next((known for known in OPENERS if path.name.lower().endswith(known)), None)
+    check_log(path)
     if not path.exists():
         raise InputError(f"dataset.path: {shown(path)} does not exist")
-    if not path.is_file():
-        raise InputError(f"dataset.path: {shown(path)} is a folder; name one file in it")
     if suffix is None:
         raise InputError(
             f"dataset.path: {shown(path)} has an unknown suffix; it must end in one of {', '.join(OPENERS)}"
@@ -49,7 +69,7 @@ def open_contents(path: Path) -> Iterator[Contents]:
         raise InputError(f"dataset.path: {shown(path)} is empty")
     with ExitStack() as stack:
         with reading(shown(path)):
-            contents = stack.enter_context(OPENERS[suffix](path))
+            contents = stack.enter_context(OPENERS[suffix](path, ids, memory_limit))
         yield contents
 
 
@@ -58,6 +78,12 @@ def reading(place: str) -> Iterator[None]:
     """Convert every error while reading ``place``, a file or a column, into an InputError."""
     try:
         yield
+    except InputError:
+        raise
+    except PermissionError as error:
+        raise InputError(
+            f"{place}: cannot be read ({os.strerror(errno.EACCES)}); make it readable for you"
+        ) from error
     except Exception as error:  # a damaged file can raise any error of its library
         reason = one_line(error)
         if "allow_pickle" in reason:
@@ -72,58 +98,113 @@ def reading(place: str) -> Iterator[None]:
 
 
 @contextmanager
-def _open_hdf5(path: Path) -> Iterator[Contents]:
-    with h5py.File(path, "r") as file:
-        names: list[str] = []
-        groups: list[str] = []
-
-        def note(name: str | bytes, item: object) -> None:
-            # h5py gives a name that is not UTF-8 as bytes; no parameter can select it.
-            if isinstance(name, str):
-                (names if isinstance(item, h5py.Dataset) else groups).append(name)
-
-        file.visititems(note)
-
-        def read(name: str) -> Array:
-            text = h5py.check_string_dtype(file[name].dtype) is not None
-            values: Array = (file[name].asstr() if text else file[name])[()]
-            return values
-
-        yield Contents("array", names, read, groups)
+def _open_hdf5(path: Path, ids: Collection[str], memory_limit: float | None) -> Iterator[Contents]:
+    with open_hdf5(path) as file:
+        yield Contents("array", file.arrays, file.read, file.size, file.groups, file.fault)
 
 
 @contextmanager
-def _open_npz(path: Path) -> Iterator[Contents]:
+def _open_npz(path: Path, ids: Collection[str], memory_limit: float | None) -> Iterator[Contents]:
     # Not numpy.load: it reports every file that is not an archive as a pickle.
     with path.open("rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as file:
-        yield Contents("array", list(file.files), file.__getitem__)
+
+        def size(name: str) -> int:
+            archive: Any = file.zip
+            with archive.open(name if name in archive.namelist() else f"{name}.npy") as entry:
+                version = np.lib.format.read_magic(entry)
+                if version == (1, 0):
+                    shape, _, dtype = np.lib.format.read_array_header_1_0(entry)
+                else:
+                    shape, _, dtype = np.lib.format.read_array_header_2_0(entry)
+            return array_bytes(shape, dtype)
+
+        yield Contents("array", list(file.files), file.__getitem__, size)
+
+
+_BYTES = {"BOOLEAN": 4, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 64}
+"""Bytes in memory of a value of Parquet's types; of others 8."""
 
 
 @contextmanager
-def _open_parquet(path: Path) -> Iterator[Contents]:
+def _open_parquet(path: Path, ids: Collection[str], memory_limit: float | None) -> Iterator[Contents]:
     with pyarrow.parquet.ParquetFile(path) as file:
 
         def read(name: str) -> Array:
             return _from_arrow(file.read(columns=[name]).column(name))
 
-        yield Contents("column", file.schema_arrow.names, read)
+        def size(name: str) -> int:
+            parts = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            columns = [part.column(i) for part in parts for i in range(part.num_columns)]
+            return sum(
+                column.num_values * _BYTES.get(column.physical_type, 8)
+                for column in columns
+                if f"{column.path_in_schema}.".startswith(f"{name}.")
+            )
+
+        yield Contents("column", file.schema_arrow.names, read, size)
+
+
+class _Cells(io.RawIOBase):
+    """A stream of CSV that counts cells and ends with an InputError beyond a number."""
+
+    def __init__(self, stream: Any, place: str, allowed: float) -> None:
+        self._stream, self._place, self._allowed = stream, place, allowed
+        self._cells = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        block: bytes = self._stream.read(size)
+        self._cells += block.count(b",") + block.count(b"\n")
+        if self._cells * _CELL_BYTES > self._allowed:
+            raise too_large(self._place, f"more than {self._allowed / GIB:.3g}", self._allowed)
+        return block
+
+
+_CELL_BYTES = 8
 
 
 @contextmanager
-def _open_csv(path: Path) -> Iterator[Contents]:
+def _open_csv(path: Path, ids: Collection[str], memory_limit: float | None) -> Iterator[Contents]:
     compression = "gzip" if path.name.lower().endswith(".gz") else None
-    options = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
     with pa.input_stream(str(path), compression=compression) as stream:
-        table = pyarrow.csv.read_csv(stream, convert_options=options)
+        header = pyarrow.csv.open_csv(stream).schema.names
+    options = pyarrow.csv.ConvertOptions(
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,  # "NA" in quotes is text
+        # Identifiers are text: 007 is not 7. As bytes, because any bytes can be an identifier.
+        column_types={name: pa.binary() for name in header if name.strip() in ids},
+    )
+    with pa.input_stream(str(path), compression=compression) as stream:
+        cells = _Cells(stream, shown(path), allowed_bytes(memory_limit))
+        table = pyarrow.csv.read_csv(cells, convert_options=options)
     names = [name.strip() for name in table.column_names]  # spaces after a comma do not belong to the name
-    yield Contents("column", names, lambda name: _from_arrow(table.column(names.index(name))))
+
+    def column(name: str) -> Any:
+        return table.column(names.index(name))
+
+    def read(name: str) -> Array:
+        return _from_arrow(_inferred(column(name)) if name in ids else column(name))
+
+    yield Contents(
+        "column", names, read, lambda name: column(name).nbytes, text=lambda name: _from_arrow(column(name))
+    )
+
+
+def _inferred(column: Any) -> Any:
+    """Return a column of bytes as numbers, if all of them are numbers."""
+    for kind in (pa.int64(), pa.float64()):
+        with suppress(pa.ArrowInvalid):
+            return column.cast(pa.string()).cast(kind)
+    return column
 
 
 def _from_arrow(column: Any) -> Array:
     return np.asarray(column.to_pandas())
 
 
-OPENERS: dict[str, Callable[[Path], AbstractContextManager[Contents]]] = {
+OPENERS: dict[str, Callable[[Path, Collection[str], float | None], AbstractContextManager[Contents]]] = {
     ".hdf5": _open_hdf5,
     ".h5": _open_hdf5,
     ".npz": _open_npz,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,9 +29,12 @@ from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment, is_image_s
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError, unknown_name
-from cvl_pipeline.io.storage import shown, write_atomically
+from cvl_pipeline.io.storage import files_below, kind_at, shown, unreadable, write_atomically
+from cvl_pipeline.paths import expanded
 from cvl_pipeline.schema import operational
-from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
+from cvl_pipeline.sources.base import LocalPath, LogParameters, Source, Task
+from cvl_pipeline.sources.hdf5 import COPY, HDF5, open_hdf5
+from cvl_pipeline.sources.memory import check_memory
 from cvl_pipeline.sources.precision import single_precision
 
 if TYPE_CHECKING:
@@ -43,7 +47,7 @@ Array = NDArray[Any]
 
 
 def load_minari(
-    dataset_id: str, root: Path | None = None, download: bool = True
+    dataset_id: str, root: Path | None = None, download: bool = True, memory_limit: float | None = None
 ) -> tuple[Transitions, Rewards]:
     """Read a Minari dataset.
 
@@ -57,6 +61,7 @@ def load_minari(
         dataset_id: such as ``D4RL/pointmaze/umaze-v2``.
         root: folder of datasets; None: ``MINARI_DATASETS_PATH``, or Minari's folder in the home folder.
         download: whether to download a missing dataset.
+        memory_limit: largest size of the episodes in memory, in GiB; None: a quarter of the machine's memory.
 
     Returns:
         The episodes and their rewards.
@@ -75,6 +80,7 @@ def load_minari(
         raise InputError(f"{source}: action space {_line(action_space)}; only Box and Discrete are supported")
     if dataset.total_episodes == 0:
         raise InputError(f"{source}: no episode; delete the folder and record or download it again")
+    _check_data(dataset, folder, memory_limit)
     episodes = [
         _read_episode(data, observation_space, action_space, f"{source}: episode {data.id}")
         for data in _episodes_of(dataset, folder)
@@ -193,7 +199,12 @@ def _place(dataset_id: str, root: Path | None) -> tuple[Path, Path]:
             f"Minari dataset '{dataset_id}': an id has the form name-v0 or namespace/name-v0, of letters, "
             "digits, '_' and '-', such as D4RL/pointmaze/umaze-v2"
         ) from error
-    root = get_dataset_path() if root is None else root
+    root = expanded(get_dataset_path() if root is None else root)
+    kind = kind_at(root)
+    if kind not in ("folder", None):
+        raise InputError(
+            f"{shown(root)} is a {kind}, not a folder of Minari datasets; name such a folder (dataset.path)"
+        )
     return root, root / dataset_id
 
 
@@ -211,6 +222,7 @@ def _open(dataset_id: str, root: Path | None, download: bool) -> tuple[MinariDat
             raise _unknown(dataset_id, root)
         _download(dataset_id, root)
     with _reading(folder):
+        files_below(folder)  # a pipe in the folder would never end
         metadata = MinariStorage.read_raw_metadata(data)
         for field in ("observation_space", "action_space"):
             # Without it, Minari would make the environment, and so run any code that the file names.
@@ -218,6 +230,35 @@ def _open(dataset_id: str, root: Path | None, download: bool) -> tuple[MinariDat
                 raise InputError(f"{shown(folder)}: its metadata has no {field}; record it again with Minari")
         described: dict[str, Any] = json.loads(metadata["observation_space"])
         return MinariDataset(data), folder, described
+
+
+def _check_data(dataset: MinariDataset, folder: Path, memory_limit: float | None) -> None:
+    """Refuse episodes that are too large, or HDF5 in which values are missing or from other files."""
+    with _reading(folder):
+        size = dataset.total_steps * (_bytes(dataset.observation_space) + _bytes(dataset.action_space))
+        path = folder / "data" / "main_data.hdf5"
+        if path.exists():
+            with open_hdf5(path) as file:
+                _check_values(file, path)
+                size = max(size, sum(map(file.size, file.arrays)))
+        check_memory(shown(folder), size, memory_limit)
+
+
+def _bytes(space: spaces.Space[Any]) -> int:
+    """Bytes of an element in memory."""
+    return math.prod(space.shape or ()) if is_image_space(space) else 4 * spaces.flatdim(space)
+
+
+def _check_values(file: HDF5, path: Path) -> None:
+    if len(file.files) > 1:
+        raise InputError(
+            f"{shown(path)}: takes values from {shown(file.files[1])} (an external link), which Minari would read "
+            f"unchecked; {COPY}"
+        )
+    for name in (*file.arrays, *file.groups):
+        fault = file.fault(name)
+        if fault is not None:
+            raise InputError(f"{shown(path)}: array '{name}': {fault}")
 
 
 def _unknown(dataset_id: str, root: Path) -> InputError:
@@ -268,6 +309,8 @@ def _reading(folder: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except PermissionError as error:
+        raise unreadable(Path(error.filename or folder), error) from error
     except Exception as error:
         raise InputError(
             f"{shown(folder)}: Minari cannot read it ({type(error).__name__}: {_line(error)}); delete the "
@@ -515,12 +558,12 @@ def _buffers(transitions: Transitions, rewards: Rewards) -> Iterator[EpisodeBuff
 class Minari(Source):
     """A Minari dataset, published or your own."""
 
-    class Parameters(SourceParameters):
+    class Parameters(LogParameters):
         """The settings of ``minari``."""
 
         source: Literal["minari"] = Field("minari", description="A Minari dataset.")
         task: Task = Field("D4RL/pointmaze/umaze-v2", description="Id of the dataset.")
-        path: LocalPath = operational(
+        path: LocalPath | None = operational(
             None,
             description="Folder of datasets; missing ones are downloaded to it. null: Minari's own folder.",
         )
@@ -538,7 +581,7 @@ class Minari(Source):
 
     def load(self, seed: int, workers: int | None) -> tuple[Transitions, Rewards]:
         """Read the dataset; download it first if it is missing."""
-        return load_minari(self.parameters.task, self._root)
+        return load_minari(self.parameters.task, self._root, memory_limit=self.parameters.memory_limit)
 
     def make_environment(self, episode_steps: int | None = None) -> Callable[[], Environment] | None:
         """Return a factory of the environment that the local dataset names."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
@@ -58,6 +58,10 @@ class Table:
         ]
         if not matching:
             raise self._unknown("groups", pattern, "no group matches", self._contents.groups)
+        for group in matching:
+            fault = self._contents.fault(group)
+            if fault is not None:
+                raise InputError(f"{self.file}: group '{group}' (dataset.columns.groups): {fault}")
         names: dict[str, list[str]] = {group: [] for group in sorted(matching, key=_natural)}
         for name in self._names:
             parts = name.split("/")
@@ -67,7 +71,13 @@ class Table:
         return [self._within(group, inner) for group, inner in names.items()]
 
     def _within(self, group: str, names: list[str]) -> Table:
-        contents = Contents(self._noun, names, lambda name: self._contents.read(f"{group}/{name}"))
+        def inside(function: Callable[[str], Any]) -> Callable[[str], Any]:
+            return lambda name: function(f"{group}/{name}")
+
+        whole = self._contents
+        contents = Contents(
+            self._noun, names, inside(whole.read), inside(whole.size), fault=inside(whole.fault)
+        )
         return Table(f"{self.file}, group '{group}'", contents, longer="observations")
 
     def place(self, field: str, name: str) -> str:
@@ -108,6 +118,12 @@ class Table:
         return InputError(
             f"{self.file}: {what} '{name}' (dataset.columns.{field}); {near}there is {names}{more}{optional}"
         )
+
+    def size(self, columns: Columns) -> int:
+        """Bytes of all named columns in memory, where a number takes at least single precision."""
+        names = {name for field in columns.named() for name in self.choose(field, columns)}
+        with reading(self.file):
+            return sum(self._contents.size(name) for name in names.intersection(self._names))
 
     def matrix(self, field: str, columns: Columns) -> Array:
         """All columns of a field side by side, (N, K); images unchanged, (N, H, W, C) uint8.
@@ -180,7 +196,7 @@ class Table:
 
     def flags(self, field: str, name: str) -> Array:
         """A column of flags, (N,) bool."""
-        codes, categories = self.categories(field, name)
+        codes, categories = self._categories(field, name, self._cells(field, name))
         truths = [FLAGS.get(str(value).lower()) for value in categories]
         if None in truths:
             row = np.flatnonzero(codes == truths.index(None))[0]
@@ -190,23 +206,55 @@ class Table:
             )
         return np.array(truths, dtype=bool)[codes]
 
-    def categories(self, field: str, name: str) -> tuple[Array, list[Any]]:
-        """A column of one value per row: codes, (N,) int64, in order of appearance, and the values."""
-        values = self._cells(field, name)
+    def ids(self, field: str, name: str) -> tuple[Array, list[Any]]:
+        """A column of identifiers: codes, (N,) int64, in order of appearance, and the identifiers.
+
+        In a file of text, identifiers are text: 7, 07 and 7.0 are three of them.
+        """
+        values = self._cells(field, name, self._contents.text)
+        codes, ids = self._categories(field, name, values)
+        place = self.place(field, name)
+        known: dict[Any, Any] = {}
+        for code, ident in enumerate(ids):
+            fault = ""
+            bare = ident.strip() if isinstance(ident, str) else ident
+            other = known.setdefault(bare, ident)
+            if bare == "":
+                fault = "is no identifier; repair that row"
+            elif isinstance(ident, str) and other != ident:
+                fault = f"differs from {brief(other)} only in blanks; write both alike"
+            elif values.dtype.kind == "f" and abs(ident) >= 2.0 ** (np.finfo(values.dtype).nmant + 1):
+                fault = f"is too large for {values.dtype}, in which other numbers are the same; save integers or text"
+            if fault:
+                row = place_of_row(np.flatnonzero(codes == code)[0])
+                raise InputError(f"{place}: {brief(ident)} at {row} {fault}")
+        return codes, ids
+
+    def _categories(self, field: str, name: str, values: Array) -> tuple[Array, list[Any]]:
+        """Codes of the values of a column, (N,) int64, in order of appearance, and the values."""
         place = self.place(field, name)
         if values.size != len(values):
             raise InputError(f"{place}: has shape {values.shape}; save one value per row")
-        values = np.char.decode(values, errors="replace") if values.dtype.kind == "S" else values
+        values = values.reshape(-1)
         try:
-            codes, categories = pd.factorize(values.reshape(-1).astype(object))
+            # Numbers are compared as they are; everything else as objects.
+            numeric = values.dtype.kind in "biuf" and values.dtype != np.float16
+            codes, categories = pd.factorize(values if numeric else values.astype(object))
         except TypeError:  # cells are not single values
-            raise InputError(f"{place}: holds {brief(values.flat[0])}; save one value per row") from None
+            raise InputError(f"{place}: holds {brief(values[0])}; save one value per row") from None
         missing = np.flatnonzero(codes < 0)
         if len(missing):
-            raise InputError(f"{place}: nothing at {place_of_row(missing[0])}; repair that row")
-        return codes, list(categories)
+            raise InputError(
+                f"{place}: nothing at {place_of_row(missing[0])}; repair that row (in CSV, NA, null and nan mean "
+                "nothing, unless they are in quotes)"
+            )
+        # Any bytes are text, and different bytes different text.
+        return codes, [
+            value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
+            for value in categories
+        ]
 
-    def _cells(self, field: str, name: str) -> Array:
+    def _cells(self, field: str, name: str, read: Callable[[str], Array] | None = None) -> Array:
         """A column as stored, checked to have as many rows as the others."""
         if name not in self._names:
             raise self._unknown(field, name, f"no {self._noun}", self._names)
@@ -214,7 +262,10 @@ class Table:
         if self._names.count(name) > 1:
             raise InputError(f"{place}: there are {self._names.count(name)} with that name; rename them")
         with reading(f"{self.file}, '{name}'"):
-            values = self._contents.read(name)
+            fault = self._contents.fault(name)
+            if fault is not None:
+                raise InputError(f"{place}: {fault}")
+            values = (read or self._contents.read)(name)
         if not isinstance(values, np.ndarray) or values.ndim == 0:
             raise InputError(f"{place}: is a single value or empty; save one row per step")
         if len(values) == 0:

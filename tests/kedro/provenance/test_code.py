@@ -23,12 +23,12 @@ CACHES = (
 )  # fmt: skip
 
 BASE = {"errors", "imports", "schema"}
-TRAINING = {*BASE, "api", "episodes", "io", "networks", "training"}
+TRAINING = {*BASE, "api", "episodes", "io", "networks", "paths", "training"}
 READOUT = {*BASE, "episodes", "networks", "readout", "training"}
-SOURCES_OF_EPISODES = {*BASE, "environments", "episodes", "sources", "training"}
+SOURCES_OF_EPISODES = {*BASE, "environments", "episodes", "paths", "sources", "training"}
 PARAMETERS = {
     *BASE, "dynamics", "environments", "episodes", "io", "methods", "networks", "objectives", "parameters",
-    "readout", "sources", "training", "tuning",
+    "paths", "readout", "sources", "training", "tuning",
 }  # fmt: skip
 """The models of all parameters, with the default alternatives."""
 ROOMS: dict[str, set[str]] = {
@@ -140,9 +140,10 @@ def test_a_policy_depends_on_its_own_objective_and_the_critic_on_none(objective:
 
 
 FILE_READERS = {
-    "files": {"columns", "formats", "precision", "steps", "tables"}, "d4rl": {"download", "precision", "steps"},
-    "minari": {"precision"},
-}  # fmt: skip
+    "files": {"columns", "formats", "hdf5", "memory", "precision", "steps", "tables"},
+    "d4rl": {"download", "hdf5", "memory", "precision", "steps"},
+    "minari": {"hdf5", "memory", "precision"},
+}
 
 
 @pytest.mark.parametrize("source", SOURCES.names)
