@@ -4,7 +4,9 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,131 @@ def test_a_lock_blocks_others_with_the_name_of_its_process_until_this_ends(
         holder.kill()
         holder.wait()
         release(acquire(path, "data"))
+
+
+@pytest.mark.parametrize("deleted", ["toy/seed_0.lock", "toy", "."])
+def test_a_second_run_is_kept_out_although_the_lock_file_was_deleted(tmp_path: Path, deleted: str) -> None:
+    path = tmp_path / "data/.locks/toy/seed_0.lock"
+    with lock_holder(path) as holder:
+        place = tmp_path / "data/.locks" / deleted
+        place.unlink() if place.is_file() else shutil.rmtree(place)
+        with pytest.raises(InputError, match=r"^data is in use by another run"):
+            acquire(path, "data")
+        release(acquire(path.with_name("seed_1.lock"), "data"))
+        holder.kill()
+        holder.wait()
+        release(acquire(path, "data"))
+
+
+def test_data_that_two_paths_lead_to_have_one_lock(tmp_path: Path) -> None:
+    path = tmp_path / "data/.locks/toy/seed_0.lock"
+    (tmp_path / "link").symlink_to("data")
+    with lock_holder(path), pytest.raises(InputError, match="in use"):
+        acquire(tmp_path / "link/.locks/toy/seed_0.lock", "data")
+
+
+@pytest.fixture
+def nameless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock file alone, as on other systems than Linux and between machines."""
+    monkeypatch.setattr(locks.Lock, "_take_name", lambda _: None)
+
+
+@pytest.mark.usefixtures("nameless")
+def test_a_run_locks_its_file_again_if_it_was_deleted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "data/.locks/toy/seed_0.lock"
+    lock = acquire(path, "data")
+    lock.check()
+    assert not caplog.messages
+    shutil.rmtree(path.parent)
+    lock.check()
+    assert caplog.messages == [f"{path} was deleted or replaced during this run; it is locked again"]
+    with pytest.raises(InputError, match=f"process {os.getpid()} on"):
+        acquire(path, "data")
+    release(lock)
+    release(acquire(path, "data"))
+
+
+@pytest.mark.usefixtures("nameless")
+def test_a_run_stops_before_it_writes_if_another_one_took_its_lock(tmp_path: Path) -> None:
+    path = tmp_path / "data/.locks/toy/seed_0.lock"
+    lock = acquire(path, "data")
+    path.unlink()
+    with (
+        lock_holder(path) as other,
+        pytest.raises(InputError, match=f"in use by another run .*process {other.pid} on"),
+    ):
+        lock.check()
+    release(lock)
+
+
+@pytest.mark.usefixtures("nameless")
+def test_a_lock_file_that_is_deleted_just_before_it_is_locked_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, flock = tmp_path / "lock", fcntl.flock
+
+    def late(descriptor: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        path.unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    lock = acquire(path, "data")
+    assert json.loads(path.read_text())["pid"] == os.getpid()
+    with pytest.raises(InputError, match="in use"):
+        acquire(path, "data")
+    release(lock)
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        ("a link", lambda path, precious: path.symlink_to(precious)),
+        ("a link", lambda path, _: path.symlink_to("nowhere")),
+        ("a file with several names", lambda path, precious: path.hardlink_to(precious)),
+        ("a folder", lambda path, _: path.mkdir()),
+        ("a named pipe", lambda path, _: os.mkfifo(path)),
+    ],
+)
+def test_only_a_plain_file_is_locked(tmp_path: Path, kind: str, make: Callable[[Path, Path], object]) -> None:
+    path, precious = tmp_path / "lock", tmp_path / "precious"
+    precious.write_text("precious")
+    make(path, precious)
+    with pytest.raises(InputError) as caught:
+        acquire(path, "data")
+    assert str(caught.value) == f"{path} is {kind}, but must be a file of its own: delete it, then run again"
+    assert precious.read_text() == "precious"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_folder_that_cannot_have_a_lock_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        InputError, match=rf"^cannot lock {tmp_path}/file/x/lock: {tmp_path}/file.*: "
+    ) as caught:
+        acquire(tmp_path / "file/x/lock", "data")
+    assert "\n" not in str(caught.value)
+
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.EROFS, "Read-only file system", str(tmp_path / "lock"))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(
+        InputError, match=rf"^cannot lock {tmp_path}/lock: Read-only file system; make the folder"
+    ):
+        acquire(tmp_path / "lock", "data")
+
+
+def test_a_folder_of_locks_may_be_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/.locks").symlink_to(tmp_path / "elsewhere")
+    with lock_holder(tmp_path / "data/.locks/toy/seed_0.lock"), pytest.raises(InputError, match="in use"):
+        acquire(tmp_path / "data/.locks/toy/seed_0.lock", "data")
 
 
 def test_two_runs_of_one_process_are_kept_apart_too(tmp_path: Path) -> None:
@@ -112,7 +239,7 @@ def test_a_lease_that_is_no_longer_renewed_is_taken_over(lock: Location) -> None
 
 
 def test_the_lease_of_a_killed_run_of_this_machine_is_taken_over_at_once(lock: Location) -> None:
-    with lease_holder(lock.filepath, dict(lock.options)) as holder:
+    with leaselock_holder(lock.filepath, dict(lock.options)) as holder:
         with pytest.raises(InputError, match=f"process {holder.pid} on"):
             Lease(lock, "data")
         holder.kill()

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
@@ -21,7 +21,7 @@ from cvl_pipeline.kedro.commands import kedro_run
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.parameters import check_parameters
 from cvl_pipeline.kedro.pipeline_registry import register_pipelines
-from cvl_pipeline.kedro.provenance.locks import Lease, acquire, release
+from cvl_pipeline.kedro.provenance.locks import Lease, Lock, acquire, release
 from cvl_pipeline.kedro.provenance.records import record_path
 from cvl_pipeline.kedro.provenance.states import Making, Provenance
 from cvl_pipeline.kedro.workspace import Workspace, workspace
@@ -35,7 +35,7 @@ class TrustArtifacts:
     def __init__(self) -> None:
         """Start without a lock."""
         self._loader: CheckedConfigLoader
-        self._lock: TextIO | None = None
+        self._lock: Lock | None = None
         self._lease: Lease | None = None
         self._provenance: Provenance | None = None
         self._makings: dict[str, Making] = {}
@@ -76,7 +76,7 @@ class TrustArtifacts:
     @hook_impl
     def before_node_run(self, node: Node) -> None:
         """Prepare the record of the node's outputs, and set its folders for checkpoints and logs."""
-        self._check_lease()
+        self._check_lock()
         if self._provenance is None:
             return
         making = self._provenance.making(node)
@@ -114,7 +114,7 @@ class TrustArtifacts:
     @hook_impl
     def before_dataset_saved(self) -> None:
         """Raise InputError if another run has taken over the lock."""
-        self._check_lease()
+        self._check_lock()
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
@@ -167,7 +167,9 @@ class TrustArtifacts:
             release(self._lock)
         self._lease = self._lock = None
 
-    def _check_lease(self) -> None:
+    def _check_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.check()
         if self._lease is not None:
             self._lease.check()
 
