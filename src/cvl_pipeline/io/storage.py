@@ -28,7 +28,7 @@ VERSION = 2
 CHECKED_ONCE = 1 << 26
 """Size in bytes from which an unchanged file is verified once per process, not on every read."""
 SETTLED = 2.0
-"""Age in seconds from which a file's modification time shows any change: file-system clocks are coarse."""
+"""Age in seconds from which the time of a file's last change shows any other: file-system clocks are coarse."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (
@@ -302,17 +302,27 @@ def read_tensors(path: Path, kind: str | None) -> tuple[str, dict[str, Tensor], 
         InputError: the file is missing, truncated, altered, from another program, of another kind, or of
             another format version.
     """
+    identity = _identity(path)
     with _open(path, kind) as (file, header):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     config: dict[str, Any] = header["config"]
-    state = path.stat()
-    identity = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
-    if identity not in _checked:
+    if identity not in _checked or _identity(path) != identity:
         if _checksum(header["kind"], tensors, config) != header["checksum"]:
             raise altered(path)
-        if state.st_size >= CHECKED_ONCE and time.time() - state.st_mtime > SETTLED:
+        _, _, size, _, changed = identity
+        settled = time.time() - changed / 1e9 > SETTLED and _identity(path) == identity
+        if size >= CHECKED_ONCE and settled:
             _checked.add(identity)
     return header["kind"], tensors, config
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Numbers that differ after every change of a file: nobody can set st_ctime back, as one can st_mtime."""
+    try:
+        state = path.stat()
+    except OSError:  # reading reports it
+        return (0,) * 5
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 @contextmanager

@@ -59,6 +59,8 @@ def _running(code: str, *arguments: str) -> Iterator[Holder]:
         [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()

@@ -239,7 +239,7 @@ def test_a_lease_that_is_no_longer_renewed_is_taken_over(lock: Location) -> None
 
 
 def test_the_lease_of_a_killed_run_of_this_machine_is_taken_over_at_once(lock: Location) -> None:
-    with leaselock_holder(lock.filepath, dict(lock.options)) as holder:
+    with lease_holder(lock.filepath, dict(lock.options)) as holder:
         with pytest.raises(InputError, match=f"process {holder.pid} on"):
             Lease(lock, "data")
         holder.kill()

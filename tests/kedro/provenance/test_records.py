@@ -109,6 +109,15 @@ def test_changes_are_described_with_the_old_and_the_new_value() -> None:
         "code of n added",
         "package torch: 2 -> 3",
     ]
+    marks = Recipe("stage.node", {}, {"mine": "edited 1"}, {"helper": "edited 1"}, {}, {})
+    assert changes(marks, other)[1:] == [
+        "parameter seed added",
+        "source dataset.path added",
+        "source mine was edited while it was made",
+        "code of helper was edited while it was made",
+        "code of n added",
+        "package torch added",
+    ]
 
 
 def test_checksums_are_of_the_bytes(tmp_path: Path) -> None:
@@ -140,10 +149,41 @@ def test_a_large_file_is_read_once_and_its_record_keeps_the_checksum(
     assert second.of(path) == right
 
 
+def test_a_changed_byte_of_a_large_file_shows_although_its_time_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "CHECKED_ONCE", 4)
+    path, checksums = tmp_path / "x", Checksums()
+    path.write_text("large")
+    before, right = path.stat(), checksums.of(path)
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # until the file system's clock ticks
+        path.write_text("larGe")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert checksums.of(path) not in (None, right)
+
+
+def test_a_file_that_is_written_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "CHECKED_ONCE", 4)
+    path, checksums, opened = tmp_path / "x", Checksums(), Path.open
+    path.write_text("large")
+
+    def late(path: Path, mode: str) -> Any:
+        file = opened(path, mode)
+        monkeypatch.setattr(Path, "open", opened)
+        os.utime(path, ns=(0, 0))  # written by another process
+        return file
+
+    monkeypatch.setattr(Path, "open", late)
+    checksums.of(path)
+    assert checksums.seen([path]) == []
+
+
 def test_an_old_file_is_read_once_per_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, checksums = tmp_path / "x", Checksums()
     path.write_text("old")
-    os.utime(path, (time.time() - 60,) * 2)
+    monkeypatch.setattr(time, "time", lambda: path.stat().st_ctime + 60.0)
     first = checksums.of(path)
     monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("it is read again"))
     assert checksums.of(path) == first

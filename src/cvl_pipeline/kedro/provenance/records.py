@@ -22,6 +22,8 @@ from cvl_pipeline.io.storage import (
 )
 
 FORMAT = 1
+EDITED = "edited"
+"""Begins the value of code and files that were edited while an artifact was made; no hash does."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ def changes(old: Recipe, new: Recipe) -> list[str]:
         before, after = getattr(old, part), getattr(new, part)
         for name in sorted(before.keys() | after.keys()):
             what = f"{kind} {name}"
+            if part in ("code", "sources") and before.get(name, "").startswith(EDITED):
+                differences.append(f"{what} was edited while it was made")
+                continue
             if name not in before or name not in after:
                 differences.append(f"{what} {'removed' if name in before else 'added'}")
                 continue
@@ -77,7 +82,7 @@ class Record:
         recipe: of the artifact.
         contents: checksums of the inputs that it was created from.
         outputs: checksums of all outputs of the same run of the node, including this artifact.
-        seen: of large files, path, size, time, number and checksum, to recognise unchanged ones.
+        seen: of large files, path, size, times, number and checksum, to recognise unchanged ones.
     """
 
     recipe: Recipe
@@ -164,13 +169,15 @@ class Checksums:
                 digest = hashlib.sha256()
                 while block := file.read(1 << 20):
                     digest.update(block)
+            unchanged = _identity(path) == identity
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise unreadable(path, error) from error
-        # The clock of a file system may be too coarse to show that a new file has changed. Writing a large
+        # The clock of a file system may be too coarse to show that a new file has changed. Reading a large
         # file takes longer than one tick.
-        if identity[1] >= CHECKED_ONCE or time.time() - identity[2] / 1e9 > SETTLED:
+        _, size, _, changed, _ = identity
+        if unchanged and (size >= CHECKED_ONCE or time.time() - changed / 1e9 > SETTLED):
             self._known[identity] = digest.hexdigest()
         return digest.hexdigest()
 
@@ -202,5 +209,6 @@ def _files(path: Path) -> list[Path]:
 
 
 def _identity(path: Path) -> tuple[Any, ...]:
+    """Path and numbers that differ after every change: nobody can set st_ctime back, as one can st_mtime."""
     state = path.stat()
-    return shown(path), state.st_size, state.st_mtime_ns, state.st_ino
+    return shown(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
