@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,10 +17,35 @@ from cvl_pipeline.errors import InputError, one_line
 T = TypeVar("T")
 
 
+def _start_of_process() -> float:
+    """Time at which this process began, in seconds since the epoch; now, if the system does not report it."""
+    with suppress(OSError, ValueError, IndexError):
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.time() - age
+    return time.time()
+
+
+_STARTED = _start_of_process()
+_imported: dict[str, float] = {}
+
+
 def named(source: str) -> Any:
     """Import the object ``module:name`` of any package; errors of the import are passed on."""
     module_name, _, name = source.partition(":")
-    return getattr(importlib.import_module(module_name), name)
+    if module_name in sys.modules:
+        return getattr(importlib.import_module(module_name), name)
+    before, now = set(sys.modules), time.time()
+    try:
+        module = importlib.import_module(module_name)
+    finally:
+        _imported.update(dict.fromkeys(sys.modules.keys() - before, now))
+    return getattr(module, name)
+
+
+def imported_at(module: str) -> float:
+    """Time before which an imported module's file was not read, in seconds since the epoch."""
+    return _imported.get(module, _STARTED)
 
 
 def user_function(field: str, source: str) -> Callable[..., Any]:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,7 @@ from cvl_pipeline.kedro.provenance.states import Provenance
 from cvl_pipeline.objectives.base import OBJECTIVES
 from cvl_pipeline.sources.base import SOURCES
 
-CACHES = (
-    code_of, code_of_module, source_of, code._file, code._tree, code._hash, code._imported, code._version
-)  # fmt: skip
+CACHES = [function for function in vars(code).values() if hasattr(function, "cache_clear")]
 
 BASE = {"errors", "imports", "schema"}
 TRAINING = {*BASE, "api", "episodes", "io", "networks", "paths", "training"}
@@ -310,3 +310,101 @@ def test_a_users_class_depends_on_the_modules_of_this_package_that_it_builds_on(
     assert not any(name.startswith("toy") for name in found.hashes)  # these count as a source
     assert {"scipy", "torch"} <= found.packages.keys()
     assert code_of_module("toy.nowhere") == Code({}, {})
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str | None]:
+    """Files of the user's own on the Python path; returns the hash of the module ``mine``."""
+    monkeypatch.syspath_prepend(tmp_path)
+    base = {
+        "mine.py": "import helper\nfrom größe import limit\nimport folder.part, loose.part\n",
+        "helper.py": "import deep\nvalue = 1\n",
+        "deep.py": "value = 1\n",
+        "größe.py": "limit = 1\n",
+        "folder/__init__.py": "value = 1\n",
+        "folder/part.py": "from . import beside\n",
+        "folder/beside.py": "value = 1\n",
+        "folder/other.py": "value = 1\n",
+        "loose/part.py": "from ..helper import value\n",  # beyond its top-level package
+    }
+
+    def source(**changed: str | bytes) -> str | None:
+        files = base | {
+            name.replace("__in__", "/").replace("__dot__", "."): text for name, text in changed.items()
+        }
+        for name, text in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(exist_ok=True, parents=True)
+            path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        for cached in CACHES:
+            cached.cache_clear()
+        importlib.invalidate_caches()
+        return source_of("mine")
+
+    return source
+
+
+@pytest.mark.parametrize(
+    "changed", ["helper", "deep", "größe", "folder__in____init__", "folder__in__beside", "loose__in__part"]
+)
+def test_every_module_of_the_users_own_that_is_imported_counts(
+    desk: Callable[..., str | None], changed: str
+) -> None:
+    before = desk()
+    assert desk(folder__in__other__dot__py="value = 2\n") == before
+    assert desk(**{f"{changed}__dot__py": "value = limit = 2\n"}) != before
+
+
+@pytest.mark.parametrize(
+    ("changed", "again"),
+    [
+        ({"deep__dot__py": "value = \n"}, {"deep__dot__py": "value = =\n"}),
+        ({"helper__dot__py": b"\x00 = 1"}, {"helper__dot__py": b"\x00 = 2"}),
+    ],
+)
+def test_faulty_modules_count_by_their_bytes(
+    desk: Callable[..., str | None], changed: Any, again: Any
+) -> None:
+    assert len({desk(), desk(**changed), desk(**again)}) == 3
+
+
+def test_compiled_modules_of_the_users_own_count_by_their_bytes(
+    desk: Callable[..., str | None], tmp_path: Path
+) -> None:
+    name = f"fast{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+    hashes = set()
+    for content in (b"1", b"2"):
+        (tmp_path / name).write_bytes(content)
+        hashes.add(desk(mine__dot__py="import fast\n"))
+    assert len(hashes) == 2
+
+
+def test_installed_packages_count_by_their_version(
+    desk: Callable[..., str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "installed"  # as by pip install --target
+    monkeypatch.syspath_prepend(folder)
+    before = desk(
+        helper__dot__py="import json, kit, yaml, no_such_package\n",
+        installed__in__kit__in____init____dot__py="value = 1\n",
+        **{
+            "installed__in__kit-1.0.dist-info__in__RECORD": "kit/__init__.py,,\n",
+            "installed__in__kit-1.0.dist-info__in__METADATA": "Name: kit\nVersion: 1.0\n",
+        },
+    )
+    found = code_of_module("mine")
+    assert found.packages == {
+        "kit": "1.0", "no_such_package": "not installed", "yaml": f"PyYAML {version('PyYAML')}"
+    }  # fmt: skip
+    assert "kit" not in found.modules
+    files = {"helper__dot__py": "import json, kit, yaml, no_such_package\n"}
+    assert desk(**files, installed__in__kit__in____init____dot__py="value = 2\n") == before
+    (folder / "kit-1.0.dist-info/RECORD").unlink()  # nobody installed it
+    assert desk(**files) != before
+
+
+def test_a_users_function_depends_on_the_modules_of_this_package_that_it_builds_on(
+    desk: Callable[..., str | None],
+) -> None:
+    desk(deep__dot__py="from cvl_pipeline.networks.mlp import mlp\n")
+    assert "cvl_pipeline.networks.mlp" in code_of_module("mine").hashes

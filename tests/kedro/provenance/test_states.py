@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,12 +16,13 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
+from cvl_pipeline.imports import user_function
 from cvl_pipeline.kedro.datasets import JSONDataset
 from cvl_pipeline.kedro.parameters import check_parameters
 from cvl_pipeline.kedro.pipeline_registry import plan_for, register_pipelines
-from cvl_pipeline.kedro.provenance import states
+from cvl_pipeline.kedro.provenance import code, states
 from cvl_pipeline.kedro.provenance.records import read_record, record_path, write_record
-from cvl_pipeline.kedro.provenance.states import Provenance, State
+from cvl_pipeline.kedro.provenance.states import Provenance, State, named_modules
 from tests.kedro.sessions import make_loader
 from tests.s3 import Bucket
 
@@ -299,3 +302,146 @@ def test_an_artifact_of_a_dataset_that_was_renamed_is_stale_and_not_damaged() ->
         found = Provenance(CHAIN, catalog).states()["third"]
         assert found == State("stale", ("its record names no such dataset",))
         assert run(CHAIN, catalog) == {"n2"}
+
+
+@pytest.mark.parametrize(
+    ("value", "modules"),
+    [
+        ("my_rewards:fast", ["my_rewards"]),
+        ("größe.teil:schnell", ["größe.teil"]),
+        ("envs:space/Mine-v0", ["envs"]),
+        (["awr", "mine:Objective"], ["mine"]),
+        ({"choices": ("awr", "mine:Objective")}, ["mine"]),
+        ("s3://bucket/x", []),
+        ("CartPole-v1", []),
+        ("1:2", []),
+        (":x", []),
+        ("x:", []),
+        (None, []),
+        (3, []),
+    ],
+)
+def test_modules_that_parameters_name_are_found(value: Any, modules: list[str]) -> None:
+    assert named_modules({"field": value}) == modules
+
+
+@pytest.fixture
+def labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Path]]:
+    """A function that takes the provenance of labels by a reward of the user's own, and the file of the reward."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"mine_{tmp_path.name}"
+    file = tmp_path / f"{name}.py"
+    file.write_text(
+        "import math\ndef fast(observations, actions, following):\n    return observations[:, 0]\n"
+    )
+    catalog = DataCatalog({"labels": JSONDataset(filepath=f"{tmp_path}/labels.json")})
+    catalog["parameters"] = check_parameters({"reward": {"source": f"{name}:fast"}}).model_dump(mode="json")
+    pipeline = register_pipelines()["value_readout"].only_nodes("value_readout.label")
+    (tmp_path / "labels.json").write_text("{}")
+    yield lambda: (Provenance(pipeline, catalog), pipeline.nodes[0]), file
+    sys.modules.pop(name, None)
+    for function in vars(code).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
+
+
+def _edit(file: Path, text: str) -> None:
+    before = file.stat().st_ctime_ns
+    while file.stat().st_ctime_ns == before:  # until the file system's clock ticks
+        file.write_text(text)
+
+
+@pytest.mark.parametrize(
+    "when", ["never", "before it is imported", "before its node", "imported", "after its node"]
+)
+@pytest.mark.parametrize("undone", [False, True])
+def test_a_result_is_not_fresh_if_the_code_may_have_been_another_than_was_recorded(
+    labels: tuple[Any, Path], when: str, undone: bool
+) -> None:
+    take, file = labels
+    text = file.read_text()
+    other = text.replace("[:, 0]", "[:, 1]")
+
+    def moment(now: str) -> None:
+        if now == when:
+            _edit(file, other)
+            if undone:
+                importlib.invalidate_caches()
+                importlib.import_module(file.stem)
+                _edit(file, text)
+
+    provenance, node = take()
+    moment("before it is imported")
+    if when != "before its node":
+        importlib.import_module(file.stem)
+    moment("imported")
+    moment("before its node")
+    making = provenance.making(node)
+    if when == "imported":  # and read before
+        assert node.name not in making.modules
+    provenance.record(node, making)
+    moment("after its node")
+    for function in vars(code).values():  # as another process sees it
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
+    sys.modules.pop(file.stem, None)
+    found = take()[0].states()["labels"]
+    safe = when == "never" or (when == "after its node" and undone)
+    assert found.fresh == safe, found
+    if when not in ("never", "after its node"):
+        assert f"source {file.stem} was edited while it was made" in found.reasons
+
+
+def test_edits_after_the_import_do_not_count_but_those_between_import_and_reading_do(
+    labels: tuple[Any, Path],
+) -> None:
+    take, file = labels
+    text = file.read_text()
+    provenance, node = take()
+    user_function("reward.source", f"{file.stem}:fast")
+    making = provenance.making(node)
+    _edit(file, text.replace("0", "1"))
+    _edit(file, text)
+    provenance.record(node, making)
+    assert take()[0].states()["labels"].fresh
+    for function in vars(code).values():  # the module stays imported
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
+    provenance, node = take()
+    provenance.record(node, provenance.making(node))
+    assert take()[0].states()["labels"].why == f"source {file.stem} was edited while it was made"
+
+
+def test_other_processes_must_find_the_same_code_until_the_node_ends(tmp_path: Path) -> None:
+    nodes = {node.name: node for pipeline in register_pipelines().values() for node in pipeline.nodes}
+
+    def starts(name: str, **given: Any) -> bool:
+        catalog = DataCatalog()
+        catalog["parameters"] = check_parameters(given).model_dump(mode="json")
+        return Provenance(Pipeline([]), catalog)._starts_processes(nodes[name])
+
+    assert starts("data_ingestion.ingest")
+    assert starts("evaluation.roll_out_cvl")
+    assert starts("tuning.search")
+    assert not starts("value_readout.label")
+    assert not starts("contrastive_dynamics.train")
+    assert starts("contrastive_dynamics.train", contrastive_dynamics={"training": {"devices": 2}})
+    assert not starts("policy_extraction.train_cvl", contrastive_dynamics={"training": {"devices": 2}})
+    assert starts("policy_extraction.train_bc", policy_extraction={"training": {"nodes": 2}})
+
+
+def test_a_log_that_changes_while_it_is_read_makes_no_fresh_episodes(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("x")
+    catalog = DataCatalog({"transitions": JSONDataset(filepath=f"{tmp_path}/transitions.json")})
+    dataset = {"source": "files", "path": str(log)}
+    catalog["parameters"] = check_parameters({"dataset": dataset}).model_dump(mode="json")
+    pipeline = register_pipelines()["data_ingestion"].only_nodes("data_ingestion.ingest")
+    provenance = Provenance(pipeline, catalog)
+    making = provenance.making(pipeline.nodes[0])
+    (tmp_path / "transitions.json").write_text("{}")
+    log.write_text("y")
+    provenance.record(pipeline.nodes[0], making)
+    log.write_text("x")
+    state = Provenance(pipeline, catalog).states()["transitions"]
+    assert state.why == "source dataset.path was edited while it was made"

@@ -2,6 +2,9 @@
 
 They are read from the source, without running it. Only the syntax tree without docstrings and positions
 counts, so a changed comment, docstring or line break changes nothing.
+
+Each module is read once per process, before a node runs. ``unsure`` and ``edited`` find the modules whose
+file may have been another one when Python imported it.
 """
 
 from __future__ import annotations
@@ -9,14 +12,22 @@ from __future__ import annotations
 import ast
 import copy
 import hashlib
+import importlib
 import inspect
+import site
+import sys
+import sysconfig
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import PackageNotFoundError, distributions, packages_distributions, version
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any
+
+from cvl_pipeline.imports import imported_at
 
 PACKAGES = (
     "gymnasium", "gymnasium_robotics", "lightning", "matplotlib", "metaworld", "mujoco", "numpy", "pandas",
@@ -33,6 +44,8 @@ PHYSICS = dict.fromkeys(("gymnasium", "gymnasium_robotics", "metaworld"), "mujoc
 
 FACADE = "cvl_pipeline.api"
 """A module that imports everything. Of its functions, only those that are named count."""
+OWN = __name__.partition(".")[0]
+"""This package."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +54,21 @@ class Code:
 
     Attributes:
         hashes: of its own part of its module, under ``module:function``, and of every module behind it.
-        packages: versions of the PACKAGES that these import.
+        packages: versions of the PACKAGES that these import, and of every package that the user's code imports.
+        modules: every module that was read for them, the user's included.
     """
 
     hashes: dict[str, str]
     packages: dict[str, str]
+    modules: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def __or__(self, other: Code) -> Code:
+        """Return the dependencies of both."""
+        return Code(
+            {**other.hashes, **self.hashes},
+            {**other.packages, **self.packages},
+            self.modules | other.modules,
+        )
 
 
 @cache  # per process: Python also keeps imported modules when their files change
@@ -63,7 +86,7 @@ def code_of(function: Callable[..., Any]) -> Code:
     module, name = function.__module__, function.__name__
     if not any(name in _bound(statement) for statement in _tree(module).body):
         modules, packages = _closure([module], module)
-        return Code(_hashes(modules), _versions(packages))
+        return Code(_hashes(modules), _versions(packages), frozenset(modules))
     parts: dict[str, str] = {}
     imported: set[str] = set()
     waiting = [(module, name)]
@@ -76,31 +99,56 @@ def code_of(function: Callable[..., Any]) -> Code:
         waiting += [(FACADE, full.rpartition(".")[2]) for full in sorted(of_facade)]
         imported |= names - of_facade
     modules, packages = _closure(imported, module)
-    return Code({**parts, **_hashes(modules)}, _versions(packages))
+    read = modules | {part.partition(":")[0] for part in parts}
+    return Code({**parts, **_hashes(modules)}, _versions(packages), frozenset(read))
 
 
 @cache
 def code_of_module(module: str) -> Code:
     """Return everything in this package that a module depends on, and the packages behind it.
 
-    A module of the user's own, and what it imports of its own package, counts as a source (see ``source_of``).
+    A module of the user's own, and the user's modules that it imports, count as a source (see ``source_of``).
     """
-    own = __name__.partition(".")[0]
     modules, packages = _closure([module], module)
-    if module.partition(".")[0] != own:
-        used = {name for part in modules for name in _imported(part) if name.partition(".")[0] == own}
-        modules, others = _closure(used, own)
-        packages |= others
-    return Code(_hashes(modules), _versions(packages))
+    if module.partition(".")[0] == OWN:
+        return Code(_hashes(modules), _versions(packages), frozenset(modules))
+    imported = {name for part in modules for name in _imported(part) if name.partition(".")[0] == OWN}
+    behind, others = _closure(imported, OWN)
+    versions = _versions(others) | {name: _version(name) for name in sorted(packages) if name != OWN}
+    return Code(_hashes(behind), versions, frozenset(modules | behind))
 
 
 @cache
 def source_of(module: str) -> str | None:
-    """Hash of a user's module and the modules of its package that it imports; None if it does not exist."""
+    """Hash of a user's module and of the modules outside of installed packages that it imports.
+
+    None if it does not exist.
+    """
     if _file(module) is None:
         return None
     modules, _ = _closure([module], module)
     return _digest(_hashes(modules).items())
+
+
+def unsure(modules: Iterable[str]) -> frozenset[str]:
+    """Return the modules that this process may import, or has imported, from another file than was read.
+
+    The others are imported, and their files are the ones that were read: later edits do not matter to this process.
+    """
+    return frozenset(name for name in modules if name not in sys.modules or _changed(name))
+
+
+def edited(modules: Iterable[str]) -> list[str]:
+    """Return the modules whose files were written after they were read, or between their import and that."""
+    return sorted(name for name in modules if _changed(name))
+
+
+def import_own(modules: Iterable[str]) -> None:
+    """Import those of the modules that belong to this package, so that later edits do not matter."""
+    for name in sorted(modules):
+        if name.partition(".")[0] == OWN:
+            with suppress(Exception):  # the node reports it, if it needs the module
+                importlib.import_module(name)
 
 
 def _part(module: str, name: str) -> tuple[str, set[str]]:
@@ -136,24 +184,30 @@ def _part(module: str, name: str) -> tuple[str, set[str]]:
 
 
 def _closure(names: Iterable[str], within: str) -> tuple[set[str], set[str]]:
-    """Modules of the package of ``within`` that the names lead to, and the packages that these import."""
+    """Modules that the names lead to, and the packages that these import.
+
+    Modules of the package of ``within`` are followed. If it is the user's, so are modules of all packages that
+    are not installed.
+    """
     root = within.partition(".")[0]
     modules: set[str] = set()
     packages: set[str] = set()
     waiting = list(names)
     while waiting:
         name = waiting.pop()
-        if name.partition(".")[0] != root:
-            packages.add(name.partition(".")[0])
+        package = name.partition(".")[0]
+        if package != root and (OWN in (root, package) or _installed(package)):
+            if not _standard(package):
+                packages.add(package)
             continue
         module = _module(name)
         if module is None or module in modules:
             continue
         modules.add(module)
         waiting += _imported(module)
-        # Its parent packages are imported too, except the root, which imports nothing by itself.
+        # Its parent packages are imported too. The root of this package imports nothing by itself.
         parent = module.rpartition(".")[0]
-        waiting += [parent] if "." in parent else []
+        waiting += [parent] if parent not in ("", OWN) else []
     return modules, packages
 
 
@@ -172,8 +226,9 @@ def _hashes(modules: Iterable[str]) -> dict[str, str]:
 @cache
 def _hash(module: str) -> str:
     """Hash of a module's code; empty if it has none, like most packages' ``__init__``."""
-    text = _canonical(_tree(module))
-    return "" if text == "Module()" else _digest([(module, text)])
+    parsed = _parsed(module)
+    text = repr(_read(module)[0]) if parsed is None else _canonical(parsed)
+    return "" if text in ("b''", "Module()") else _digest([(module, text)])
 
 
 @cache
@@ -188,36 +243,124 @@ def _versions(packages: Iterable[str]) -> dict[str, str]:
 
 @cache
 def _version(package: str) -> str:
-    try:
+    with suppress(PackageNotFoundError):
         return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+    # The names of modules may differ from the name of their distribution.
+    names = sorted(set(packages_distributions().get(package, ())))
+    return ", ".join(f"{name} {version(name)}" for name in names) or "not installed"
+
+
+def _standard(package: str) -> bool:
+    """Whether a package belongs to Python."""
+    return package in sys.stdlib_module_names or package in sys.builtin_module_names
+
+
+@cache
+def _installed(package: str) -> bool:
+    """Whether a package belongs to Python or to an installed distribution, or does not exist.
+
+    A distribution in editable mode counts as the user's own code: its files are outside of site-packages.
+    """
+    spec = _spec(package)
+    places = [Path(place) for place in (spec and spec.submodule_search_locations) or []]
+    if spec is not None and not places and spec.has_location and spec.origin:
+        places = [Path(spec.origin)]
+    return not any(_is_users(place) for place in places)
+
+
+def _is_users(place: Path) -> bool:
+    """Whether a module or the folder of a package is outside of the standard library and of installed packages."""
+    folder = place.absolute().parent
+    if folder in _libraries():
+        return False
+    # ``pip install --target`` makes a folder like site-packages.
+    names = {
+        line.partition(",")[0].partition("/")[0]
+        for distribution in distributions(path=[str(folder)])
+        for line in (distribution.read_text("RECORD") or "").splitlines()
+    }
+    return place.name not in names
+
+
+@cache
+def _libraries() -> set[Path]:
+    """Folders of the standard library and of installed packages."""
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    folders = [
+        *(sysconfig.get_path(name) for name in names),
+        *site.getsitepackages(),
+        site.getusersitepackages(),
+    ]
+    folders += [
+        entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages", "lib-dynload")
+    ]
+    return {path for folder in folders for path in (Path(folder).absolute(), Path(folder).resolve())}
+
+
+@cache
+def _spec(module: str) -> ModuleSpec | None:
+    """Locate a module as Python would, but without importing the packages that it is in."""
+    parent, _, _ = module.rpartition(".")
+    if not parent:
+        try:
+            return find_spec(module)
+        except ValueError:  # __main__ of an interactive session
+            return None
+    package = _spec(parent)
+    places = package.submodule_search_locations if package is not None else None
+    return PathFinder.find_spec(module, list(places)) if places else None
 
 
 @cache
 def _file(module: str) -> Path | None:
-    """Source file of a module, located without importing it; None if there is none."""
-    root, *rest = module.split(".")
+    """File of a module: its source, or a compiled module; None if there is none."""
+    spec = _spec(module)
+    path = Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
+    return path if path is not None and path.is_file() else None
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """Numbers that change whenever a file is written; nobody can set the last one back."""
     try:
-        spec = find_spec(root)
-    except ValueError:  # __main__ of an interactive session
+        state = path.stat()
+    except OSError:
         return None
-    if spec is None:
-        return None
-    if not rest and spec.origin and spec.origin.endswith(".py"):
-        return Path(spec.origin)
-    for folder in spec.submodule_search_locations or []:
-        path = Path(folder, *rest)
-        for file in (path.with_suffix(".py"), path / "__init__.py"):
-            if file.is_file():
-                return file
-    return None
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 @cache
-def _tree(module: str) -> ast.Module:
+def _read(module: str) -> tuple[bytes, tuple[int, ...] | None]:
+    """Content of a module's file and its state; no state if the module may have been imported from another one."""
     path = _file(module)
-    return ast.parse(path.read_bytes() if path else b"")
+    if path is None:
+        return b"", None
+    state = _state(path)
+    content = path.read_bytes()
+    if state != _state(path):
+        return content, None
+    old = module not in sys.modules or (state is not None and state[-1] <= imported_at(module) * 1e9)
+    return content, state if old else None
+
+
+def _changed(module: str) -> bool:
+    path, state = _file(module), _read(module)[1]
+    return path is not None and (state is None or _state(path) != state)
+
+
+@cache
+def _parsed(module: str) -> ast.Module | None:
+    """Syntax tree of a module; None if it is compiled, or faulty, which its import reports."""
+    path = _file(module)
+    if path is not None and path.suffix != ".py":
+        return None
+    try:
+        return ast.parse(_read(module)[0])
+    except (SyntaxError, ValueError, RecursionError):
+        return None
+
+
+def _tree(module: str) -> ast.Module:
+    return _parsed(module) or ast.Module([], [])
 
 
 def _run(statements: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
@@ -283,7 +426,10 @@ def _aliases(statement: ast.Import | ast.ImportFrom, module: str) -> Iterator[tu
             return
         path = _file(module)
         package = module if path and path.name == "__init__.py" else module.rpartition(".")[0]
-        base = resolve_name("." * statement.level + (statement.module or ""), package) + "."
+        try:
+            base = resolve_name("." * statement.level + (statement.module or ""), package) + "."
+        except ImportError:  # beyond the top-level package: the import itself reports it
+            return
     for alias in statement.names:
         name = alias.asname or (alias.name if base else alias.name.partition(".")[0])
         yield name, f"{base}{alias.name}"

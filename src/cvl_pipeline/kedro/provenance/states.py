@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import logging
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,8 +18,17 @@ from kedro.pipeline.node import Node
 from cvl_pipeline.io.location import Location
 from cvl_pipeline.io.storage import CHECKED_ONCE, VERSION, shown
 from cvl_pipeline.kedro.parameters import RunParameters, check_parameters, counted_parameters, is_given
-from cvl_pipeline.kedro.provenance.code import Code, code_of, code_of_module, source_of
+from cvl_pipeline.kedro.provenance.code import (
+    Code,
+    code_of,
+    code_of_module,
+    edited,
+    import_own,
+    source_of,
+    unsure,
+)
 from cvl_pipeline.kedro.provenance.records import (
+    EDITED,
     Checksums,
     Recipe,
     Record,
@@ -27,11 +37,10 @@ from cvl_pipeline.kedro.provenance.records import (
     record_path,
     write_record,
 )
-from cvl_pipeline.schema import chosen_classes
+from cvl_pipeline.schema import chosen_classes, flattened
 from cvl_pipeline.sources.base import SOURCES
 
-NAMED_CODE = re.compile(r"([A-Za-z_][\w.]*):[\w\-.]+")
-"""A parameter of the form ``module:name`` is your own code: a reward, a policy, an environment."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,10 +77,17 @@ MISSING = "missing"
 
 @dataclass(frozen=True)
 class Making:
-    """The recipe of a node's outputs, and the checksums of its inputs, taken before it runs."""
+    """The recipe of a node's outputs, and the checksums of its inputs, taken before it runs.
+
+    Attributes:
+        recipe: of the outputs.
+        contents: checksums of the inputs.
+        modules: the node's code that must not be edited until it is done.
+    """
 
     recipe: Recipe
     contents: dict[str, str]
+    modules: frozenset[str] = frozenset()
 
 
 class Provenance:
@@ -92,12 +108,14 @@ class Provenance:
         self._code = {node.name: self._code_of(node) for node in pipeline.nodes}
 
     def _code_of(self, node: Node) -> Code:
-        """Return the code of a node's function and of the classes that its parameters choose."""
+        """Return the code of a node's function and of the classes and modules that its parameters name."""
         own = code_of(node.func)
         for name, chosen in chosen_classes(self._parameters).items():
             if is_given(name, node.inputs):
-                part = code_of_module(chosen.__module__)
-                own = Code({**part.hashes, **own.hashes}, {**part.packages, **own.packages})
+                own |= code_of_module(chosen.__module__)
+        for module in named_modules(counted_parameters(node.inputs, self._parameters)):
+            own |= code_of_module(module)
+            source_of(module)  # keeps it for this process
         return own
 
     @cached_property
@@ -155,13 +173,40 @@ class Provenance:
         paths = self._input_paths(node)
         inputs = {name: self._fingerprint(path) for name, path in paths.items()}
         inputs |= {name: self._in_memory[name] for name in node.inputs if name in self._in_memory}
-        return Making(self._recipe(node, inputs), {name: self._content(path) for name, path in paths.items()})
+        modules = self._code[node.name].modules
+        if "training" in node.tags:  # it may take days, in which people edit their code
+            import_own(modules)
+        # Other processes import the code when they start, this one as soon as it needs it.
+        unsafe = modules if self._starts_processes(node) else unsure(modules)
+        recipe = _with_edits(self._recipe(node, inputs), edited(unsafe))
+        contents = {name: self._content(path) for name, path in paths.items()}
+        return Making(recipe, contents, unsafe)
+
+    def _starts_processes(self, node: Node) -> bool:
+        """Whether processes beside this one may run the node's code: they collect, evaluate, train or search."""
+        if "training" not in node.tags:
+            return "dataset" in {name.removeprefix("params:").partition(".")[0] for name in node.inputs}
+        training = [
+            value
+            for name, value in flattened(self._parameters.model_dump()).items()
+            if is_given(name, node.inputs) and name.endswith(("training.devices", "training.nodes"))
+        ]
+        return "parameters" in node.inputs or any(value > 1 for value in training)
 
     def record(self, node: Node, making: Making) -> None:
         """Write the record beside each output of the node, after all outputs are saved."""
         recipe = making.recipe
+        sources = dict(self._sources(recipe.parameters))
         if MISSING in recipe.sources.values():  # the node has downloaded the file
-            recipe = replace(recipe, sources=dict(self._sources(recipe.parameters)))
+            recipe = replace(recipe, sources=sources)
+        elif recipe.sources.get("dataset.path") != sources.get("dataset.path"):
+            recipe = _with_edits(recipe, ["dataset.path"])
+        recipe = _with_edits(recipe, edited(making.modules))
+        if marked := [name for name, value in (recipe.sources | recipe.code).items() if EDITED in value]:
+            logger.warning(
+                "%s counts as stale, because these were edited while it was made: %s",
+                ", ".join(node.outputs), ", ".join(marked),
+            )  # fmt: skip
         paths = {name: path for name in node.outputs if (path := self.path(name)) is not None}
         self._in_memory |= dict.fromkeys(set(node.outputs) - set(paths), recipe.fingerprint)
         for path in paths.values():
@@ -249,10 +294,8 @@ class Provenance:
         files = self._source_files(parameters)
         if files:
             yield "dataset.path", self._checksums.of_all(files) or MISSING
-        for value in parameters.values():
-            match = NAMED_CODE.fullmatch(value) if isinstance(value, str) else None
-            if match:
-                yield match[1], source_of(match[1]) or MISSING
+        for module in named_modules(parameters):
+            yield module, source_of(module) or MISSING
 
     def _source_files(self, parameters: Mapping[str, Any]) -> list[Path]:
         if "dataset.source" not in parameters:
@@ -276,3 +319,36 @@ class Provenance:
 
     def _content(self, path: Path) -> str:
         return self._elsewhere.get(path) or self._checksums.of(path) or MISSING
+
+
+def named_modules(parameters: Mapping[str, Any]) -> list[str]:
+    """Return the modules of the user's own that parameters name.
+
+    A parameter of the form ``module:name``, by itself or in a list, is your own code: a reward, a policy, an
+    environment, an alternative of a choice.
+
+    Args:
+        parameters: plain values by full name.
+    """
+    return list(dict.fromkeys(_named_modules(list(parameters.values()))))
+
+
+def _named_modules(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        module, colon, name = value.partition(":")
+        if colon and name and not name.startswith("//") and all(map(str.isidentifier, module.split("."))):
+            yield module
+    elif isinstance(value, Mapping):
+        yield from _named_modules([*value, *value.values()])
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _named_modules(part)
+
+
+def _with_edits(recipe: Recipe, names: list[str]) -> Recipe:
+    """Return a recipe that equals no other one if modules or files were edited."""
+    mark = f"{EDITED} {uuid.uuid4().hex}"
+    parts = {name.partition(":")[0]: name for name in recipe.code}
+    sources = {name: mark for name in names if name in recipe.sources}
+    code = {parts.get(name, name): mark for name in names if name not in sources}
+    return replace(recipe, sources=recipe.sources | sources, code=recipe.code | code)
