@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,7 +15,7 @@ from kedro.io import DatasetError
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.kedro.cli import RENAMED_NODES, _AboutPipelines, _follow, cli
 from cvl_pipeline.kedro.pipeline_registry import register_pipelines
-from tests.project import CONF, PROJECT
+from tests.project import CONF, PROJECT, copy_conf
 
 
 @pytest.fixture(autouse=True)
@@ -181,3 +182,42 @@ def test_help_names_the_accepted_runners_alone() -> None:
     text = CliRunner().invoke(cli, ["run", "--help"]).output
     assert "ThreadRunner" in text
     assert "ParallelRunner" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        (("artifacts", "status", "--env", "smoke", "--pipelines", "data_ingestion"), "7 artifacts"),
+        (("tuning", "status", "--params", "tuning.study=none-such"), f"in {PROJECT}/data/06_models/"),
+        (("run", "--pipelines", "data_ingest"), "did you mean data_ingestion?"),
+    ],
+)
+def test_commands_in_a_subfolder_are_those_of_the_project(
+    arguments: tuple[str, ...], output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(PROJECT / "notebooks")
+    result = CliRunner().invoke(cli, arguments)
+    assert output in result.output
+    assert result.exit_code in (0, 1)
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+def test_the_log_of_a_command_in_a_subfolder_is_below_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"params": {"dataset": {"source": "files", "path": "mine.csv"}}}
+    before: Any = _follow(options).dataset
+    monkeypatch.chdir(PROJECT / "notebooks")
+    after: Any = _follow(options).dataset
+    assert before.path == "mine.csv"
+    assert after.path == str(PROJECT / "mine.csv")
+    assert (before.label, before.folder) == (after.label, after.folder)
+
+
+def test_another_configuration_belongs_to_this_project(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(PROJECT / "notebooks")
+    source = str(copy_conf(tmp_path))
+    message = f"in {PROJECT}/data/06_models/door-open-v3/tuning/none-such/journal.log: "
+    assert message in _refusal(
+        "tuning", "status", "--conf-source", source, "--params", "tuning.study=none-such"
+    )

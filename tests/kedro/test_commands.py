@@ -59,3 +59,8 @@ def test_options_are_those_of_the_last_run() -> None:
 def test_an_advised_command_shows_no_password() -> None:
     keep_options(None, {"data": {"root": "sftp://me:S3CR3T@host/data"}})
     assert kedro_run() == "kedro run --params 'data.root=sftp://me:***@host/data'"
+
+
+def test_an_advised_command_names_the_same_configuration() -> None:
+    keep_options("smoke", {"seed": 1}, "/a folder/conf")
+    assert kedro_run("-x") == "kedro run -x --conf-source '/a folder/conf' --env smoke --params seed=1"

@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kedro.io import DataCatalog
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from cvl_pipeline.errors import InputError, causes
-from cvl_pipeline.kedro.configuration import CheckedConfigLoader
+from cvl_pipeline.kedro.configuration import CheckedConfigLoader, ProjectContext, below_folder
 from cvl_pipeline.kedro.pipeline_registry import plan_for, register_pipelines
 from cvl_pipeline.readout.parameters import REWARDS
-from cvl_pipeline.sources.base import SOURCES
+from cvl_pipeline.schema import Strict
+from cvl_pipeline.sources.base import SOURCES, LocalPath
 from cvl_pipeline.tuning.storage import StudyLocation
 from tests.kedro.sessions import make_loader, path_of
 from tests.project import PROJECT, copy_conf
@@ -365,3 +366,87 @@ def test_names_cannot_lead_out_of_the_folder_of_the_dataset(
     assert len(parts) <= 4
     assert not any(part.startswith(".") for part in parts)
     assert all(re.fullmatch(r"[\w.\-]+", part) for part in parts)
+
+
+def test_a_configuration_elsewhere_leads_to_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, project = copy_conf(tmp_path / "elsewhere"), tmp_path / "project"
+    (project / "below").mkdir(parents=True)
+    monkeypatch.chdir(project / "below")
+    given = {"dataset": {"source": "files", "path": "logs/mine.csv"}}
+    loader = _loader(conf=own, **given)
+    loader.project = project
+    assert loader.elsewhere == str(own)
+    assert loader.location("data/x").path == project / "data/x"
+    assert loader.local("x") == project / "data/x"
+    assert loader.study()[1].is_relative_to(project / "data")
+    assert loader["parameters"]["dataset"]["path"] == str(project / "logs/mine.csv")
+    monkeypatch.chdir(project)
+    same = _loader(conf=own, **given)
+    same.project = project
+    assert same["parameters"]["dataset"]["path"] == "logs/mine.csv"
+    assert same._folders() == loader._folders()
+
+
+def test_kedros_context_says_where_the_project_is(tmp_path: Path) -> None:
+    loader = _loader(conf=copy_conf(tmp_path / "elsewhere"))
+    ProjectContext(project_path=tmp_path, config_loader=loader, env=None, package_name="x", hook_manager=None)
+    assert loader.project == tmp_path
+
+
+def test_a_file_of_the_current_folder_is_refused_with_the_projects_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = _loader(conf=copy_conf(tmp_path), dataset={"source": "files", "path": "mine.csv"})
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    (tmp_path / "below/mine.csv").write_text("")
+    with pytest.raises(InputError) as caught:
+        loader.run_parameters()
+    assert str(caught.value) == (
+        f"dataset.path is 'mine.csv': relative paths begin at the project's folder, {tmp_path}, which has no such "
+        f"file, but the current folder has one: give its absolute path, {tmp_path}/below/mine.csv"
+    )
+    (tmp_path / "mine.csv").write_text("")
+    assert loader.run_parameters().dataset.path == str(tmp_path / "mine.csv")  # type: ignore[attr-defined]
+
+
+def test_paths_in_models_of_the_users_own_are_below_the_folder(tmp_path: Path) -> None:
+    class Inner(Strict):
+        table: Path = Path("a.csv")
+
+    class Outer(Strict):
+        log: LocalPath = "logs/b.csv"
+        absolute: LocalPath = "/c.csv"
+        none: LocalPath = None
+        text: str = "d.csv"
+        inner: Inner = Inner()
+        several: dict[str, Inner] = Field({"one": Inner()})
+
+    moved = below_folder(Outer(), tmp_path)
+    assert moved.model_dump() == {
+        "log": str(tmp_path / "logs/b.csv"), "absolute": "/c.csv", "none": None, "text": "d.csv",
+        "inner": {"table": tmp_path / "a.csv"}, "several": {"one": {"table": tmp_path / "a.csv"}},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("sqlite:///study.db", "sqlite:///{}/study.db"),
+        ("sqlite+pysqlite:///a/study.db", "sqlite+pysqlite:///{}/a/study.db"),
+        ("sqlite:////a/study.db", "sqlite:////a/study.db"),
+        ("sqlite:///:memory:", "sqlite:///:memory:"),
+        ("postgresql+psycopg://me:x@host/database", "postgresql+psycopg://me:x@host/database"),
+    ],
+)
+def test_a_database_in_a_file_is_in_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, found: str
+) -> None:
+    conf = copy_conf(tmp_path)
+    (conf / "local/credentials.yml").write_text(json.dumps({"lab": {"url": url}}))
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    loader = _loader(conf=conf, tuning={"storage": "lab"})
+    assert loader.study()[0].url == found.format(tmp_path)

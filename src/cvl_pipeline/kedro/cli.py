@@ -11,9 +11,8 @@ import click
 from kedro.config import MissingConfigException
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.project import settings
-from kedro.framework.session import KedroSession
-from kedro.framework.startup import bootstrap_project
 from kedro.pipeline import Pipeline
+from kedro.utils import find_kedro_project
 
 from cvl_pipeline.errors import InputError, causes, missing_extra, one_line, printable, unknown_name
 from cvl_pipeline.io.storage import FULL, REFUSED, refusal, shown
@@ -87,15 +86,20 @@ class _AboutPipelines(_Command):
         _check_names(asked)
 
 
+def project_folder() -> Path:
+    """Return the folder of the project that the current folder is in, as Kedro's session finds it."""
+    return Path(find_kedro_project(Path.cwd()) or Path.cwd()).resolve()
+
+
 def _follow(options: dict[str, Any]) -> RunParameters:
     """Let the pipelines follow the parameters that the options give; return these."""
-    source = options.get("conf_source") or str(Path.cwd() / settings.CONF_SOURCE)
     loader = CheckedConfigLoader(
-        source,
+        options.get("conf_source") or str(project_folder() / settings.CONF_SOURCE),
         env=options.get("env") or os.environ.get("KEDRO_ENV"),  # as Kedro's session does
         runtime_params=options.get("params") or {},
         **CONFIG_LOADER_ARGS,
     )
+    loader.project = project_folder()
     parameters: RunParameters = loader.run_parameters()
     plan_for(parameters)
     return parameters
@@ -189,21 +193,24 @@ def tuning() -> None:
 
 def _which_study(command: Any) -> Any:
     """Add the options that choose a study, the same as those of the run."""
-    of_run = next(option for option in kedro_run.params if option.name == "params")
+    of_run = {option.name: option for option in kedro_run.params}
     params = click.option(
-        "--params", default="", callback=of_run.callback, help="Such as dataset.task=push-v3."
+        "--params", default="", callback=of_run["params"].callback, help="Such as dataset.task=push-v3."
     )
-    return click.option("--env", "-e", help="Folder of conf/.")(params(command))
+    source = click.option(
+        "--conf-source", callback=of_run["conf_source"].callback, help="Folder of the configuration."
+    )
+    return click.option("--env", "-e", help="Folder of conf/.")(params(source(command)))
 
 
 @tuning.command(cls=_Tuning)
 @_which_study
-def status(env: str | None, params: dict[str, Any]) -> None:
+def status(env: str | None, params: dict[str, Any], conf_source: str | None) -> None:
     """Print how many trials there are, and the best."""
     from cvl_pipeline.tuning.results import status_lines
     from cvl_pipeline.tuning.study import find_study
 
-    location, parameters = _study_in_force(env, params)
+    location, parameters = _study_in_force(env, params, conf_source)
     study = find_study(location, parameters, parameters.tuning)
     for line in status_lines(study, parameters.tuning):
         click.echo(line)
@@ -213,25 +220,25 @@ def status(env: str | None, params: dict[str, Any]) -> None:
 @_which_study
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8080, show_default=True, type=int)
-def dashboard(env: str | None, params: dict[str, Any], host: str, port: int) -> None:
+def dashboard(env: str | None, params: dict[str, Any], conf_source: str | None, host: str, port: int) -> None:
     """Open optuna-dashboard on the study's storage, while it runs or afterwards."""
     from optuna_dashboard import run_server
 
     from cvl_pipeline.tuning.storage import open_storage
     from cvl_pipeline.tuning.study import find_study
 
-    location, parameters = _study_in_force(env, params)
+    location, parameters = _study_in_force(env, params, conf_source)
     study = find_study(location, parameters, parameters.tuning)
     click.echo(f"http://{host}:{port}/ shows '{study.study_name}'; Ctrl+C ends it")
     run_server(open_storage(location), host=host, port=port)
 
 
-def _study_in_force(env: str | None, params: dict[str, Any]) -> tuple[StudyLocation, RunParameters]:
+def _study_in_force(
+    env: str | None, params: dict[str, Any], conf_source: str | None
+) -> tuple[StudyLocation, RunParameters]:
     """Return the storage of the study of the parameters, and these."""
-    project = Path.cwd()
-    bootstrap_project(project)
-    with KedroSession.create(project, env=env, runtime_params=params) as session:
-        loader = session.load_context().config_loader  # type: ignore[attr-defined]
+    with settings.SESSION_CLASS.create(env=env, conf_source=conf_source, runtime_params=params) as session:
+        loader = session.load_context().config_loader
         assert isinstance(loader, CheckedConfigLoader)  # of the project's settings
         return loader.study()[0], loader.run_parameters()
 
@@ -266,7 +273,7 @@ def write() -> None:
     """Write docs/parameters.md and conf/parameters.schema.json from the models."""
     from cvl_pipeline.kedro.reference import write_reference
 
-    for path in write_reference(Path.cwd()):
+    for path in write_reference(project_folder()):
         click.echo(f"wrote {shown(path)}")
 
 

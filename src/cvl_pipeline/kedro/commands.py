@@ -12,13 +12,16 @@ from cvl_pipeline.schema import flattened
 _options: list[str] = []
 
 
-def keep_options(env: str | None, runtime_params: Mapping[str, Any] | None) -> None:
-    """Keep the options of the run that begins."""
+def keep_options(
+    env: str | None, runtime_params: Mapping[str, Any] | None, conf_source: str | None = None
+) -> None:
+    """Keep the options of the run that begins; no source: the project's own configuration."""
     params = ",".join(
         f"{name}={'null' if value is None else value}"
         for name, value in flattened(dict(runtime_params or {})).items()
     )
-    _options[:] = [*(["--env", env] if env else []), *(["--params", params] if params else [])]
+    options = {"--conf-source": conf_source, "--env": env, "--params": params}
+    _options[:] = [part for name, value in options.items() if value for part in (name, value)]
 
 
 def kedro_run(*arguments: str) -> str:

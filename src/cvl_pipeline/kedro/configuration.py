@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 from kedro.config import MissingConfigException, OmegaConfigLoader
+from kedro.framework.context import KedroContext
 from omegaconf import OmegaConf
+from pydantic import BaseModel
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.location import Location, is_url
 from cvl_pipeline.io.storage import check_file
 from cvl_pipeline.kedro.parameters import DataParameters, RunParameters, check_parameters
 from cvl_pipeline.schema import flattened, merged, nested
+from cvl_pipeline.sources.base import LocalPath
 from cvl_pipeline.tuning.storage import StudyLocation
 
 RESOLVERS = ("artifact_folder", "reward_folder", "tuning_folder", "data_root")
 """Names that stand for a value of the parameters in the catalog."""
+PATH = get_args(LocalPath)[1:]
+"""Marks of parameters that are paths of files."""
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class CheckedConfigLoader(OmegaConfigLoader):
@@ -33,7 +41,13 @@ class CheckedConfigLoader(OmegaConfigLoader):
     reward touches are stored there. ``${reward_folder:}`` is the same folder for the dataset's own reward; for
     any other reward it is ``<dataset>/seed_<n>/<reward>``. ``${tuning_folder:}`` is the folder of a study, the
     same for all seeds of its dataset.
+
+    Relative paths are relative to the project's folder, whatever the current folder and the source of the
+    configuration are.
     """
+
+    project: Path | None = None
+    """The project's folder; None: the one that the configuration is in."""
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         """Load one kind of configuration; raises InputError on faulty parameters."""
@@ -54,7 +68,8 @@ class CheckedConfigLoader(OmegaConfigLoader):
 
     @cached_property
     def _in_force(self) -> RunParameters:
-        return check_parameters(self._layered(self._tuned())) if self._untuned.tuned else self._untuned
+        tuned = check_parameters(self._layered(self._tuned())) if self._untuned.tuned else self._untuned
+        return below_folder(tuned, self._project)
 
     @cached_property
     def _untuned(self) -> RunParameters:
@@ -117,11 +132,20 @@ class CheckedConfigLoader(OmegaConfigLoader):
                 "tuning.storage: its entry in credentials.yml must be one field, url, such as "
                 "postgresql+psycopg://user:password@host/database"
             )
-        return StudyLocation(folder / "journal.log", credentials["url"]), folder
+        url = credentials["url"]
+        if self._project.resolve() != Path.cwd():  # a database in a file is in the project, too
+            url = re.sub(r"^(sqlite(?:\+\w+)?:///)(?=[^/:])(?!file:)", rf"\g<1>{self._project}/", url)
+        return StudyLocation(folder / "journal.log", url), folder
+
+    @property
+    def elsewhere(self) -> str | None:
+        """Where the configuration is, if it is not the project's own."""
+        own = self._project / "conf"
+        return None if Path(self.conf_source).absolute() == own else str(self.conf_source)
 
     @property
     def _project(self) -> Path:
-        return Path(self.conf_source).absolute().parent
+        return self.project or Path(self.conf_source).absolute().parent
 
     def _options(self, data: DataParameters) -> dict[str, Any]:
         """Return the options of the URL's file system."""
@@ -190,3 +214,54 @@ class CheckedConfigLoader(OmegaConfigLoader):
                 f"{location} is damaged ({type(error).__name__}); delete it and rerun tuning.choose"
             ) from None
         return nested(best)
+
+
+class ProjectContext(KedroContext):
+    """Kedro's context, which tells the configuration loader where the project is."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """Set the loader's project."""
+        super().__init__(*arguments, **named)
+        if isinstance(self.config_loader, CheckedConfigLoader):
+            self.config_loader.project = self.project_path
+
+
+def below_folder(parameters: Model, folder: Path, prefix: str = "") -> Model:
+    """Return parameters whose relative paths of files are below a folder.
+
+    If it is the current folder, the parameters stay as they are.
+
+    Args:
+        parameters: any model; its fields of the types ``LocalPath`` and ``Path`` are paths.
+        folder: absolute path.
+        prefix: of the fields' names, for the error.
+
+    Raises:
+        InputError: a file is not there, but in the current folder.
+    """
+    if folder.resolve() == Path.cwd():
+        return parameters
+    changes: dict[str, Any] = {}
+    for name, info in type(parameters).model_fields.items():
+        value, full = getattr(parameters, name), f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            changes[name] = below_folder(value, folder, f"{full}.")
+        elif isinstance(value, Mapping):
+            changes[name] = {
+                key: below_folder(part, folder, f"{full}.{key}.") if isinstance(part, BaseModel) else part
+                for key, part in value.items()
+            }
+        elif isinstance(value, Path) or (
+            isinstance(value, str) and any(part in info.metadata for part in PATH)
+        ):
+            _check_root(full, str(value), folder)
+            changes[name] = type(value)(folder / value)
+    return parameters.model_copy(update=changes)
+
+
+def _check_root(field: str, value: str, folder: Path) -> None:
+    if not (folder / value).exists() and Path(value).exists():
+        raise InputError(
+            f"{field} is '{value}': relative paths begin at the project's folder, {folder}, which has no such "
+            f"file, but the current folder has one: give its absolute path, {Path(value).absolute()}"
+        )

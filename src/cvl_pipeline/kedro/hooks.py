@@ -50,7 +50,7 @@ class FollowParameters:
         """Read the parameters before Kedro asks for the pipelines; raises InputError on faulty ones."""
         loader = context.config_loader
         assert isinstance(loader, CheckedConfigLoader)  # of the project's settings
-        keep_options(loader.env, loader.runtime_params)
+        keep_options(loader.env, loader.runtime_params, loader.elsewhere)
         plan_for(loader.run_parameters())
         for name, (value, before) in loader.tuned_changes().items():
             logger.info("tuned: %s is %s, not %s", name, value, before)

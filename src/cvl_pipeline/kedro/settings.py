@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from cvl_pipeline.kedro.configuration import CheckedConfigLoader
+from cvl_pipeline.kedro.configuration import CheckedConfigLoader, ProjectContext
 from cvl_pipeline.kedro.hooks import CheckInputs, FollowParameters, ReportNodes, ReportResults
 from cvl_pipeline.kedro.provenance.hooks import TrustArtifacts
 
 HOOKS = (FollowParameters(), CheckInputs(), TrustArtifacts(), ReportNodes(), ReportResults())
+CONTEXT_CLASS = ProjectContext
 CONFIG_LOADER_CLASS = CheckedConfigLoader
 CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",
