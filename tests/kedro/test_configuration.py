@@ -374,7 +374,7 @@ def test_a_configuration_elsewhere_leads_to_the_same_files(
     own, project = copy_conf(tmp_path / "elsewhere"), tmp_path / "project"
     (project / "below").mkdir(parents=True)
     monkeypatch.chdir(project / "below")
-    given = {"dataset": {"source": "files", "path": "logs/mine.csv"}}
+    given: dict[str, Any] = {"dataset": {"source": "files", "path": "logs/mine.csv"}}
     loader = _loader(conf=own, **given)
     loader.project = project
     assert loader.elsewhere == str(own)

@@ -399,10 +399,10 @@ def test_edits_after_the_import_do_not_count_but_those_between_import_and_readin
     text = file.read_text()
     provenance, node = take()
     user_function("reward.source", f"{file.stem}:fast")
-    making = provenance.making(node)
+    provenance.settle()
     _edit(file, text.replace("0", "1"))
+    provenance.record(node, provenance.making(node))
     _edit(file, text)
-    provenance.record(node, making)
     assert take()[0].states()["labels"].fresh
     for function in vars(code).values():  # the module stays imported
         if hasattr(function, "cache_clear"):

@@ -63,7 +63,8 @@ class TrustArtifacts:
             self._provenance = Provenance(pipeline, catalog)
             if run_params["only_missing_outputs"]:
                 chosen = self._choose(pipeline, catalog, self._provenance)
-            result = yield
+            result = yield  # the checks of other hooks import the user's modules
+            self._provenance.settle()
             # Log last: if another hook refuses the run, only its reason appears.
             if run_params["only_missing_outputs"]:
                 _log_choice(chosen, pipeline)

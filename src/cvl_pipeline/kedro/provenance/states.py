@@ -106,6 +106,7 @@ class Provenance:
         self._elsewhere: dict[Path, str] = {}
         # Read the code now, before any node runs: the imported code runs, not later edits of the files.
         self._code = {node.name: self._code_of(node) for node in pipeline.nodes}
+        self._settled: frozenset[str] = frozenset()
 
     def _code_of(self, node: Node) -> Code:
         """Return the code of a node's function and of the classes and modules that its parameters name."""
@@ -168,6 +169,11 @@ class Provenance:
         if location is not None:
             location.sibling(record_path(path).name).publish()
 
+    def settle(self) -> None:
+        """Note which modules this process has imported as they were read: later edits do not matter to it."""
+        modules = frozenset().union(*(code.modules for code in self._code.values()))
+        self._settled |= modules - unsure(modules)
+
     def making(self, node: Node) -> Making:
         """Return the recipe that the node would run now, with the inputs on disk."""
         paths = self._input_paths(node)
@@ -176,8 +182,9 @@ class Provenance:
         modules = self._code[node.name].modules
         if "training" in node.tags:  # it may take days, in which people edit their code
             import_own(modules)
+        self.settle()
         # Other processes import the code when they start, this one as soon as it needs it.
-        unsafe = modules if self._starts_processes(node) else unsure(modules)
+        unsafe = modules if self._starts_processes(node) else modules - self._settled
         recipe = _with_edits(self._recipe(node, inputs), edited(unsafe))
         contents = {name: self._content(path) for name, path in paths.items()}
         return Making(recipe, contents, unsafe)
