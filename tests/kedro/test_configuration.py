@@ -375,7 +375,7 @@ def test_a_configuration_elsewhere_leads_to_the_same_files(
     (project / "below").mkdir(parents=True)
     monkeypatch.chdir(project / "below")
     given: dict[str, Any] = {"dataset": {"source": "files", "path": "logs/mine.csv"}}
-    loader = _loader(conf=own, **given)
+    loader = make_loader(conf=own, **given)
     loader.project = project
     assert loader.elsewhere == str(own)
     assert loader.location("data/x").path == project / "data/x"
@@ -383,14 +383,14 @@ def test_a_configuration_elsewhere_leads_to_the_same_files(
     assert loader.study()[1].is_relative_to(project / "data")
     assert loader["parameters"]["dataset"]["path"] == str(project / "logs/mine.csv")
     monkeypatch.chdir(project)
-    same = _loader(conf=own, **given)
+    same = make_loader(conf=own, **given)
     same.project = project
     assert same["parameters"]["dataset"]["path"] == "logs/mine.csv"
-    assert same._folders() == loader._folders()
+    assert same._folders == loader._folders
 
 
 def test_kedros_context_says_where_the_project_is(tmp_path: Path) -> None:
-    loader = _loader(conf=copy_conf(tmp_path / "elsewhere"))
+    loader = make_loader(conf=copy_conf(tmp_path / "elsewhere"))
     ProjectContext(project_path=tmp_path, config_loader=loader, env=None, package_name="x", hook_manager=None)
     assert loader.project == tmp_path
 
@@ -398,7 +398,7 @@ def test_kedros_context_says_where_the_project_is(tmp_path: Path) -> None:
 def test_a_file_of_the_current_folder_is_refused_with_the_projects_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loader = _loader(conf=copy_conf(tmp_path), dataset={"source": "files", "path": "mine.csv"})
+    loader = make_loader(conf=copy_conf(tmp_path), dataset={"source": "files", "path": "mine.csv"})
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
     (tmp_path / "below/mine.csv").write_text("")
@@ -448,5 +448,5 @@ def test_a_database_in_a_file_is_in_the_project(
     (conf / "local/credentials.yml").write_text(json.dumps({"lab": {"url": url}}))
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
-    loader = _loader(conf=conf, tuning={"storage": "lab"})
+    loader = make_loader(conf=conf, tuning={"storage": "lab"})
     assert loader.study()[0].url == found.format(tmp_path)
