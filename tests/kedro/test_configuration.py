@@ -419,14 +419,16 @@ def test_paths_in_models_of_the_users_own_are_below_the_folder(tmp_path: Path) -
     class Outer(Strict):
         log: LocalPath = "logs/b.csv"
         absolute: LocalPath = "/c.csv"
-        none: LocalPath = None
+        either: LocalPath | None = "d.csv"
+        none: LocalPath | None = None
         text: str = "d.csv"
         inner: Inner = Inner()
         several: dict[str, Inner] = Field({"one": Inner()})
 
     moved = below_folder(Outer(), tmp_path)
     assert moved.model_dump() == {
-        "log": str(tmp_path / "logs/b.csv"), "absolute": "/c.csv", "none": None, "text": "d.csv",
+        "log": str(tmp_path / "logs/b.csv"), "absolute": "/c.csv", "either": str(tmp_path / "d.csv"),
+        "none": None, "text": "d.csv",
         "inner": {"table": tmp_path / "a.csv"}, "several": {"one": {"table": tmp_path / "a.csv"}},
     }  # fmt: skip
 

@@ -7,12 +7,13 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from kedro.config import MissingConfigException, OmegaConfigLoader
 from kedro.framework.context import KedroContext
 from omegaconf import OmegaConf
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.location import Location, is_url
@@ -24,8 +25,8 @@ from cvl_pipeline.tuning.storage import StudyLocation
 
 RESOLVERS = ("artifact_folder", "reward_folder", "tuning_folder", "data_root")
 """Names that stand for a value of the parameters in the catalog."""
-PATH = get_args(LocalPath)[1:]
-"""Marks of parameters that are paths of files."""
+LOCAL = get_args(LocalPath)[-1]
+"""Marks parameters that are paths of files on this machine."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -251,12 +252,16 @@ def below_folder(parameters: Model, folder: Path, prefix: str = "") -> Model:
                 key: below_folder(part, folder, f"{full}.{key}.") if isinstance(part, BaseModel) else part
                 for key, part in value.items()
             }
-        elif isinstance(value, Path) or (
-            isinstance(value, str) and any(part in info.metadata for part in PATH)
-        ):
+        elif isinstance(value, Path) or (isinstance(value, str) and _is_local_path(info)):
             _check_root(full, str(value), folder)
             changes[name] = type(value)(folder / value)
     return parameters.model_copy(update=changes)
+
+
+def _is_local_path(info: FieldInfo) -> bool:
+    """Whether a field has the type ``LocalPath``, or that or None."""
+    parts = [part for part in get_args(info.annotation) if get_origin(part) is Annotated]
+    return LOCAL in [*info.metadata, *(mark for part in parts for mark in get_args(part)[1:])]
 
 
 def _check_root(field: str, value: str, folder: Path) -> None:
