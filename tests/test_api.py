@@ -32,6 +32,7 @@ from cvl_pipeline.objectives.base import TrainedPolicy
 from cvl_pipeline.objectives.best_of_n import BestOfN
 from cvl_pipeline.readout.parameters import ExactParameters
 from cvl_pipeline.readout.readouts import ExactReadout, FeatureReadout, Readout
+from cvl_pipeline.sources.environment import environment_named
 from cvl_pipeline.sources.files import Files
 from cvl_pipeline.training import launch
 from tests.artifacts import NAMES, assert_alike, make_artifacts
@@ -522,6 +523,16 @@ def test_a_policy_is_evaluated_by_the_id_of_an_environment(discrete: Run) -> Non
     assert table.equals(cvl.evaluate(discrete.trained.policy, "CartPole-v1", episodes=3, seed=5))
     other = cvl.evaluate(discrete.trained.policy, "CartPole-v1", episodes=3, seed=6)
     assert other["episode_seed"].tolist() != table["episode_seed"].tolist()
+
+
+def test_an_environment_without_a_time_limit_needs_one() -> None:
+    policy = make_artifacts()["policy"]
+    with pytest.raises(InputError, match=r"'CliffWalking-v1' has no time limit.*in Python: episode_steps"):
+        cvl.evaluate(policy, "CliffWalking-v1", episodes=1)
+    with pytest.raises(InputError, match="does not fit"):  # the limit is accepted
+        cvl.evaluate(policy, "CliffWalking-v1", episodes=1, episode_steps=3)
+    with pytest.raises(InputError, match="episode_steps is for an environment that is given by its id"):
+        cvl.evaluate(policy, environment_named("CartPole-v1"), episodes=1, episode_steps=3)
 
 
 def test_success_is_in_the_table_of_an_environment_that_reports_it() -> None:

@@ -343,6 +343,7 @@ def evaluate(
     environment: str | EvaluationEnvironment,
     *,
     episodes: int = 50,
+    episode_steps: int | None = None,
     seed: int = 0,
     workers: int | None = 1,
 ) -> pd.DataFrame:
@@ -352,6 +353,7 @@ def evaluate(
         policy: observations (B, O) to actions (B, A).
         environment: a Gymnasium id, or of ``environment_for``.
         episodes: how many.
+        episode_steps: steps after which an episode of that id is truncated; None: its own limit.
         seed: determines the episodes.
         workers: processes; 1: this one, None: one per core.
 
@@ -359,10 +361,13 @@ def evaluate(
         One row per episode: ``length``, ``return``, ``success`` (missing where the environment reports none).
 
     Raises:
-        InputError: an unknown environment, or one whose observations or actions are not the policy's.
+        InputError: an unknown environment, one without a time limit, or one whose observations or actions are not the
+            policy's.
     """
     if isinstance(environment, str):
-        environment = environment_named(environment)
+        environment = environment_named(environment, episode_steps)
+    elif episode_steps is not None:
+        raise InputError("evaluate: episode_steps is for an environment that is given by its id")
     recorded = roll_out(policy, environment, episodes=episodes, seed=seed, workers=workers)
     return rollout_table(*recorded, seed, environment.tasks)
 

@@ -50,6 +50,36 @@ def test_the_environment_gets_the_index_of_a_one_hot_action() -> None:
     theirs.close()
 
 
+@pytest.mark.parametrize("environment_id", ["CliffWalking-v1", "Blackjack-v1"])
+def test_an_environment_without_a_time_limit_is_refused_with_the_field_that_gives_one(
+    environment_id: str,
+) -> None:
+    message = rf"'{environment_id}' has no time limit.* set evaluation\.episode_steps"
+    with pytest.raises(InputError, match=message):
+        GymnasiumEnvironment(environment_id)
+    with pytest.raises(InputError, match=r"has no time limit.* set dataset\.episode_steps"):
+        GymnasiumEnvironment(environment_id, limit_field="dataset.episode_steps")
+    GymnasiumEnvironment(environment_id, 5).close()
+
+
+def test_a_time_limit_that_is_switched_off_is_none() -> None:
+    with pytest.raises(InputError, match="has no time limit"):
+        GymnasiumEnvironment("CartPole-v1", -1)
+
+
+def _limited() -> gymnasium.Env[Any, Any]:
+    return gymnasium.make("Pendulum-v1")
+
+
+def test_a_time_limit_inside_the_environment_counts() -> None:
+    wrapped = "tests/Limited-v0"
+    try:
+        gymnasium.register(wrapped, entry_point=f"{__name__}:_limited")
+        GymnasiumEnvironment(wrapped).close()
+    finally:
+        gymnasium.registry.pop(wrapped, None)
+
+
 def test_continuous_actions_are_passed_unchanged() -> None:
     ours, theirs = GymnasiumEnvironment("Pendulum-v1"), gymnasium.make("Pendulum-v1")
     assert not ours.discrete

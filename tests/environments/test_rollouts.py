@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cvl_pipeline.environments import rollouts as module
-from cvl_pipeline.environments.base import Array, Environment
+from cvl_pipeline.environments.base import Array, Environment, success_in
 from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.rollouts import (
     Episode,
@@ -168,6 +168,53 @@ def test_success_that_is_reported_late_is_no_success_before() -> None:
     labels = _labels(partial(Reporting, ("is_success",), (True,), 5))
     assert labels.reports_success
     assert labels.successes.tolist() == [False] * 4 + [True] * 2 + [False] * 4 + [True] * 2
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), np.float32("nan"), np.array([np.nan])])
+def test_none_and_nan_say_nothing_about_success(nothing: Any) -> None:
+    assert not _labels(partial(Reporting, ("success", "is_success"), (nothing,))).reports_success
+    labels = _labels(partial(Reporting, ("is_success",), (nothing, True)))
+    assert labels.reports_success
+    assert labels.successes.tolist() == [True, False, True, False, True, False] * 2
+    assert success_in({"success": nothing, "goal_achieved": True}) is True
+
+
+@pytest.mark.parametrize(
+    ("solved", "expected"),
+    [
+        (1, True), (0, False), (1.0, True), (np.float32(0.0), False), (np.array(True), True),
+        (np.array([False]), False), ([1.0], True), (torch.tensor([True]), True), (-1.0, False), (0.5, True),
+    ],
+)  # fmt: skip
+def test_success_may_be_any_single_flag_or_number(solved: Any, expected: bool) -> None:
+    assert success_in({"is_success": solved}) is expected
+
+
+@pytest.mark.parametrize("solved", ["no", {"left": True}, np.zeros(4), [1, [2]], b"yes", [], object()])
+def test_success_that_is_no_flag_is_refused(solved: Any) -> None:
+    with pytest.raises(InputError, match=r"info\['is_success'\] is .* not a flag"):
+        success_in({"is_success": solved})
+
+
+class AtReset(Reporting):
+    """Mentions success when an episode starts, and then only where the task is solved."""
+
+    def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
+        return super().reset(seed=seed)[0], {"is_success": False}
+
+
+def test_success_that_only_the_reset_mentions_is_reported_and_not_reached() -> None:
+    labels = _labels(partial(AtReset, ()))
+    assert labels.reports_success
+    assert not labels.successes.any()
+
+
+def test_an_episode_without_end_is_an_error_that_names_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cvl_pipeline.environments.rollouts.LONGEST_EPISODE", 30)
+    message = r"did not end within 30 steps.* set evaluation\.episode_steps \(dataset\.episode_steps"
+    with pytest.raises(InputError, match=message):
+        _labels(partial(Walk, 31))
+    assert len(_labels(partial(Walk, 30)).rewards) > 0
 
 
 class Lever:

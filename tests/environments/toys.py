@@ -110,4 +110,4 @@ class Dot(gymnasium.Env[Any, Any]):
 
 DOT = "tests.environments.toys:tests/Dot-v0"
 """Its id with the module that registers it, which other processes need."""
-gymnasium.register("tests/Dot-v0", "tests.environments.toys:Dot")
+gymnasium.register("tests/Dot-v0", "tests.environments.toys:Dot", max_episode_steps=20)

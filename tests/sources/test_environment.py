@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cvl_pipeline.environments.parameters import EvaluationParameters
 from cvl_pipeline.episodes.container import Rewards, Transitions
@@ -161,6 +162,47 @@ def test_a_minari_dataset_has_the_environment_that_it_names(
     assert _has(missing)  # a dataset that is not there yet may name one
     with pytest.raises(InputError, match=r"no environment is known for dataset 'without-v0'"):
         _environment(without)
+
+
+def test_an_environment_without_a_time_limit_is_refused_by_the_field_that_gives_one(
+    tmp_path: Path, transitions: Transitions, rewards: Rewards
+) -> None:
+    save_minari(transitions, rewards, "endless-v0", tmp_path, environment="CliffWalking-v1")
+    recorded = {"source": "minari", "task": "endless-v0", "path": str(tmp_path)}
+    collected = {"source": "gymnasium", "task": "CliffWalking-v1", "episode_steps": None}
+    for environment, field in (
+        (_environment(recorded), "evaluation"),
+        (_environment(LOG, environment="CliffWalking-v1"), "evaluation"),
+        (_environment(collected), "dataset"),
+    ):
+        message = rf"'CliffWalking-v1' has no time limit.* set {field}\.episode_steps"
+        with pytest.raises(InputError, match=message):
+            environment.check()
+    with pytest.raises(InputError, match=r"set dataset\.episode_steps"):
+        SOURCES.create(_dataset(collected)).load(0, 1)
+    _environment(recorded, episode_steps=5).check()
+
+
+@pytest.mark.parametrize(
+    ("values", "evaluation", "known"),
+    [
+        (DATASET | {"source": "gymnasium", "task": "CartPole-v1"}, {}, True),
+        (DATASET | {"source": "gymnasium", "task": "CartPole-v1"}, {"environment": "CartPole-v1"}, False),
+        (LOG, {"environment": "CartPole-v1"}, False),
+        ({"source": "d4rl", "task": "hopper-medium-v2"}, {}, False),
+    ],
+)
+def test_a_log_tells_whether_the_environment_that_made_it_reports_success(
+    values: dict[str, Any], evaluation: dict[str, Any], known: bool
+) -> None:
+    environment = _environment(values, **evaluation)
+    silent, reporting = (
+        Rewards(torch.zeros(2), torch.zeros(2, dtype=torch.bool), torch.tensor(reported))
+        for reported in (False, True)
+    )
+    assert environment.with_known_success(silent, reporting).reports_success == known
+    assert not environment.with_known_success(silent, silent).reports_success
+    assert environment.with_known_success(reporting, silent).reports_success
 
 
 def test_a_slow_environment_is_not_built_to_check_it() -> None:

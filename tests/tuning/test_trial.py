@@ -121,10 +121,25 @@ def test_success_rate_is_refused_where_nothing_reports_success(tmp_path: Path) -
     transitions = make_transitions([3, 4], [False, True])
     silent = replace(make_rewards(transitions), success_reported=torch.tensor(False))
     judge = bench(tmp_path)
+    log = judge._data
+    assert log.rewards is not None
+    judge._data = log.with_rewards(replace(log.rewards, success_reported=torch.tensor(False)))
     with patch.object(api, "roll_out", return_value=(transitions, silent)):
         assert set(judge.measure({}, 0, ("return_mean",))) == {"return_mean"}
         with pytest.raises(InputError, match="nothing reports success, so success_rate cannot be measured"):
             judge.measure({}, 0, ("success_rate", "return_mean"))
+
+
+def test_a_policy_that_never_succeeds_is_0_where_the_log_of_its_simulator_reports_success(
+    tmp_path: Path,
+) -> None:
+    transitions = make_transitions([3, 4], [False, True])
+    silent = replace(
+        make_rewards(transitions),
+        successes=torch.zeros(7, dtype=torch.bool), success_reported=torch.tensor(False),
+    )  # fmt: skip
+    with patch.object(api, "roll_out", return_value=(transitions, silent)):
+        assert bench(tmp_path).measure({}, 0, ("success_rate",)) == {"success_rate": 0.0}
 
 
 def test_episodes_are_prepared_again_if_the_space_changes_them(tmp_path: Path) -> None:

@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol, SupportsFloat
 
 import gymnasium
+import numpy as np
 from numpy.typing import NDArray
+
+from cvl_pipeline.errors import InputError
 
 Array = NDArray[Any]
 
 SUCCESSES = ("success", "is_success", "goal_achieved")
-"""Names of the entry of ``info`` that says whether the task is solved; the first one that is there counts."""
+"""Names of the entry of ``info`` that says whether the task is solved; the first one with a value counts."""
+LONGEST_EPISODE = 100_000
+"""Steps after which an episode that has not ended is an error: its environment has no time limit."""
+
+
+def success_in(info: Mapping[str, Any]) -> bool | None:
+    """Return whether ``info`` counts the task as solved; None if it does not say.
+
+    Args:
+        info: of one reset or step. One of SUCCESSES is a flag or a number, alone or in an array of one entry; above
+            0 is solved. None and NaN say nothing.
+
+    Raises:
+        InputError: the entry is neither, such as a text or several flags.
+    """
+    for name in SUCCESSES:
+        if info.get(name) is None:
+            continue
+        try:
+            value = np.asarray(info[name])
+        except ValueError:  # parts of different shapes
+            value = np.array(info[name], dtype=object)
+        if value.dtype.kind not in "biuf" or value.size != 1:
+            raise InputError(
+                f"the environment's info['{name}'] is {info[name]!r}, not a flag; report one flag or number per step, "
+                "above 0 where the task is solved"
+            )
+        if not np.isnan(value).any():
+            return bool((value > 0).all())
+    return None
 
 
 class Environment(Protocol):
@@ -24,7 +57,7 @@ class Environment(Protocol):
         """Start the episode that ``seed`` determines."""
 
     def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Gymnasium's step; ``info`` has one of SUCCESSES, truthy where the task counts as solved."""
+        """Gymnasium's step; ``info`` may say whether the task is solved (see ``success_in``)."""
 
     def close(self) -> None:
         """Give back what the simulation holds."""

@@ -20,8 +20,8 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
 
     Observations are flattened by ``gymnasium.spaces.flatten``, in the order of a dictionary's space. Images,
     (H, W, C) uint8, are not changed. Discrete actions are one-hot vectors, as in the episode container; the
-    environment receives the index of the largest entry. ``info["success"]`` is the environment's own. For
-    Gymnasium-Robotics' kitchen, which lists tasks, it is True when all of them are completed.
+    environment receives the index of the largest entry. ``info`` is the environment's own. For Gymnasium-Robotics'
+    kitchen, which lists tasks, ``info["success"]`` is True when all of them are completed.
     """
 
     def __init__(
@@ -29,6 +29,7 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
         environment_id: str,
         episode_steps: int | None = None,
         settings: Mapping[str, Any] | None = None,
+        limit_field: str = "evaluation.episode_steps",
     ) -> None:
         """Make the environment.
 
@@ -36,10 +37,11 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
             environment_id: such as ``CartPole-v1``.
             episode_steps: number of steps after which an episode is truncated; None: the registered one.
             settings: arguments of the environment itself; None: the registered ones.
+            limit_field: the parameter that gives ``episode_steps``, for the error.
 
         Raises:
-            InputError: unknown id, or spaces other than numeric observations and bounded vector or discrete
-                actions.
+            InputError: unknown id; an environment without a time limit; spaces other than numeric observations and
+                bounded vector or discrete actions.
         """
         register_installed()
         try:
@@ -48,6 +50,11 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
             raise InputError(
                 f"Gymnasium environment '{environment_id}': {' '.join(str(error).split())}"
             ) from error
+        if not _has_time_limit(environment):
+            raise InputError(
+                f"Gymnasium environment '{environment_id}' has no time limit, so an episode may never end; set "
+                f"{limit_field} (in Python: episode_steps)"
+            )
         spaces = (environment.observation_space, environment.action_space)
         self.discrete = isinstance(spaces[1], gymnasium.spaces.Discrete)
         self._images = is_image_space(spaces[0])
@@ -105,6 +112,15 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
     def _flat(self, observation: Any) -> Array:
         flat = observation if self._images else gymnasium.spaces.flatten(self._space, observation)
         return np.array(flat)  # copy, because `flatten` returns a vector itself
+
+
+def _has_time_limit(environment: gymnasium.Env[Any, Any]) -> bool:
+    """Whether one of the environment's wrappers truncates its episodes."""
+    while isinstance(environment, gymnasium.Wrapper):
+        if isinstance(environment, gymnasium.wrappers.TimeLimit):
+            return True
+        environment = environment.env
+    return False
 
 
 def is_image_space(space: gymnasium.Space[Any]) -> bool:

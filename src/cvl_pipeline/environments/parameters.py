@@ -18,8 +18,8 @@ class EvaluationParameters(Strict):
     episode_steps: int | None = Field(
         None,
         ge=1,
-        description="Steps after which an episode of that environment is truncated. null: its own limit. "
-        "Simulators that collect keep `dataset.episode_steps`.",
+        description="Steps after which an episode of that environment is truncated. null: its own limit; one "
+        "without a limit is refused. Simulators that collect keep `dataset.episode_steps`.",
     )
     episodes: int = Field(50, ge=1, description="Episodes per policy, on goals that collection never used.")
     confidence: float = Field(0.95, gt=0.0, lt=1.0, description="Level of the bootstrap intervals.")

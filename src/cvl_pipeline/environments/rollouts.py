@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cvl_pipeline.environments.base import SUCCESSES, Array, Environment
+from cvl_pipeline.environments.base import LONGEST_EPISODE, Array, Environment, success_in
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.training.processes import end_with_parent
@@ -37,7 +37,11 @@ class Policy(Protocol):
 
 @dataclass
 class Episode:
-    """One recorded episode of T steps: T + 1 observations, T actions, rewards and success flags."""
+    """One recorded episode of T steps: T + 1 observations, T actions, rewards and success flags.
+
+    Success is reported if the environment said at the reset or at any step whether the task is solved; a step
+    at which it says nothing counts as not solved.
+    """
 
     observations: list[Array] = field(default_factory=list)
     actions: list[Array] = field(default_factory=list)
@@ -69,6 +73,9 @@ def run_episodes(
         seeds: one per episode, non-negative.
         workers: number of processes; 1: this process; None: one per core.
         description: text of the progress bar.
+
+    Raises:
+        InputError: an episode of more than LONGEST_EPISODE steps, or a process that died.
     """
     batches = [list(seeds[i : i + BATCH]) for i in range(0, len(seeds), BATCH)]
     results: dict[int, list[Episode]] = {}
@@ -131,8 +138,9 @@ class _Worker:
             self._environments.append(self._task.make_environment())
         episodes = [Episode() for _ in seeds]
         for episode, environment, seed in zip(episodes, self._environments, seeds, strict=False):
-            observation, _ = environment.reset(seed=seed)
+            observation, info = environment.reset(seed=seed)
             episode.observations.append(observation)
+            episode.success_reported = success_in(info) is not None
         self._policy.start(seeds)
         running = list(range(len(seeds)))
         while running:
@@ -144,11 +152,17 @@ class _Worker:
                 episode.observations.append(observation)
                 episode.actions.append(executed)
                 episode.rewards.append(float(reward))
-                success = next((info[name] for name in SUCCESSES if name in info), None)
+                success = success_in(info)
                 episode.successes.append(bool(success))
                 episode.success_reported |= success is not None
                 episode.terminated, episode.truncated = bool(terminated), bool(truncated)
             running = [i for i in running if not (episodes[i].terminated or episodes[i].truncated)]
+            if running and len(episodes[running[0]].actions) >= LONGEST_EPISODE:
+                raise InputError(
+                    f"an episode did not end within {LONGEST_EPISODE} steps: its environment has no time limit; set "
+                    "evaluation.episode_steps (dataset.episode_steps where the dataset is collected in it), or "
+                    "truncate episodes in the environment's own step"
+                )
         return episodes
 
 

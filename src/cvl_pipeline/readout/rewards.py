@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +40,8 @@ class Reward(ABC):
     Parameters: ClassVar[type[RewardParameters]] = RewardParameters
     needs_logged_rewards: ClassVar[bool] = False
     """Whether it is the log's own reward, which a log may lack."""
+    needs_successes: ClassVar[bool] = False
+    """Whether it is made of reported successes, which a log or an environment may lack."""
 
     def __init__(self, parameters: Any) -> None:
         """Keep the parameters."""
@@ -73,6 +76,16 @@ def label(transitions: Transitions, logged: Rewards, parameters: RewardParameter
     return labels
 
 
+def label_rollouts(transitions: Transitions, reported: Rewards, parameters: RewardParameters) -> Rewards:
+    """Label the rollouts of a policy; see ``label``.
+
+    If the reward is the environment's success, and the environment reports none, rewards are missing (NaN).
+    """
+    if REWARDS.of(parameters).needs_successes and not reported.reports_success:
+        return replace(reported, rewards=torch.full_like(reported.rewards, torch.nan))
+    return label(transitions, reported, parameters)
+
+
 def check_reward(parameters: RewardParameters) -> None:
     """Raise InputError if the reward cannot be used, such as a function that cannot be imported."""
     REWARDS.create(parameters).check()
@@ -95,6 +108,7 @@ class Success(Reward):
     """1 if the log counts the task as solved, else 0."""
 
     Parameters = SuccessReward
+    needs_successes = True
 
     def labels(self, transitions: Transitions, logged: Rewards) -> Rewards:
         """Return 0 or 1; raise InputError if the log does not report successes."""

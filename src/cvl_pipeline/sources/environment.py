@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from cvl_pipeline.environments.base import Environment
 from cvl_pipeline.environments.evaluation import check_fit
 from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.parameters import EvaluationParameters
-from cvl_pipeline.episodes.container import Transitions
+from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.base import SOURCES, Source, SourceParameters
+from cvl_pipeline.sources.simulated import SimulatedSource
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,23 @@ class EvaluationEnvironment:
         name: in reports.
         tasks: that episodes are shared among; empty for a single one.
         slow_to_build: building it only to check it takes too long.
+        made_the_log: the log was collected in it.
     """
 
     make: Callable[[], Environment]
     name: str
     tasks: tuple[str, ...] = ()
     slow_to_build: bool = False
+    made_the_log: bool = False
+
+    def with_known_success(self, rollouts: Rewards, log: Rewards) -> Rewards:
+        """Return the labels of a policy's rollouts, of which the log may say that success is reported.
+
+        An environment may mention success only where a policy reaches it. If the log was collected in it and reports
+        success, rollouts that never mention it never reached it.
+        """
+        known = rollouts.success_reported | (log.success_reported & self.made_the_log)
+        return replace(rollouts, success_reported=known)
 
     def check(self, transitions: Transitions | None = None) -> None:
         """Raise InputError unless the environment can be built and fits the episodes, if there are any yet."""
@@ -76,4 +88,10 @@ def environment_for(dataset: SourceParameters, evaluation: EvaluationParameters)
             f"no environment is known for dataset '{dataset.label}' (dataset.source {dataset.source}); name a "
             "Gymnasium id in evaluation.environment to evaluate policies"
         )
-    return EvaluationEnvironment(factory, source.environment_name, source.tasks, source.slow_to_build)
+    return EvaluationEnvironment(
+        factory,
+        source.environment_name,
+        source.tasks,
+        source.slow_to_build,
+        isinstance(source, SimulatedSource),
+    )

@@ -38,7 +38,10 @@ class Gymnasium(SimulatedSource):
 
     def make_environment(self, episode_steps: int | None = None) -> Callable[[], Environment]:
         """Return a factory; episodes keep the length of the collection."""
-        return partial(GymnasiumEnvironment, self.parameters.task, self.parameters.episode_steps)
+        return partial(
+            GymnasiumEnvironment, self.parameters.task, self.parameters.episode_steps,
+            limit_field="dataset.episode_steps",
+        )  # fmt: skip
 
     def disturbances(self) -> Disturbances:
         """Return the disturbances; without a policy every step is random."""

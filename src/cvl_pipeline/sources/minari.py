@@ -422,29 +422,29 @@ def _flattened(space: spaces.Space[Any], values: Any, rows: int, place: str) -> 
 
 def _successes(infos: Mapping[str, Any], steps: int, place: str) -> tuple[Array, bool]:
     """Successes of an episode, (T,) bool, and whether it reports any."""
-    name = next((name for name in SUCCESSES if name in infos), None)
-    if name is None:
-        return np.zeros(steps, dtype=bool), False
-    try:
-        values = np.asarray(infos[name])
-    except ValueError:  # entries of different length
-        raise InputError(
-            f"{place}, infos['{name}']: not one number per step; record one flag per step"
-        ) from None
-    flat = values.shape[:1] == (values.size,)  # (steps,) or (steps, 1)
-    if values.dtype.kind not in "biuf" or values.size not in (steps, steps + 1) or not flat:
-        raise InputError(
-            f"{place}, infos['{name}']: {values.dtype} of shape {values.shape}, but {steps} steps need "
-            f"{steps} numbers, or {steps + 1} with the reset's"
-        )
-    flags = values.reshape(-1)[-steps:]
-    wrong = np.flatnonzero((flags != 0) & (flags != 1))
-    if len(wrong):
-        raise InputError(
-            f"{place}, infos['{name}']: {flags[wrong[0]]} at step {wrong[0]} (the first is 0) is not a flag; record 0 "
-            "and 1, or False and True"
-        )
-    return np.asarray(flags == 1), True
+    for name in (name for name in SUCCESSES if name in infos):
+        try:
+            values = np.asarray(infos[name])
+        except ValueError:  # entries of different length
+            raise InputError(
+                f"{place}, infos['{name}']: not one number per step; record one flag per step"
+            ) from None
+        flat = values.shape[:1] == (values.size,)  # (steps,) or (steps, 1)
+        if values.dtype.kind not in "biuf" or values.size not in (steps, steps + 1) or not flat:
+            raise InputError(
+                f"{place}, infos['{name}']: {values.dtype} of shape {values.shape}, but {steps} steps need "
+                f"{steps} numbers, or {steps + 1} with the reset's"
+            )
+        flags = values.reshape(-1)[-steps:]
+        wrong = np.flatnonzero((flags != 0) & (flags != 1) & ~np.isnan(flags))
+        if len(wrong):
+            raise InputError(
+                f"{place}, infos['{name}']: {flags[wrong[0]]} at step {wrong[0]} (the first is 0) is not a flag; record "
+                "0 and 1, or False and True"
+            )
+        if not np.isnan(values).all():  # NaN says nothing, as in success_in
+            return np.asarray(flags == 1), True
+    return np.zeros(steps, dtype=bool), False
 
 
 def _joined(

@@ -32,7 +32,10 @@ class PointMaze(SimulatedSource):
     def make_environment(self, episode_steps: int | None = None) -> Callable[[], Environment]:
         """Return a factory; episodes keep the length of the collection."""
         check_pointmaze_task(self.parameters.task)
-        return partial(GymnasiumEnvironment, self.parameters.task, self.parameters.episode_steps)
+        return partial(
+            GymnasiumEnvironment, self.parameters.task, self.parameters.episode_steps,
+            limit_field="dataset.episode_steps",
+        )  # fmt: skip
 
     def make_controller(self) -> Callable[[], Controller]:
         """Return the waypoint controller."""

@@ -18,7 +18,9 @@ class SimulatedParameters(SourceParameters):
     task: Task = Field(description="Name of the environment.")
     episodes: int = Field(400, ge=2, description="Episodes to collect. Some are held out from training.")
     episode_steps: int | None = Field(
-        200, ge=1, description="Length of an episode. null: the environment's own limit."
+        200,
+        ge=1,
+        description="Length of an episode. null: the environment's own limit; one without is refused.",
     )
     noise_max: float = Field(
         0.3,

@@ -25,7 +25,7 @@ from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.readout.diagnostics import returns_correlation
 from cvl_pipeline.readout.q_function import QFunction
-from cvl_pipeline.readout.rewards import label
+from cvl_pipeline.readout.rewards import label, label_rollouts
 from cvl_pipeline.schema import below, effective
 from cvl_pipeline.sources.environment import environment_for
 from cvl_pipeline.training.callbacks import Watcher
@@ -165,9 +165,11 @@ class Bench:
                 policy, environment, episodes=stages.evaluation.episodes, seed=seed, workers=self.workers,
                 name="a trial",
             )  # fmt: skip
-            labels = label(transitions, rewards, stages.reward)
+            assert self._data.rewards is not None  # a study has the log's rewards
+            rewards = environment.with_known_success(rewards, self._data.rewards)
+            labels = label_rollouts(transitions, rewards, stages.reward)
             table = rollout_table(transitions, labels, seed, environment.tasks)
-            measured = {"return_mean": float(table["return"].mean())}
+            measured = {} if labels.missing else {"return_mean": float(table["return"].mean())}
             if labels.reports_success:
                 measured = {"success_rate": float(table["success"].mean()), **measured}
             record = json.dumps({"evaluation": protocol, "measured": measured})

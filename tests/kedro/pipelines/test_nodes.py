@@ -35,7 +35,7 @@ from cvl_pipeline.testing.builders import (
 
 NO_SUCCESS = torch.tensor(False)
 LABELS = make_rewards(make_transitions([1], [False]))
-"""Of the log, which scores do not read."""
+"""Of the log. Its successes are not read, but that it reports them is."""
 LOGGED = {"source": "dataset", "name": None}
 SUCCESS = {"source": "success", "name": None}
 REACH = DATASET | {"task": "reach-v3"}
@@ -84,6 +84,32 @@ def test_a_goal_decides_return_and_success_by_the_states_that_were_reached() -> 
     ours, _ = _tables(reward).values()
     assert ours["success"].tolist() == [False, True]
     assert ours["return"][1] == pytest.approx(1.0, abs=0.2)
+
+
+def test_a_policy_that_never_succeeds_is_0_where_the_log_or_another_policy_shows_that_success_is_reported() -> (
+    None
+):
+    transitions, rewards = _rollouts()["bc"]
+    silent = replace(
+        rewards, successes=torch.zeros_like(rewards.successes), success_reported=torch.tensor(False)
+    )
+    collected = {"source": "gymnasium", "task": "CartPole-v1"}
+    table = evaluation.score(transitions, silent, LABELS, collected, None, SUCCESS, 4)
+    assert table["success"].tolist() == [False, False]
+    assert table["return"].tolist() == [0.0, 0.0]
+    # A log of another environment shows nothing: neither success nor a reward made of it is known.
+    unknown = evaluation.score(transitions, silent, LABELS, collected, "CartPole-v1", SUCCESS, 4)
+    assert unknown["success"].isna().all()
+    assert unknown["return"].isna().all()
+    known = _tables(LOGGED)["cvl_rollouts"]
+    behaviour = make_transitions([2, 2, 2], [False] * 3)
+    metrics = _summarise(
+        make_rewards(behaviour),
+        behaviour,
+        cvl_rollouts=known,
+        bc_rollouts=known.assign(success=unknown["success"]),
+    )
+    assert (metrics["cvl.success_rate"], metrics["bc.success_rate"]) == (0.5, 0.0)
 
 
 TITLES = {"cvl": "CVL", "bc": "BC (control)"}

@@ -15,7 +15,7 @@ from cvl_pipeline.environments.parameters import EvaluationParameters
 from cvl_pipeline.episodes.container import Rewards, Split, Transitions
 from cvl_pipeline.episodes.preparation import episode_table, with_tasks
 from cvl_pipeline.readout.parameters import REWARDS
-from cvl_pipeline.readout.rewards import label
+from cvl_pipeline.readout.rewards import label_rollouts
 from cvl_pipeline.reports import plots
 from cvl_pipeline.reports.summary import summarise_rollouts
 from cvl_pipeline.sources.base import SOURCES
@@ -52,12 +52,13 @@ def score(
 ) -> pd.DataFrame:
     """Compute return and success of every rollout under the reward in force.
 
-    The labels of the log are not read. They are an input so that ``--from-nodes value_readout.label`` also scores
-    policies that need no rewards.
+    The labels of the log say whether its environment reports success. As they are an input,
+    ``--from-nodes value_readout.label`` also scores policies that need no rewards.
     """
-    scored = label(transitions, rewards, REWARDS.validate(reward))  # type: ignore[arg-type]
-    tasks = _environment(dataset, environment).tasks
-    return rollout_table(transitions, scored, seed, tasks)
+    place = _environment(dataset, environment)
+    rewards = place.with_known_success(rewards, labels)
+    scored = label_rollouts(transitions, rewards, REWARDS.validate(reward))  # type: ignore[arg-type]
+    return rollout_table(transitions, scored, seed, place.tasks)
 
 
 def summarise(
@@ -75,7 +76,7 @@ def summarise(
     **tables: pd.DataFrame,
 ) -> dict[str, Any]:
     """Report means and confidence intervals of all policies and the behaviour data, and the protocol."""
-    rollouts = {name: tables[f"{name}_rollouts"] for name in titles}
+    rollouts = _with_known_success({name: tables[f"{name}_rollouts"] for name in titles})
     parameters = SOURCES.validate(dataset)
     source = SOURCES.create(parameters)
     behaviour = with_tasks(episode_table(transitions, labels, split), transitions, source.tasks)
@@ -102,6 +103,13 @@ def summarise(
         "confidence": confidence,
         "protocol": "deterministic policy; success at any step of an episode; seeds unseen in collection",
     }
+
+
+def _with_known_success(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """If the environment reported success to one policy, the others, to whom it did not, never reached it."""
+    if all(table["success"].isna().all() for table in tables.values()):
+        return dict(tables)
+    return {name: table.assign(success=table["success"].fillna(False)) for name, table in tables.items()}
 
 
 def plot(metrics: dict[str, Any]) -> Figure:
