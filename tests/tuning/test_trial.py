@@ -121,9 +121,9 @@ def test_success_rate_is_refused_where_nothing_reports_success(tmp_path: Path) -
     transitions = make_transitions([3, 4], [False, True])
     silent = replace(make_rewards(transitions), success_reported=torch.tensor(False))
     judge = bench(tmp_path)
-    log = judge._data
-    assert log.rewards is not None
-    judge._data = log.with_rewards(replace(log.rewards, success_reported=torch.tensor(False)))
+    assert judge.data.rewards is not None
+    log = replace(judge.data.rewards, success_reported=torch.tensor(False))
+    judge = replace(judge, data=judge.data.with_rewards(log))
     with patch.object(api, "roll_out", return_value=(transitions, silent)):
         assert set(judge.measure({}, 0, ("return_mean",))) == {"return_mean"}
         with pytest.raises(InputError, match="nothing reports success, so success_rate cannot be measured"):

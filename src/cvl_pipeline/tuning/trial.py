@@ -165,8 +165,8 @@ class Bench:
                 policy, environment, episodes=stages.evaluation.episodes, seed=seed, workers=self.workers,
                 name="a trial",
             )  # fmt: skip
-            assert self._data.rewards is not None  # a study has the log's rewards
-            rewards = environment.with_known_success(rewards, self._data.rewards)
+            assert self.data.rewards is not None  # a study has the log's rewards
+            rewards = environment.with_known_success(rewards, self.data.rewards)
             labels = label_rollouts(transitions, rewards, stages.reward)
             table = rollout_table(transitions, labels, seed, environment.tasks)
             measured = {} if labels.missing else {"return_mean": float(table["return"].mean())}
