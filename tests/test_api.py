@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import gymnasium
 import numpy as np
@@ -523,6 +524,45 @@ def test_a_policy_is_evaluated_by_the_id_of_an_environment(discrete: Run) -> Non
     assert table.equals(cvl.evaluate(discrete.trained.policy, "CartPole-v1", episodes=3, seed=5))
     other = cvl.evaluate(discrete.trained.policy, "CartPole-v1", episodes=3, seed=6)
     assert other["episode_seed"].tolist() != table["episode_seed"].tolist()
+
+
+@pytest.mark.parametrize("seed", [True, 1.0, -1, 2**64, "1", None])
+def test_a_seed_is_a_whole_number_that_the_generators_take(seed: Any, discrete: Run) -> None:
+    data, policy = discrete.data, discrete.trained.policy
+    for use in (
+        lambda: cvl.train_critic(data, seed=seed),
+        lambda: cvl.train_method(data, "bc", seed=seed),
+        lambda: cvl.evaluate(policy, "CartPole-v1", episodes=1, seed=seed),
+        lambda: cvl.load_episodes("gymnasium", seed=seed),
+        lambda: cvl.episodes_from_arrays(np.zeros((2, 1)), np.zeros((2, 1)), seed=seed),
+        lambda: cvl.read_out(discrete.critic, data, seed=seed),
+    ):
+        with pytest.raises(InputError, match=r"^seed is .*: give a whole number from 0"):
+            use()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 745. GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 768 bytes."),
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 GiB."),
+    ],
+)
+def test_memory_that_runs_out_is_one_line_with_what_to_lower(error: Exception, discrete: Run) -> None:
+    message = r"^not enough memory \(.*allocate.*\); lower training\.batch_size"
+    with patch.object(launch, "train", side_effect=error), pytest.raises(InputError, match=message) as caught:
+        cvl.train_method(discrete.data, "bc")
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is error
+
+
+def test_other_errors_of_training_are_passed_on(discrete: Run) -> None:
+    with (
+        patch.object(launch, "train", side_effect=RuntimeError("shapes do not match")),
+        pytest.raises(RuntimeError, match="shapes do not match"),
+    ):
+        cvl.train_method(discrete.data, "bc")
 
 
 def test_an_environment_without_a_time_limit_needs_one() -> None:

@@ -1,10 +1,22 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cvl_pipeline.errors import InputError, causes, masked, missing_extra, printable, unknown_name
+from cvl_pipeline.errors import (
+    InputError,
+    causes,
+    masked,
+    missing_extra,
+    naming_what_to_lower,
+    printable,
+    unknown_name,
+)
 
 
 def test_a_near_name_is_suggested() -> None:
@@ -66,3 +78,11 @@ def test_no_message_contains_an_option_of_a_url_that_is_secret(option: str) -> N
 )
 def test_other_texts_stay_as_they_are(text: str) -> None:
     assert masked(text) == text
+
+
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty, bytearray])
+@pytest.mark.parametrize("size", [10**15, 2**62])
+def test_what_allocators_say_is_understood(allocate: Callable[[int], object], size: int) -> None:
+    message = r"not enough memory .*; lower batch_size"
+    with pytest.raises(InputError, match=message), naming_what_to_lower("batch_size"):
+        allocate(size)

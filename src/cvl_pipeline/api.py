@@ -25,7 +25,7 @@ from cvl_pipeline.episodes.validation import (
     validate_rewards,
     validate_transitions,
 )
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.errors import InputError, naming_what_to_lower
 from cvl_pipeline.io.artifacts import kind_of, load_artifact, save_artifact
 from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.methods.cvl import CVL
@@ -37,7 +37,7 @@ from cvl_pipeline.readout.parameters import READOUTS, REWARDS, ReadoutParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout
 from cvl_pipeline.readout.rewards import label, warn_of_rare_goal
-from cvl_pipeline.schema import Strict, validated
+from cvl_pipeline.schema import Strict, check_seed, validated
 from cvl_pipeline.sources.arrays import load_arrays
 from cvl_pipeline.sources.base import SOURCES, SourceParameters
 from cvl_pipeline.sources.environment import EvaluationEnvironment, environment_named
@@ -90,6 +90,7 @@ def episodes_from_arrays(
     Raises:
         InputError: a fault in the arrays, with name, place and value.
     """
+    check_seed(seed)
     transitions, logged = load_arrays(
         observations, actions, rewards, terminated=terminated, truncated=truncated, successes=successes,
         next_observations=next_observations, action_low=action_low, action_high=action_high,
@@ -145,7 +146,9 @@ def ingest(
     Raises:
         InputError: a fault in the source, in one line.
     """
-    transitions, rewards = SOURCES.create(parameters).load(seed, workers)
+    check_seed(seed)
+    with naming_what_to_lower("data_ingestion.workers or dataset.episodes, or read a smaller file"):
+        transitions, rewards = SOURCES.create(parameters).load(seed, workers)
     transitions = bound_actions(transitions, parameters.actions_out_of_bounds, parameters.label)
     validate_transitions(transitions)
     validate_rewards(rewards, transitions)
@@ -184,9 +187,13 @@ def train_critic(
         parameters = validated(DynamicsParameters, settings)
     elif settings:
         raise InputError("contrastive_dynamics: give parameters, or settings, not both")
-    trained: TrainedCritic = launch.train(  # type: ignore[assignment]
-        CriticJob(data.without_rewards(), parameters, seed), checkpoints, logs, watch
-    )
+    check_seed(seed)
+    with naming_what_to_lower(
+        "training.batch_size, hidden, representation_size, or validation_batches of contrastive_dynamics"
+    ):
+        trained: TrainedCritic = launch.train(  # type: ignore[assignment]
+            CriticJob(data.without_rewards(), parameters, seed), checkpoints, logs, watch
+        )
     return trained
 
 
@@ -230,10 +237,12 @@ def read_out(
     Raises:
         InputError: data without rewards; an unknown method or setting; a discount that the critic cannot serve.
     """
+    check_seed(seed)
     if data.rewards is None or data.rewards.missing:
         raise InputError("read_out: the data have no rewards; give some with data.with_rewards(rewards)")
     parameters = _choose(READOUTS, "value_readout", method, settings)
-    return build_readout(critic, data.transitions, data.rewards, data.split, parameters, seed)
+    with naming_what_to_lower("references, prototypes, features or horizons of value_readout"):
+        return build_readout(critic, data.transitions, data.rewards, data.split, parameters, seed)
 
 
 def extract_policy(
@@ -296,6 +305,7 @@ def train_method(
     Raises:
         InputError: an unknown method or setting, or data that lack what the method needs.
     """
+    check_seed(seed)
     parameters = _choose(METHODS, "method", method, settings)
     chosen = METHODS.of(parameters)
     if not chosen.needs_rewards:
@@ -305,7 +315,8 @@ def train_method(
     if chosen.needs_critic and values is None:
         raise InputError(f"method '{getattr(parameters, METHODS.field)}' needs a critic and a readout")
     job = PolicyJob(data, parameters, seed, values if chosen.needs_critic else None)
-    return TrainedPolicy(*launch.train(job, checkpoints, logs))
+    with naming_what_to_lower("training.batch_size or hidden of the policy, or references of value_readout"):
+        return TrainedPolicy(*launch.train(job, checkpoints, logs))
 
 
 def roll_out(
@@ -330,12 +341,14 @@ def roll_out(
     Raises:
         InputError: the environment's observations or actions are not the policy's; no episodes.
     """
+    check_seed(seed)
     if episodes < 1:
         raise InputError(f"episodes is {episodes}; give at least 1")
-    return run_policy(
-        policy, environment.make, episodes=episodes, seed=seed, workers=workers, name=name,
-        tasks=len(environment.tasks) or 1,
-    )  # fmt: skip
+    with naming_what_to_lower("evaluation.workers, evaluation.episodes or evaluation.episode_steps"):
+        return run_policy(
+            policy, environment.make, episodes=episodes, seed=seed, workers=workers, name=name,
+            tasks=len(environment.tasks) or 1,
+        )  # fmt: skip
 
 
 def evaluate(

@@ -2,10 +2,16 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TypeVar
 
 T = TypeVar("T")
+NO_MEMORY = (
+    "out of memory|allocate memory|not enough memory|size calculation overflowed|multiplication overflow|"
+    "array is too big|maximum allowed dimension"
+)
+"""What the allocators of torch, on the CPU and on GPUs, and of NumPy say."""
 
 
 USER = re.compile(r"([A-Za-z][\w+.\-]*://)([^\s/:@]*):\S*@")
@@ -33,6 +39,29 @@ class InputError(ValueError):
     def __init__(self, message: str) -> None:
         """Set the message."""
         super().__init__(masked(message))
+
+
+@contextmanager
+def naming_what_to_lower(fields: str) -> Iterator[None]:
+    """If memory runs out, raise InputError with the parameters that need it.
+
+    Args:
+        fields: the parameters to lower, for the message.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, ValueError) as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(f"not enough memory ({one_line(error)[:200]}); lower {fields}") from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocator of Python, NumPy or torch found too little memory."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | ValueError)
+        and re.search(NO_MEMORY, str(error), re.IGNORECASE) is not None
+    )
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

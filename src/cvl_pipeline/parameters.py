@@ -25,7 +25,7 @@ from cvl_pipeline.readout.parameters import (
     RewardParameters,
     ValueReportParameters,
 )
-from cvl_pipeline.schema import Choice, Strict, merged
+from cvl_pipeline.schema import LARGEST_SEED, Choice, Strict, merged
 from cvl_pipeline.sources.base import SOURCES, SourceParameters
 from cvl_pipeline.sources.metaworld import MetaWorld
 
@@ -43,7 +43,10 @@ class StageParameters(Strict):
     """Parameters that all stages share, and one model per stage."""
 
     seed: int = Field(
-        0, ge=0, description="Seed of collection, initial weights, batches, reference states and evaluation."
+        0,
+        ge=0,
+        le=LARGEST_SEED,
+        description="Seed of collection, initial weights, batches, reference states and evaluation.",
     )
     dataset: Annotated[SourceParameters, Choice(SOURCES)] = Field(
         MetaWorld.Parameters(), description="The episodes, and the folder of their artifacts."

@@ -9,24 +9,72 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from numbers import Integral
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+)
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
 from cvl_pipeline.errors import InputError, unknown_name
 from cvl_pipeline.imports import named, user_class
 
+# Bounds far beyond any sensible value. They refuse slips of the keyboard before anything is allocated.
+MOST_STEPS = 10**9
+"""Largest number of anything that is done one after the other: gradient steps, intervals, trials."""
+MOST_ROWS = 10**8
+"""Largest number of drawn rows, such as reference states."""
+MOST_UNITS = 2**16
+"""Largest size of a layer, a representation or a set of choices."""
+MOST_EPISODES = 10**7
+MOST_PROCESSES = 2**16
+LONGEST_EPISODE = 100_000
+"""Steps of an episode."""
+LARGEST_SEED = 2**32 - 1
+LARGEST_INDEX = 2**31 - 1
+MOST_ENTRIES = 10_000
+"""Entries of a list of numbers."""
+
 Model = TypeVar("Model", bound=BaseModel)
 T = TypeVar("T")
 
 
+def _take_literally(schema: Any) -> None:
+    """Set all numbers and flags of a core schema to strict: no number is made of ``true``, ``1.0`` or ``"1"``."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("int", "float", "bool"):
+            schema["strict"] = True
+        for name, part in schema.items():
+            if name not in ("default", "metadata"):
+                _take_literally(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            _take_literally(part)
+
+
 class Strict(BaseModel):
-    """A frozen model that refuses unknown fields, so that a typo never passes silently."""
+    """A frozen model that refuses unknown fields and values of another type, so that a typo never passes silently.
+
+    The value that is checked is the value that is used: no number is made of ``true``, ``1.0`` or ``"1"``.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Accept only numbers as numbers and only flags as flags, in every field."""
+        schema = handler(source)
+        _take_literally(schema)
+        return schema
 
 
 def operational(default: Any, **options: Any) -> Any:
@@ -48,11 +96,35 @@ def listed(value: Any) -> Any:
     return [value] if isinstance(value, int | float) else value
 
 
+def integers(value: Any) -> Any:
+    """Split a string of whole numbers; make a list of a single number."""
+    parts = listed(value)
+    whole = isinstance(value, str) and all(re.fullmatch(r"[+-]?[0-9]+", part) for part in parts)
+    return [int(part) for part in parts] if whole else parts
+
+
+def _floats(value: Any) -> Any:
+    parts = listed(value)
+    with suppress(ValueError):
+        return [float(part) for part in parts] if isinstance(value, str) else parts
+    return parts
+
+
 # Kedro's --params cannot carry a list. There, one string holds several values with spaces between them, and a
 # single number stands for itself.
-Integers = Annotated[tuple[int, ...], BeforeValidator(listed)]
-Floats = Annotated[tuple[float, ...], BeforeValidator(listed)]
+Integers = Annotated[
+    tuple[Annotated[int, Field(ge=-LARGEST_INDEX, le=LARGEST_INDEX)], ...],
+    BeforeValidator(integers),
+    Field(max_length=MOST_ENTRIES),
+]
+Floats = Annotated[tuple[float, ...], BeforeValidator(_floats), Field(max_length=MOST_ENTRIES)]
 Words = Annotated[tuple[str, ...], BeforeValidator(listed)]
+
+
+def check_seed(seed: Any) -> None:
+    """Raise InputError unless a value is a seed: a whole number that fits NumPy's and torch's generators."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
+        raise InputError(f"seed is {seed!r}: give a whole number from 0 to {LARGEST_SEED}")
 
 
 class Registry(Generic[T]):
@@ -385,6 +457,8 @@ def _describe(
         return f"'{field}' is {context['name']!r}: {text}"
     if not name:  # about several stages together; the message names them
         return text
+    if isinstance(detail["input"], dict) and detail["type"] == "string_type":
+        return f"'{name}' is a mapping: {text}; put quotes around a text with braces"
     if isinstance(detail["input"], dict):  # a whole stage's values would bury the message
         return f"'{name}': {text}"
     return f"'{name}' is {detail['input']!r}: {text}"

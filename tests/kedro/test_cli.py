@@ -54,6 +54,17 @@ def _refusal(*arguments: str) -> str:
     return result.output
 
 
+@pytest.mark.parametrize(
+    "item", ["dataset.name={task}x", "dataset.name={task", "dataset.name=}", "dataset.path=${x"]
+)
+@pytest.mark.parametrize("option", [["--params"], []])
+def test_params_that_cannot_be_read_are_named(item: str, option: list[str]) -> None:
+    given = f"seed=1,{item}"
+    message = _refusal("run", *([*option, given] if option else [f"--params={given}"]))
+    assert message.startswith(f"Error: --params {item} cannot be read")
+    assert "quotes around a value with braces" in message
+
+
 @pytest.mark.parametrize("depth", [0, 1, 2])
 @pytest.mark.parametrize("explicit", [True, False])
 def test_a_users_mistake_is_reported_in_one_line(depth: int, explicit: bool) -> None:

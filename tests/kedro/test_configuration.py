@@ -17,7 +17,7 @@ from cvl_pipeline.errors import InputError, causes
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader, ProjectContext, below_folder
 from cvl_pipeline.kedro.pipeline_registry import plan_for, register_pipelines
 from cvl_pipeline.readout.parameters import REWARDS
-from cvl_pipeline.schema import Strict
+from cvl_pipeline.schema import Strict, nested
 from cvl_pipeline.sources.base import SOURCES, LocalPath
 from cvl_pipeline.tuning.storage import StudyLocation
 from tests.kedro.sessions import make_loader, path_of
@@ -129,7 +129,7 @@ def test_an_unusable_result_of_a_study_is_refused(
 
 def _environment(conf: Path, **values: Any) -> None:
     """Write an environment ``other`` with these parameters."""
-    (conf / "other").mkdir()
+    (conf / "other").mkdir(exist_ok=True)
     (conf / "other/parameters.yml").write_text(json.dumps(values))
 
 
@@ -452,3 +452,20 @@ def test_a_database_in_a_file_is_in_the_project(
     monkeypatch.chdir(tmp_path / "below")
     loader = make_loader(conf=conf, tuning={"storage": "lab"})
     assert loader.study()[0].url == found.format(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["${oc.env:HOME}", "${seed}", "a/${dataset.task}", "???"])
+@pytest.mark.parametrize("name", ["data.root", "dataset.name", "evaluation.environment"])
+def test_the_value_that_is_checked_is_the_one_that_is_used(name: str, value: str) -> None:
+    with pytest.raises(
+        InputError, match=re.escape(f"parameters: '{name}' is {value!r}: write the value itself")
+    ):
+        make_loader(**nested({name: value})).run_parameters()
+
+
+def test_files_of_conf_may_refer_to_each_other_and_leave_nothing_open(conf: Path) -> None:
+    _environment(conf, dataset={"episodes": "${evaluation.episodes}"}, evaluation={"episodes": 7})
+    assert make_loader(conf, "other")["parameters"]["dataset"]["episodes"] == 7
+    _environment(conf, data={"root": "???"})
+    with pytest.raises(InputError, match=r"'data.root' is '\?\?\?'"):
+        make_loader(conf, "other")["parameters"]

@@ -23,6 +23,7 @@ from cvl_pipeline.kedro.hooks import (
     ReportResults,
 )
 from cvl_pipeline.kedro.pipeline_registry import current_plan, register_pipelines
+from cvl_pipeline.kedro.settings import HOOKS
 from cvl_pipeline.networks.actor import ActorShape, GaussianActor
 from cvl_pipeline.testing.builders import (
     identity_normalisation,
@@ -66,6 +67,35 @@ def test_the_pipelines_follow_the_parameters() -> None:
     assert not register_pipelines()["evaluation"].nodes
     with pytest.raises(InputError, match="unknown field 'sed'"):
         _follow(sed=1)
+
+
+@pytest.mark.parametrize(
+    ("root", "field"), [("/proc/x", "data.root"), ("file/x", "data.root"), ("file", "data.root")]
+)
+def test_a_data_folder_that_cannot_be_written_is_refused_before_it_is_locked(
+    root: str, field: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    root = root if root.startswith("/") else str(tmp_path / root)
+    hook = FollowParameters()
+    loader = make_loader(data={"root": root})
+    hook.after_context_created(SimpleNamespace(config_loader=loader))  # type: ignore[arg-type]
+    with pytest.raises(
+        InputError, match=rf"^{field}: the folder .* cannot be written to .*; name one of your own$"
+    ):
+        next(hook.before_pipeline_run())
+    names = [type(hook).__name__ for hook in HOOKS]
+    assert names.index("FollowParameters") < names.index("TrustArtifacts")
+
+
+def test_the_data_folder_is_created(tmp_path: Path) -> None:
+    hook = FollowParameters()
+    root = {"root": str(tmp_path / "a" / "b")}
+    loader = make_loader(data=root)
+    hook.after_context_created(SimpleNamespace(config_loader=loader))  # type: ignore[arg-type]
+    assert not Path(root["root"]).exists()  # such as for `kedro artifacts status`
+    next(hook.before_pipeline_run())
+    assert list(Path(root["root"]).iterdir()) == []
 
 
 def test_parameters_of_a_study_are_logged_unless_they_change_nothing(

@@ -1,15 +1,26 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.kedro.parameters import RunParameters, check_parameters, counted_parameters, is_given
 from cvl_pipeline.kedro.pipeline_registry import plan_for, register_pipelines
 from cvl_pipeline.parameters import RENAMED
-from cvl_pipeline.schema import effective, fields_at, flattened, operational_at
+from cvl_pipeline.schema import (
+    Strict,
+    choice_of,
+    effective,
+    fields_at,
+    flattened,
+    operational_at,
+    submodel,
+    validated,
+)
 from tests.kedro.sessions import make_loader
 
 
@@ -34,6 +45,105 @@ def _refusal(raw: dict[str, Any]) -> str:
     message = str(caught.value)
     assert "\n" not in message, "one line"
     return message
+
+
+def _models(model: type[Strict]) -> set[type[Strict]]:
+    """A model and all models that its fields lead to, those of all alternatives."""
+    found = {model}
+    for name in model.model_fields:
+        choice = choice_of(model, name)
+        inner = [choice.registry.parameters(label) for label in choice.registry.names] if choice else []
+        if not choice and (group := submodel(model, name)) is not None:
+            inner = [group]  # type: ignore[list-item]
+        for part in inner:
+            found |= _models(part)
+    return found
+
+
+def _holds_integers(annotation: Any) -> bool:
+    return int in (annotation, *get_args(annotation)) or any(map(_holds_integers, get_args(annotation)))
+
+
+INTEGERS = sorted(
+    (
+        (model, name)
+        for model in _models(RunParameters)
+        for name, info in model.model_fields.items()
+        if _holds_integers(info.annotation)
+    ),
+    key=str,
+)
+"""Every field of whole numbers, single ones or lists. The bounds of a search, which are none of these, must be values
+that the searched parameter accepts."""
+
+
+def test_the_fields_of_whole_numbers_are_found() -> None:
+    assert len(INTEGERS) > 45
+    names = {name for _, name in INTEGERS}
+    assert names >= {
+        "seed",
+        "hidden",
+        "batch_size",
+        "references",
+        "features",
+        "workers",
+        "devices",
+        "indices",
+    }
+
+
+@pytest.mark.parametrize(("model", "name"), INTEGERS)
+@given(
+    value=st.one_of(
+        st.booleans(),
+        st.floats(allow_nan=False),
+        st.integers(10**12),
+        st.integers(max_value=-1),
+        st.text(max_size=3),
+    )
+)
+@example(value=True)
+@example(value=1.0)
+@example(value="3")
+@example(value=10**12)
+@settings(max_examples=20, deadline=None)
+def test_a_whole_number_is_refused_unless_it_is_one_within_its_bounds(
+    model: type[Strict], name: str, value: Any
+) -> None:
+    several = "tuple" in str(model.model_fields[name].annotation)
+    if name == "indices" and isinstance(value, int):
+        assume(isinstance(value, bool) or value >= 10**12)  # a negative index counts from the end
+    with pytest.raises(InputError) as caught:
+        validated(model, {name: [value] if several else value})
+    assert f"'{name}{'.0' if several else ''}' is {value!r}: input should be" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("contrastive_dynamics.temperature", True),
+        ("contrastive_dynamics.temperature", "0.1"),
+        ("tuned", 1),
+        ("tuned", "yes"),
+        ("value_readout.self_normalised", 0.0),
+    ],
+)
+def test_numbers_and_flags_are_taken_literally(base: dict[str, Any], name: str, value: Any) -> None:
+    assert f"'{name}' is {value!r}: input should be a valid" in _refusal(_changed(base, name, value))
+
+
+def test_a_whole_number_counts_as_a_number(base: dict[str, Any]) -> None:
+    parameters = check_parameters(_changed(base, "contrastive_dynamics.temperature", 1))
+    assert parameters.contrastive_dynamics.temperature == 1.0
+
+
+def test_a_network_has_a_limited_number_of_layers(base: dict[str, Any]) -> None:
+    assert "at most 64" in _refusal(_changed(base, "contrastive_dynamics.hidden", [8] * 65))
+
+
+@pytest.mark.parametrize("field", ["root", "cache"])
+def test_a_folder_of_artifacts_has_no_braces(base: dict[str, Any], field: str) -> None:
+    assert "without braces" in _refusal(_changed(base, f"data.{field}", "/tmp/{x}"))
 
 
 def test_the_base_files_are_valid_and_typed(base: dict[str, Any]) -> None:

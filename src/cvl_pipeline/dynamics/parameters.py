@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from cvl_pipeline.dynamics.losses import LOSSES, LossParameters
 from cvl_pipeline.networks.encoder import ENCODERS, AutomaticEncoderParameters, EncoderParameters
-from cvl_pipeline.schema import Choice, Strict
+from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Choice, Strict
 from cvl_pipeline.training.parameters import Hidden, TrainingParameters
 
 
@@ -35,7 +35,7 @@ class DynamicsParameters(Strict):
     representation: Literal["unit_norm", "raw"] = Field(
         "unit_norm", description="Whether phi and psi are on the unit sphere."
     )
-    representation_size: int = Field(64, ge=1, description="Size D of phi and psi.")
+    representation_size: int = Field(64, ge=1, le=MOST_UNITS, description="Size D of phi and psi.")
     hidden: Hidden = Field((256, 256), description="Sizes of the hidden layers of phi and psi.")
     temperature: float = Field(0.1, gt=0.0, description="The logits are divided by it.")
     learned_temperature: bool = Field(
@@ -44,11 +44,15 @@ class DynamicsParameters(Strict):
     segments_per_episode: int = Field(
         4,
         ge=1,
+        le=MOST_ROWS,
         description="Segments of a batch that share an episode. With more than one, some negatives come from the "
         "anchor's own episode.",
     )
     validation_batches: int = Field(
-        8, ge=1, description="Held-out batches, as large as in training, that the metrics average."
+        8,
+        ge=1,
+        le=MOST_STEPS,
+        description="Held-out batches, as large as in training, that the metrics average.",
     )
     keep: Literal["last", "best"] = Field(
         "last", description="Keep the weights of the last step, or those of the lowest held-out loss."
@@ -56,6 +60,7 @@ class DynamicsParameters(Strict):
     patience: int | None = Field(
         None,
         ge=1,
+        le=MOST_STEPS,
         description="Measurements without a lower held-out loss that end training. null: training runs to its end.",
     )
     training: DynamicsTraining = Field(DynamicsTraining(), description="How the critic is trained.")

@@ -15,8 +15,6 @@ Array = NDArray[Any]
 
 SUCCESSES = ("success", "is_success", "goal_achieved")
 """Names of the entry of ``info`` that says whether the task is solved; the first one with a value counts."""
-LONGEST_EPISODE = 100_000
-"""Steps after which an episode that has not ended is an error: its environment has no time limit."""
 
 
 def success_in(info: Mapping[str, Any]) -> bool | None:

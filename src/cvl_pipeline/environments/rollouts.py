@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cvl_pipeline.environments.base import LONGEST_EPISODE, Array, Environment, success_in
+from cvl_pipeline.environments.base import Array, Environment, success_in
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.schema import LONGEST_EPISODE
 from cvl_pipeline.training.processes import end_with_parent
 from cvl_pipeline.training.progress import progress_bar
 

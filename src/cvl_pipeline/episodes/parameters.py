@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from cvl_pipeline.schema import Strict, operational
+from cvl_pipeline.schema import MOST_PROCESSES, Strict, operational
 
 
 class IngestionParameters(Strict):
@@ -22,5 +22,5 @@ class IngestionParameters(Strict):
         description="Smallest standard deviation that inputs are divided by, in the input's units.",
     )
     workers: int | None = operational(
-        None, ge=1, description="Processes that collect episodes. null: one per core."
+        None, ge=1, le=MOST_PROCESSES, description="Processes that collect episodes. null: one per core."
     )

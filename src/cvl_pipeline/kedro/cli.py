@@ -13,6 +13,7 @@ from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.project import settings
 from kedro.pipeline import Pipeline
 from kedro.utils import find_kedro_project
+from omegaconf import OmegaConf
 
 from cvl_pipeline.errors import InputError, causes, missing_extra, one_line, printable, unknown_name
 from cvl_pipeline.io.storage import FULL, REFUSED, refusal, shown
@@ -37,6 +38,7 @@ class _Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the options; Kedro reads the values of ``--params`` as YAML, which may fail in any way."""
+        given = list(args)  # parsing takes them away
         try:
             return super().parse_args(ctx, args)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -44,7 +46,8 @@ class _Command(click.Command):
         except Exception as error:
             raise click.ClickException(
                 printable(
-                    f"--params cannot be read ({one_line(error)[:200]}); write field=value, with commas between"
+                    f"--params {_unreadable(given)}cannot be read ({one_line(error)[:200]}); write field=value, with "
+                    "commas between, and quotes around a value with braces: field='{task}x'"
                 )
             ) from error
 
@@ -74,6 +77,20 @@ class _Command(click.Command):
                 # A tag, a dataset, credentials or an environment that does not exist.
                 raise click.ClickException(printable(" ".join(str(error.args[0]).split()))) from error
             raise
+
+
+def _unreadable(args: list[str]) -> str:
+    """Return the first field=value among the arguments that cannot be read, with a blank; empty if none is it."""
+    items = (item for arg in args for item in arg.removeprefix("--params=").split(","))
+    return next((f"{item} " for item in items if not _readable(item)), "")
+
+
+def _readable(item: str) -> bool:
+    try:
+        OmegaConf.from_dotlist([item])
+    except Exception:  # of YAML, or of OmegaConf's own grammar
+        return False
+    return True
 
 
 class _AboutPipelines(_Command):

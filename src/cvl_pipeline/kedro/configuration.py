@@ -31,6 +31,18 @@ LOCAL = get_args(LocalPath)[-1]
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def _check_is_plain(values: Any, name: str = "") -> None:
+    """Raise InputError for text that OmegaConf would replace again: the value that is checked is the one used."""
+    if isinstance(values, str) and ("${" in values or values == "???"):
+        raise InputError(
+            f"parameters: '{name}' is {values!r}: write the value itself; ${{...}} works only within a file of conf/, "
+            "and ??? is no value"
+        )
+    mapping = values if isinstance(values, Mapping) else {}
+    for key, part in enumerate(values) if isinstance(values, list | tuple) else mapping.items():
+        _check_is_plain(part, f"{name}.{key}" if name else str(key))
+
+
 class CheckedConfigLoader(OmegaConfigLoader):
     """Validates the parameters as soon as they are read and resolves the folders that the catalog names.
 
@@ -88,6 +100,7 @@ class CheckedConfigLoader(OmegaConfigLoader):
         values: dict[str, Any] = {}
         for layer in (*self._layers, tuned or {}, dict(self.runtime_params or {})):
             values = merged(RunParameters, values, layer)
+        _check_is_plain(values)
         return values
 
     def _read(self, env: str) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cvl_pipeline.errors import InputError, causes, missing_extra
-from cvl_pipeline.io.storage import check_file, shown
+from cvl_pipeline.errors import InputError, causes, missing_extra, one_line
+from cvl_pipeline.io.location import is_url
+from cvl_pipeline.io.storage import FULL, check_file, shown
 from cvl_pipeline.kedro.commands import kedro_run, keep_options
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.parameters import RunParameters, check_parameters
@@ -45,13 +47,19 @@ OLD_ARTIFACTS = {
 class FollowParameters:
     """Lets the pipelines follow the parameters: one row per method, and no evaluation without an environment."""
 
+    _folder: Path
+    _place: str
+
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
         """Read the parameters before Kedro asks for the pipelines; raises InputError on faulty ones."""
         loader = context.config_loader
         assert isinstance(loader, CheckedConfigLoader)  # of the project's settings
         keep_options(loader.env, loader.runtime_params, loader.elsewhere)
-        plan_for(loader.run_parameters())
+        parameters = loader.run_parameters()
+        plan_for(parameters)
+        self._place = "data.cache" if is_url(parameters.data.root) else "data.root"
+        self._folder = loader.local("")
         for name, (value, before) in loader.tuned_changes().items():
             logger.info("tuned: %s is %s, not %s", name, value, before)
         local = sorted(Path(loader.conf_source, loader.default_run_env).glob("**/parameters*.y*ml"))
@@ -60,6 +68,25 @@ class FollowParameters:
                 "%s is in force: without --env, files in conf/%s override conf/base",
                 ", ".join(shown(path) for path in local), loader.default_run_env,
             )  # fmt: skip
+
+    @hook_impl(wrapper=True, tryfirst=True)
+    def before_pipeline_run(self) -> Generator[None, Any, Any]:
+        """Raise InputError unless the folder of the artifacts can be created and written to, before it is locked."""
+        self._check_folder()
+        return (yield)
+
+    def _check_folder(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._folder):
+                pass
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in FULL:  # reported with the file that has no space
+                return
+            raise InputError(
+                f"{self._place}: the folder {shown(self._folder)} cannot be written to ({one_line(error)}); name "
+                "one of your own"
+            ) from error
 
 
 class CheckInputs:

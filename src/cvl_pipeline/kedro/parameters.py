@@ -46,6 +46,8 @@ class DataParameters(Strict):
                 raise ValueError("must be a path, or a URL of one file system, such as s3://bucket/folder")
         if not path.strip("/. ") or ".." in PurePosixPath(path).parts:
             raise ValueError("must be a folder of the project, or an absolute path, without '..'")
+        if set("{}") & set(path):  # the catalog's patterns would take them for names of datasets
+            raise ValueError("must be a path without braces")
         return path.rstrip("/")
 
     @model_validator(mode="after")

@@ -182,7 +182,7 @@ def _default(info: FieldInfo) -> str:
 
 def _type(info: FieldInfo) -> str:
     bounds = " and ".join(
-        f"{sign} {getattr(part, name):g}"
+        f"{sign} {getattr(part, name):.10g}"
         for part in info.metadata
         for kind, (sign, name) in BOUNDS.items()
         if isinstance(part, kind)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cvl_pipeline.episodes.container import Normalisation
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.mlp import Standardise
-from cvl_pipeline.schema import Registry, Strict
+from cvl_pipeline.schema import MOST_UNITS, Registry, Strict
 
 SMALLEST = 6
 """Side length, in pixels, at or below which convolutions do not halve an image."""
@@ -98,8 +98,8 @@ class ConvolutionalEncoder(Encoder):
         """The settings of ``convolutional``."""
 
         name: Literal["convolutional"] = Field("convolutional", description="Convolutions, for images.")
-        channels: int = Field(32, ge=1, description="Channels of every convolution.")
-        features: int = Field(128, ge=1, description="Size of the output.")
+        channels: int = Field(32, ge=1, le=MOST_UNITS, description="Channels of every convolution.")
+        features: int = Field(128, ge=1, le=MOST_UNITS, description="Size of the output.")
 
     def __init__(self, parameters: Parameters, shape: tuple[int, ...]) -> None:
         """Build the layers for images (H, W, C)."""

@@ -14,7 +14,7 @@ from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.networks.mlp import mlp
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.references import CHUNK
-from cvl_pipeline.schema import Registry, Strict
+from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Registry, Strict
 from cvl_pipeline.training.parameters import Hidden
 from cvl_pipeline.training.seeds import stream_seed
 
@@ -66,7 +66,7 @@ class MarginalActionsParameters(StateValueParameters):
     name: Literal["marginal_actions"] = Field(
         "marginal_actions", description="The mean of Q over actions logged anywhere in the data."
     )
-    actions: int = Field(4, ge=1, description="Number of actions that the mean takes.")
+    actions: int = Field(4, ge=1, le=MOST_UNITS, description="Number of actions that the mean takes.")
 
 
 class MarginalActions(StateValue):
@@ -103,9 +103,9 @@ class FittedValueParameters(StateValueParameters):
     name: Literal["fitted_value"] = Field(
         "fitted_value", description="A network fitted to the Q of the logged actions."
     )
-    steps: int = Field(1000, ge=1, description="Gradient steps. More of them memorise states.")
+    steps: int = Field(1000, ge=1, le=MOST_STEPS, description="Gradient steps. More of them memorise states.")
     hidden: Hidden = Field((256, 256), description="Sizes of the network's hidden layers.")
-    batch_size: int = Field(256, ge=1, description="Size of a batch.")
+    batch_size: int = Field(256, ge=1, le=MOST_ROWS, description="Size of a batch.")
     learning_rate: float = Field(1e-3, gt=0.0, description="Learning rate of Adam.")
 
 

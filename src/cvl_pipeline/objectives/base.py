@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.networks.actor import Actor
 from cvl_pipeline.networks.encoder import ENCODERS, AutomaticEncoderParameters, EncoderParameters
-from cvl_pipeline.schema import Choice, Registry, Strict
+from cvl_pipeline.schema import MOST_STEPS, Choice, Registry, Strict
 from cvl_pipeline.training.parameters import Hidden, TrainingParameters
 from cvl_pipeline.training.processes import own_share
 
@@ -33,7 +33,7 @@ class TrainedPolicy(NamedTuple):
 class PolicyTraining(TrainingParameters):
     """How a policy is trained."""
 
-    steps: int = Field(2000, ge=1, description="Gradient steps.")
+    steps: int = Field(2000, ge=1, le=MOST_STEPS, description="Gradient steps.")
 
 
 class ActorParameters(Strict):

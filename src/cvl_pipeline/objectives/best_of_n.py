@@ -12,6 +12,7 @@ from cvl_pipeline.networks.actor import Actor, Policy
 from cvl_pipeline.objectives.base import ObjectiveParameters
 from cvl_pipeline.objectives.bc import BehaviourCloning
 from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.schema import MOST_UNITS
 from cvl_pipeline.training.seeds import stream_seed
 
 
@@ -63,7 +64,10 @@ class BestOfNProposals(BehaviourCloning):
             "best_of_n", description="Sample actions from a cloned policy and take the one with the best Q."
         )
         proposals: int = Field(
-            32, ge=1, description="Number N of actions that the cloned policy proposes beside its mode."
+            32,
+            ge=1,
+            le=MOST_UNITS,
+            description="Number N of actions that the cloned policy proposes beside its mode.",
         )
 
     needs_critic = True

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cvl_pipeline.schema import Floats, Integers, Registry, Strict
+from cvl_pipeline.schema import MOST_ROWS, MOST_UNITS, Floats, Integers, Registry, Strict
 
 if TYPE_CHECKING:
     from cvl_pipeline.readout.build import ReadoutMethod
@@ -100,6 +100,7 @@ class ReadoutParameters(Strict):
     references: int | None = Field(
         8192,
         ge=1,
+        le=MOST_ROWS,
         description="Number K of reference states, drawn as in training. null: every logged future state.",
     )
     reference_distribution: Literal["marginal", "reward"] = Field(
@@ -111,7 +112,9 @@ class ReadoutParameters(Strict):
         lt=1.0,
         description="Discount of the values. null: the critic's. Another one needs horizon_conditioning.",
     )
-    horizons: int = Field(8, ge=1, description="Offsets that a horizon-conditioned critic is averaged over.")
+    horizons: int = Field(
+        8, ge=1, le=MOST_UNITS, description="Offsets that a horizon-conditioned critic is averaged over."
+    )
 
 
 class ExactParameters(ReadoutParameters):
@@ -123,6 +126,7 @@ class ExactParameters(ReadoutParameters):
     prototypes: int | None = Field(
         None,
         ge=1,
+        le=MOST_ROWS,
         description="Compress the reference states to this many cluster centres. null: keep them.",
     )
 
@@ -130,7 +134,7 @@ class ExactParameters(ReadoutParameters):
 class FeatureParameters(ReadoutParameters):
     """The settings of readouts by random features."""
 
-    features: int = Field(4096, ge=2, description="Number of random features.")
+    features: int = Field(4096, ge=2, le=MOST_ROWS, description="Number of random features.")
 
 
 class FourierParameters(FeatureParameters):
@@ -151,7 +155,10 @@ class ValueReportParameters(Strict):
     """How values are judged on held-out episodes."""
 
     compared_transitions: int = Field(
-        2000, ge=2, description="Held-out transitions on which the readout's own error is measured."
+        2000,
+        ge=2,
+        le=MOST_ROWS,
+        description="Held-out transitions on which the readout's own error is measured.",
     )
 
 

@@ -439,8 +439,8 @@ def _successes(infos: Mapping[str, Any], steps: int, place: str) -> tuple[Array,
         wrong = np.flatnonzero((flags != 0) & (flags != 1) & ~np.isnan(flags))
         if len(wrong):
             raise InputError(
-                f"{place}, infos['{name}']: {flags[wrong[0]]} at step {wrong[0]} (the first is 0) is not a flag; record "
-                "0 and 1, or False and True"
+                f"{place}, infos['{name}']: {flags[wrong[0]]} at step {wrong[0]} (the first is 0) is not a flag; "
+                "record 0 and 1, or False and True"
             )
         if not np.isnan(values).all():  # NaN says nothing, as in success_in
             return np.asarray(flags == 1), True

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from cvl_pipeline.environments.collection import Controller, Disturbances, collect
 from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.schema import LONGEST_EPISODE, MOST_EPISODES
 from cvl_pipeline.sources.base import Source, SourceParameters, Task
 
 
@@ -16,10 +17,13 @@ class SimulatedParameters(SourceParameters):
     """The settings that every collection in a simulator has."""
 
     task: Task = Field(description="Name of the environment.")
-    episodes: int = Field(400, ge=2, description="Episodes to collect. Some are held out from training.")
+    episodes: int = Field(
+        400, ge=2, le=MOST_EPISODES, description="Episodes to collect. Some are held out from training."
+    )
     episode_steps: int | None = Field(
         200,
         ge=1,
+        le=LONGEST_EPISODE,
         description="Length of an episode. null: the environment's own limit; one without is refused.",
     )
     noise_max: float = Field(
@@ -31,7 +35,9 @@ class SimulatedParameters(SourceParameters):
     random_max: float = Field(
         1.0, ge=0.0, le=1.0, description="Each episode draws its share of random steps from [0, random_max]."
     )
-    random_hold: int = Field(20, ge=1, description="Steps for which a random action is held.")
+    random_hold: int = Field(
+        20, ge=1, le=LONGEST_EPISODE, description="Steps for which a random action is held."
+    )
 
 
 class SimulatedSource(Source):

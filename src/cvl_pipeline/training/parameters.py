@@ -7,9 +7,22 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from cvl_pipeline.schema import Strict, listed, operational
+from cvl_pipeline.schema import (
+    MOST_PROCESSES,
+    MOST_ROWS,
+    MOST_STEPS,
+    MOST_UNITS,
+    Strict,
+    integers,
+    listed,
+    operational,
+)
 
-Hidden = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(listed)]
+Hidden = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=MOST_UNITS)], ...],
+    BeforeValidator(integers),
+    Field(max_length=64),
+]
 """Sizes of hidden layers, first to last."""
 Loggers = Annotated[tuple[Literal["tensorboard", "mlflow", "wandb"], ...], BeforeValidator(listed)]
 
@@ -17,14 +30,18 @@ Loggers = Annotated[tuple[Literal["tensorboard", "mlflow", "wandb"], ...], Befor
 class TrainingParameters(Strict):
     """How a network is trained."""
 
-    steps: int = Field(4000, ge=1, description="Gradient steps.")
-    batch_size: int = Field(256, ge=2, description="Size of a batch, of all processes together.")
+    steps: int = Field(4000, ge=1, le=MOST_STEPS, description="Gradient steps.")
+    batch_size: int = Field(
+        256, ge=2, le=MOST_ROWS, description="Size of a batch, of all processes together."
+    )
     learning_rate: float = Field(
         1e-3,
         gt=0.0,
         description="Learning rate of Adam at the first step. It falls to zero along half a cosine.",
     )
-    validation_interval: int = Field(500, ge=1, description="Gradient steps between held-out measurements.")
+    validation_interval: int = Field(
+        500, ge=1, le=MOST_STEPS, description="Gradient steps between held-out measurements."
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="Precision of the networks' matrix products. Losses stay in float32."
     )
@@ -32,9 +49,12 @@ class TrainingParameters(Strict):
         "auto", description="`auto` uses an NVIDIA or AMD GPU if there is one."
     )
     devices: int = operational(
-        1, ge=1, description="Processes on each machine, one per GPU. See docs/training.md."
+        1,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="Processes on each machine, one per GPU. See docs/training.md.",
     )
-    nodes: int = operational(1, ge=1, description="Machines.")
+    nodes: int = operational(1, ge=1, le=MOST_PROCESSES, description="Machines.")
     rendezvous: str | None = operational(
         None, description="`host:port` where the machines meet. null: found through SLURM, or one machine."
     )
@@ -42,7 +62,10 @@ class TrainingParameters(Strict):
         10.0, gt=0.0, description="Seconds between saves of unfinished training."
     )
     checkpoint_steps: int | None = operational(
-        None, ge=1, description="Gradient steps between saves of unfinished training. null: by time alone."
+        None,
+        ge=1,
+        le=MOST_STEPS,
+        description="Gradient steps between saves of unfinished training. null: by time alone.",
     )
     loggers: Loggers = operational(
         ("tensorboard",),

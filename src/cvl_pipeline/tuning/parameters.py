@@ -7,7 +7,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from cvl_pipeline.errors import look_up
-from cvl_pipeline.schema import Strict, Words, operational
+from cvl_pipeline.schema import MOST_PROCESSES, MOST_STEPS, Strict, Words, operational
 from cvl_pipeline.tuning.objectives import OBJECTIVES
 
 Number = TypeVar("Number", int, float)
@@ -58,7 +58,7 @@ class Int(_Range[int]):
     """A range of whole numbers."""
 
     type: Literal["int"] = Field("int", description="A range of whole numbers.")
-    step: int | None = Field(None, gt=0, description="Distance between values. null: 1.")
+    step: int | None = Field(None, gt=0, le=MOST_STEPS, description="Distance between values. null: 1.")
 
 
 class Categorical(DimensionParameters):
@@ -99,11 +99,15 @@ class TuningParameters(Strict):
         None, description="Entry of credentials.yml with the url of a database. null: a journal file."
     )
     trials: int = Field(
-        30, ge=1, description="Finished trials (complete or pruned) that the study ends with, over all runs."
+        30,
+        ge=1,
+        le=MOST_STEPS,
+        description="Finished trials (complete or pruned) that the study ends with, over all runs.",
     )
     workers: int | None = operational(
         None,
         ge=1,
+        le=MOST_PROCESSES,
         description="Processes on this machine. null: one per GPU, or else one per core, at most 8.",
     )
     objectives: Words = Field(
@@ -111,7 +115,9 @@ class TuningParameters(Strict):
         description="Objectives to optimise. Several objectives: their Pareto front.",
     )
     measures: Words = Field((), description="Other objectives that every trial measures, for comparison.")
-    seeds: int = Field(1, ge=1, description="Trainings per trial, each with its own seed. Their mean counts.")
+    seeds: int = Field(
+        1, ge=1, le=MOST_STEPS, description="Trainings per trial, each with its own seed. Their mean counts."
+    )
     returns_discount: float = Field(
         0.99, gt=0.0, lt=1.0, description="Discount of the returns that returns_correlation ranks Q against."
     )
@@ -119,12 +125,17 @@ class TuningParameters(Strict):
         "tpe", description="Optuna sampler that proposes points."
     )
     startup_trials: int = Field(
-        8, ge=0, description="Random trials before the sampler learns from them. They are never pruned."
+        8,
+        ge=0,
+        le=MOST_STEPS,
+        description="Random trials before the sampler learns from them. They are never pruned.",
     )
     pruner: Literal["median", "none"] = Field(
         "none", description="`median` ends trials whose contrastive objective is below the median half-way."
     )
-    max_failures: int = operational(10, ge=0, description="Trials that may fail before the study stops.")
+    max_failures: int = operational(
+        10, ge=0, le=MOST_STEPS, description="Trials that may fail before the study stops."
+    )
     grace_seconds: float = operational(
         300.0,
         ge=60.0,
