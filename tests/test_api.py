@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -18,24 +19,30 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 import cvl_pipeline as cvl
 from cvl_pipeline import api
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.environments.parameters import EvaluationParameters
 from cvl_pipeline.episodes.container import Rewards
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.iql import IQL
 from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
-from cvl_pipeline.objectives.base import TrainedPolicy
+from cvl_pipeline.objectives.base import OBJECTIVES, TrainedPolicy
 from cvl_pipeline.objectives.best_of_n import BestOfN
+from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.readout.parameters import ExactParameters
 from cvl_pipeline.readout.readouts import ExactReadout, FeatureReadout, Readout
-from cvl_pipeline.sources.environment import environment_named
+from cvl_pipeline.schema import validated
+from cvl_pipeline.sources.base import SOURCES
+from cvl_pipeline.sources.environment import EvaluationEnvironment, environment_for, environment_named
 from cvl_pipeline.sources.files import Files
 from cvl_pipeline.training import launch
+from tests import own
 from tests.artifacts import NAMES, assert_alike, make_artifacts
 
 TRAINING: dict[str, Any] = {"steps": 12, "batch_size": 16, "validation_interval": 6, "accelerator": "cpu"}
@@ -697,3 +704,79 @@ def test_settings_come_as_parameters_or_one_by_one(continuous: Run) -> None:
     for section, call in calls.items():
         with pytest.raises(InputError, match=f"{section}: give parameters, or .*settings, not both"):
             call()
+
+
+# Classes of the user's own.
+
+
+@pytest.mark.parametrize("name", ["MyAWR", "ShyAWR"])
+def test_a_subclass_of_a_built_in_objective_is_chosen_by_its_name(name: str, continuous: Run) -> None:
+    chosen = f"tests.own:{name}"
+    settings: dict[str, Any] = {"beta": 2.0, **({"shyness": 0.25} if name == "ShyAWR" else {})}
+    parameters = OBJECTIVES.validate({"objective": chosen, **settings})
+    assert OBJECTIVES.of(parameters) is getattr(own, name)
+    dumped = parameters.model_dump(mode="json")
+    assert dumped.items() >= {"objective": chosen, **settings}.items()
+    assert OBJECTIVES.validate(dumped) == pickle.loads(pickle.dumps(parameters)) == parameters  # noqa: S301
+    readout = cvl.read_out(continuous.critic, continuous.data, references=64)
+    policy, _ = cvl.extract_policy(continuous.critic, readout, continuous.data, chosen, **POLICY | settings)
+    theirs, _ = cvl.extract_policy(
+        continuous.critic, readout, continuous.data, "awr", **POLICY | {"beta": 2.0}
+    )
+    assert _same(policy, theirs)
+
+
+def test_a_subclass_leaves_the_settings_of_the_class_that_it_extends_alone() -> None:
+    OBJECTIVES.validate("tests.own:MyAWR")
+    with pytest.raises(InputError, match=r"'policy_extraction\.objective' is 'tests.own:nowhere'"):
+        validated(StageParameters, {"policy_extraction": {"objective": "tests.own:nowhere"}})
+    assert OBJECTIVES.validate("awr").model_dump()["objective"] == "awr"
+    with pytest.raises(ValidationError):
+        AdvantageWeightedRegression.Parameters(objective="tests.own:MyAWR")
+
+
+def test_subclasses_of_built_in_methods_and_sources_are_chosen_by_their_names(discrete: Run) -> None:
+    own_bc, bc = (cvl.train_method(discrete.data, name, **POLICY)[0] for name in ("tests.own:MyBC", "bc"))
+    assert _same(own_bc, bc)
+    settings = {"episodes": 2, "episode_steps": 5}
+    mine, theirs = (cvl.load_episodes(name, **settings) for name in ("tests.own:MyGymnasium", "gymnasium"))
+    assert torch.equal(mine.transitions.observations, theirs.transitions.observations)
+    stages = validated(StageParameters, {"baselines": {"mine": {"method": "tests.own:MyBC"}}})
+    assert stages.baselines["mine"].method == "tests.own:MyBC"
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (
+            lambda run: cvl.load_episodes("tests.own:Emptyhanded"),
+            r"Emptyhanded\.load returned list, not \(Tran",
+        ),
+        (
+            lambda run: cvl.train_method(run.data, "tests.own:Forgetful"),
+            r"Forgetful\.train returned NoneType, not Tr",
+        ),
+        (
+            lambda run: _extracted(run, "tests.own:BareLoss"),
+            r"BareLoss\.loss returned Tensor, not a scalar tensor and",
+        ),
+        (
+            lambda run: _environment_of("tests.own:Ready"),
+            r"Ready\.make_environment returned Walk, not a function that makes one",
+        ),
+    ],
+)
+def test_a_class_of_the_users_own_that_returns_something_else_is_named(
+    use: Any, message: str, discrete: Run
+) -> None:
+    with pytest.raises(InputError, match=rf"^tests\.own:{message}"):
+        use(discrete)
+
+
+def _extracted(run: Run, objective: str) -> TrainedPolicy:
+    readout = cvl.read_out(run.critic, run.data, references=64)
+    return cvl.extract_policy(run.critic, readout, run.data, objective, **POLICY)
+
+
+def _environment_of(source: str) -> EvaluationEnvironment:
+    return environment_for(SOURCES.validate(source), EvaluationParameters())  # type: ignore[arg-type]

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from cvl_pipeline.errors import InputError
-from cvl_pipeline.imports import package_file, user_class, user_function
+from cvl_pipeline.errors import TERMINATED, InputError, missing_extra
+from cvl_pipeline.imports import package_file, user_class, user_code, user_function
 from cvl_pipeline.networks.encoder import Encoder
+from cvl_pipeline.objectives.base import OBJECTIVES
 
 
 @pytest.mark.parametrize(
@@ -20,7 +22,12 @@ def test_a_module_that_cannot_be_imported_is_named(source: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "text", "error"),
-    [("broken_syntax", "def f(:", "SyntaxError"), ("broken_import", "1 / 0", "ZeroDivisionError")],
+    [
+        ("broken_syntax", "def f(:", "SyntaxError"),
+        ("broken_import", "1 / 0", r"ZeroDivisionError: .* at .*broken_import\.py:1\)"),
+        ("leaving_import", "import sys\nsys.exit(0)", r"SystemExit: 0 at .*leaving_import\.py:2\)"),
+        ("silent_import", "raise SystemExit", r"SystemExit: .*silent_import\.py:1\)"),
+    ],
 )
 def test_a_module_that_fails_on_import_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, text: str, error: str
@@ -51,3 +58,49 @@ class Unfinished(Encoder):
 def test_a_class_that_lacks_what_its_base_asks_for_is_named() -> None:
     with pytest.raises(InputError, match=r"^encoder '.*:Unfinished' does not define __init__, forward, as"):
         user_class("encoder", f"{__name__}:Unfinished", Encoder)  # type: ignore[type-abstract]
+
+
+@pytest.mark.parametrize("name", ["own:leaving", "own:failing"])
+def test_an_error_of_the_users_code_has_its_place_in_one_line(name: str) -> None:
+    function = user_function("reward.source", f"tests.{name}")
+    with (
+        pytest.raises(
+            InputError, match=rf"^tests\.{name} (ended Python|failed) at .*own\.py:\d+ \("
+        ) as caught,
+        user_code(),
+    ):
+        function()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [InputError("mine"), SystemExit(TERMINATED), KeyboardInterrupt()])
+def test_what_is_no_mistake_in_the_users_code_is_passed_on(error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, user_code():
+        raise error
+    assert caught.value is error
+
+
+def test_a_defect_of_this_package_is_passed_on_though_the_user_calls_it() -> None:
+    with pytest.raises(AttributeError), user_code():
+        missing_extra("x", None)  # type: ignore[arg-type]
+
+
+def test_an_error_of_a_library_counts_for_the_code_that_called_it() -> None:
+    with pytest.raises(InputError, match=r"failed at .*test_imports\.py:\d+ \(JSONDecodeError"), user_code():
+        json.loads("{")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "Unparametrised",
+            "its Parameters is <class 'dict'>, not a model that extends the Parameters of its base",
+        ),
+        ("nothing", "is not a subclass of"),
+    ],
+)
+def test_a_class_without_a_model_of_its_settings_is_named(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        OBJECTIVES.parameters(f"tests.own:{name}")
+    assert f"'tests.own:{name}'" in str(caught.value)

@@ -26,6 +26,7 @@ from cvl_pipeline.episodes.validation import (
     validate_transitions,
 )
 from cvl_pipeline.errors import InputError, naming_what_to_lower
+from cvl_pipeline.imports import check_return
 from cvl_pipeline.io.artifacts import kind_of, load_artifact, save_artifact
 from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.methods.cvl import CVL
@@ -148,7 +149,11 @@ def ingest(
     """
     check_seed(seed)
     with naming_what_to_lower("data_ingestion.workers or dataset.episodes, or read a smaller file"):
-        transitions, rewards = SOURCES.create(parameters).load(seed, workers)
+        source = SOURCES.create(parameters)
+        loaded: Any = source.load(seed, workers)
+    valid = isinstance(loaded, tuple) and [type(part) for part in loaded] == [Transitions, Rewards]
+    check_return(source, "load", loaded, valid=valid, expected="(Transitions, Rewards)")
+    transitions, rewards = loaded
     transitions = bound_actions(transitions, parameters.actions_out_of_bounds, parameters.label)
     validate_transitions(transitions)
     validate_rewards(rewards, transitions)

@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from typing import TypeVar
 
 T = TypeVar("T")
+TERMINATED = 143
+"""Exit status of a process that SIGTERM ended, as in shells and SLURM."""
 NO_MEMORY = (
     "out of memory|allocate memory|not enough memory|size calculation overflowed|multiplication overflow|"
     "array is too big|maximum allowed dimension"

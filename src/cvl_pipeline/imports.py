@@ -6,15 +6,23 @@ import importlib
 import importlib.util
 import os
 import sys
+import sysconfig
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, TypeVar
 
-from cvl_pipeline.errors import InputError, one_line
+from cvl_pipeline.errors import TERMINATED, InputError, one_line
 
 T = TypeVar("T")
+PACKAGE = f"{Path(__file__).parent}{os.sep}"
+LIBRARIES = tuple(
+    {"<", *(f"{os.path.realpath(path)}{os.sep}" for path in sysconfig.get_paths().values())}
+    | {f"{path}{os.sep}" for path in (sys.prefix, sys.base_prefix, *sysconfig.get_paths().values())}
+)
+"""Where code is that is neither this package's nor the user's: Python, installed packages, generated code."""
 
 
 def _start_of_process() -> float:
@@ -60,14 +68,71 @@ def user_function(field: str, source: str) -> Callable[..., Any]:
     """
     try:
         function = named(source)
-    except Exception as error:  # importing runs the module, which may raise anything
+    except (Exception, SystemExit) as error:  # importing runs the module, which may raise anything
+        place = place_in_user_code(error)
+        at = f" at {place[1]}" if place else ""
         raise InputError(
-            f"{field} '{source}' cannot be imported ({one_line(error)}); is the module on the Python path?"
+            f"{field} '{source}' cannot be imported ({one_line(error)}{at}); is the module on the Python path?"
         ) from error
     if not callable(function):
         raise InputError(f"{field} '{source}' is {type(function).__name__}, not a function")
     result: Callable[..., Any] = function
     return result
+
+
+@contextmanager
+def user_code() -> Iterator[None]:
+    """Report errors of the user's own code as an InputError, and never let it end Python with status 0.
+
+    Errors of other code are passed on.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        fault = fault_of_user_code(error)
+        if fault is None:
+            raise
+        raise InputError(fault) from error
+
+
+def fault_of_user_code(error: BaseException) -> str | None:
+    """Return a message about an error that the user's own code raised, or about the end of Python; else None.
+
+    It names the function, file and line of the innermost code that belongs to no library.
+    """
+    if isinstance(error, InputError):  # made for the user already
+        return None
+    place = place_in_user_code(error)
+    if isinstance(error, SystemExit):
+        function, line = place or ("a library", "an unknown line")
+        ended = f"{function} ended Python at {line} ({one_line(error)}); raise an error instead"
+        return None if error.code == TERMINATED else ended
+    if place is None:
+        return None
+    function, line = place
+    return f"{function} failed at {line} ({one_line(error)}); CVL_TRACEBACK=1 shows the traceback"
+
+
+def place_in_user_code(error: BaseException) -> tuple[str, str] | None:
+    """Return ``module:function`` and ``file:line`` of the user's code that raised an error; None if none did."""
+    frames = [
+        (frame.f_code, line, str(frame.f_globals.get("__name__")))
+        for frame, line in walk_tb(error.__traceback__)
+        if frame.f_code.co_filename.startswith(PACKAGE) or not frame.f_code.co_filename.startswith(LIBRARIES)
+    ]
+    if not frames or frames[-1][0].co_filename.startswith(PACKAGE):
+        return None
+    code, line, module = frames[-1]
+    return f"{module}:{code.co_qualname}", f"{code.co_filename}:{line}"
+
+
+def check_return(owner: object, method: str, value: Any, *, valid: bool, expected: str) -> None:
+    """Raise InputError if a method of a class of the user's own returned something else than its base asks for."""
+    if not valid:
+        kind = type(owner)
+        raise InputError(
+            f"{kind.__module__}:{kind.__qualname__}.{method} returned {type(value).__name__}, not {expected}"
+        )
 
 
 def package_file(package: str, path: str) -> Path | None:

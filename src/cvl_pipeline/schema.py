@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from numbers import Integral
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_origin
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,7 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     ValidationError,
+    create_model,
 )
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
@@ -168,7 +169,29 @@ class Registry(Generic[T]):
             function_entry: type[T] = named(self._functions)
             return function_entry
         base: type[T] = named(self._base)
-        return user_class(self.kind, name, base)
+        chosen = user_class(self.kind, name, base)
+        self._name_in_parameters(chosen, name)
+        return chosen
+
+    def _name_in_parameters(self, chosen: Any, name: str) -> None:
+        """Let the parameters of a user's class, which may be those of a built-in alternative, take the class's name."""
+        model = chosen.Parameters
+        if not (isinstance(model, type) and issubclass(model, Strict) and self.field in model.model_fields):
+            raise InputError(
+                f"{self.kind} '{name}': its Parameters is {model!r}, not a model that extends the Parameters of "
+                f"its base and has the field {self.field}"
+            )
+        info = model.model_fields[self.field]
+        if get_origin(info.annotation) is Literal:  # of the built-in alternative that it extends
+            field: Any = (str, Field(name, description=info.description))
+            chosen.Parameters = create_model(
+                "Parameters",
+                __base__=model,
+                __module__=chosen.__module__,
+                __doc__=model.__doc__,
+                **{self.field: field},
+            )
+            chosen.Parameters.__qualname__ = f"{chosen.__qualname__}.Parameters"  # for pickle
 
     def of(self, parameters: BaseModel) -> type[T]:
         """Return the class that parameters choose."""
@@ -311,8 +334,9 @@ def merged(
 ) -> dict[str, Any]:
     """Merge two layers of parameters, the upper one over the lower.
 
-    If the upper layer chooses another alternative, settings that it does not have are dropped from the lower
-    layer. So ``policy_extraction.objective=ddpg_bc`` need not undo the file's ``beta``.
+    If the upper layer chooses another alternative, only settings that mean the same in both are kept from the lower
+    layer: fields that both inherit, with the same default. So ``policy_extraction.objective=ddpg_bc`` need not undo
+    the file's ``beta``, and ``dataset.source=pointmaze`` has its own default ``task``, not the file's.
 
     Args:
         model: of the parameters; None: plain values that no model describes.
@@ -352,9 +376,24 @@ def _chosen(registry: Registry[Any], lower: Any, upper: Any, default: str | None
     except InputError:  # validation reports it
         return {**lower, **upper}
     if after != before:
-        lower = {name: value for name, value in lower.items() if name in alternative.model_fields}
+        lower = {name: value for name, value in lower.items() if _is_shared(registry, before, after, name)}
         lower = {**lower, registry.field: after}
     return merged(alternative, lower, upper)
+
+
+def _is_shared(registry: Registry[Any], before: Any, after: Any, field: str) -> bool:
+    """Return whether a setting means the same in two alternatives: both inherit it and have the same default."""
+    try:
+        models = [registry.parameters(name) for name in (before, after)]
+    except InputError:  # nothing is known of the former one
+        return field in registry.parameters(after).model_fields
+    if not all(field in model.model_fields for model in models):
+        return False
+    ancestors = [
+        {base for base in model.__mro__ if field in getattr(base, "model_fields", {})} for model in models
+    ]
+    defaults = [model.model_fields[field].get_default(call_default_factory=False) for model in models]
+    return bool(ancestors[0] & ancestors[1]) and defaults[0] == defaults[1]
 
 
 def validated(

@@ -26,6 +26,7 @@ from cvl_pipeline.episodes.container import Rewards
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
 from tests.environments.toys import Dying, Push, Walk
+from tests.own import Broken, Leaving, LeavingPush
 from tests.training.processes import linux, wait_for
 
 TASK = RolloutTask(make_environment=Walk, make_policy=Push)
@@ -243,6 +244,25 @@ def test_episodes_of_discrete_actions_have_one_hot_vectors() -> None:
     for e, episode in enumerate(recorded):
         expected = [(e + step) % 2 for step in range(1, len(episode.actions) + 1)]
         assert [int(np.argmax(action)) for action in episode.actions] == expected
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (RolloutTask(Leaving, Push), r"tests\.own:Leaving\.step ended Python at .*own\.py:\d+"),
+        (RolloutTask(Walk, LeavingPush), r"tests\.own:LeavingPush\.act ended Python at .*own\.py:\d+"),
+        (
+            RolloutTask(Broken, Push),
+            r"tests\.own:Broken\.step failed at .*own\.py:\d+ \(ZeroDivisionError: no step",
+        ),
+    ],
+)
+def test_code_of_the_user_that_fails_or_ends_python_is_named(
+    task: RolloutTask, message: str, workers: int
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run_episodes(task, range(12), workers=workers, description="test")
 
 
 def test_a_worker_that_dies_is_reported_with_a_fix() -> None:

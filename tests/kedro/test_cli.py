@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.project import configure_project
 from kedro.io import DatasetError
 
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.errors import TERMINATED, InputError, missing_extra
 from cvl_pipeline.kedro.cli import RENAMED_NODES, _AboutPipelines, _follow, cli
 from cvl_pipeline.kedro.pipeline_registry import register_pipelines
 from tests.project import CONF, PROJECT, copy_conf
@@ -97,8 +98,45 @@ def test_diverged_training_is_reported_in_one_line() -> None:
 
 
 def test_a_defect_keeps_its_traceback() -> None:
-    result = CliRunner().invoke(_run_that_raises(KeyError("a defect")), [])
-    assert isinstance(result.exception, KeyError)
+    def callback(**_: Any) -> None:
+        missing_extra("x", None)  # type: ignore[arg-type]
+
+    result = CliRunner().invoke(_AboutPipelines("run", params=kedro_run.params, callback=callback), [])
+    assert isinstance(result.exception, AttributeError)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ZeroDivisionError("by zero"), "failed at"),
+        (SystemExit(0), "ended Python at"),
+        (SystemExit(), "ended Python at"),
+        (SystemExit(3), "ended Python at"),
+        (click.exceptions.Exit(0), "failed at"),
+    ],
+)
+def test_an_error_of_the_users_own_code_is_one_line_with_its_place(error: BaseException, text: str) -> None:
+    result = CliRunner().invoke(_run_that_raises(error), [])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: tests.kedro.test_cli:_run_that_raises.<locals>.callback " + text)
+    assert "test_cli.py:" in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_a_run_that_sigterm_ends_keeps_its_status() -> None:
+    assert CliRunner().invoke(_run_that_raises(SystemExit(TERMINATED)), []).exit_code == TERMINATED
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), GeneratorExit()])
+def test_whatever_else_ends_a_run_is_no_success(error: BaseException) -> None:
+    with suppress(GeneratorExit):
+        assert CliRunner().invoke(_run_that_raises(error), []).exit_code != 0
+
+
+def test_the_traceback_of_an_error_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CVL_TRACEBACK", "1")
+    result = CliRunner().invoke(_run_that_raises(ZeroDivisionError("by zero")), [])
+    assert "Traceback (most recent call last)" in result.output
 
 
 @pytest.mark.parametrize(

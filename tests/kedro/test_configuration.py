@@ -159,6 +159,25 @@ def test_a_layer_that_chooses_another_alternative_drops_the_settings_of_the_form
     assert parameters["value_readout"] == base["value_readout"] | {"references": 50}
 
 
+@pytest.mark.parametrize(
+    ("values", "task", "episode_steps"),
+    [
+        ({"source": "pointmaze"}, "PointMaze_Medium-v3", 60),
+        ({"source": "gymnasium"}, "CartPole-v1", 60),
+        ({"source": "gymnasium", "task": "Pendulum-v1", "episode_steps": None}, "Pendulum-v1", None),
+        ({"source": "d4rl"}, "hopper-medium-v2", "none"),
+        ({"source": "metaworld"}, "reach-v3", 60),
+    ],
+)
+def test_another_source_keeps_what_means_the_same_and_has_its_own_task(
+    conf: Path, values: dict[str, Any], task: str, episode_steps: Any
+) -> None:
+    _environment(conf, dataset={"task": "reach-v3", "episode_steps": 60, "name": "mine"})
+    dataset = _loader("other", conf, dataset=values)["parameters"]["dataset"]
+    assert (dataset["task"], dataset.get("episode_steps", "none")) == (task, episode_steps)
+    assert dataset["name"] == "mine"
+
+
 def test_params_may_choose_another_alternative_than_the_environment(conf: Path) -> None:
     _environment(conf, policy_extraction={"objective": "ddpg_bc", "alpha": 2.0})
     extraction = make_loader(conf, "other")["parameters"]["policy_extraction"]

@@ -251,3 +251,19 @@ def test_other_goals_give_no_warning(caplog: pytest.LogCaptureFixture, labels: R
     with caplog.at_level(logging.WARNING):
         warn_of_rare_goal(labels)
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("leaving", r"failed on 5 transitions \(SystemExit: 0 at .*own\.py:\d+\)"),
+        ("failing", r"failed on 5 transitions \(ZeroDivisionError: .* at .*own\.py:\d+\)"),
+        ("nothing", "returned NoneType, not a tensor"),
+        ("generated", "returned generator, not a tensor"),
+    ],
+)
+def test_a_function_that_ends_python_or_returns_nothing_is_named(
+    function: str, message: str, data: Transitions, logged: Rewards
+) -> None:
+    with pytest.raises(InputError, match=rf"^reward\.source 'tests\.own:{function}' {message}"):
+        label(data, logged, reward_parameters(source=f"tests.own:{function}"))

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
 from cvl_pipeline.episodes.container import Transitions
+from cvl_pipeline.errors import TERMINATED
 from cvl_pipeline.io.checked import read_checkpoint
 from cvl_pipeline.testing.builders import dynamics_parameters, make_data, names_in, training_parameters
 from cvl_pipeline.training import callbacks
@@ -22,7 +23,6 @@ from cvl_pipeline.training.callbacks import BestWeights, operations_of_a_step, p
 from cvl_pipeline.training.fit import fit
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.parameters import TrainingParameters
-from cvl_pipeline.training.processes import TERMINATED
 from cvl_pipeline.training.seeds import stream_seed
 from tests.training.toy import LineFit
 

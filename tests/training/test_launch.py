@@ -25,7 +25,7 @@ import torch
 from cvl_pipeline.dynamics.job import CriticJob
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.episodes.data import EpisodeData
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.errors import TERMINATED, InputError
 from cvl_pipeline.imports import named
 from cvl_pipeline.io.artifacts import save_artifact
 from cvl_pipeline.methods.base import METHODS
@@ -46,7 +46,6 @@ from cvl_pipeline.testing.builders import (
 from cvl_pipeline.training import launch
 from cvl_pipeline.training.fit import run_fingerprint
 from cvl_pipeline.training.launch import DONE, JOBS, SPECIFICATION, TrainingError, command
-from cvl_pipeline.training.processes import TERMINATED
 from tests.training.processes import checkpoints_in, linux, processes_of, wait_for, worker_of
 
 STEPS = {"steps": 120, "validation_interval": 50, "batch_size": 16}

@@ -12,7 +12,8 @@ import gymnasium
 import numpy as np
 
 from cvl_pipeline.environments.base import Array
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.errors import InputError, one_line
+from cvl_pipeline.imports import place_in_user_code
 
 
 class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
@@ -46,9 +47,12 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
         register_installed()
         try:
             environment = gymnasium.make(environment_id, max_episode_steps=episode_steps, **(settings or {}))
-        except (gymnasium.error.Error, ImportError, TypeError) as error:  # an id may name a module
+        except (Exception, SystemExit) as error:  # an id may name a module, and making it runs any code
+            place = place_in_user_code(error)
+            at = f" at {place[1]}" if place else ""
+            text = str(error) if isinstance(error, gymnasium.error.Error) else one_line(error)
             raise InputError(
-                f"Gymnasium environment '{environment_id}': {' '.join(str(error).split())}"
+                f"Gymnasium environment '{environment_id}': {' '.join(text.split())}{at}"
             ) from error
         if not _has_time_limit(environment):
             raise InputError(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from cvl_pipeline.environments.base import Array, Environment, success_in
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.imports import user_code
 from cvl_pipeline.schema import LONGEST_EPISODE
 from cvl_pipeline.training.processes import end_with_parent
 from cvl_pipeline.training.progress import progress_bar
@@ -132,8 +134,12 @@ class _Worker:
     def __init__(self, task: RolloutTask) -> None:
         self._task = task
         self._environments: list[Environment] = []
-        self._policy = task.make_policy()
 
+    @cached_property
+    def _policy(self) -> Policy:
+        return self._task.make_policy()
+
+    @user_code()
     def run(self, seeds: Sequence[int]) -> list[Episode]:
         while len(self._environments) < len(seeds):
             self._environments.append(self._task.make_environment())

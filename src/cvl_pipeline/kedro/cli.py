@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,16 @@ from kedro.pipeline import Pipeline
 from kedro.utils import find_kedro_project
 from omegaconf import OmegaConf
 
-from cvl_pipeline.errors import InputError, causes, missing_extra, one_line, printable, unknown_name
+from cvl_pipeline.errors import (
+    TERMINATED,
+    InputError,
+    causes,
+    missing_extra,
+    one_line,
+    printable,
+    unknown_name,
+)
+from cvl_pipeline.imports import fault_of_user_code
 from cvl_pipeline.io.storage import FULL, REFUSED, refusal, shown
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.parameters import RunParameters
@@ -62,6 +72,8 @@ class _Command(click.Command):
         except click.ClickException:
             raise
         except Exception as error:
+            if os.environ.get("CVL_TRACEBACK"):
+                traceback.print_exception(error)
             for cause in causes(error):
                 # Training that diverged, or lost a process, is no defect either.
                 if isinstance(cause, InputError | FloatingPointError | TrainingError):
@@ -76,7 +88,18 @@ class _Command(click.Command):
             if isinstance(error, ValueError | KeyError | MissingConfigException) and _raised_by_kedro(error):
                 # A tag, a dataset, credentials or an environment that does not exist.
                 raise click.ClickException(printable(" ".join(str(error.args[0]).split()))) from error
+            for cause in causes(error):
+                if (fault := fault_of_user_code(cause)) is not None:
+                    raise click.ClickException(printable(fault)) from error
+            if isinstance(error, click.exceptions.Exit):  # no command of ours ends this way
+                raise click.ClickException(
+                    f"the command ended before it was done ({one_line(error)})"
+                ) from error
             raise
+        except SystemExit as error:
+            if error.code == TERMINATED:
+                raise
+            raise click.ClickException(printable(str(fault_of_user_code(error)))) from error
 
 
 def _unreadable(args: list[str]) -> str:

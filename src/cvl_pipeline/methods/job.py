@@ -11,7 +11,7 @@ import pandas as pd
 from torch import nn
 
 from cvl_pipeline.episodes.data import EpisodeData
-from cvl_pipeline.imports import named
+from cvl_pipeline.imports import check_return, named
 from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.schema import Strict
 from cvl_pipeline.training.parameters import TrainingParameters
@@ -70,4 +70,11 @@ class PolicyJob:
     ) -> tuple[nn.Module, pd.DataFrame]:
         """Train in this process; policies are not watched."""
         method = METHODS.create(self.parameters)
-        return method.train(self.data, self.seed, values=self.values, checkpoints=checkpoints, logs=logs)
+        trained: Any = method.train(
+            self.data, self.seed, values=self.values, checkpoints=checkpoints, logs=logs
+        )
+        whole = isinstance(trained, tuple) and len(trained) == 2
+        valid = whole and isinstance(trained[0], nn.Module) and isinstance(trained[1], pd.DataFrame)
+        check_return(method, "train", trained, valid=valid, expected="TrainedPolicy(policy, history)")
+        policy, history = trained
+        return policy, history

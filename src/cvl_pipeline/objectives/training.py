@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor
 
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.imports import check_return
 from cvl_pipeline.networks.actor import Actor, make_actor
 from cvl_pipeline.objectives.base import OBJECTIVES, ObjectiveParameters, Setting, TrainedPolicy
 from cvl_pipeline.training.fit import fit, run_fingerprint
@@ -89,7 +90,14 @@ class PolicyExtraction(OfflineModule):
 
     def training_loss(self, batch: object) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the objective's loss on this process's share of one batch."""
-        return self.objective.loss(batch)
+        result: Any = self.objective.loss(batch)
+        whole = isinstance(result, tuple) and len(result) == 2
+        valid = (
+            whole and isinstance(result[0], Tensor) and result[0].ndim == 0 and isinstance(result[1], dict)
+        )
+        check_return(self.objective, "loss", result, valid=valid, expected="a scalar tensor and a dictionary")
+        loss, metrics = result
+        return loss, metrics
 
     def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
         """Measure how far the policy is from the logged actions on held-out states, and its gain in Q."""

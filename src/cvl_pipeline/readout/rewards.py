@@ -13,7 +13,7 @@ from torch import Tensor
 from cvl_pipeline.episodes.container import BLOCK, Rewards, Transitions
 from cvl_pipeline.episodes.validation import validate_rewards
 from cvl_pipeline.errors import InputError, one_line
-from cvl_pipeline.imports import user_function
+from cvl_pipeline.imports import place_in_user_code, user_function
 from cvl_pipeline.readout.parameters import (
     REWARDS,
     FunctionReward,
@@ -192,9 +192,11 @@ class UserReward(Reward):
         states = transitions.states()
         try:
             result = function(states, transitions.actions, transitions.arrivals())
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            place = place_in_user_code(error)
+            at = f" at {place[1]}" if place else ""
             raise InputError(
-                f"reward.source '{source}' failed on {len(states)} transitions ({one_line(error)}); it is "
+                f"reward.source '{source}' failed on {len(states)} transitions ({one_line(error)}{at}); it is "
                 "called with observations, actions and next observations"
             ) from error
         both = isinstance(result, tuple) and len(result) == 2

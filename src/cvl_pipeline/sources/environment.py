@@ -13,6 +13,7 @@ from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.parameters import EvaluationParameters
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.imports import check_return
 from cvl_pipeline.sources.base import SOURCES, Source, SourceParameters
 from cvl_pipeline.sources.simulated import SimulatedSource
 
@@ -88,6 +89,9 @@ def environment_for(dataset: SourceParameters, evaluation: EvaluationParameters)
             f"no environment is known for dataset '{dataset.label}' (dataset.source {dataset.source}); name a "
             "Gymnasium id in evaluation.environment to evaluate policies"
         )
+    check_return(
+        source, "make_environment", factory, valid=callable(factory), expected="a function that makes one"
+    )
     return EvaluationEnvironment(
         factory,
         source.environment_name,

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pydantic import BaseModel
 from torch import Tensor
 
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.errors import TERMINATED, InputError
 from cvl_pipeline.io.checked import read_checkpoint, write_checkpoint
 from cvl_pipeline.io.storage import fingerprint as fingerprint_of
 from cvl_pipeline.io.storage import shown
@@ -32,7 +32,7 @@ from cvl_pipeline.training.callbacks import BestWeights, Checkpoints, Progress, 
 from cvl_pipeline.training.loggers import make_loggers
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.parameters import TrainingParameters
-from cvl_pipeline.training.processes import TERMINATED, rank
+from cvl_pipeline.training.processes import rank
 
 logger = logging.getLogger(__name__)
 

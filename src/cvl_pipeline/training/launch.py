@@ -30,14 +30,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import pandas as pd
 
-from cvl_pipeline.errors import InputError, look_up, one_line
+from cvl_pipeline.errors import TERMINATED, InputError, look_up, one_line
 from cvl_pipeline.imports import named
 from cvl_pipeline.io.artifacts import load_artifact, save_artifact
 from cvl_pipeline.io.checked import read_table, write_table
 from cvl_pipeline.io.storage import shown, write_atomically
 from cvl_pipeline.paths import expanded
 from cvl_pipeline.training.parameters import TrainingParameters
-from cvl_pipeline.training.processes import TERMINATED, end_with_parent, rank, world_size
+from cvl_pipeline.training.processes import end_with_parent, rank, world_size
 
 if TYPE_CHECKING:  # this module imports Lightning, which is slow
     from cvl_pipeline.training.callbacks import Watcher

@@ -15,9 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-TERMINATED = 143
-"""Exit status of a process that SIGTERM ended, as in shells and SLURM."""
-
 
 def world_size() -> int:
     """Number of processes."""
