@@ -184,14 +184,16 @@ def test_none_and_nan_say_nothing_about_success(nothing: Any) -> None:
     ("solved", "expected"),
     [
         (1, True), (0, False), (1.0, True), (np.float32(0.0), False), (np.array(True), True),
-        (np.array([False]), False), ([1.0], True), (torch.tensor([True]), True), (-1.0, False), (0.5, True),
+        (np.array([False]), False), ([1.0], True), (torch.tensor([True]), True), (np.int8(1), True),
     ],
 )  # fmt: skip
 def test_success_may_be_any_single_flag_or_number(solved: Any, expected: bool) -> None:
     assert success_in({"is_success": solved}) is expected
 
 
-@pytest.mark.parametrize("solved", ["no", {"left": True}, np.zeros(4), [1, [2]], b"yes", [], object()])
+@pytest.mark.parametrize(
+    "solved", ["no", {"left": True}, np.zeros(4), [1, [2]], b"yes", [], object(), 0.5, -1.0, 2, np.inf]
+)
 def test_success_that_is_no_flag_is_refused(solved: Any) -> None:
     with pytest.raises(InputError, match=r"info\['is_success'\] is .* not a flag"):
         success_in({"is_success": solved})

@@ -173,7 +173,7 @@ def test_another_source_keeps_what_means_the_same_and_has_its_own_task(
     conf: Path, values: dict[str, Any], task: str, episode_steps: Any
 ) -> None:
     _environment(conf, dataset={"task": "reach-v3", "episode_steps": 60, "name": "mine"})
-    dataset = _loader("other", conf, dataset=values)["parameters"]["dataset"]
+    dataset = make_loader(conf, "other", dataset=values)["parameters"]["dataset"]
     assert (dataset["task"], dataset.get("episode_steps", "none")) == (task, episode_steps)
     assert dataset["name"] == "mine"
 

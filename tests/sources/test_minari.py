@@ -252,6 +252,7 @@ def test_the_last_step_says_how_an_episode_ended(tmp_path: Path, terminated: boo
         ({"goal_achieved": np.array([1, 0, 1])}, [True, False, True]),
         ({"is_success": np.zeros(3), "success": np.ones(3)}, [True, True, True]),
         ({"success": np.zeros(3)}, [False, False, False]),
+        ({"success": np.full(4, np.nan), "is_success": np.array([0, 0, 1, 0])}, [False, True, False]),
     ],
 )
 def test_successes_are_read_with_or_without_an_entry_of_the_reset(

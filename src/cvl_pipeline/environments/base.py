@@ -21,11 +21,11 @@ def success_in(info: Mapping[str, Any]) -> bool | None:
     """Return whether ``info`` counts the task as solved; None if it does not say.
 
     Args:
-        info: of one reset or step. One of SUCCESSES is a flag or a number, alone or in an array of one entry; above
-            0 is solved. None and NaN say nothing.
+        info: of one reset or step. One of SUCCESSES is a flag, or a number 0 or 1, alone or in an array of one
+            entry. None and NaN say nothing.
 
     Raises:
-        InputError: the entry is neither, such as a text or several flags.
+        InputError: the entry is something else, such as a text, 0.5 or several flags.
     """
     for name in SUCCESSES:
         if info.get(name) is None:
@@ -34,13 +34,15 @@ def success_in(info: Mapping[str, Any]) -> bool | None:
             value = np.asarray(info[name])
         except ValueError:  # parts of different shapes
             value = np.array(info[name], dtype=object)
-        if value.dtype.kind not in "biuf" or value.size != 1:
+        known = value.dtype.kind in "biuf" and value.size == 1
+        if known and np.isnan(value).any():
+            continue
+        if not known or value.item() not in (0, 1):
             raise InputError(
-                f"the environment's info['{name}'] is {info[name]!r}, not a flag; report one flag or number per step, "
-                "above 0 where the task is solved"
+                f"the environment's info['{name}'] is {info[name]!r}, not a flag; report 0 or 1 per step, "
+                "or False or True"
             )
-        if not np.isnan(value).any():
-            return bool((value > 0).all())
+        return bool(value.item())
     return None
 
 

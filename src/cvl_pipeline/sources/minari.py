@@ -435,15 +435,16 @@ def _successes(infos: Mapping[str, Any], steps: int, place: str) -> tuple[Array,
                 f"{place}, infos['{name}']: {values.dtype} of shape {values.shape}, but {steps} steps need "
                 f"{steps} numbers, or {steps + 1} with the reset's"
             )
+        if np.isnan(values).all():  # says nothing, as in success_in
+            continue
         flags = values.reshape(-1)[-steps:]
-        wrong = np.flatnonzero((flags != 0) & (flags != 1) & ~np.isnan(flags))
+        wrong = np.flatnonzero((flags != 0) & (flags != 1))
         if len(wrong):
             raise InputError(
                 f"{place}, infos['{name}']: {flags[wrong[0]]} at step {wrong[0]} (the first is 0) is not a flag; "
                 "record 0 and 1, or False and True"
             )
-        if not np.isnan(values).all():  # NaN says nothing, as in success_in
-            return np.asarray(flags == 1), True
+        return np.asarray(flags == 1), True
     return np.zeros(steps, dtype=bool), False
 
 
