@@ -4,7 +4,7 @@ The source collects episodes of mixed quality, and provides the environment in w
 
 Run it in the project's folder:
 
-    PYTHONPATH=examples kedro run --env smoke --params dataset.source=source_pendulum:Pendulum,dataset.gravity=8.0
+    PYTHONPATH=examples kedro run --env smoke --params dataset.source=source_pendulum:Pendulum,dataset.episodes=12
 
 docs/guides/add-a-source.md explains every line.
 """
