@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tests.faults.judge import Verdict, judge
 from tests.faults.plan import Fault, make_plan
 from tests.faults.references import TRAININGS, References, make_references
 from tests.faults.runs import PARAMETERS, preload
+from tests.faults.surroundings import LOG, make_edited, make_logs
 
 WORDS = ("right", "clear", "wrong", "hung")
 
@@ -39,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         references = make_references(Path(folder))
+        references = replace(
+            references, edited=make_edited(Path(folder), references.newer), logs=make_logs(Path(folder))
+        )
         plan = [fault for fault in make_plan(references) if options.only in fault.kind]
         if options.faults is not None:
             plan = random.Random(options.seed).sample(plan, options.faults)
@@ -89,6 +94,7 @@ def tabulate(results: list[tuple[Fault, Verdict]]) -> pd.DataFrame:
     rows: dict[tuple[str, str], Counter[str]] = {}
     for fault, verdict in results:
         of = "checkpoint" if fault.target in TRAININGS else "artifact" if fault.target else ""
+        of = "log" if fault.target == LOG else of
         kind = f"{of}: {fault.kind}" if of else fault.kind
         rows.setdefault((fault.stage or "all", kind), Counter())[verdict.word] += 1
     return pd.DataFrame(

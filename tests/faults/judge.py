@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cvl_pipeline.kedro.provenance.records import record_path
-from tests.faults import injections
+from tests.faults import injections, surroundings
 from tests.faults.plan import OF_RECORD, REMADE, Fault
 from tests.faults.references import RECORD, STAGES, TRAININGS, Contents, References, artifacts, lay
 from tests.faults.runs import Outcome, command, make_project, run
@@ -43,8 +43,12 @@ def judge(fault: Fault, references: References, folder: Path, draw: random.Rando
     """Inject a fault into a project of its own, run what a person would, and compare."""
     root = make_project(folder)
     try:
+        if fault.kind in AROUND:
+            return AROUND[fault.kind](fault, references, root, draw)
         if not fault.target:
             return _interrupted(fault, references, root, draw)
+        if fault.target == surroundings.LOG:
+            return _read_from_elsewhere(fault, references, root)
         if fault.kind.endswith(REMADE):
             return _remade(fault, references, root, draw)
         if fault.target in TRAININGS:
@@ -176,6 +180,94 @@ def _unfinished(fault: Fault, references: References, root: Path, draw: random.R
     (root / name).unlink()
     _check_succeeds(root, command([fault.stage]), after)
     return Verdict("clear")
+
+
+def _moved(fault: Fault, references: References, root: Path, draw: random.Random) -> Verdict:
+    """Move the data away during a run: it ends with one line, and goes on when the data is back."""
+    arguments, before, after = _stage(fault, references, draw)
+    lay(root, before)
+    calls = references.calls[fault.stage]["flush"]
+    outcome = run(root, arguments, surroundings.at_some_call(draw, calls, surroundings.move_data))
+    if outcome.status != 0:
+        _check_told(outcome, "data")
+    surroundings.move_back(root)
+    _check_succeeds(root, arguments, after)
+    return Verdict("clear" if outcome.status else "right")
+
+
+def _unlocked(fault: Fault, references: References, root: Path, draw: random.Random) -> Verdict:
+    """Delete the lock during a run and start another: one of the two is refused, and no artifact is mixed."""
+    arguments, before, after = _stage(fault, references, draw)
+    lay(root, before)
+    act = surroundings.unlock_for_a_second_run(arguments)
+    calls = references.calls[fault.stage]["flush"]
+    outcome = run(root, arguments, surroundings.at_some_call(draw, calls, act))
+    second = surroundings.second_of(root)
+    if outcome.status != 0:
+        _check_told(outcome, "lock")
+    if second is not None and second.status != 0:
+        _check_told(second, "in use", "lock")
+    _check(second is None or {outcome.status, second.status} != {0}, "two runs wrote the same data")
+    _check_whole(root, before, after)
+    _check_succeeds(root, arguments, after)
+    return Verdict("right" if outcome.status == 0 else "clear")
+
+
+def _edited(fault: Fault, references: References, root: Path, draw: random.Random) -> Verdict:
+    """Edit the reward during a run: what was made of the old one is stale, however late the edit came."""
+    lay(root, references.newer)
+    surroundings.write_reward(root, surroundings.BEFORE)
+    arguments = command(parameters=surroundings.REWARDED, reuse=True)
+    made = len(references.edited) - len(references.newer)
+    outcome = run(root, arguments, surroundings.at_some_call(draw, made, surroundings.edit_reward))
+    if outcome.status != 0:
+        _check_told(outcome, surroundings.REWARD)
+    surroundings.write_reward(root, surroundings.AFTER)
+    _check_succeeds(root, arguments, references.edited)
+    return Verdict("clear" if outcome.status else "right")
+
+
+AROUND: dict[str, Callable[[Fault, References, Path, random.Random], Verdict]] = {
+    surroundings.MOVED: _moved,
+    surroundings.UNLOCKED: _unlocked,
+    surroundings.EDITED: _edited,
+}
+
+
+def _stage(fault: Fault, references: References, draw: random.Random) -> tuple[list[str], Contents, Contents]:
+    """Return the arguments that run a stage, what is there before, and what an undisturbed run leaves."""
+    before = references.at_start_of(fault.stage)
+    after = before | {path: references.newer[path] for path in references.made_by([fault.stage])}
+    return command([fault.stage], reuse=draw.random() < 0.5), before, after
+
+
+def _read_from_elsewhere(fault: Fault, references: References, root: Path) -> Verdict:
+    """Read a log whose values are elsewhere: as if they were in it, or refused with the name of the file."""
+    kind, _, then = fault.kind.partition(", then ")
+    missing = kind.endswith(surroundings.MISSING)
+    surroundings.write_log(root, kind.removesuffix(surroundings.MISSING), surroundings.BEFORE)
+    if missing:
+        surroundings.remove_values(root)
+    outcome = run(root, surroundings.of_log())
+    if outcome.status != 0:
+        _check_told(outcome, surroundings.LOG, surroundings.OTHER)
+        _check(not artifacts(root), "a refused log left artifacts")
+        return Verdict("clear")
+    _check(not missing, "values that are missing were read")
+    _check(kind != surroundings.UNWRITTEN, "values that were never written were read")
+    _check_made(root, references.logs[surroundings.BEFORE])
+    if then:
+        surroundings.write_log(root, kind, surroundings.AFTER)
+        outcome = run(root, surroundings.of_log(reuse=True))
+        _check(
+            outcome.status == 0, f"the changed log: exit status {outcome.status}: {outcome.output[-1500:]}"
+        )
+        _check_made(root, references.logs[surroundings.AFTER])
+    return Verdict("right")
+
+
+def _check_made(root: Path, expected: Contents) -> None:
+    _check(surroundings.without_records(artifacts(root)) == expected, "other than the plain log's artifacts")
 
 
 def _damage(fault: Fault, root: Path, path: Path, references: References, draw: random.Random) -> None:

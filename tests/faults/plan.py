@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.faults.references import STAGES, TRAININGS, References
+from tests.faults.surroundings import EDITED, LOG, LOGS, MOVED, UNLOCKED
 
 INTERRUPTIONS = {
     "SIGKILL, by time": 5,
@@ -18,7 +19,9 @@ INTERRUPTIONS = {
     "file too large": 3,
 }
 """How often each comes to pass in each stage."""
-OF_THE_WHOLE_RUN = {"SIGKILL, by time": 4, "SIGTERM, by time": 3, "disk full": 3}
+OF_THE_WHOLE_RUN = {"SIGKILL, by time": 4, "SIGTERM, by time": 3, "disk full": 3, EDITED: 15}
+SURROUNDINGS = {MOVED: 5, UNLOCKED: 5}
+"""How often each comes to pass around each stage."""
 REMADE = ", then --only-missing-outputs"
 OF_BYTES = ("flipped byte", "another's content", "deleted")
 OF_RECORD = "record damaged"
@@ -51,9 +54,13 @@ def make_plan(references: References) -> list[Fault]:
     """All faults, in the order of the stages."""
     plan = [Fault("", kind) for kind, count in OF_THE_WHOLE_RUN.items() for _ in range(count)]
     for stage in STAGES:
-        plan += [Fault(stage, kind) for kind, count in INTERRUPTIONS.items() for _ in range(count)]
+        plan += [
+            Fault(stage, kind)
+            for kind, count in {**INTERRUPTIONS, **SURROUNDINGS}.items()
+            for _ in range(count)
+        ]
         plan += _damages(stage, references)
-    return plan
+    return plan + [Fault("data_ingestion", kind, LOG) for kind in LOGS]
 
 
 def _damages(stage: str, references: References) -> list[Fault]:

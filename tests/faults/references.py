@@ -6,7 +6,7 @@ import json
 import signal
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kedro.io import DataCatalog
@@ -41,6 +41,8 @@ class References:
         checkpoints: path and content of the state of each unfinished training.
         seconds: duration of each stage; of all, under no name.
         calls: flushes and renames of each stage, by the call.
+        edited: artifacts of the run, and of another with a reward of the user's own, after its edit.
+        logs: artifacts of plain logs, by the factor of their values.
     """
 
     older: Contents
@@ -49,6 +51,8 @@ class References:
     checkpoints: dict[str, tuple[str, bytes]]
     seconds: dict[str, float]
     calls: dict[str, Counter[str]]
+    edited: Contents = field(default_factory=dict)
+    logs: dict[float, Contents] = field(default_factory=dict)
 
     def made_by(self, stages: Iterable[str]) -> set[str]:
         """Paths of the artifacts that the stages make, and of their records."""

@@ -446,3 +446,19 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
         InputError, match=r"cannot write .*x: a folder has its name; delete or move the folder"
     ):
         write_atomically(tmp_path / "x", lambda partial: partial.write_text("1"))
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_folder_that_is_moved_during_a_write_is_one_line(tmp_path: Path, moment: str) -> None:
+    folder = tmp_path / "data"
+
+    def write(partial: Path) -> None:
+        if moment == "after":
+            partial.write_bytes(b"x")
+        folder.rename(tmp_path / "moved")
+        if moment == "before":
+            partial.write_bytes(b"x")
+
+    with pytest.raises(InputError, match=r"cannot write .*data/a\.json: its folder was moved or deleted"):
+        write_atomically(folder / "a.json", write)
+    assert not folder.exists()

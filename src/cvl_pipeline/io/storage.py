@@ -132,17 +132,24 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write: receives a path of the same name in the temporary folder.
 
     Raises:
-        InputError: the disk is full or refuses the file.
+        InputError: the disk is full or refuses the file, or the folder was moved or deleted in the meantime.
     """
     place = partial_place(path)
     try:
         _make_folder(path.parent)
         remove_abandoned(path.parent)
+        place.mkdir(exist_ok=True)
         try:
-            place.mkdir(exist_ok=True)
             write(place / path.name)
             _flush(place / path.name)
             (place / path.name).replace(path)
+        except Exception as error:
+            if place.exists():
+                raise
+            raise InputError(
+                f"cannot write {shown(path)}: its folder was moved or deleted in the meantime; move it back, and run "
+                "the same command again"
+            ) from error
         finally:
             shutil.rmtree(place, ignore_errors=True)
         _flush_entry(path.parent)
