@@ -59,7 +59,7 @@ def read_table(path: Path) -> pd.DataFrame:
     content = _read(path)
     try:
         metadata = pq.read_metadata(io.BytesIO(content)).metadata or {}
-    except (OSError, ValueError) as error:  # Arrow's errors are subclasses of these
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{shown(path)} is damaged or not Parquet; delete it and rerun its stage") from error
     stamp = re.fullmatch(
         rb"version (\d+) table (.*) sha256 (.{%d})" % _DIGITS, metadata.get(FORMAT.encode(), b"")

@@ -206,7 +206,7 @@ def release_dead(study: Study, tuning: TuningParameters, records: Path) -> None:
         if not is_dead(trial, tuning.grace_seconds):
             continue
         path = record_path(records, trial.user_attrs) if "id" in trial.user_attrs else None
-        done = json.loads(path.read_text()) if path is not None and path.exists() else None
+        done = _read(path) if path is not None and path.exists() else None
         try:
             if done is not None:
                 # The worker was killed after it wrote the record, maybe before it told the storage.
