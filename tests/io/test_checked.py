@@ -46,19 +46,21 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert state == {name: value for name, value in STATE.items() if name != "weights"}
 
 
-@pytest.mark.parametrize("kind", ["table", "checkpoint"])
-def test_a_table_or_checkpoint_changed_or_cut_anywhere_is_refused(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "stride"), [("table", 1), ("checkpoint", 7)])
+def test_a_table_or_checkpoint_changed_or_cut_anywhere_is_refused(
+    tmp_path: Path, kind: str, stride: int
+) -> None:
     write, read, content = {
         "table": (write_table, read_table, TABLE), "checkpoint": (write_checkpoint, read_checkpoint, STATE)
     }[kind]  # fmt: skip
     path = tmp_path / "x"
     write(path, content)  # type: ignore[operator]
     whole = path.read_bytes()
-    for offset in range(len(whole)):
+    for offset in range(0, len(whole), stride):
         changed = bytearray(whole)
         changed[offset] ^= 0x01
         others = (whole[:offset], whole[:offset] + whole[offset + 1 :], b"\0" * offset)
-        for damaged in (bytes(changed), *(others if offset % 7 == 0 else ())):
+        for damaged in (bytes(changed), *(others if offset % 35 == 0 else ())):
             path.write_bytes(damaged)
             with pytest.raises(
                 InputError, match=r"x (is damaged|was not written by cvl-pipeline|has format version)"
