@@ -25,8 +25,8 @@ def plan() -> None:
     from kedro.runner import SequentialRunner
 
     def report(self: Any, pipeline: Any, *_: Any) -> None:
-        print("PLAN", *sorted(node.name for node in pipeline.nodes))  # noqa: T201
-        raise SystemExit(0)
+        print("PLAN", *sorted(node.name for node in pipeline.nodes), flush=True)  # noqa: T201
+        os._exit(0)  # SystemExit within a run is reported as an error
 
     SequentialRunner._run = report  # type: ignore[method-assign, assignment]
 
