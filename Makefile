@@ -9,7 +9,7 @@ ARGS ?=
 
 help:
 	@echo "make run        the whole pipeline: collect, train, evaluate (ARGS='--params dataset.task=reach-v3')"
-	@echo "make smoke      the same in seconds, to check the installation"
+	@echo "make smoke      the same, much smaller, to check the installation (under a minute)"
 	@echo "make test       all tests except the slow ones"
 	@echo "make test-unit  tests that do not run kedro"
 	@echo "make test-slow  tests that take minutes, such as training that is killed at random times"
@@ -31,6 +31,7 @@ help:
 $(VENV)/installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit( \
 		f"requirements.lock needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}; choose one: make PYTHON=python3.11 ...")'
+	@echo "Installing into $(VENV); this takes a few minutes, once."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

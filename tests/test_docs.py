@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
+import cvl_pipeline as cvl
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.kedro import cli
 from tests.project import PROJECT, copy_conf
@@ -74,6 +76,20 @@ def test_the_program_of_the_readme_trains_and_acts(tmp_path: Path, monkeypatch: 
     assert action.shape == (2,)
     assert action.dtype == np.float32
     assert (np.abs(action) <= 1.0).all()
+
+
+def test_the_readme_reads_a_csv_by_the_names_of_its_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = next(
+        block for block in _blocks(PROJECT / "README.md", "python") if "episodes_from_file" in block
+    )
+    rows = [f"{t},{-t},{t % 3},{t % 2},{t // 5}" for t in range(20)]
+    (tmp_path / "log.csv").write_text("\n".join(["obs_0,obs_1,torque,reward,run", *rows]))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"cvl": cvl}
+    exec(program, names)
+    assert names["data"].transitions.lengths.tolist() == [4, 4, 4, 4]  # each loses its last step
 
 
 def test_there_are_commands_to_check() -> None:
