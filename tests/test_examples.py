@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from cvl_pipeline.networks.encoder import ENCODERS
 from cvl_pipeline.objectives.training import PolicyExtraction, train_policy
 from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.schema import nested, validated
+from cvl_pipeline.sources.steps import Steps
 from cvl_pipeline.testing.builders import make_data, make_rewards, make_transitions, policy_parameters
 from tests.objectives.toys import LinearCritic, q_of
 from tests.project import PROJECT
@@ -288,6 +290,26 @@ def _blocks(page: Path) -> list[str]:
 def test_every_guide_has_its_example() -> None:
     assert [guide.stem for guide in GUIDES] == sorted(EXAMPLE_OF)
     assert sorted(EXAMPLE_OF.values()) == sorted(path.stem for path in (PROJECT / "examples").glob("*.py"))
+
+
+def test_guide_of_sources_lists_every_field_of_steps() -> None:
+    text = (PROJECT / "docs/guides/add-a-source.md").read_text()
+    table = (
+        text.partition("`Steps` has one row per step")[2]
+        .partition("\n\n**")[0]
+        .partition("\n\nAn episode")[0]
+    )
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [field.name for field in fields(Steps)]
+
+
+def test_baseline_with_an_objective_of_your_own_follows_policy_extraction() -> None:
+    extraction = {"objective": "examples.objective_filtered_bc:FilteredBC"}
+    values = {
+        "policy_extraction": {"hidden": [8], "training": {"steps": 7}},
+        "baselines": {"filtered": {"method": "cvl", "extraction": extraction}},
+    }
+    filtered = validated(StageParameters, values).baselines["filtered"].extraction
+    assert (filtered.hidden, filtered.training.steps, filtered.threshold) == ((8,), 7, 0.0)
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: str(guide.stem))
