@@ -25,7 +25,7 @@ def assert_refused(kedro: Forks, project: Project, arguments: list[str], *words:
         (["--params", "dataset.task=rech-v3"], ["rech-v3", "reach-v3"]),
         (["--params", "policy_extraction.objective=ddpg_bc,policy_extraction.beta=1"],
          ["policy_extraction.beta", "it belongs to objective awr", "alpha"]),
-        (["--params", "evaluation.environment=..."], ["--params cannot be read", "field=value"]),
+        (["--params", "evaluation.environment=..."], ["evaluation.environment=... cannot be read", "field=value"]),
         (["--params", "seed=7", "--pipelines", "value_readout"],
          ["critic", "kedro run --pipelines data_ingestion,contrastive_dynamics --env smoke --params seed=7"]),
         (["--pipelines", "value_reedout"], ["value_reedout", "did you mean value_readout"]),
