@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.readout import q_function as module
 from cvl_pipeline.readout.build import exact_readout
@@ -177,3 +178,37 @@ def test_values_of_a_long_log_are_q(terminal: bool) -> None:
     exact = mdp.q()[~mdp.terminal]
     errors = values.reshape(mdp.states, mdp.actions).numpy()[~mdp.terminal] - exact
     assert np.sqrt((errors**2).mean()) < 0.12 * exact.std()
+
+
+@pytest.mark.parametrize("horizons", [None, HORIZONS])
+def test_arrays_give_the_values_of_their_tensors(horizons: Tensor | None) -> None:
+    q, pairs = _q(horizons), _pairs(5)
+    expected = q(*pairs).detach().numpy()
+    observations, actions = (part.double().numpy() for part in pairs)
+    values = q(observations, actions)
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(values, expected)
+    one = q(observations[0], actions[0])
+    assert one.shape == ()
+    assert one == pytest.approx(expected[0])
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions", "message"),
+    [
+        ((5, 4), (5, 2), r"observations have shape \(5, 4\); this critic takes \(3,\) or \(B, 3\)"),
+        ((5, 3), (5,), r"actions have shape \(5,\); this critic takes \(2,\) or \(B, 2\)"),
+        ((5, 3), (4, 2), r"observations have shape \(5, 3\) and actions \(4, 2\); give one action per obs"),
+        ((3,), (4, 2), r"observations have shape \(3,\) and actions \(4, 2\); give one action per obs"),
+    ],
+)
+def test_arrays_of_other_shapes_are_refused(
+    observations: tuple[int, ...], actions: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        _q()(np.zeros(observations), np.zeros(actions))
+
+
+def test_arrays_that_hold_no_number_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^actions hold a value that is not a finite number"):
+        _q()(np.zeros((1, 3)), np.full((1, 2), np.nan))

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from cvl_pipeline.episodes.container import Normalisation, Transitions
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.networks.arrays import as_rows
 from cvl_pipeline.networks.encoder import ObservationEncoder
 from cvl_pipeline.networks.mlp import mlp
 
@@ -49,25 +49,12 @@ class Policy(nn.Module):
             InputError: the observations have another shape, are not finite numbers, or are images whose values
                 are not whole numbers from 0 to 255.
         """
-        rows = np.asarray(observations)
         wanted = tuple(self.shape.observation_shape)
-        if rows.dtype.kind not in "biuf":
-            raise InputError(f"observations are {rows.dtype}, not numbers")
-        if rows.shape[-len(wanted) :] != wanted or rows.ndim - len(wanted) not in (0, 1):
-            many = ", ".join(str(size) for size in ("B", *wanted))
-            raise InputError(f"observations have shape {rows.shape}; this policy takes {wanted} or ({many})")
-        images = len(wanted) == 3
-        with np.errstate(over="ignore", invalid="ignore"):
-            narrow = np.array(rows, dtype=np.uint8 if images else np.float32)
-        if not (np.isfinite(rows).all() and np.isfinite(narrow).all()):
-            raise InputError("observations hold a value that is not a finite number in single precision")
-        if images and not np.array_equal(narrow, rows):
-            raise InputError("observations are images: their values must be whole numbers from 0 to 255")
+        rows = as_rows(observations, wanted, "observations", "policy")
         single = rows.ndim == len(wanted)
-        batch = torch.from_numpy(narrow)
         device = next(self.parameters()).device
         with torch.no_grad():
-            actions = self.forward((batch.unsqueeze(0) if single else batch).to(device)).cpu().numpy()
+            actions = self.forward((rows.unsqueeze(0) if single else rows).to(device)).cpu().numpy()
         actions = actions.argmax(-1) if self.discrete else actions
         if not single:
             return actions

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any, overload
 
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from cvl_pipeline.episodes.container import BLOCK, Transitions
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.networks.arrays import as_rows
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.readout.readouts import Readout
 from cvl_pipeline.readout.references import CHUNK
+
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -21,9 +27,46 @@ class QFunction:
     critic: ContrastiveCritic
     readout: Readout
 
-    def __call__(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Q, (B, O) and (B, A) -> (B,); differentiable in both."""
-        return self.readout.values(self.phi(observations, actions))
+    @overload
+    def __call__(self, observations: Tensor, actions: Tensor) -> Tensor: ...
+
+    @overload
+    def __call__(self, observations: Array, actions: Array) -> Array: ...
+
+    def __call__(self, observations: Tensor | Array, actions: Tensor | Array) -> Tensor | Array:
+        """Q of state-action pairs, with actions as in ``Transitions``: one-hot if they are discrete.
+
+        Args:
+            observations: tensor (B, O); or NumPy numbers of any type, (O,) or (B, O), images (H, W, C) or (B, H, W, C).
+            actions: tensor (B, A); or NumPy numbers of any type, (A,) or (B, A).
+
+        Returns:
+            For tensors (B,), differentiable in both. For arrays float32, (B,); a single number for one pair.
+
+        Raises:
+            InputError: arrays of other shapes, or that hold a value that is not a finite number.
+        """
+        if isinstance(observations, Tensor) and isinstance(actions, Tensor):
+            return self.readout.values(self.phi(observations, actions))
+        return self._of_arrays(observations, actions)
+
+    @torch.no_grad()
+    def _of_arrays(self, observations: ArrayLike, actions: ArrayLike) -> Array:
+        shape = self.critic.shape
+        states = as_rows(observations, tuple(shape.observation_shape), "observations", "critic")
+        taken = as_rows(actions, (shape.action_size,), "actions", "critic")
+        single = taken.ndim == 1
+        if (states.ndim == len(shape.observation_shape)) != single or (
+            not single and len(states) != len(taken)
+        ):
+            raise InputError(
+                f"observations have shape {tuple(states.shape)} and actions {tuple(taken.shape)}; give one action per "
+                "observation"
+            )
+        device = next(self.critic.parameters()).device
+        pair = (part.unsqueeze(0) if single else part for part in (states, taken))
+        values: Array = self(*(part.to(device) for part in pair)).cpu().numpy()
+        return values[0] if single else values
 
     def phi(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Inputs of the readout: (B, D), or (B, H, D) for a horizon-conditioned critic."""

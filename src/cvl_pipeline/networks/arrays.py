@@ -1,0 +1,39 @@
+"""NumPy arrays that a user gives to a network."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from cvl_pipeline.errors import InputError
+
+
+def as_rows(values: ArrayLike, shape: tuple[int, ...], name: str, network: str) -> Tensor:
+    """Return numbers of any type as float32, and images as uint8.
+
+    Args:
+        values: one row, of that shape, or many, (B, *shape).
+        shape: of one row; three axes are an image.
+        name: of the values, for errors, such as ``observations``.
+        network: what takes them, for errors, such as ``policy``.
+
+    Raises:
+        InputError: the values have another shape, are not finite numbers, or are images whose values are not whole
+            numbers from 0 to 255.
+    """
+    rows = np.asarray(values)
+    if rows.dtype.kind not in "biuf":
+        raise InputError(f"{name} are {rows.dtype}, not numbers")
+    if rows.shape[-len(shape) :] != shape or rows.ndim - len(shape) not in (0, 1):
+        many = ", ".join(str(size) for size in ("B", *shape))
+        raise InputError(f"{name} have shape {rows.shape}; this {network} takes {shape} or ({many})")
+    images = len(shape) == 3
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = np.array(rows, dtype=np.uint8 if images else np.float32)
+    if not (np.isfinite(rows).all() and np.isfinite(narrow).all()):
+        raise InputError(f"{name} hold a value that is not a finite number in single precision")
+    if images and not np.array_equal(narrow, rows):
+        raise InputError(f"{name} are images: their values must be whole numbers from 0 to 255")
+    return torch.from_numpy(narrow)
