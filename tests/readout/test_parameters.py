@@ -83,8 +83,13 @@ def test_a_value_that_is_no_number_is_named(field: str, value: str) -> None:
 
 @pytest.mark.parametrize("missing", ["indices", "target", "scale", "tolerance"])
 def test_a_goal_that_lacks_something_is_refused(missing: str) -> None:
-    message = _refusal(**GOAL | {missing: None})
-    assert "goal_distance needs reward.indices, target, scale and tolerance" in message
+    assert _refusal(**GOAL | {missing: None}).endswith(f"goal_distance needs reward.{missing}")
+
+
+def test_a_goal_that_lacks_several_settings_names_them() -> None:
+    assert _refusal(source="goal_distance", indices=[0], target=[1.0]).endswith(
+        "goal_distance needs reward.scale, reward.tolerance"
+    )
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,10 @@ class GoalDistanceReward(RewardParameters):
 
     @model_validator(mode="after")
     def _goal_is_whole(self) -> GoalDistanceReward:
-        if self.indices is None or self.target is None or self.scale is None or self.tolerance is None:
-            raise ValueError("goal_distance needs reward.indices, target, scale and tolerance")
+        needed = ("indices", "target", "scale", "tolerance")
+        missing = [f"reward.{name}" for name in needed if getattr(self, name) is None]
+        if self.indices is None or self.target is None or missing:
+            raise ValueError(f"goal_distance needs {', '.join(missing)}")
         if len(self.indices) != len(self.target) or not self.indices:
             raise ValueError(
                 f"reward.indices has {len(self.indices)} entries and reward.target {len(self.target)}; "
