@@ -100,8 +100,9 @@ def value_report(
         least-squares line return = slope * Q + intercept (1 and 0 for calibrated values); the median and tenth
         percentile of the effective sample size; ``readout_error`` (root mean square difference from the exact
         readout, divided by the exact values' standard deviation); ``readout_rank_correlation`` (Spearman, with
-        the exact readout); the number of transitions; ``success_states``, the number of logged states that
-        count as success (None if nothing reports success). Correlations, slope, intercept and error are None if
+        the exact readout); ``transitions``, the number of held-out transitions; ``success_states``, how many of the
+        ``logged_states``, which all logged transitions arrive in, count as success (None if nothing reports
+        success). Correlations, slope, intercept and error are None if
         values or returns are all equal.
     """
     q, returns = values["q"].to_numpy(np.float64), values["return"].to_numpy(np.float64)
@@ -129,8 +130,9 @@ def value_report(
         "effective_sample_size_p10": float(sizes.quantile(0.1)),
         "readout_error": error,
         "readout_rank_correlation": rank,
-        "transitions": float(len(values)),
-        "success_states": float(labels.successes.sum()) if labels.reports_success else None,
+        "transitions": len(values),
+        "logged_states": len(labels.successes),
+        "success_states": int(labels.successes.sum()) if labels.reports_success else None,
     }
 
 
