@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from torch import nn
@@ -120,18 +121,37 @@ def load_episodes(
     return EpisodeData.prepare(transitions, rewards, seed=seed)
 
 
-def episodes_from_file(path: Path | str, seed: int = 0, **columns: Any) -> EpisodeData:
+def episodes_from_file(
+    path: Path | str,
+    seed: int = 0,
+    *,
+    action_low: ArrayLike | None = None,
+    action_high: ArrayLike | None = None,
+    actions_out_of_bounds: OutOfBounds = "refuse",
+    memory_limit: float | None = None,
+    **columns: Any,
+) -> EpisodeData:
     """Read a log of your own: HDF5, NPZ, Parquet or CSV, one row per step.
 
     Args:
         path: the file.
         seed: of the choice of episodes that are held out.
+        action_low: (A,), the smallest action the environment accepts; None: the smallest in the log.
+        action_high: (A,), the largest, likewise.
+        actions_out_of_bounds: as in ``episodes_from_arrays``.
+        memory_limit: largest size of the log's arrays in memory, in GiB; None: a quarter of the machine's memory.
         columns: names of the log's columns, such as ``observations="obs_*"`` (docs/own-data.md).
 
     Raises:
         InputError: a fault in the file, with column, row and value.
     """
-    return load_episodes("files", seed, path=str(path), columns=columns)
+    low, high = (
+        bound.tolist() if isinstance(bound, np.ndarray) else bound for bound in (action_low, action_high)
+    )
+    return load_episodes(
+        "files", seed, path=str(path), columns=columns, action_low=low, action_high=high,
+        actions_out_of_bounds=actions_out_of_bounds, memory_limit=memory_limit,
+    )  # fmt: skip
 
 
 def ingest(

@@ -407,7 +407,7 @@ def test_groups_that_do_not_exist_are_refused_with_those_that_do(
 def test_only_hdf5_has_groups(tmp_path: Path, log: Log, name: str) -> None:
     text = refusal(write(tmp_path / name, log), mapping_of(name, groups="*"))
     assert (
-        "no group matches '*' (dataset.columns.groups); there is nothing; set null if the log has none"
+        "no group matches '*' (dataset.columns.groups); there is nothing; set null (None in Python) if the log has none"
         in text
     )
 

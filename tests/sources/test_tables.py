@@ -201,7 +201,12 @@ def test_episode_ids_that_are_vectors_are_refused(tmp_path: Path) -> None:
 def test_an_unknown_name_is_refused_with_near_and_known_ones(tmp_path: Path, log: Log, name: str) -> None:
     text = refusal(write(tmp_path / name, log), mapping_of(name, rewards="rewrad"))
     assert "no column 'rewrad'" in text or "no array 'rewrad'" in text
-    for part in ["(dataset.columns.rewards)", "did you mean 'reward'?", "terminated, truncated", "null if"]:
+    for part in [
+        "(dataset.columns.rewards)",
+        "did you mean 'reward'?",
+        "terminated, truncated",
+        "null (None in Python) if",
+    ]:
         assert part in text
 
 

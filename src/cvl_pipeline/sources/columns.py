@@ -74,7 +74,10 @@ class Columns(Strict):
     @model_validator(mode="after")
     def _fields_agree(self) -> Columns:
         if self.groups is not None and self.episode is not None:
-            raise ValueError("groups and episode both say which rows are an episode; set one of them to null")
+            raise ValueError(
+                "groups and episode both say which rows are an episode; set one of them to null (None in "
+                "Python)"
+            )
         if {self.groups, self.episode, self.terminated, self.truncated} == {None}:
             raise ValueError("one of groups, episode, terminated and truncated must say where episodes end")
         if self.terminated is not None and self.terminated == self.truncated:
@@ -82,7 +85,9 @@ class Columns(Strict):
                 f"terminated and truncated are both '{self.terminated}', but an episode ends by one of them"
             )
         if self.action_count is not None and not self.discrete:
-            raise ValueError("action_count is for discrete actions; set it to null or discrete to true")
+            raise ValueError(
+                "action_count is for discrete actions; set it to null (None in Python), or discrete to true"
+            )
         return self
 
     def named(self) -> dict[str, tuple[str, ...]]:

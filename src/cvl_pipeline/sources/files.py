@@ -177,7 +177,7 @@ def _read_steps(table: Table, columns: Columns) -> Steps:
             raise InputError(
                 f"{table.file}: dataset.columns.observations has {len(observations)} rows and "
                 f"dataset.columns.actions {len(actions)}, so they already contain the next observations; "
-                "set dataset.columns.next_observations to null"
+                "set dataset.columns.next_observations to null (None in Python)"
             )
         observations, following = observations[:-1], observations[1:]
     if following is not None and following.shape != observations.shape:
@@ -276,7 +276,7 @@ def _end_of_group(table: Table, columns: Columns, terminated: Array, truncated: 
         raise InputError(
             f"{table.place(field, str(getattr(columns, field)))}: set at {place_of_row(within[0])}, but the "
             "group, which is one episode, goes on after it; set the flag only in the last row, or "
-            f"dataset.columns.{field} to null"
+            f"dataset.columns.{field} to null (None in Python)"
         )
     return np.append(truncated[:-1], not terminated[-1])
 
@@ -328,14 +328,14 @@ def _action_bounds(
     if log.steps.discrete:
         if low is not None or high is not None:
             raise InputError(
-                "dataset.action_low and action_high: discrete actions have no bounds; set both to null"
+                "dataset.action_low and action_high: discrete actions have no bounds; set both to null (None in Python)"
             )
         return None
     for name, bound in (("action_low", low), ("action_high", high)):
         if bound is not None and len(bound) != size:
             raise InputError(
                 f"dataset.{name}: {len(bound)} numbers, but the actions of {file} have {size} dimensions; "
-                "give one number per dimension, or null"
+                "give one number per dimension, or null (None in Python)"
             )
     lowest, highest = bounds_of(
         actions, *(None if bound is None else np.array(bound, dtype=np.float32) for bound in (low, high))

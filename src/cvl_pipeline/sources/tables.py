@@ -114,7 +114,9 @@ class Table:
         near = f"did you mean {' or '.join(repr(one) for one in close)}? " if close else ""
         names = ", ".join(sorted(known, key=_natural)[:LISTED]) or "nothing"
         more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
-        optional = "" if field in ("observations", "actions") else "; set null if the log has none"
+        optional = (
+            "" if field in ("observations", "actions") else "; set null (None in Python) if the log has none"
+        )
         return InputError(
             f"{self.file}: {what} '{name}' (dataset.columns.{field}); {near}there is {names}{more}{optional}"
         )
