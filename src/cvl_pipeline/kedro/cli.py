@@ -28,7 +28,8 @@ from cvl_pipeline.errors import (
 from cvl_pipeline.imports import fault_of_user_code
 from cvl_pipeline.io.storage import FULL, REFUSED, refusal, shown
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
-from cvl_pipeline.kedro.parameters import RunParameters
+from cvl_pipeline.kedro.hooks import check_reward_of
+from cvl_pipeline.kedro.parameters import RunParameters, check_parameters
 from cvl_pipeline.kedro.pipeline_registry import current_plan, plan_for, register_pipelines
 from cvl_pipeline.kedro.provenance.states import Provenance
 from cvl_pipeline.kedro.provenance.status import print_status
@@ -300,7 +301,12 @@ def _status(env: str, params: dict[str, Any], pipelines: list[str], conf_source:
         chosen = sum((known[name] for name in pipelines or ["__default__"]), start=Pipeline([]))
         # All pipelines: an artifact is stale too if it was made from a stale artifact of another stage.
         provenance = Provenance(known["__default__"] + chosen, catalog)
-        print_status(provenance, chosen.all_outputs(), explain)
+        refusal: InputError | None = None
+        try:
+            check_reward_of(check_parameters(catalog.load("parameters")))
+        except InputError as error:  # the states are listed all the same
+            refusal = error
+        print_status(provenance, chosen.all_outputs(), explain, refusal)
 
 
 @cli.group()

@@ -106,10 +106,7 @@ class CheckInputs:
         if "parameters" in pipeline.inputs():
             _check_tuning(parameters)
         if "params:reward" in pipeline.inputs():
-            check_reward(parameters.reward)
-            source = SOURCES.create(parameters.dataset)
-            if REWARDS.of(parameters.reward).needs_logged_rewards and not source.has_rewards:
-                raise InputError(NO_REWARDS)
+            check_reward_of(parameters)
         missing = set()
         for name in sorted(pipeline.inputs()):
             if is_parameter(name):
@@ -131,6 +128,14 @@ class CheckInputs:
         """Compare the environment with the episodes as soon as they are there, before anything is trained."""
         if self._environment is not None and "transitions" in outputs:
             self._environment.check(outputs["transitions"])
+
+
+def check_reward_of(parameters: RunParameters) -> None:
+    """Raise InputError if the reward cannot be used, or the log has none and the parameters name no other."""
+    check_reward(parameters.reward)
+    needs_logged = REWARDS.of(parameters.reward).needs_logged_rewards
+    if needs_logged and not SOURCES.create(parameters.dataset).has_rewards:
+        raise InputError(NO_REWARDS)
 
 
 def _check_places(pipeline: Pipeline, catalog: DataCatalog) -> None:

@@ -9,19 +9,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cvl_pipeline.errors import InputError, printable
 from cvl_pipeline.kedro.commands import kedro_run
 from cvl_pipeline.kedro.provenance.states import Provenance
 
 COLOURS = {"fresh": "green", "stale": "yellow", "missing": "cyan", "damaged": "red"}
 
 
-def print_status(provenance: Provenance, names: Container[str], explain: bool) -> None:
+def print_status(
+    provenance: Provenance, names: Container[str], explain: bool, refusal: InputError | None = None
+) -> None:
     """Print the states of artifacts, in the order of a run, and how to recreate those that are not fresh.
 
     Args:
         provenance: of all artifacts.
         names: of the artifacts to list.
         explain: print every reason, with old and new values; otherwise, the main reason in a few words.
+        refusal: with which a run would stop; None: it would recreate the artifacts.
     """
     table = Table("artifact", "state", "why")
     counts: Counter[str] = Counter()
@@ -37,7 +41,7 @@ def print_status(provenance: Provenance, names: Container[str], explain: bool) -
     summary = ", ".join(f"{counts[name]} {name}" for name in COLOURS if counts[name])
     console.print(f"{counts.total()} artifacts: {summary}", highlight=False)
     if counts.total() > counts["fresh"]:
-        console.print(
-            f"To recreate the others: {kedro_run('--only-missing-outputs')}",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        advice = f"To recreate the others: {kedro_run('--only-missing-outputs')}"
+        if refusal is not None:
+            advice = f"A run would stop: {printable(str(refusal))}"
+        console.print(advice, highlight=False, soft_wrap=True, markup=False)
