@@ -39,7 +39,6 @@ class ReturnWeightedLoss(Objective):
 
     def prepare(self, setting: Setting) -> None:
         """Compute the weight of every training transition."""
-        super().prepare(setting)
         assert setting.rewards is not None  # checked before training begins
         index = setting.train_index
         episodes, episode = torch.unique(setting.transitions.episode_of(index), return_inverse=True)

@@ -47,7 +47,6 @@ class FilteredBC(Objective):
 
     def prepare(self, setting: Setting) -> None:
         """Compute once which training transitions pass the filter."""
-        super().prepare(setting)
         advantage = advantages(
             setting.q, setting.transitions, setting.train_index, self.parameters.state_value, setting.seed
         )

@@ -29,7 +29,7 @@ from cvl_pipeline.environments.parameters import EvaluationParameters
 from cvl_pipeline.episodes.container import Rewards
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.iql import IQL
-from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
+from cvl_pipeline.networks.actor import ActorShape, CategoricalActor, GaussianActor
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
 from cvl_pipeline.objectives.base import OBJECTIVES, TrainedPolicy
@@ -706,6 +706,23 @@ def test_settings_come_as_parameters_or_one_by_one(continuous: Run) -> None:
             call()
 
 
+def test_a_file_has_bounds_of_its_actions(tmp_path: Path) -> None:
+    path, log = tmp_path / "log.npz", _pendulum(episodes=2)
+    np.savez(path, allow_pickle=False, **log)
+    columns: dict[str, Any] = {"next_observations": "next_observations"}
+    bounds = (np.array([-1.0], dtype=np.float32), [1])
+    with pytest.raises(InputError, match=r"is outside \[-1, 1\]"):
+        cvl.episodes_from_file(path, action_low=bounds[0], action_high=bounds[1], **columns)
+    data = cvl.episodes_from_file(
+        path, action_low=bounds[0], action_high=bounds[1], actions_out_of_bounds="clip", **columns
+    ).transitions
+    assert (data.action_low.item(), data.action_high.item(), data.actions.abs().max().item()) == (-1, 1, 1)
+    with pytest.raises(InputError, match=r"dataset\.memory_limit"):
+        cvl.episodes_from_file(path, memory_limit=1e-9, **columns)
+    with pytest.raises(InputError, match=r"set null \(None in Python\) if the log has none"):
+        cvl.episodes_from_file(path, terminated="fell")
+
+
 # Classes of the user's own.
 
 
@@ -758,7 +775,35 @@ def test_subclasses_of_built_in_methods_and_sources_are_chosen_by_their_names(di
         ),
         (
             lambda run: _extracted(run, "tests.own:BareLoss"),
-            r"BareLoss\.loss returned Tensor, not a scalar tensor and",
+            r"BareLoss\.loss returned Tensor \(\), not a scalar tensor and",
+        ),
+        (
+            lambda run: cvl.load_episodes("tests.own:Swapped", episodes=2, episode_steps=5),
+            r"Swapped\.load returned \(Rewards, Transitions\), not \(Transitions, Rewards\)",
+        ),
+        (
+            lambda run: cvl.train_method(run.data, "tests.own:PolicyAlone", **POLICY),
+            r"PolicyAlone\.train returned CategoricalActor, not Tr",
+        ),
+        (
+            lambda run: _extracted(run, "tests.own:VectorLoss"),
+            r"VectorLoss\.loss returned \(Tensor \(2,\), \{\}\), not a scalar tensor and",
+        ),
+        (
+            lambda run: _extracted(run, "tests.own:DetachedLoss"),
+            r"DetachedLoss\.loss returned .*, not a loss that depends on the actor",
+        ),
+        (
+            lambda run: _extracted(run, "tests.own:NumberMetric"),
+            r"NumberMetric\.loss returned \(Tensor \(\), \{'loss': float\}\), not a scalar tensor and",
+        ),
+        (
+            lambda run: _extracted(run, "tests.own:OneBatch"),
+            r"OneBatch\.draw returned \(Tensor \(16,\)\), not 64 batches",
+        ),
+        (
+            lambda run: _extracted(run, "tests.own:NoPolicy"),
+            r"NoPolicy\.policy returned NoneType, not a policy",
         ),
         (
             lambda run: _environment_of("tests.own:Ready"),
@@ -771,6 +816,39 @@ def test_a_class_of_the_users_own_that_returns_something_else_is_named(
 ) -> None:
     with pytest.raises(InputError, match=rf"^tests\.own:{message}"):
         use(discrete)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Undeclared", r"setting\.q is for an objective that needs a critic: set needs_critic = True"),
+        (
+            "OwnStart",
+            r"objective 'tests\.own:OwnStart': its __init__ must call super\(\)\.__init__\(parameters\)",
+        ),
+    ],
+)
+def test_an_objective_of_the_users_own_that_breaks_its_contract_is_refused(
+    name: str, message: str, discrete: Run
+) -> None:
+    with pytest.raises(InputError, match=message):
+        _extracted(discrete, f"tests.own:{name}")
+
+
+def test_an_objective_need_not_call_its_bases_prepare(discrete: Run) -> None:
+    assert _same(*(_extracted(discrete, name).policy for name in ("tests.own:PreparesItself", "bc")))
+
+
+def test_a_bare_gymnasium_environment_is_refused() -> None:
+    environment, policy = _environment_of("tests.own:Bare"), GaussianActor(ActorShape((3,), 1, (8,)))
+    for use in (environment.check, lambda: cvl.evaluate(policy, environment, episodes=1)):
+        with pytest.raises(InputError, match=r"the environment is \w+, which has no discrete: a source's"):
+            use()
+
+
+def test_a_method_without_a_title_is_refused_by_the_interface(discrete: Run) -> None:
+    with pytest.raises(InputError, match=r"^method 'tests\.own:NoTitle' does not define title"):
+        cvl.train_method(discrete.data, "tests.own:NoTitle")
 
 
 def _extracted(run: Run, objective: str) -> TrainedPolicy:

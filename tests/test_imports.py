@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cvl_pipeline.errors import TERMINATED, InputError, missing_extra
 from cvl_pipeline.imports import package_file, user_class, user_code, user_function
-from cvl_pipeline.networks.encoder import Encoder
+from cvl_pipeline.methods.base import METHODS
+from cvl_pipeline.networks.encoder import ENCODERS, Encoder
 from cvl_pipeline.objectives.base import OBJECTIVES
+from cvl_pipeline.schema import Registry
+from cvl_pipeline.sources.base import SOURCES
 
 
 @pytest.mark.parametrize(
@@ -95,8 +99,9 @@ def test_an_error_of_a_library_counts_for_the_code_that_called_it() -> None:
     [
         (
             "Unparametrised",
-            "its Parameters is <class 'dict'>, not a model that extends the Parameters of its base",
+            "its Parameters must extend ObjectiveParameters, not <class 'dict'>",
         ),
+        ("Misparametrised", "its Parameters must extend ObjectiveParameters, not <class"),
         ("nothing", "is not a subclass of"),
     ],
 )
@@ -104,3 +109,39 @@ def test_a_class_without_a_model_of_its_settings_is_named(name: str, message: st
     with pytest.raises(InputError, match=message) as caught:
         OBJECTIVES.parameters(f"tests.own:{name}")
     assert f"'tests.own:{name}'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("registry", "name", "message"),
+    [
+        (OBJECTIVES, "LossTakesNothing", "loss must take (self, drawn), not (self)"),
+        (SOURCES, "TakesNoSeed", "load must take (self, seed, workers), not (self)"),
+        (SOURCES, "TakesNoSteps", "make_environment must take (self, episode_steps=None), not (self)"),
+        (SOURCES, "Rewarded", "has_rewards must be a property, not a method; put @property above it"),
+        (
+            METHODS,
+            "TakesData",
+            "train must take (self, data, seed, *, values=None, checkpoints=None, logs=None), not (self, data)",
+        ),
+        (ENCODERS, "TakesShape", "__init__ must take (self, parameters, shape), not (self, shape)"),
+    ],
+)
+def test_a_method_with_other_arguments_is_named_before_it_is_called(
+    registry: Registry[Any], name: str, message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        registry[f"tests.own:{name}"]
+    assert str(caught.value) == f"{registry.kind} 'tests.own:{name}': {message}"
+
+
+def test_a_method_without_a_title_is_named() -> None:
+    with pytest.raises(InputError, match=r"^method 'tests\.own:NoTitle' does not define title, as its base"):
+        METHODS["tests.own:NoTitle"]
+
+
+@pytest.mark.parametrize(("name", "hint"), [("MyAWRR", "; did you mean MyAWR?"), ("Qqqq", ""), ("", "")])
+def test_a_misspelt_name_is_compared_with_those_of_its_module(name: str, hint: str) -> None:
+    with pytest.raises(InputError) as caught:
+        user_function("objective", f"tests.own:{name}")
+    message = f"objective 'tests.own:{name}' cannot be imported: module 'tests.own' has no '{name}'{hint}"
+    assert str(caught.value) == message

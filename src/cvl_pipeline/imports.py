@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any, TypeVar
@@ -69,15 +71,25 @@ def user_function(field: str, source: str) -> Callable[..., Any]:
     try:
         function = named(source)
     except (Exception, SystemExit) as error:  # importing runs the module, which may raise anything
-        place = place_in_user_code(error)
-        at = f" at {place[1]}" if place else ""
-        raise InputError(
-            f"{field} '{source}' cannot be imported ({one_line(error)}{at}); is the module on the Python path?"
-        ) from error
+        raise InputError(f"{field} '{source}' cannot be imported{_why_not(source, error)}") from error
     if not callable(function):
         raise InputError(f"{field} '{source}' is {type(function).__name__}, not a function")
     result: Callable[..., Any] = function
     return result
+
+
+def _why_not(source: str, error: BaseException) -> str:
+    """Return why ``module:name`` cannot be imported, and what to do, as the end of a sentence."""
+    module_name, _, name = source.partition(":")
+    module = sys.modules.get(module_name)
+    if module is not None and isinstance(error, AttributeError) and not hasattr(module, name):
+        known = [known for known in vars(module) if not known.startswith("_")]
+        close = get_close_matches(name, known, n=1)
+        return f": module '{module_name}' has no '{name}'" + (f"; did you mean {close[0]}?" if close else "")
+    place = place_in_user_code(error)
+    at = f" at {place[1]}" if place else ""
+    question = "; is the module on the Python path?" if isinstance(error, ModuleNotFoundError) else ""
+    return f" ({one_line(error)}{at}){question}"
 
 
 @contextmanager
@@ -131,8 +143,18 @@ def check_return(owner: object, method: str, value: Any, *, valid: bool, expecte
     if not valid:
         kind = type(owner)
         raise InputError(
-            f"{kind.__module__}:{kind.__qualname__}.{method} returned {type(value).__name__}, not {expected}"
+            f"{kind.__module__}:{kind.__qualname__}.{method} returned {_described(value)}, not {expected}"
         )
+
+
+def _described(value: Any) -> str:
+    """Return the type of a value, the parts of a small tuple or dictionary, and the shape of a tensor."""
+    if type(value) is tuple and len(value) < 5:
+        return f"({', '.join(map(_described, value))})"
+    if type(value) is dict and len(value) < 5:
+        return f"{{{', '.join(f'{key!r}: {_described(part)}' for key, part in value.items())}}}"
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ + (f" {tuple(shape)}" if isinstance(shape, tuple) else "")
 
 
 def package_file(package: str, path: str) -> Path | None:
@@ -159,12 +181,47 @@ def user_class(field: str, source: str, base: type[T]) -> type[T]:
         base: the class that it must extend.
 
     Raises:
-        InputError: it cannot be imported, does not extend the base, or lacks a method that the base asks for.
+        InputError: it cannot be imported, does not extend the base, lacks something that the base asks for, or has a
+            method with other arguments.
     """
     chosen = user_function(field, source)
     if not (isinstance(chosen, type) and issubclass(chosen, base)):
         raise InputError(f"{field} '{source}' is not a subclass of {base.__module__}.{base.__name__}")
     missing = sorted(getattr(chosen, "__abstractmethods__", ()))
+    missing += [
+        name
+        for name, hint in inspect.get_annotations(base).items()
+        if str(hint).startswith("ClassVar") and not hasattr(chosen, name)
+    ]
     if missing:
         raise InputError(f"{field} '{source}' does not define {', '.join(missing)}, as its base class asks")
+    for name, asked in vars(base).items():
+        own = inspect.getattr_static(chosen, name)
+        if isinstance(asked, property) and inspect.isfunction(own):
+            raise InputError(
+                f"{field} '{source}': {name} must be a property, not a method; put @property above it"
+            )
+        is_called = inspect.isfunction(asked) and (name == "__init__" or not name.startswith("_"))
+        if is_called and inspect.isfunction(own) and not _accepts(own, asked):
+            raise InputError(
+                f"{field} '{source}': {name} must take {_arguments(asked)}, not {_arguments(own)}"
+            )
     return chosen
+
+
+def _accepts(own: Callable[..., Any], asked: Callable[..., Any]) -> bool:
+    """Return whether a method can be called like another one, with and without its optional arguments."""
+    every = list(inspect.signature(asked).parameters.values())
+    for given in (every, [part for part in every if part.default is part.empty]):
+        names = [part.name for part in given if part.kind is part.KEYWORD_ONLY]
+        try:
+            inspect.signature(own).bind(*range(len(given) - len(names)), **dict.fromkeys(names))
+        except TypeError:
+            return False
+    return True
+
+
+def _arguments(method: Callable[..., Any]) -> str:
+    signature = inspect.signature(method)
+    plain = [part.replace(annotation=part.empty) for part in signature.parameters.values()]
+    return str(signature.replace(parameters=plain, return_annotation=signature.empty))

@@ -170,16 +170,19 @@ class Registry(Generic[T]):
             return function_entry
         base: type[T] = named(self._base)
         chosen = user_class(self.kind, name, base)
-        self._name_in_parameters(chosen, name)
+        self._name_in_parameters(chosen, name, base)
         return chosen
 
-    def _name_in_parameters(self, chosen: Any, name: str) -> None:
+    def _name_in_parameters(self, chosen: Any, name: str, base: Any) -> None:
         """Let the parameters of a user's class, which may be those of a built-in alternative, take the class's name."""
-        model = chosen.Parameters
-        if not (isinstance(model, type) and issubclass(model, Strict) and self.field in model.model_fields):
+        model: Any = chosen.Parameters
+        package = base.__module__.partition(".")[0]
+        built_in = [part for part in chosen.__mro__ if part.__module__.partition(".")[0] == package]
+        allowed = tuple(part.Parameters for part in built_in if hasattr(part, "Parameters"))
+        extends = isinstance(model, type) and issubclass(model, allowed)
+        if not extends:
             raise InputError(
-                f"{self.kind} '{name}': its Parameters is {model!r}, not a model that extends the Parameters of "
-                f"its base and has the field {self.field}"
+                f"{self.kind} '{name}': its Parameters must extend {base.Parameters.__name__}, not {model!r}"
             )
         info = model.model_fields[self.field]
         if get_origin(info.annotation) is Literal:  # of the built-in alternative that it extends
@@ -201,6 +204,10 @@ class Registry(Generic[T]):
         """Return an instance of the class that parameters choose, made from them."""
         chosen: Any = self.of(parameters)
         instance: T = chosen(parameters)
+        if not hasattr(instance, "parameters"):
+            raise InputError(
+                f"{self.kind} '{getattr(parameters, self.field)}': its __init__ must call super().__init__(parameters)"
+            )
         return instance
 
     def parameters(self, name: Any) -> type[Strict]:

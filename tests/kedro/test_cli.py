@@ -270,3 +270,24 @@ def test_another_configuration_belongs_to_this_project(
     assert message in _refusal(
         "tuning", "status", "--conf-source", source, "--params", "tuning.study=none-such"
     )
+
+
+@pytest.mark.parametrize(
+    ("params", "line"),
+    [
+        (f"{LOG},dataset.columns.rewards=null", "the log has no rewards: define one with reward.source "),
+        ("reward.source=no_such_module:f", "reward.source 'no_such_module:f' cannot be imported "),
+    ],
+)
+def test_the_status_advises_no_run_that_would_be_refused(params: str, line: str) -> None:
+    result = CliRunner().invoke(cli, ["artifacts", "status", "--env", "smoke", "--params", params])
+    assert result.exit_code == 0
+    assert f"\nA run would stop: {line}" in result.output
+    assert "--only-missing-outputs" not in result.output
+
+
+def test_a_wrong_class_is_refused_before_the_run_in_one_line() -> None:
+    name = "tests.own:LossTakesNothing"
+    message = f"objective '{name}': loss must take (self, drawn), not (self)"
+    output = _refusal("run", "--params", f"policy_extraction.objective={name}")
+    assert output == f"Error: parameters: 'policy_extraction.objective' is '{name}': {message}\n"

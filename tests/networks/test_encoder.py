@@ -187,6 +187,52 @@ class Wrong(Silent):
 def test_an_encoder_must_say_how_many_features_it_returns() -> None:
     with pytest.raises(InputError, match=r"Silent': its constructor must set self\.features"):
         ObservationEncoder((3,), encoder={"name": f"{__name__}:Silent"})
-    encoder = ObservationEncoder((3,), encoder={"name": f"{__name__}:Wrong"})
-    with pytest.raises(InputError, match=r"encoder Wrong: it returns 3 features, but self\.features is 7"):
-        encoder(torch.zeros(2, 3))
+    with pytest.raises(
+        InputError, match=r"Wrong\.forward returned Tensor \(4, 3\), not a tensor of shape \(4, 7\)"
+    ):
+        ObservationEncoder((3,), encoder={"name": f"{__name__}:Wrong"})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("PlainTensor", r"': self\.w is a tensor that would not be stored; use self\.register_buffer\('w', "),
+        (
+            "InnerTensor",
+            r"': self\.shift is a tensor that would not be stored; use self\.register_buffer\('shift', ",
+        ),
+        ("ListOfLayers", "' would act differently each time it is loaded, .* nn.ModuleList"),
+        ("UnstoredBuffer", "' would act differently each time it is loaded, "),
+        ("UninitialisedLayers", r"': its __init__ must call super\(\)\.__init__\(parameters, shape\) first"),
+        ("Uninitialised", r"': its __init__ must call super\(\)\.__init__\(parameters, shape\) first"),
+    ],
+)
+def test_an_encoder_of_ones_own_that_a_file_cannot_hold_is_refused(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=rf"^encoder 'tests\.own:{name}{message}"):
+        ObservationEncoder((3,), encoder={"name": f"tests.own:{name}"})
+
+
+@pytest.mark.parametrize(("name", "shapes"), [("TwoOutputs", r"\(Tensor.*\)"), ("OneRow", r"Tensor \(4,\)")])
+def test_an_encoder_of_ones_own_that_returns_something_else_is_refused(name: str, shapes: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"^tests\.own:{name}\.forward returned {shapes}, not a tensor of shape"
+    ):
+        ObservationEncoder((3,), encoder={"name": f"tests.own:{name}"})
+
+
+@pytest.mark.parametrize("name", ["Linear", "Noisy"])
+def test_the_check_of_an_encoder_of_ones_own_changes_no_draw(name: str) -> None:
+    settings = {"name": f"tests.own:{name}"}
+    torch.manual_seed(5)
+    alone, following = _encoder((3,), **settings), torch.rand(2)
+    torch.manual_seed(5)
+    checked = ObservationEncoder((3,), encoder=settings)
+    assert torch.equal(torch.rand(2), following)
+    assert checked.encoder.training
+    for ours, theirs in zip(checked.encoder.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_built_in_encoder_is_built_once_and_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ConvolutionalEncoder, "forward", None)
+    ObservationEncoder((16, 12, 3))

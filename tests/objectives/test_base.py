@@ -115,8 +115,17 @@ def test_setting_holds_the_episodes_that_train() -> None:
     assert setting.train_episodes.tolist() == [0, 1, 2, 3]
     assert torch.equal(setting.train_index, torch.arange(200))
     assert (setting.seed, len(setting.transitions)) == (0, 300)
-    assert setting.rewards is not None
-    assert setting.q.critic.shape.action_size == 2
+
+
+def test_setting_holds_only_what_the_objective_declares_to_need() -> None:
+    nothing, both = (
+        make_module(episodes(), objective=name).objective.setting for name in (PULL, "published")
+    )
+    assert nothing.rewards is None
+    with pytest.raises(InputError, match="set needs_critic = True"):
+        _ = nothing.q
+    assert both.rewards is not None
+    assert both.q.critic.shape.action_size == 2
 
 
 def test_batches_are_drawn_with_replacement_from_the_training_transitions() -> None:

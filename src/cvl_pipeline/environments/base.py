@@ -61,3 +61,15 @@ class Environment(Protocol):
 
     def close(self) -> None:
         """Give back what the simulation holds."""
+
+
+def checked(environment: Environment) -> Environment:
+    """Return an environment; raise InputError if it lacks a part of the interface, as a bare Gymnasium one does."""
+    parts = (*Environment.__annotations__, "reset", "step", "close")
+    missing = [name for name in parts if not hasattr(environment, name)]
+    if missing:
+        raise InputError(
+            f"the environment is {type(environment).__name__}, which has no {', '.join(missing)}: a source's "
+            "make_environment must return a function that makes an Environment, such as GymnasiumEnvironment"
+        )
+    return environment

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from cvl_pipeline.environments.base import Array, Environment
+from cvl_pipeline.environments.base import Array, Environment, checked
 from cvl_pipeline.environments.collection import episode_seeds
 from cvl_pipeline.environments.rollouts import RolloutTask, run_episodes, stack_episodes
 from cvl_pipeline.episodes.container import Rewards, Transitions
@@ -65,7 +65,7 @@ def evaluate(
     Raises:
         InputError: the environment's observations or actions are not the policy's.
     """
-    with closing(make_environment()) as environment:
+    with closing(checked(make_environment())) as environment:
         shape = getattr(policy, "shape", None)
         if isinstance(shape, ActorShape):
             discrete = bool(getattr(policy, "discrete", environment.discrete))

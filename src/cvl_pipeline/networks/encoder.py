@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cvl_pipeline.episodes.container import Normalisation
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.imports import check_return
 from cvl_pipeline.networks.mlp import Standardise
 from cvl_pipeline.schema import MOST_UNITS, Registry, Strict
 
@@ -156,6 +157,35 @@ class AutomaticEncoder(Encoder):
         return features
 
 
+def _built(parameters: Any, shape: tuple[int, ...]) -> Encoder:
+    """Build the chosen encoder and check what its constructor must do."""
+    place = f"encoder '{parameters.name}'"
+    try:
+        encoder = ENCODERS.of(parameters)(parameters, shape)
+        initialised = "_modules" in vars(encoder)
+    except AttributeError as error:
+        if "before Module.__init__() call" not in str(error):
+            raise
+        initialised = False
+    if not initialised:
+        raise InputError(f"{place}: its __init__ must call super().__init__(parameters, shape) first")
+    features = getattr(encoder, "features", None)
+    if not isinstance(features, int):
+        raise InputError(
+            f"{place}: its constructor must set self.features, the size of its output; it is {features!r}"
+        )
+    for module in encoder.modules() if ":" in parameters.name else ():
+        if type(module).__module__.startswith("torch."):
+            continue
+        for name, value in {**vars(type(module)), **vars(module)}.items():
+            if isinstance(value, Tensor):
+                raise InputError(
+                    f"{place}: self.{name} is a tensor that would not be stored; use self.register_buffer('{name}', "
+                    "...), or nn.Parameter if it is trained"
+                )
+    return encoder
+
+
 class ObservationEncoder(nn.Module):
     """Standardises observations per dimension, or images per channel, and encodes them."""
 
@@ -180,24 +210,47 @@ class ObservationEncoder(nn.Module):
         self.standardise = Standardise(shape[-1])
         if normalisation is not None:
             self.standardise.fit(normalisation.observation_mean, normalisation.observation_std)
-        parameters = ENCODERS.validate(encoder or {})
-        self.encoder = ENCODERS.of(parameters)(parameters, shape)
-        features = getattr(self.encoder, "features", None)
-        if not isinstance(features, int):
-            raise InputError(
-                f"encoder '{parameters.name}': its constructor must set self.features, the size of its output; it "  # type: ignore[attr-defined]
-                f"is {features!r}"
-            )
-        self.features = features
+        parameters: Any = ENCODERS.validate(encoder or {})
+        self.encoder = _built(parameters, shape)
+        self.features = self.encoder.features
+        if ":" in parameters.name:
+            self._check_is_rebuilt(parameters)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Return features, (..., O) or (..., H, W, C) -> (..., features)."""
         standard: Tensor = self.standardise(observations)
         rows = standard.shape[: -len(self.shape)]
-        features: Tensor = self.encoder(standard.reshape(-1, *self.shape))
-        if features.shape[-1] != self.features:
-            raise InputError(
-                f"encoder {type(self.encoder).__name__}: it returns {features.shape[-1]} features, but self.features "
-                f"is {self.features}"
-            )
+        features: Tensor = self._encoded(self.encoder, standard.reshape(-1, *self.shape))
         return features.reshape(*rows, self.features)
+
+    def _encoded(self, encoder: Encoder, observations: Tensor) -> Tensor:
+        """Return an encoder's features, (B, O) or (B, H, W, C) -> (B, features)."""
+        features: Any = encoder(observations)
+        wanted = (len(observations), self.features)
+        if not (isinstance(features, Tensor) and features.shape == wanted):
+            expected = f"a tensor of shape {wanted}: rows, self.features"
+            check_return(encoder, "forward", features, valid=False, expected=expected)
+        return features  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _check_is_rebuilt(self, parameters: Any) -> None:
+        """Raise InputError unless an encoder of the user's own, rebuilt with the same weights, acts the same.
+
+        A file has the weights alone, so anything else that the constructor draws would be another one at each load.
+        Two encoders are built with the weights of the one in use, which stays as it is.
+        """
+        with torch.random.fork_rng(devices=[]):
+            outputs = []
+            observations = torch.randn(4, *self.shape)
+            for _ in range(2):
+                twin = _built(parameters, self.shape)
+                twin.load_state_dict(self.encoder.state_dict())
+                torch.default_generator.manual_seed(
+                    0
+                )  # of what forward draws, which may be random on purpose
+                outputs.append(self._encoded(twin.eval(), observations))
+        if not torch.equal(*outputs):
+            raise InputError(
+                f"encoder '{parameters.name}' would act differently each time it is loaded, because something that "
+                "its __init__ draws is not stored: use nn.Parameter, self.register_buffer or nn.ModuleList for it"
+            )

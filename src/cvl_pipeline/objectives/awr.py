@@ -40,7 +40,6 @@ class AdvantageWeightedRegression(Objective):
 
     def prepare(self, setting: Setting) -> None:
         """Compute the advantages of all training transitions."""
-        super().prepare(setting)
         self._advantages = advantages(
             setting.q, setting.transitions, setting.train_index, self.parameters.state_value, setting.seed
         )

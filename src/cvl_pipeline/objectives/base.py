@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.actor import Actor
 from cvl_pipeline.networks.encoder import ENCODERS, AutomaticEncoderParameters, EncoderParameters
 from cvl_pipeline.schema import MOST_STEPS, Choice, Registry, Strict
@@ -62,8 +63,8 @@ class Setting:
         train_episodes: (E,) int64 ids of the episodes that train.
         actor: the network that is trained.
         seed: of the run.
-        values: frozen Q of the behaviour policy, for objectives that need it.
-        rewards: labels of all transitions, for objectives that need them.
+        values: frozen Q of the behaviour policy; None unless the objective has ``needs_critic``.
+        rewards: labels of all transitions; None unless the objective has ``needs_rewards``.
     """
 
     transitions: Transitions
@@ -76,8 +77,11 @@ class Setting:
 
     @property
     def q(self) -> QFunction:
-        """Q of the behaviour policy."""
-        assert self.values is not None  # checked before training begins
+        """Q of the behaviour policy; raises InputError if the objective does not declare that it needs it."""
+        if self.values is None:
+            raise InputError(
+                "setting.q is for an objective that needs a critic: set needs_critic = True in its class"
+            )
         return self.values
 
 
@@ -102,14 +106,15 @@ class Objective(ABC):
     """Whether it needs the values of actions: a critic and a readout."""
     needs_rewards: ClassVar[bool] = False
     """Whether it needs the reward of every transition."""
+    setting: Setting
+    """Data, actor and values, which are known from ``prepare`` on."""
 
     def __init__(self, parameters: Any) -> None:
         """Keep the parameters, an instance of ``Parameters``."""
         self.parameters = parameters
 
-    def prepare(self, setting: Setting) -> None:
-        """Keep the data and compute constants. Called before the first step."""
-        self.setting = setting
+    def prepare(self, setting: Setting) -> None:  # noqa: B027, most objectives have nothing to prepare
+        """Compute constants from ``self.setting``. Called before the first step."""
 
     def draw(self, batches: int, size: int, generator: Generator) -> Sequence[Any]:
         """Draw the next batches; by default positions (size,) in the training transitions, with replacement.

@@ -35,7 +35,6 @@ class Published(Objective):
 
     def prepare(self, setting: Setting) -> None:
         """Sample segments as contrastive training does."""
-        super().prepare(setting)
         assert setting.rewards is not None  # checked before training begins
         self._sampler = SegmentSampler(
             setting.transitions, setting.q.readout.discount, setting.train_episodes

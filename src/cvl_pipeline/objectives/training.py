@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
@@ -72,31 +73,40 @@ class PolicyExtraction(OfflineModule):
         split = self._data.split
         self._transitions = transitions
         self._validation_index = transitions.transition_index(split.validation)
-        self.objective.prepare(
-            Setting(
-                transitions=transitions,
-                train_index=transitions.transition_index(split.train),
-                train_episodes=split.train,
-                actor=self.actor,
-                seed=self.seed,
-                values=self._values,
-                rewards=self._data.rewards.to(self.device) if self._data.rewards else None,
-            )
+        # Without what the objective does not declare to need: the fingerprint of its training leaves it out.
+        rewards = self._data.rewards if self.objective.needs_rewards else None
+        self.objective.setting = Setting(
+            transitions=transitions,
+            train_index=transitions.transition_index(split.train),
+            train_episodes=split.train,
+            actor=self.actor,
+            seed=self.seed,
+            values=self._values if self.objective.needs_critic else None,
+            rewards=rewards.to(self.device) if rewards else None,
         )
+        self.objective.prepare(self.objective.setting)
 
     def draw(self, batches: int, generator: Generator) -> list[object]:
         """Draw the next batches, as the objective does."""
-        return list(self.objective.draw(batches, self.training_parameters.batch_size, generator))
+        drawn: Any = self.objective.draw(batches, self.training_parameters.batch_size, generator)
+        entries = list(drawn) if isinstance(drawn, Iterable) else []
+        expected = f"{batches} batches"
+        check_return(self.objective, "draw", drawn, valid=len(entries) == batches, expected=expected)
+        return entries
 
     def training_loss(self, batch: object) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the objective's loss on this process's share of one batch."""
         result: Any = self.objective.loss(batch)
-        whole = isinstance(result, tuple) and len(result) == 2
-        valid = (
-            whole and isinstance(result[0], Tensor) and result[0].ndim == 0 and isinstance(result[1], dict)
+        parts: Any = result if isinstance(result, tuple) and len(result) == 2 else (None, None)
+        loss, metrics = parts
+        scalar = isinstance(loss, Tensor) and loss.ndim == 0
+        recorded = isinstance(metrics, dict) and all(
+            isinstance(value, Tensor) and value.numel() == 1 for value in metrics.values()
         )
-        check_return(self.objective, "loss", result, valid=valid, expected="a scalar tensor and a dictionary")
-        loss, metrics = result
+        expected = "a scalar tensor and a dictionary of scalar tensors"
+        check_return(self.objective, "loss", result, valid=scalar and recorded, expected=expected)
+        expected = "a loss that depends on the actor"
+        check_return(self.objective, "loss", result, valid=loss.requires_grad, expected=expected)
         return loss, metrics
 
     def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
@@ -151,5 +161,8 @@ def train_policy(
         ),
         logs=logs,
     )
-    actor = module.actor.cpu().eval()
-    return TrainedPolicy(module.objective.policy(actor, values, seed).eval(), history)
+    values = values if module.objective.needs_critic else None
+    policy: Any = module.objective.policy(module.actor.cpu().eval(), values, seed)
+    valid = isinstance(policy, nn.Module)
+    check_return(module.objective, "policy", policy, valid=valid, expected="a policy")
+    return TrainedPolicy(policy.eval(), history)

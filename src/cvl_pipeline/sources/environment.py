@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 
-from cvl_pipeline.environments.base import Environment
+from cvl_pipeline.environments.base import Environment, checked
 from cvl_pipeline.environments.evaluation import check_fit
 from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.parameters import EvaluationParameters
@@ -49,7 +49,7 @@ class EvaluationEnvironment:
         """Raise InputError unless the environment can be built and fits the episodes, if there are any yet."""
         if self.slow_to_build:
             return
-        with closing(self.make()) as environment:
+        with closing(checked(self.make())) as environment:
             if transitions is not None:
                 shape, size = tuple(transitions.observations.shape[1:]), transitions.actions.shape[1]
                 check_fit(environment, shape, size, bool(transitions.discrete))
