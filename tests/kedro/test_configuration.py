@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kedro.framework.project import LOGGING
 from kedro.io import DataCatalog
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
@@ -488,3 +489,24 @@ def test_files_of_conf_may_refer_to_each_other_and_leave_nothing_open(conf: Path
     _environment(conf, data={"root": "???"})
     with pytest.raises(InputError, match=r"'data.root' is '\?\?\?'"):
         make_loader(conf, "other")["parameters"]
+
+
+def test_a_run_from_another_folder_logs_as_the_project_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "logging.yml").write_text("version: 1\nloggers: {kedro: {level: WARNING}}\n")
+    configured: list[Any] = []
+    monkeypatch.setattr(LOGGING, "configure", configured.append)
+    monkeypatch.delenv("KEDRO_LOGGING_CONFIG", raising=False)
+    arguments: dict[str, Any] = {
+        "config_loader": make_loader(),
+        "env": None,
+        "package_name": "x",
+        "hook_manager": None,
+    }
+    ProjectContext(project_path=tmp_path, **arguments)
+    assert configured == [{"version": 1, "loggers": {"kedro": {"level": "WARNING"}}}]
+    monkeypatch.chdir(tmp_path)  # here Kedro itself has found the file
+    ProjectContext(project_path=tmp_path, **arguments)
+    assert len(configured) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from kedro.config import MissingConfigException, OmegaConfigLoader
 from kedro.framework.context import KedroContext
+from kedro.framework.project import LOGGING, settings
 from omegaconf import OmegaConf
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -231,13 +233,17 @@ class CheckedConfigLoader(OmegaConfigLoader):
 
 
 class ProjectContext(KedroContext):
-    """Kedro's context, which tells the configuration loader where the project is."""
+    """Kedro's context, which tells the configuration loader where the project is, and logs as it says."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        """Set the loader's project."""
+        """Set the loader's project, and its logging: Kedro looks for that in the current folder alone."""
         super().__init__(*arguments, **named)
         if isinstance(self.config_loader, CheckedConfigLoader):
             self.config_loader.project = self.project_path
+        path = self.project_path / settings.CONF_SOURCE / "logging.yml"
+        outside = self.project_path.resolve() != Path.cwd().resolve()
+        if outside and "KEDRO_LOGGING_CONFIG" not in os.environ and path.is_file():
+            LOGGING.configure(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
 
 
 def below_folder(parameters: Model, folder: Path, prefix: str = "") -> Model:
