@@ -365,3 +365,22 @@ def nothing(*_: Any) -> None:
 def generated(*_: Any) -> Any:
     """Return a generator."""
     yield torch.zeros(1)
+
+
+class WithTable(Linear):
+    """Keeps a table in its class."""
+
+    table = torch.tensor([1.0, 2.0, 3.0])
+
+
+class InheritsTable(WithTable):
+    """Inherits the table, which no file stores."""
+
+
+class Roots(Linear):
+    """Gives NaN for negative numbers."""
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return the roots of the linear features."""
+        features: Tensor = super().forward(observations)
+        return features.sqrt()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cvl_pipeline.errors import (
     InputError,
     causes,
+    has_secret,
     masked,
     missing_extra,
     naming_what_to_lower,
@@ -86,3 +87,21 @@ def test_what_allocators_say_is_understood(allocate: Callable[[int], object], si
     message = r"not enough memory .*; lower batch_size"
     with pytest.raises(InputError, match=message), naming_what_to_lower("batch_size"):
         allocate(size)
+
+
+@pytest.mark.parametrize("url", ["https://S3CR3TS3CR3TS3CR3T@host/x", "https://host/x?auth=S3CR3T'S3CR3T"])
+def test_tokens_and_quotes_are_masked_too(url: str) -> None:
+    assert "S3CR3T" not in str(InputError(f"'{url}' cannot be read"))
+
+
+@pytest.mark.parametrize(
+    ("url", "secret"),
+    [
+        ("s3://bucket/a:b@c", False), ("hdfs://node:8020/user/me@corp/data", False),
+        ("abfs://a-long-container-name@account.dfs.core.windows.net/x", False), ("sftp://me@host/x", False),
+        ("sftp://me:pw@host/x", True), ("sftp://me:p/w@host/x", True), ("sftp://me:p w@host/x", True),
+        ("https://host/x?sig=1", True), ("https://0123456789abcdef0@host/x", True),
+    ],
+)  # fmt: skip
+def test_urls_with_secrets_are_known(url: str, secret: bool) -> None:
+    assert has_secret(url) == secret

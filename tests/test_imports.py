@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import site
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cvl_pipeline.errors import TERMINATED, InputError, missing_extra
-from cvl_pipeline.imports import package_file, user_class, user_code, user_function
+from cvl_pipeline.imports import library_folders, package_file, user_class, user_code, user_function
 from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.networks.encoder import ENCODERS, Encoder
 from cvl_pipeline.objectives.base import OBJECTIVES
@@ -145,3 +148,9 @@ def test_a_misspelt_name_is_compared_with_those_of_its_module(name: str, hint: s
         user_function("objective", f"tests.own:{name}")
     message = f"objective 'tests.own:{name}' cannot be imported: module 'tests.own' has no '{name}'{hint}"
     assert str(caught.value) == message
+
+
+def test_folders_of_libraries_are_those_of_installed_packages_not_the_whole_prefix() -> None:
+    assert Path(site.getusersitepackages()) in library_folders()
+    assert Path(torch.__file__).parents[1] in library_folders()
+    assert not {Path(sys.prefix), Path(sys.base_prefix)} & library_folders()  # /usr may hold the user's code

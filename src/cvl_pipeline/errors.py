@@ -18,8 +18,11 @@ NO_MEMORY = (
 
 USER = re.compile(r"([A-Za-z][\w+.\-]*://)([^\s/:@]*):\S*@")
 """User and password of a URL. The password may contain anything, also an ``@`` or ``/`` that is not escaped."""
+TOKEN = re.compile(r"(https?://)[^\s/:@]{16,}@", re.IGNORECASE)
+"""A token in place of a user; no user's name is as long."""
 OPTION = re.compile(
-    r"([?&;][\w.\-]*(?:password|passwd|pwd|secret|token|signature|credential|key|sig)[\w.\-]*=)[^&;\s'\"]*",
+    r"([?&;][\w.\-]*(?:password|passwd|pwd|secret|token|signature|credential|auth|pass|sas|key|sig)[\w.\-]*=)"
+    r"(?:[^&;\s'\"]|['\"](?=\w))*",  # a quote may belong to the secret, or to the text around the URL
     re.IGNORECASE,
 )
 """Option of a URL that holds a secret."""
@@ -27,7 +30,15 @@ OPTION = re.compile(
 
 def masked(text: str) -> str:
     """Replace the secrets of every URL in a text by ``***``."""
-    return OPTION.sub(r"\1***", USER.sub(r"\1\2:***@", text))
+    return OPTION.sub(r"\1***", TOKEN.sub(r"\1***@", USER.sub(r"\1\2:***@", text)))
+
+
+def has_secret(url: str) -> bool:
+    """Return whether a URL has a password, a token or a secret option, or a host that may be a part of one."""
+    authority = re.split(r"[/?#]", url.partition("://")[2])[0]
+    user, _, host = authority.rpartition("@")
+    readable = re.fullmatch(r"(\[[\w:.%]+\]|[^:\[\]\s]*)(:\d+)?", host)
+    return ":" in user or readable is None or bool(OPTION.search(url) or TOKEN.search(url))
 
 
 class InputError(ValueError):

@@ -6,12 +6,14 @@ import importlib
 import importlib.util
 import inspect
 import os
+import site
 import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any, TypeVar
@@ -20,11 +22,29 @@ from cvl_pipeline.errors import TERMINATED, InputError, one_line
 
 T = TypeVar("T")
 PACKAGE = f"{Path(__file__).parent}{os.sep}"
-LIBRARIES = tuple(
-    {"<", *(f"{os.path.realpath(path)}{os.sep}" for path in sysconfig.get_paths().values())}
-    | {f"{path}{os.sep}" for path in (sys.prefix, sys.base_prefix, *sysconfig.get_paths().values())}
-)
-"""Where code is that is neither this package's nor the user's: Python, installed packages, generated code."""
+
+
+@cache
+def library_folders() -> set[Path]:
+    """Return the folders of the standard library and of installed packages."""
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    folders = [
+        *(sysconfig.get_path(name) for name in names),
+        *site.getsitepackages(),
+        site.getusersitepackages(),
+    ]
+    folders += [
+        entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages", "lib-dynload")
+    ]
+    return {path for folder in folders for path in (Path(folder).absolute(), Path(folder).resolve())}
+
+
+@cache
+def _no_user_code() -> tuple[str, ...]:
+    """Beginnings of the paths of code that is neither this package's nor the user's; ``<`` begins generated code."""
+    scripts = Path(sysconfig.get_path("scripts"))
+    folders = {*library_folders(), scripts.absolute(), scripts.resolve()}
+    return ("<", *(f"{folder}{os.sep}" for folder in folders))
 
 
 def _start_of_process() -> float:
@@ -130,7 +150,8 @@ def place_in_user_code(error: BaseException) -> tuple[str, str] | None:
     frames = [
         (frame.f_code, line, str(frame.f_globals.get("__name__")))
         for frame, line in walk_tb(error.__traceback__)
-        if frame.f_code.co_filename.startswith(PACKAGE) or not frame.f_code.co_filename.startswith(LIBRARIES)
+        if frame.f_code.co_filename.startswith(PACKAGE)
+        or not frame.f_code.co_filename.startswith(_no_user_code())
     ]
     if not frames or frames[-1][0].co_filename.startswith(PACKAGE):
         return None

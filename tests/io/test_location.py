@@ -249,12 +249,14 @@ def test_a_secret_is_masked_where_it_is_a_word(tmp_path: Path) -> None:
 
 
 @given(
+    st.from_regex(r"[a-z0-9][a-z0-9.\-]{1,8}", fullmatch=True),
     st.lists(
         st.text(min_size=1, max_size=4).filter(lambda part: part != ".." and not set(part) & set("/\0")),
         min_size=1,
-    )
+    ),
 )
-def test_copies_have_separate_folders_in_the_cache(parts: list[str]) -> None:
+def test_copies_have_separate_folders_in_the_cache(bucket: str, names: list[str]) -> None:
+    parts = [bucket, *names]
     address = "s3://" + "/".join(parts)
     location = Location(address, {}, Path("cache"))
     assert is_url(address)

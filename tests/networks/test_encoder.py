@@ -201,6 +201,7 @@ def test_an_encoder_must_say_how_many_features_it_returns() -> None:
             "InnerTensor",
             r"': self\.shift is a tensor that would not be stored; use self\.register_buffer\('shift', ",
         ),
+        ("InheritsTable", r"': self\.table is a tensor that would not be stored"),
         ("ListOfLayers", "' would act differently each time it is loaded, .* nn.ModuleList"),
         ("UnstoredBuffer", "' would act differently each time it is loaded, "),
         ("UninitialisedLayers", r"': its __init__ must call super\(\)\.__init__\(parameters, shape\) first"),
@@ -210,6 +211,11 @@ def test_an_encoder_must_say_how_many_features_it_returns() -> None:
 def test_an_encoder_of_ones_own_that_a_file_cannot_hold_is_refused(name: str, message: str) -> None:
     with pytest.raises(InputError, match=rf"^encoder 'tests\.own:{name}{message}"):
         ObservationEncoder((3,), encoder={"name": f"tests.own:{name}"})
+
+
+def test_an_encoder_of_ones_own_may_give_nan_for_random_numbers() -> None:
+    encoder = ObservationEncoder((3,), encoder={"name": "tests.own:Roots"})
+    assert encoder(-torch.ones(3)).shape == (encoder.features,)
 
 
 @pytest.mark.parametrize(("name", "shapes"), [("TwoOutputs", r"\(Tensor.*\)"), ("OneRow", r"Tensor \(4,\)")])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -303,3 +304,11 @@ def test_finished_training_removes_its_own_folder_and_nothing_else(tmp_path: Pat
     _train(LineFit(TRAINING, 0), tmp_path, fingerprint="this")
     assert names_in(tmp_path) == ["other"]
     assert neighbour.read_bytes() == b"unfinished"
+
+
+def test_ctrl_c_is_what_it_was() -> None:
+    def interrupt(row: Mapping[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # Lightning ends Python with status 1 in its place
+        fit(LineFit(TRAINING, 0), description="test", watch=interrupt)

@@ -84,6 +84,7 @@ def test_message_about_an_unreachable_database_hides_its_password() -> None:
         "postgresql+psycopg://me:secret@host:54x32/db",
         "postgresql+psycopg://me:secret@host:99999/db",
         "postgresql+psycopg://me:secret",
+        "postgresql+psycopg://me:sec ret@host/db",
     ],
 )
 def test_a_url_that_others_would_read_differently_is_refused_without_its_text(url: str) -> None:

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cvl_pipeline.errors import InputError, masked, missing_extra, one_line
+from cvl_pipeline.errors import InputError, has_secret, missing_extra, one_line
 from cvl_pipeline.io.storage import partial_place, shown, write_atomically
 
 CACHE = Path("data/.cache")
@@ -48,7 +48,7 @@ class Location:
 
     def __post_init__(self) -> None:
         """Refuse a URL with a secret, which would become the name of a folder and appear in messages."""
-        if self.is_remote and masked(self.filepath) != self.filepath:
+        if self.is_remote and has_secret(self.filepath):
             raise InputError(
                 f"{self.filepath}: a URL of artifacts cannot contain a password or key; put it into an entry of "
                 "credentials.yml, and name the entry in data.credentials"

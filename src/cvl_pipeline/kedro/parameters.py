@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from cvl_pipeline.errors import masked
+from cvl_pipeline.errors import has_secret
 from cvl_pipeline.io.location import is_url
 from cvl_pipeline.parameters import RENAMED, StageParameters
 from cvl_pipeline.paths import UserPath
@@ -38,7 +38,7 @@ class DataParameters(Strict):
         if is_url(path):
             if info.field_name == "cache":
                 raise ValueError("must be a folder of this machine")
-            if masked(path) != path:
+            if has_secret(path):
                 raise ValueError(
                     "must not contain a password or key: put it into credentials.yml, see data.credentials"
                 )

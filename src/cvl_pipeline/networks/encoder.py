@@ -175,9 +175,10 @@ def _built(parameters: Any, shape: tuple[int, ...]) -> Encoder:
             f"{place}: its constructor must set self.features, the size of its output; it is {features!r}"
         )
     for module in encoder.modules() if ":" in parameters.name else ():
-        if type(module).__module__.startswith("torch."):
+        kinds = [kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.")]
+        if type(module) not in kinds:
             continue
-        for name, value in {**vars(type(module)), **vars(module)}.items():
+        for name, value in [item for holder in (*kinds, module) for item in vars(holder).items()]:
             if isinstance(value, Tensor):
                 raise InputError(
                     f"{place}: self.{name} is a tensor that would not be stored; use self.register_buffer('{name}', "
@@ -249,7 +250,7 @@ class ObservationEncoder(nn.Module):
                     0
                 )  # of what forward draws, which may be random on purpose
                 outputs.append(self._encoded(twin.eval(), observations))
-        if not torch.equal(*outputs):
+        if not torch.allclose(outputs[0], outputs[1], rtol=0.0, atol=0.0, equal_nan=True):
             raise InputError(
                 f"encoder '{parameters.name}' would act differently each time it is loaded, because something that "
                 "its __init__ draws is not stored: use nn.Parameter, self.register_buffer or nn.ModuleList for it"

@@ -120,6 +120,10 @@ def fit(
                     "Stopped by SIGTERM; run the same command again to resume from %s", shown(saver.path)
                 )
             raise SystemExit(TERMINATED) from None
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # what Lightning makes of Ctrl+C
+                raise KeyboardInterrupt from None
+            raise
     if best is not None:
         best.restore(module)
     if folder is not None and rank() == 0:

@@ -40,15 +40,14 @@ class StudyLocation:
         """
         if self.url is None:
             return
-        parts = re.fullmatch(r"[\w+]+://([^/?#]*)([/?].*)?", self.url)
+        parts = re.fullmatch(r"[\w+]+://([^/?#\s]*)([/?]\S*)?", self.url)
         user, _, host = (parts[1] if parts else "@@").rpartition("@")
-        if "@" in user or not re.fullmatch(
-            r"(\[[\w:.%]+\]|[^:\[\]]*)(:\d{1,4}|:[1-5]\d{4}|:6[0-4]\d{3})?", host
-        ):
+        port = re.fullmatch(r"(?:\[[\w:.%]+\]|[^:\[\]]*)(?::(\d{1,5}))?", host)
+        if "@" in user or port is None or int(port[1] or 0) > 65535:
             raise InputError(
                 "tuning.storage: the url of its entry in credentials.yml must have the form "
-                "driver://user:password@host:port/database; write @ : / ? # % in a user or password as "
-                "%40 %3A %2F %3F %23 %25"
+                "driver://user:password@host:port/database; write @ : / ? # % and blanks in a user or "
+                "password as %40 %3A %2F %3F %23 %25 and %20"
             )
 
     def __str__(self) -> str:

@@ -14,9 +14,7 @@ import copy
 import hashlib
 import importlib
 import inspect
-import site
 import sys
-import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,7 +25,7 @@ from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any
 
-from cvl_pipeline.imports import imported_at
+from cvl_pipeline.imports import imported_at, library_folders
 
 PACKAGES = (
     "gymnasium", "gymnasium_robotics", "lightning", "matplotlib", "metaworld", "mujoco", "numpy", "pandas",
@@ -271,7 +269,7 @@ def _installed(package: str) -> bool:
 def _is_users(place: Path) -> bool:
     """Whether a module or the folder of a package is outside of the standard library and of installed packages."""
     folder = place.absolute().parent
-    if folder in _libraries():
+    if folder in library_folders():
         return False
     # ``pip install --target`` makes a folder like site-packages.
     names = {
@@ -280,21 +278,6 @@ def _is_users(place: Path) -> bool:
         for line in (distribution.read_text("RECORD") or "").splitlines()
     }
     return place.name not in names
-
-
-@cache
-def _libraries() -> set[Path]:
-    """Folders of the standard library and of installed packages."""
-    names = ("stdlib", "platstdlib", "purelib", "platlib")
-    folders = [
-        *(sysconfig.get_path(name) for name in names),
-        *site.getsitepackages(),
-        site.getusersitepackages(),
-    ]
-    folders += [
-        entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages", "lib-dynload")
-    ]
-    return {path for folder in folders for path in (Path(folder).absolute(), Path(folder).resolve())}
 
 
 @cache
