@@ -166,6 +166,10 @@ PICTURES = np.arange(6 * 5 * 4 * 3).reshape(6, 5, 4, 3).astype(np.uint8)
         ({"action_low": [-9, 8], "action_high": [9, 7]}, r"actions\[0, 1\] is 1, outside \[8, 7\]"),
         ({"rewards": 2**53 + np.arange(6)}, "arrays: rewards: 6 different numbers from 9007199254740992"),
         ({"actions": 2**53 + np.arange(12).reshape(6, 2)}, "arrays: actions, dimension 0: .* different numbers from"),
+        (
+            {"actions": 2**53 + np.arange(12).reshape(6, 2), "action_low": [0, 0], "action_high": [1e20, 1e20]},
+            "arrays: actions, dimension 0: .* different numbers from",
+        ),
         ({"rewards": np.arange(6) // 5}, r"arrays: all 1 rewards other than 0 \(rewards\) are in the last step"),
         ({"rewards": np.zeros((6, 1))}, r"rewards have shape \(6, 1\), not \(6,\); give one number per step"),
         ({"rewards": np.zeros(5)}, r"rewards have shape \(5,\), not \(6,\)"),

@@ -12,6 +12,7 @@ from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.validation import OutOfBounds, bound_actions, outside_bounds
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.sources.columns import MOST_ACTIONS
+from cvl_pipeline.sources.precision import single_precision
 from cvl_pipeline.sources.steps import Steps, bounds_of, episodes_from_steps, first_gap
 
 Array = NDArray[Any]
@@ -67,7 +68,7 @@ def load_arrays(
         )
     bounds = None
     if action_low is not None or action_high is not None:
-        taken = taken.astype(np.float32)
+        taken = single_precision(taken, "arrays: actions")
         bounds = _bounds(taken, action_low, action_high)
         if actions_out_of_bounds == "refuse":
             _check_bounds(taken, *bounds)
