@@ -11,12 +11,14 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.files import load_file
+from cvl_pipeline.sources.formats import open_contents
 from tests.sources.rows import ARRAYS, SMALL, TABLES, Array, Log, mapping, mapping_of, refusal, write
 
 
@@ -247,3 +249,28 @@ def test_a_file_without_permission_is_not_called_damaged(
     monkeypatch.setattr("pyarrow.parquet.ParquetFile", refuse)
     text = refusal(tmp_path / name)
     assert text.endswith(f"{name}: cannot be read (Permission denied); make it readable for you")
+
+
+def test_the_metadata_of_a_parquet_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, asked = tmp_path / "log.parquet", []
+    frame = pd.DataFrame({f"x_{i}": np.arange(4.0) for i in range(5)})
+    frame["v"], frame["v.w"] = [np.zeros(3)] * 4, np.arange(4, dtype=np.int32)
+    frame.to_parquet(path, row_group_size=2)
+    metadata = pyarrow.parquet.ParquetFile(path).metadata
+
+    class Spy:
+        num_row_groups = metadata.num_row_groups
+
+        def row_group(self, index: int) -> Any:
+            asked.append(index)
+            return metadata.row_group(index)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "metadata", property(lambda _: Spy()))
+    with open_contents(path) as contents:
+        sizes = [contents.size(name) for name in (*contents.names, "none")]
+    assert sizes == [32] * 5 + [
+        4 * 3 * 8 + 4 * 4,
+        16,
+        0,
+    ]  # a column of vectors counts a name below its own too
+    assert asked == [0, 1]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,16 +134,20 @@ def _open_parquet(path: Path, ids: Collection[str], memory_limit: float | None) 
         def read(name: str) -> Array:
             return _from_arrow(file.read(columns=[name]).column(name))
 
-        def size(name: str) -> int:
-            parts = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-            columns = [part.column(i) for part in parts for i in range(part.num_columns)]
-            return sum(
-                column.num_values * _BYTES.get(column.physical_type, 8)
-                for column in columns
-                if f"{column.path_in_schema}.".startswith(f"{name}.")
-            )
+        @cache
+        def sizes() -> Counter[str]:
+            """Bytes of each column; one of vectors or structures is the sum of its parts, such as x.list.element."""
+            found: Counter[str] = Counter()
+            for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+                for column in map(group.column, range(group.num_columns)):
+                    parts = column.path_in_schema.split(".")
+                    for end in range(1, len(parts) + 1):
+                        found[".".join(parts[:end])] += column.num_values * _BYTES.get(
+                            column.physical_type, 8
+                        )
+            return found
 
-        yield Contents("column", file.schema_arrow.names, read, size)
+        yield Contents("column", file.schema_arrow.names, read, lambda name: sizes()[name])
 
 
 class _Cells(io.RawIOBase):
