@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,9 @@ from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.episodes.validation import bound_actions, validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources import d4rl
+from cvl_pipeline.sources.columns import Columns
 from cvl_pipeline.sources.d4rl import D4RL, fetch_d4rl, load_d4rl, normalised_score, read_tables
+from cvl_pipeline.sources.files import load_file
 from cvl_pipeline.testing.builders import names_in, slices
 from tests.sources.rows import assert_equal
 from tests.sources.test_download import sending, serving
@@ -299,6 +302,19 @@ def test_numbers_beyond_single_precision_are_refused_by_name(tmp_path: Path) -> 
         InputError, match=r"own.hdf5: observations: 1e\+300 at row 4, dimension 1 is too large"
     ):
         load_d4rl(path)
+
+
+@pytest.mark.parametrize("timeouts", [flags(8, 3, 7), None])
+def test_the_remedy_for_rewards_that_would_be_lost_works(tmp_path: Path, timeouts: Any) -> None:
+    rewards = np.where(flags(8, 3, 7) if timeouts is not None else flags(8, 7), 1.0, 0.0)
+    path = write(tmp_path / "own.hdf5", a_log(rewards=rewards, timeouts=timeouts))
+    with pytest.raises(InputError, match="which is dropped") as caught:
+        load_d4rl(path)
+    assert "leave the column out" not in str(caught.value)
+    settings = dict(re.findall(r"dataset\.columns\.(\w+)=(\w+)", str(caught.value)))
+    columns = Columns(**{field: None if name == "null" else name for field, name in settings.items()})
+    transitions, labels = load_file(path, columns)
+    assert (labels.missing, len(transitions)) == (True, 8 - int(rewards.sum()))
 
 
 def test_infinite_numbers_are_left_to_validation(tmp_path: Path) -> None:

@@ -215,7 +215,11 @@ def load_d4rl(
     )
     # All of D4RL's tasks take actions from -1 to 1, even if a log does not reach these bounds.
     high = np.ones(log.actions.shape[1], dtype=np.float32)
-    return episodes_from_steps(steps, source, (-high, high))
+    unneeded = (
+        "read it with dataset.source=files, dataset.columns.terminated=terminals, dataset.columns.truncated="
+        f"{'null' if log.timeouts is None else 'timeouts'} and dataset.columns.rewards=null"
+    )
+    return episodes_from_steps(steps, source, (-high, high), unneeded=unneeded)
 
 
 @dataclass(frozen=True)

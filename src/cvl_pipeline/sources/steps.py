@@ -51,7 +51,11 @@ class Steps:
 
 
 def episodes_from_steps(
-    steps: Steps, source: str, action_bounds: tuple[Array, Array] | None = None, prefix: str = ""
+    steps: Steps,
+    source: str,
+    action_bounds: tuple[Array, Array] | None = None,
+    prefix: str = "",
+    unneeded: str = "leave the column out",
 ) -> tuple[Transitions, Rewards]:
     """Split a log into episodes.
 
@@ -73,6 +77,7 @@ def episodes_from_steps(
         action_bounds: smallest and largest action, (A,) each; None: 0 and 1 for discrete actions, else the
             smallest and largest logged actions.
         prefix: of the names of columns in errors, such as ``dataset.columns.``.
+        unneeded: how to do without a column of rewards or successes, in errors.
 
     Returns:
         The episodes and their rewards, which are all NaN if the log has none.
@@ -123,7 +128,7 @@ def episodes_from_steps(
     rewards = unrewarded if steps.rewards is None else single_precision(steps.rewards, f"{source}: rewards")
     dropped = np.ones(count, dtype=bool)
     dropped[index] = False
-    _refuse_loss(rewards, successes, dropped, source, prefix)
+    _refuse_loss(rewards, successes, dropped, source, prefix, unneeded)
     # Observation rows: those of the remaining steps, and after every episode its final observation.
     # Convert before numpy.insert, which casts inserted values to the type of the array.
     rows = final = _observations(steps.observations, f"{source}: observations")
@@ -171,7 +176,12 @@ def _observations(values: Array, place: str) -> Array:
 
 
 def _refuse_loss(
-    rewards: NDArray[Any], successes: NDArray[np.bool_], dropped: NDArray[np.bool_], source: str, prefix: str
+    rewards: NDArray[Any],
+    successes: NDArray[np.bool_],
+    dropped: NDArray[np.bool_],
+    source: str,
+    prefix: str,
+    unneeded: str,
 ) -> None:
     """Raise InputError if dropped steps have all rewards that differ from the rest, or all successes.
 
@@ -181,6 +191,7 @@ def _refuse_loss(
         dropped: (N,) bool.
         source: name of the log.
         prefix: of the names of columns.
+        unneeded: how to do without a column.
     """
     lost, kept = [], rewards[~dropped]
     different = int((rewards[dropped] != kept[0]).sum()) - int(np.isnan(rewards[dropped]).sum())
@@ -192,7 +203,7 @@ def _refuse_loss(
         raise InputError(
             f"{source}: {' and '.join(lost)} are in the last step of an episode, which is dropped because nothing says "
             f"where it led; give {prefix}next_observations, or flag the last row of every episode that ended there, "
-            f"such as by solving the task, as {prefix}terminated; or leave the column out if you do not need it"
+            f"such as by solving the task, as {prefix}terminated; or {unneeded} if you do not need it"
         )
 
 
