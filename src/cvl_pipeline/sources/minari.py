@@ -421,7 +421,7 @@ def _flattened(space: spaces.Space[Any], values: Any, rows: int, place: str) -> 
 
 
 def _successes(infos: Mapping[str, Any], steps: int, place: str) -> tuple[Array, bool]:
-    """Successes of an episode, (T,) bool, and whether it reports any."""
+    """Successes of an episode, (T,) bool, False where it reports none, and whether it reports any."""
     for name in (name for name in SUCCESSES if name in infos):
         try:
             values = np.asarray(infos[name])
@@ -435,10 +435,11 @@ def _successes(infos: Mapping[str, Any], steps: int, place: str) -> tuple[Array,
                 f"{place}, infos['{name}']: {values.dtype} of shape {values.shape}, but {steps} steps need "
                 f"{steps} numbers, or {steps + 1} with the reset's"
             )
-        if np.isnan(values).all():  # says nothing, as in success_in
-            continue
         flags = values.reshape(-1)[-steps:]
-        wrong = np.flatnonzero((flags != 0) & (flags != 1))
+        unknown = np.isnan(flags)  # says nothing, as in success_in
+        if unknown.all():
+            continue
+        wrong = np.flatnonzero((flags != 0) & (flags != 1) & ~unknown)
         if len(wrong):
             raise InputError(
                 f"{place}, infos['{name}']: {flags[wrong[0]]} at step {wrong[0]} (the first is 0) is not a flag; "
