@@ -61,6 +61,10 @@ def test_ordinary_numbers_are_rounded_as_numpy_does(values: Any) -> None:
             "t: 2 different numbers from 9007199254740992 to 9007199254740993 become 1",
         ),
         (np.array([2**64 - 1, 2**64 - 2], np.uint64), "t: 2 different numbers from 18446744073709551614"),
+        (
+            1.7e18 + np.arange(60) * 1e6,
+            r"t: 60 different numbers from 1.7e\+18 to .* become 1 ",
+        ),  # nanoseconds
         (np.array([1.7e9, 1.7e9 + 1]), "t: 2 different numbers from 1700000000.0 to 1700000001.0 become 1"),
         ([[0, 2**24], [0, 2**24 + 1]], "t, dimension 1: 2 different numbers"),
         ([0.0, 1e39], r"t: 1e\+39 at row 1 is too large for single precision; rescale it"),
@@ -83,6 +87,8 @@ def test_numbers_that_would_become_others_are_refused(values: Any, message: str)
         (6.4e6 + np.arange(500) * 1e-3, 2),  # metres from the centre of the earth
         (np.arange(1, 9) * 1e-50, 1),  # all become 0
         (1.0 + np.arange(300) * 1e-12, 1),
+        (np.append(0.0, 4.7e5 + np.arange(500) * 1e-5), 2),  # hours since 1970 after a row without time
+        (np.append(1e20, 0.1 + np.arange(500) * 1e-12), 2),  # not whole, although the largest is
     ],
 )
 def test_fractions_that_merge_give_a_warning_with_the_remedy(
@@ -103,6 +109,7 @@ def test_fractions_that_merge_give_a_warning_with_the_remedy(
         np.random.default_rng(0).normal(size=50_000),  # some merge, as in any large column
         1000.0 + np.random.default_rng(0).normal(size=5_000),
         np.full(9, 2**53 + 1),  # constant
+        np.append(2.0**60 + 2.0**40 * np.arange(9), 2.0**60 + 256),  # rounded measurements
         np.array([0, 2**53 + 1, 2**60]),  # rounded, but different
         np.array([np.nan, 1.0, np.inf]),  # left to validation
         np.array([True, False]),

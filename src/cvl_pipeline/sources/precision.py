@@ -15,7 +15,7 @@ Array = NDArray[Any]
 EXACT = 2.0**24
 """Single precision stores every integer up to this one."""
 DOUBLE = 2.0**53
-"""Double precision stores every integer up to this one. All larger numbers are whole, so this says nothing."""
+"""Double precision stores every integer up to this one. All larger numbers are whole, also measured ones."""
 COARSE = 2.0**20
 """A column is checked for merged numbers if its range is fewer steps of single precision than this."""
 
@@ -28,8 +28,9 @@ def single_precision(values: Array, place: str) -> Array:
     Rounding is fine, also of large numbers; but different numbers that become the same are not, such as ids or
     timestamps. The rule, for each column:
 
-    * Whole numbers beyond 2^24 are refused if two different ones become the same.
-    * Others get a warning if more than half of the different numbers merge, as in times in seconds since 1970.
+    * Whole numbers beyond 2^24 are refused if two different ones become the same; floating-point numbers beyond
+      2^53, which are always whole, only if more than half of the different numbers merge.
+    * Fractions get a warning if more than half of the different numbers merge, as in times in seconds since 1970.
 
     Args:
         values: (N,) or (N, K) numbers; NaN and infinity are passed on.
@@ -59,13 +60,13 @@ def single_precision(values: Array, place: str) -> Array:
         where = f"row {index[0]}" + "".join(f", dimension {i}" for i in index[1:])
         raise InputError(f"{place}: {values[index]} at {where} is too large for single precision; rescale it")
     columns, rounded = values.reshape(len(values), -1), singles.reshape(len(values), -1)
-    for column in np.flatnonzero(_suspicious(columns)):
+    for column in np.flatnonzero(_suspicious(columns, rounded)):
         where = place if columns.shape[1] == 1 else f"{place}, dimension {column}"
         _check_merging(columns[:, column], rounded[:, column], where)
     return singles
 
 
-def _suspicious(columns: Array) -> NDArray[np.bool_]:
+def _suspicious(columns: Array, singles: Array) -> NDArray[np.bool_]:
     """Whether each column, (N, K), may have numbers that merge, (K,): the cheap part of the check."""
     smallest, greatest = columns.min(0), columns.max(0)
     low, high = smallest.astype(np.float64), greatest.astype(np.float64)
@@ -75,6 +76,10 @@ def _suspicious(columns: Array) -> NDArray[np.bool_]:
         steps = np.maximum(largest * 2.0**-23, 2.0**-149)
         with np.errstate(over="ignore", invalid="ignore"):
             suspicious |= high - low < COARSE * steps
+        # One number far from the rest makes the range large, but neighbours still merge.
+        differ = columns[1:] != columns[:-1]
+        merge = differ & (singles[1:] == singles[:-1])
+        suspicious |= 4 * merge.sum(0) > differ.sum(0)
     # Constant columns cannot merge, and validation refuses NaN and infinity.
     return np.asarray(suspicious & (smallest < greatest) & np.isfinite(largest))
 
@@ -82,10 +87,12 @@ def _suspicious(columns: Array) -> NDArray[np.bool_]:
 def _check_merging(values: Array, singles: Array, place: str) -> None:
     low, high = values.min(), values.max()
     whole = values.dtype.kind in "iu"
-    if not whole and EXACT < max(abs(low), abs(high)) <= DOUBLE:
+    largest = max(abs(low), abs(high))
+    if not whole and largest > EXACT:
         whole = bool((values == np.rint(values)).all())
     different, left = len(np.unique(values)), len(np.unique(singles))
-    if left == different or not (whole or 2 * left < different):
+    certain = values.dtype.kind in "iu" or largest <= DOUBLE
+    if left == different or not ((whole and certain) or 2 * left < different):
         return
     fault = f"{place}: {different} different numbers from {low} to {high} become {left} in single precision"
     fix = "subtract the smallest number, rescale the column, or leave it out if it is an id or a time"
