@@ -532,3 +532,24 @@ def test_whole_numbers_that_become_the_same_only_across_groups_are_refused(
         log[field] = np.full(log[field].shape, 2**40 + number)
     text = refusal(write_groups(tmp_path / "log.h5", groups), mapping(**GROUPS))
     assert "3 different numbers from 1099511627776" in text
+
+
+@pytest.mark.parametrize("start", [2**53, 2**60])
+@pytest.mark.parametrize("mixed", ["beside", "across"])
+def test_integers_of_groups_are_compared_as_they_are_stored(tmp_path: Path, mixed: str, start: int) -> None:
+    """Fractions beside them, or in the same array of another group, make them double precision."""
+    groups = groups_of(make_transitions([2, 3, 2, 2], [True] * 4))
+    logs = list(groups.values())
+    for number, log in enumerate(logs):
+        log["obs/rest"] = np.full(log["obs/rest"].shape, start + min(number, 2))
+        log["obs/place"] = log["obs/place"].astype(np.float64)
+    if mixed == "across":
+        logs[3]["obs/rest"] = np.full(logs[3]["obs/rest"].shape, float(start))
+    columns = GROUPS | ({} if mixed == "beside" else {"observations": "obs/rest"})
+    text = refusal(write_groups(tmp_path / "log.h5", groups), mapping(**columns))
+    assert "array 'obs/rest' (dataset.columns.observations)" in text
+    assert f"3 different numbers from {start}" in text
+    for log in logs:  # a constant is as good as any other
+        log["obs/rest"] = np.full(log["obs/rest"].shape, 2**60 + 1)
+    data, _ = load_file(write_groups(tmp_path / "log.h5", groups), mapping(**columns))
+    assert (data.observations[:, -1] == 2.0**60).all()

@@ -254,7 +254,7 @@ def test_a_file_without_permission_is_not_called_damaged(
 def test_the_metadata_of_a_parquet_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, asked = tmp_path / "log.parquet", []
     frame = pd.DataFrame({f"x_{i}": np.arange(4.0) for i in range(5)})
-    frame["v"], frame["v.w"] = [np.zeros(3)] * 4, np.arange(4, dtype=np.int32)
+    frame["v"], frame["v.w"] = pd.Series([np.zeros(3)] * 4), np.arange(4, dtype=np.int32)
     frame.to_parquet(path, row_group_size=2)
     metadata = pyarrow.parquet.ParquetFile(path).metadata
 

@@ -303,6 +303,23 @@ def test_numbers_beyond_single_precision_are_refused(
         load_minari("odd-v0", tmp_path, download=False)
 
 
+@pytest.mark.parametrize("kind", [spaces.Dict, spaces.Tuple])
+def test_integers_beside_fractions_are_compared_as_they_are_stored(tmp_path: Path, kind: Any) -> None:
+    parts = {"pos": spaces.Box(-1.0, 1.0, (1,), np.float64), "id": spaces.Box(0, 2**62, (1,), np.int64)}
+    space = kind(parts if kind is spaces.Dict else tuple(parts.values()))
+    buffers = []
+    for number in range(3):
+        rows = [np.zeros((4, 1)), np.full((4, 1), 2**60 + 100 * number)]
+        values = dict(zip(parts, rows, strict=True)) if kind is spaces.Dict else tuple(rows)
+        buffers.append(_buffer(observations=values))
+    _create_vectors(tmp_path, "odd-v0", *buffers, observation_space=space)
+    part = r"\['id'\]" if kind is spaces.Dict else r"\[1\]"
+    with pytest.raises(
+        InputError, match=f"odd-v0: observations{part}: 3 different numbers from 1152921504606846976"
+    ):
+        load_minari("odd-v0", tmp_path, download=False)
+
+
 @pytest.mark.parametrize("infos", [{"speed": np.ones(4)}, {"success": np.array([0, *[np.nan] * 3])}, None])
 def test_without_success_in_infos_success_is_not_reported(tmp_path: Path, infos: Any) -> None:
     _create_vectors(tmp_path, "walk-v0", _buffer(infos=infos))

@@ -66,6 +66,7 @@ def load_file(
         _check_same_arrays(tables, columns)
         check_memory(table.file, sum(part.size(columns) for part in tables), memory_limit)
         log = _join([part.file for part in tables], [_read_steps(part, columns) for part in tables])
+        _check_large(tables, table)
     log = replace(log, steps=_single(log.steps, table.file))
     if columns.next_observations is not None:
         _check_continuity(log)
@@ -146,6 +147,13 @@ def _concatenated(parts: list[Steps]) -> Steps:
 
     arrays = {field.name: joined(field.name) for field in fields(Steps) if field.name != "discrete"}
     return Steps(**arrays, discrete=parts[0].discrete)
+
+
+def _check_large(groups: list[Table], table: Table) -> None:
+    """Compare integers from 2^53 on over all groups as stored: beside fractions, they are double precision."""
+    for field, name in dict.fromkeys(key for group in groups for key in group.large):
+        values = [group.large[field, name] for group in groups if (field, name) in group.large]
+        single_precision(np.concatenate(values), table.place(field, name))
 
 
 def _single(steps: Steps, file: str) -> Steps:

@@ -85,7 +85,7 @@ def load_minari(
         _read_episode(data, observation_space, action_space, f"{source}: episode {data.id}")
         for data in _episodes_of(dataset, folder)
     ]
-    lengths = [len(episode.actions) for episode in episodes]
+    lengths = [len(episode.rewards) for episode in episodes]
     if sum(lengths) != dataset.total_steps:
         raise InputError(
             f"{source}: {sum(lengths)} steps, but its metadata says {dataset.total_steps}; it is damaged, so "
@@ -172,10 +172,13 @@ def save_minari(
 
 @dataclass(frozen=True)
 class _Episode:
-    """T + 1 flat observations, T actions, rewards and successes, and the flags of the last step."""
+    """T + 1 flat observations, T actions, rewards and successes, and the flags of the last step.
 
-    observations: Array
-    actions: Array
+    Observations and actions are by part of their space, such as ``['goal']``; a space without parts is one, ``""``.
+    """
+
+    observations: dict[str, Array]
+    actions: dict[str, Array]
     rewards: Array
     successes: Array
     success_reported: bool
@@ -389,8 +392,8 @@ def _read_episode(
             )
     successes, reported = _successes(data.infos or {}, steps, place)
     return _Episode(
-        observations=_flattened(observation_space, data.observations, steps + 1, f"{place}, observations"),
-        actions=_flattened(action_space, data.actions, steps, f"{place}, actions"),
+        observations=_parts(observation_space, data.observations, steps + 1, f"{place}, observations"),
+        actions=_parts(action_space, data.actions, steps, f"{place}, actions"),
         rewards=rewards,
         successes=successes,
         success_reported=reported,
@@ -399,25 +402,32 @@ def _read_episode(
     )
 
 
-def _flattened(space: spaces.Space[Any], values: Any, rows: int, place: str) -> Array:
-    """Flatten elements of a space, stored in Minari's layout, as Gymnasium does: (rows, size)."""
+def _parts(space: spaces.Space[Any], values: Any, rows: int, place: str) -> dict[str, Array]:
+    """Flatten elements of a space, stored in Minari's layout, as Gymnasium does: (rows, size) of each part.
+
+    The parts stay apart because integers beside fractions would become double precision.
+    """
     if isinstance(space, spaces.Dict | spaces.Tuple):
         if len(values) != len(space.spaces):
             raise InputError(f"{place}: {len(values)} parts, but {_line(space)} has {len(space.spaces)}")
         named = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-        return np.concatenate([_flattened(s, values[n], rows, f"{place}[{n!r}]") for n, s in named], axis=1)
+        return {
+            f"[{name!r}]{inner}": array
+            for name, part in named
+            for inner, array in _parts(part, values[name], rows, f"{place}[{name!r}]").items()
+        }
     array = np.asarray(values)
     shape = (rows, *(space.shape or ()))
     if array.shape != shape or array.dtype.kind not in "biuf":
         raise InputError(f"{place}: {array.dtype} of shape {array.shape}, but {_line(space)} needs {shape}")
     if is_image_space(space):
-        return array
+        return {"": array}
     if isinstance(space, spaces.Box):
-        return array.reshape(rows, -1)
+        return {"": array.reshape(rows, -1)}
     for row, value in enumerate(array):
         if not space.contains(value):
             raise InputError(f"{place}: {value} at row {row} is outside {_line(space)}")
-    return np.array([spaces.flatten(space, value) for value in array], dtype=np.float32)
+    return {"": np.array([spaces.flatten(space, value) for value in array], dtype=np.float32)}
 
 
 def _successes(infos: Mapping[str, Any], steps: int, place: str) -> tuple[Array, bool]:
@@ -455,9 +465,13 @@ def _joined(
     def all_of(name: str) -> Array:
         return np.concatenate([getattr(episode, name) for episode in episodes])
 
-    def singles(name: str) -> Array:
-        values = all_of(name)
+    def single(values: Array, name: str) -> Array:
         return values if values.ndim == 4 else single_precision(values, f"{source}: {name}")
+
+    def singles(name: str) -> Array:
+        parts = [getattr(episode, name) for episode in episodes]
+        arrays = [single(np.concatenate([part[key] for part in parts]), name + key) for key in parts[0]]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
 
     actions = singles("actions")
     low, high = np.zeros_like(actions[0]), np.ones_like(actions[0])
@@ -466,7 +480,7 @@ def _joined(
         # Where a bound is infinite, the log's; it must not cross the other bound.
         low = np.where(np.isfinite(low), low, np.minimum(actions.min(0), high))
         high = np.where(np.isfinite(high), high, np.maximum(actions.max(0), low))
-    starts = np.cumsum([0, *(len(episode.actions) for episode in episodes)])
+    starts = np.cumsum([0, *(len(episode.rewards) for episode in episodes)])
     transitions = Transitions(
         observations=torch.from_numpy(singles("observations")),
         actions=torch.from_numpy(actions),
@@ -477,7 +491,7 @@ def _joined(
         action_high=torch.from_numpy(high.astype(np.float32)),
         discrete=torch.tensor(isinstance(action_space, spaces.Discrete)),
     )
-    rewards = torch.from_numpy(singles("rewards"))
+    rewards = torch.from_numpy(single(all_of("rewards"), "rewards"))
     reported = any(episode.success_reported for episode in episodes)
     return transitions, Rewards(rewards, torch.from_numpy(all_of("successes")), torch.tensor(reported))
 

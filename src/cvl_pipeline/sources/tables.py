@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.columns import Columns
 from cvl_pipeline.sources.formats import Contents, reading
-from cvl_pipeline.sources.precision import single_precision
+from cvl_pipeline.sources.precision import DOUBLE, single_precision
 
 Array = NDArray[Any]
 
@@ -41,6 +41,8 @@ class Table:
         self._contents = contents
         self._noun, self._names = contents.noun, contents.names
         self._longer = longer
+        self.large: dict[tuple[str, str], Array] = {}
+        """In a group, integers from 2^53 on, (N, K) by field and name: as numbers of a matrix they may be rounded."""
         self._first: tuple[str, int] | None = None  # name and number of rows of the first column read
 
     def groups(self, pattern: str) -> list[Table]:
@@ -155,7 +157,11 @@ class Table:
             singles = wide.astype(np.float32)
         self._refuse(np.isinf(singles), wide, field, name, "is too large for single precision; rescale it")
         singles = single_precision(wide, self.place(field, name))
-        return wide if self._longer else singles  # numbers of different groups are compared later
+        if self._longer is None:
+            return singles
+        if wide.dtype.kind in "iu" and (int(wide.max()) >= DOUBLE or int(wide.min()) <= -DOUBLE):
+            self.large[field, name] = wide
+        return wide  # numbers of different groups are compared later
 
     def numbers(self, field: str, name: str, cells: Array | None = None) -> Array:
         """A column of finite numbers as stored, (N, K); pass ``cells`` if the column is already read."""
