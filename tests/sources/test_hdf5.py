@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_links_that_multiply_names_without_end_are_refused(tmp_path: Path) -> No
             group["a"] = group["b"] = h5py.SoftLink(f"/g{level + 1}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cvl_pipeline.sources.hdf5.MOST_NAMES", 1000)
-        assert "more than 1000 names" in refusal(path, mapping(**SMALL))
+        assert "links give its arrays and groups more than 1000 names" in refusal(path, mapping(**SMALL))
 
 
 def test_external_links_are_read_and_their_files_are_part_of_the_log(
@@ -191,3 +192,76 @@ def test_an_unknown_compression_is_refused_with_its_number(tmp_path: Path) -> No
     assert (
         "'x' (dataset.columns.observations): it is compressed with filter 1 (deflate), which is not" in text
     )
+
+
+def test_an_array_takes_no_memory_before_it_is_read(tmp_path: Path) -> None:
+    def objects() -> int:
+        kinds = h5py.h5f.OBJ_DATASET | h5py.h5f.OBJ_GROUP
+        return int(h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, kinds))
+
+    path = _write(tmp_path / "log.h5", {f"episode_{i}/x": np.full(2, float(i)) for i in range(20)})
+    before = objects()
+    with open_hdf5(path) as file:
+        assert objects() == before  # an open chunked array takes 80 KB, and Minari writes 130,000
+        assert [file.fault(name) for name in file.arrays] == [None] * 20
+        assert [file.size(name) for name in file.arrays] == [16] * 20
+        assert {float(file.read(f"episode_{i}/x")[1]) for i in range(20)} == set(range(20))
+        assert objects() == before
+
+
+def test_only_names_that_links_multiply_count_towards_their_limit(tmp_path: Path) -> None:
+    path = _write(tmp_path / "log.h5", ROWS | {f"more/{i}/x": np.zeros(1) for i in range(20)})
+    with h5py.File(path, "a") as file:
+        file["again"] = h5py.SoftLink("more")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cvl_pipeline.sources.hdf5.MOST_NAMES", 40)  # "again" adds 20 groups and 20 arrays
+        assert _read(path)
+        patch.setattr("cvl_pipeline.sources.hdf5.MOST_NAMES", 39)
+        assert "log.h5: links give its arrays and groups more than 39 names" in refusal(
+            path, mapping(**SMALL)
+        )
+
+
+@pytest.fixture
+def few_open_files() -> Iterator[None]:
+    """Let this process open 100 files, as a system with a low ``ulimit -n`` does."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 100, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_an_index_may_link_to_more_files_than_can_be_open(tmp_path: Path, few_open_files: None) -> None:
+    for episode in range(150):
+        _write(tmp_path / f"e{episode}.h5", {"x": np.arange(2.0) + episode, "u": np.zeros(1)})
+    index = {f"episode_{episode}": h5py.ExternalLink(f"e{episode}.h5", "/") for episode in range(150)}
+    path = _write(tmp_path / "index.h5", index)
+    columns = mapping(**SMALL | {"groups": "episode_*", "terminated": None})
+    data, _ = load_file(path, columns)
+    assert data.observations.flatten().tolist() == [row for i in range(150) for row in (i, i + 1)]
+    assert log_files(path) == [path, *sorted(tmp_path.glob("e*.h5"))]
+
+
+def test_a_circle_through_more_files_than_can_be_open_ends(tmp_path: Path) -> None:
+    for number in range(5):
+        members = {"next": h5py.ExternalLink(f"f{(number + 1) % 5}.h5", "/"), "x": np.full(2, number)}
+        _write(tmp_path / f"f{number}.h5", members)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cvl_pipeline.sources.hdf5.MOST_OPEN", 2)
+        with open_hdf5(tmp_path / "f0.h5") as file:
+            assert file.groups == ["next" + "/next" * depth for depth in range(5)]
+            assert [file.read("next/" * depth + "x")[0] for depth in range(5)] == list(range(5))
+            assert list(file.files) == [tmp_path / f"f{number}.h5" for number in (0, 1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "circle.h5"])
+def test_a_link_to_a_file_that_cannot_be_asked_for_is_a_fault_of_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "circle.h5").symlink_to("circle.h5")
+    part = _write(tmp_path / "part.h5", {"x": np.arange(4.0)})
+    links = {"far": h5py.ExternalLink(name, "/x"), "near": h5py.ExternalLink("part.h5", "/x")}
+    path = _write(tmp_path / "log.h5", ROWS | links)
+    assert _read(path)
+    assert "array 'far' (dataset.columns.observations): it is in another file: cannot read" in refusal(
+        path, mapping(**SMALL | {"observations": "far"})
+    )
+    assert log_files(path) == [path, part]

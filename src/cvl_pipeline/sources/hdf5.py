@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -27,7 +27,9 @@ Array = NDArray[Any]
 MOST_LINKS = 32
 """Links that may lead to one another, as for symbolic links of a file system."""
 MOST_NAMES = 1_000_000
-"""Names of one file, which links to groups can multiply without end."""
+"""Names that links to groups give the members of these groups, and that can multiply without end."""
+MOST_OPEN = 64
+"""Files that are open at the same time; systems allow 256 to 1024 per process, including PyTorch's."""
 COPY = "save the values themselves, such as with h5py: new[name] = old[name][()]"
 
 
@@ -35,16 +37,28 @@ class _FaultyLinkError(Exception):
     """A link that leads nowhere; the message says why."""
 
 
+class _Node(NamedTuple):
+    """Place of an array or a group, without links. An open object would take memory: 80 KB for a chunked array."""
+
+    file: Path
+    path: str  # "" for the root
+    kind: int  # h5py.h5i.GROUP, DATASET or DATATYPE
+
+
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[HDF5]:
     """Open a file to read.
 
     Raises:
-        InputError: the file has too many names.
+        InputError: links give the file too many names.
         OSError: the file is not HDF5, damaged or unreadable; h5py raises other exceptions too.
     """
-    with ExitStack() as stack:
-        yield HDF5(path, stack)
+    file = HDF5(path)
+    try:
+        file.list_names()
+        yield file
+    finally:
+        file.close()
 
 
 def check_log(path: Path) -> None:
@@ -59,17 +73,19 @@ def check_log(path: Path) -> None:
 def log_files(path: Path) -> list[Path]:
     """Return a log, and if it is HDF5 all files that its external links lead to, directly or not.
 
-    A log that cannot be read is alone in the list: reading it gives the reason.
+    A log that cannot be read is alone in the list: reading it gives the reason. A link is left out if the system
+    refuses to say what is there, such as for a name that is too long: reading its array gives the reason.
 
     Raises:
         InputError: it is something other than a file.
     """
     check_log(path)
-    files = [path]
+    files, known = [path], {path}
     for file in files:  # grows
         with suppress(Exception):  # a damaged file can raise any error of its library
             if kind_at(file) == "file" and h5py.is_hdf5(file):
-                files += [linked for linked in _linked(file) if linked not in files]
+                files += [linked for linked in _linked(file) if linked not in known]
+                known.update(files[len(known) :])
     return files
 
 
@@ -81,44 +97,68 @@ def _linked(path: Path) -> list[Path]:
         links.visit(
             lambda name, info: names.append(name) if info.type == h5py.h5l.TYPE_EXTERNAL else None, info=True
         )
-        return list(dict.fromkeys(_place(path, os.fsdecode(links.get_val(name)[0])) for name in names))
+        places = dict.fromkeys(_place(path, os.fsdecode(links.get_val(name)[0])) for name in names)
+    return list(filter(_can_be_asked, places))
+
+
+def _can_be_asked(path: Path) -> bool:
+    try:
+        kind_at(path)
+    except InputError:
+        return False
+    return True
 
 
 def _place(path: Path, linked: str) -> Path:
     """File of an external link, which is relative to the folder of the file that has the link."""
     place = path.parent / linked
-    if not place.exists():  # the file may be reached through a symbolic link
-        beside = path.resolve().parent / linked
-        place = beside if beside.exists() else place
+    # Not Path.exists, which raises for a name that is too long or a folder that cannot be searched.
+    if not os.path.exists(place):  # noqa: PTH110
+        beside = path.resolve().parent / linked  # the file may be reached through a symbolic link
+        return beside if os.path.exists(beside) else place  # noqa: PTH110
     return place
 
 
 class HDF5:
     """The arrays and groups of an open file, through soft, hard and external links.
 
+    At most ``MOST_OPEN`` files are open at a time, so that an index may link to any number of files.
+
     Attributes:
         arrays: names of all arrays; links that lead nowhere are both here and in ``groups``.
         groups: names of all groups.
-        files: the file and those of its external links, missing ones too.
+        files: the file and those of its external links, missing ones too, in order.
     """
 
-    def __init__(self, path: Path, stack: ExitStack) -> None:
-        """Open the file and list its names; ``stack`` closes all files."""
-        self._stack = stack
-        self._open: dict[Path, h5py.File] = {}
+    def __init__(self, path: Path) -> None:
+        """Open nothing yet."""
+        self._path = path
+        self._open: dict[Path, h5py.File] = {}  # the file used last is at the end
+        self._first: dict[Path, Path] = {path.resolve(): path}  # of each file, the path by which it is opened
         self._faults: dict[str, str] = {}
-        self._found: dict[str, h5py.Dataset | h5py.Group] = {}
+        self._arrays: dict[str, _Node] = {}
         self.arrays: list[str] = []
         self.groups: list[str] = []
-        self.files = [path]
-        root = self._open[path.resolve()] = stack.enter_context(h5py.File(path, "r"))
-        self._list(root, path)
+        self.files: dict[Path, None] = {path: None}
 
-    def _list(self, root: h5py.File, path: Path) -> None:
-        pending: list[tuple[str, h5py.Group, Any]] = [("", root, {_identity(root)})]
+    def list_names(self) -> None:
+        """Fill the attributes.
+
+        Raises:
+            InputError: links give the file too many names.
+            OSError: the file is not HDF5, damaged or unreadable; h5py raises other exceptions too.
+        """
+        root = _Node(self._path, "", h5py.h5i.GROUP)
+        pending = [("", root, {self._identity(root)})]
+        listed: set[tuple[Path, int]] = set()
+        further = 0
         while pending:
             prefix, group, above = pending.pop()
-            for name in group:
+            members = list(h5py.Group(self._opened(group)))
+            if self._identity(group) in listed:  # the names of the first time are all in the file
+                further += len(members)
+            listed.add(self._identity(group))
+            for name in members:
                 if not isinstance(name, str):  # not UTF-8: no parameter can select it
                     continue
                 whole = f"{prefix}{name}"
@@ -129,25 +169,52 @@ class HDF5:
                     self.arrays.append(whole)
                     self.groups.append(whole)
                     continue
-                if isinstance(item, h5py.Dataset):
+                if item.kind == h5py.h5i.DATASET:
                     self.arrays.append(whole)
-                    self._found[whole] = item
-                elif isinstance(item, h5py.Group):
+                    self._arrays[whole] = item
+                elif item.kind == h5py.h5i.GROUP:
                     self.groups.append(whole)
-                    identity = _identity(item)
+                    identity = self._identity(item)
                     if identity not in above:  # a group within itself has no end
                         pending.append((f"{whole}/", item, above | {identity}))
-            if len(self.arrays) + len(self.groups) > MOST_NAMES:
+            if further > MOST_NAMES:
                 raise InputError(
-                    f"{shown(path)}: links give it more than {MOST_NAMES} names; save every array and every group "
-                    "under one name"
+                    f"{shown(self._path)}: links give its arrays and groups more than {MOST_NAMES} names "
+                    "besides their own; save every array and every group under one name"
                 )
 
-    def _child(self, group: h5py.Group, name: str, links: int) -> Any:
+    def close(self) -> None:
+        """Close all files."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def _file(self, path: Path) -> h5py.File:
+        """Return an open file, and close the one that was not used for longest if there are too many."""
+        file = self._open.pop(path, None)
+        if file is None:
+            while len(self._open) >= MOST_OPEN:
+                self._open.pop(next(iter(self._open))).close()
+            file = h5py.File(path, "r")
+        self._open[path] = file
+        return file
+
+    def _opened(self, node: _Node) -> Any:
+        """Open an array or a group; the result is invalid once its file is closed."""
+        return h5py.h5o.open(self._file(node.file).id, node.path.encode() or b"/")
+
+    def _identity(self, group: _Node) -> tuple[Path, int]:
+        return group.file, h5py.h5o.get_info(self._opened(group)).addr
+
+    def _link(self, group: _Node, name: str) -> Any:
+        """Return the link of a member of a group; None if there is none."""
+        return self._file(group.file).get(f"{group.path}/{name}", getlink=True)
+
+    def _child(self, group: _Node, name: str, links: int) -> _Node:
         """Return a member of a group; raise _FaultyLinkError if it is a link that leads nowhere."""
-        link = group.get(name, getlink=True)
+        link = self._link(group, name)
         if isinstance(link, h5py.HardLink):
-            return group[name]
+            item = _Node(group.file, f"{group.path}/{name}", h5py.h5i.BADID)
+            return item._replace(kind=h5py.h5i.get_type(self._opened(item)))
         if link is None:
             raise _FaultyLinkError(
                 "it is listed, but not in the file, which is damaged; write the file again"
@@ -155,26 +222,26 @@ class HDF5:
         if links == MOST_LINKS:
             raise _FaultyLinkError(f"its links lead to one another, more than {MOST_LINKS} times; {COPY}")
         if isinstance(link, h5py.ExternalLink):
-            return self._walk(self._external(group, link), link.path, links + 1)
-        return self._walk(group.file if link.path.startswith("/") else group, link.path, links + 1)
+            start = self._external(group, link)
+        else:
+            start = group._replace(path="") if link.path.startswith("/") else group
+        return self._walk(start, link.path, links + 1)
 
-    def _walk(self, group: Any, path: str, links: int) -> Any:
+    def _walk(self, node: _Node, path: str, links: int) -> _Node:
         for part in path.split("/"):
             if part in ("", "."):
                 continue
-            if not isinstance(group, h5py.Group) or group.get(part, getlink=True, default=None) is None:
+            if node.kind != h5py.h5i.GROUP or self._link(node, part) is None:
                 raise _FaultyLinkError(
-                    f"it is a link to '{path}', which {shown(Path(group.file.filename))} does not have; correct "
-                    "the link"
+                    f"it is a link to '{path}', which {shown(node.file)} does not have; correct the link"
                 )
-            group = self._child(group, part, links)
-        return group
+            node = self._child(node, part, links)
+        return node
 
-    def _external(self, group: h5py.Group, link: Any) -> h5py.File:
-        """Open the file of an external link."""
-        path = _place(Path(group.file.filename), link.filename)
-        if path not in self.files:
-            self.files.append(path)
+    def _external(self, group: _Node, link: Any) -> _Node:
+        """Return the root of the file of an external link."""
+        path = _place(group.file, link.filename)
+        self.files[path] = None
         try:
             kind = kind_at(path)
         except InputError as error:
@@ -184,30 +251,32 @@ class HDF5:
             raise _FaultyLinkError(
                 f"it is a link to the file {shown(path)}, which {fault}; put the file there"
             )
-        key = path.resolve()
-        if key not in self._open:
-            try:
-                self._open[key] = self._stack.enter_context(h5py.File(path, "r"))
-            except Exception as error:  # a damaged file can raise any error
-                raise _FaultyLinkError(
-                    f"it is a link to the file {shown(path)}, which cannot be read ({one_line(error)}); write that "
-                    "file again"
-                ) from error
-        return self._open[key]
+        first = self._first.setdefault(path.resolve(), path)
+        try:
+            self._file(first)
+        except Exception as error:  # a damaged file can raise any error
+            raise _FaultyLinkError(
+                f"it is a link to the file {shown(path)}, which cannot be read ({one_line(error)}); write that "
+                "file again"
+            ) from error
+        return _Node(first, "", h5py.h5i.GROUP)
 
     def fault(self, name: str) -> str | None:
         """Return why an array or a group cannot be read, and the fix; None if it can be."""
-        item = self._found.get(name)
-        return _fault(item) if isinstance(item, h5py.Dataset) else self._faults.get(name)
+        array = self.array(name)
+        return self._faults.get(name) if array is None else _fault(array)
 
     def array(self, name: str) -> h5py.Dataset | None:
-        """Return an array that is not read yet; None if there is none of that name."""
-        item = self._found.get(name)
-        return item if isinstance(item, h5py.Dataset) else None
+        """Return an array that is not read yet; None if there is none of that name.
+
+        Use it at once: other arrays may close its file.
+        """
+        node = self._arrays.get(name)
+        return None if node is None else h5py.Dataset(self._opened(node))
 
     def read(self, name: str) -> Array:
         """Return an array; text that is not UTF-8 keeps its bytes as lone surrogates."""
-        item = self._found[name]
+        item = h5py.Dataset(self._opened(self._arrays[name]))
         text = h5py.check_string_dtype(item.dtype) is not None
         values: Array = (item.asstr("utf-8", "surrogateescape") if text else item)[()]
         return values
@@ -216,11 +285,6 @@ class HDF5:
         """Return the bytes of an array in memory."""
         item = self.array(name)
         return 0 if item is None or item.shape is None else array_bytes(item.shape, item.dtype)
-
-
-def _identity(group: h5py.Group) -> tuple[int, int]:
-    info = h5py.h5o.get_info(group.id)
-    return info.fileno, info.addr
 
 
 def _fault(array: h5py.Dataset) -> str | None:

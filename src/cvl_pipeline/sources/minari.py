@@ -253,9 +253,10 @@ def _bytes(space: spaces.Space[Any]) -> int:
 
 
 def _check_values(file: HDF5, path: Path) -> None:
-    if len(file.files) > 1:
+    linked = list(file.files)[1:]
+    if linked:
         raise InputError(
-            f"{shown(path)}: takes values from {shown(file.files[1])} (an external link), which Minari would read "
+            f"{shown(path)}: takes values from {shown(linked[0])} (an external link), which Minari would read "
             f"unchecked; {COPY}"
         )
     for name in (*file.arrays, *file.groups):
