@@ -274,3 +274,21 @@ def test_the_metadata_of_a_parquet_file_is_read_once(tmp_path: Path, monkeypatch
         0,
     ]  # a column of vectors counts a name below its own too
     assert asked == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["x", "id"])
+def test_integers_of_a_csv_beyond_64_bits_do_not_merge(csv: Callable[[str], Path], name: str) -> None:
+    large = 2**64
+    cells = {"x": "0", "u": "0", "id": "1"}
+    rows = [cells | {name: str(large + step)} for step in (0, 1)]
+    path = csv("x,u,id\n" + "".join(",".join(row.values()) + "\n" for row in rows))
+    with open_contents(path, ["id"], None) as contents:
+        with pytest.raises(
+            InputError, match=f"column '{name}': {large} and {large + 1} become the same number"
+        ):
+            contents.read(name)
+        assert contents.read("u").tolist() == [0, 0]
+    others = csv(f"x,u,id\n{large},0,1e300\n{2 * large},0,2e300\n")
+    with open_contents(others, ["id"], None) as contents:
+        assert contents.read("x").tolist() == [float(large), float(2 * large)]
+        assert contents.read("id").tolist() == [1e300, 2e300]

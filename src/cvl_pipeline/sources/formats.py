@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -190,8 +191,19 @@ def _open_csv(path: Path, ids: Collection[str], memory_limit: float | None) -> I
     def column(name: str) -> Any:
         return table.column(names.index(name))
 
+    def texts(name: str) -> Any:
+        if name in ids:
+            return column(name).cast(pa.string())
+        raw = table.column_names[names.index(name)]
+        as_text = pyarrow.csv.ConvertOptions(include_columns=[raw], column_types={raw: pa.string()})
+        with pa.input_stream(str(path), compression=compression) as stream:
+            return pyarrow.csv.read_csv(stream, convert_options=as_text).column(0)
+
     def read(name: str) -> Array:
-        return _from_arrow(_inferred(column(name)) if name in ids else column(name))
+        values = _from_arrow(_inferred(column(name)) if name in ids else column(name))
+        if values.dtype.kind == "f" and (abs(values) >= 2.0**63).any():
+            _check_integers(texts(name).to_pylist(), f"{shown(path)}: column '{name}'")
+        return values
 
     yield Contents(
         "column", names, read, lambda name: column(name).nbytes, text=lambda name: _from_arrow(column(name))
@@ -204,6 +216,19 @@ def _inferred(column: Any) -> Any:
         with suppress(pa.ArrowInvalid):
             return column.cast(pa.string()).cast(kind)
     return column
+
+
+def _check_integers(texts: list[str | None], place: str) -> None:
+    """Refuse integers that do not fit 64 bits, which were read as fractions, if two of them became the same."""
+    integers = {int(text) for text in texts if text and re.fullmatch(r"\s*[+-]?[0-9]{1,300}\s*", text)}
+    by_value: dict[float, int] = {}
+    for integer in sorted(integers):
+        other = by_value.setdefault(float(integer), integer)
+        if other != integer:
+            raise InputError(
+                f"{place}: {other} and {integer} become the same number; subtract the smallest number, rescale the "
+                "column, or leave it out if it is an id"
+            )
 
 
 def _from_arrow(column: Any) -> Array:
