@@ -166,9 +166,7 @@ class Checksums:
             if identity in self._known:
                 return self._known[identity]
             with path.open("rb") as file:
-                digest = hashlib.sha256()
-                while block := file.read(1 << 20):
-                    digest.update(block)
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
             unchanged = _identity(path) == identity
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -178,8 +176,8 @@ class Checksums:
         # file takes longer than one tick.
         _, size, _, changed, _ = identity
         if unchanged and (size >= CHECKED_ONCE or time.time() - changed / 1e9 > SETTLED):
-            self._known[identity] = digest.hexdigest()
-        return digest.hexdigest()
+            self._known[identity] = digest
+        return digest
 
     def of_folder(self, path: Path) -> str | None:
         """One checksum of all files in a folder, or of a file; None if there is neither.
