@@ -152,6 +152,63 @@ def chain(*, states: int = 12, terminal: bool = False) -> FiniteMDP:
     )
 
 
+def garnet(
+    *,
+    states: int,
+    actions: int,
+    branching: int,
+    discount: float,
+    rewards: str,
+    terminal: int = 0,
+    skewed: bool = False,
+    seed: int,
+) -> FiniteMDP:
+    """A random MDP after the recipe GARNET of Archibald, McKinnon and Thomas (1995).
+
+    Every pair of a state and an action leads to ``branching`` different states, drawn uniformly. Their
+    probabilities are the lengths of the parts into which ``branching - 1`` uniform points cut the interval (0, 1).
+
+    Args:
+        states: number of states, S.
+        actions: number of actions, A.
+        branching: number of states that an action may lead to, at most S.
+        discount: gamma.
+        rewards: ``sparse``, 1 in a fifteenth of the states (at least two) and 0 elsewhere; ``signed``, standard
+            normal; ``dense``, uniform in (0, 1).
+        terminal: number of terminal states. They keep their rewards.
+        skewed: the policy takes one action of each state with probability 0.8 and all with 0.2, instead of
+            probabilities from a Dirichlet distribution whose parameters are all 10, which is near uniform.
+        seed: of all draws.
+
+    Raises:
+        ValueError: unknown ``rewards``.
+    """
+    generator = np.random.default_rng(seed)
+    step = np.zeros((states, actions, states))
+    for state in range(states):
+        for action in range(actions):
+            successors = generator.choice(states, size=branching, replace=False)
+            cuts = np.sort(generator.random(branching - 1))
+            step[state, action, successors] = np.diff(cuts, prepend=0.0, append=1.0)
+    if rewards == "sparse":
+        reward = np.zeros(states)
+        reward[generator.choice(states, size=max(2, states // 15), replace=False)] = 1.0
+    elif rewards == "signed":
+        reward = generator.standard_normal(states)
+    elif rewards == "dense":
+        reward = generator.random(states)
+    else:
+        raise ValueError(f"rewards is '{rewards}'; use sparse, signed or dense")
+    ends = np.zeros(states, dtype=bool)
+    ends[generator.choice(states, size=terminal, replace=False)] = True
+    if skewed:
+        preferred = generator.integers(actions, size=states)
+        policy = 0.2 / actions + 0.8 * np.eye(actions)[preferred]
+    else:
+        policy = generator.dirichlet(np.full(actions, 10.0), size=states)
+    return FiniteMDP(step=step, policy=policy, reward=reward, terminal=ends, discount=discount)
+
+
 class ExactCritic(ContrastiveCritic):
     """The optimum of contrastive learning, ``phi . psi / T = log p_gamma / p``, as a table."""
 
