@@ -49,7 +49,7 @@ class World(Protocol):
 
     @property
     def discount(self) -> float:
-        """gamma."""
+        """Gamma."""
 
     def log_episodes(self, episodes: int, steps: int, seed: int) -> tuple[Transitions, Rewards]:
         """Simulate episodes."""

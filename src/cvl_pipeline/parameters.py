@@ -84,12 +84,12 @@ class StageParameters(Strict):
         return with_inherited(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
-    def _readout_has_the_critics_discount(self) -> StageParameters:
+    def _critic_is_no_more_far_sighted_than_the_readout(self) -> StageParameters:
         wanted, dynamics = self.value_readout.discount, self.contrastive_dynamics
-        if wanted not in (None, dynamics.discount) and not dynamics.horizon_conditioning:
+        if wanted is not None and wanted < dynamics.discount and not dynamics.horizon_conditioning:
             raise ValueError(
-                f"value_readout.discount is {wanted}, but contrastive_dynamics.discount {dynamics.discount}; "
-                "only with contrastive_dynamics.horizon_conditioning=true does one critic serve any discount"
+                f"value_readout.discount is {wanted}, but contrastive_dynamics.discount {dynamics.discount}, which "
+                "must not be larger; or set contrastive_dynamics.horizon_conditioning=true, for any discount"
             )
         return self
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,12 +15,21 @@ from torch.nn.functional import normalize
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.sampling import SegmentSampler
 from cvl_pipeline.readout import references as module
+from cvl_pipeline.readout.build import exact_readout
+from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import ExactReadout
-from cvl_pipeline.readout.references import References, all_references, compress, draw_references
+from cvl_pipeline.readout.references import (
+    References,
+    all_references,
+    compress,
+    draw_references,
+    labels,
+    return_weight,
+)
 from cvl_pipeline.testing.builders import make_rewards, make_transitions
 from cvl_pipeline.testing.finite_mdp import grid_world
 from tests.readout.critics import small_critic
-from tests.readout.laws import critic_of, log_law
+from tests.readout.laws import all_pairs, critic_of, log_law
 
 HOT = torch.tensor(1e6)
 """A temperature at which all logits are almost equal."""
@@ -129,6 +139,79 @@ def test_references_do_not_depend_on_the_chunk(
     monkeypatch.setattr(module, "CHUNK", 4)
     parts = all_references(small_critic(), transitions, rewards)
     np.testing.assert_allclose(parts.psi, whole.psi, rtol=1e-6, atol=1e-6)
+
+
+# Labels for a longer discount of the values.
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    ends=st.lists(st.booleans(), min_size=4, max_size=4),
+    discount=st.floats(0.05, 0.9),
+    further=st.floats(0.0, 0.95),
+)
+def test_labels_are_rewards_mixed_with_the_mean_reward_that_follows(
+    lengths: list[int], ends: list[bool], discount: float, further: float
+) -> None:
+    gamma = discount + further * (0.99 - discount)
+    data = make_transitions(lengths, ends[: len(lengths)])
+    rewards = make_rewards(data).rewards
+    weight = (gamma - discount) / (gamma * (1.0 - discount))
+    expected = []
+    for episode, length in enumerate(lengths):
+        start = int(data.episode_starts[episode])
+        for position in range(length):
+            following = rewards[start + position : start + length].double()
+            powers = gamma ** torch.arange(len(following)).double()
+            total = 1.0 / (1.0 - gamma) if ends[episode] else float(powers.sum())
+            mean = float(following @ powers) / total
+            expected.append((1.0 - weight) * float(rewards[start + position]) + weight * mean)
+    np.testing.assert_allclose(labels(data, rewards, discount, gamma), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_labels_of_the_same_discount_are_the_rewards(transitions: Transitions, rewards: Rewards) -> None:
+    assert labels(transitions, rewards.rewards, 0.9, 0.9) is rewards.rewards
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("discount", [0.02, 0.5, 0.85, 0.9])
+def test_a_short_critic_and_exact_returns_give_the_values_of_a_longer_discount(
+    terminal: bool, discount: float
+) -> None:
+    """The identity behind the labels, with p_c and the expected return of every state from linear systems."""
+    mdp = grid_world(terminal=terminal)  # discount 0.9
+    law = replace(mdp, discount=discount).p_gamma()
+    value = np.where(mdp.terminal, 0.0, (mdp.policy * mdp.q()).sum(1))
+    weight = return_weight(discount, mdp.discount)
+    label = (1.0 - weight) * mdp.reward + weight * (1.0 - mdp.discount) * (mdp.reward + mdp.discount * value)
+    values = law @ np.append(label, 0.0) / (1.0 - mdp.discount)
+    np.testing.assert_allclose(values[~mdp.terminal], mdp.q()[~mdp.terminal], rtol=1e-10)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_states_shortly_before_the_end_of_the_log_count_less(terminal: bool) -> None:
+    data = make_transitions([4], [terminal])
+    critic = small_critic(0.5)
+    plain = all_references(critic, data, make_rewards(data)).log_weights.exp()
+    longer = all_references(critic, data, make_rewards(data), value_discount=0.9).log_weights.exp()
+    weight = return_weight(0.5, 0.9)
+    shares = torch.ones(5) if terminal else 1.0 - 0.9 ** torch.arange(4, 0, -1)
+    expected = plain * (1.0 - weight + weight * shares[: len(plain)])
+    np.testing.assert_allclose(longer, expected / expected.sum(), rtol=1e-5)
+    assert torch.equal(longer, plain) == terminal
+
+
+def test_values_of_a_short_critic_and_a_long_log_are_q() -> None:
+    """With the library's sampler, references and readout, and the critic that fits the log exactly."""
+    mdp = grid_world(terminal=True)
+    transitions, rewards = mdp.log_episodes(4000, 200, seed=2)
+    short = replace(mdp, discount=0.5)
+    critic = critic_of(log_law(short, transitions), short.discount)
+    references = all_references(critic, transitions, rewards, value_discount=mdp.discount)
+    readout = exact_readout(critic, references, torch.zeros(0), mdp.discount)
+    values = QFunction(critic, readout)(*all_pairs(mdp)).detach().reshape(mdp.states, mdp.actions).numpy()
+    exact = mdp.q()[~mdp.terminal]
+    assert np.sqrt(((values[~mdp.terminal] - exact) ** 2).mean()) < 0.05 * exact.std()
 
 
 # Sampled references.

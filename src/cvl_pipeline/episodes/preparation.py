@@ -95,17 +95,20 @@ def discounted_returns(rewards: Tensor, transitions: Transitions, discount: floa
     return torch.from_numpy(result)
 
 
-def observed_returns(rewards: Tensor, transitions: Transitions, discount: float) -> Tensor:
-    """Returns divided by the logged share of their discounted future, (N,) float64.
+def logged_shares(transitions: Transitions, discount: float) -> Tensor:
+    """Share of every transition's discounted future that is logged, (N,) float64.
 
-    With L steps left in a truncated episode, the return is divided by ``1 - gamma^L``. The return in a
-    terminated episode is complete and stays unchanged.
+    It is ``1 - gamma^L`` with L steps left in a truncated episode, and one in a terminated episode.
     """
     index = torch.arange(len(transitions))
     episodes = transitions.episode_of(index)
     steps_left = transitions.episode_starts[episodes + 1] - index
-    share = torch.where(transitions.terminated[episodes], 1.0, 1.0 - discount ** steps_left.double())
-    return discounted_returns(rewards, transitions, discount) / share
+    return torch.where(transitions.terminated[episodes], 1.0, 1.0 - discount ** steps_left.double())
+
+
+def observed_returns(rewards: Tensor, transitions: Transitions, discount: float) -> Tensor:
+    """Discounted returns divided by the logged share of their future (see ``logged_shares``), (N,) float64."""
+    return discounted_returns(rewards, transitions, discount) / logged_shares(transitions, discount)
 
 
 def coverage(transitions: Transitions, normalisation: Normalisation, count: int, seed: int) -> pd.DataFrame:

@@ -12,13 +12,14 @@ from torch import Generator, Tensor
 from cvl_pipeline.episodes.sampling import Draws, SegmentSampler
 from cvl_pipeline.networks.actor import CategoricalActor
 from cvl_pipeline.objectives.base import Objective, ObjectiveParameters, Setting
+from cvl_pipeline.readout.references import labels
 from cvl_pipeline.training.processes import own_share
 
 
 class Published(Objective):
     """``0.95 (alpha log pi - exp(f(s, pi(s), s+)) r+) + 0.05 (-log pi(a | s))``, s+ a positive of (s, a).
 
-    One future state, with its reward r+, stands for the whole readout. 0.05 is ``cloning_share``, alpha
+    One future state, with its label r+, stands for the whole readout. 0.05 is ``cloning_share``, alpha
     ``entropy_weight``.
     """
 
@@ -36,10 +37,11 @@ class Published(Objective):
     def prepare(self, setting: Setting) -> None:
         """Sample segments as contrastive training does."""
         assert setting.rewards is not None  # checked before training begins
-        self._sampler = SegmentSampler(
-            setting.transitions, setting.q.readout.discount, setting.train_episodes
-        )
-        self._rewards = setting.rewards.rewards.to(setting.train_index.device)
+        shape, gamma = setting.q.critic.shape, setting.q.readout.discount
+        discount = gamma if shape.horizon_conditioning else shape.discount
+        self._sampler = SegmentSampler(setting.transitions, discount, setting.train_episodes)
+        rewards = setting.rewards.rewards.to(setting.train_index.device)
+        self._rewards = labels(setting.transitions, rewards, discount, gamma)
 
     def draw(self, batches: int, size: int, generator: Generator) -> Sequence[tuple[Draws, Tensor]]:
         """Draw segments, and the noise of the policy's actions."""

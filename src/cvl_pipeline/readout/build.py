@@ -153,16 +153,17 @@ def build_readout(
         seed: seed of the sampling.
 
     Raises:
-        InputError: the discount differs from the critic's, and the critic is not conditioned on the horizon.
+        InputError: the discount is shorter than the critic's, which is not conditioned on the horizon.
     """
-    discount = parameters.discount or critic.shape.discount
-    if discount != critic.shape.discount and not critic.shape.horizon_conditioning:
+    own, conditioned = critic.shape.discount, critic.shape.horizon_conditioning
+    discount = parameters.discount or own
+    if discount < own and not conditioned:
         raise InputError(
-            f"value_readout.discount is {discount}, but the critic was trained for {critic.shape.discount} "
-            "only; train it with contrastive_dynamics.horizon_conditioning=true to read out any discount"
+            f"value_readout.discount is {discount}, but the critic was trained for {own}, and serves no shorter one; "
+            "train it with a shorter contrastive_dynamics.discount, or with horizon_conditioning=true, for any discount"
         )
     generator = Generator().manual_seed(stream_seed(seed, "references", 0))
-    states = future_states(transitions, labels, critic.shape.discount, split.train)
+    states = future_states(transitions, labels, own, split.train, None if conditioned else discount)
     if parameters.references is not None:
         by_reward = parameters.reference_distribution == "reward"
         states = draw_references(states, parameters.references, by_reward, generator)

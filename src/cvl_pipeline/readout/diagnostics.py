@@ -78,8 +78,13 @@ def value_table(
     )
 
 
+def label_discount(q: QFunction) -> float | None:
+    """Discount of the labels of reference states: the values'; None: the critic itself covers it."""
+    return None if q.critic.shape.horizon_conditioning else q.readout.discount
+
+
 def _exact(q: QFunction, transitions: Transitions, labels: Rewards, split: Split) -> QFunction:
-    references = all_references(q.critic, transitions, labels, split.train)
+    references = all_references(q.critic, transitions, labels, split.train, label_discount(q))
     return QFunction(q.critic, exact_readout(q.critic, references, q.readout.horizons, q.readout.discount))
 
 

@@ -112,7 +112,8 @@ class ReadoutParameters(Strict):
         None,
         gt=0.0,
         lt=1.0,
-        description="Discount of the values. null: the critic's. Another one needs horizon_conditioning.",
+        description="Discount of the values, at least the critic's unless that has horizon_conditioning. null: the "
+        "critic's.",
     )
     horizons: int = Field(
         8, ge=1, le=MOST_UNITS, description="Offsets that a horizon-conditioned critic is averaged over."

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.preparation import logged_shares, observed_returns
 from cvl_pipeline.episodes.sampling import SegmentSampler
 from cvl_pipeline.networks.critic import ContrastiveCritic
 
@@ -27,7 +28,8 @@ class References:
 
     Attributes:
         psi: (K, D) representations.
-        rewards: (K,) reward on arrival; 0 in the absorbing state.
+        rewards: (K,) label: the reward on arrival, or a mean with those that follow it (see ``labels``); 0
+            in the absorbing state.
         log_weights: (K,) log probability that each reference represents. The probabilities sum to one; only
             on average after sampling by reward, and to more after the correction by ``compress``.
     """
@@ -60,26 +62,72 @@ class FutureStates:
     log_weights: Tensor
 
 
+def return_weight(discount: float, value_discount: float) -> float:
+    """Weight of the return in the label of a future state, ``(gamma - c) / (gamma (1 - c))``; see ``labels``."""
+    return (value_discount - discount) / (value_discount * (1.0 - discount))
+
+
+def labels(transitions: Transitions, rewards: Tensor, discount: float, value_discount: float) -> Tensor:
+    """Labels of the states that transitions lead to, whose mean over p_c gives values of discount gamma, (N,).
+
+    The label is ``(1 - w) r + w (1 - gamma) G``: the reward on arrival, and the logged discounted return G from there
+    on, the reward included, as a mean reward. With c the discount of the future-state distribution,
+    ``w = (gamma - c) / (gamma (1 - c))`` makes
+
+        Q(s, a) = 1/(1 - gamma) E_{s' ~ p_c(. | s, a)} [ label(s') ]
+
+    exact. It is the identity ``Q = E_{p_c}[ r + (gamma - c) V ] / (1 - c)`` of TD(lambda) (Sutton 1988) with
+    lambda = c / gamma, and V of a future state is read off the log instead of learned. In a truncated episode, G is
+    divided by the logged share of its discounted future (see ``logged_shares``).
+
+    Args:
+        transitions: the log.
+        rewards: (N,), of all transitions.
+        discount: c.
+        value_discount: gamma, at least c. If it is c, labels are the rewards.
+    """
+    weight = return_weight(discount, value_discount)
+    if weight == 0.0:
+        return rewards
+    means = (1.0 - value_discount) * observed_returns(rewards.cpu(), transitions.to("cpu"), value_discount)
+    return ((1.0 - weight) * rewards + weight * means.to(rewards.device)).float()
+
+
 def future_states(
-    transitions: Transitions, rewards: Rewards, discount: float, episodes: Tensor | None = None
+    transitions: Transitions,
+    rewards: Rewards,
+    discount: float,
+    episodes: Tensor | None = None,
+    value_discount: float | None = None,
 ) -> FutureStates:
     """All logged future states with their exact probabilities under the training sampler.
+
+    With a longer discount of the values, the reward becomes a label that holds the logged return too (see
+    ``labels``). Where the log ends soon after a state, its return says little, so its probability is multiplied by
+    the logged share of its future, as far as the label depends on the return.
 
     Args:
         transitions: the log; the absorbing state is added if any of the episodes terminated.
         rewards: labels of all transitions.
-        discount: discount of the training sampler.
+        discount: discount c of the training sampler.
         episodes: (M,) int64 ids of the training episodes; None: all.
+        value_discount: discount gamma of the values, at least c; None: c.
     """
     probabilities, absorbed = SegmentSampler(transitions, discount, episodes).marginal()
     episode_ids = torch.arange(transitions.episodes) if episodes is None else episodes
     arrivals = transitions.transition_index(episode_ids)
-    labels = rewards.rewards.to(arrivals.device)[arrivals]
+    wanted = discount if value_discount is None else value_discount
+    values = labels(transitions, rewards.rewards.to(arrivals.device), discount, wanted)[arrivals]
+    if weight := return_weight(discount, wanted):
+        shares = logged_shares(transitions, wanted)[arrivals]
+        probabilities = probabilities * (1.0 - weight + weight * shares)
+        total = probabilities.sum() + absorbed
+        probabilities, absorbed = probabilities / total, absorbed / total
     if absorbed > 0:
         arrivals = torch.cat([arrivals, arrivals.new_full((1,), ABSORBED)])
-        labels = torch.cat([labels, labels.new_zeros(1)])
+        values = torch.cat([values, values.new_zeros(1)])
         probabilities = torch.cat([probabilities, absorbed.reshape(1)])
-    return FutureStates(arrivals, labels, probabilities.log().float())
+    return FutureStates(arrivals, values, probabilities.log().float())
 
 
 @torch.no_grad()
@@ -95,11 +143,16 @@ def represent(critic: ContrastiveCritic, transitions: Transitions, states: Futur
 
 
 def all_references(
-    critic: ContrastiveCritic, transitions: Transitions, rewards: Rewards, episodes: Tensor | None = None
+    critic: ContrastiveCritic,
+    transitions: Transitions,
+    rewards: Rewards,
+    episodes: Tensor | None = None,
+    value_discount: float | None = None,
 ) -> References:
     """References for all logged future states, with exact probabilities; see ``future_states``."""
+    discount = critic.shape.discount
     return represent(
-        critic, transitions, future_states(transitions, rewards, critic.shape.discount, episodes)
+        critic, transitions, future_states(transitions, rewards, discount, episodes, value_discount)
     )
 
 

@@ -60,8 +60,7 @@ class LinearGaussian:
 
     def covariance(self) -> Floats:
         """Covariance of the stationary distribution of states, whose mean is zero, (O, O)."""
-        result: Floats = solve_discrete_lyapunov(self.closed_loop, self.shocks)
-        return result
+        return np.asarray(solve_discrete_lyapunov(self.closed_loop, self.shocks), dtype=np.float64)
 
     def q(self, states: Floats, actions: Floats) -> Floats:
         """Exact Q of the behaviour, (..., O) and (..., A) -> (...).
@@ -76,9 +75,7 @@ class LinearGaussian:
         constant = np.trace(after @ self.shocks) / (1.0 - gamma)
         mean = states @ self.drift.T + actions @ self.push.T
         quadratic = np.einsum("...i,ij,...j->...", mean, after, mean)
-        result: Floats = (
-            quadratic + mean @ slope + self.noise**2 * np.trace(after) + gamma * constant
-        )
+        result: Floats = quadratic + mean @ slope + self.noise**2 * np.trace(after) + gamma * constant
         return result
 
     def log_episodes(self, episodes: int, steps: int, seed: int) -> tuple[Transitions, Rewards]:
