@@ -24,7 +24,10 @@ CRITIC, CRITIC_SHAPE = (
 )
 ACTOR_SHAPE = "cvl_pipeline.networks.actor:ActorShape"
 ACTORS = {name: f"cvl_pipeline.networks.actor:{name}" for name in ("GaussianActor", "CategoricalActor")}
-READOUTS = {name: f"cvl_pipeline.readout.readouts:{name}" for name in ("ExactReadout", "FeatureReadout")}
+READOUTS = {
+    **{name: f"cvl_pipeline.readout.readouts:{name}" for name in ("ExactReadout", "FeatureReadout")},
+    "RegressedReadout": "cvl_pipeline.readout.regression:RegressedReadout",
+}
 Q_FUNCTION = "cvl_pipeline.readout.q_function:QFunction"
 BEST_OF_N = "cvl_pipeline.objectives.best_of_n:BestOfN"
 
@@ -63,12 +66,27 @@ def _unpack_module(cls: str, shape: str) -> Unpack:
 
 def _pack_readout(readout: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, config = _pack_fields(readout)
+    base = config.pop("base", None)  # a regressed readout has another one in it
+    if base is not None:
+        inner, config["base"] = _pack_readout(base)
+        tensors |= {f"base.{name}": value for name, value in inner.items()}
     return tensors, {**config, "class": type(readout).__name__}
 
 
 def _unpack_readout(tensors: dict[str, Tensor], config: dict[str, Any]) -> Any:
-    values = dict(config)
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in config.items()
+    }
+    if "base" in values:
+        values["base"] = _unpack_readout(_part(tensors, "base"), values["base"])
+        tensors = {name: value for name, value in tensors.items() if not name.startswith("base.")}
     return _unpack_fields(look_up("readout", values.pop("class"), READOUTS))(tensors, values)
+
+
+def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")
+    }
 
 
 def _pack_policy(policy: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -98,17 +116,12 @@ def _unpack_policy(tensors: dict[str, Tensor], config: dict[str, Any]) -> Any:
     if not BEST_OF_N.endswith(f":{name}"):
         return _unpack_module(look_up("policy", name, ACTORS), ACTOR_SHAPE)(tensors, values)
 
-    def part(name: str) -> dict[str, Tensor]:
-        return {
-            key.removeprefix(f"{name}."): value
-            for key, value in tensors.items()
-            if key.startswith(f"{name}.")
-        }
-
-    critic = _unpack_module(CRITIC, CRITIC_SHAPE)(part("critic"), values["critic"])
-    readout = _unpack_readout(part("readout"), values["readout"])
+    critic = _unpack_module(CRITIC, CRITIC_SHAPE)(_part(tensors, "critic"), values["critic"])
+    readout = _unpack_readout(_part(tensors, "readout"), values["readout"])
     q = named(Q_FUNCTION)(critic.requires_grad_(False), readout)
-    return named(BEST_OF_N)(_unpack_policy(part("actor"), values["actor"]), q, tensors["proposals"]).eval()
+    return named(BEST_OF_N)(
+        _unpack_policy(_part(tensors, "actor"), values["actor"]), q, tensors["proposals"]
+    ).eval()
 
 
 KINDS: dict[str, tuple[Pack, Unpack]] = {

@@ -124,6 +124,15 @@ class ContrastiveCritic(nn.Module):
         rows = torch.broadcast_shapes(*(part.shape[:-1] for part in inputs))  # type: ignore[no-untyped-call]
         return self._finish(self.phi_network(torch.cat([part.expand(*rows, -1) for part in inputs], dim=-1)))
 
+    def inputs(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """What phi's network receives, without the offset: encoded states and standardised actions.
+
+        (..., O) and (..., A) -> (..., features + A); the leading axes are broadcast.
+        """
+        parts = [self.encode_observation(observations), self.standardise_action(actions)]
+        rows = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))  # type: ignore[no-untyped-call]
+        return torch.cat([part.expand(*rows, -1) for part in parts], dim=-1)
+
     def psi(self, futures: Tensor, absorbed: Tensor) -> Tensor:
         """Representation of future states, (..., O) and (...) bool -> (..., D).
 

@@ -28,6 +28,7 @@ from cvl_pipeline.readout.references import (
     future_states,
     represent,
 )
+from cvl_pipeline.readout.regression import regress
 from cvl_pipeline.training.seeds import stream_seed
 
 
@@ -162,16 +163,25 @@ def build_readout(
             f"value_readout.discount is {discount}, but the critic was trained for {own}, and serves no shorter one; "
             "train it with a shorter contrastive_dynamics.discount, or with horizon_conditioning=true, for any discount"
         )
-    generator = Generator().manual_seed(stream_seed(seed, "references", 0))
-    states = future_states(transitions, labels, own, split.train, None if conditioned else discount)
-    if parameters.references is not None:
-        by_reward = parameters.reference_distribution == "reward"
-        states = draw_references(states, parameters.references, by_reward, generator)
-    references = represent(critic, transitions, states)
-    horizons = horizon_quantiles(discount, parameters.horizons)
-    if not critic.shape.horizon_conditioning:
-        horizons = horizons[:0]
-    return READOUTS.create(parameters).build(critic, references, horizons, discount, generator)
+    method = READOUTS.create(parameters)
+    horizons = horizon_quantiles(discount, parameters.horizons if conditioned else 0)
+
+    def over(episodes: Tensor) -> Readout:
+        generator = Generator().manual_seed(stream_seed(seed, "references", 0))
+        states = future_states(transitions, labels, own, episodes, None if conditioned else discount)
+        if parameters.references is not None:
+            by_reward = parameters.reference_distribution == "reward"
+            states = draw_references(states, parameters.references, by_reward, generator)
+        return method.build(critic, represent(critic, transitions, states), horizons, discount, generator)
+
+    readout = over(split.train)
+    if parameters.regression is None:
+        return readout
+
+    def without(episodes: Tensor) -> Readout:
+        return over(split.train[~torch.isin(split.train, episodes)])
+
+    return regress(critic, readout, without, transitions, labels, split, parameters.regression, seed)
 
 
 def exact_readout(

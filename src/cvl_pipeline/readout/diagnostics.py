@@ -52,16 +52,18 @@ def value_table(
         seed: seed for the choice of these rows.
 
     Returns:
-        ``episode`` (id), ``step`` (within it), ``q``, ``return``, ``effective_sample_size``, and ``q_exact``,
-        the value of the exact, self-normalised readout over every logged future state; NaN if not computed.
+        ``episode`` (id), ``step`` (within it), ``q``, ``return``, ``effective_sample_size``,
+        ``q_alone``, the value of the readout without regression on returns, and ``q_exact``, that of the exact,
+        self-normalised readout over every logged future state; NaN if not computed.
     """
     index = transitions.transition_index(split.validation)
     values, sizes = q.of_transitions(transitions, index)
     generator = Generator().manual_seed(stream_seed(seed, "references", 1))
     compared = torch.randperm(len(index), generator=generator)[: parameters.compared_transitions]
     exact, exact_sizes = _exact(q, transitions, labels, split).of_transitions(transitions, index[compared])
-    values_exact = torch.full_like(values, torch.nan)
-    values_exact[compared] = exact
+    alone = QFunction(q.critic, q.readout.alone).of_transitions(transitions, index[compared])[0]
+    values_exact, values_alone = torch.full((2, len(values)), torch.nan)
+    values_exact[compared], values_alone[compared] = exact, alone
     if sizes.isnan().all():  # random features have no weights of single references
         sizes[compared] = exact_sizes
     episodes = transitions.episode_of(index)
@@ -73,6 +75,7 @@ def value_table(
             "q": values.numpy(),
             "return": returns[index].numpy(),
             "effective_sample_size": sizes.numpy(),
+            "q_alone": values_alone.numpy(),
             "q_exact": values_exact.numpy(),
         }
     )
@@ -115,7 +118,7 @@ def value_report(
     line = None if constant else stats.linregress(q, returns)
     sizes = values["effective_sample_size"]
     compared = values.dropna(subset=["q_exact"])
-    error, rank = readout_error(compared["q"].to_numpy(), compared["q_exact"].to_numpy())
+    error, rank = readout_error(compared["q_alone"].to_numpy(), compared["q_exact"].to_numpy())
     if rank is not None and rank < RANK_CORRELATION_NEEDED:
         logger.warning(
             "value_readout: %s with %s differs from the exact values by %.2g of their standard deviation (rank "

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cvl_pipeline.schema import MOST_ROWS, MOST_UNITS, Floats, Integers, Registry, Strict
+from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Floats, Integers, Registry, Strict
+from cvl_pipeline.training.parameters import Hidden
 
 if TYPE_CHECKING:
     from cvl_pipeline.readout.build import ReadoutMethod
@@ -91,6 +92,17 @@ class FunctionReward(RewardParameters):
     """The settings of a function of your own: none."""
 
 
+class RegressionParameters(Strict):
+    """How networks are regressed on returns, to be weighed against the readout (docs/method.md)."""
+
+    steps: int = Field(2000, ge=1, le=MOST_STEPS, description="Gradient steps of each of the two networks.")
+    hidden: Hidden = Field((256, 256), description="Sizes of the networks' hidden layers.")
+    batch_size: int = Field(256, ge=1, le=MOST_ROWS, description="Size of a batch.")
+    learning_rate: float = Field(
+        1e-3, gt=0.0, description="Learning rate of Adam. It falls to zero along half a cosine."
+    )
+
+
 class ReadoutParameters(Strict):
     """The settings that every readout has. A readout adds its own."""
 
@@ -117,6 +129,10 @@ class ReadoutParameters(Strict):
     )
     horizons: int = Field(
         8, ge=1, le=MOST_UNITS, description="Offsets that a horizon-conditioned critic is averaged over."
+    )
+    regression: RegressionParameters | None = Field(
+        RegressionParameters(),
+        description="Networks regressed on returns, weighed against the readout. null: the readout alone.",
     )
 
 

@@ -47,7 +47,7 @@ class QFunction:
             InputError: arrays of other shapes, or that hold a value that is not a finite number.
         """
         if isinstance(observations, Tensor) and isinstance(actions, Tensor):
-            return self.readout.values(self.phi(observations, actions))
+            return self.readout.values(self.phi(observations, actions), self.inputs(observations, actions))
         return self._of_arrays(observations, actions)
 
     @torch.no_grad()
@@ -69,11 +69,15 @@ class QFunction:
         return values[0] if single else values
 
     def phi(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Inputs of the readout: (B, D), or (B, H, D) for a horizon-conditioned critic."""
+        """Representations for the readout: (B, D), or (B, H, D) for a horizon-conditioned critic."""
         horizons = self.readout.horizons
         if not len(horizons):
             return self.critic.phi(observations, actions)
         return self.critic.phi(observations.unsqueeze(1), actions.unsqueeze(1), horizons.unsqueeze(0))
+
+    def inputs(self, observations: Tensor, actions: Tensor) -> Tensor | None:
+        """Encoded pairs, (B, I), if the readout needs them."""
+        return self.critic.inputs(observations, actions) if self.readout.needs_inputs else None
 
     @torch.no_grad()
     def in_batches(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +86,8 @@ class QFunction:
         rows = max(1, CHUNK // max(1, len(self.readout.horizons)))
         for start in range(0, len(actions), rows):
             part = slice(start, start + rows)
-            value, size = self.readout.values_and_sample_size(self.phi(observations[part], actions[part]))
+            pair = observations[part], actions[part]
+            value, size = self.readout.values_and_sample_size(self.phi(*pair), self.inputs(*pair))
             values.append(value)
             sizes.append(size)
         return torch.cat(values), torch.cat(sizes)

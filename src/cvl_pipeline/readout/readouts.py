@@ -6,7 +6,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Generator, Tensor
@@ -32,20 +32,28 @@ class Readout(ABC):
     horizons: Tensor
     discount: float
     self_normalised: bool
+    needs_inputs: ClassVar[bool] = False
 
     @abstractmethod
     def expectation(self, phi: Tensor) -> tuple[Tensor, Tensor]:
         """Expected reward and effective sample size per query, (B, D) -> (B,) each."""
 
-    def values(self, phi: Tensor) -> Tensor:
-        """Q per query, (B, D) or (B, H, D) -> (B,); differentiable with respect to ``phi``."""
-        return self.values_and_sample_size(phi)[0]
+    @property
+    def alone(self) -> Readout:
+        """The readout without networks that were regressed on returns; see ``RegressedReadout``."""
+        return self
 
-    def values_and_sample_size(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+    def values(self, phi: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """Q per query, (B, D) or (B, H, D) -> (B,); differentiable with respect to ``phi`` and ``inputs``."""
+        return self.values_and_sample_size(phi, inputs)[0]
+
+    def values_and_sample_size(self, phi: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Q and the effective sample size ``(sum_j w_j)^2 / sum_j w_j^2`` of its weights.
 
         Args:
             phi: (B, D), or (B, H, D) with one representation per horizon; results are averaged over horizons.
+            inputs: (B, I), what phi was computed from (``ContrastiveCritic.inputs``); only a readout with
+                ``needs_inputs`` reads them.
 
         Returns:
             (B,) each; the sample size is NaN for random features, which have no weights per reference.

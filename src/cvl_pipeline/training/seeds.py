@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-STREAMS = ("training", "validation", "initialisation", "references", "baseline", "proposals", "tuning")
+STREAMS = (
+    "training", "validation", "initialisation", "references", "baseline", "proposals", "tuning", "regression",
+)  # fmt: skip
 
 
 def stream_seed(seed: int, stream: str, step: int) -> int:

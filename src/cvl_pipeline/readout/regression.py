@@ -1,0 +1,247 @@
+"""Networks regressed on returns beside a readout, and the weights of both in Q."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+from torch import Generator, Tensor
+from torch.nn import functional
+from torch.nn.utils import parameters_to_vector
+
+from cvl_pipeline.episodes.container import Rewards, Split, Transitions
+from cvl_pipeline.episodes.preparation import logged_shares, observed_returns
+from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.networks.mlp import mlp
+from cvl_pipeline.readout.parameters import RegressionParameters
+from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.readout.readouts import Readout
+from cvl_pipeline.readout.references import CHUNK
+from cvl_pipeline.training.progress import progress_bar
+from cvl_pipeline.training.seeds import stream_seed
+
+logger = logging.getLogger(__name__)
+
+Floats = NDArray[np.float64]
+
+FOLDS = 2
+"""Parts of the episodes; each network is judged on the parts that it was not fitted to."""
+JUDGED = 16_384
+"""Transitions of each fold on which the weights are fitted."""
+
+
+@dataclass(frozen=True)
+class RegressedReadout(Readout):
+    """``Q = (b_0 + b_1 (1 - gamma) Q_readout + b_2 mean_f g_f(s, a)) / (1 - gamma)``, with b_1, b_2 >= 0.
+
+    The networks g_f are regressed on returns, as mean rewards, each on one part of the episodes. The weights b are
+    those of stacking (Wolpert 1992; Breiman 1996): non-negative least squares on returns of episodes that neither
+    the network nor the reference states of the readout come from.
+
+    Attributes:
+        base: the readout beside the networks.
+        networks: (F, P), the parameters of each network, in the order of ``networks.mlp``.
+        sizes: sizes of the networks' layers, input first.
+        mixture: (3,), b.
+    """
+
+    base: Readout
+    networks: Tensor
+    sizes: tuple[int, ...]
+    mixture: Tensor
+    needs_inputs: ClassVar[bool] = True
+
+    @property
+    def alone(self) -> Readout:
+        """The readout without the networks."""
+        return self.base
+
+    def expectation(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected reward and effective sample size of the readout without the networks, (B, D) -> (B,) each."""
+        return self.base.expectation(phi)
+
+    def values_and_sample_size(self, phi: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Q, and the effective sample size of the readout without the networks; see Readout.
+
+        Raises:
+            ValueError: no ``inputs``.
+        """
+        if inputs is None:
+            raise ValueError("a regressed readout needs the inputs that phi was computed from")
+        values, size = self.base.values_and_sample_size(phi)
+        with torch.autocast(phi.device.type, enabled=False):
+            fitted = torch.stack([run(weights, self.sizes, inputs.float()) for weights in self.networks])
+        rewards = (1.0 - self.discount) * values
+        mixed = self.mixture[0] + self.mixture[1] * rewards + self.mixture[2] * fitted.mean(0)
+        return mixed / (1.0 - self.discount), size
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the readout to a device."""
+        return dataclasses.replace(super().to(device), base=self.base.to(device))
+
+
+def run(weights: Tensor, sizes: tuple[int, ...], inputs: Tensor) -> Tensor:
+    """Output of the network ``mlp`` with the given parameters, (P,) and (..., I) -> (...)."""
+    place = 0
+
+    def take(*shape: int) -> Tensor:
+        nonlocal place
+        place += math.prod(shape)
+        return weights[place - math.prod(shape) : place].reshape(shape)
+
+    values = inputs
+    for size_in, size_out in pairwise(sizes):
+        values = functional.linear(values, take(size_out, size_in), take(size_out))
+        if place < len(weights):
+            values = functional.layer_norm(values, (size_out,), take(size_out), take(size_out)).relu()
+    return values.squeeze(-1)
+
+
+@torch.no_grad()
+def regress(
+    critic: ContrastiveCritic,
+    readout: Readout,
+    readout_without: Callable[[Tensor], Readout],
+    transitions: Transitions,
+    labels: Rewards,
+    split: Split,
+    parameters: RegressionParameters,
+    seed: int,
+) -> Readout:
+    """Fit networks to the returns of the training episodes, and weigh them against the readout.
+
+    Args:
+        critic: the trained critic.
+        readout: over the future states of all training episodes.
+        readout_without: makes the readout whose reference states avoid some episodes, (M,) int64 ids.
+        transitions: all episodes.
+        labels: rewards of all transitions.
+        split: defines the training episodes.
+        parameters: of the regression.
+        seed: of the folds, the initial weights and the batches.
+
+    Returns:
+        The readout with the networks; unchanged if there is a single training episode, or if all returns are equal.
+    """
+    generator = Generator().manual_seed(stream_seed(seed, "regression", 0))
+    order = torch.randperm(len(split.train), generator=generator)
+    folds = [split.train[part].sort().values for part in order.chunk(FOLDS)]
+    discount = readout.discount
+    returns = (1.0 - discount) * observed_returns(labels.rewards, transitions, discount)  # as mean rewards
+    shares = logged_shares(transitions, discount).float()
+    index = transitions.transition_index(split.train)
+    mean = float((shares[index] @ returns[index].float()) / shares[index].sum())
+    deviation = float(returns[index].std(correction=0))
+    if len(folds) < FOLDS or deviation < 1e-12:
+        return readout
+    targets = ((returns - mean) / deviation).float()
+    networks, judged = [], []
+    with progress_bar() as progress:
+        task = progress.add_task("Regressing returns", total=FOLDS * parameters.steps)
+        for number, fold in enumerate(folds):
+            others = torch.cat([other for other in folds if other is not fold])
+            fitted = _Regression(
+                critic, transitions, transitions.transition_index(fold), targets, shares, parameters,
+                stream_seed(seed, "regression", 1 + number),
+            )  # fmt: skip
+            for _ in range(parameters.steps):
+                fitted.step()
+                progress.advance(task)
+            rows = transitions.transition_index(others)
+            rows = rows[torch.randperm(len(rows), generator=generator)[:JUDGED]]
+            q = QFunction(critic, readout_without(others))
+            values = (1.0 - discount) * q.of_transitions(transitions, rows)[0]
+            columns = values, mean + deviation * fitted.outputs(rows), returns[rows], shares[rows]
+            judged.append(torch.stack([column.double() for column in columns], dim=1))
+            networks.append(parameters_to_vector(fitted.network.parameters()).detach())
+    table = torch.cat(judged).numpy()
+    constant, readout_weight, network_weight = stacking_weights(table[:, :2], table[:, 2], table[:, 3])
+    logger.info(
+        "value_readout: Q is %.2f times the readout and %.2f times the regression on returns",
+        readout_weight, network_weight,
+    )  # fmt: skip
+    mixture = [constant + network_weight * mean, readout_weight, network_weight * deviation]
+    return RegressedReadout(
+        temperature=readout.temperature, horizons=readout.horizons, discount=discount,
+        self_normalised=readout.self_normalised, base=readout, networks=torch.stack(networks),
+        sizes=fitted.sizes, mixture=torch.tensor(mixture, dtype=torch.float32),
+    )  # fmt: skip
+
+
+class _Regression:
+    """A network and its optimiser, on the transitions of one fold."""
+
+    def __init__(
+        self,
+        critic: ContrastiveCritic,
+        transitions: Transitions,
+        index: Tensor,
+        targets: Tensor,
+        shares: Tensor,
+        parameters: RegressionParameters,
+        seed: int,
+    ) -> None:
+        self._critic, self._transitions, self._index = critic, transitions, index
+        self._targets, self._shares, self._parameters = targets, shares, parameters
+        self.sizes = (self._inputs(index[:1]).shape[-1], *parameters.hidden, 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = mlp(self.sizes[0], parameters.hidden, 1)
+        self._optimizer = torch.optim.Adam(self.network.parameters(), fused=True)
+        self._generator = Generator().manual_seed(seed)
+        self._step = 0
+
+    def _inputs(self, rows: Tensor) -> Tensor:
+        transitions = self._transitions
+        return self._critic.inputs(
+            transitions.states(rows), transitions.actions.index_select(0, rows)
+        ).float()
+
+    @torch.enable_grad()
+    def step(self) -> None:
+        """Take a gradient step on the squared error, weighted by the logged share of each return."""
+        parameters = self._parameters
+        draws = torch.randint(len(self._index), (parameters.batch_size,), generator=self._generator)
+        rows = self._index[draws]
+        with torch.no_grad():
+            inputs = self._inputs(rows)
+        errors = (self.network(inputs).squeeze(-1) - self._targets[rows]).square()
+        loss = (self._shares[rows] * errors).sum() / self._shares[rows].sum()
+        self._optimizer.param_groups[0]["lr"] = (
+            0.5 * parameters.learning_rate * (1.0 + math.cos(math.pi * self._step / parameters.steps))
+        )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimizer.step()
+        self._step += 1
+
+    def outputs(self, rows: Tensor) -> Tensor:
+        """Outputs for transitions, (M,) int64 -> (M,)."""
+        return torch.cat([self.network(self._inputs(part)).squeeze(-1) for part in torch.split(rows, CHUNK)])
+
+
+def stacking_weights(estimates: Floats, returns: Floats, weights: Floats) -> tuple[float, ...]:
+    """Constant and non-negative weights of a sum of estimates with the least squared error.
+
+    Args:
+        estimates: (N, J).
+        returns: (N,).
+        weights: (N,) of the squared errors, non-negative.
+
+    Returns:
+        J + 1 numbers, the constant first.
+    """
+    total = weights.sum()
+    centre, mean = weights @ estimates / total, weights @ returns / total
+    root = np.sqrt(weights)
+    found, _ = nnls((estimates - centre) * root[:, None], (returns - mean) * root)
+    return (float(mean - centre @ found), *(float(weight) for weight in found))
