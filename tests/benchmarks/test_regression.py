@@ -1,0 +1,61 @@
+"""Regression of returns, on a small MDP with exact values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from benchmarks.regression import regress_returns
+from benchmarks.truth import cases, q_table, score
+
+from cvl_pipeline.api import EpisodeData, QFunction, extract_policy
+from cvl_pipeline.episodes.preparation import split_episodes
+from cvl_pipeline.testing.builders import identity_normalisation
+
+
+def grid_data(transitions: int, seed: int = 0) -> EpisodeData:
+    """Log of the grid with timeouts."""
+    log, rewards = cases(transitions)["grid with timeouts"].log(seed)
+    return EpisodeData(log, split_episodes(log, 0.05, seed), identity_normalisation(log), rewards)
+
+
+@pytest.fixture(scope="module")
+def q() -> QFunction:
+    return regress_returns(grid_data(40_000), 0.9, steps=600, hidden=(64, 64))
+
+
+def test_returns_of_a_small_mdp_are_regressed_to_its_exact_values(q: QFunction) -> None:
+    mdp = cases(40_000)["grid with timeouts"].mdp
+    values = q_table(mdp, q)
+    assert score(mdp, values, 0.0)["correlation"] > 0.97
+    assert np.median(values / mdp.q()) == pytest.approx(1.0, abs=0.1)  # in the units of Q
+
+
+def test_the_same_seed_gives_the_same_values() -> None:
+    data = grid_data(2_000)
+    states, actions = data.transitions.states()[:5], data.transitions.actions[:5]
+    values = [
+        regress_returns(data, 0.9, steps=3, hidden=(8,), seed=seed)(states, actions) for seed in (1, 1, 2)
+    ]
+    assert torch.equal(values[0], values[1])
+    assert not torch.equal(values[0], values[2])
+
+
+def test_held_out_rewards_are_not_read() -> None:
+    data = grid_data(2_000)
+    assert data.rewards is not None
+    changed = data.rewards.rewards.clone()
+    changed[data.transitions.transition_index(data.split.validation)] = 1e6
+    values = []
+    for rewards in (data.rewards.rewards, changed):
+        data.rewards.rewards.copy_(rewards)
+        q = regress_returns(data, 0.9, steps=3, hidden=(8,))
+        values.append(q(data.transitions.states()[:5], data.transitions.actions[:5]))
+    assert torch.equal(values[0], values[1])
+
+
+def test_a_policy_can_be_extracted(q: QFunction) -> None:
+    data = grid_data(2_000)
+    training = {"steps": 2, "accelerator": "cpu"}
+    policy = extract_policy(q.critic, q.readout, data, training=training).policy
+    assert policy(data.transitions.states()[:5]).shape == (5, 4)
