@@ -22,6 +22,7 @@ from torch import Generator
 
 from benchmarks import truth
 from benchmarks.common import RESULTS, markdown, write_record
+from benchmarks.worlds import EARLIER
 from cvl_pipeline.api import EpisodeData, QFunction, load_episodes, train_critic
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.episodes.container import Rewards
@@ -41,10 +42,15 @@ NO_HORIZONS = horizon_quantiles(0.5, 0)
 
 
 def grid_data() -> EpisodeData:
-    """Simulate a log of the truth benchmark's grid."""
-    transitions, rewards = truth.cases(12_000)["grid"].log(0)
+    """Simulate a log of the grid of ``benchmarks.truth``."""
+    transitions, rewards = EARLIER["grid"].log(0, 12_000)
     split = split_episodes(transitions, 0.1, 0)
     return EpisodeData(transitions, split, identity_normalisation(transitions), rewards)
+
+
+def grid_parameters(steps: int) -> DynamicsParameters:
+    """A small critic for the grid, with the discount of the values."""
+    return truth.dynamics(steps, 0.9, discount=0.9, **truth.SMALL)
 
 
 def critics(data: EpisodeData, parameters: DynamicsParameters) -> Iterator[tuple[float, ContrastiveCritic]]:
@@ -173,7 +179,7 @@ def main() -> None:
     rows = [
         row
         for where, data, parameters in (
-            ("grid", grid_data(), truth.parameters(steps // 4)),
+            ("grid", grid_data(), grid_parameters(steps // 4)),
             (arguments.task, task_data, DynamicsParameters.model_validate({"training": training})),
         )
         for temperature, critic in critics(data, parameters)

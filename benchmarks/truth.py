@@ -1,15 +1,22 @@
-"""Comparison of CVL's Q with the exact Q of finite MDPs, from a linear solve (docs/truth.md).
+"""Comparison of CVL's Q with the exact Q of random and hand-made worlds (docs/truth.md).
 
-The library's own sampler, losses and readouts run on logs of small MDPs. The last line of the output has the
-results of the default settings, averaged over MDPs and seeds.
+Families of worlds, their recipes and their seeds are in ``benchmarks.worlds``. In every cell, CVL stands beside a
+regression on returns-to-go and, in finite worlds, beside counting and beside the values of the counted model. The last
+line of the output has the results of the default settings.
 
-    python -m benchmarks.truth
+    python -m benchmarks.truth                    the final table, two seeds (at most 15 minutes on two cores)
+    python -m benchmarks.truth --full             three seeds, the first version, losses, readouts, ends, curves
+    python -m benchmarks.truth --study            the study's families, for choosing and tuning
+    python -m benchmarks.truth --garnet '{"states": 80, "actions": 3, "branching": 2, "discount": 0.9,
+        "rewards": "signed"}' --transitions 50000                         any other world of the recipe
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import math
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,141 +31,156 @@ from scipy import stats
 from torch import Generator
 
 from benchmarks.common import RESULTS, markdown, write_record
-from cvl_pipeline.api import EpisodeData, QFunction
+from benchmarks.regression import regress_returns
+from benchmarks.worlds import (
+    CLEAR,
+    EARLIER,
+    FINAL,
+    FIRST_SEED,
+    STUDY,
+    Family,
+    Floats,
+    Queries,
+    queries,
+)
+from cvl_pipeline.api import EpisodeData, QFunction, train_critic
 from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.environments.rollouts import available_cores
-from cvl_pipeline.episodes.container import Rewards, Transitions
-from cvl_pipeline.episodes.preparation import split_episodes
+from cvl_pipeline.episodes.container import Normalisation, Transitions
+from cvl_pipeline.episodes.preparation import fit_normalisation, split_episodes
 from cvl_pipeline.networks.critic import ContrastiveCritic
-from cvl_pipeline.readout.build import exact_readout, horizon_quantiles
+from cvl_pipeline.readout.build import build_readout, exact_readout, horizon_quantiles
 from cvl_pipeline.readout.moving_average import MovingFeatures
+from cvl_pipeline.readout.parameters import READOUTS
 from cvl_pipeline.readout.readouts import Readout, feature_readout
 from cvl_pipeline.readout.references import all_references, compress, draw_references
 from cvl_pipeline.testing.builders import identity_normalisation
-from cvl_pipeline.testing.finite_mdp import FiniteMDP, Floats, chain, grid_world
+from cvl_pipeline.testing.finite_mdp import FiniteMDP
 
-DEFAULT_LOSS, DEFAULT_READOUT = "symmetric_infonce", "exact, self-normalised"
+DEFAULT, REWARD_FREE, REGRESSION = "CVL", "CVL, reward-free", "regression"
+FIRST_VERSION = "CVL, first version"
+COUNTING, MODEL = "counting", "counted model"
+STEPS = 4000
+SMALL = {"hidden": (64, 64), "representation_size": 32}
+"""Networks of the tables of losses and readouts, as small as their worlds."""
 HORIZONS = 16
 FEATURES = 1024
 REFERENCES = 256
 SUMMED = 8192  # references summed by the features; about 30 states need no more
 
 
+def critic_discount(discount: float) -> float:
+    """The default's rule for the critic's discount: the square root of the values' horizon, 0.83 for 0.97."""
+    return 1.0 - math.sqrt(1.0 - discount)
+
+
 @dataclass(frozen=True)
-class Case:
-    """An MDP and the size of its log."""
+class Cell:
+    """A world and one log of it."""
 
-    mdp: FiniteMDP
-    steps: int  # maximum length of an episode
-    transitions: int  # approximate number of logged transitions
+    family: Family
+    seed: int
+    transitions: int | None = None
 
-    def log(self, seed: int) -> tuple[Transitions, Rewards]:
-        """Simulate the log of one seed."""
-        return self.mdp.log_episodes(self.transitions // self.steps, self.steps, seed)
+    def data(self) -> EpisodeData:
+        """Simulate the log, and hold out a twentieth of its episodes."""
+        transitions, rewards = self.family.log(self.seed, self.transitions)
+        split = split_episodes(transitions, 0.05, self.seed)
+        return EpisodeData(transitions, split, self.normalisation(transitions), rewards)
 
-
-def cases(transitions: int) -> dict[str, Case]:
-    """Build the four MDPs."""
-    return {
-        "grid": Case(grid_world(side=5, goal=True), 100, transitions),
-        "chain": Case(chain(states=12), 100, transitions),
-        "grid with terminal states": Case(grid_world(side=5, goal=True, terminal=True), 100, transitions),
-        "grid with timeouts": Case(grid_world(side=5, goal=True), 20, transitions),
-    }
+    def normalisation(self, transitions: Transitions) -> Normalisation:
+        """One-hot vectors stay as they are; other observations are standardised, as in the pipeline."""
+        if isinstance(self.family.world(self.seed), FiniteMDP):
+            return identity_normalisation(transitions)
+        return fit_normalisation(transitions, split_episodes(transitions, 0.05, self.seed), 1e-3)
 
 
-LOSSES: dict[str, dict[str, Any]] = {
-    DEFAULT_LOSS: {},
-    "symmetric_infonce, learned temperature": {"learned_temperature": True},
-    "symmetric_infonce, raw": {"representation": "raw", "temperature": 1.0},
-    "symmetric_infonce, horizon-conditioned": {"horizon_conditioning": True},
-    "infonce": {"loss": "infonce"},
-    "infonce, logsumexp penalty 0.01": {"loss": {"name": "infonce", "logsumexp_penalty": 0.01}},
-    "nce": {"loss": "nce"},
-    "nce, raw": {"loss": "nce", "representation": "raw", "temperature": 1.0},
-}
-
-
-def parameters(steps: int, **changes: Any) -> DynamicsParameters:
-    """Build parameters: the pipeline's defaults where they matter (loss, temperature), with small networks."""
+def dynamics(steps: int, values_discount: float, **changes: Any) -> DynamicsParameters:
+    """The pipeline's defaults for values of a discount, with changes."""
     training = {"steps": steps, "validation_interval": steps, "accelerator": "cpu"}
-    values: dict[str, Any] = {
-        "discount": 0.9, "representation_size": 32, "hidden": (64, 64), "validation_batches": 1,
-        "training": training,
-    }  # fmt: skip
+    values = {"discount": critic_discount(values_discount), "validation_batches": 1, "training": training}
     return DynamicsParameters.model_validate(values | changes)
 
 
-def readouts(
-    critic: ContrastiveCritic, data: EpisodeData, moving: MovingFeatures | None
-) -> dict[str, Readout]:
-    """Build all readouts of a critic."""
+def estimates(cell: Cell, methods: list[str], steps: int) -> dict[str, Floats]:
+    """Values of all queries by each method, (N, C) each."""
+    data, world = cell.data(), cell.family.world(cell.seed)
     assert data.rewards is not None
-    generator = Generator().manual_seed(0)
-    everything = all_references(critic, data.transitions, data.rewards, data.split.train)
-    summed = draw_references(everything, SUMMED, False, generator)
-    discount, temperature = critic.shape.discount, critic.temperature.detach()
-    horizons = horizon_quantiles(discount, HORIZONS if critic.shape.horizon_conditioning else 0)
+    asked, gamma, seed = queries(world), world.discount, cell.seed
+    found: dict[str, Floats] = {}
 
-    def exact(references: Any, self_normalised: bool = True) -> Readout:
-        return exact_readout(critic, references, horizons, discount, self_normalised)
+    def values(q: QFunction) -> Floats:
+        return q_values(asked, q)
 
-    by_name = {
-        DEFAULT_READOUT: exact(everything),
-        "exact, unnormalised": exact(everything, self_normalised=False),
-        f"exact, {REFERENCES} references": exact(draw_references(everything, REFERENCES, False, generator)),
-        f"exact, {REFERENCES} references by reward": exact(
-            draw_references(everything, REFERENCES, True, generator)
-        ),
-        "exact, 16 prototypes": exact(compress(everything, 16, temperature, generator)),
-    }
-    for method, fourier in (("random_fourier", True), ("positive_random", False)):
-        for normalised in (True, False):
-            name = f"{method}, {'self-normalised' if normalised else 'unnormalised'}"
-            by_name[name] = feature_readout(
-                summed, fourier, FEATURES, generator,
-                temperature=temperature, horizons=horizons, discount=discount, self_normalised=normalised,
-            )  # fmt: skip
-    if moving is not None:
-        by_name["random_fourier, moving average"] = moving.readout(critic)
-    return by_name
+    if DEFAULT in methods:
+        parameters = READOUTS.validate({"method": "exact", "references": None, "discount": gamma})
+        critic = train_critic(data, dynamics(steps, gamma), seed).critic.requires_grad_(False)
+        readout = build_readout(critic, data.transitions, data.rewards, data.split, parameters, seed)  # type: ignore[arg-type]
+        found[DEFAULT] = values(QFunction(critic, readout))
+        found[REWARD_FREE] = values(QFunction(critic, readout.alone))
+    if FIRST_VERSION in methods:
+        critic = train_critic(data, dynamics(steps, gamma, discount=gamma), seed).critic.requires_grad_(False)
+        everything = all_references(critic, data.transitions, data.rewards, data.split.train)
+        found[FIRST_VERSION] = values(QFunction(critic, exact_readout(critic, everything, NONE, gamma)))
+    if REGRESSION in methods:
+        found[REGRESSION] = values(regress_returns(data, gamma, steps, (256, 256), seed))
+    if isinstance(world, FiniteMDP):
+        alive = ~world.terminal
+        if COUNTING in methods:
+            found[COUNTING] = tabular_values(world, data.transitions)[alive]
+        if MODEL in methods:
+            found[MODEL] = model_values(world, data.transitions)[alive]
+    return found
 
 
-def q_table(mdp: FiniteMDP, q: QFunction) -> Floats:
-    """Q of every state and action, (S, A)."""
-    with torch.no_grad():
-        values: Floats = q.of_all_actions(torch.eye(mdp.states)).double().numpy()
-    return values
+NONE = torch.zeros(0, dtype=torch.int64)
+"""No horizons: the critic is not conditioned on the offset."""
 
 
-def score(mdp: FiniteMDP, values: Floats, noise: float) -> dict[str, float]:
-    """Compare a table of values (S, A) with the exact one, without terminal states.
+def q_values(asked: Queries, q: QFunction) -> Floats:
+    """Q of all queries, (N, C)."""
+    count, choices = asked.exact.shape
+    observations = asked.observations.repeat_interleave(choices, dim=0)
+    values, _ = q.in_batches(observations, asked.actions.reshape(count * choices, -1))
+    return values.reshape(count, choices).double().numpy()
+
+
+def score(exact: Floats, estimate: Floats, noise: float) -> dict[str, float]:
+    """Compare values with the exact ones, (N, C) each: C actions at each of N states.
 
     Returns:
-        ``correlation``: Pearson's, over all pairs. ``error``: root mean square difference after the best
-        scaling of the values, divided by the exact values' standard deviation. ``clear_states``: share of
-        states whose gap between best and second-best action exceeds ``noise``. ``greedy_agreement``: share of
-        those states with the right best action (NaN if there are none).
+        ``correlation``: Pearson's, over all pairs. ``within``: the same after the mean of each state is taken off.
+        ``error``: root mean square difference after the best scaling of the values, divided by the exact values'
+        standard deviation. ``clear_states``: share of states whose gap between best and second-best action exceeds
+        ``noise``. ``greedy_agreement``: share of those states with the right best action (NaN if there are none).
     """
-    exact, estimate = mdp.q()[~mdp.terminal], values[~mdp.terminal]
-    scale = (exact * estimate).sum() / (estimate * estimate).sum()
+    scale = (exact * estimate).sum() / max((estimate * estimate).sum(), 1e-300)
     ordered = np.sort(exact, axis=1)
     clear = ordered[:, -1] - ordered[:, -2] > noise
     agrees = exact.argmax(1) == estimate.argmax(1)
+    inside = [values - values.mean(1, keepdims=True) for values in (exact, estimate)]
     return {
-        "correlation": float(np.corrcoef(exact.ravel(), estimate.ravel())[0, 1]),
+        "correlation": _correlation(exact, estimate),
+        "within": _correlation(*inside),
         "error": float(np.sqrt(np.mean((scale * estimate - exact) ** 2)) / exact.std()),
         "greedy_agreement": float(agrees[clear].mean()) if clear.any() else float("nan"),
         "clear_states": float(clear.mean()),
     }
 
 
+def _correlation(first: Floats, second: Floats) -> float:
+    """Pearson's correlation; 0 if one side is constant, which knows nothing of the other."""
+    if first.std() < 1e-12 or second.std() < 1e-12:
+        return 0.0
+    return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
+
+
 def tabular_values(mdp: FiniteMDP, transitions: Transitions, ends: str = "ours") -> Floats:
     """Estimate Q from the log by counting, without a network, (S, A).
 
     Every pair of a transition and a state k steps later counts ``gamma^(k-1)`` (and so does every absorbed
-    future, with reward 0), normalised over the pairs of each (s, a).
+    future, with reward 0), normalised over the pairs of each (s, a). A pair that was never logged has the mean of all.
 
     Args:
         mdp: provides the rewards and the discount.
@@ -189,175 +211,377 @@ def tabular_values(mdp: FiniteMDP, transitions: Transitions, ends: str = "ours")
         np.add.at(expected, (at[0][reach], at[1][reach]), reward)
     if ends == "clamped":
         np.add.at(expected, at, mdp.discount**left * mdp.reward[states[rows + left]])
-    result: Floats = expected / np.maximum(mass, 1e-12) / (1.0 - mdp.discount)
+    mean = expected.sum() / mass.sum()
+    result: Floats = np.where(mass > 0, expected / np.maximum(mass, 1e-12), mean) / (1.0 - mdp.discount)
     return result
 
 
-def noise_level(mdp: FiniteMDP, transitions: Transitions) -> float:
-    """Root mean square error of counting on the same log, the uncertainty of the data for any method."""
-    alive = ~mdp.terminal
-    return float(np.sqrt(np.mean((tabular_values(mdp, transitions)[alive] - mdp.q()[alive]) ** 2)))
+def model_values(mdp: FiniteMDP, transitions: Transitions) -> Floats:
+    """Q of the MDP and policy that the log's counts make most likely, (S, A): the best a table can do with the log.
+
+    Rewards and terminal states are known. A pair that was never logged leads anywhere, as often as the log does.
+    """
+    index = torch.arange(len(transitions))
+    rows = index + transitions.episode_of(index)
+    states = transitions.observations.argmax(1)
+    counts = np.zeros((mdp.states, mdp.actions, mdp.states))
+    np.add.at(
+        counts, (states[rows].numpy(), transitions.actions.argmax(1).numpy(), states[rows + 1].numpy()), 1
+    )
+    visits = counts.sum(-1)
+    step = np.where(
+        visits[..., None] > 0, counts / np.maximum(visits, 1)[..., None], counts.sum((0, 1)) / counts.sum()
+    )
+    of_state = visits.sum(1, keepdims=True)
+    policy = np.where(of_state > 0, visits / np.maximum(of_state, 1), 1.0 / mdp.actions)
+    return replace(mdp, step=step, policy=policy).q()
 
 
-def one_critic(job: tuple[str, str, int, int, int]) -> list[dict[str, Any]]:
-    """Train one critic on one log and score all its readouts."""
-    case_name, loss, seed, transitions_wanted, steps = job
+def noise_level(cell: Cell, transitions: Transitions) -> float:
+    """Gap above which a state counts as clear.
+
+    In a finite world it is the root mean square error of counting on the same log, the uncertainty of the data for any
+    method. In a continuous world it is a tenth of the standard deviation of Q.
+    """
+    world = cell.family.world(cell.seed)
+    if not isinstance(world, FiniteMDP):
+        return CLEAR * float(queries(world).exact.std())
+    alive = ~world.terminal
+    return float(np.sqrt(np.mean((tabular_values(world, transitions)[alive] - world.q()[alive]) ** 2)))
+
+
+def one_cell(job: tuple[Cell, list[str], int]) -> list[dict[str, Any]]:
+    """Score all methods in one cell."""
+    cell, methods, steps = job
     torch.set_num_threads(1)
     logging.getLogger("lightning").setLevel(logging.ERROR)
-    case = cases(transitions_wanted)[case_name]
-    transitions, rewards = case.log(seed)
-    noise = noise_level(case.mdp, transitions)
-    if loss == "without absorbing state":
-        ends = transitions.terminated
-        transitions = replace(transitions, terminated=torch.zeros_like(ends), truncated=torch.ones_like(ends))
-    split = split_episodes(transitions, 0.05, seed)
-    data = EpisodeData(transitions, split, identity_normalisation(transitions), rewards)
-    settings = parameters(steps, **LOSSES.get(loss, {}))
-    moving = None
-    if loss == DEFAULT_LOSS:
-        moving = MovingFeatures(
-            rewards.rewards, features=FEATURES, size=settings.representation_size,
-            temperature=settings.temperature, decay=0.99, seed=seed,
-        )  # fmt: skip
-    critic = train_dynamics(data, settings, seed, observer=moving).critic.requires_grad_(False)
-    rows = []
-    for name, readout in readouts(critic, data, moving).items():
-        start = time.perf_counter()
-        values = q_table(case.mdp, QFunction(critic, readout))
-        micros = (time.perf_counter() - start) / values.size * 1e6
-        rows.append(
-            {
-                "mdp": case_name, "loss": loss, "readout": name, "seed": seed, "noise": noise,
-                "microseconds": micros, "values": values.tolist(), **score(case.mdp, values, noise),
-            }
-        )  # fmt: skip
-    return rows
+    start = time.perf_counter()
+    exact = queries(cell.family.world(cell.seed)).exact
+    noise = noise_level(cell, cell.data().transitions)
+    shared = {
+        "family": cell.family.name, "seed": cell.seed, "noise": noise, "steps": steps,
+        "transitions": cell.transitions or cell.family.transitions,
+    }  # fmt: skip
+    found = estimates(cell, methods, steps)
+    print(f"{cell.family.name}, seed {cell.seed}: {time.perf_counter() - start:.0f} s", flush=True)  # noqa: T201
+    return [shared | {"method": name, **score(exact, values, noise)} for name, values in found.items()]
 
 
-def summarise(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Mean over MDPs and seeds with a 95 % interval, in which seeds are random and MDPs are fixed."""
-    scores = ["correlation", "error", "greedy_agreement"]
+def in_parallel(work: Any, jobs: list[Any], workers: int) -> pd.DataFrame:
+    """Run jobs, largest log first, and collect their rows in one table."""
+    if workers == 1:
+        results = [work(job) for job in jobs]
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            results = list(pool.map(work, jobs))
+    return pd.DataFrame([row for result in results for row in result])
+
+
+SCORES = ["correlation", "within", "greedy_agreement"]
+
+
+def interval(values: pd.Series) -> float:
+    """Half of the 95 % interval of a mean over seeds, by Student's t; NaN for one seed."""
+    count = int(values.count())
+    return float(stats.t.ppf(0.975, count - 1) * values.std() / math.sqrt(count)) if count > 1 else math.nan
+
+
+def by_family(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean of each family and method over seeds, with intervals."""
     out = []
-    for key, part in rows.groupby(by, sort=False):
-        entry: dict[str, Any] = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
-        for name in scores:
-            cells = part.groupby("mdp")[name]
-            seeds, mdps = int(cells.count().min()), len(cells)
-            entry[name] = cells.mean().mean()
-            if seeds > 1:
-                error = np.sqrt((cells.var() / seeds).sum()) / mdps
-                entry[f"{name}_ci"] = float(stats.t.ppf(0.975, mdps * (seeds - 1)) * error)
+    for (family, method), part in rows.groupby(["family", "method"], sort=False):
+        entry: dict[str, Any] = {"family": family, "method": method}
+        for name in SCORES:
+            entry |= {name: part[name].mean(), f"{name}_ci": interval(part[name])}
         out.append(entry)
     return pd.DataFrame(out)
 
 
-def plot(rows: pd.DataFrame, table: pd.DataFrame, transitions: int) -> Figure:
-    """Plot default against exact values for each MDP, and the correlation of every loss and readout."""
-    figure = Figure(figsize=(15, 9), layout="constrained")
-    grid = figure.add_gridspec(2, 4, height_ratios=[1, 1.25])
-    for column, (name, case) in enumerate(cases(transitions).items()):
-        axis = figure.add_subplot(grid[0, column])
-        exact = case.mdp.q()[~case.mdp.terminal].ravel()
-        chosen = rows[(rows["mdp"] == name) & (rows["readout"] == DEFAULT_READOUT)]
-        for loss, colour in ((DEFAULT_LOSS, "#1b6ca8"), ("without absorbing state", "#b3423a")):
-            part = chosen[chosen["loss"] == loss]
-            if len(part):
-                values = np.array(part["values"].iloc[0])[~case.mdp.terminal].ravel()
-                axis.scatter(exact, values, s=12, color=colour, label=loss)
-        span = [exact.min(), exact.max()]
-        axis.plot(span, span, ":", color="black", lw=1)
-        axis.set(title=name, xlabel="exact Q", ylabel="CVL's Q")
-        axis.legend(frameon=False, fontsize=8)
-    axis = figure.add_subplot(grid[1, :])
-    matrix = table.pivot_table(index="loss", columns="readout", values="correlation", sort=False)
-    image = axis.imshow(matrix.to_numpy(), vmin=0.5, vmax=1.0, cmap="viridis", aspect="auto")
-    axis.set_xticks(range(matrix.shape[1]), list(matrix.columns), rotation=25, ha="right", fontsize=8)
-    axis.set_yticks(range(matrix.shape[0]), list(matrix.index), fontsize=8)
-    for (i, j), value in np.ndenumerate(matrix.to_numpy()):
-        if np.isfinite(value):
-            axis.text(
-                j,
-                i,
-                f"{value:.3f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if value < 0.85 else "black",
-            )
-    axis.set_title("Correlation with the exact Q, mean over MDPs and seeds")
-    figure.colorbar(image, ax=axis)
-    return figure
+def summary(rows: pd.DataFrame, method: str) -> dict[str, float]:
+    """The numbers of the last line for one method.
+
+    Returns:
+        ``correlation``: mean over families; ``worst``: of the lowest family; ``greedy_agreement``: mean over families;
+        ``beside_regression``: lowest difference of a family's correlation from that of the regression.
+    """
+    means = rows.groupby(["method", "family"], sort=False)[SCORES].mean()
+    own, beside = means.loc[method], means.loc[REGRESSION]
+    return {
+        "correlation": float(own["correlation"].mean()),
+        "worst": float(own["correlation"].min()),
+        "greedy_agreement": float(own["greedy_agreement"].mean()),
+        "beside_regression": float((own["correlation"] - beside["correlation"]).min()),
+    }
 
 
-def ends_table(transitions: int, seeds: int) -> pd.DataFrame:
-    """Table of the effect of each treatment of episode ends on Q, by counting, without training."""
-    rows = []
-    for name, case in cases(transitions).items():
-        if name not in ("grid with terminal states", "grid with timeouts"):
-            continue
-        for seed in range(seeds):
-            log, _ = case.log(seed)
-            noise = noise_level(case.mdp, log)
-            for ends in ("ours", "uniform anchors", "clamped", "no absorbing state"):
-                values = tabular_values(case.mdp, log, ends)
-                rows.append({"mdp": name, "ends": ends, "seed": seed, **score(case.mdp, values, noise)})
-    return pd.concat(
-        [summarise(part, ["mdp", "ends"]) for _, part in pd.DataFrame(rows).groupby("mdp", sort=False)]
+def last_line(numbers: dict[str, float], name: str) -> str:
+    """One line of the numbers of ``summary``."""
+    return f"{name}: " + " ".join(
+        f"{key}={value:{'+' if key == 'beside_regression' else ''}.4f}" for key, value in numbers.items()
     )
 
 
-def run(transitions: int, seeds: int, steps: int, workers: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Run all critics and readouts; return all rows, and the means."""
-    jobs = [
-        (case, loss, seed, transitions, steps)
-        for seed in range(seeds)
-        for case in cases(transitions)
-        for loss in [*LOSSES, *(["without absorbing state"] if "terminal" in case else [])]
+def wide(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """One row per family and one column per method, with intervals where there are any."""
+    cells = table.assign(
+        cell=[
+            "" if math.isnan(value) else f"{value:.3f}" + ("" if math.isnan(ci) else f" ± {ci:.3f}")
+            for value, ci in zip(table[column], table[f"{column}_ci"], strict=True)
+        ]
+    )
+    pivot = cells.pivot_table(index="family", columns="method", values="cell", sort=False, aggfunc="first")
+    return pivot.fillna("").reset_index().rename_axis(columns=None)
+
+
+# What only --full runs.
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "symmetric_infonce": {},
+    "symmetric_infonce, discount of the values": {"discount": 0.9},
+    "symmetric_infonce, learned temperature": {"learned_temperature": True},
+    "symmetric_infonce, raw": {"representation": "raw", "temperature": 1.0},
+    "symmetric_infonce, horizon-conditioned": {"horizon_conditioning": True, "discount": 0.9},
+    "infonce": {"loss": "infonce"},
+    "infonce, logsumexp penalty 0.01": {"loss": {"name": "infonce", "logsumexp_penalty": 0.01}},
+    "nce": {"loss": "nce"},
+    "nce, raw": {"loss": "nce", "representation": "raw", "temperature": 1.0},
+}
+"""Losses and critics, compared on the four worlds of the first version, whose discount is 0.9."""
+EXACT = "exact, self-normalised"
+
+
+def readouts(critic: ContrastiveCritic, data: EpisodeData, gamma: float) -> dict[str, Readout]:
+    """Build all readouts of a critic, none of them regressed."""
+    assert data.rewards is not None
+    generator = Generator().manual_seed(0)
+    conditioned = critic.shape.horizon_conditioning
+    everything = all_references(
+        critic, data.transitions, data.rewards, data.split.train, None if conditioned else gamma
+    )
+    summed = draw_references(everything, SUMMED, False, generator)
+    temperature = critic.temperature.detach()
+    horizons = horizon_quantiles(gamma, HORIZONS if conditioned else 0)
+
+    def exact(references: Any, self_normalised: bool = True) -> Readout:
+        return exact_readout(critic, references, horizons, gamma, self_normalised)
+
+    by_name = {
+        EXACT: exact(everything),
+        "exact, unnormalised": exact(everything, self_normalised=False),
+        f"exact, {REFERENCES} references": exact(draw_references(everything, REFERENCES, False, generator)),
+        f"exact, {REFERENCES} references by reward": exact(
+            draw_references(everything, REFERENCES, True, generator)
+        ),
+        "exact, 16 prototypes": exact(compress(everything, 16, temperature, generator)),
+    }
+    for method, fourier in (("random_fourier", True), ("positive_random", False)):
+        for normalised in (True, False):
+            name = f"{method}, {'self-normalised' if normalised else 'unnormalised'}"
+            by_name[name] = feature_readout(
+                summed, fourier, FEATURES, generator,
+                temperature=temperature, horizons=horizons, discount=gamma, self_normalised=normalised,
+            )  # fmt: skip
+    return by_name
+
+
+def one_critic(job: tuple[Cell, str, int]) -> list[dict[str, Any]]:
+    """Train a small critic with one loss on one log and score all its readouts."""
+    cell, loss, steps = job
+    torch.set_num_threads(1)
+    logging.getLogger("lightning").setLevel(logging.ERROR)
+    data, world = cell.data(), cell.family.world(cell.seed)
+    assert data.rewards is not None
+    noise, asked, gamma = noise_level(cell, data.transitions), queries(world), world.discount
+    if loss == "without absorbing state":
+        ends = data.transitions.terminated
+        data = replace(
+            data,
+            transitions=replace(
+                data.transitions, terminated=torch.zeros_like(ends), truncated=torch.ones_like(ends)
+            ),
+        )
+    parameters = dynamics(steps, gamma, **SMALL, **LOSSES.get(loss, {}))
+    moving = None
+    if loss == "symmetric_infonce, discount of the values":
+        assert data.rewards is not None
+        moving = MovingFeatures(
+            data.rewards.rewards, features=FEATURES, size=parameters.representation_size,
+            temperature=parameters.temperature, decay=0.99, seed=cell.seed,
+        )  # fmt: skip
+    critic = train_dynamics(data, parameters, cell.seed, observer=moving).critic.requires_grad_(False)
+    by_name = readouts(critic, data, gamma)
+    if moving is not None:
+        by_name["random_fourier, moving average"] = moving.readout(critic)
+    shared = {"family": cell.family.name, "loss": loss, "seed": cell.seed}
+    return [
+        shared | {"readout": name, **score(asked.exact, q_values(asked, QFunction(critic, readout)), noise)}
+        for name, readout in by_name.items()
     ]
-    if workers == 1:
-        results = [one_critic(job) for job in jobs]
-    else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            results = list(pool.map(one_critic, jobs))
-    rows = pd.DataFrame([row for result in results for row in result])
-    return rows, summarise(rows[rows["loss"] != "without absorbing state"], ["loss", "readout"])
+
+
+def over_families(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Mean over families and seeds with a 95 % interval, in which seeds are random and families are fixed."""
+    out = []
+    for key, part in rows.groupby(by, sort=False):
+        entry: dict[str, Any] = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
+        for name in ("correlation", "error", "greedy_agreement"):
+            cells = part.groupby("family")[name]
+            seeds, count = int(cells.count().min()), len(cells)
+            entry[name] = cells.mean().mean()
+            if seeds > 1:
+                error = np.sqrt((cells.var() / seeds).sum()) / count
+                entry[f"{name}_ci"] = float(stats.t.ppf(0.975, count * (seeds - 1)) * error)
+        out.append(entry)
+    return pd.DataFrame(out)
+
+
+def ends_table(seeds: list[int]) -> pd.DataFrame:
+    """Table of the effect of each treatment of episode ends on Q, by counting, without training."""
+    rows = []
+    for name in ("grid with terminal states", "grid with timeouts"):
+        for seed in seeds:
+            cell = Cell(EARLIER[name], seed)
+            transitions, world = cell.data().transitions, cell.family.world(seed)
+            assert isinstance(world, FiniteMDP)
+            noise, alive = noise_level(cell, transitions), ~world.terminal
+            for ends in ("ours", "uniform anchors", "clamped", "no absorbing state"):
+                values = tabular_values(world, transitions, ends)[alive]
+                scores = score(world.q()[alive], values, noise)
+                rows.append({"family": name, "ends": ends, "seed": seed, **scores})
+    return pd.concat(
+        [
+            over_families(part, ["family", "ends"])
+            for _, part in pd.DataFrame(rows).groupby("family", sort=False)
+        ]
+    )
+
+
+CURVES = ("30 states, sparse", "1000 states", "linear, 16")
+CURVE_STEPS = (1000, 2000, 8000, 16_000)
+CURVE_LOGS = (1000, 10_000, 1_000_000)
+
+
+def curve_jobs(seed: int, steps: int) -> list[tuple[Cell, list[str], int]]:
+    """Cells along training steps and sizes of the log, in three families."""
+    methods = [DEFAULT, REGRESSION, COUNTING, MODEL]
+    families = [FINAL[name] for name in CURVES]
+    along_steps = [(Cell(family, seed), methods, count) for family in families for count in CURVE_STEPS]
+    along_logs = [
+        (Cell(family, seed, size), methods, steps)
+        for family in families
+        for size in CURVE_LOGS
+        if family.name != "1000 states" or size < 1_000_000  # its one-hot log would take 4 GB
+    ]
+    return along_steps + along_logs
+
+
+def plot(table: pd.DataFrame) -> Figure:
+    """Plot the correlation of every method in every family, with intervals over seeds."""
+    families = list(dict.fromkeys(table["family"]))
+    figure = Figure(figsize=(11, 0.42 * len(families) + 1.6), layout="constrained")
+    axis = figure.add_subplot()
+    styles = {
+        DEFAULT: ("o", "#1b6ca8"), REWARD_FREE: ("s", "#59a5d8"), REGRESSION: ("^", "#b3423a"),
+        FIRST_VERSION: ("x", "#777777"), COUNTING: ("|", "#222222"), MODEL: ("_", "#222222"),
+    }  # fmt: skip
+    for method, part in table.groupby("method", sort=False):
+        marker, colour = styles.get(str(method), (".", "#999999"))
+        places = [families.index(name) for name in part["family"]]
+        axis.errorbar(
+            part["correlation"], places, xerr=part["correlation_ci"].fillna(0.0), fmt=marker, color=colour,
+            label=str(method), capsize=2, lw=1,
+        )  # fmt: skip
+    axis.set_yticks(range(len(families)), families)
+    axis.invert_yaxis()
+    axis.axvline(0.95, ls=":", color="black", lw=1)
+    axis.set(xlabel="correlation with the exact Q", title="Mean over seeds, with 95 % intervals")
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(frameon=False, fontsize=8, loc="lower left")
+    return figure
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="everything that docs/truth.md shows; hours")
+    parser.add_argument("--study", action="store_true", help="the study's families instead of the final ones")
+    parser.add_argument("--families", nargs="+", help="names of families; default: all")
+    parser.add_argument("--garnet", type=json.loads, help="settings of a random MDP, instead of the families")
+    parser.add_argument("--linear", type=json.loads, help="settings of a linear-Gaussian world, likewise")
+    parser.add_argument("--transitions", type=int, default=100_000, help="logged, with --garnet or --linear")
+    parser.add_argument("--seeds", type=int, help="worlds and logs of each family; default 2, with --full 3")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of contrastive training, and of regression")
+    parser.add_argument("--workers", type=int, default=available_cores())
+    return parser.parse_args()
+
+
+def chosen_families(arguments: argparse.Namespace) -> dict[str, Family]:
+    """The families that the command line names."""
+    if arguments.garnet or arguments.linear:
+        source, settings = ("garnet", arguments.garnet) if arguments.garnet else ("linear", arguments.linear)
+        make = next(
+            family.make for name, family in STUDY.items() if source in (family.make.__name__, name[:6])
+        )
+        return {source: Family(source, make, settings, arguments.transitions)}
+    families = STUDY if arguments.study else FINAL
+    return {name: families[name] for name in arguments.families or families}
 
 
 def main() -> None:
     """Run everything, print and save the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--transitions", type=int, default=200_000, help="logged in each MDP")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2000, help="of contrastive training")
-    parser.add_argument("--workers", type=int, default=available_cores())
-    arguments = parser.parse_args()
+    arguments = parse()
     start = time.perf_counter()
-    rows, table = run(arguments.transitions, arguments.seeds, arguments.steps, arguments.workers)
-    ends = ends_table(arguments.transitions, arguments.seeds)
-    terminal = rows[(rows["mdp"] == "grid with terminal states") & (rows["readout"] == DEFAULT_READOUT)]
-    absorbing = summarise(
-        terminal[terminal["loss"].isin([DEFAULT_LOSS, "without absorbing state"])], ["loss"]
-    )
-    by_mdp = summarise(rows[(rows["loss"] == DEFAULT_LOSS) & (rows["readout"] == DEFAULT_READOUT)], ["mdp"])
-    noise = rows.groupby("mdp", sort=False)[["noise", "clear_states"]].mean().reset_index()
-    write_record(
-        RESULTS / "truth.json",
-        seconds=time.perf_counter() - start,
-        table=table.to_dict("records"),
-        default_by_mdp=by_mdp.to_dict("records"),
-        absorbing_state=absorbing.to_dict("records"),
-        ends=ends.to_dict("records"),
-        noise=noise.to_dict("records"),
-    )
-    plot(rows, table, arguments.transitions).savefig(RESULTS / "truth.png", dpi=90)
-    print("\nLosses and readouts, mean over the MDPs\n\n" + markdown(table))  # noqa: T201
-    print("\nThe default on each MDP\n\n" + markdown(by_mdp))  # noqa: T201
+    families = chosen_families(arguments)
+    first = FIRST_SEED["study" if arguments.study else "final"]
+    seeds = [first + number for number in range(arguments.seeds or (3 if arguments.full else 2))]
+    methods = [DEFAULT, REGRESSION, COUNTING, MODEL, *([FIRST_VERSION] if arguments.full else [])]
+    largest = sorted(families.values(), key=lambda family: -family.transitions)
+    jobs = [(Cell(family, seed), methods, arguments.steps) for family in largest for seed in seeds]
+    rows = in_parallel(one_cell, jobs, arguments.workers)
+    order = {name: place for place, name in enumerate(families)}
+    rows = rows.sort_values(["family", "seed"], key=lambda part: part.map(order).fillna(part), kind="stable")
+    table = by_family(rows)
+    lines = {name: summary(rows, method) for name, method in LINES.items() if method in set(rows["method"])}
+    record: dict[str, Any] = {"rows": rows.to_dict("records"), "summary": lines}
+    print("\nCorrelation with the exact Q\n\n" + markdown(wide(table, "correlation")))  # noqa: T201
+    print("\nCorrelation within states\n\n" + markdown(wide(table, "within")))  # noqa: T201
+    print("\nGreedy agreement\n\n" + markdown(wide(table, "greedy_agreement")))  # noqa: T201
+    if arguments.full:
+        record |= full(seeds, arguments)
+    if families == FINAL:
+        name = "truth_full" if arguments.full else "truth"
+        write_record(RESULTS / f"{name}.json", seconds=time.perf_counter() - start, seeds=seeds, **record)
+        plot(table).savefig(RESULTS / f"{name}.png", dpi=90)
+    print()  # noqa: T201
+    for name, numbers in reversed(lines.items()):
+        print(last_line(numbers, name))  # noqa: T201
+
+
+LINES = {"default": DEFAULT, "reward-free": REWARD_FREE, "first version": FIRST_VERSION}
+
+
+def full(seeds: list[int], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run losses, readouts, ends of episodes and curves; print and return their tables."""
+    steps = min(arguments.steps, 2000)
+    jobs = [
+        (Cell(family, seed), loss, steps)
+        for seed in seeds
+        for name, family in EARLIER.items()
+        for loss in [*LOSSES, *(["without absorbing state"] if "terminal" in name else [])]
+    ]
+    rows = in_parallel(one_critic, jobs, arguments.workers)
+    table = over_families(rows[rows["loss"] != "without absorbing state"], ["loss", "readout"])
+    terminal = rows[(rows["family"] == "grid with terminal states") & (rows["readout"] == EXACT)]
+    chosen = terminal[terminal["loss"].isin(["symmetric_infonce", "without absorbing state"])]
+    absorbing, ends = over_families(chosen, ["loss"]), ends_table(seeds)
+    curves = in_parallel(one_cell, curve_jobs(seeds[0], arguments.steps), arguments.workers)
+    columns = ["family", "transitions", "steps", "method", "correlation", "greedy_agreement"]
+    print("\nLosses and readouts on the four first worlds\n\n" + markdown(table))  # noqa: T201
     print("\nTerminal states, with and without the absorbing state\n\n" + markdown(absorbing))  # noqa: T201
     print("\nEnds of episodes, by counting alone\n\n" + markdown(ends))  # noqa: T201
-    print("\nNoise level and share of states above it\n\n" + markdown(noise))  # noqa: T201
-    default = table[(table["loss"] == DEFAULT_LOSS) & (table["readout"] == DEFAULT_READOUT)].iloc[0]
-    correlation, agreement = default["correlation"], default["greedy_agreement"]
-    print(f"\ndefault: correlation={correlation:.4f} greedy_agreement={agreement:.3f}")  # noqa: T201
+    print("\nAlong training steps and sizes of the log\n\n" + markdown(curves[columns]))  # noqa: T201
+    tables = {"losses": table, "absorbing_state": absorbing, "ends": ends, "curves": curves[columns]}
+    return {name: part.to_dict("records") for name, part in tables.items()}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks import readouts, truth
+from benchmarks import readouts
 
 
 def test_every_readout_is_measured_and_more_references_err_less(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,7 +16,7 @@ def test_every_readout_is_measured_and_more_references_err_less(monkeypatch: pyt
     data = readouts.grid_data()
     table = pd.DataFrame(
         row
-        for temperature, critic in readouts.critics(data, truth.parameters(150))
+        for temperature, critic in readouts.critics(data, readouts.grid_parameters(150))
         for row in readouts.measure("grid", temperature, critic, data, (64, 2048))
     )
     assert set(table["reward"]) == {"dense", "sparse"}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.regression import regress_returns
-from benchmarks.truth import cases, q_table, score
+from benchmarks.truth import q_values, score
+from benchmarks.worlds import EARLIER, queries
 
 from cvl_pipeline.api import EpisodeData, QFunction, extract_policy
 from cvl_pipeline.episodes.preparation import split_episodes
@@ -15,7 +16,7 @@ from cvl_pipeline.testing.builders import identity_normalisation
 
 def grid_data(transitions: int, seed: int = 0) -> EpisodeData:
     """Log of the grid with timeouts."""
-    log, rewards = cases(transitions)["grid with timeouts"].log(seed)
+    log, rewards = EARLIER["grid with timeouts"].log(seed, transitions)
     return EpisodeData(log, split_episodes(log, 0.05, seed), identity_normalisation(log), rewards)
 
 
@@ -25,10 +26,10 @@ def q() -> QFunction:
 
 
 def test_returns_of_a_small_mdp_are_regressed_to_its_exact_values(q: QFunction) -> None:
-    mdp = cases(40_000)["grid with timeouts"].mdp
-    values = q_table(mdp, q)
-    assert score(mdp, values, 0.0)["correlation"] > 0.97
-    assert np.median(values / mdp.q()) == pytest.approx(1.0, abs=0.1)  # in the units of Q
+    asked = queries(EARLIER["grid with timeouts"].world(0))
+    values = q_values(asked, q)
+    assert score(asked.exact, values, 0.0)["correlation"] > 0.97
+    assert np.median(values / asked.exact) == pytest.approx(1.0, abs=0.1)  # in the units of Q
 
 
 def test_the_same_seed_gives_the_same_values() -> None:

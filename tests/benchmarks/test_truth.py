@@ -6,75 +6,154 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from benchmarks.worlds import EARLIER, FINAL, STUDY, Family, queries
 
 from benchmarks import truth
+from cvl_pipeline.testing.finite_mdp import FiniteMDP
+
+
+def finite(name: str) -> FiniteMDP:
+    """One of the four first worlds."""
+    world = EARLIER[name].world(0)
+    assert isinstance(world, FiniteMDP)
+    return world
 
 
 def test_the_default_finds_the_exact_values_of_a_small_mdp() -> None:
-    rows = truth.one_critic(("chain", truth.DEFAULT_LOSS, 0, 20_000, 400))
-    default = next(row for row in rows if row["readout"] == truth.DEFAULT_READOUT)
-    assert default["correlation"] > 0.98
-    assert default["greedy_agreement"] > 0.9
-    assert default["clear_states"] > 0.3
+    cell = truth.Cell(EARLIER["chain"], 0, 20_000)
+    rows = truth.one_cell((cell, [truth.DEFAULT, truth.COUNTING, truth.MODEL], 300))
+    by_method = {row["method"]: row for row in rows}
+    assert set(by_method) == {truth.DEFAULT, truth.REWARD_FREE, truth.COUNTING, truth.MODEL}
+    for method in (truth.DEFAULT, truth.REWARD_FREE, truth.MODEL):
+        assert by_method[method]["correlation"] > 0.98
+        assert by_method[method]["greedy_agreement"] > 0.9
+    assert by_method[truth.MODEL]["clear_states"] > 0.3
 
 
 def test_counting_recovers_the_exact_values_as_the_log_grows() -> None:
-    errors = []
-    for transitions in (5_000, 80_000):
-        case = truth.cases(transitions)["grid"]
-        errors.append(truth.noise_level(case.mdp, case.log(0)[0]))
-    assert errors[1] < errors[0] / 2
+    cells = [truth.Cell(EARLIER["grid"], 0, size) for size in (5_000, 80_000)]
+    small, large = (truth.noise_level(cell, cell.data().transitions) for cell in cells)
+    assert large < small / 2
+
+
+def test_the_counted_model_recovers_the_exact_values_of_a_long_log() -> None:
+    cell = truth.Cell(STUDY["sparse"], 0)
+    world = cell.family.world(0)
+    assert isinstance(world, FiniteMDP)
+    values = truth.model_values(world, cell.data().transitions)
+    assert truth.score(world.q(), values, 0.0)["correlation"] > 0.998
+
+
+def test_pairs_that_were_never_logged_get_values_all_the_same() -> None:
+    cell = truth.Cell(STUDY["500 states"], 0, 300)
+    world = cell.family.world(0)
+    assert isinstance(world, FiniteMDP)
+    for estimate in (truth.tabular_values, truth.model_values):
+        assert np.isfinite(estimate(world, cell.data().transitions)).all()
+
+
+def ends_scores(name: str, treatments: tuple[str, ...]) -> list[dict[str, float]]:
+    mdp, transitions = finite(name), EARLIER[name].log(0, 40_000)[0]
+    alive = ~mdp.terminal
+    return [
+        truth.score(mdp.q()[alive], truth.tabular_values(mdp, transitions, ends)[alive], 0.0)
+        for ends in treatments
+    ]
 
 
 def test_without_the_absorbing_state_values_are_visibly_wrong() -> None:
-    case = truth.cases(40_000)["grid with terminal states"]
-    log, _ = case.log(0)
-    scores = {
-        ends: truth.score(case.mdp, truth.tabular_values(case.mdp, log, ends), 0.0)
-        for ends in ("ours", "no absorbing state")
-    }
-    assert scores["ours"]["error"] < 0.3
-    assert scores["ours"]["correlation"] > 0.95
-    assert scores["no absorbing state"]["error"] > 3 * scores["ours"]["error"]
-    assert scores["no absorbing state"]["correlation"] < 0.6
+    ours, without = ends_scores("grid with terminal states", ("ours", "no absorbing state"))
+    assert ours["error"] < 0.3
+    assert ours["correlation"] > 0.95
+    assert without["error"] > 3 * ours["error"]
+    assert without["correlation"] < 0.6
 
 
 def test_anchors_by_their_logged_share_beat_uniform_ones_at_timeouts() -> None:
-    case = truth.cases(40_000)["grid with timeouts"]
-    log, _ = case.log(0)
-    ours, uniform = (
-        truth.score(case.mdp, truth.tabular_values(case.mdp, log, ends), 0.0)["error"]
-        for ends in ("ours", "uniform anchors")
-    )
-    assert ours < 0.85 * uniform
+    ours, uniform = ends_scores("grid with timeouts", ("ours", "uniform anchors"))
+    assert ours["error"] < 0.85 * uniform["error"]
 
 
 def test_a_score_forgives_scale_and_nothing_else() -> None:
-    mdp = truth.cases(1_000)["grid"].mdp
-    exact = truth.score(mdp, 3.0 * mdp.q(), 0.0)
-    assert exact["error"] == pytest.approx(0.0, abs=1e-9)
-    assert exact["correlation"] == pytest.approx(1.0)
-    assert exact["greedy_agreement"] == 1.0
-    assert truth.score(mdp, -mdp.q(), 0.0)["correlation"] == pytest.approx(-1.0)
+    exact = finite("grid").q()
+    perfect = truth.score(exact, 3.0 * exact, 0.0)
+    assert perfect["error"] == pytest.approx(0.0, abs=1e-9)
+    assert perfect["correlation"] == pytest.approx(1.0)
+    assert perfect["within"] == pytest.approx(1.0)
+    assert perfect["greedy_agreement"] == 1.0
+    assert truth.score(exact, -exact, 0.0)["correlation"] == pytest.approx(-1.0)
+    assert truth.score(exact, np.ones_like(exact), 0.0)["correlation"] == 0.0
 
 
-def test_the_command_prints_the_tables_and_ends_with_the_default(
+def test_the_correlation_within_states_ignores_what_depends_on_the_state_alone() -> None:
+    exact = finite("grid").q()
+    shifted = exact + np.arange(len(exact))[:, None]
+    scores = truth.score(exact, shifted, 0.0)
+    assert scores["within"] == pytest.approx(1.0)
+    assert scores["correlation"] < 0.9
+
+
+def test_the_families_of_the_study_are_not_those_of_the_final_table() -> None:
+    assert not set(STUDY) & set(FINAL)
+    settings = [(family.make, str(family.settings)) for family in FINAL.values()]
+    assert not any((family.make, str(family.settings)) in settings for family in STUDY.values())
+
+
+@pytest.mark.parametrize("family", [*STUDY.values(), *FINAL.values()], ids=lambda family: family.name)
+def test_a_seed_draws_a_world_and_its_log_again(family: Family) -> None:
+    first, again = (family.log(5, 400) for _ in range(2))
+    assert first[0].observations.equal(again[0].observations)
+    assert first[1].rewards.equal(again[1].rewards)
+    assert np.array_equal(queries(family.world(5)).exact, queries(family.world(5)).exact)
+    assert np.isfinite(queries(family.world(5)).exact).all()
+
+
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(truth, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["truth", "--workers", "1", "--steps", "5", *arguments])
+    truth.main()
+
+
+def test_the_command_prints_the_table_and_ends_with_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(truth, "RESULTS", tmp_path)
-    monkeypatch.setattr(
-        truth, "LOSSES", {name: truth.LOSSES[name] for name in (truth.DEFAULT_LOSS, "nce, raw")}
-    )
-    monkeypatch.setattr(truth, "FEATURES", 64)
-    arguments = ["--seeds", "2", "--steps", "5", "--transitions", "2000", "--workers", "1"]
-    monkeypatch.setattr("sys.argv", ["truth", *arguments])
-    truth.main()
+    small = {name: FINAL[name] for name in ("chain", "30 states, log of 10^3")}
+    monkeypatch.setattr(truth, "FINAL", small)
+    run(tmp_path, monkeypatch)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith("default: correlation=")
     record = json.loads((tmp_path / "truth.json").read_text())
-    row = record["table"][0]
-    assert f"correlation={row['correlation']:.4f}" in lines[-1]
-    assert row["correlation_ci"] > 0
-    assert np.isfinite([row["error"] for row in record["table"]]).all()
+    numbers = record["summary"]["default"]
+    assert lines[-1] == truth.last_line(numbers, "default")
+    assert lines[-1].startswith("default: correlation=")
+    rows = [row for row in record["rows"] if row["method"] == truth.DEFAULT]
+    assert len(rows) == 4, "two families, two seeds"
+    assert numbers["correlation"] == pytest.approx(np.mean([row["correlation"] for row in rows]))
+    worst = min(np.mean([row["correlation"] for row in rows if row["family"] == name]) for name in small)
+    assert numbers["worst"] == pytest.approx(worst)
     assert (tmp_path / "truth.png").exists()
+
+
+def test_another_world_of_a_recipe_runs_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = {"states": 8, "actions": 2, "branching": 2, "discount": 0.8, "rewards": "signed"}
+    run(tmp_path, monkeypatch, "--garnet", json.dumps(recipe), "--transitions", "1000", "--seeds", "1")
+    output = capsys.readouterr().out
+    assert "| garnet |" in output
+    run(tmp_path, monkeypatch, "--linear", json.dumps({"size": 3, "actions": 1, "discount": 0.8}),
+        "--transitions", "1000", "--seeds", "1")  # fmt: skip
+    assert "| linear |" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir()), "only the final families are recorded"
+
+
+def test_a_critic_of_every_loss_has_every_readout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(truth, "FEATURES", 64)
+    cell = truth.Cell(EARLIER["chain"], 0, 1_000)
+    rows = [
+        row for loss in ("nce, raw", *list(truth.LOSSES)[:2]) for row in truth.one_critic((cell, loss, 3))
+    ]
+    assert len({row["readout"] for row in rows}) == 10
+    table = truth.over_families(pd.DataFrame(rows), ["loss", "readout"])
+    assert len(table) == 3 * 9 + 1

@@ -20,7 +20,11 @@ class DynamicsParameters(Strict):
     """What the contrastive critic is and how it is trained."""
 
     discount: float = Field(
-        0.97, gt=0.0, lt=1.0, description="Discount gamma of the future-state distribution p_gamma, per step."
+        0.83,
+        gt=0.0,
+        lt=1.0,
+        description="Discount c of the future-state distribution p_c, per step: how far ahead the critic looks. At most "
+        "value_readout.discount, gamma; 1 - sqrt(1 - gamma) served well in all worlds (docs/truth.md).",
     )
     loss: Annotated[LossParameters, Choice(LOSSES)] = Field(
         LossParameters(name="symmetric_infonce"), description="Contrastive loss (docs/method.md)."

@@ -121,11 +121,11 @@ class ReadoutParameters(Strict):
         "marginal", description="`reward` draws half of the reference states in proportion to |reward|."
     )
     discount: float | None = Field(
-        None,
+        0.97,
         gt=0.0,
         lt=1.0,
-        description="Discount of the values, at least the critic's unless that has horizon_conditioning. null: the "
-        "critic's.",
+        description="Discount gamma of the values, at least the critic's unless that has horizon_conditioning. null: "
+        "the critic's.",
     )
     horizons: int = Field(
         8, ge=1, le=MOST_UNITS, description="Offsets that a horizon-conditioned critic is averaged over."

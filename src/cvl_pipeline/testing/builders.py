@@ -132,7 +132,7 @@ def reward_parameters(**changes: Any) -> RewardParameters:
 
 
 def readout_parameters(**changes: Any) -> ReadoutParameters:
-    values: dict[str, Any] = {"references": None, "horizons": 4}
+    values: dict[str, Any] = {"references": None, "horizons": 4, "regression": None, "discount": None}
     if "features" in READOUTS.parameters(READOUTS.name_in(changes)).model_fields:
         values["features"] = 64
     parameters = READOUTS.validate({**values, **changes})

@@ -7,6 +7,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,7 +138,7 @@ def run_fingerprint(parameters: BaseModel, seed: int, *inputs: Any) -> str:
     Args:
         parameters: the stage's; fields that change no result (processes, checkpoints, loggers) are ignored.
         seed: of the run.
-        inputs: dataclasses of tensors and numbers, modules, or None.
+        inputs: dataclasses of tensors, numbers and other such dataclasses, modules, or None.
     """
     tensors = tensors_of({str(index): value for index, value in enumerate(inputs)})
     return fingerprint_of(tensors, {"parameters": effective(parameters), "seed": seed})[:16]
@@ -147,14 +148,18 @@ def tensors_of(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Collect all tensors and numbers of inputs, by input and own name, for a fingerprint.
 
     Args:
-        inputs: dataclasses of tensors and numbers, modules, or None.
+        inputs: dataclasses of tensors, numbers and other such dataclasses, modules, or None.
     """
     tensors: dict[str, Tensor] = {}
     for prefix, value in inputs.items():
         if value is None:
             continue
         parts = value.state_dict() if isinstance(value, torch.nn.Module) else vars(value)
-        tensors |= {f"{prefix}.{name}": torch.as_tensor(part) for name, part in parts.items()}
+        for name, part in parts.items():
+            if is_dataclass(part):
+                tensors |= tensors_of({f"{prefix}.{name}": part})
+            else:
+                tensors[f"{prefix}.{name}"] = torch.as_tensor(part)
     return tensors
 
 

@@ -1,0 +1,222 @@
+"""Networks regressed on returns beside a readout, on worlds whose values are known."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector
+
+from cvl_pipeline.episodes.container import Rewards, Split, Transitions
+from cvl_pipeline.episodes.preparation import split_episodes
+from cvl_pipeline.io.artifacts import load_artifact, save_artifact
+from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
+from cvl_pipeline.networks.mlp import mlp
+from cvl_pipeline.readout.build import build_readout
+from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.readout.readouts import ExactReadout
+from cvl_pipeline.readout.regression import RegressedReadout, run, stacking_weights
+from cvl_pipeline.testing.builders import (
+    identity_normalisation,
+    make_rewards,
+    make_transitions,
+    readout_parameters,
+)
+from cvl_pipeline.testing.finite_mdp import FiniteMDP, garnet
+from tests.readout.critics import small_critic
+from tests.readout.laws import all_pairs, critic_of, log_law
+
+FAST = {"steps": 400, "hidden": (64,)}
+
+
+@pytest.fixture(scope="module")
+def mdp() -> FiniteMDP:
+    return garnet(states=12, actions=3, branching=2, discount=0.8, rewards="signed", seed=4)
+
+
+@pytest.fixture(scope="module")
+def log(mdp: FiniteMDP) -> tuple[Transitions, Rewards]:
+    return mdp.log_episodes(400, 50, seed=0)
+
+
+def read_out(
+    critic: ContrastiveCritic, log: tuple[Transitions, Rewards], **regression: object
+) -> RegressedReadout:
+    split = split_episodes(log[0], 0.05, 0)
+    parameters = readout_parameters(references=None, regression=FAST | regression)
+    readout = build_readout(critic, *log, split, parameters, seed=0)
+    assert isinstance(readout, RegressedReadout)
+    return readout
+
+
+def ignorant_critic(mdp: FiniteMDP) -> ContrastiveCritic:
+    """A critic whose phi is the same for all pairs."""
+    shape = CriticShape((mdp.states,), mdp.actions, (4,), 4, "unit_norm", 0.25, False, mdp.discount, False)
+    torch.manual_seed(0)
+    critic = ContrastiveCritic(shape, identity_normalisation(mdp.log_episodes(1, 2, 0)[0]))
+    last = critic.phi_network[-1]
+    assert isinstance(last, torch.nn.Linear)
+    torch.nn.init.zeros_(last.weight)
+    return critic.requires_grad_(False)
+
+
+def correlation(mdp: FiniteMDP, q: QFunction) -> float:
+    values = q(*all_pairs(mdp)).detach().numpy()
+    return float(np.corrcoef(values, mdp.q().ravel())[0, 1])
+
+
+def test_where_the_critic_knows_nothing_the_regression_counts(
+    mdp: FiniteMDP, log: tuple[Transitions, Rewards]
+) -> None:
+    critic = ignorant_critic(mdp)
+    readout = read_out(critic, log)
+    assert readout.mixture[2] > 0
+    assert correlation(mdp, QFunction(critic, readout)) > 0.97
+
+
+def test_where_the_critic_is_perfect_and_the_networks_know_nothing_the_readout_counts(
+    mdp: FiniteMDP, log: tuple[Transitions, Rewards]
+) -> None:
+    critic = critic_of(log_law(mdp, log[0]), mdp.discount)
+    readout = read_out(critic, log, steps=1, learning_rate=1e-9)
+    assert readout.mixture[1] == pytest.approx(1.0, abs=0.1)
+    assert abs(float(readout.mixture[2])) < 0.05
+    assert correlation(mdp, QFunction(critic, readout)) > 0.99
+
+
+def test_together_they_are_no_worse_than_either(mdp: FiniteMDP, log: tuple[Transitions, Rewards]) -> None:
+    critic = critic_of(log_law(mdp, log[0]), mdp.discount)
+    readout = read_out(critic, log)
+    both = correlation(mdp, QFunction(critic, readout))
+    alone = correlation(mdp, QFunction(critic, readout.alone))
+    assert both > alone - 0.005
+    assert both > 0.98
+
+
+def test_held_out_rewards_are_not_read(transitions: Transitions, rewards: Rewards) -> None:
+    split = Split(train=torch.tensor([0, 1, 2, 4]), validation=torch.tensor([3, 5]))
+    changed = rewards.rewards.clone()
+    changed[transitions.transition_index(split.validation)] = 1e3
+    parameters = readout_parameters(references=None, regression={"steps": 3, "hidden": (4,)})
+    first, second = (
+        build_readout(
+            small_critic(), transitions, Rewards(values, rewards.successes), split, parameters, seed=0
+        )
+        for values in (rewards.rewards, changed)
+    )
+    assert isinstance(first, RegressedReadout)
+    assert isinstance(second, RegressedReadout)
+    assert torch.equal(first.networks, second.networks)
+    assert torch.equal(first.mixture, second.mixture)
+
+
+def test_no_network_is_judged_on_episodes_that_it_was_fitted_to(
+    monkeypatch: pytest.MonkeyPatch, transitions: Transitions, rewards: Rewards
+) -> None:
+    from cvl_pipeline.readout import regression as module
+
+    seen: list[tuple[set[int], set[int]]] = []
+    original = module._Regression
+
+    class Watched(original):  # type: ignore[misc, valid-type]
+        def outputs(self, rows: Tensor) -> Tensor:
+            fitted = set(transitions.episode_of(self._index).tolist())
+            seen.append((fitted, set(transitions.episode_of(rows).tolist())))
+            return super().outputs(rows)
+
+    monkeypatch.setattr(module, "_Regression", Watched)
+    split = Split(train=torch.arange(5), validation=torch.tensor([5]))
+    parameters = readout_parameters(references=None, regression={"steps": 1, "hidden": (4,)})
+    build_readout(small_critic(), transitions, rewards, split, parameters, seed=0)
+    assert len(seen) == 2
+    for fitted, judged in seen:
+        assert not fitted & judged
+        assert fitted | judged == set(range(5))
+
+
+@given(
+    st.lists(st.floats(0.0, 3.0), min_size=2, max_size=2),
+    st.floats(-2.0, 2.0),
+    st.integers(0, 100),
+)
+def test_stacking_finds_non_negative_weights(weights: list[float], constant: float, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    estimates: NDArray[np.float64] = generator.standard_normal((60, 2))
+    returns = constant + estimates @ np.array(weights)
+    found = stacking_weights(estimates, returns, generator.random(60) + 0.1)
+    np.testing.assert_allclose(found, [constant, *weights], atol=1e-6)
+
+
+def test_a_harmful_estimate_gets_no_weight() -> None:
+    generator = np.random.default_rng(0)
+    estimates = generator.standard_normal((500, 2))
+    returns = estimates[:, 0] - 0.5 * estimates[:, 1]
+    constant, first, second = stacking_weights(estimates, returns, np.ones(500))
+    assert second == 0.0
+    assert first == pytest.approx(1.0, abs=0.1)
+    assert abs(constant) < 0.1
+
+
+@pytest.mark.parametrize("hidden", [(), (5,), (6, 7)])
+def test_networks_run_from_their_parameters_as_the_module_does(hidden: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    network, inputs = mlp(3, hidden, 1), torch.randn(4, 2, 3)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    weights = parameters_to_vector(network.parameters()).detach()
+    torch.testing.assert_close(run(weights, (3, *hidden, 1), inputs), network(inputs).squeeze(-1).detach())
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_a_regressed_readout_is_stored_and_differentiable(
+    conditioned: bool, tmp_path: pytest.TempPathFactory, transitions: Transitions, rewards: Rewards
+) -> None:
+    critic = small_critic(horizon_conditioning=conditioned).requires_grad_(False)
+    split = Split(train=torch.arange(5), validation=torch.tensor([5]))
+    parameters = readout_parameters(references=None, regression={"steps": 3, "hidden": (4,)})
+    readout = build_readout(critic, transitions, rewards, split, parameters, seed=0)
+    save_artifact(f"{tmp_path}/readout.safetensors", "readout", readout)
+    loaded = load_artifact(f"{tmp_path}/readout.safetensors", "readout")
+    assert isinstance(loaded, RegressedReadout)
+    assert loaded.sizes == readout.sizes  # type: ignore[attr-defined]
+    pairs = transitions.states()[:6], transitions.actions[:6].clone().requires_grad_()
+    values = QFunction(critic, readout)(*pairs)
+    assert torch.equal(QFunction(critic, loaded)(*pairs), values)
+    (gradient,) = torch.autograd.grad(values.sum(), pairs[1])
+    assert gradient.abs().min() > 0
+    moved = QFunction(critic, readout).frozen("cpu").readout
+    assert isinstance(moved, RegressedReadout)
+    assert isinstance(moved.alone, ExactReadout)
+
+
+def test_a_single_training_episode_is_not_regressed() -> None:
+    data = make_transitions([9, 4], [False, False])
+    split = Split(train=torch.tensor([0]), validation=torch.tensor([1]))
+    parameters = readout_parameters(references=None, regression=FAST)
+    readout = build_readout(small_critic(), data, make_rewards(data), split, parameters, seed=0)
+    assert isinstance(readout, ExactReadout)
+
+
+def test_equal_returns_are_not_regressed(transitions: Transitions, rewards: Rewards) -> None:
+    split = split_episodes(transitions, 0.3, 0)
+    equal = Rewards(torch.zeros(len(transitions)), rewards.successes)
+    parameters = readout_parameters(references=None, regression=FAST)
+    readout = build_readout(small_critic(), transitions, equal, split, parameters, seed=0)
+    assert isinstance(readout, ExactReadout)
+
+
+def test_the_weights_are_logged(
+    caplog: pytest.LogCaptureFixture, transitions: Transitions, rewards: Rewards
+) -> None:
+    parameters = readout_parameters(references=None, regression={"steps": 1, "hidden": (4,)})
+    with caplog.at_level(logging.INFO):
+        build_readout(
+            small_critic(), transitions, rewards, split_episodes(transitions, 0.3, 0), parameters, seed=0
+        )
+    assert "times the regression on returns" in caplog.text
