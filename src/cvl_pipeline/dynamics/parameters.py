@@ -23,8 +23,8 @@ class DynamicsParameters(Strict):
         0.83,
         gt=0.0,
         lt=1.0,
-        description="Discount c of the future-state distribution p_c, per step: how far ahead the critic looks. At most "
-        "value_readout.discount, gamma; 1 - sqrt(1 - gamma) served well in all worlds (docs/truth.md).",
+        description="Discount c of the future-state distribution p_c, per step: how far ahead the critic looks. At "
+        "most value_readout.discount, gamma; 1 - sqrt(1 - gamma) served well in all worlds (docs/truth.md).",
     )
     loss: Annotated[LossParameters, Choice(LOSSES)] = Field(
         LossParameters(name="symmetric_infonce"), description="Contrastive loss (docs/method.md)."
