@@ -61,7 +61,8 @@ from cvl_pipeline.testing.finite_mdp import FiniteMDP
 DEFAULT, REWARD_FREE, REGRESSION = "CVL", "CVL, reward-free", "regression"
 FIRST_VERSION = "CVL, first version"
 COUNTING, MODEL = "counting", "counted model"
-STEPS = 4000
+STEPS = 3000
+"""Gradient steps of the pipeline's critic by default; the regression takes as many."""
 SMALL = {"hidden": (64, 64), "representation_size": 32}
 """Networks of the tables of losses and readouts, as small as their worlds."""
 HORIZONS = 16

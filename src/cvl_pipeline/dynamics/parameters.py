@@ -15,6 +15,8 @@ from cvl_pipeline.training.parameters import Hidden, TrainingParameters
 class DynamicsTraining(TrainingParameters):
     """How the critic is trained."""
 
+    steps: int = Field(3000, ge=1, le=MOST_STEPS, description="Gradient steps.")
+
 
 class DynamicsParameters(Strict):
     """What the contrastive critic is and how it is trained."""
