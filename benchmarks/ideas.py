@@ -92,16 +92,20 @@ class Idea:
 
     Attributes:
         dynamics: parameters of the critic.
+        readout: parameters of the readout.
         module: training module of the critic.
         members: number of critics whose Q is averaged.
         action_free: V comes from a critic without actions.
     """
 
     dynamics: dict[str, Any] = field(default_factory=dict)
+    readout: dict[str, Any] = field(default_factory=dict)
     module: type[ContrastiveDynamics] = ContrastiveDynamics
     members: int = 1
     action_free: bool = False
 
+
+ALONE: dict[str, Any] = {"regression": None}
 
 IDEAS = {
     "defaults": Idea(),
@@ -111,10 +115,14 @@ IDEAS = {
     "representation 256": Idea({"representation_size": 256}),
     "temperature 0.05": Idea({"temperature": 0.05}),
     "temperature 0.25": Idea({"temperature": 0.25}),
-    "discount 0.95": Idea({"discount": 0.95}),
-    "discount 0.99": Idea({"discount": 0.99}),
     "ensemble of 3": Idea(members=3),
+    "without regression": Idea(readout=ALONE),
+    **{
+        f"critic's discount {discount}, without regression": Idea({"discount": discount}, ALONE)
+        for discount in (0.97, 0.9, 0.8, 0.6, 0.3, 0.02)
+    },
 }
+"""Changes of the pipeline's defaults; the critic's discount 0.97 is the first version's, with fewer steps."""
 
 
 def without_actions(data: EpisodeData) -> EpisodeData:
@@ -153,14 +161,16 @@ class Critics:
 
     def __call__(self, idea: Idea, member: int = 0, blind: bool = False) -> QFunction:
         """Q of one critic; ``blind``: without actions."""
-        key = repr((sorted(idea.dynamics.items()), idea.module.__name__, member, blind))
+        settings = sorted(idea.dynamics.items()), sorted(idea.readout.items())
+        key = repr((*settings, idea.module.__name__, member, blind))
         if key not in self._trained:
             data = without_actions(self._data) if blind else self._data
             seed = self._seed + 1000 * member
             module = idea.module(data, PARAMETERS.contrastive_dynamics.model_copy(update=idea.dynamics), seed)
             fit(module, description="Training the contrastive critic")
             critic = module.critic.cpu().eval()
-            self._trained[key] = QFunction(critic, read_out(critic, data, PARAMETERS.value_readout, seed))
+            readout = PARAMETERS.value_readout.model_copy(update=idea.readout)
+            self._trained[key] = QFunction(critic, read_out(critic, data, readout, seed))
         return self._trained[key]
 
     def q(self, idea: Idea) -> QFunction:

@@ -18,9 +18,11 @@ import json
 import logging
 import math
 import time
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -104,8 +106,10 @@ def dynamics(steps: int, values_discount: float, **changes: Any) -> DynamicsPara
     return DynamicsParameters.model_validate(values | changes)
 
 
-def estimates(cell: Cell, methods: list[str], steps: int) -> dict[str, Floats]:
-    """Values of all queries by each method, (N, C) each."""
+def estimates(
+    cell: Cell, methods: list[str], steps: int, changes: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Floats]:
+    """Values of all queries by each method, (N, C) each; ``changes`` are those of CVL's critic."""
     data, world = cell.data(), cell.family.world(cell.seed)
     assert data.rewards is not None
     asked, gamma, seed = queries(world), world.discount, cell.seed
@@ -116,7 +120,7 @@ def estimates(cell: Cell, methods: list[str], steps: int) -> dict[str, Floats]:
 
     if DEFAULT in methods:
         parameters = READOUTS.validate({"method": "exact", "references": None, "discount": gamma})
-        critic = train_critic(data, dynamics(steps, gamma), seed).critic.requires_grad_(False)
+        critic = train_critic(data, dynamics(steps, gamma, **changes), seed).critic.requires_grad_(False)
         readout = build_readout(critic, data.transitions, data.rewards, data.split, parameters, seed)  # type: ignore[arg-type]
         found[DEFAULT] = values(QFunction(critic, readout))
         found[REWARD_FREE] = values(QFunction(critic, readout.alone))
@@ -251,9 +255,12 @@ def noise_level(cell: Cell, transitions: Transitions) -> float:
     return float(np.sqrt(np.mean((tabular_values(world, transitions)[alive] - world.q()[alive]) ** 2)))
 
 
-def one_cell(job: tuple[Cell, list[str], int]) -> list[dict[str, Any]]:
-    """Score all methods in one cell."""
-    cell, methods, steps = job
+CellJob = tuple[Cell, list[str], int, dict[str, Any]]
+
+
+def one_cell(job: CellJob) -> list[dict[str, Any]]:
+    """Score all methods in one cell: the cell, the methods, the steps, and changes of CVL's critic."""
+    cell, methods, steps, changes = job
     torch.set_num_threads(1)
     logging.getLogger("lightning").setLevel(logging.ERROR)
     start = time.perf_counter()
@@ -263,7 +270,7 @@ def one_cell(job: tuple[Cell, list[str], int]) -> list[dict[str, Any]]:
         "family": cell.family.name, "seed": cell.seed, "noise": noise, "steps": steps,
         "transitions": cell.transitions or cell.family.transitions,
     }  # fmt: skip
-    found = estimates(cell, methods, steps)
+    found = estimates(cell, methods, steps, changes)
     print(f"{cell.family.name}, seed {cell.seed}: {time.perf_counter() - start:.0f} s", flush=True)  # noqa: T201
     return [shared | {"method": name, **score(exact, values, noise)} for name, values in found.items()]
 
@@ -458,17 +465,19 @@ def ends_table(seeds: list[int]) -> pd.DataFrame:
 
 
 CURVES = ("30 states, sparse", "1000 states", "linear, 16")
-CURVE_STEPS = (1000, 2000, 8000, 16_000)
+CURVE_STEPS = (750, 1500, 6000, 12_000)
 CURVE_LOGS = (1000, 10_000, 1_000_000)
 
 
-def curve_jobs(seed: int, steps: int) -> list[tuple[Cell, list[str], int]]:
+def curve_jobs(seed: int, steps: int) -> list[CellJob]:
     """Cells along training steps and sizes of the log, in three families."""
     methods = [DEFAULT, REGRESSION, COUNTING, MODEL]
     families = [FINAL[name] for name in CURVES]
-    along_steps = [(Cell(family, seed), methods, count) for family in families for count in CURVE_STEPS]
-    along_logs = [
-        (Cell(family, seed, size), methods, steps)
+    along_steps: list[CellJob] = [
+        (Cell(family, seed), methods, count, {}) for family in families for count in CURVE_STEPS
+    ]
+    along_logs: list[CellJob] = [
+        (Cell(family, seed, size), methods, steps, {})
         for family in families
         for size in CURVE_LOGS
         if family.name != "1000 states" or size < 1_000_000  # its one-hot log would take 4 GB
@@ -512,6 +521,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--transitions", type=int, default=100_000, help="logged, with --garnet or --linear")
     parser.add_argument("--seeds", type=int, help="worlds and logs of each family; default 2, with --full 3")
     parser.add_argument("--steps", type=int, default=STEPS, help="of contrastive training, and of regression")
+    parser.add_argument("--critic", type=json.loads, default={}, help="changes of CVL's critic, for a study")
     parser.add_argument("--workers", type=int, default=available_cores())
     return parser.parse_args()
 
@@ -537,7 +547,11 @@ def main() -> None:
     seeds = [first + number for number in range(arguments.seeds or (3 if arguments.full else 2))]
     methods = [DEFAULT, REGRESSION, COUNTING, MODEL, *([FIRST_VERSION] if arguments.full else [])]
     largest = sorted(families.values(), key=lambda family: -family.transitions)
-    jobs = [(Cell(family, seed), methods, arguments.steps) for family in largest for seed in seeds]
+    jobs = [
+        (Cell(family, seed), methods, arguments.steps, arguments.critic)
+        for family in largest
+        for seed in seeds
+    ]
     rows = in_parallel(one_cell, jobs, arguments.workers)
     order = {name: place for place, name in enumerate(families)}
     rows = rows.sort_values(["family", "seed"], key=lambda part: part.map(order).fillna(part), kind="stable")
@@ -549,7 +563,7 @@ def main() -> None:
     print("\nGreedy agreement\n\n" + markdown(wide(table, "greedy_agreement")))  # noqa: T201
     if arguments.full:
         record |= full(seeds, arguments)
-    if families == FINAL:
+    if families == FINAL and not arguments.critic:
         name = "truth_full" if arguments.full else "truth"
         write_record(RESULTS / f"{name}.json", seconds=time.perf_counter() - start, seeds=seeds, **record)
         plot(table).savefig(RESULTS / f"{name}.png", dpi=90)

@@ -23,7 +23,7 @@ def finite(name: str) -> FiniteMDP:
 
 def test_the_default_finds_the_exact_values_of_a_small_mdp() -> None:
     cell = truth.Cell(EARLIER["chain"], 0, 20_000)
-    rows = truth.one_cell((cell, [truth.DEFAULT, truth.COUNTING, truth.MODEL], 300))
+    rows = truth.one_cell((cell, [truth.DEFAULT, truth.COUNTING, truth.MODEL], 300, {}))
     by_method = {row["method"]: row for row in rows}
     assert set(by_method) == {truth.DEFAULT, truth.REWARD_FREE, truth.COUNTING, truth.MODEL}
     for method in (truth.DEFAULT, truth.REWARD_FREE, truth.MODEL):

@@ -200,3 +200,14 @@ def test_collection_gives_the_same_bytes_in_any_number_of_processes() -> None:
 def test_an_unknown_task_is_refused_before_any_process_starts() -> None:
     with pytest.raises(InputError, match=r"did you mean .*reach-v3"):
         _collect(2, task="reech-v3")
+
+
+@pytest.mark.parametrize("task", ["door-open-v3", "door-close-v3", "reach-v3"])
+def test_a_controller_that_writes_to_its_observation_does_not_change_the_log(task: str) -> None:
+    # Meta-World's policies for doors move the handle in the array that they are given.
+    policy = _policy(task, 0.0, 0.0, 1)
+    policy.start([0])
+    observation = np.linspace(0.1, 0.6, 39)
+    before = observation.copy()
+    policy.act([observation], [0])
+    np.testing.assert_array_equal(observation, before)

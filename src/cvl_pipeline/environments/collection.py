@@ -61,8 +61,9 @@ class MixedQualityPolicy:
 
     def act(self, observations: list[Array], running: list[int]) -> list[Array]:
         """Return the controller's actions with disturbances."""
+        # Copies: Meta-World's policies for doors write to the observation, which is in the log already.
         return [
-            self._episodes[i].apply(self._controller(observation))
+            self._episodes[i].apply(self._controller(observation.copy()))
             for observation, i in zip(observations, running, strict=True)
         ]
 
