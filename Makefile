@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KEDRO := $(BIN)/kedro
 ARGS ?=
 
-.PHONY: help run smoke test test-unit test-slow lint viz benchmark truth readouts goals ideas bench-sampling bench-speed bench-tuning faults lock clean
+.PHONY: help run smoke test test-unit test-slow lint viz benchmark truth truth-simulators readouts goals ideas bench-sampling bench-speed bench-tuning faults lock clean
 
 help:
 	@echo "make run        the whole pipeline: collect, train, evaluate (ARGS='--params dataset.task=reach-v3')"
@@ -17,6 +17,7 @@ help:
 	@echo "make viz        open the pipeline in Kedro-Viz in a browser"
 	@echo "make benchmark  CVL, BC and IQL on four tasks with three seeds (docs/benchmarks.md, about an hour)"
 	@echo "make truth      compare losses and readouts with exact values on finite MDPs (docs/truth.md, minutes)"
+	@echo "make truth-simulators  compare critics with returns of tried actions in Meta-World and a maze (25 minutes)"
 	@echo "make readouts   error of readouts at equal cost per query (docs/truth.md, minutes)"
 	@echo "make goals      one dynamics model, eight goals (docs/benchmarks.md, minutes)"
 	@echo "make ideas      the effect of each idea for better action values (docs/tuning.md, hours)"
@@ -69,6 +70,10 @@ benchmark: $(VENV)/installed
 
 truth readouts goals ideas: $(VENV)/installed
 	$(BIN)/python -m benchmarks.$@ $(ARGS)
+
+# One thread: two processes simulate and train.
+truth-simulators: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.simulators $(ARGS)
 
 bench-tuning: $(VENV)/installed
 	$(BIN)/python -m benchmarks.tuning $(ARGS)

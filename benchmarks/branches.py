@@ -98,7 +98,7 @@ class Branches:
     Attributes:
         episode: id of the logged episode.
         step: of the episode, at whose start the actions are taken.
-        observation: (O,).
+        observation: (O,), as logged.
         actions: (C, A).
         bursts: (C,) bool, the action belongs to a random burst.
         returns: (C, M), discounted, of M rollouts; the m-th rollouts of all actions share their random numbers.
@@ -145,10 +145,18 @@ class Brancher:
         observation, _ = self._environment.reset(seed=self._seeds[episode])
         for action in self._transitions.actions[first : first + step].numpy():
             observation = self._environment.step(action)[0]
-        logged = self._transitions.observations[first + episode + step].numpy()
-        if not np.array_equal(observation.astype(np.float32), logged):
+        left = observation.copy()
+        self._controller(
+            left
+        )  # Meta-World's door policies write to the observation, and the log has what they leave
+        if not np.array_equal(left.astype(np.float32), self._logged(episode, step)):
             raise RuntimeError(f"the replay of episode {episode} does not reach its logged step {step}")
         return observation
+
+    def _logged(self, episode: int, step: int) -> Array:
+        """Logged observation, (O,)."""
+        row = int(self._transitions.episode_starts[episode]) + episode + step
+        return np.asarray(self._transitions.observations[row].numpy())
 
     def branch(
         self, episode: int, step: int, *, choices: int, rollouts: int, discount: float, after: After
@@ -186,7 +194,9 @@ class Brancher:
                 if after == "held" and burst:
                     disturbance._burst_left, disturbance._burst_action = left, action
                 returns[c, m] = self._rollout(action, disturbance, discount)
-        return Branches(episode, step, observation, np.stack(actions), np.array(bursts), returns)
+        return Branches(
+            episode, step, self._logged(episode, step), np.stack(actions), np.array(bursts), returns
+        )
 
     def _disturbance(self, episode: int, generator: np.random.Generator) -> _Disturbance:
         """Disturbance with an episode's amounts and another generator, outside a burst."""
@@ -209,7 +219,7 @@ class Brancher:
         chance, hold = disturbance._burst_chance, disturbance._hold
         burst = bool(generator.random() < chance * hold / (1.0 - chance + chance * hold))
         disturbance._burst_chance = float(burst)
-        return _executed(disturbance.apply(self._controller(observation)), self._environment), burst
+        return _executed(disturbance.apply(self._controller(observation.copy())), self._environment), burst
 
     def _logged_action(self, generator: np.random.Generator) -> tuple[Array, bool]:
         """Action of any logged step, and whether it belongs to a burst."""
