@@ -37,6 +37,7 @@ def test_the_right_order_scores_one_and_the_reverse_minus_one() -> None:
     reverse = simulators.score(returns, -exact)
     assert reverse["correlation"] == pytest.approx(-1.0)
     assert reverse["advantage"] < -0.5
+    assert reverse["gain"] < 0.0 < right["gain"]
     assert simulators.ceiling(returns) == pytest.approx(1.0)
 
 
@@ -99,6 +100,7 @@ def test_the_prediction_is_within_tasks() -> None:
 def test_the_maze_has_the_settings_of_its_configuration() -> None:
     run = Run(f"{MAZE}Medium-v3", 30)
     assert run.discount == 0.99
+    assert (run.rollouts, Run("push-v3", 30).rollouts) == (4, 1)
     assert run.dataset.episodes == 1600
     assert run.section("contrastive_dynamics")["temperature"] == 0.25
     assert "discount" not in run.section("contrastive_dynamics")
