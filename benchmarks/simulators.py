@@ -39,6 +39,7 @@ from benchmarks.common import PROJECT, RESULTS, markdown, write_record
 from benchmarks.regression import regress_returns
 from cvl_pipeline import api
 from cvl_pipeline.api import EpisodeData, QFunction
+from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.environments.parameters import EvaluationParameters
 from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.sources.base import SOURCES
@@ -57,23 +58,20 @@ SPLITS = 100
 """Largest number of divisions of the rollouts into halves."""
 RESAMPLES = 2000
 REGRESSION = "regression"
-CRITICS: dict[str, dict[str, Any]] = {
-    "first version": {},
-    "default": {"discount": 0.83},
-    "discount 0.3": {"discount": 0.3},
-    "discount 0.83, temperature 0.2": {"discount": 0.83, "temperature": 0.2},
-    REGRESSION: {},
-}
-"""Settings of contrastive_dynamics. Without a discount, the critic has that of the values."""
+CRITICS = (
+    "default", "contrastive alone", "first version", "discount 0.3", "twice the temperature", REGRESSION
+)  # fmt: skip
+"""``default``: the task's settings in conf/, networks regressed on returns included. All others but ``regression`` are
+without these networks. ``contrastive alone`` changes nothing else. ``first version``: the critic looks as far ahead
+as the values, and every logged state is a reference, unless conf/ says otherwise. The next two change one setting of
+``contrastive alone`` and give bad policies in Meta-World."""
 
 
 def configuration(task: str) -> dict[str, Any]:
-    """Settings of the pipeline's sections for a task, as ``kedro run`` has them, apart from the discounts."""
+    """Settings of the pipeline's sections for a task, where ``kedro run`` has others than the library."""
     if not task.startswith(MAZE):
         return {"dataset": {"source": "metaworld", "task": task}}
     sections: dict[str, Any] = yaml.safe_load((PROJECT / "conf/pointmaze/parameters.yml").read_text())
-    for section in ("contrastive_dynamics", "value_readout"):
-        sections.get(section, {}).pop("discount", None)
     sections["dataset"]["task"] = task
     return sections
 
@@ -322,15 +320,30 @@ def _half_width(values: Floats) -> float:
     return float(high - low) / 2
 
 
+def settings_of(run: Run, name: str) -> tuple[DynamicsParameters, dict[str, Any]]:
+    """Parameters of the critic, and settings of the readout, that a name stands for."""
+    default = DynamicsParameters.model_validate(run.section("contrastive_dynamics"))
+    changes: dict[str, dict[str, Any]] = {
+        "first version": {"discount": run.discount},
+        "discount 0.3": {"discount": 0.3},
+        "twice the temperature": {"temperature": 2.0 * default.temperature},
+    }
+    readout = run.section("value_readout") | {"discount": run.discount}
+    if name != "default":
+        readout["regression"] = None
+    if name == "first version":
+        readout.setdefault("references", None)
+    return DynamicsParameters.model_validate(default.model_dump() | changes.get(name, {})), readout
+
+
 def train(run: Run, name: str) -> QFunction:
     """Train the critic of a name on the episodes and read out its values."""
     data = load_data(run)
     if name == REGRESSION:
         return regress_returns(data, run.discount, seed=run.seed)
-    settings = {"discount": run.discount} | run.section("contrastive_dynamics") | CRITICS[name]
-    critic = api.train_critic(data, seed=run.seed, **settings).critic
-    readout_settings = run.section("value_readout") | {"discount": run.discount}
-    return QFunction(critic, api.read_out(critic, data, seed=run.seed, **readout_settings))
+    parameters, readout = settings_of(run, name)
+    critic = api.train_critic(data, parameters, run.seed).critic
+    return QFunction(critic, api.read_out(critic, data, seed=run.seed, **readout))
 
 
 def success(run: Run, q: QFunction, episodes: int) -> float:
@@ -433,7 +446,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[30])
-    parser.add_argument("--critics", nargs="*", default=list(CRITICS), choices=list(CRITICS))
+    parser.add_argument("--critics", nargs="*", default=CRITICS, choices=CRITICS)
     parser.add_argument("--states", type=int, default=40, help="held-out states per task and seed")
     parser.add_argument("--actions", type=int, default=16, help="at each state")
     parser.add_argument(

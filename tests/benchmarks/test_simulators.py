@@ -16,7 +16,7 @@ from benchmarks import simulators
 TRAINING = {"steps": 2, "accelerator": "cpu"}
 SMALL: dict[str, Any] = {
     "dataset": {"source": "metaworld", "task": "reach-v3", "episodes": 4, "episode_steps": 10},
-    "contrastive_dynamics": {"training": TRAINING, "hidden": [8], "validation_batches": 1},
+    "contrastive_dynamics": {"discount": 0.5, "training": TRAINING, "hidden": [8], "validation_batches": 1},
     "policy_extraction": {"training": TRAINING, "hidden": [8]},
 }
 
@@ -103,8 +103,26 @@ def test_the_maze_has_the_settings_of_its_configuration() -> None:
     assert (run.rollouts, Run("push-v3", 30).rollouts) == (4, 1)
     assert run.dataset.episodes == 1600
     assert run.section("contrastive_dynamics")["temperature"] == 0.25
-    assert "discount" not in run.section("contrastive_dynamics")
+    assert run.section("value_readout")["discount"] == run.discount
     assert Run("push-v3", 30).dataset.episode_steps == 200
+
+
+def test_critics_differ_from_the_default_in_one_setting() -> None:
+    maze, push = Run(f"{MAZE}Medium-v3", 30), Run("push-v3", 30)
+    default, readout = simulators.settings_of(maze, "default")
+    assert (default.discount, default.temperature, readout) == (
+        0.9,
+        0.25,
+        {"discount": 0.99, "references": 4096},
+    )
+    alone = simulators.settings_of(maze, "contrastive alone")
+    assert alone == (default, readout | {"regression": None})
+    first, readout = simulators.settings_of(maze, "first version")
+    assert (first.discount, readout) == (0.99, alone[1])
+    assert simulators.settings_of(push, "first version")[1]["references"] is None
+    assert simulators.settings_of(maze, "twice the temperature")[0].temperature == 0.5
+    assert simulators.settings_of(push, "twice the temperature")[0].temperature == 0.2
+    assert simulators.settings_of(push, "discount 0.3")[0].discount == 0.3
 
 
 @pytest.fixture
@@ -113,7 +131,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(simulators, "CACHE", tmp_path / "episodes")
     monkeypatch.setattr(simulators, "configuration", lambda _: SMALL)
     monkeypatch.setattr(Run, "discount", 0.6)
-    monkeypatch.setattr(simulators, "CRITICS", {"default": {"discount": 0.5}, simulators.REGRESSION: {}})
+    monkeypatch.setattr(simulators, "CRITICS", ("default", simulators.REGRESSION))
     simulators.load_data.cache_clear()
     simulators.make_brancher.cache_clear()
     return tmp_path
