@@ -67,6 +67,8 @@ STEPS = 3000
 """Gradient steps of the pipeline's critic by default; the regression takes as many."""
 SMALL = {"hidden": (64, 64), "representation_size": 32}
 """Networks of the tables of losses and readouts, as small as their worlds."""
+STATES = 32_768
+"""Reference states of the default: enough for logs of 10^6 steps, and no more than fit the time."""
 HORIZONS = 16
 FEATURES = 1024
 REFERENCES = 256
@@ -119,7 +121,7 @@ def estimates(
         return q_values(asked, q)
 
     if DEFAULT in methods:
-        parameters = READOUTS.validate({"method": "exact", "references": None, "discount": gamma})
+        parameters = READOUTS.validate({"method": "exact", "references": STATES, "discount": gamma})
         critic = train_critic(data, dynamics(steps, gamma, **changes), seed).critic.requires_grad_(False)
         readout = build_readout(critic, data.transitions, data.rewards, data.split, parameters, seed)  # type: ignore[arg-type]
         found[DEFAULT] = values(QFunction(critic, readout))
