@@ -11,7 +11,8 @@ from cvl_pipeline.networks.actor import ActorShape, CategoricalActor, GaussianAc
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.objectives.best_of_n import BestOfN
 from cvl_pipeline.readout.q_function import QFunction
-from cvl_pipeline.readout.readouts import ExactReadout, FeatureReadout
+from cvl_pipeline.readout.readouts import ExactReadout, FeatureReadout, Readout
+from cvl_pipeline.readout.regression import RegressedReadout
 from cvl_pipeline.testing.builders import make_discrete_transitions, make_rewards, make_transitions
 
 HORIZONS = torch.tensor([1, 4, 9])
@@ -21,8 +22,10 @@ NAMES = (
     "transitions", "transitions, discrete", "rewards", "split", "normalisation",
     "critic", "critic, of horizons",
     "readout", "readout, of horizons", "readout, fourier", "readout, positive",
+    "readout, regressed", "readout, regressed of horizons",
     "policy", "policy, categorical",
     "policy, best of n", "policy, best of n of horizons", "policy, best of n categorical",
+    "policy, best of n regressed",
 )  # fmt: skip
 """Names of ``make_artifacts``; the part before the comma is the kind."""
 
@@ -60,6 +63,13 @@ def make_artifacts() -> dict[str, Any]:
         **common | {"self_normalised": False}, **sums, phases=torch.rand(16), horizons=NO_HORIZONS
     )
     positive = FeatureReadout(**common, **sums, phases=torch.zeros(0), horizons=NO_HORIZONS)
+    regressed, regressed_of_horizons = (
+        RegressedReadout(
+            temperature=base.temperature, discount=base.discount, self_normalised=True, horizons=base.horizons,
+            base=base, networks=torch.randn(2, 64), sizes=(5, 7, 1), mixture=torch.tensor([0.1, 0.6, 0.3]),
+        )
+        for base in (fourier, of_horizons)
+    )  # fmt: skip
     gaussian = GaussianActor(ActorShape((3,), 2, (8, 4)), normalisation, bounds)
     categorical = CategoricalActor(ActorShape((3,), 2, (8, 4)), normalisation)
     with torch.no_grad():  # the bias alone would choose the same action everywhere
@@ -68,11 +78,12 @@ def make_artifacts() -> dict[str, Any]:
     artifacts = (
         transitions, discrete, make_rewards(transitions), split, normalisation,
         critic, conditioned,
-        exact, of_horizons, fourier, positive,
+        exact, of_horizons, fourier, positive, regressed, regressed_of_horizons,
         gaussian, categorical,
         BestOfN(gaussian, QFunction(critic, exact).frozen("cpu"), proposals),
         BestOfN(gaussian, QFunction(conditioned, of_horizons).frozen("cpu"), proposals),
         BestOfN(categorical, QFunction(critic, positive).frozen("cpu"), proposals),
+        BestOfN(gaussian, QFunction(conditioned, regressed_of_horizons).frozen("cpu"), proposals),
     )  # fmt: skip
     return dict(zip(NAMES, artifacts, strict=True))
 
@@ -86,11 +97,16 @@ def with_flipped_bit(content: bytes, place: int | None = None) -> bytes:
 
 def contents_of(artifact: Any) -> dict[str, Any]:
     """Every tensor and plain value of a dataclass or of a module, by name."""
-    if not isinstance(artifact, torch.nn.Module):
-        return dict(vars(artifact))
-    contents = dict(artifact.state_dict())
+    parts = dict(artifact.state_dict()) if isinstance(artifact, torch.nn.Module) else dict(vars(artifact))
     if isinstance(artifact, BestOfN):  # whose readout is no module
-        contents |= {f"readout.{name}": value for name, value in vars(artifact.readout).items()}
+        parts["readout"] = artifact.readout
+    contents: dict[str, Any] = {}
+    for name, value in parts.items():
+        if isinstance(value, Readout):
+            contents[f"{name} class"] = type(value)
+            contents |= {f"{name}.{inner}": part for inner, part in contents_of(value).items()}
+        else:
+            contents[name] = value
     return contents
 
 

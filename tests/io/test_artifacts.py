@@ -122,10 +122,13 @@ def test_a_loaded_critic_computes_the_same(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if kind_of(name) == "readout"])
 def test_a_loaded_readout_gives_the_values_of_the_saved_one(tmp_path: Path, name: str) -> None:
     saved, loaded = _reloaded(tmp_path, name)
-    phi = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    phi, inputs = torch.randn(5, 6, generator=generator), torch.randn(5, 5, generator=generator)
     for query in (phi, phi.unsqueeze(1).expand(-1, 3, -1)):
         for one, other in zip(
-            loaded.values_and_sample_size(query), saved.values_and_sample_size(query), strict=True
+            loaded.values_and_sample_size(query, inputs),
+            saved.values_and_sample_size(query, inputs),
+            strict=True,
         ):
             # Loaded tensors lie elsewhere in memory, which may change the order of a sum.
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
@@ -152,7 +155,13 @@ def test_a_loaded_actor_is_as_stochastic_as_the_saved_one(tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize(
-    "name", ["policy, best of n", "policy, best of n of horizons", "policy, best of n categorical"]
+    "name",
+    [
+        "policy, best of n",
+        "policy, best of n of horizons",
+        "policy, best of n categorical",
+        "policy, best of n regressed",
+    ],
 )
 def test_a_loaded_best_of_n_policy_has_the_same_q(tmp_path: Path, name: str) -> None:
     saved, loaded = _reloaded(tmp_path, name)
@@ -191,7 +200,7 @@ def test_a_file_whose_content_does_not_fit_its_kind_is_named(tmp_path: Path, kin
         load_artifact(path, kind)
 
 
-@pytest.mark.parametrize("name", ["readout", "policy", "policy, best of n"])
+@pytest.mark.parametrize("name", ["readout", "readout, regressed", "policy", "policy, best of n"])
 def test_a_file_that_lacks_a_tensor_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / "x.safetensors"
     save_artifact(path, kind_of(name), make_artifacts()[name])
@@ -200,6 +209,17 @@ def test_a_file_that_lacks_a_tensor_is_named(tmp_path: Path, name: str) -> None:
         write_tensors(path, kind_of(name), {key: tensors[key] for key in tensors if key != missing}, config)
         with pytest.raises(InputError, match=r"x\.safetensors"):
             load_artifact(path)
+
+
+def test_a_readout_of_an_older_version_has_no_regression(tmp_path: Path) -> None:
+    path, names = tmp_path / "x.safetensors", ("temperature", "horizons", "psi", "rewards", "log_weights")
+    saved = make_artifacts()["readout"]
+    tensors = {name: getattr(saved, name) for name in names}
+    config = {"discount": 0.9, "self_normalised": True, "class": "ExactReadout"}
+    write_tensors(path, "readout", tensors, config)
+    loaded = load_artifact(path)
+    assert_alike(loaded, saved)
+    assert loaded.alone is loaded
 
 
 @pytest.mark.parametrize("name", ["readout", "policy"])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cvl_pipeline.episodes.container import Rewards, Split, Transitions
+from cvl_pipeline.episodes.preparation import observed_returns
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.diagnostics import readout_error, value_report, value_table
@@ -26,6 +27,7 @@ from cvl_pipeline.testing.builders import (
     split_first,
 )
 from cvl_pipeline.testing.finite_mdp import FiniteMDP, grid_world
+from tests.readout.critics import small_critic
 from tests.readout.laws import critic_of, log_law
 
 LOGGER = "cvl_pipeline.readout.diagnostics"
@@ -83,7 +85,9 @@ def test_the_value_table_has_q_and_return_of_every_held_out_transition(terminal:
     q, sizes = QFunction(critic, readout).in_batches(held_out.states(), held_out.actions)
     np.testing.assert_array_equal(table["q"], q)
     np.testing.assert_array_equal(table["effective_sample_size"], sizes)
-    assert list(table.columns) == ["episode", "step", "q", "return", "effective_sample_size", "q_exact"]
+    assert list(table.columns) == [
+        "episode", "step", "q", "return", "effective_sample_size", "q_alone", "q_exact",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -99,6 +103,33 @@ def test_some_transitions_also_have_the_value_of_the_exact_readout(changes: dict
     assert (table["q"] - exact["q"]).abs().mean() > 1e-2, "the readout itself is another"
     # Not the first ones, which would all belong to one episode.
     assert table["episode"][compared].nunique() > 5
+
+
+def test_the_same_transitions_have_the_value_of_the_readout_without_regression() -> None:
+    regression = {"steps": 200, "hidden": (32,)}
+    settings: dict[str, Any] = {"compared_transitions": 50, "references": 300}
+    alone, both = _table(False, **settings), _table(False, **settings, regression=regression)
+    compared = both["q_exact"].notna()
+    assert both["q_alone"].notna().equals(compared)
+    np.testing.assert_allclose(both["q_alone"][compared], alone["q"][compared], rtol=1e-5)
+    np.testing.assert_array_equal(both["q_exact"], alone["q_exact"])
+    np.testing.assert_array_equal(both["effective_sample_size"], alone["effective_sample_size"])
+    assert (both["q"] - alone["q"]).abs().mean() > 1e-2, "the networks count"
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_exact_values_and_returns_have_the_discount_of_the_values(conditioned: bool) -> None:
+    data = make_transitions([30] * 8, [False, True] * 4)
+    split, rewards = split_first(data, 6), make_rewards(data)
+    critic = small_critic(horizon_conditioning=conditioned)
+    parameters = readout_parameters(discount=0.97, horizons=5)
+    q = QFunction(critic, build_readout(critic, data, rewards, split, parameters, seed=0))
+    table = value_table(q, data, rewards, split, ValueReportParameters(), seed=0)
+    np.testing.assert_allclose(table["q_exact"], table["q"], rtol=1e-5)
+    index = data.transition_index(split.validation)
+    np.testing.assert_allclose(
+        table["return"], observed_returns(rewards.rewards, data, 0.97)[index], rtol=1e-12
+    )
 
 
 def test_few_held_out_transitions_are_all_compared() -> None:
@@ -132,7 +163,13 @@ def test_exact_values_are_calibrated_against_the_returns_of_the_table(terminal: 
 def _values(q: list[float], returns: list[float], exact: list[float] | None = None) -> pd.DataFrame:
     sizes = [float(10 * (i + 1)) for i in range(len(q))]
     return pd.DataFrame(
-        {"q": q, "return": returns, "effective_sample_size": sizes, "q_exact": q if exact is None else exact}
+        {
+            "q": q,
+            "return": returns,
+            "effective_sample_size": sizes,
+            "q_alone": q,
+            "q_exact": q if exact is None else exact,
+        }
     )
 
 
@@ -152,6 +189,16 @@ def test_the_report_of_small_numbers() -> None:
     assert report["readout_rank_correlation"] == pytest.approx(1.0)
     counts = {name: report[name] for name in ("transitions", "logged_states", "success_states")}
     assert json.dumps(counts) == '{"transitions": 4, "logged_states": 4, "success_states": 2}'
+
+
+def test_the_error_of_the_readout_is_that_without_regression() -> None:
+    values = _values([9.0, -3.0, 4.0], [1.0, 2.0, 3.0]).assign(
+        q_alone=[1.0, 2.0, np.nan], q_exact=[1.0, 2.0, np.nan]
+    )
+    report = value_report(values, LABELS, readout_parameters())
+    assert report["readout_error"] == 0.0
+    assert report["readout_rank_correlation"] == pytest.approx(1.0)
+    assert report["q_mean"] == pytest.approx(10.0 / 3.0)
 
 
 def test_success_states_are_missing_where_nothing_reports_success() -> None:

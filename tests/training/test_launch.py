@@ -33,6 +33,7 @@ from cvl_pipeline.methods.cvl import CVL
 from cvl_pipeline.methods.job import PolicyJob
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.readout.regression import RegressedReadout
 from cvl_pipeline.testing.builders import (
     dynamics_parameters,
     make_data,
@@ -99,7 +100,9 @@ def _policy_job(method: str, critic: Any, devices: int) -> PolicyJob:
     training = STEPS | {"devices": devices}
     if method == "cvl":
         assert data.rewards is not None
-        readout = build_readout(critic, data.transitions, data.rewards, data.split, readout_parameters(), 0)
+        parameters = readout_parameters(discount=0.95, regression={"steps": 5, "hidden": (8,)})
+        readout = build_readout(critic, data.transitions, data.rewards, data.split, parameters, 0)
+        assert isinstance(readout, RegressedReadout)  # passed to the other processes in a file
         # The objective whose metrics are not all means over the batch.
         extraction = policy_parameters(objective="awr", training=training)
         return PolicyJob(data, CVL.Parameters(extraction=extraction), 0, QFunction(critic, readout))
