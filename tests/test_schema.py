@@ -175,11 +175,19 @@ class Machine(Strict):
     memory: int = 3
 
 
+class Frame(Strict):
+    """A part that may be missing."""
+
+    depth: int = Field(4, ge=1)
+    glazed: bool = True
+
+
 class Drawing(Strict):
     """A model with every kind of field."""
 
     title: str = "untitled"
     paper: Paper = Paper()
+    frame: Frame | None = Frame()
     shape: Annotated[ShapeParameters, Choice(KNOWN)] = CircleParameters()
     others: Annotated[dict[str, Any], Choice(KNOWN, mapping=True)] = Field({"circle": CircleParameters()})
     machine: Machine = operational(Machine())
@@ -375,6 +383,7 @@ def test_choice_and_model_of_a_field() -> None:
     assert submodel(Drawing, "shape") is CircleParameters
     assert submodel(Drawing, "shape", {"shape": "blob"}) is None
     assert submodel(Drawing, "paper") is Paper
+    assert submodel(Drawing, "frame") is Frame
     assert submodel(Drawing, "title") is None
     assert submodel(None, "title") is None
 
@@ -385,11 +394,16 @@ def test_choice_and_model_of_a_field() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"titel": "x"}, "unknown field 'titel': did you mean 'title'? known here: title, paper, shape"),
+        ({"titel": "x"}, "unknown field 'titel': did you mean 'title'? known here: title, paper, frame"),
         (
             {"paper": {"widht": 3}},
             "unknown field 'paper.widht': did you mean 'width'? known here: width, height",
         ),
+        (
+            {"frame": {"dept": 3}},
+            "unknown field 'frame.dept': did you mean 'depth'? known here: depth, glazed",
+        ),
+        ({"frame": {"depth": 0}}, "'frame.depth' is 0: input should be greater than or equal to 1"),
         ({"paper": {"width": 0}}, "'paper.width' is 0: input should be greater than or equal to 1"),
         ({"paper": {"width": "wide"}}, "'paper.width' is 'wide': input should be a valid integer"),
         ({"paper": 3}, "'paper' is 3: input should be a valid dictionary"),
@@ -585,6 +599,18 @@ def test_entries_of_a_mapping_are_merged_by_label() -> None:
     }
 
 
+def test_a_part_may_be_left_out_and_put_back() -> None:
+    lower = {"frame": {"depth": 3, "glazed": False}}
+    without = merged(Drawing, lower, {"frame": None})
+    assert without == {"frame": None}
+    assert validated(Drawing, without).frame is None
+    assert merged(Drawing, lower, {"frame": {"depth": 2}}) == {"frame": {"depth": 2, "glazed": False}}
+    again = validated(Drawing, merged(Drawing, without, {"frame": {"depth": 2}}))
+    assert again.frame == Frame(depth=2)
+    assert effective(validated(Drawing, without))["frame"] is None
+    assert effective(again)["frame.depth"] == 2
+
+
 def test_faulty_values_are_kept_for_validation_to_report() -> None:
     both = merged(Drawing, {"shape": {"radius": 2.0}}, {"shape": {"shape": "blob", "side": 3.0}})
     assert both == {"shape": {"shape": "blob", "side": 3.0, "radius": 2.0}}
@@ -598,8 +624,9 @@ def test_faulty_values_are_kept_for_validation_to_report() -> None:
 
 
 def test_fields_at_a_path() -> None:
-    assert fields_at(Drawing, []) == ["title", "paper", "shape", "others", "machine"]
+    assert fields_at(Drawing, []) == ["title", "paper", "frame", "shape", "others", "machine"]
     assert fields_at(Drawing, ["paper"]) == ["width", "height", "workers"]
+    assert fields_at(Drawing, ["frame"]) == ["depth", "glazed"]
     assert fields_at(Drawing, ["title"]) == []
     assert fields_at(Drawing, ["paper", "width"]) == []
     assert fields_at(Drawing, ["no_such_field"]) == []
@@ -652,7 +679,7 @@ def test_operational_fields_change_no_effective_value() -> None:
 
 def test_effective_values_are_every_other_field_by_its_full_name() -> None:
     assert effective(validated(Drawing, VALUES)) == {
-        "title": "one", "paper.width": 3, "paper.height": 20,
+        "title": "one", "paper.width": 3, "paper.height": 20, "frame.depth": 4, "frame.glazed": True,
         "shape.shape": "square", "shape.colour": "black", "shape.side": 1.0,
         "shape.ink.ink": "mixed", "shape.ink.parts": 5,
         "others.mine.shape": OWN, "others.mine.colour": "black", "others.mine.width": 4.0,

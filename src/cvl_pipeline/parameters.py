@@ -88,8 +88,9 @@ class StageParameters(Strict):
         wanted, dynamics = self.value_readout.discount, self.contrastive_dynamics
         if wanted is not None and wanted < dynamics.discount and not dynamics.horizon_conditioning:
             raise ValueError(
-                f"value_readout.discount is {wanted}, but contrastive_dynamics.discount {dynamics.discount}, which "
-                "must not be larger; or set contrastive_dynamics.horizon_conditioning=true, for any discount"
+                f"value_readout.discount is {wanted}, but contrastive_dynamics.discount is {dynamics.discount}, which "
+                "is longer: lower that, raise value_readout.discount (null: the same), or set "
+                "contrastive_dynamics.horizon_conditioning=true, for any discount"
             )
         return self
 

@@ -13,7 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from numbers import Integral
-from typing import Annotated, Any, Generic, Literal, TypeVar, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -332,7 +333,15 @@ def submodel(model: type[BaseModel] | None, field: str, values: Any = None) -> t
             return choice.registry.parameters(choice.registry.name_in(values))
         except InputError:
             return None
+    return group_of(model, field)
+
+
+def group_of(model: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """Return the model that a field's type is, ``Model`` or ``Model | None``; None for any other type."""
     annotation = model.model_fields[field].annotation
+    if get_origin(annotation) in (Union, UnionType):
+        optional = [part for part in get_args(annotation) if part is not NoneType]
+        annotation = optional[0] if len(optional) == 1 else None
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 

@@ -261,6 +261,11 @@ def test_every_field_has_a_default() -> None:
         ("value_readout.method", "fourier", ["did you mean random_fourier?"]),
         ("value_report.compared_transitions", 1, ["greater than or equal to 2"]),
         ("value_readout.discount", 1.0, ["less than 1"]),
+        ("value_readout.regression", 3, ["valid dictionary"]),
+        ("value_readout.regression.steps", 0, ["greater than or equal to 1"]),
+        ("value_readout.regression.hidden", {"a": 1}, ["valid tuple"]),
+        ("value_readout.regression.batch_size", 0, ["greater than or equal to 1"]),
+        ("value_readout.regression.learning_rate", 0.0, ["greater than 0"]),
         ("policy_extraction.objective", "sac", ["known: awr, ddpg_bc, best_of_n, published, bc"]),
         ("policy_extraction.beta", -1.0, ["greater than or equal to 0"]),
         ("baselines", 3, ["must be a mapping from labels to settings"]),
@@ -352,11 +357,22 @@ def test_values_that_do_not_go_together_are_reported_with_their_stage(base: dict
 
 def test_values_of_two_stages_that_do_not_go_together_are_reported_with_both(base: dict[str, Any]) -> None:
     raw = _changed(base, "value_readout.discount", 0.5)
-    message = _refusal(raw)
-    assert message.startswith("parameters: value_readout.discount is 0.5, but contrastive_dynamics.discount")
-    assert "horizon_conditioning=true" in message
+    assert _refusal(raw) == (
+        "parameters: value_readout.discount is 0.5, but contrastive_dynamics.discount is 0.83, which is longer: lower "
+        "that, raise value_readout.discount (null: the same), or set contrastive_dynamics.horizon_conditioning=true, "
+        "for any discount"
+    )
     check_parameters(_changed(raw, "contrastive_dynamics.horizon_conditioning", True))
     check_parameters(_changed(base, "value_readout.discount", base["contrastive_dynamics"]["discount"]))
+    raw = _changed(base, "contrastive_dynamics.discount", 0.99)
+    assert "value_readout.discount is 0.97, but contrastive_dynamics.discount is 0.99" in _refusal(raw)
+    check_parameters(_changed(raw, "value_readout.discount", None))
+
+
+def test_the_defaults_of_the_first_version_are_accepted(base: dict[str, Any]) -> None:
+    raw = _changed(base, "contrastive_dynamics.discount", 0.97)
+    readout = check_parameters(_changed(raw, "value_readout.regression", None)).value_readout
+    assert (readout.discount, readout.regression) == (0.97, None)
 
 
 @pytest.mark.parametrize("root", ["data", "their/data", "/data", "s3://lab", "s3://lab/me/", "gs://lab/me"])

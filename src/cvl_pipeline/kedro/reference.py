@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from cvl_pipeline.io.storage import write_atomically
 from cvl_pipeline.kedro.parameters import RunParameters
-from cvl_pipeline.schema import choice_of, is_operational
+from cvl_pipeline.schema import choice_of, group_of, is_operational
 
 PAGE = Path("docs/parameters.md")
 SCHEMA = Path("conf/parameters.schema.json")
@@ -81,9 +81,9 @@ def _section(model: type[BaseModel], prefix: str) -> Iterator[str]:
         yield ""
         choice = choice_of(model, name)
         if choice is None:
-            annotation = info.annotation
-            assert isinstance(annotation, type)
-            yield from _section(annotation, f"{full}.")
+            group = group_of(model, name)
+            assert group is not None
+            yield from _section(group, f"{full}.")
             continue
         registry = choice.registry
         start = f"{full}.<name>." if choice.mapping else f"{full}."
@@ -131,11 +131,11 @@ def _nested(model: type[BaseModel], field: str, prefix: str) -> Iterator[str]:
     choice = choice_of(model, field)
     info = model.model_fields[field]
     if choice is None:
-        annotation = info.annotation
-        assert isinstance(annotation, type)
+        group = group_of(model, field)
+        assert group is not None
         yield f"`{prefix}{field}`: {info.description} Its fields:"
         yield ""
-        yield from _table(annotation, f"{prefix}{field}.", list(annotation.model_fields))
+        yield from _table(group, f"{prefix}{field}.", list(group.model_fields))
         return
     names = ", ".join(f"`{name}`" for name in choice.registry.names)
     yield f"`{prefix}{field}`: {info.description} One of {names}, by `{prefix}{field}.{choice.registry.field}`."
@@ -150,9 +150,7 @@ def _nested(model: type[BaseModel], field: str, prefix: str) -> Iterator[str]:
 
 
 def _is_group(model: type[BaseModel], name: str) -> bool:
-    annotation = model.model_fields[name].annotation
-    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    return choice_of(model, name) is not None or is_model
+    return choice_of(model, name) is not None or group_of(model, name) is not None
 
 
 def _table(model: type[BaseModel], prefix: str, names: list[str]) -> Iterator[str]:

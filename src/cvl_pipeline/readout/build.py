@@ -160,8 +160,9 @@ def build_readout(
     discount = parameters.discount or own
     if discount < own and not conditioned:
         raise InputError(
-            f"value_readout.discount is {discount}, but the critic was trained for {own}, and serves no shorter one; "
-            "train it with a shorter contrastive_dynamics.discount, or with horizon_conditioning=true, for any discount"
+            f"value_readout.discount is {discount}, but the critic was trained for {own}, which is longer: raise "
+            "value_readout.discount (null: the critic's), or train the critic with a shorter "
+            "contrastive_dynamics.discount, or with horizon_conditioning=true, for any discount"
         )
     method = READOUTS.create(parameters)
     horizons = horizon_quantiles(discount, parameters.horizons if conditioned else 0)
