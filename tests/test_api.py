@@ -37,6 +37,7 @@ from cvl_pipeline.objectives.best_of_n import BestOfN
 from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.readout.parameters import ExactParameters
 from cvl_pipeline.readout.readouts import ExactReadout, FeatureReadout, Readout
+from cvl_pipeline.readout.regression import RegressedReadout
 from cvl_pipeline.schema import validated
 from cvl_pipeline.sources.base import SOURCES
 from cvl_pipeline.sources.environment import EvaluationEnvironment, environment_for, environment_named
@@ -49,6 +50,7 @@ TRAINING: dict[str, Any] = {"steps": 12, "batch_size": 16, "validation_interval"
 CRITIC: dict[str, Any] = {
     "discount": 0.9, "representation_size": 4, "hidden": (8,), "validation_batches": 1, "training": TRAINING,
 }  # fmt: skip
+READOUT: dict[str, Any] = {"references": 64, "regression": {"steps": 10, "hidden": (8,)}}
 POLICY: dict[str, Any] = {"hidden": (8,), "training": TRAINING}
 STEPS = 15
 """Steps per episode of ``pendulum``."""
@@ -98,7 +100,7 @@ class Run(NamedTuple):
 
 def _run(data: cvl.EpisodeData, objective: str = "awr", **settings: Any) -> Run:
     critic, history = cvl.train_critic(data, **CRITIC)
-    readout = cvl.read_out(critic, data, references=64)
+    readout = cvl.read_out(critic, data, **READOUT)
     trained = cvl.extract_policy(critic, readout, data, objective, **POLICY, **settings)
     return Run(data, critic, history, readout, trained)
 
@@ -333,14 +335,17 @@ def test_training_is_watched_logged_and_resumed(continuous: Run, tmp_path: Path)
         ("exact", {"references": 32, "prototypes": 4}, ExactReadout),
         ("random_fourier", {"features": 16}, FeatureReadout),
         ("positive_random", {"features": 16}, FeatureReadout),
+        ("exact", READOUT, RegressedReadout),
     ],
 )
 def test_values_are_read_out(
     continuous: Run, method: str, settings: dict[str, Any], kind: type[Readout]
 ) -> None:
     critic, data = continuous.critic, continuous.data
+    settings = {"regression": None} | settings
     one, same, other = (cvl.read_out(critic, data, method, seed, **settings) for seed in (0, 0, 1))
     assert isinstance(one, kind)
+    assert one.discount == 0.97, "the default, longer than the critic's"
     states, actions = data.transitions.states(), data.transitions.actions
     values = cvl.QFunction(critic, one)(states, actions)
     assert values.shape == (len(data.transitions),)
@@ -356,10 +361,10 @@ def test_the_readout_follows_the_rewards(continuous: Run) -> None:
     states, actions = data.transitions.states(), data.transitions.actions
     doubled = data.with_rewards(replace(data.rewards, rewards=2.0 * data.rewards.rewards))
     one, two = (
-        cvl.QFunction(critic, cvl.read_out(critic, part, references=64))(states, actions)
+        cvl.QFunction(critic, cvl.read_out(critic, part, **READOUT))(states, actions)
         for part in (data, doubled)
     )
-    torch.testing.assert_close(two, 2.0 * one)
+    torch.testing.assert_close(two, 2.0 * one, rtol=1e-4, atol=1e-4)
 
 
 def test_without_rewards_there_is_nothing_to_read_out(continuous: Run) -> None:
@@ -514,7 +519,7 @@ def test_other_rewards_give_no_warning(continuous: Run, caplog: pytest.LogCaptur
 
 def test_another_reward_needs_no_new_critic(continuous: Run) -> None:
     data = continuous.data.with_rewards(_label(continuous, reward="tests.test_api:just_the_angle"))
-    readout = cvl.read_out(continuous.critic, data, references=64)
+    readout = cvl.read_out(continuous.critic, data, **READOUT)
     policy, _ = cvl.extract_policy(continuous.critic, readout, data, **POLICY)
     assert not _same(policy, continuous.trained.policy)
 
@@ -735,7 +740,7 @@ def test_a_subclass_of_a_built_in_objective_is_chosen_by_its_name(name: str, con
     dumped = parameters.model_dump(mode="json")
     assert dumped.items() >= {"objective": chosen, **settings}.items()
     assert OBJECTIVES.validate(dumped) == pickle.loads(pickle.dumps(parameters)) == parameters  # noqa: S301
-    readout = cvl.read_out(continuous.critic, continuous.data, references=64)
+    readout = cvl.read_out(continuous.critic, continuous.data, **READOUT)
     policy, _ = cvl.extract_policy(continuous.critic, readout, continuous.data, chosen, **POLICY | settings)
     theirs, _ = cvl.extract_policy(
         continuous.critic, readout, continuous.data, "awr", **POLICY | {"beta": 2.0}
@@ -852,7 +857,7 @@ def test_a_method_without_a_title_is_refused_by_the_interface(discrete: Run) -> 
 
 
 def _extracted(run: Run, objective: str) -> TrainedPolicy:
-    readout = cvl.read_out(run.critic, run.data, references=64)
+    readout = cvl.read_out(run.critic, run.data, **READOUT)
     return cvl.extract_policy(run.critic, readout, run.data, objective, **POLICY)
 
 

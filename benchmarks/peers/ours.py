@@ -91,7 +91,7 @@ def small_q(job: Job, data: EpisodeData) -> QFunction:
     critic = ContrastiveDynamics(data, small, 0).critic
     rewards = torch.linspace(0.0, 1.0, len(data.transitions))
     labelled = data.with_rewards(Rewards(rewards, rewards > 1.0))
-    return QFunction(critic, read_out(critic, labelled, references=16))
+    return QFunction(critic, read_out(critic, labelled, references=16, regression=None))
 
 
 def trainer(job: Job) -> Train:

@@ -119,6 +119,12 @@ Integers = Annotated[
     BeforeValidator(integers),
     Field(max_length=MOST_ENTRIES),
 ]
+Hidden = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=MOST_UNITS)], ...],
+    BeforeValidator(integers),
+    Field(max_length=64),
+]
+"""Sizes of hidden layers, first to last."""
 Floats = Annotated[tuple[float, ...], BeforeValidator(_floats), Field(max_length=MOST_ENTRIES)]
 Words = Annotated[tuple[str, ...], BeforeValidator(listed)]
 

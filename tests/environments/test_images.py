@@ -25,6 +25,7 @@ from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.diagnostics import value_table
 from cvl_pipeline.readout.parameters import ValueReportParameters
 from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.readout.regression import RegressedReadout
 from cvl_pipeline.readout.rewards import label
 from cvl_pipeline.sources.minari import load_minari, save_minari
 from cvl_pipeline.testing.builders import (
@@ -103,6 +104,27 @@ def test_a_policy_learns_from_images_of_random_moves_to_reach_the_target(
     successes = labels.successes.reshape(20, 20).any(1).double().mean()
     behaviour = rewards.successes.reshape(120, 20).any(1).double().mean()
     assert float(successes) > float(behaviour) + 0.3
+
+
+def test_returns_are_regressed_on_encoded_images(log: tuple[Transitions, Rewards], tmp_path: Path) -> None:
+    data = EpisodeData.prepare(*log)
+    training = {"steps": 2, "batch_size": 16, "validation_interval": 2}
+    critic, _ = train_dynamics(data, dynamics_parameters(training=training), seed=0)
+    parameters = readout_parameters(
+        references=64, discount=0.97, regression={"steps": 2, "hidden": (8,), "batch_size": 16}
+    )
+    readout = build_readout(critic, *log, data.split, parameters, 0)
+    assert isinstance(readout, RegressedReadout)
+    size = critic.inputs(data.transitions.states(torch.arange(1)), data.transitions.actions[:1]).shape[1]
+    assert readout.sizes == (size, 8, 1)
+    save_artifact(tmp_path / "x.safetensors", "readout", readout)
+    index = data.transitions.transition_index(data.split.validation)
+    values, again = (
+        QFunction(critic, one).of_transitions(data.transitions, index)[0]
+        for one in (readout, load_artifact(tmp_path / "x.safetensors"))
+    )
+    assert torch.isfinite(values).all()
+    torch.testing.assert_close(values, again)
 
 
 def test_images_have_a_report_and_no_distance_to_a_goal(log: tuple[Transitions, Rewards]) -> None:

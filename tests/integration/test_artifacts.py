@@ -171,6 +171,7 @@ ROWS = [
     Row("training/fit.py", TRAININGS, append("training/fit.py")),
     Row("readout/rewards.py", after("value_readout.label"), append("readout/rewards.py")),
     Row("readout/build.py", after("value_readout.read_out"), append("readout/build.py")),
+    Row("readout/regression.py", after("value_readout.read_out"), append("readout/regression.py")),
     Row("readout/diagnostics.py", after("value_readout.evaluate"), append("readout/diagnostics.py")),
     Row("objectives/advantages.py", after("policy_extraction.train_cvl"), append("objectives/advantages.py")),
     Row("objectives/ddpg_bc.py, not the chosen objective", set(), append("objectives/ddpg_bc.py")),
@@ -187,7 +188,7 @@ ROWS = [
     Row("the version of torch", ALL, package("torch")),
     Row("the version of lightning", TRAININGS, package("lightning")),
     Row("the version of mujoco", ALL, package("mujoco")),
-    Row("the version of scipy", after("value_readout.evaluate", "evaluation.summarise"), package("scipy")),
+    Row("the version of scipy", after("value_readout.read_out"), package("scipy")),
     Row("the version of matplotlib", PLOTS, package("matplotlib")),
     Row("the version of kedro", set(), package("kedro")),
     # Artifacts.

@@ -105,7 +105,7 @@ def test_parameters_of_a_study_are_logged_unless_they_change_nothing(
     best = tmp_path / "data/08_reporting/door-open-v3/tuning/study/best_parameters.json"
     best.parent.mkdir(parents=True)
     found = {
-        "contrastive_dynamics.temperature": 0.3, "contrastive_dynamics.discount": 0.97,
+        "contrastive_dynamics.temperature": 0.3, "contrastive_dynamics.discount": 0.83,
         "contrastive_dynamics.training.steps": 7, "policy_extraction.beta": 1.0,
     }  # fmt: skip
     best.write_text(json.dumps({"parameters": found}))

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Generator
 
+from cvl_pipeline.io.artifacts import load_artifact, save_artifact
 from cvl_pipeline.networks.actor import Actor, ActorShape, CategoricalActor, GaussianActor
 from cvl_pipeline.objectives.best_of_n import BestOfN
+from cvl_pipeline.objectives.training import train_policy
 from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.readout.regression import RegressedReadout
+from cvl_pipeline.testing.builders import make_data, make_rewards, policy_parameters
 from cvl_pipeline.training.seeds import stream_seed
-from tests.objectives.toys import SignCritic, TargetCritic, episodes, q_of, train
+from tests.objectives.toys import TRAIN, SignCritic, TargetCritic, episodes, network_q, q_of, train
 
 
 def _observations(count: int = 40) -> torch.Tensor:
@@ -71,6 +76,21 @@ def test_more_proposals_get_closer_to_the_best_action() -> None:
     ]
     assert distances[2] < 0.15 < 0.5 * distances[0]
     assert distances[1] < distances[0]
+
+
+def test_a_policy_with_a_regressed_readout_is_extracted_and_stored(tmp_path: Path) -> None:
+    transitions = episodes()
+    data = make_data(transitions, TRAIN, make_rewards(transitions))
+    q = network_q(transitions, discount=0.97, regression={"steps": 5, "hidden": (8,)})
+    assert isinstance(q.readout, RegressedReadout)
+    q.critic.requires_grad_(False)
+    policy, _ = train_policy(data, policy_parameters(objective="best_of_n"), 0, values=q)
+    save_artifact(tmp_path / "x.safetensors", "policy", policy)
+    loaded = load_artifact(tmp_path / "x.safetensors", "policy")
+    assert isinstance(loaded.readout, RegressedReadout)
+    assert torch.equal(loaded(_observations()), policy(_observations()))
+    values = QFunction(loaded.critic, loaded.readout)(transitions.states(), transitions.actions)
+    torch.testing.assert_close(values, q(transitions.states(), transitions.actions))
 
 
 def test_policy_can_be_pickled() -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from cvl_pipeline.episodes.preparation import observed_returns
 from cvl_pipeline.episodes.sampling import SegmentSampler
 from cvl_pipeline.networks.actor import CategoricalActor
 from cvl_pipeline.objectives.published import Published
@@ -55,6 +56,34 @@ def test_futures_are_drawn_at_the_discount_of_the_readout() -> None:
     module = make_module(transitions, q, objective="published")
     assert isinstance(module.objective, Published)
     assert module.objective._sampler.discount == 0.2
+
+
+def test_the_critic_may_look_less_far_ahead_than_the_values() -> None:
+    """Segments have the critic's discount, and labels carry the rest of the return."""
+    transitions = episodes()
+    q = network_q(transitions, discount=0.97)
+    module = make_module(transitions, q, objective="published", training={"batch_size": 256})
+    objective = module.objective
+    assert isinstance(objective, Published)
+    assert objective._sampler.discount == 0.9
+    rewards = make_rewards(transitions).rewards
+    weight = (0.97 - 0.9) / (0.97 * (1.0 - 0.9))
+    means = 0.03 * observed_returns(rewards, transitions, 0.97)
+    expected = ((1.0 - weight) * rewards + weight * means).float()
+    # The training episodes come first, so their transitions have the same places.
+    np.testing.assert_allclose(objective._rewards, expected, rtol=1e-5)
+    (batch,) = objective.draw(1, 256, Generator().manual_seed(8))
+    _, metrics = module.training_loss(batch)
+    segments = objective._sampler.gather(batch[0])
+    labels = expected[segments.arrivals].masked_fill(segments.absorbed, 0.0)
+    with torch.no_grad():
+        actions = module.actor.act_with_noise(segments.observations, batch[1].unsqueeze(1)).squeeze(1)
+        phi, psi = (
+            q.critic.phi(segments.observations, actions),
+            q.critic.psi(segments.futures, segments.absorbed),
+        )
+        gain = ((phi * psi).sum(-1) / q.critic.temperature).exp() * labels
+    assert float(metrics["gain"].detach()) == pytest.approx(float(gain.mean()), rel=1e-4)
 
 
 def test_every_state_has_noise_of_its_own() -> None:

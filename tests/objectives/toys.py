@@ -116,14 +116,12 @@ def known_q(transitions: Transitions) -> QFunction:
     return q_of(SignCritic() if transitions.discrete else TargetCritic())
 
 
-def network_q(
-    transitions: Transitions, conditioned: bool = False, discount: float | None = None
-) -> QFunction:
-    """Q of an untrained critic with networks, and of a readout built from it."""
+def network_q(transitions: Transitions, conditioned: bool = False, **changes: Any) -> QFunction:
+    """Q of an untrained critic with networks, and of a readout built from it, whose parameters ``changes`` are."""
     torch.manual_seed(0)
     size = transitions.actions.shape[1]
     critic = ContrastiveCritic(CriticShape((3,), size, (8,), 4, "unit_norm", 0.5, True, 0.9, conditioned))
-    parameters = readout_parameters(discount=discount)
+    parameters = readout_parameters(**changes)
     split, labels = split_first(transitions, TRAIN), make_rewards(transitions)
     return QFunction(critic, build_readout(critic, transitions, labels, split, parameters, 0))
 

@@ -34,7 +34,7 @@ def _reward(world: LinearGaussian, states: Floats) -> Floats:
 
 def _errors(samples: Floats, expected: Floats) -> Floats:
     """Differences of means over the last axis from their expectations, in standard errors."""
-    return (samples.mean(-1) - expected) / (samples.std(-1) / np.sqrt(samples.shape[-1]))
+    return np.asarray((samples.mean(-1) - expected) / (samples.std(-1) / np.sqrt(samples.shape[-1])))
 
 
 def test_q_is_the_mean_return_of_simulated_episodes(world: LinearGaussian) -> None:

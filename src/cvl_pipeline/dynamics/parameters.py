@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from cvl_pipeline.dynamics.losses import LOSSES, LossParameters
 from cvl_pipeline.networks.encoder import ENCODERS, AutomaticEncoderParameters, EncoderParameters
-from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Choice, Strict
-from cvl_pipeline.training.parameters import Hidden, TrainingParameters
+from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Choice, Hidden, Strict
+from cvl_pipeline.training.parameters import TrainingParameters
 
 
 class DynamicsTraining(TrainingParameters):

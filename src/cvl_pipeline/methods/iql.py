@@ -22,9 +22,9 @@ from cvl_pipeline.methods.base import Method, MethodParameters
 from cvl_pipeline.networks.actor import make_actor
 from cvl_pipeline.networks.mlp import Standardise, mlp
 from cvl_pipeline.objectives.base import TrainedPolicy
+from cvl_pipeline.schema import Hidden
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
-from cvl_pipeline.training.parameters import Hidden
 from cvl_pipeline.training.processes import gather, own_share
 from cvl_pipeline.training.seeds import stream_seed
 

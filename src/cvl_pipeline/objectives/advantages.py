@@ -14,8 +14,7 @@ from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.networks.mlp import mlp
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.references import CHUNK
-from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Registry, Strict
-from cvl_pipeline.training.parameters import Hidden
+from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Hidden, Registry, Strict
 from cvl_pipeline.training.seeds import stream_seed
 
 

@@ -16,8 +16,8 @@ from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.actor import Actor
 from cvl_pipeline.networks.encoder import ENCODERS, AutomaticEncoderParameters, EncoderParameters
-from cvl_pipeline.schema import MOST_STEPS, Choice, Registry, Strict
-from cvl_pipeline.training.parameters import Hidden, TrainingParameters
+from cvl_pipeline.schema import MOST_STEPS, Choice, Hidden, Registry, Strict
+from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.processes import own_share
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Floats, Integers, Registry, Strict
-from cvl_pipeline.training.parameters import Hidden
+from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Floats, Hidden, Integers, Registry, Strict
 
 if TYPE_CHECKING:
     from cvl_pipeline.readout.build import ReadoutMethod

@@ -11,19 +11,11 @@ from cvl_pipeline.schema import (
     MOST_PROCESSES,
     MOST_ROWS,
     MOST_STEPS,
-    MOST_UNITS,
     Strict,
-    integers,
     listed,
     operational,
 )
 
-Hidden = Annotated[
-    tuple[Annotated[int, Field(ge=1, le=MOST_UNITS)], ...],
-    BeforeValidator(integers),
-    Field(max_length=64),
-]
-"""Sizes of hidden layers, first to last."""
 Loggers = Annotated[tuple[Literal["tensorboard", "mlflow", "wandb"], ...], BeforeValidator(listed)]
 
 
