@@ -13,6 +13,7 @@ import pytest
 
 from cvl_pipeline.io.artifacts import load_artifact
 from cvl_pipeline.kedro.pipeline_registry import register_stages
+from cvl_pipeline.readout.regression import RegressedReadout
 from tests.integration.conftest import DATASET, FinishedRun, Forks, Project
 
 STAGES = ["data_ingestion", "contrastive_dynamics", "value_readout", "policy_extraction", "evaluation"]
@@ -30,7 +31,21 @@ def test_the_log_has_no_warning_no_duplicate_and_one_line_per_node(finished: Fin
     assert "ERROR" not in finished.output
     messages = [line.split("INFO")[1].strip() for line in finished.output.splitlines() if "INFO" in line]
     assert max(Counter(messages).values()) == 1
+    (weights,) = [message for message in messages if not message[0].isdigit()]
+    assert weights.startswith("value_readout: Q is ")
+    messages.remove(weights)
     assert [line.split("/")[0] for line in messages] == [str(number) for number in range(1, 24)]
+
+
+def test_returns_are_regressed_and_reported_beside_the_readout(finished: FinishedRun) -> None:
+    readout = load_artifact(finished.project.artifact("readout.safetensors"), "readout")
+    assert isinstance(readout, RegressedReadout)
+    assert readout.discount == 0.97
+    values = pd.read_parquet(finished.project.artifact("values.parquet"))
+    compared = values.dropna(subset=["q_exact"])
+    assert not compared["q"].equals(compared["q_alone"])
+    report = json.loads(finished.project.artifact("value_report.json").read_text())
+    assert report["readout_error"] < 1e-3, "the readout alone has all references"
 
 
 def test_metrics_hold_means_intervals_and_the_protocol(finished: FinishedRun) -> None:

@@ -201,6 +201,15 @@ def test_the_error_of_the_readout_is_that_without_regression() -> None:
     assert report["q_mean"] == pytest.approx(10.0 / 3.0)
 
 
+def test_a_table_of_an_older_version_is_reported() -> None:
+    values = _values([1.0, 2.0, 3.0, 4.0], [3.0, 5.0, 7.0, 9.0], exact=[0.0, np.nan, 4.0, 5.0])
+    older = values.drop(columns="q_alone")
+    assert value_report(older, LABELS, readout_parameters()) == value_report(
+        values, LABELS, readout_parameters()
+    )
+    assert "q_alone" not in older
+
+
 def test_success_states_are_missing_where_nothing_reports_success() -> None:
     values = _values([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
     nothing = torch.zeros(4, dtype=torch.bool)

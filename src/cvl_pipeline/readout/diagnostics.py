@@ -117,6 +117,8 @@ def value_report(
     constant = np.ptp(q) == 0.0 or np.ptp(returns) == 0.0
     line = None if constant else stats.linregress(q, returns)
     sizes = values["effective_sample_size"]
+    if "q_alone" not in values:  # a table of an older version, without regression
+        values = values.assign(q_alone=values["q"])
     compared = values.dropna(subset=["q_exact"])
     error, rank = readout_error(compared["q_alone"].to_numpy(), compared["q_exact"].to_numpy())
     if rank is not None and rank < RANK_CORRELATION_NEEDED:
