@@ -39,14 +39,7 @@ from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.sources.environment import environment_for
 from cvl_pipeline.training.fit import fit
 
-PARAMETERS = StageParameters.model_validate(
-    {
-        "contrastive_dynamics": {"discount": 0.97},
-        "value_readout": {"discount": None, "regression": None},
-    }
-)
-"""The defaults of the version whose ideas docs/tuning.md compares: values have the critic's discount, and no network
-is regressed on returns."""
+PARAMETERS = StageParameters()
 FOLDER = PROJECT / "data/ideas"
 DISCOUNTS = (0.9, 0.97, 0.99)
 """Discounts of the held-out returns on which all critics are measured, for any discount of their own."""
