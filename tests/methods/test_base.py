@@ -153,7 +153,7 @@ def test_iql_takes_the_steps_of_critic_and_policy_together() -> None:
     assert _baselines({"iql": {"training": {"steps": 9}}})["iql"].training.steps == 9
     defaults = validated(StageParameters, {"baselines": {"iql": {}}})
     total = defaults.contrastive_dynamics.training.steps + defaults.policy_extraction.training.steps
-    assert defaults.baselines["iql"].training.steps == total == 6000
+    assert defaults.baselines["iql"].training.steps == total == 5000
     # A method that learns no values takes those of the policy alone.
     both = _baselines({"iql": {}, "bc": {}}, contrastive_dynamics=critic)
     assert both["bc"].training.steps == 70
