@@ -271,6 +271,15 @@ def test_smoke_changes_single_fields_and_keeps_the_others() -> None:
     assert smoke["policy_extraction"]["training"]["learning_rate"] == learning_rate
 
 
+def test_params_may_leave_out_a_part_that_the_environment_sets() -> None:
+    smoke = make_loader(env="smoke")["parameters"]["value_readout"]["regression"]
+    assert smoke["steps"] == 60
+    changed = make_loader(env="smoke", value_readout={"regression": {"steps": 5}})["parameters"]
+    assert changed["value_readout"]["regression"] == smoke | {"steps": 5}
+    without = make_loader(env="smoke", value_readout={"regression": None})["parameters"]
+    assert without["value_readout"]["regression"] is None
+
+
 @pytest.mark.parametrize(
     ("env", "runtime", "folder"),
     [
