@@ -94,7 +94,15 @@ class FunctionReward(RewardParameters):
 class RegressionParameters(Strict):
     """How networks are regressed on returns, to be weighed against the readout (docs/method.md)."""
 
-    steps: int = Field(1500, ge=1, le=MOST_STEPS, description="Gradient steps of each of the two networks.")
+    steps: int = Field(
+        1250, ge=1, le=MOST_STEPS, description="Gradient steps of each of the two networks of Q."
+    )
+    value_steps: int = Field(
+        500,
+        ge=1,
+        le=MOST_STEPS,
+        description="Gradient steps of the network of V that each of them builds on.",
+    )
     hidden: Hidden = Field((256, 256), description="Sizes of the networks' hidden layers.")
     batch_size: int = Field(256, ge=1, le=MOST_ROWS, description="Size of a batch.")
     learning_rate: float = Field(

@@ -1,4 +1,4 @@
-"""Networks regressed on returns beside a readout, and the weights of both in Q."""
+"""Networks regressed on lambda-returns beside a readout, and the weights of both in Q."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
 
 from cvl_pipeline.episodes.container import Rewards, Split, Transitions
-from cvl_pipeline.episodes.preparation import logged_shares, observed_returns
+from cvl_pipeline.episodes.preparation import discounted_returns, logged_shares, observed_returns
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.mlp import mlp
 from cvl_pipeline.readout.parameters import RegressionParameters
@@ -43,7 +43,7 @@ JUDGED = 16_384
 class RegressedReadout(Readout):
     """``Q = (b_0 + b_1 (1 - gamma) Q_readout + b_2 mean_f g_f(s, a)) / (1 - gamma)``, with b_1, b_2 >= 0.
 
-    The networks g_f are regressed on returns, as mean rewards, each on one part of the episodes. The weights b are
+    The networks g_f are regressed on lambda-returns, as mean rewards, each on one part of the episodes. The weights b are
     those of stacking (Wolpert 1992; Breiman 1996): non-negative least squares on returns of episodes that neither
     the network nor the reference states of the readout come from.
 
@@ -117,7 +117,11 @@ def regress(
     parameters: RegressionParameters,
     seed: int,
 ) -> Readout:
-    """Fit networks to the returns of the training episodes, and weigh them against the readout.
+    """Fit networks to lambda-returns of the training episodes, and weigh them against the readout.
+
+    For each half of the episodes, a network of V(s) is regressed on returns, and one of Q(s, a) on the lambda-returns
+    that follow from it, with lambda = c / gamma as in the readout. Returns themselves would credit an action with
+    whatever its episode did later: in a log of many operators, an action gives its operator away.
 
     Args:
         critic: the trained critic.
@@ -137,30 +141,54 @@ def regress(
     folds = [split.train[part].sort().values for part in order.chunk(FOLDS)]
     discount = readout.discount
     returns = (1.0 - discount) * observed_returns(labels.rewards, transitions, discount)  # as mean rewards
-    shares = logged_shares(transitions, discount).float()
+    shares = logged_shares(transitions, discount)
     index = transitions.transition_index(split.train)
-    mean = float((shares[index] @ returns[index].float()) / shares[index].sum())
+    mean = float((shares[index] @ returns[index]) / shares[index].sum())
     deviation = float(returns[index].std(correction=0))
     if len(folds) < FOLDS or deviation < 1e-12:
         return readout
-    targets = ((returns - mean) / deviation).float()
+    standard = ((returns - mean) / deviation).float()
+    rewards = ((labels.rewards - mean) / deviation).float()
     networks, judged = [], []
     with progress_bar() as progress:
-        task = progress.add_task("Regressing returns", total=FOLDS * parameters.steps)
+        task = progress.add_task(
+            "Regressing returns", total=FOLDS * (parameters.steps + parameters.value_steps)
+        )
+
+        def train(fitted: _Regression, steps: int) -> _Regression:
+            for _ in range(steps):
+                fitted.step(steps)
+                progress.advance(task)
+            return fitted
+
         for number, fold in enumerate(folds):
             others = torch.cat([other for other in folds if other is not fold])
-            fitted = _Regression(
-                critic, transitions, transitions.transition_index(fold), targets, shares, parameters,
-                stream_seed(seed, "regression", 1 + number),
-            )  # fmt: skip
-            for _ in range(parameters.steps):
-                fitted.step()
-                progress.advance(task)
+            rows = transitions.transition_index(fold)
+            common = critic, transitions, rows, parameters
+            values = train(
+                _Regression(
+                    *common, False, standard, shares.float(), stream_seed(seed, "regression", 2 * number + 1)
+                ),
+                parameters.value_steps,
+            )
+            targets = lambda_returns(
+                rewards, values.of_arrivals(), transitions, discount, critic.shape.discount
+            ).float()
+            fitted = train(
+                _Regression(
+                    *common,
+                    True,
+                    targets,
+                    torch.ones_like(targets),
+                    stream_seed(seed, "regression", 2 * number + 2),
+                ),
+                parameters.steps,
+            )
             rows = transitions.transition_index(others)
             rows = rows[torch.randperm(len(rows), generator=generator)[:JUDGED]]
             q = QFunction(critic, readout_without(others))
-            values = (1.0 - discount) * q.of_transitions(transitions, rows)[0]
-            columns = values, mean + deviation * fitted.outputs(rows), returns[rows], shares[rows]
+            estimate = (1.0 - discount) * q.of_transitions(transitions, rows)[0]
+            columns = estimate, mean + deviation * fitted.outputs(rows), returns[rows], shares[rows]
             judged.append(torch.stack([column.double() for column in columns], dim=1))
             networks.append(parameters_to_vector(fitted.network.parameters()).detach())
     table = torch.cat(judged).numpy()
@@ -177,21 +205,45 @@ def regress(
     )  # fmt: skip
 
 
+def lambda_returns(
+    rewards: Tensor, values: Tensor, transitions: Transitions, discount: float, short: float
+) -> Tensor:
+    """Lambda-returns as mean rewards, with lambda = c / gamma, (N,) float64 (Sutton 1988).
+
+    ``G_t = (1 - gamma) r_t + gamma ((1 - lambda) V(s_{t+1}) + lambda G_{t+1})``. After a terminated episode nothing
+    follows, and at the end of a truncated one V follows.
+
+    Args:
+        rewards: (N,).
+        values: (N,), V of the state that each transition leads to, as a mean reward.
+        transitions: the log.
+        discount: gamma.
+        short: c, at most gamma.
+    """
+    last = torch.zeros(len(transitions), dtype=torch.bool)
+    last[transitions.episode_starts[1:] - 1] = True
+    goes_on = ~(last & transitions.terminated[transitions.episode_of(torch.arange(len(last)))])
+    weights = torch.where(last, discount, discount - short) * goes_on
+    return discounted_returns((1.0 - discount) * rewards + weights * values, transitions, short)
+
+
 class _Regression:
-    """A network and its optimiser, on the transitions of one fold."""
+    """A network of states, or of states and actions, and its optimiser, on the transitions of one fold."""
 
     def __init__(
         self,
         critic: ContrastiveCritic,
         transitions: Transitions,
         index: Tensor,
-        targets: Tensor,
-        shares: Tensor,
         parameters: RegressionParameters,
+        of_actions: bool,
+        targets: Tensor,
+        weights: Tensor,
         seed: int,
     ) -> None:
         self._critic, self._transitions, self._index = critic, transitions, index
-        self._targets, self._shares, self._parameters = targets, shares, parameters
+        self._targets, self._weights, self._parameters = targets, weights, parameters
+        self._of_actions = of_actions
         self.sizes = (self._inputs(index[:1]).shape[-1], *parameters.hidden, 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -201,32 +253,40 @@ class _Regression:
         self._step = 0
 
     def _inputs(self, rows: Tensor) -> Tensor:
-        transitions = self._transitions
-        return self._critic.inputs(
-            transitions.states(rows), transitions.actions.index_select(0, rows)
-        ).float()
+        states = self._transitions.states(rows)
+        if not self._of_actions:
+            return self._critic.encode_observation(states).float()
+        return self._critic.inputs(states, self._transitions.actions.index_select(0, rows)).float()
 
     @torch.enable_grad()
-    def step(self) -> None:
-        """Take a gradient step on the squared error, weighted by the logged share of each return."""
+    def step(self, steps: int) -> None:
+        """Take one of a number of gradient steps on the weighted squared error."""
         parameters = self._parameters
         draws = torch.randint(len(self._index), (parameters.batch_size,), generator=self._generator)
         rows = self._index[draws]
         with torch.no_grad():
             inputs = self._inputs(rows)
-        errors = (self.network(inputs).squeeze(-1) - self._targets[rows]).square()
-        loss = (self._shares[rows] * errors).sum() / self._shares[rows].sum()
+        errors: Tensor = (self.network(inputs).squeeze(-1) - self._targets[rows]).square()
+        loss = (self._weights[rows] * errors).sum() / self._weights[rows].sum()
         self._optimizer.param_groups[0]["lr"] = (
-            0.5 * parameters.learning_rate * (1.0 + math.cos(math.pi * self._step / parameters.steps))
+            0.5 * parameters.learning_rate * (1.0 + math.cos(math.pi * self._step / steps))
         )
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._step += 1
 
     def outputs(self, rows: Tensor) -> Tensor:
         """Outputs for transitions, (M,) int64 -> (M,)."""
         return torch.cat([self.network(self._inputs(part)).squeeze(-1) for part in torch.split(rows, CHUNK)])
+
+    def of_arrivals(self) -> Tensor:
+        """Outputs of a network of states for the state that every transition leads to, (N,); zero outside the fold."""
+        result = torch.zeros(len(self._transitions))
+        for part in torch.split(self._index, CHUNK):
+            states = self._critic.encode_observation(self._transitions.arrivals(part)).float()
+            result[part] = self.network(states).squeeze(-1)
+        return result
 
 
 def stacking_weights(estimates: Floats, returns: Floats, weights: Floats) -> tuple[float, ...]:
