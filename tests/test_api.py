@@ -50,7 +50,7 @@ TRAINING: dict[str, Any] = {"steps": 12, "batch_size": 16, "validation_interval"
 CRITIC: dict[str, Any] = {
     "discount": 0.9, "representation_size": 4, "hidden": (8,), "validation_batches": 1, "training": TRAINING,
 }  # fmt: skip
-READOUT: dict[str, Any] = {"references": 64, "regression": {"steps": 10, "hidden": (8,)}}
+READOUT: dict[str, Any] = {"references": 64, "regression": {"steps": 10, "value_steps": 10, "hidden": (8,)}}
 POLICY: dict[str, Any] = {"hidden": (8,), "training": TRAINING}
 STEPS = 15
 """Steps per episode of ``pendulum``."""

@@ -111,7 +111,9 @@ def test_returns_are_regressed_on_encoded_images(log: tuple[Transitions, Rewards
     training = {"steps": 2, "batch_size": 16, "validation_interval": 2}
     critic, _ = train_dynamics(data, dynamics_parameters(training=training), seed=0)
     parameters = readout_parameters(
-        references=64, discount=0.97, regression={"steps": 2, "hidden": (8,), "batch_size": 16}
+        references=64,
+        discount=0.97,
+        regression={"steps": 2, "value_steps": 2, "hidden": (8,), "batch_size": 16},
     )
     readout = build_readout(critic, *log, data.split, parameters, 0)
     assert isinstance(readout, RegressedReadout)

@@ -263,6 +263,7 @@ def test_every_field_has_a_default() -> None:
         ("value_readout.discount", 1.0, ["less than 1"]),
         ("value_readout.regression", 3, ["valid dictionary"]),
         ("value_readout.regression.steps", 0, ["greater than or equal to 1"]),
+        ("value_readout.regression.value_steps", 0, ["greater than or equal to 1"]),
         ("value_readout.regression.hidden", {"a": 1}, ["valid tuple"]),
         ("value_readout.regression.batch_size", 0, ["greater than or equal to 1"]),
         ("value_readout.regression.learning_rate", 0.0, ["greater than 0"]),

@@ -81,7 +81,7 @@ def test_more_proposals_get_closer_to_the_best_action() -> None:
 def test_a_policy_with_a_regressed_readout_is_extracted_and_stored(tmp_path: Path) -> None:
     transitions = episodes()
     data = make_data(transitions, TRAIN, make_rewards(transitions))
-    q = network_q(transitions, discount=0.97, regression={"steps": 5, "hidden": (8,)})
+    q = network_q(transitions, discount=0.97, regression={"steps": 5, "value_steps": 5, "hidden": (8,)})
     assert isinstance(q.readout, RegressedReadout)
     q.critic.requires_grad_(False)
     policy, _ = train_policy(data, policy_parameters(objective="best_of_n"), 0, values=q)

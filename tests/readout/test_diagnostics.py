@@ -106,7 +106,7 @@ def test_some_transitions_also_have_the_value_of_the_exact_readout(changes: dict
 
 
 def test_the_same_transitions_have_the_value_of_the_readout_without_regression() -> None:
-    regression = {"steps": 200, "hidden": (32,)}
+    regression = {"steps": 200, "value_steps": 100, "hidden": (32,)}
     settings: dict[str, Any] = {"compared_transitions": 50, "references": 300}
     alone, both = _table(False, **settings), _table(False, **settings, regression=regression)
     compared = both["q_exact"].notna()

@@ -21,7 +21,7 @@ from cvl_pipeline.networks.mlp import mlp
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import ExactReadout
-from cvl_pipeline.readout.regression import RegressedReadout, run, stacking_weights
+from cvl_pipeline.readout.regression import RegressedReadout, lambda_returns, run, stacking_weights
 from cvl_pipeline.testing.builders import (
     identity_normalisation,
     make_rewards,
@@ -32,7 +32,7 @@ from cvl_pipeline.testing.finite_mdp import FiniteMDP, garnet
 from tests.readout.critics import small_critic
 from tests.readout.laws import all_pairs, critic_of, log_law
 
-FAST = {"steps": 400, "hidden": (64,)}
+FAST = {"steps": 400, "value_steps": 200, "hidden": (64,)}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_where_the_critic_is_perfect_and_the_networks_know_nothing_the_readout_c
     mdp: FiniteMDP, log: tuple[Transitions, Rewards]
 ) -> None:
     critic = critic_of(log_law(mdp, log[0]), mdp.discount)
-    readout = read_out(critic, log, steps=1, learning_rate=1e-9)
+    readout = read_out(critic, log, steps=1, value_steps=1, learning_rate=1e-9)
     assert readout.mixture[1] == pytest.approx(1.0, abs=0.1)
     assert abs(float(readout.mixture[2])) < 0.05
     assert correlation(mdp, QFunction(critic, readout)) > 0.99
@@ -103,7 +103,9 @@ def test_held_out_rewards_are_not_read(transitions: Transitions, rewards: Reward
     split = Split(train=torch.tensor([0, 1, 2, 4]), validation=torch.tensor([3, 5]))
     changed = rewards.rewards.clone()
     changed[transitions.transition_index(split.validation)] = 1e3
-    parameters = readout_parameters(references=None, regression={"steps": 3, "hidden": (4,)})
+    parameters = readout_parameters(
+        references=None, regression={"steps": 3, "value_steps": 3, "hidden": (4,)}
+    )
     first, second = (
         build_readout(
             small_critic(), transitions, Rewards(values, rewards.successes), split, parameters, seed=0
@@ -132,12 +134,63 @@ def test_no_network_is_judged_on_episodes_that_it_was_fitted_to(
 
     monkeypatch.setattr(module, "_Regression", Watched)
     split = Split(train=torch.arange(5), validation=torch.tensor([5]))
-    parameters = readout_parameters(references=None, regression={"steps": 1, "hidden": (4,)})
+    parameters = readout_parameters(
+        references=None, regression={"steps": 1, "value_steps": 1, "hidden": (4,)}
+    )
     build_readout(small_critic(), transitions, rewards, split, parameters, seed=0)
     assert len(seen) == 2
     for fitted, judged in seen:
         assert not fitted & judged
         assert fitted | judged == set(range(5))
+
+
+@given(
+    lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    ends=st.lists(st.booleans(), min_size=4, max_size=4),
+    short=st.floats(0.0, 0.9),
+    seed=st.integers(0, 100),
+)
+def test_lambda_returns_are_the_mixture_of_n_step_returns(
+    lengths: list[int], ends: list[bool], short: float, seed: int
+) -> None:
+    gamma = 0.9
+    mix = short / gamma
+    data = make_transitions(lengths, ends[: len(lengths)])
+    generator = torch.Generator().manual_seed(seed)
+    rewards, values = torch.randn(2, len(data), generator=generator)
+    expected = []
+    for episode in range(len(lengths)):
+        start, end = (int(data.episode_starts[episode + k]) for k in (0, 1))
+        for t in range(start, end):
+
+            def n_step(n: int, t: int = t, end: int = end, episode: int = episode) -> float:
+                last = min(t + n, end)
+                total = sum(gamma ** (k - t) * (1 - gamma) * float(rewards[k]) for k in range(t, last))
+                over = last == end and bool(data.terminated[episode])
+                return total + (0.0 if over else gamma ** (last - t) * float(values[last - 1]))
+
+            left = end - t
+            parts = [(1 - mix) * mix ** (n - 1) * n_step(n) for n in range(1, left)]
+            expected.append(sum(parts) + mix ** (left - 1) * n_step(left))
+    found = lambda_returns(rewards, values, data, gamma, short)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_lambda_returns_of_the_true_v_have_the_mean_q(
+    mdp: FiniteMDP, log: tuple[Transitions, Rewards]
+) -> None:
+    transitions, rewards = log
+    value = torch.from_numpy((mdp.policy * mdp.q()).sum(1) * (1 - mdp.discount))
+    index = torch.arange(len(transitions))
+    states = transitions.states().argmax(1)
+    arrived = transitions.arrivals(index).argmax(1)
+    found = lambda_returns(rewards.rewards, value[arrived], transitions, mdp.discount, 0.4)
+    sums, counts = np.zeros((2, mdp.states, mdp.actions))
+    at = (states.numpy(), transitions.actions.argmax(1).numpy())
+    np.add.at(sums, at, found.numpy())
+    np.add.at(counts, at, 1)
+    errors = sums / counts / (1 - mdp.discount) - mdp.q()
+    assert np.sqrt((errors**2).mean()) < 0.1 * mdp.q().std()  # 550 visits a pair
 
 
 @given(
@@ -179,7 +232,9 @@ def test_a_regressed_readout_is_stored_and_differentiable(
 ) -> None:
     critic = small_critic(horizon_conditioning=conditioned).requires_grad_(False)
     split = Split(train=torch.arange(5), validation=torch.tensor([5]))
-    parameters = readout_parameters(references=None, regression={"steps": 3, "hidden": (4,)})
+    parameters = readout_parameters(
+        references=None, regression={"steps": 3, "value_steps": 3, "hidden": (4,)}
+    )
     readout = build_readout(critic, transitions, rewards, split, parameters, seed=0)
     save_artifact(f"{tmp_path}/readout.safetensors", "readout", readout)
     loaded = load_artifact(f"{tmp_path}/readout.safetensors", "readout")
@@ -214,7 +269,9 @@ def test_equal_returns_are_not_regressed(transitions: Transitions, rewards: Rewa
 def test_the_weights_are_logged(
     caplog: pytest.LogCaptureFixture, transitions: Transitions, rewards: Rewards
 ) -> None:
-    parameters = readout_parameters(references=None, regression={"steps": 1, "hidden": (4,)})
+    parameters = readout_parameters(
+        references=None, regression={"steps": 1, "value_steps": 1, "hidden": (4,)}
+    )
     with caplog.at_level(logging.INFO):
         build_readout(
             small_critic(), transitions, rewards, split_episodes(transitions, 0.3, 0), parameters, seed=0

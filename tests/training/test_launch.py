@@ -100,7 +100,9 @@ def _policy_job(method: str, critic: Any, devices: int) -> PolicyJob:
     training = STEPS | {"devices": devices}
     if method == "cvl":
         assert data.rewards is not None
-        parameters = readout_parameters(discount=0.95, regression={"steps": 5, "hidden": (8,)})
+        parameters = readout_parameters(
+            discount=0.95, regression={"steps": 5, "value_steps": 5, "hidden": (8,)}
+        )
         readout = build_readout(critic, data.transitions, data.rewards, data.split, parameters, 0)
         assert isinstance(readout, RegressedReadout)  # passed to the other processes in a file
         # The objective whose metrics are not all means over the batch.

@@ -43,8 +43,8 @@ JUDGED = 16_384
 class RegressedReadout(Readout):
     """``Q = (b_0 + b_1 (1 - gamma) Q_readout + b_2 mean_f g_f(s, a)) / (1 - gamma)``, with b_1, b_2 >= 0.
 
-    The networks g_f are regressed on lambda-returns, as mean rewards, each on one part of the episodes. The weights b are
-    those of stacking (Wolpert 1992; Breiman 1996): non-negative least squares on returns of episodes that neither
+    The networks g_f are regressed on lambda-returns, as mean rewards, each on one part of the episodes. The weights b
+    are those of stacking (Wolpert 1992; Breiman 1996): non-negative least squares on returns of episodes that neither
     the network nor the reference states of the readout come from.
 
     Attributes:
@@ -255,8 +255,10 @@ class _Regression:
     def _inputs(self, rows: Tensor) -> Tensor:
         states = self._transitions.states(rows)
         if not self._of_actions:
-            return self._critic.encode_observation(states).float()
-        return self._critic.inputs(states, self._transitions.actions.index_select(0, rows)).float()
+            encoded: Tensor = self._critic.encode_observation(states)
+            return encoded.float()
+        actions = self._transitions.actions.index_select(0, rows)
+        return self._critic.inputs(states, actions).float()
 
     @torch.enable_grad()
     def step(self, steps: int) -> None:
@@ -266,7 +268,8 @@ class _Regression:
         rows = self._index[draws]
         with torch.no_grad():
             inputs = self._inputs(rows)
-        errors: Tensor = (self.network(inputs).squeeze(-1) - self._targets[rows]).square()
+        outputs: Tensor = self.network(inputs).squeeze(-1)
+        errors = (outputs - self._targets[rows]).square()
         loss = (self._weights[rows] * errors).sum() / self._weights[rows].sum()
         self._optimizer.param_groups[0]["lr"] = (
             0.5 * parameters.learning_rate * (1.0 + math.cos(math.pi * self._step / steps))
