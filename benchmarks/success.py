@@ -1,8 +1,8 @@
 """Success of CVL, BC, IQL and the behaviour data in simulators, for the tables of docs/benchmarks.md.
 
 Each task and seed is one whole ``kedro run``, so you get the same numbers. The methods share episodes, networks and
-evaluation goals. IQL takes as many gradient steps as CVL's critic and policy together. The default seeds were not
-used for tuning (docs/tuning.md).
+evaluation goals. IQL takes as many gradient steps as CVL's critic, regression and policy together. The default seeds
+were not used for tuning (docs/tuning.md).
 
     python -m benchmarks.success --tasks reach-v3 door-open-v3 push-v3 drawer-close-v3 --seeds 10 11 12
     python -m benchmarks.success --env pointmaze --tasks PointMaze_Medium-v3

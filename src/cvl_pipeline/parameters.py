@@ -104,7 +104,7 @@ class StageParameters(Strict):
 def with_inherited(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in what baselines take over from policy_extraction: network, encoder and training.
 
-    A method that learns its values itself takes the gradient steps of critic and policy together.
+    A method that learns its values itself takes the gradient steps of critic, regression and policy together.
 
     Args:
         values: plain values of StageParameters.
@@ -134,7 +134,7 @@ def with_inherited(values: Mapping[str, Any]) -> dict[str, Any]:
         if method.learns_values and "training" in method.Parameters.model_fields:
             training = lower.get("training")
             training = dict(training) if isinstance(training, Mapping) else {}
-            lower["training"] = training | {"steps": _steps(result, "contrastive_dynamics") + _steps(result)}
+            lower["training"] = training | {"steps": _all_steps(result)}
         entries[label] = merged(method.Parameters, lower, given)
     return result | {"baselines": entries}
 
@@ -144,6 +144,16 @@ def _plain(part: Any) -> Mapping[str, Any]:
     if isinstance(part, BaseModel):
         return part.model_dump(mode="json")
     return part if isinstance(part, Mapping) else {}
+
+
+def _all_steps(values: Mapping[str, Any]) -> int:
+    """Gradient steps of all of CVL's networks in plain values."""
+    steps = _steps(values, "contrastive_dynamics") + _steps(values)
+    try:
+        readout: Any = READOUTS.validate(_plain(values.get("value_readout")))
+    except (InputError, ValidationError, PydanticCustomError):  # validation of the readout reports it
+        return steps
+    return steps + (readout.regression.all_steps if readout.regression else 0)
 
 
 def _steps(values: Mapping[str, Any], stage: str = "policy_extraction") -> int:

@@ -147,13 +147,19 @@ def test_label_or_method_chooses_the_baseline(label: str, entry: Any) -> None:
     assert baseline.training.batch_size == 32
 
 
-def test_iql_takes_the_steps_of_critic_and_policy_together() -> None:
+def test_iql_takes_the_steps_of_critic_regression_and_policy_together() -> None:
     critic = {"training": {"steps": 200}}
-    assert _baselines({"iql": {}}, contrastive_dynamics=critic)["iql"].training.steps == 270
+    alone = {"regression": None}
+    few = {"method": "random_fourier", "regression": {"steps": 10, "value_steps": 4}}
+    for readout, steps in ((alone, 270), (few, 270 + 2 * 14)):
+        baselines = _baselines({"iql": {}}, contrastive_dynamics=critic, value_readout=readout)
+        assert baselines["iql"].training.steps == steps
     assert _baselines({"iql": {"training": {"steps": 9}}})["iql"].training.steps == 9
     defaults = validated(StageParameters, {"baselines": {"iql": {}}})
     total = defaults.contrastive_dynamics.training.steps + defaults.policy_extraction.training.steps
-    assert defaults.baselines["iql"].training.steps == total == 5000
+    regression = defaults.value_readout.regression
+    assert regression is not None
+    assert defaults.baselines["iql"].training.steps == total + regression.all_steps == 8500
     # A method that learns no values takes those of the policy alone.
     both = _baselines({"iql": {}, "bc": {}}, contrastive_dynamics=critic)
     assert both["bc"].training.steps == 70

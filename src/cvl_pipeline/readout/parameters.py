@@ -91,6 +91,10 @@ class FunctionReward(RewardParameters):
     """The settings of a function of your own: none."""
 
 
+FOLDS = 2
+"""Parts of the episodes; each network is judged on the part that it was not fitted to."""
+
+
 class RegressionParameters(Strict):
     """How networks are regressed on returns, to be weighed against the readout (docs/method.md)."""
 
@@ -108,6 +112,11 @@ class RegressionParameters(Strict):
     learning_rate: float = Field(
         1e-3, gt=0.0, description="Learning rate of Adam. It falls to zero along half a cosine."
     )
+
+    @property
+    def all_steps(self) -> int:
+        """Gradient steps of all networks."""
+        return FOLDS * (self.steps + self.value_steps)
 
 
 class ReadoutParameters(Strict):

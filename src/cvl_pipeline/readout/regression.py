@@ -22,7 +22,7 @@ from cvl_pipeline.episodes.container import Rewards, Split, Transitions
 from cvl_pipeline.episodes.preparation import discounted_returns, logged_shares, observed_returns
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.mlp import mlp
-from cvl_pipeline.readout.parameters import RegressionParameters
+from cvl_pipeline.readout.parameters import FOLDS, RegressionParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout
 from cvl_pipeline.readout.references import CHUNK
@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
-FOLDS = 2
-"""Parts of the episodes; each network is judged on the parts that it was not fitted to."""
 JUDGED = 16_384
 """Transitions of each fold on which the weights are fitted."""
 
@@ -151,9 +149,7 @@ def regress(
     rewards = ((labels.rewards - mean) / deviation).float()
     networks, judged = [], []
     with progress_bar() as progress:
-        task = progress.add_task(
-            "Regressing returns", total=FOLDS * (parameters.steps + parameters.value_steps)
-        )
+        task = progress.add_task("Regressing returns", total=parameters.all_steps)
 
         def train(fitted: _Regression, steps: int) -> _Regression:
             for _ in range(steps):
