@@ -145,11 +145,7 @@ class Brancher:
         observation, _ = self._environment.reset(seed=self._seeds[episode])
         for action in self._transitions.actions[first : first + step].numpy():
             observation = self._environment.step(action)[0]
-        left = observation.copy()
-        self._controller(
-            left
-        )  # Meta-World's door policies write to the observation, and the log has what they leave
-        if not np.array_equal(left.astype(np.float32), self._logged(episode, step)):
+        if not np.array_equal(observation.astype(np.float32), self._logged(episode, step)):
             raise RuntimeError(f"the replay of episode {episode} does not reach its logged step {step}")
         return observation
 
@@ -244,5 +240,5 @@ class Brancher:
             weight *= discount
             if terminated:
                 return total
-            action = _executed(disturbance.apply(self._controller(observation)), self._environment)
+            action = _executed(disturbance.apply(self._controller(observation.copy())), self._environment)
         return total / (1.0 - discount**length)
