@@ -16,7 +16,7 @@ help:
 	@echo "make lint       check style, types and import contracts"
 	@echo "make viz        open the pipeline in Kedro-Viz in a browser"
 	@echo "make benchmark  CVL, BC and IQL on four tasks with three seeds (docs/benchmarks.md, about an hour)"
-	@echo "make truth      compare losses and readouts with exact values on finite MDPs (docs/truth.md, minutes)"
+	@echo "make truth      compare values with exact ones in random MDPs and linear worlds (docs/truth.md, 15 minutes)"
 	@echo "make truth-simulators  compare critics with returns of tried actions in Meta-World and a maze (25 minutes)"
 	@echo "make readouts   error of readouts at equal cost per query (docs/truth.md, minutes)"
 	@echo "make goals      one dynamics model, eight goals (docs/benchmarks.md, minutes)"
