@@ -49,7 +49,7 @@ from cvl_pipeline.api import EpisodeData, QFunction, train_critic
 from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.environments.rollouts import available_cores
-from cvl_pipeline.episodes.container import Normalisation, Transitions
+from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.episodes.preparation import fit_normalisation, split_episodes
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.readout.build import build_readout, exact_readout, horizon_quantiles
@@ -58,7 +58,8 @@ from cvl_pipeline.readout.parameters import READOUTS
 from cvl_pipeline.readout.readouts import Readout, feature_readout
 from cvl_pipeline.readout.references import all_references, compress, draw_references
 from cvl_pipeline.testing.builders import identity_normalisation
-from cvl_pipeline.testing.finite_mdp import FiniteMDP
+from cvl_pipeline.testing.finite_mdp import FiniteMDP, garnet
+from cvl_pipeline.testing.linear_gaussian import linear_gaussian
 
 DEFAULT, REWARD_FREE, REGRESSION = "CVL", "CVL, reward-free", "regression"
 FIRST_VERSION = "CVL, first version"
@@ -92,13 +93,12 @@ class Cell:
         """Simulate the log, and hold out a twentieth of its episodes."""
         transitions, rewards = self.family.log(self.seed, self.transitions)
         split = split_episodes(transitions, 0.05, self.seed)
-        return EpisodeData(transitions, split, self.normalisation(transitions), rewards)
-
-    def normalisation(self, transitions: Transitions) -> Normalisation:
-        """One-hot vectors stay as they are; other observations are standardised, as in the pipeline."""
-        if isinstance(self.family.world(self.seed), FiniteMDP):
-            return identity_normalisation(transitions)
-        return fit_normalisation(transitions, split_episodes(transitions, 0.05, self.seed), 1e-3)
+        # One-hot vectors stay as they are; other observations are standardised, as in the pipeline.
+        one_hot = isinstance(self.family.world(self.seed), FiniteMDP)
+        normalisation = (
+            identity_normalisation(transitions) if one_hot else fit_normalisation(transitions, split, 1e-3)
+        )
+        return EpisodeData(transitions, split, normalisation, rewards)
 
 
 def dynamics(steps: int, values_discount: float, **changes: Any) -> DynamicsParameters:
@@ -109,10 +109,14 @@ def dynamics(steps: int, values_discount: float, **changes: Any) -> DynamicsPara
 
 
 def estimates(
-    cell: Cell, methods: list[str], steps: int, changes: Mapping[str, Any] = MappingProxyType({})
+    cell: Cell,
+    data: EpisodeData,
+    methods: list[str],
+    steps: int,
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Floats]:
     """Values of all queries by each method, (N, C) each; ``changes`` are those of CVL's critic."""
-    data, world = cell.data(), cell.family.world(cell.seed)
+    world = cell.family.world(cell.seed)
     assert data.rewards is not None
     asked, gamma, seed = queries(world), world.discount, cell.seed
     found: dict[str, Floats] = {}
@@ -267,12 +271,13 @@ def one_cell(job: CellJob) -> list[dict[str, Any]]:
     logging.getLogger("lightning").setLevel(logging.ERROR)
     start = time.perf_counter()
     exact = queries(cell.family.world(cell.seed)).exact
-    noise = noise_level(cell, cell.data().transitions)
+    data = cell.data()
+    noise = noise_level(cell, data.transitions)
     shared = {
         "family": cell.family.name, "seed": cell.seed, "noise": noise, "steps": steps,
         "transitions": cell.transitions or cell.family.transitions,
     }  # fmt: skip
-    found = estimates(cell, methods, steps, changes)
+    found = estimates(cell, data, methods, steps, changes)
     print(f"{cell.family.name}, seed {cell.seed}: {time.perf_counter() - start:.0f} s", flush=True)  # noqa: T201
     return [shared | {"method": name, **score(exact, values, noise)} for name, values in found.items()]
 
@@ -535,11 +540,12 @@ def parse() -> argparse.Namespace:
 def chosen_families(arguments: argparse.Namespace) -> dict[str, Family]:
     """The families that the command line names."""
     if arguments.garnet or arguments.linear:
-        source, settings = ("garnet", arguments.garnet) if arguments.garnet else ("linear", arguments.linear)
-        make = next(
-            family.make for name, family in STUDY.items() if source in (family.make.__name__, name[:6])
-        )
-        return {source: Family(source, make, settings, arguments.transitions)}
+        recipes = (("garnet", garnet, arguments.garnet), ("linear", linear_gaussian, arguments.linear))
+        return {
+            name: Family(name, make, settings, arguments.transitions)
+            for name, make, settings in recipes
+            if settings
+        }
     families = STUDY if arguments.study else FINAL
     return {name: families[name] for name in arguments.families or families}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,17 +42,6 @@ class Queries:
     observations: Tensor
     actions: Tensor
     exact: Floats
-
-
-class World(Protocol):
-    """What the log of a world is made from."""
-
-    @property
-    def discount(self) -> float:
-        """Gamma."""
-
-    def log_episodes(self, episodes: int, steps: int, seed: int) -> tuple[Transitions, Rewards]:
-        """Simulate episodes."""
 
 
 def queries(world: FiniteMDP | LinearGaussian) -> Queries:
