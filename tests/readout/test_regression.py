@@ -1,8 +1,9 @@
-"""Networks regressed on returns beside a readout, on worlds whose values are known."""
+"""A network regressed on returns beside a readout, on worlds whose values are known."""
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_where_the_critic_knows_nothing_the_regression_counts(
     assert correlation(mdp, QFunction(critic, readout)) > 0.97
 
 
-def test_where_the_critic_is_perfect_and_the_networks_know_nothing_the_readout_counts(
+def test_where_the_critic_is_perfect_and_the_network_knows_nothing_the_readout_counts(
     mdp: FiniteMDP, log: tuple[Transitions, Rewards]
 ) -> None:
     critic = critic_of(log_law(mdp, log[0]), mdp.discount)
@@ -114,22 +115,26 @@ def test_held_out_rewards_are_not_read(transitions: Transitions, rewards: Reward
     )
     assert isinstance(first, RegressedReadout)
     assert isinstance(second, RegressedReadout)
-    assert torch.equal(first.networks, second.networks)
+    assert torch.equal(first.network, second.network)
     assert torch.equal(first.mixture, second.mixture)
 
 
-def test_no_network_is_judged_on_episodes_that_it_was_fitted_to(
+def test_nothing_is_judged_on_episodes_that_it_was_fitted_to(
     monkeypatch: pytest.MonkeyPatch, transitions: Transitions, rewards: Rewards
 ) -> None:
     from cvl_pipeline.readout import regression as module
 
-    seen: list[tuple[set[int], set[int]]] = []
+    fitted: list[set[int]] = []
+    judged: list[set[int]] = []
     original = module._Regression
 
     class Watched(original):  # type: ignore[misc, valid-type]
+        def step(self, steps: int) -> None:
+            fitted.append(set(transitions.episode_of(self._index).tolist()))
+            original.step(self, steps)
+
         def outputs(self, rows: Tensor) -> Tensor:
-            fitted = set(transitions.episode_of(self._index).tolist())
-            seen.append((fitted, set(transitions.episode_of(rows).tolist())))
+            judged.append(set(transitions.episode_of(rows).tolist()))
             return original.outputs(self, rows)
 
     monkeypatch.setattr(module, "_Regression", Watched)
@@ -138,10 +143,40 @@ def test_no_network_is_judged_on_episodes_that_it_was_fitted_to(
         references=None, regression={"steps": 1, "value_steps": 1, "hidden": (4,)}
     )
     build_readout(small_critic(), transitions, rewards, split, parameters, seed=0)
-    assert len(seen) == 2
-    for fitted, judged in seen:
-        assert not fitted & judged
-        assert fitted | judged == set(range(5))
+    assert len(fitted) == 2
+    assert fitted[0] == fitted[1]
+    assert len(judged) == 1
+    assert not fitted[0] & judged[0]
+    assert fitted[0] | judged[0] == set(range(5))
+
+
+def test_after_a_termination_nothing_follows_whatever_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Targets are standardised last: the state after a termination is worth nothing, not the mean."""
+    from cvl_pipeline.readout import regression as module
+
+    seen: list[tuple[Tensor, Tensor]] = []
+    original = module._Regression
+
+    class Watched(original):  # type: ignore[misc, valid-type]
+        def __init__(self, *arguments: Any) -> None:
+            original.__init__(self, *arguments)
+            seen.append((self._targets, self._weights))
+
+        def of_arrivals(self) -> Tensor:
+            return torch.zeros(len(self._targets))
+
+    monkeypatch.setattr(module, "_Regression", Watched)
+    data = make_transitions([6] * 6, [True] * 6)
+    rewards = Rewards(10.0 + torch.rand(36), torch.zeros(36, dtype=torch.bool))
+    parameters = readout_parameters(
+        references=None, regression={"steps": 1, "value_steps": 1, "hidden": (4,)}
+    )
+    split = Split(train=torch.arange(5), validation=torch.tensor([5]))
+    build_readout(small_critic(), data, rewards, split, parameters, seed=0)
+    (returns, _), (targets, _) = seen
+    last = data.episode_starts[1:] - 1
+    # The last step has its reward and nothing else, so both targets agree there.
+    torch.testing.assert_close(targets[last], returns[last], rtol=1e-4, atol=1e-4)
 
 
 @given(
@@ -228,18 +263,24 @@ def test_networks_run_from_their_parameters_as_the_module_does(hidden: tuple[int
 
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_a_regressed_readout_is_stored_and_differentiable(
-    conditioned: bool, tmp_path: pytest.TempPathFactory, transitions: Transitions, rewards: Rewards
+    conditioned: bool,
+    tmp_path: pytest.TempPathFactory,
+    transitions: Transitions,
+    rewards: Rewards,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     critic = small_critic(horizon_conditioning=conditioned).requires_grad_(False)
     split = Split(train=torch.arange(5), validation=torch.tensor([5]))
     parameters = readout_parameters(
         references=None, regression={"steps": 3, "value_steps": 3, "hidden": (4,)}
     )
+    monkeypatch.setattr("cvl_pipeline.readout.regression.stacking_weights", lambda *_: (0.1, 0.6, 0.3))
     readout = build_readout(critic, transitions, rewards, split, parameters, seed=0)
+    assert isinstance(readout, RegressedReadout)
     save_artifact(f"{tmp_path}/readout.safetensors", "readout", readout)
     loaded = load_artifact(f"{tmp_path}/readout.safetensors", "readout")
     assert isinstance(loaded, RegressedReadout)
-    assert loaded.sizes == readout.sizes  # type: ignore[attr-defined]
+    assert loaded.sizes == readout.sizes
     pairs = transitions.states()[:6], transitions.actions[:6].clone().requires_grad_()
     values = QFunction(critic, readout)(*pairs)
     assert torch.equal(QFunction(critic, loaded)(*pairs), values)
@@ -263,6 +304,20 @@ def test_equal_returns_are_not_regressed(transitions: Transitions, rewards: Rewa
     equal = Rewards(torch.zeros(len(transitions)), rewards.successes)
     parameters = readout_parameters(references=None, regression=FAST)
     readout = build_readout(small_critic(), transitions, equal, split, parameters, seed=0)
+    assert isinstance(readout, ExactReadout)
+
+
+def test_a_log_whose_judged_returns_nothing_predicts_keeps_the_readout(
+    monkeypatch: pytest.MonkeyPatch, transitions: Transitions, rewards: Rewards
+) -> None:
+    monkeypatch.setattr(
+        "cvl_pipeline.readout.regression.stacking_weights", lambda *_: (float("nan"), 0.0, 0.0)
+    )
+    split = split_episodes(transitions, 0.3, 0)
+    parameters = readout_parameters(
+        references=None, regression={"steps": 1, "value_steps": 1, "hidden": (4,)}
+    )
+    readout = build_readout(small_critic(), transitions, rewards, split, parameters, seed=0)
     assert isinstance(readout, ExactReadout)
 
 

@@ -91,23 +91,17 @@ class FunctionReward(RewardParameters):
     """The settings of a function of your own: none."""
 
 
-FOLDS = 2
-"""Parts of the episodes; each network is judged on the part that it was not fitted to."""
-
-
 class RegressionParameters(Strict):
-    """How networks are regressed on returns, to be weighed against the readout (docs/method.md)."""
+    """How a network is regressed on returns, to be weighed against the readout (docs/method.md)."""
 
-    steps: int = Field(
-        1250, ge=1, le=MOST_STEPS, description="Gradient steps of each of the two networks of Q."
-    )
+    steps: int = Field(2000, ge=1, le=MOST_STEPS, description="Gradient steps of the network of Q.")
     value_steps: int = Field(
         500,
         ge=1,
         le=MOST_STEPS,
-        description="Gradient steps of the network of V that each of them builds on.",
+        description="Gradient steps of the network of V that it builds on.",
     )
-    hidden: Hidden = Field((256, 256), description="Sizes of the networks' hidden layers.")
+    hidden: Hidden = Field((256, 256), description="Sizes of both networks' hidden layers.")
     batch_size: int = Field(256, ge=1, le=MOST_ROWS, description="Size of a batch.")
     learning_rate: float = Field(
         1e-3, gt=0.0, description="Learning rate of Adam. It falls to zero along half a cosine."
@@ -115,8 +109,8 @@ class RegressionParameters(Strict):
 
     @property
     def all_steps(self) -> int:
-        """Gradient steps of all networks."""
-        return FOLDS * (self.steps + self.value_steps)
+        """Gradient steps of both networks."""
+        return self.steps + self.value_steps
 
 
 class ReadoutParameters(Strict):
@@ -148,7 +142,7 @@ class ReadoutParameters(Strict):
     )
     regression: RegressionParameters | None = Field(
         RegressionParameters(),
-        description="Networks regressed on returns, weighed against the readout. null: the readout alone.",
+        description="A network regressed on returns, weighed against the readout. null: the readout alone.",
     )
 
 

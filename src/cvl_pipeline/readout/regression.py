@@ -1,4 +1,4 @@
-"""Networks regressed on lambda-returns beside a readout, and the weights of both in Q."""
+"""A network regressed on lambda-returns beside a readout, and the weights of both in Q."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cvl_pipeline.episodes.container import Rewards, Split, Transitions
 from cvl_pipeline.episodes.preparation import discounted_returns, logged_shares, observed_returns
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.mlp import mlp
-from cvl_pipeline.readout.parameters import FOLDS, RegressionParameters
+from cvl_pipeline.readout.parameters import RegressionParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout
 from cvl_pipeline.readout.references import CHUNK
@@ -33,42 +33,44 @@ logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
-JUDGED = 16_384
-"""Transitions of each fold on which the weights are fitted."""
+JUDGED_SHARE = 0.2
+"""Share of the training episodes on which the weights are fitted."""
+JUDGED = 32_768
+"""Most transitions of them that are used."""
 
 
 @dataclass(frozen=True)
 class RegressedReadout(Readout):
-    """``Q = (b_0 + b_1 (1 - gamma) Q_readout + b_2 mean_f g_f(s, a)) / (1 - gamma)``, with b_1, b_2 >= 0.
+    """``Q = (b_0 + b_1 (1 - gamma) Q_readout + b_2 g(s, a)) / (1 - gamma)``, with b_1, b_2 >= 0.
 
-    The networks g_f are regressed on lambda-returns, as mean rewards, each on one part of the episodes. The weights b
-    are those of stacking (Wolpert 1992; Breiman 1996): non-negative least squares on returns of episodes that neither
-    the network nor the reference states of the readout come from.
+    The network g is regressed on lambda-returns, as mean rewards. The weights b are those of stacking (Wolpert 1992;
+    Breiman 1996): non-negative least squares on returns of episodes that neither the network nor the reference states
+    of the readout come from.
 
     Attributes:
-        base: the readout beside the networks.
-        networks: (F, P), the parameters of each network, in the order of ``networks.mlp``.
-        sizes: sizes of the networks' layers, input first.
+        base: the readout beside the network.
+        network: (P,), the parameters of g, in the order of ``networks.mlp``.
+        sizes: sizes of g's layers, input first.
         mixture: (3,), b.
     """
 
     base: Readout
-    networks: Tensor
+    network: Tensor
     sizes: tuple[int, ...]
     mixture: Tensor
     needs_inputs: ClassVar[bool] = True
 
     @property
     def alone(self) -> Readout:
-        """The readout without the networks."""
+        """The readout without the network."""
         return self.base
 
     def expectation(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected reward and effective sample size of the readout without the networks, (B, D) -> (B,) each."""
+        """Expected reward and effective sample size of the readout without the network, (B, D) -> (B,) each."""
         return self.base.expectation(phi)
 
     def values_and_sample_size(self, phi: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Q, and the effective sample size of the readout without the networks; see Readout.
+        """Q, and the effective sample size of the readout without the network; see Readout.
 
         Raises:
             ValueError: no ``inputs``.
@@ -77,9 +79,9 @@ class RegressedReadout(Readout):
             raise ValueError("a regressed readout needs the inputs that phi was computed from")
         values, size = self.base.values_and_sample_size(phi)
         with torch.autocast(phi.device.type, enabled=False):
-            fitted = torch.stack([run(weights, self.sizes, inputs.float()) for weights in self.networks])
+            fitted = run(self.network, self.sizes, inputs.float())
         rewards = (1.0 - self.discount) * values
-        mixed = self.mixture[0] + self.mixture[1] * rewards + self.mixture[2] * fitted.mean(0)
+        mixed = self.mixture[0] + self.mixture[1] * rewards + self.mixture[2] * fitted
         return mixed / (1.0 - self.discount), size
 
     def to(self, device: torch.device | str) -> Self:
@@ -115,11 +117,11 @@ def regress(
     parameters: RegressionParameters,
     seed: int,
 ) -> Readout:
-    """Fit networks to lambda-returns of the training episodes, and weigh them against the readout.
+    """Fit a network to lambda-returns of the training episodes, and weigh it against the readout.
 
-    For each half of the episodes, a network of V(s) is regressed on returns, and one of Q(s, a) on the lambda-returns
-    that follow from it, with lambda = c / gamma as in the readout. Returns themselves would credit an action with
-    whatever its episode did later: in a log of many operators, an action gives its operator away.
+    A network of V(s) is regressed on returns, and one of Q(s, a) on the lambda-returns that follow from it, with
+    lambda = c / gamma as in the readout. Returns themselves would credit an action with whatever its episode did later:
+    in a log of many operators, an action gives its operator away.
 
     Args:
         critic: the trained critic.
@@ -129,75 +131,63 @@ def regress(
         labels: rewards of all transitions.
         split: defines the training episodes.
         parameters: of the regression.
-        seed: of the folds, the initial weights and the batches.
+        seed: of the judged episodes, the initial weights and the batches.
 
     Returns:
-        The readout with the networks; unchanged if there is a single training episode, or if all returns are equal.
+        The readout with the network; unchanged if there is a single training episode, if all returns
+        are equal, or if neither estimate predicts the returns of the judged episodes.
     """
     generator = Generator().manual_seed(stream_seed(seed, "regression", 0))
-    order = torch.randperm(len(split.train), generator=generator)
-    folds = [split.train[part].sort().values for part in order.chunk(FOLDS)]
+    order = split.train[torch.randperm(len(split.train), generator=generator)]
+    count = max(1, round(JUDGED_SHARE * len(order)))
+    judged, fitted = (part.sort().values for part in (order[:count], order[count:]))
     discount = readout.discount
     returns = (1.0 - discount) * observed_returns(labels.rewards, transitions, discount)  # as mean rewards
     shares = logged_shares(transitions, discount)
-    index = transitions.transition_index(split.train)
-    mean = float((shares[index] @ returns[index]) / shares[index].sum())
-    deviation = float(returns[index].std(correction=0))
-    if len(folds) < FOLDS or deviation < 1e-12:
+    index = transitions.transition_index(fitted)
+    deviation = float(returns[index].std(correction=0)) if len(index) else 0.0
+    if deviation < 1e-12:
         return readout
-    standard = ((returns - mean) / deviation).float()
-    rewards = ((labels.rewards - mean) / deviation).float()
-    networks, judged = [], []
+    mean = float((shares[index] @ returns[index]) / shares[index].sum())
+
+    def standard(values: Tensor) -> Tensor:
+        return ((values - mean) / deviation).float()
+
     with progress_bar() as progress:
-        task = progress.add_task("Regressing returns", total=parameters.all_steps)
+        task = progress.add_task("Regressing returns", total=parameters.steps + parameters.value_steps)
 
-        def train(fitted: _Regression, steps: int) -> _Regression:
+        def trained(of_actions: bool, steps: int, targets: Tensor, weights: Tensor) -> _Regression:
+            stream = stream_seed(seed, "regression", 1 + of_actions)
+            result = _Regression(critic, transitions, index, parameters, of_actions, targets, weights, stream)
             for _ in range(steps):
-                fitted.step(steps)
+                result.step(steps)
                 progress.advance(task)
-            return fitted
+            return result
 
-        for number, fold in enumerate(folds):
-            others = torch.cat([other for other in folds if other is not fold])
-            rows = transitions.transition_index(fold)
-            common = critic, transitions, rows, parameters
-            values = train(
-                _Regression(
-                    *common, False, standard, shares.float(), stream_seed(seed, "regression", 2 * number + 1)
-                ),
-                parameters.value_steps,
-            )
-            targets = lambda_returns(
-                rewards, values.of_arrivals(), transitions, discount, critic.shape.discount
-            ).float()
-            fitted = train(
-                _Regression(
-                    *common,
-                    True,
-                    targets,
-                    torch.ones_like(targets),
-                    stream_seed(seed, "regression", 2 * number + 2),
-                ),
-                parameters.steps,
-            )
-            rows = transitions.transition_index(others)
-            rows = rows[torch.randperm(len(rows), generator=generator)[:JUDGED]]
-            q = QFunction(critic, readout_without(others))
-            estimate = (1.0 - discount) * q.of_transitions(transitions, rows)[0]
-            columns = estimate, mean + deviation * fitted.outputs(rows), returns[rows], shares[rows]
-            judged.append(torch.stack([column.double() for column in columns], dim=1))
-            networks.append(parameters_to_vector(fitted.network.parameters()).detach())
-    table = torch.cat(judged).numpy()
-    constant, readout_weight, network_weight = stacking_weights(table[:, :2], table[:, 2], table[:, 3])
+        value = trained(False, parameters.value_steps, standard(returns), shares.float())
+        arrived = mean + deviation * value.of_arrivals()
+        targets = lambda_returns(labels.rewards, arrived, transitions, discount, critic.shape.discount)
+        action_value = trained(True, parameters.steps, standard(targets), torch.ones(len(targets)))
+    rows = transitions.transition_index(judged)
+    rows = rows[torch.randperm(len(rows), generator=generator)[:JUDGED]]
+    q = QFunction(critic, readout_without(judged))
+    estimate = (1.0 - discount) * q.of_transitions(transitions, rows)[0]
+    estimates = torch.stack([estimate, mean + deviation * action_value.outputs(rows)], dim=1)
+    constant, readout_weight, network_weight = stacking_weights(
+        estimates.double().numpy(), returns[rows].numpy(), shares[rows].numpy()
+    )
     logger.info(
         "value_readout: Q is %.2f times the readout and %.2f times the regression on returns",
         readout_weight, network_weight,
     )  # fmt: skip
+    if readout_weight == network_weight == 0.0:  # a constant orders no actions
+        return readout
     mixture = [constant + network_weight * mean, readout_weight, network_weight * deviation]
     return RegressedReadout(
         temperature=readout.temperature, horizons=readout.horizons, discount=discount,
-        self_normalised=readout.self_normalised, base=readout, networks=torch.stack(networks),
-        sizes=fitted.sizes, mixture=torch.tensor(mixture, dtype=torch.float32),
+        self_normalised=readout.self_normalised, base=readout,
+        network=parameters_to_vector(action_value.network.parameters()).detach(), sizes=action_value.sizes,
+        mixture=torch.tensor(mixture, dtype=torch.float32),
     )  # fmt: skip
 
 
@@ -224,7 +214,7 @@ def lambda_returns(
 
 
 class _Regression:
-    """A network of states, or of states and actions, and its optimiser, on the transitions of one fold."""
+    """A network of states, or of states and actions, and its optimiser, on some transitions."""
 
     def __init__(
         self,
@@ -280,7 +270,7 @@ class _Regression:
         return torch.cat([self.network(self._inputs(part)).squeeze(-1) for part in torch.split(rows, CHUNK)])
 
     def of_arrivals(self) -> Tensor:
-        """Outputs of a network of states for the state that every transition leads to, (N,); zero outside the fold."""
+        """Outputs of a network of states for the state that every transition leads to, (N,); zero for others."""
         result = torch.zeros(len(self._transitions))
         for part in torch.split(self._index, CHUNK):
             states = self._critic.encode_observation(self._transitions.arrivals(part)).float()
