@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from cvl_pipeline.readout.references import CHUNK, References
 
-QUERY_TILE, REFERENCE_TILE = 512, 1024
+QUERY_TILE, REFERENCE_TILE = 1024, 512
 """Size of a tile of logits: 2 MiB, which fits in a CPU cache; 4096 x 4096 takes seven times as long."""
 
 
@@ -103,22 +103,23 @@ class ExactReadout(Readout):
         return expectation, size
 
     def _expectation(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Expectation of queries / temperature, (tile, D), with sums relative to the largest logit so far."""
-        highest = queries.new_full((len(queries), 1), -torch.inf)
-        total, squares, reward = (queries.new_zeros(len(queries)) for _ in range(3))
+        """Expectation of queries / temperature, (tile, D), from the softmax of every tile of references."""
+        parts = []
         for start in range(0, len(self.psi), REFERENCE_TILE):
             part = slice(start, start + REFERENCE_TILE)
             logits = torch.addmm(self.log_weights[part], queries, self.psi[part].T)  # (tile, tile)
-            # The maximum cancels in every ratio, so it needs no gradient.
-            new_highest = torch.maximum(highest, logits.detach().amax(1, keepdim=True))
-            fade = (highest - new_highest).exp().squeeze(1)
-            weights = (logits - new_highest).exp()
-            total = total * fade + weights.sum(1)
-            squares = squares * fade**2 + (weights**2).sum(1)
-            reward = reward * fade + weights @ self.rewards[part]
-            highest = new_highest
-        expectation = reward / total if self.self_normalised else reward * highest.squeeze(1).exp()
-        return expectation, total**2 / squares
+            weights = logits.softmax(1)
+            # log sum exp of the tile, from the largest weight: torch's own takes as long as all the rest
+            mass = logits.amax(1) - weights.amax(1).log()
+            parts.append((mass, weights @ self.rewards[part], weights.square().sum(1)))
+        masses, rewards, squares = (
+            torch.stack(column) for column in zip(*parts, strict=True)
+        )  # (tiles, tile)
+        shares = masses.softmax(0)
+        expectation = (shares * rewards).sum(0)
+        if not self.self_normalised:
+            expectation = expectation * masses.logsumexp(0).exp()
+        return expectation, 1.0 / (shares.square() * squares).sum(0)
 
 
 @dataclass(frozen=True)
