@@ -13,7 +13,6 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 from torch import Generator, Tensor
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
@@ -289,6 +288,8 @@ def stacking_weights(estimates: Floats, returns: Floats, weights: Floats) -> tup
     Returns:
         J + 1 numbers, the constant first.
     """
+    from scipy.optimize import nnls  # imported when needed: it takes half a second
+
     total = weights.sum()
     centre, mean = weights @ estimates / total, weights @ returns / total
     root = np.sqrt(weights)
