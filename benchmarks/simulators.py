@@ -61,8 +61,8 @@ REGRESSION = "regression"
 CRITICS = (
     "default", "contrastive alone", "first version", "discount 0.3", "twice the temperature", REGRESSION
 )  # fmt: skip
-"""``default``: the task's settings in conf/, networks regressed on returns included. All others but ``regression`` are
-without these networks. ``contrastive alone`` changes nothing else. ``first version``: the critic looks as far ahead
+"""``default``: the task's settings in conf/, a network regressed on returns included. All others but ``regression`` are
+without it. ``contrastive alone`` changes nothing else. ``first version``: the critic looks as far ahead
 as the values, and every logged state is a reference, unless conf/ says otherwise. The next two change one setting of
 ``contrastive alone`` and give bad policies in Meta-World."""
 

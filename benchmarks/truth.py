@@ -490,7 +490,7 @@ def curve_jobs(seed: int, steps: int) -> list[CellJob]:
         logs += [10_000, 100_000] if "1000 s" in family.name else []
         jobs += [(Cell(family, seed), methods, count, {}) for count in (*CURVE_STEPS, steps)]
         jobs += [(Cell(family, seed, size), methods, steps, {}) for size in logs]
-    return sorted(jobs, key=lambda job: -job[2] * (job[0].transitions or 1))
+    return sorted(jobs, key=lambda job: -(job[2] + (job[0].transitions or job[0].family.transitions) // 100))
 
 
 def curves(seed: int, arguments: argparse.Namespace) -> pd.DataFrame:
@@ -508,7 +508,7 @@ def curves(seed: int, arguments: argparse.Namespace) -> pd.DataFrame:
     return rows[["family", "transitions", "steps", "method", "correlation", "within", "greedy_agreement"]]
 
 
-def plot_curves(rows: pd.DataFrame) -> Figure:
+def plot_curves(rows: pd.DataFrame, steps: int) -> Figure:
     """Plot correlations along training steps, above, and sizes of the log, below; one column per family."""
     families = list(dict.fromkeys(rows["family"]))
     figure = Figure(figsize=(2.6 * len(families), 5.4), layout="constrained")
@@ -519,7 +519,7 @@ def plot_curves(rows: pd.DataFrame) -> Figure:
             (axes[0, column], "steps", "transitions"),
             (axes[1, column], "transitions", "steps"),
         ):
-            default = FINAL[family].transitions if fixed == "transitions" else STEPS
+            default = FINAL[family].transitions if fixed == "transitions" else steps
             for method, part in here[here[fixed] == default].groupby("method", sort=False):
                 marker, colour = STYLES[str(method)]
                 part = part.sort_values(along)
@@ -607,7 +607,8 @@ def main() -> None:
         write_record(
             RESULTS / "truth_curves.json", seconds=time.perf_counter() - start, rows=along.to_dict("records")
         )
-        plot_curves(along).savefig(RESULTS / "truth_curves.png", dpi=90)
+        plot_curves(along, arguments.steps).savefig(RESULTS / "truth_curves.png", dpi=90)
+        start = time.perf_counter()
     if arguments.curves:
         return
     families = chosen_families(arguments)

@@ -83,7 +83,7 @@ def test_the_interval_covers_the_mean_of_the_seeds(commands: list[tuple[str, ...
     assert 0.0 < low < iql["mean"] == 0.5 < high < 1.0
 
 
-@pytest.mark.parametrize(("env", "steps"), [("base", 3000 + 3500 + 2000), ("pointmaze", 8000 + 3500 + 10000)])
+@pytest.mark.parametrize(("env", "steps"), [("base", 3000 + 2500 + 2000), ("pointmaze", 8000 + 10000)])
 def test_iql_has_its_published_settings_and_the_steps_of_all_of_cvl(env: str, steps: int) -> None:
     parameters = make_loader(env=env, baselines={"iql": {"method": "iql"}}).run_parameters()
     assert list(parameters.baselines) == ["bc", "iql"]

@@ -114,7 +114,7 @@ def test_the_same_transitions_have_the_value_of_the_readout_without_regression()
     np.testing.assert_allclose(both["q_alone"][compared], alone["q"][compared], rtol=1e-5)
     np.testing.assert_array_equal(both["q_exact"], alone["q_exact"])
     np.testing.assert_array_equal(both["effective_sample_size"], alone["effective_sample_size"])
-    assert (both["q"] - alone["q"]).abs().mean() > 1e-2, "the networks count"
+    assert (both["q"] - alone["q"]).abs().mean() > 1e-2, "the network counts"
 
 
 @pytest.mark.parametrize("conditioned", [False, True])

@@ -74,7 +74,8 @@ def _unstreamed(readout: ExactReadout, phi: Tensor) -> tuple[Tensor, Tensor]:
 def test_streamed_values_equal_the_formula_for_any_chunk(
     monkeypatch: pytest.MonkeyPatch, chunk: int, self_normalised: bool
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    for size in ("QUERY_TILE", "REFERENCE_TILE"):
+        monkeypatch.setattr(module, size, chunk)
     readout, phi = _exact(50, self_normalised=self_normalised, temperature=1.0), _queries(11)
     values, sizes = readout.values_and_sample_size(phi)
     expected, expected_sizes = _unstreamed(readout, phi)
@@ -85,7 +86,8 @@ def test_streamed_values_equal_the_formula_for_any_chunk(
 
 @pytest.mark.parametrize("chunk", [3, 4096])
 def test_logits_far_beyond_the_range_of_exp_do_no_harm(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    for size in ("QUERY_TILE", "REFERENCE_TILE"):
+        monkeypatch.setattr(module, size, chunk)
     readout, phi = _exact(20, temperature=1e-3), _queries(5)  # logits of several thousand, of both signs
     logits = phi.double() @ readout.psi.double().T / readout.temperature.double() + readout.log_weights
     assert logits.abs().max() > 1000
@@ -100,7 +102,8 @@ def test_logits_far_beyond_the_range_of_exp_do_no_harm(monkeypatch: pytest.Monke
 def test_gradients_are_those_of_the_formula(
     monkeypatch: pytest.MonkeyPatch, chunk: int, self_normalised: bool
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    for size in ("QUERY_TILE", "REFERENCE_TILE"):
+        monkeypatch.setattr(module, size, chunk)
     readout = _exact(20, temperature=0.5, self_normalised=self_normalised)
     phi, reference = _queries(5).requires_grad_(), _queries(5).double().requires_grad_()
     readout.values(phi).log1p().sum().backward()  # type: ignore[no-untyped-call]
@@ -122,7 +125,8 @@ def test_values_are_between_the_rewards_and_sample_sizes_between_one_and_all(
 ) -> None:
     readout = _exact(references, seed=seed, temperature=temperature)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CHUNK", chunk)
+        patch.setattr(module, "QUERY_TILE", chunk)
+        patch.setattr(module, "REFERENCE_TILE", chunk)
         values, sizes = readout.values_and_sample_size(_queries(7))
     slack = 1e-4
     assert (values >= readout.rewards.min() / 0.1 - slack).all()

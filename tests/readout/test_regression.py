@@ -119,35 +119,61 @@ def test_held_out_rewards_are_not_read(transitions: Transitions, rewards: Reward
     assert torch.equal(first.mixture, second.mixture)
 
 
-def test_nothing_is_judged_on_episodes_that_it_was_fitted_to(
-    monkeypatch: pytest.MonkeyPatch, transitions: Transitions, rewards: Rewards
-) -> None:
-    from cvl_pipeline.readout import regression as module
+def test_nothing_is_judged_on_episodes_that_it_was_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cvl_pipeline.readout import build, references, regression
 
     fitted: list[set[int]] = []
     judged: list[set[int]] = []
-    original = module._Regression
+    of_references: list[set[int]] = []
+    original, future_states = regression._Regression, references.future_states
 
     class Watched(original):  # type: ignore[misc, valid-type]
         def step(self, steps: int) -> None:
-            fitted.append(set(transitions.episode_of(self._index).tolist()))
+            fitted.append(set(data.episode_of(self._index).tolist()))
             original.step(self, steps)
 
         def outputs(self, rows: Tensor) -> Tensor:
-            judged.append(set(transitions.episode_of(rows).tolist()))
+            judged.append(set(data.episode_of(rows).tolist()))
             return original.outputs(self, rows)
 
-    monkeypatch.setattr(module, "_Regression", Watched)
-    split = Split(train=torch.arange(5), validation=torch.tensor([5]))
+    def watched(*arguments: Any) -> Any:
+        of_references.append(set(arguments[3].tolist()))
+        return future_states(*arguments)
+
+    monkeypatch.setattr(regression, "_Regression", Watched)
+    monkeypatch.setattr(build, "future_states", watched)
+    data = make_transitions([5] * 11, [False] * 11)
+    split = Split(train=torch.arange(10), validation=torch.tensor([10]))
     parameters = readout_parameters(
         references=None, regression={"steps": 1, "value_steps": 1, "hidden": (4,)}
     )
-    build_readout(small_critic(), transitions, rewards, split, parameters, seed=0)
-    assert len(fitted) == 2
-    assert fitted[0] == fitted[1]
+    build_readout(small_critic(), data, make_rewards(data), split, parameters, seed=0)
     assert len(judged) == 1
-    assert not fitted[0] & judged[0]
-    assert fitted[0] | judged[0] == set(range(5))
+    assert len(judged[0]) == 2  # a fifth
+    rest = set(range(10)) - judged[0]
+    assert fitted == [rest, rest]
+    assert of_references == [set(range(10)), rest]
+
+
+def test_a_critic_that_looks_further_ahead_than_the_values_gives_returns(
+    monkeypatch: pytest.MonkeyPatch, transitions: Transitions, rewards: Rewards
+) -> None:
+    from cvl_pipeline.readout import regression
+
+    shorts: list[float] = []
+    original = regression.lambda_returns
+
+    def watched(*arguments: Any) -> Tensor:
+        shorts.append(arguments[4])
+        return original(*arguments)
+
+    monkeypatch.setattr(regression, "lambda_returns", watched)
+    parameters = readout_parameters(
+        references=None, discount=0.8, regression={"steps": 1, "value_steps": 1, "hidden": (4,)}
+    )
+    critic = small_critic(discount=0.97, horizon_conditioning=True)
+    build_readout(critic, transitions, rewards, split_episodes(transitions, 0.3, 0), parameters, seed=0)
+    assert shorts == [0.8]
 
 
 def test_after_a_termination_nothing_follows_whatever_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,8 +348,12 @@ def test_a_log_whose_judged_returns_nothing_predicts_keeps_the_readout(
 
 
 def test_the_weights_are_logged(
-    caplog: pytest.LogCaptureFixture, transitions: Transitions, rewards: Rewards
+    caplog: pytest.LogCaptureFixture,
+    transitions: Transitions,
+    rewards: Rewards,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("cvl_pipeline.readout.regression.stacking_weights", lambda *_: (0.1, 0.6, 0.3))
     parameters = readout_parameters(
         references=None, regression={"steps": 1, "value_steps": 1, "hidden": (4,)}
     )
@@ -331,4 +361,4 @@ def test_the_weights_are_logged(
         build_readout(
             small_critic(), transitions, rewards, split_episodes(transitions, 0.3, 0), parameters, seed=0
         )
-    assert "times the regression on returns" in caplog.text
+    assert "0.60 times the readout and 0.30 times the regression on returns" in caplog.text

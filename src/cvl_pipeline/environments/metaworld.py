@@ -43,9 +43,7 @@ class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
         environment = ALL_V3_ENVIRONMENTS[task]()
-        for part in type(environment).__mro__:  # where Meta-World reads the orientations of objects
-            if hasattr(sys.modules[part.__module__], "Rotation"):
-                vars(sys.modules[part.__module__])["Rotation"] = FastRotation
+        _speed_up_orientations(type(environment))
         # Meta-World's `set_task` would set these four fields from a pickled task description.
         environment._partially_observable = False
         environment._freeze_rand_vec = False
@@ -81,11 +79,28 @@ class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
         self._environment.close()  # type: ignore[no-untyped-call]
 
 
-class FastRotation:
-    """What Meta-World uses of scipy's ``Rotation``, for one matrix: the same bits in a tenth of the time.
+def _speed_up_orientations(environment: type) -> None:
+    """Let the modules of an environment's classes, where observations are made, use FastRotation for scipy's class."""
+    from scipy.spatial.transform import Rotation
 
-    Every step reads an orientation, and scipy's generality (any number of matrices, of any array library) took a
-    fifth of the time of a step.
+    for part in environment.__mro__:
+        names = vars(sys.modules[part.__module__])
+        if names.get("Rotation") is Rotation:
+            names["Rotation"] = FastRotation
+
+
+class _ScipyOtherwise(type):
+    def __getattr__(cls, name: str) -> Any:
+        from scipy.spatial.transform import Rotation
+
+        return getattr(Rotation, name)
+
+
+class FastRotation(metaclass=_ScipyOtherwise):
+    """Scipy's ``Rotation`` for one matrix, with the same bits in a tenth of the time; all else is left to scipy.
+
+    Every step reads an orientation. Scipy takes any number of matrices from any array library, which costs a fifth of
+    the time of a step.
     """
 
     def __init__(self, quaternion: Array) -> None:

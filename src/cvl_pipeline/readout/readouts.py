@@ -40,7 +40,7 @@ class Readout(ABC):
 
     @property
     def alone(self) -> Readout:
-        """The readout without networks that were regressed on returns; see ``RegressedReadout``."""
+        """The readout without regression on returns; see ``RegressedReadout``."""
         return self
 
     def values(self, phi: Tensor, inputs: Tensor | None = None) -> Tensor:
@@ -89,7 +89,7 @@ class ExactReadout(Readout):
     Attributes:
         psi: (K, D) representations of the references.
         rewards: (K,) reward on arrival at each reference; 0 in the absorbing state.
-        log_weights: (K,) log p_j.
+        log_weights: (K,) log p_j, finite.
     """
 
     psi: Tensor
@@ -104,13 +104,16 @@ class ExactReadout(Readout):
 
     def _expectation(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Expectation of queries / temperature, (tile, D), from the softmax of every tile of references."""
+        rows = torch.arange(len(queries), device=queries.device)
         parts = []
         for start in range(0, len(self.psi), REFERENCE_TILE):
             part = slice(start, start + REFERENCE_TILE)
             logits = torch.addmm(self.log_weights[part], queries, self.psi[part].T)  # (tile, tile)
             weights = logits.softmax(1)
-            # log sum exp of the tile, from the largest weight: torch's own takes as long as all the rest
-            mass = logits.amax(1) - weights.amax(1).log()
+            # log sum exp of the tile, from the largest weight: torch's own takes as long as all the rest. Indexing
+            # keeps no tile of logits for the gradient, as a maximum would.
+            largest = rows, weights.detach().argmax(1)
+            mass = logits[largest] - weights[largest].log()
             parts.append((mass, weights @ self.rewards[part], weights.square().sum(1)))
         masses, rewards, squares = (
             torch.stack(column) for column in zip(*parts, strict=True)

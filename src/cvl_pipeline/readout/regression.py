@@ -35,7 +35,7 @@ Floats = NDArray[np.float64]
 JUDGED_SHARE = 0.2
 """Share of the training episodes on which the weights are fitted."""
 JUDGED = 32_768
-"""Most transitions of them that are used."""
+"""Maximum number of their transitions that are used."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def regress(
         seed: of the judged episodes, the initial weights and the batches.
 
     Returns:
-        The readout with the network; unchanged if there is a single training episode, if all returns
-        are equal, or if neither estimate predicts the returns of the judged episodes.
+        The readout with the network; unchanged if there is a single training episode, if all returns that the
+        network would be fitted to are equal, or if neither estimate predicts the returns of the judged episodes.
     """
     generator = Generator().manual_seed(stream_seed(seed, "regression", 0))
     order = split.train[torch.randperm(len(split.train), generator=generator)]
@@ -153,7 +153,7 @@ def regress(
         return ((values - mean) / deviation).float()
 
     with progress_bar() as progress:
-        task = progress.add_task("Regressing returns", total=parameters.steps + parameters.value_steps)
+        task = progress.add_task("Regressing returns", total=parameters.all_steps)
 
         def trained(of_actions: bool, steps: int, targets: Tensor, weights: Tensor) -> _Regression:
             stream = stream_seed(seed, "regression", 1 + of_actions)
@@ -165,7 +165,9 @@ def regress(
 
         value = trained(False, parameters.value_steps, standard(returns), shares.float())
         arrived = mean + deviation * value.of_arrivals()
-        targets = lambda_returns(labels.rewards, arrived, transitions, discount, critic.shape.discount)
+        # A critic that is conditioned on the horizon may look further ahead than the values.
+        short = min(discount, critic.shape.discount)
+        targets = lambda_returns(labels.rewards, arrived, transitions, discount, short)
         action_value = trained(True, parameters.steps, standard(targets), torch.ones(len(targets)))
     rows = transitions.transition_index(judged)
     rows = rows[torch.randperm(len(rows), generator=generator)[:JUDGED]]
@@ -175,12 +177,15 @@ def regress(
     constant, readout_weight, network_weight = stacking_weights(
         estimates.double().numpy(), returns[rows].numpy(), shares[rows].numpy()
     )
+    if readout_weight == network_weight == 0.0:  # a constant would order no actions
+        logger.info(
+            "value_readout: nothing predicts the judged returns; Q is the readout, without regression"
+        )
+        return readout
     logger.info(
         "value_readout: Q is %.2f times the readout and %.2f times the regression on returns",
         readout_weight, network_weight,
     )  # fmt: skip
-    if readout_weight == network_weight == 0.0:  # a constant orders no actions
-        return readout
     mixture = [constant + network_weight * mean, readout_weight, network_weight * deviation]
     return RegressedReadout(
         temperature=readout.temperature, horizons=readout.horizons, discount=discount,
