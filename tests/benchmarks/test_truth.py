@@ -157,3 +157,34 @@ def test_a_critic_of_every_loss_has_every_readout(monkeypatch: pytest.MonkeyPatc
     assert len({row["readout"] for row in rows}) == 10
     table = truth.over_families(pd.DataFrame(rows), ["loss", "readout"])
     assert len(table) == 3 * 9 + 1
+
+
+def test_curves_vary_steps_or_the_log_of_every_family_and_nothing_twice() -> None:
+    places = [
+        (cell.family.name, cell.transitions or cell.family.transitions, steps)
+        for cell, _, steps, _ in truth.curve_jobs(0, 3000)
+    ]
+    assert len(set(places)) == len(places)
+    for name in truth.CURVES:
+        size = FINAL[name].transitions
+        assert {steps for family, log, steps in places if (family, log) == (name, size)} == {
+            *truth.CURVE_STEPS,
+            3000,
+        }
+        assert len({log for family, log, steps in places if (family, steps) == (name, 3000)}) >= 3
+
+
+def test_the_command_prints_and_plots_the_curves_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(truth, "CURVES", ("40 states, terminal, log of 10^4",))
+    monkeypatch.setattr(truth, "CURVE_STEPS", (10,))
+    monkeypatch.setattr(truth, "CURVE_LOGS", (1000,))
+    run(tmp_path, monkeypatch, "--curves")
+    output = capsys.readouterr().out
+    assert "| 40 states, terminal, log of 10^4 | 1000 | 5 |" in output
+    assert "| 40 states, terminal, log of 10^4 | 10000 | 10 |" in output
+    assert "default:" not in output
+    assert len(json.loads((tmp_path / "truth_curves.json").read_text())["rows"]) == 3 * 5
+    assert (tmp_path / "truth_curves.png").stat().st_size > 10_000
+    assert not (tmp_path / "truth.json").exists()
