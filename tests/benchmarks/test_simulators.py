@@ -111,14 +111,14 @@ def test_critics_differ_from_the_default_in_one_setting() -> None:
     maze, push = Run(f"{MAZE}Medium-v3", 30), Run("push-v3", 30)
     default, readout = simulators.settings_of(maze, "default")
     assert (default.discount, default.temperature, readout) == (
-        0.9,
+        0.99,
         0.25,
-        {"discount": 0.99, "references": 4096},
+        {"discount": 0.99, "references": 4096, "regression": None},
     )
-    alone = simulators.settings_of(maze, "contrastive alone")
-    assert alone == (default, readout | {"regression": None})
-    first, readout = simulators.settings_of(maze, "first version")
-    assert (first.discount, readout) == (0.99, alone[1])
+    assert simulators.settings_of(maze, "first version") == (default, readout)
+    default, readout = simulators.settings_of(push, "default")
+    assert "regression" not in readout
+    assert simulators.settings_of(push, "contrastive alone") == (default, readout | {"regression": None})
     assert simulators.settings_of(push, "first version")[1]["references"] is None
     assert simulators.settings_of(maze, "twice the temperature")[0].temperature == 0.5
     assert simulators.settings_of(push, "twice the temperature")[0].temperature == 0.2

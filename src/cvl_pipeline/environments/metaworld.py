@@ -79,21 +79,22 @@ class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
         self._environment.close()  # type: ignore[no-untyped-call]
 
 
+def _scipys_rotation() -> Any:
+    """Scipy's class, which Meta-World imports; no import here, since data does not depend on scipy's version."""
+    return vars(sys.modules["scipy.spatial.transform"])["Rotation"]
+
+
 def _speed_up_orientations(environment: type) -> None:
     """Let the modules of an environment's classes, where observations are made, use FastRotation for scipy's class."""
-    from scipy.spatial.transform import Rotation
-
     for part in environment.__mro__:
         names = vars(sys.modules[part.__module__])
-        if names.get("Rotation") is Rotation:
+        if "Rotation" in names and names["Rotation"] is _scipys_rotation():
             names["Rotation"] = FastRotation
 
 
 class _ScipyOtherwise(type):
     def __getattr__(cls, name: str) -> Any:
-        from scipy.spatial.transform import Rotation
-
-        return getattr(Rotation, name)
+        return getattr(_scipys_rotation(), name)
 
 
 class FastRotation(metaclass=_ScipyOtherwise):
@@ -110,10 +111,8 @@ class FastRotation(metaclass=_ScipyOtherwise):
     @staticmethod
     def from_matrix(matrix: Array) -> Any:
         """Take a rotation matrix, (3, 3); scipy takes all others: several, left-handed or not quite orthogonal."""
-        from scipy.spatial.transform import Rotation
-
         if matrix.shape != (3, 3):
-            return Rotation.from_matrix(matrix)
+            return _scipys_rotation().from_matrix(matrix)
         (a, b, c), (d, e, f), (g, h, i) = matrix.tolist()
         determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
         lengths = a * a + b * b + c * c, d * d + e * e + f * f, g * g + h * h + i * i
@@ -124,7 +123,7 @@ class FastRotation(metaclass=_ScipyOtherwise):
             and max(abs(length - 1) for length in lengths) < 1e-13
             and max(map(abs, products)) < 1e-13
         ):
-            return Rotation.from_matrix(matrix)
+            return _scipys_rotation().from_matrix(matrix)
         trace = a + e + i
         largest = max(a, e, i, trace)
         if largest == a:
