@@ -31,7 +31,7 @@ from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.episodes.preparation import fit_normalisation, observed_returns
 from cvl_pipeline.episodes.sampling import Draws, SegmentSampler
 from cvl_pipeline.networks.actor import Actor
-from cvl_pipeline.networks.mlp import mlp
+from cvl_pipeline.networks.mlp import MLP
 from cvl_pipeline.objectives.advantages import MarginalActions, advantages
 from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
 from cvl_pipeline.objectives.training import train_policy
@@ -213,7 +213,7 @@ def held_out_table(data: EpisodeData, seed: int) -> pd.DataFrame:
     generator = Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = mlp(states.shape[1], (256, 256), len(DISCOUNTS))
+        network = MLP(states.shape[1], (256, 256), len(DISCOUNTS))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.1)
     for _ in range(1000):  # few steps, so that the network does not memorise episodes
         index = torch.randint(len(train_states), (512,), generator=generator)

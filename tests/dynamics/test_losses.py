@@ -108,30 +108,54 @@ def _spread_over(width: float, dtype: torch.dtype = torch.float64) -> torch.Tens
     return (width * (logits - 0.5)).to(dtype).requires_grad_()
 
 
-# Up to SPREAD, the function has its own backward pass; beyond it, autograd's.
+def _factors(width: float, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors of logits that spread over ``width``."""
+    left = _spread_over(width, dtype).detach().requires_grad_()
+    return left, torch.eye(len(left), dtype=dtype).requires_grad_()
+
+
+def _fused(left: torch.Tensor, right: torch.Tensor, bound: float | None = None) -> torch.Tensor:
+    return LOSSES.create(LOSSES.validate({"name": "symmetric_infonce"})).of_factors(left, right, bound)
+
+
+# Up to SPREAD, one exponential serves rows and columns. A bound may be the exact one, or far too wide.
+@pytest.mark.parametrize("bound", [False, True])
 @pytest.mark.parametrize("width", [0.1, 5.0, 0.99 * SPREAD, 1.01 * SPREAD, 3.0 * SPREAD])
-def test_gradient_of_symmetric_infonce_equals_that_of_the_formula(width: float) -> None:
-    logits = _spread_over(width)
-    assert torch.autograd.gradcheck(symmetric_infonce, (logits,))
-    assert torch.autograd.gradcheck(lambda values: 3.0 * symmetric_infonce(values), (logits,))
-    (found,) = torch.autograd.grad(symmetric_infonce(logits), logits)
-    (expected,) = torch.autograd.grad(_plain_symmetric(logits), logits)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+def test_loss_of_factors_equals_the_formula(width: float, bound: bool) -> None:
+    left, right = _factors(width)
+    limit = 0.5 * width if bound else None
+    assert torch.autograd.gradcheck(lambda *both: _fused(both[0], both[1], limit), (left, right))
+    assert torch.autograd.gradcheck(lambda *both: 3.0 * _fused(both[0], both[1], limit), (left, right))
+    loss, plain = _fused(left, right, limit), _plain_symmetric(left @ right.T)
+    torch.testing.assert_close(loss, plain, rtol=1e-10, atol=1e-12)
+    for found, expected in zip(
+        torch.autograd.grad(loss, (left, right)), torch.autograd.grad(plain, (left, right)), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize("width", [5.0, 0.99 * SPREAD, 1.01 * SPREAD])
 def test_gradient_in_single_precision_equals_that_in_double(width: float) -> None:
-    narrow = _spread_over(width, torch.float32)
-    (found,) = torch.autograd.grad(symmetric_infonce(narrow), narrow)
-    wide = narrow.detach().double().requires_grad_()
-    (expected,) = torch.autograd.grad(_plain_symmetric(wide), wide)
+    narrow = _factors(width, torch.float32)
+    (found,) = torch.autograd.grad(_fused(*narrow), narrow[:1])
+    wide = [factor.detach().double().requires_grad_() for factor in narrow]
+    (expected,) = torch.autograd.grad(_plain_symmetric(wide[0] @ wide[1].T), wide[:1])
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_gradient_cannot_be_differentiated_again() -> None:
-    logits = _spread_over(5.0)
-    (gradient,) = torch.autograd.grad(symmetric_infonce(logits), logits, create_graph=True)
+def test_gradient_of_factors_cannot_be_differentiated_again() -> None:
+    left, right = _factors(5.0)
+    (gradient,) = torch.autograd.grad(_fused(left, right), left, create_graph=True)
     assert not gradient.requires_grad
+
+
+@pytest.mark.parametrize(
+    "values", [{"name": "infonce"}, {"name": "nce"}, {"name": "symmetric_infonce", "logsumexp_penalty": 0.1}]
+)
+def test_other_losses_of_factors_are_those_of_their_logits(values: dict[str, object]) -> None:
+    left, right = _factors(5.0, torch.float32)
+    loss = LOSSES.create(LOSSES.validate(values))
+    assert torch.equal(loss.of_factors(left, right), loss(left @ right.T))
 
 
 def test_infonce_classifies_the_future_and_not_the_anchor() -> None:

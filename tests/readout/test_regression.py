@@ -18,7 +18,7 @@ from cvl_pipeline.episodes.container import Rewards, Split, Transitions
 from cvl_pipeline.episodes.preparation import split_episodes
 from cvl_pipeline.io.artifacts import load_artifact, save_artifact
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
-from cvl_pipeline.networks.mlp import mlp
+from cvl_pipeline.networks.mlp import MLP
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import ExactReadout
@@ -280,7 +280,7 @@ def test_a_harmful_estimate_gets_no_weight() -> None:
 @pytest.mark.parametrize("hidden", [(), (5,), (6, 7)])
 def test_networks_run_from_their_parameters_as_the_module_does(hidden: tuple[int, ...]) -> None:
     torch.manual_seed(1)
-    network, inputs = mlp(3, hidden, 1), torch.randn(4, 2, 3)
+    network, inputs = MLP(3, hidden, 1), torch.randn(4, 2, 3)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter)
     weights = parameters_to_vector(network.parameters()).detach()

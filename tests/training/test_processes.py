@@ -110,7 +110,7 @@ def _everything() -> dict[str, Any]:
 def _laws() -> dict[str, Any]:
     """Results of every function, in one process of several."""
     whole = torch.arange(12.0).reshape(6, 2)
-    share = own_share(whole).requires_grad_()
+    share = own_share(whole).clone().requires_grad_()
     gathered = gather(share)
     # Every process computes the loss of the whole batch.
     (gradient,) = torch.autograd.grad((gathered * (1.0 + whole)).sum(), share)

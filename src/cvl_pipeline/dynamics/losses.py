@@ -21,11 +21,6 @@ def symmetric_infonce(logits: Tensor) -> Tensor:
     ``logits[i, j] = f(s_i, a_i, s'_j)``, (B, B), with positives on the diagonal; returns a scalar. The row
     loss does not determine a term c(s, a) of f; the column loss does.
     """
-    if logits.device.type == "cpu":
-        lowest, highest = torch.aminmax(logits.detach())
-        if highest - lowest < SPREAD:
-            loss: Tensor = _SymmetricInfoNCE.apply(logits, highest)  # type: ignore[no-untyped-call]
-            return loss
     columns = torch.logsumexp(logits, dim=0) - logits.diagonal()  # (B,)
     return 0.5 * (infonce(logits) + columns.mean())
 
@@ -35,27 +30,43 @@ SPREAD = 80.0
 
 
 class _SymmetricInfoNCE(torch.autograd.Function):
-    """Symmetric InfoNCE with one exponential per entry instead of four: rows, columns, forward, backward.
+    """Symmetric InfoNCE of the logits ``left @ right.T``, with one exponential per entry instead of four.
 
-    At B = 1024, the passes over the (B, B) logits cost as much as the networks on a CPU. It is not used on a
-    GPU, which would have to wait for the spread of the logits.
+    At B = 1024, passes over the (B, B) logits cost as much as the networks on a CPU. So the gradient of the logits
+    replaces them in the forward pass already.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, highest: Tensor) -> Tensor:
-        weights = (logits - highest).exp_()  # (B, B)
-        rows, columns = weights.sum(1), weights.sum(0)
-        ctx.save_for_backward(weights, rows, columns)
-        return 0.5 * (rows.log().mean() + columns.log().mean()) + highest - logits.diagonal().mean()
+    def forward(ctx: Any, left: Tensor, right: Tensor, bound: float | None) -> Tensor:
+        """Return the loss, (B, D) and (B, D) -> scalar; ``bound`` is that of the logits, if it is known."""
+        logits = left @ right.t()  # (B, B)
+        positives = logits.diagonal().mean()
+        size = len(logits)
+        if bound is None and logits.device.type == "cpu":  # a GPU would have to wait for the answer
+            lowest, highest = (float(value) for value in torch.aminmax(logits))
+            shift = highest if highest - lowest < SPREAD else None
+        else:
+            shift = bound if bound is not None and 2.0 * bound < SPREAD else None
+        if shift is not None:
+            weights = logits.sub_(shift).exp_()
+            rows, columns = weights.sum(1), weights.sum(0)
+            loss = 0.5 * (rows.log().mean() + columns.log().mean()) + shift - positives
+            scales = (0.5 / size / rows).unsqueeze(1) + 0.5 / size / columns
+            gradient = weights.mul_(scales)
+        else:
+            rows, columns = logits.logsumexp(1, keepdim=True), logits.logsumexp(0)
+            loss = 0.5 * (rows.mean() + columns.mean()) - positives
+            gradient = (logits - rows).exp_().add_(logits.sub_(columns).exp_()).mul_(0.5 / size)
+        gradient.diagonal().sub_(1.0 / size)
+        ctx.save_for_backward(left, right, gradient)
+        return loss
 
     @staticmethod
-    @once_differentiable  # the weights depend on the logits too
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        weights, rows, columns = ctx.saved_tensors
-        scale = gradients[0] / len(rows)
-        gradient = (0.5 * scale / rows).unsqueeze(1) + 0.5 * scale / columns
-        gradient.mul_(weights).diagonal().sub_(scale)
-        return gradient, None
+    @once_differentiable  # the gradient depends on the inputs too
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return the gradients of both factors."""
+        left, right, gradient = ctx.saved_tensors
+        return (gradient @ right).mul_(gradients[0]), (gradient.t() @ left).mul_(gradients[0]), None
 
 
 def infonce(logits: Tensor) -> Tensor:
@@ -116,6 +127,16 @@ class Loss(ABC):
     def of_logits(self, logits: Tensor) -> Tensor:
         """Return the loss without the penalty, (B, B) -> scalar."""
 
+    def of_factors(self, left: Tensor, right: Tensor, bound: float | None = None) -> Tensor:
+        """Return the loss of the logits ``left @ right.T``, (B, D) and (B, D) -> scalar.
+
+        Args:
+            left: phi / temperature, in single precision.
+            right: psi, in single precision.
+            bound: largest absolute value that a logit can have, if it is known.
+        """
+        return self(left @ right.t())
+
     def __call__(self, logits: Tensor) -> Tensor:
         """Return the loss, (B, B) -> scalar."""
         wide = logits.float()
@@ -129,6 +150,13 @@ class SymmetricInfoNCE(Loss):
     def of_logits(self, logits: Tensor) -> Tensor:
         """Return the loss without the penalty."""
         return symmetric_infonce(logits)
+
+    def of_factors(self, left: Tensor, right: Tensor, bound: float | None = None) -> Tensor:
+        """Return the loss; see ``Loss``."""
+        if self.parameters.logsumexp_penalty:
+            return super().of_factors(left, right, bound)
+        loss: Tensor = _SymmetricInfoNCE.apply(left, right, bound)  # type: ignore[no-untyped-call]
+        return loss
 
 
 class InfoNCE(Loss):

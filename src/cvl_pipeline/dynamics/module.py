@@ -90,7 +90,9 @@ class ContrastiveDynamics(OfflineModule):
         phi, psi = self._representations(segments)
         if self._observer is not None:
             self._observer(segments, psi.detach())
-        return self._loss(self.critic.logits(gather(phi), gather(psi))), {}
+        with torch.autocast(phi.device.type, enabled=False):
+            left, right = self.critic.factors(gather(phi), gather(psi))
+            return self._loss.of_factors(left, right, self.critic.bound), {}
 
     def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
         """Mean loss and contrastive metrics of held-out segments over a few batches.

@@ -20,7 +20,7 @@ from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.base import Method, MethodParameters
 from cvl_pipeline.networks.actor import make_actor
-from cvl_pipeline.networks.mlp import Standardise, mlp
+from cvl_pipeline.networks.mlp import MLP, Standardise
 from cvl_pipeline.objectives.base import TrainedPolicy
 from cvl_pipeline.schema import Hidden
 from cvl_pipeline.training.fit import fit, run_fingerprint
@@ -43,7 +43,7 @@ class TwinQ(nn.Module):
         self.standardise_observation.fit(normalisation.observation_mean, normalisation.observation_std)
         self.standardise_action = Standardise(action)
         self.standardise_action.fit(normalisation.action_mean, normalisation.action_std)
-        self.networks = nn.ModuleList(mlp(observation + action, hidden, 1) for _ in range(2))
+        self.networks = nn.ModuleList(MLP(observation + action, hidden, 1) for _ in range(2))
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Both values, (B, O) and (B, A) -> (2, B)."""
@@ -122,7 +122,7 @@ class ImplicitQLearning(OfflineModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "initialisation", 2))
             self.q = TwinQ(data.normalisation, parameters.hidden)
-            self.v = mlp(train.observations.shape[1], parameters.hidden, 1)
+            self.v = MLP(train.observations.shape[1], parameters.hidden, 1)
             self.actor = make_actor(
                 train, data.normalisation, parameters.hidden, parameters.encoder.model_dump(mode="json")
             )

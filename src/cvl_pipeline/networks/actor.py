@@ -16,7 +16,7 @@ from torch.nn import functional
 from cvl_pipeline.episodes.container import Normalisation, Transitions
 from cvl_pipeline.networks.arrays import as_rows
 from cvl_pipeline.networks.encoder import ObservationEncoder
-from cvl_pipeline.networks.mlp import mlp
+from cvl_pipeline.networks.mlp import MLP
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Actor(Policy, ABC):
         super().__init__()
         self.shape = shape
         self.encode_observation = ObservationEncoder(shape.observation_shape, normalisation, shape.encoder)
-        self.network = mlp(self.encode_observation.features, shape.hidden, shape.action_size)
+        self.network = MLP(self.encode_observation.features, shape.hidden, shape.action_size)
 
     @abstractmethod
     def forward(self, observations: Tensor) -> Tensor:

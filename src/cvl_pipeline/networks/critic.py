@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cvl_pipeline.episodes.container import Normalisation
 from cvl_pipeline.errors import unknown_name
 from cvl_pipeline.networks.encoder import ObservationEncoder
-from cvl_pipeline.networks.mlp import Standardise, mlp
+from cvl_pipeline.networks.mlp import MLP, Standardise
 
 REPRESENTATIONS = ("unit_norm", "raw")
 OFFSET_FREQUENCIES = 8
@@ -65,6 +64,14 @@ def offset_code(offsets: Tensor) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+def _joined(first: Tensor, second: Tensor) -> Tensor:
+    """Join the last axes of two tensors, whose leading axes are broadcast, (..., I) and (..., J) -> (..., I + J)."""
+    if first.shape[:-1] != second.shape[:-1]:
+        rows = torch.broadcast_shapes(first.shape[:-1], second.shape[:-1])  # type: ignore[no-untyped-call]
+        first, second = first.expand(*rows, -1), second.expand(*rows, -1)
+    return torch.cat([first, second], dim=-1)
+
+
 class ContrastiveCritic(nn.Module):
     """``f(s, a, s') = phi(s, a) . psi(s') / temperature``, the log density ratio that CVL learns.
 
@@ -89,11 +96,12 @@ class ContrastiveCritic(nn.Module):
             self.standardise_action.fit(normalisation.action_mean, normalisation.action_std)
         features = self.encode_observation.features
         offset_size = 2 * OFFSET_FREQUENCIES if shape.horizon_conditioning else 0
-        self.phi_network = mlp(
-            features + shape.action_size + offset_size, shape.hidden, shape.representation_size
+        unit = shape.representation == "unit_norm"
+        self.phi_network = MLP(
+            features + shape.action_size + offset_size, shape.hidden, shape.representation_size, unit
         )
         # One more input marks the absorbing state, which has no observation.
-        self.psi_network = mlp(features + 1, shape.hidden, shape.representation_size)
+        self.psi_network = MLP(features + 1, shape.hidden, shape.representation_size, unit)
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(shape.temperature)), requires_grad=shape.learned_temperature
         )
@@ -118,20 +126,17 @@ class ContrastiveCritic(nn.Module):
         """
         if (offsets is not None) != self.shape.horizon_conditioning:
             raise ValueError("give offsets if and only if the critic has horizon_conditioning")
-        inputs = [self.encode_observation(observations), self.standardise_action(actions)]
+        inputs = self.inputs(observations, actions)
         if offsets is not None:
-            inputs.append(offset_code(offsets))
-        rows = torch.broadcast_shapes(*(part.shape[:-1] for part in inputs))  # type: ignore[no-untyped-call]
-        return self._finish(self.phi_network(torch.cat([part.expand(*rows, -1) for part in inputs], dim=-1)))
+            inputs = _joined(inputs, offset_code(offsets))
+        return self._finish(self.phi_network(inputs))
 
     def inputs(self, observations: Tensor, actions: Tensor) -> Tensor:
         """What phi's network receives, without the offset: encoded states and standardised actions.
 
         (..., O) and (..., A) -> (..., features + A); the leading axes are broadcast.
         """
-        parts = [self.encode_observation(observations), self.standardise_action(actions)]
-        rows = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))  # type: ignore[no-untyped-call]
-        return torch.cat([part.expand(*rows, -1) for part in parts], dim=-1)
+        return _joined(self.encode_observation(observations), self.standardise_action(actions))
 
     def psi(self, futures: Tensor, absorbed: Tensor) -> Tensor:
         """Representation of future states, (..., O) and (...) bool -> (..., D).
@@ -139,20 +144,31 @@ class ContrastiveCritic(nn.Module):
         For ``absorbed`` states, the encoded observation is replaced by zeros, and the indicator is 1.
         """
         flag = absorbed.unsqueeze(-1)
-        inputs = self.encode_observation(futures).masked_fill(flag, 0.0)
+        inputs = torch.where(flag, 0.0, self.encode_observation(futures))
         return self._finish(self.psi_network(torch.cat([inputs, flag.to(inputs.dtype)], dim=-1)))
 
-    def logits(self, phi: Tensor, psi: Tensor) -> Tensor:
-        """The logits f of all pairs, (B, D) and (K, D) -> (B, K), in single precision.
+    def factors(self, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the factors of the logits, phi / temperature and psi, in single precision.
 
-        Autocast is disabled, because at temperature 0.1, bfloat16 would round f to 0.04.
+        At temperature 0.1, bfloat16 would round the logits to 0.04, so multiply them outside of autocast.
         """
+        return phi.float() / self.temperature, psi.float()
+
+    @property
+    def bound(self) -> float | None:
+        """Largest absolute value that a logit can have; None: unknown before it is computed."""
+        if self.shape.representation == "raw" or self.shape.learned_temperature:
+            return None
+        return 1.0 / self.shape.temperature
+
+    def logits(self, phi: Tensor, psi: Tensor) -> Tensor:
+        """The logits f of all pairs, (B, D) and (K, D) -> (B, K), in single precision."""
         with torch.autocast(phi.device.type, enabled=False):
-            return (phi.float() / self.temperature) @ psi.float().T
+            left, right = self.factors(phi, psi)
+            return left @ right.T
 
     def _finish(self, representation: Tensor) -> Tensor:
-        representation = representation.float()  # under autocast, bfloat16 rounds by 0.4 %
         if self.shape.representation == "unit_norm":
-            return functional.normalize(representation, dim=-1)
+            return representation  # which the network has scaled
         # This divides the logits by sqrt(D), so their spread does not grow with D.
-        return representation / math.sqrt(math.sqrt(self.shape.representation_size))
+        return representation.float() / math.sqrt(math.sqrt(self.shape.representation_size))

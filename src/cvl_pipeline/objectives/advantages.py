@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from cvl_pipeline.episodes.container import Transitions
-from cvl_pipeline.networks.mlp import mlp
+from cvl_pipeline.networks.mlp import MLP
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.references import CHUNK
 from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Hidden, Registry, Strict
@@ -129,7 +129,7 @@ class FittedValue(StateValue):
         targets = (logged - mean) / std
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "baseline", 1))
-            network = mlp(inputs.shape[1], parameters.hidden, 1).to(device)
+            network = MLP(inputs.shape[1], parameters.hidden, 1).to(device)
         optimizer = torch.optim.Adam(network.parameters(), lr=parameters.learning_rate)
         generator = Generator(device=device).manual_seed(stream_seed(seed, "baseline", 2))
         with torch.enable_grad():

@@ -20,7 +20,7 @@ from torch.nn.utils import parameters_to_vector
 from cvl_pipeline.episodes.container import Rewards, Split, Transitions
 from cvl_pipeline.episodes.preparation import discounted_returns, logged_shares, observed_returns
 from cvl_pipeline.networks.critic import ContrastiveCritic
-from cvl_pipeline.networks.mlp import mlp
+from cvl_pipeline.networks.mlp import MLP
 from cvl_pipeline.readout.parameters import RegressionParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout
@@ -237,7 +237,7 @@ class _Regression:
         self.sizes = (self._inputs(index[:1]).shape[-1], *parameters.hidden, 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = mlp(self.sizes[0], parameters.hidden, 1)
+            self.network = MLP(self.sizes[0], parameters.hidden, 1)
         self._optimizer = torch.optim.Adam(self.network.parameters(), fused=True)
         self._generator = Generator().manual_seed(seed)
         self._step = 0

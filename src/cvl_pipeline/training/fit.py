@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import shutil
@@ -36,6 +37,11 @@ from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.processes import rank
 
 logger = logging.getLogger(__name__)
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+"""Options of glibc's mallopt, from malloc.h."""
+KEPT, PADDING = 2**30, 2**26
+"""Bytes that the allocator keeps at most, and that it asks the system for at once."""
 
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 """Lightning's names; weights and optimiser stay in float32 in both cases."""
@@ -75,6 +81,7 @@ def fit(
         FloatingPointError: the loss is not finite.
         SystemExit: SIGTERM arrived; the training is saved.
     """
+    _keep_freed_memory()
     parameters = module.training_parameters
     folder = checkpoints / fingerprint if checkpoints is not None else None
     saver = Checkpoints(folder, parameters.checkpoint_seconds, parameters.checkpoint_steps)
@@ -129,7 +136,20 @@ def fit(
         best.restore(module)
     if folder is not None and rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)
+    module.release()
     return pd.DataFrame(module.rows).astype({"step": int})
+
+
+def _keep_freed_memory() -> None:
+    """Let the allocator reuse freed memory instead of returning it to the system.
+
+    Each step of a large batch would otherwise get a thousand fresh pages, which the system first fills with zeros.
+    Only glibc has the function.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        for option, size in ((M_MMAP_THRESHOLD, KEPT), (M_TRIM_THRESHOLD, KEPT), (M_TOP_PAD, PADDING)):
+            library.mallopt(option, size)
 
 
 def run_fingerprint(parameters: BaseModel, seed: int, *inputs: Any) -> str:

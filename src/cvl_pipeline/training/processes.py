@@ -28,7 +28,7 @@ def rank() -> int:
 
 def own_share(values: Tensor) -> Tensor:
     """This process's rows of a batch that all processes have, (B, ...) -> (B / processes, ...)."""
-    return values.chunk(world_size())[rank()]
+    return values if world_size() == 1 else values.chunk(world_size())[rank()]
 
 
 def gather(values: Tensor) -> Tensor:
