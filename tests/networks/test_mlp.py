@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,7 +106,8 @@ def test_the_gradient_in_training_cannot_be_differentiated_again() -> None:
     (gradient,) = torch.autograd.grad(
         network(torch.randn(4, 3)).square().sum(), [network.vector.values], create_graph=True
     )
-    assert not gradient.requires_grad
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.grad(gradient.sum(), [network.vector.values])
 
 
 def test_a_copy_of_a_network_in_training_has_parameters_of_its_own() -> None:
