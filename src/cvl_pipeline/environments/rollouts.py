@@ -15,7 +15,7 @@ from functools import cache, cached_property
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from threading import Thread
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,8 +38,8 @@ PRELOADED = (
     "metaworld.policies",
     "kedro.framework.cli",  # which every process of `kedro run` imports as its main module
 )
-"""Modules that take seconds to import and that are imported once for all worker processes. The user's own code is not
-among them: it may change between two evaluations in a notebook."""
+"""Modules that are imported once for all worker processes, if this process uses their package. The user's own code is
+not among them: it may change between two evaluations in a notebook."""
 
 
 class Policy(Protocol):
@@ -67,6 +67,13 @@ class Episode:
     success_reported: bool = False
     terminated: bool = False
     truncated: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Stack the steps: pickling one array takes a tenth of the time of many."""
+        return vars(self) | {name: np.array(getattr(self, name)) for name in ("observations", "actions")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, observations=list(state["observations"]), actions=list(state["actions"]))
 
 
 @dataclass(frozen=True)
@@ -205,8 +212,8 @@ def start_server() -> BaseContext:
     """
     if sys.platform == "linux":
         with suppress(OSError):  # its socket cannot be made, such as in a temporary folder with a long path
-            # Without effect if it runs already.
-            multiprocessing.set_forkserver_preload([name for name in PRELOADED if name in sys.modules])
+            used = [name for name in PRELOADED if name.partition(".")[0] in sys.modules]
+            multiprocessing.set_forkserver_preload(used)  # without effect if the server runs
             forkserver.ensure_running()
             return multiprocessing.get_context("forkserver")
     return multiprocessing.get_context("spawn")
@@ -233,7 +240,7 @@ def _end_with_parent() -> None:
 
 @cache
 def _this_worker() -> _Worker:
-    return _Worker(pickle.loads(_task))
+    return _Worker(pickle.loads(_task))  # noqa: S301 (the parent's own bytes)
 
 
 def _run_in_worker(seeds: Sequence[int]) -> list[Episode]:
