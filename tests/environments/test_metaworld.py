@@ -6,13 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from gymnasium.spaces import Box
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.spatial.transform import Rotation
 
 from cvl_pipeline.environments.metaworld import (
     BENCHMARKS,
-    FastRotation,
     MetaWorldEnvironment,
     MetaWorldExpert,
     check_metaworld_task,
@@ -119,41 +115,6 @@ def test_a_benchmark_counts_as_a_task_only_where_several_tasks_are_allowed() -> 
     check_metaworld_task("MT10", BENCHMARKS)
     with pytest.raises(InputError, match="unknown Meta-World task 'MT10'"):
         check_metaworld_task("MT10")
-
-
-@given(st.integers(0, 10**6), st.booleans())
-def test_orientations_are_scipys_to_the_last_bit(seed: int, right_angles: bool) -> None:
-    generator = np.random.default_rng(seed)
-    angles = 90.0 * generator.integers(-2, 3, 3) if right_angles else generator.uniform(-180, 180, 3)
-    matrix = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
-    found = FastRotation.from_matrix(matrix)
-    assert isinstance(found, FastRotation)
-    assert found.as_quat().tobytes() == Rotation.from_matrix(matrix).as_quat().tobytes()
-
-
-@pytest.mark.parametrize("change", ["stretched", "nearly", "stacked"])
-def test_other_matrices_are_left_to_scipy(change: str) -> None:
-    matrix = Rotation.from_euler("xyz", [10, 20, 30], degrees=True).as_matrix()
-    changed = {"stretched": 1.1 * matrix, "nearly": matrix + 1e-12, "stacked": matrix[None]}[change]
-    found = FastRotation.from_matrix(changed)
-    assert isinstance(found, Rotation)
-    assert found.as_quat().tobytes() == Rotation.from_matrix(changed).as_quat().tobytes()
-    with pytest.raises(ValueError, match="determinant"):
-        FastRotation.from_matrix(-matrix)
-
-
-@pytest.mark.parametrize("task", ["door-open-v3", "coffee-pull-v3", "stick-push-v3"])
-def test_fast_orientations_change_no_bit_of_an_episode(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = MetaWorldEnvironment(task, 20)
-    module = sys.modules[type(environment._environment).__module__]
-    assert vars(module)["Rotation"] is FastRotation
-    fast = play(environment, seed=3, steps=20)
-    monkeypatch.setitem(vars(module), "Rotation", Rotation)
-    np.testing.assert_array_equal(play(environment, seed=3, steps=20), fast)
-
-
-def test_all_else_of_rotation_is_scipys() -> None:
-    assert FastRotation.from_euler("x", 1.0).as_quat().shape == (4,)
 
 
 def test_without_metaworld_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -294,7 +294,45 @@ def test_a_run_that_is_killed_leaves_no_worker(tmp_path: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(target=_collect, args=(tmp_path,))
     process.start()
     wait_for(lambda: len(list(tmp_path.iterdir())) == 2)
+    workers = [Path("/proc", path.name) for path in tmp_path.iterdir()]
+    (server,) = {Path("/proc", _parent(worker)) for worker in workers}
+    assert server.name != str(process.pid)
     process.kill()
     process.join()
-    workers = [Path("/proc", path.name) for path in tmp_path.iterdir()]
-    wait_for(lambda: not any(worker.exists() for worker in workers), seconds=10)
+    wait_for(lambda: not any(path.exists() for path in (*workers, server)), seconds=10)
+
+
+def _parent(process: Path) -> str:
+    return (process / "stat").read_text().rpartition(")")[2].split()[1]
+
+
+class Surroundings(Push):
+    """Acts by a variable of the environment, in a worker of another process."""
+
+    def __init__(self, parent: int) -> None:
+        assert os.getpid() != parent
+
+    def act(self, observations: list[Array], running: list[int]) -> list[Array]:
+        return [np.array([float(os.environ["OWN_ACTION"])]) for _ in running]
+
+
+def test_workers_see_variables_that_were_set_after_their_server_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _run(list(range(20)), workers=2)  # the server runs now
+    for action in (0.25, 0.5):
+        monkeypatch.setenv("OWN_ACTION", str(action))
+        task = RolloutTask(Walk, partial(Surroundings, os.getpid()))
+        episodes = run_episodes(task, range(20), workers=2, description="test")
+        assert {float(row[0]) for episode in episodes for row in episode.actions} == {action}
+
+
+def test_without_a_server_every_worker_is_a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> None:
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", refused)
+    assert module.start_server().get_start_method() == "spawn"
+    seeds = list(range(12))
+    for one, other in zip(_run(seeds, workers=2), _run(seeds), strict=True):
+        assert repr(one) == repr(other)

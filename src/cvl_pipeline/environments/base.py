@@ -28,18 +28,21 @@ def success_in(info: Mapping[str, Any]) -> bool | None:
         InputError: the entry is something else, such as a text, 0.5 or several flags.
     """
     for name in SUCCESSES:
-        if info.get(name) is None:
+        flag = info.get(name)
+        if flag is None:
             continue
+        if type(flag) in (bool, int, float) and flag in (0, 1):  # no array, because every step asks
+            return bool(flag)
         try:
-            value = np.asarray(info[name])
+            value = np.asarray(flag)
         except ValueError:  # parts of different shapes
-            value = np.array(info[name], dtype=object)
+            value = np.array(flag, dtype=object)
         known = value.dtype.kind in "biuf" and value.size == 1
         if known and np.isnan(value).any():
             continue
         if not known or value.item() not in (0, 1):
             raise InputError(
-                f"the environment's info['{name}'] is {info[name]!r}, not a flag; report 0 or 1 per step, "
+                f"the environment's info['{name}'] is {flag!r}, not a flag; report 0 or 1 per step, "
                 "or False or True"
             )
         return bool(value.item())

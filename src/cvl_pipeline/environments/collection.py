@@ -76,7 +76,7 @@ class _Disturbance:
     ) -> None:
         self._generator = generator
         self._low, self._high = low, high
-        self._noise = generator.uniform(0.0, disturbances.noise_max)
+        self._noise = generator.uniform(0.0, disturbances.noise_max) * (0.5 * (high - low))
         share = generator.uniform(disturbances.random_min, disturbances.random_max)
         random_hold = disturbances.random_hold
         # A burst follows (1 - p) / p undisturbed steps on average, so the random share of all steps is
@@ -90,8 +90,7 @@ class _Disturbance:
         if self._burst_left == 0 and self._generator.random() < self._burst_chance:
             self._burst_left = self._hold
             self._burst_action = self._generator.uniform(self._low, self._high)
-        unit = 0.5 * (self._high - self._low)
-        noise = self._noise * unit * self._generator.standard_normal(action.shape)
+        noise = self._noise * self._generator.standard_normal(action.shape)
         if self._burst_left > 0:
             self._burst_left -= 1
             return self._burst_action

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import sys
 import warnings
 from typing import Any, SupportsFloat
 
@@ -11,6 +9,7 @@ import gymnasium
 import numpy as np
 
 from cvl_pipeline.environments.base import Array
+from cvl_pipeline.environments.metaworld_speed import faster
 from cvl_pipeline.errors import InputError, unknown_name
 
 BENCHMARKS = ("MT10", "MT50")
@@ -42,8 +41,7 @@ class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
         check_metaworld_task(task)  # before the import, because it explains a failed one
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-        environment = ALL_V3_ENVIRONMENTS[task]()
-        _speed_up_orientations(type(environment))
+        environment = faster(ALL_V3_ENVIRONMENTS[task])()
         # Meta-World's `set_task` would set these four fields from a pickled task description.
         environment._partially_observable = False
         environment._freeze_rand_vec = False
@@ -76,71 +74,7 @@ class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
 
     def close(self) -> None:
         """Free the simulation."""
-        self._environment.close()  # type: ignore[no-untyped-call]
-
-
-def _scipys_rotation() -> Any:
-    """Scipy's class, which Meta-World imports; no import here, since data does not depend on scipy's version."""
-    return vars(sys.modules["scipy.spatial.transform"])["Rotation"]
-
-
-def _speed_up_orientations(environment: type) -> None:
-    """Let the modules of an environment's classes, where observations are made, use FastRotation for scipy's class."""
-    for part in environment.__mro__:
-        names = vars(sys.modules[part.__module__])
-        if "Rotation" in names and names["Rotation"] is _scipys_rotation():
-            names["Rotation"] = FastRotation
-
-
-class _ScipyOtherwise(type):
-    def __getattr__(cls, name: str) -> Any:
-        return getattr(_scipys_rotation(), name)
-
-
-class FastRotation(metaclass=_ScipyOtherwise):
-    """Scipy's ``Rotation`` for one matrix, with the same bits in a tenth of the time; all else is left to scipy.
-
-    Every step reads an orientation. Scipy takes any number of matrices from any array library, which costs a fifth of
-    the time of a step.
-    """
-
-    def __init__(self, quaternion: Array) -> None:
-        """Keep a quaternion (x, y, z, w)."""
-        self._quaternion = quaternion
-
-    @staticmethod
-    def from_matrix(matrix: Array) -> Any:
-        """Take a rotation matrix, (3, 3); scipy takes all others: several, left-handed or not quite orthogonal."""
-        if matrix.shape != (3, 3):
-            return _scipys_rotation().from_matrix(matrix)
-        (a, b, c), (d, e, f), (g, h, i) = matrix.tolist()
-        determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-        lengths = a * a + b * b + c * c, d * d + e * e + f * f, g * g + h * h + i * i
-        products = a * d + b * e + c * f, a * g + b * h + c * i, d * g + e * h + f * i
-        # Negated, so that NaN goes to scipy too. Scipy changes matrices from 1e-12 on.
-        if not (
-            determinant > 0
-            and max(abs(length - 1) for length in lengths) < 1e-13
-            and max(map(abs, products)) < 1e-13
-        ):
-            return _scipys_rotation().from_matrix(matrix)
-        trace = a + e + i
-        largest = max(a, e, i, trace)
-        if largest == a:
-            quaternion = 1 - trace + 2 * a, d + b, g + c, h - f
-        elif largest == e:
-            quaternion = b + d, 1 - trace + 2 * e, h + f, c - g
-        elif largest == i:
-            quaternion = c + g, f + h, 1 - trace + 2 * i, d - b
-        else:
-            quaternion = h - f, c - g, d - b, 1 + trace
-        x, y, z, w = quaternion
-        norm = math.sqrt(x * x + y * y + z * z + w * w)
-        return FastRotation(np.array([x / norm, y / norm, z / norm, w / norm]))
-
-    def as_quat(self) -> Array:
-        """The quaternion (x, y, z, w)."""
-        return self._quaternion
+        self._environment.close()
 
 
 def metaworld_tasks() -> list[str]:
@@ -177,11 +111,11 @@ class MetaWorldExpert:
 
         factory: Any = ENV_POLICY_MAP[task]  # declared as the abstract base class
         self._policy = factory()
+        # A hint for the author of the script, at every other step. One filter, because catching takes a third of the
+        # time of an action.
+        warnings.filterwarnings("ignore", r"Constant\(s\) may be too high")
 
     def __call__(self, observation: Array) -> Array:
         """Return an action for one observation, clipped to [-1, 1]."""
-        with warnings.catch_warnings():
-            # "Constant(s) may be too high": a hint for the author of the script, at every other step.
-            warnings.simplefilter("ignore")
-            action = self._policy.get_action(observation)
-        return np.asarray(np.clip(action, -1.0, 1.0))
+        action: Array = self._policy.get_action(observation).clip(-1.0, 1.0)
+        return action
