@@ -30,10 +30,9 @@ class RegressionReadout(Readout):
     mean: Tensor
     std: Tensor
 
-    def expectation(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected reward, (B, 1) -> (B,); the sample size is NaN."""
-        expectation = self.mean + self.std * phi.squeeze(-1)
-        return expectation, torch.full_like(expectation, torch.nan)
+    def expectation(self, phi: Tensor) -> Tensor:
+        """Expected reward, (B, 1) -> (B,)."""
+        return self.mean + self.std * phi.squeeze(-1)
 
 
 def regress_returns(

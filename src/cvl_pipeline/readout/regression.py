@@ -64,9 +64,17 @@ class RegressedReadout(Readout):
         """The readout without the network."""
         return self.base
 
-    def expectation(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected reward and effective sample size of the readout without the network, (B, D) -> (B,) each."""
+    def expectation(self, phi: Tensor) -> Tensor:
+        """Expected reward of the readout without the network, (B, D) -> (B,)."""
         return self.base.expectation(phi)
+
+    def values(self, phi: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """Q; see Readout.
+
+        Raises:
+            ValueError: no ``inputs``.
+        """
+        return self._mixed(self.base.values(phi), inputs)
 
     def values_and_sample_size(self, phi: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Q, and the effective sample size of the readout without the network; see Readout.
@@ -74,14 +82,18 @@ class RegressedReadout(Readout):
         Raises:
             ValueError: no ``inputs``.
         """
+        values, size = self.base.values_and_sample_size(phi)
+        return self._mixed(values, inputs), size
+
+    def _mixed(self, values: Tensor, inputs: Tensor | None) -> Tensor:
+        """Mix the readout's values with those of the network."""
         if inputs is None:
             raise ValueError("a regressed readout needs the inputs that phi was computed from")
-        values, size = self.base.values_and_sample_size(phi)
-        with torch.autocast(phi.device.type, enabled=False):
+        with torch.autocast(inputs.device.type, enabled=False):
             fitted = run(self.network, self.sizes, inputs.float())
         rewards = (1.0 - self.discount) * values
         mixed = self.mixture[0] + self.mixture[1] * rewards + self.mixture[2] * fitted
-        return mixed / (1.0 - self.discount), size
+        return mixed / (1.0 - self.discount)
 
     def to(self, device: torch.device | str) -> Self:
         """Move the readout to a device."""
