@@ -84,16 +84,24 @@ class MarginalActions(StateValue):
         """Return V, (M,); ``logged`` is not used."""
         if transitions.discrete:
             frequency = transitions.actions[index].mean(0)
-            return torch.cat(
-                [q.of_all_actions(transitions.states(part)) @ frequency for part in torch.split(index, CHUNK)]
-            )
+            parts = torch.split(index, q.rows_in_chunk(len(frequency)))
+            return torch.cat([q.of_all_actions(transitions.states(part)) @ frequency for part in parts])
         generator = Generator(device=index.device).manual_seed(stream_seed(seed, "baseline", 0))
-        total = torch.zeros(len(index), device=index.device)
-        for _ in range(self.parameters.actions):
-            others = torch.randint(len(index), (len(index),), generator=generator, device=index.device)
-            total += q.of_transitions(transitions, index, index[others])[0]
-        mean: Tensor = total / self.parameters.actions
-        return mean
+        count = self.parameters.actions
+        others = torch.stack(
+            [
+                index[torch.randint(len(index), (len(index),), generator=generator, device=index.device)]
+                for _ in range(count)
+            ],
+            dim=1,
+        )  # (M, actions)
+        rows = q.rows_in_chunk(count)
+        return torch.cat(
+            [
+                q.of_actions(transitions.states(states), transitions.actions[taken]).mean(1)
+                for states, taken in zip(torch.split(index, rows), torch.split(others, rows), strict=True)
+            ]
+        )
 
 
 class FittedValueParameters(StateValueParameters):
