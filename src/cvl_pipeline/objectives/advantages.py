@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Generator, Tensor
-from torch.nn import functional
 
 from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.networks.mlp import mlp
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.references import CHUNK
 from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Hidden, Registry, Strict
+from cvl_pipeline.training.least_squares import Batch, fit_least_squares
 from cvl_pipeline.training.seeds import stream_seed
 
 
@@ -138,17 +139,17 @@ class FittedValue(StateValue):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "baseline", 1))
             network = mlp(inputs.shape[1], parameters.hidden, 1).to(device)
-        optimizer = torch.optim.Adam(network.parameters(), lr=parameters.learning_rate)
         generator = Generator(device=device).manual_seed(stream_seed(seed, "baseline", 2))
-        with torch.enable_grad():
+        weights = torch.ones(parameters.batch_size, device=device)
+
+        def batches() -> Iterator[Batch]:
             for _ in range(parameters.steps):
                 rows = torch.randint(
                     len(inputs), (parameters.batch_size,), generator=generator, device=device
                 )
-                loss = functional.mse_loss(network(inputs[rows]).squeeze(-1), targets[rows])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+                yield inputs[rows], targets[rows], weights
+
+        fit_least_squares(network, batches(), learning_rate=parameters.learning_rate)
         fitted: Tensor = network(inputs).squeeze(-1)
         return fitted * std + mean
 

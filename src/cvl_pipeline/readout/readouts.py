@@ -59,7 +59,8 @@ class Readout(ABC):
             inputs: (B, I), what phi was computed from (``ContrastiveCritic.inputs``); only a readout with
                 ``needs_inputs`` reads them.
         """
-        return _per_query(self.expectation, phi) / (1.0 - self.discount)
+        expectation: Tensor = _per_query(self.expectation, phi)
+        return expectation / (1.0 - self.discount)
 
     def values_and_sample_size(self, phi: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Q, and the effective sample size ``(sum_j w_j)^2 / sum_j w_j^2`` of its weights, (B,) each.
