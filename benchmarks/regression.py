@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from cvl_pipeline.api import EpisodeData, QFunction
 from cvl_pipeline.episodes.preparation import logged_shares, observed_returns
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.readout.readouts import Readout
+from cvl_pipeline.training.least_squares import Batch, fit_least_squares
 from cvl_pipeline.training.seeds import stream_seed
 
 BATCH = 256
@@ -30,10 +31,9 @@ class RegressionReadout(Readout):
     mean: Tensor
     std: Tensor
 
-    def expectation(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected reward, (B, 1) -> (B,); the sample size is NaN."""
-        expectation = self.mean + self.std * phi.squeeze(-1)
-        return expectation, torch.full_like(expectation, torch.nan)
+    def expectation(self, phi: Tensor) -> Tensor:
+        """Expected reward, (B, 1) -> (B,)."""
+        return self.mean + self.std * phi.squeeze(-1)
 
 
 def regress_returns(
@@ -75,21 +75,16 @@ def regress_returns(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(seed, "initialisation", 0))
         critic = ContrastiveCritic(shape, data.normalisation)
-    trained = [*critic.encode_observation.parameters(), *critic.phi_network.parameters()]
-    optimizer = torch.optim.Adam(trained, lr=LEARNING_RATE, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1.0 + math.cos(math.pi * step / steps))
-    )
     generator = Generator().manual_seed(stream_seed(seed, "training", 0))
-    for _ in range(steps):
-        rows = torch.randint(len(index), (BATCH,), generator=generator)
-        batch = index[rows]
-        predicted = critic.phi(transitions.states(batch), transitions.actions[batch]).squeeze(-1)
-        loss = (weights[rows] * (predicted - targets[rows]).square()).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+
+    def batches() -> Iterator[Batch]:
+        for _ in range(steps):
+            rows = torch.randint(len(index), (BATCH,), generator=generator)
+            pairs = transitions.states(index[rows]), transitions.actions[index[rows]]
+            yield critic.inputs(*pairs), targets[rows], weights[rows]
+
+    # The encoder of vectors has no parameters.
+    fit_least_squares(critic.phi_network, batches(), learning_rate=LEARNING_RATE, cosine_steps=steps)
     readout = RegressionReadout(
         temperature=torch.ones(()), horizons=torch.zeros(0, dtype=torch.int64), discount=discount,
         self_normalised=True, mean=mean.float(), std=std.float(),

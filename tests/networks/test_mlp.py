@@ -103,10 +103,9 @@ def test_the_gradient_in_training_cannot_be_differentiated_again() -> None:
     network = MLP(3, (5,), 2)
     _joined(network)
     assert network.vector is not None
-    (gradient,) = torch.autograd.grad(
-        network(torch.randn(4, 3)).square().sum(), [network.vector.values], create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    loss = network(torch.randn(4, 3)).square().sum()
+    (gradient,) = torch.autograd.grad(loss, [network.vector.values], create_graph=True)
+    with pytest.raises(RuntimeError):
         torch.autograd.grad(gradient.sum(), [network.vector.values])
 
 

@@ -6,14 +6,19 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.networks.encoder import ObservationEncoder
+from cvl_pipeline.networks.mlp import mlp
 from cvl_pipeline.readout import q_function as module
 from cvl_pipeline.readout.build import exact_readout
 from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.readout.readouts import ExactReadout
 from cvl_pipeline.readout.references import References, all_references
+from cvl_pipeline.readout.regression import RegressedReadout
 from cvl_pipeline.testing.finite_mdp import FiniteMDP, chain, grid_world
 from tests.readout.critics import small_critic
 from tests.readout.laws import all_pairs, critic_of, expected_values, log_law
@@ -102,6 +107,52 @@ def test_values_of_all_actions_equal_those_of_single_actions() -> None:
     for index, action in enumerate(torch.eye(2)):
         expected = q(observations, action.expand(5, 2))
         np.testing.assert_allclose(values[:, index].detach(), expected.detach(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("horizons", [None, HORIZONS], ids=["no horizons", "horizons"])
+@pytest.mark.parametrize("regressed", [False, True])
+def test_values_of_several_actions_equal_those_of_single_actions(
+    horizons: Tensor | None, regressed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, (observations, _) = _q(horizons), _pairs(5)
+    if regressed:
+        q = QFunction(q.critic, _regressed(q, (0.1, 0.6, 0.3)))
+    actions = torch.rand(5, 4, 2, generator=torch.Generator().manual_seed(3))
+    expected = [q(observations, actions[:, index]).detach() for index in range(4)]
+    encoded = []
+    original = ObservationEncoder.forward
+
+    def forward(encoder: ObservationEncoder, states: Tensor) -> Tensor:
+        encoded.append(states.shape[:-1].numel())
+        return original(encoder, states)
+
+    monkeypatch.setattr(ObservationEncoder, "forward", forward)
+    values = q.of_actions(observations, actions)
+    assert set(encoded) == {5}, "each state is encoded once per network, not once per action"
+    np.testing.assert_allclose(values.detach(), torch.stack(expected, 1), rtol=1e-5)
+    assert values.std(1).min() > 1e-4, "the actions differ"
+
+
+def test_a_readout_without_weight_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, pairs = _q(), _pairs(5)
+    alone, both = (
+        QFunction(q.critic, _regressed(q, mixture)) for mixture in ((0.1, 0.0, 0.3), (0.1, 1e-9, 0.3))
+    )
+    expected = both(*pairs).detach()
+    monkeypatch.setattr(ExactReadout, "expectation", None)
+    np.testing.assert_allclose(alone(*pairs).detach(), expected, rtol=1e-5)
+    with pytest.raises(TypeError):
+        both(*pairs)
+
+
+def _regressed(q: QFunction, mixture: tuple[float, float, float]) -> RegressedReadout:
+    """The readout of Q beside an untrained network of its inputs."""
+    torch.manual_seed(0)
+    network = parameters_to_vector(mlp(5, (6,), 1).parameters()).detach()
+    return RegressedReadout(
+        temperature=q.readout.temperature, horizons=q.readout.horizons, discount=q.readout.discount,
+        self_normalised=True, base=q.readout, network=network, sizes=(5, 6, 1), mixture=torch.tensor(mixture),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("horizons", [None, HORIZONS], ids=["no horizons", "horizons"])

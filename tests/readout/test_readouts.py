@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,54 @@ def test_gradients_are_those_of_the_formula(
     assert reference.grad is not None
     assert reference.grad.abs().max() > 0.1
     np.testing.assert_allclose(phi.grad, reference.grad, rtol=1e-3, atol=1e-3)
+
+
+@given(
+    references=st.integers(1, 40),
+    queries=st.integers(1, 12),
+    size=st.integers(1, 70),
+    seed=st.integers(0, 1000),
+    temperature=st.floats(0.01, 10.0),
+    unit_norm=st.booleans(),
+    tiles=st.tuples(st.integers(1, 13), st.integers(1, 41)),
+)
+def test_values_equal_a_softmax_over_all_references_in_double_precision(
+    references: int,
+    queries: int,
+    size: int,
+    seed: int,
+    temperature: float,
+    unit_norm: bool,
+    tiles: tuple[int, int],
+) -> None:
+    psi = _units(references, size, seed) if unit_norm else torch.randn(references, size, generator=_seeded())
+    readout = _exact(references, seed=seed, temperature=temperature, psi=psi)
+    phi = _units(queries, size, seed + 1) if unit_norm else _queries(queries, size)
+    logits = phi.double() @ psi.double().T / readout.temperature.double() + readout.log_weights.double()
+    weights = logits.softmax(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "QUERY_TILE", tiles[0])
+        patch.setattr(module, "REFERENCE_TILE", tiles[1])
+        values, sizes = readout.values_and_sample_size(phi)
+    # A logit of single precision is off by a few units in its last place, and a weight by as much of its own size.
+    tolerance = 4e-7 * float(logits.abs().max()) + 1e-5
+    np.testing.assert_allclose(values, weights @ readout.rewards.double() / 0.1, atol=30.0 * tolerance)
+    np.testing.assert_allclose(sizes, 1.0 / weights.square().sum(1), rtol=4.0 * tolerance)
+
+
+@pytest.mark.parametrize("self_normalised", [True, False])
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_gradients_are_those_of_finite_differences(
+    monkeypatch: pytest.MonkeyPatch, temperature: float, self_normalised: bool
+) -> None:
+    monkeypatch.setattr(module, "QUERY_TILE", 2)
+    monkeypatch.setattr(module, "REFERENCE_TILE", 7)
+    single = _exact(20, self_normalised=self_normalised, psi=_units(20))
+    doubles = {name: getattr(single, name).double() for name in ("psi", "rewards", "log_weights")}
+    readout = replace(single, temperature=torch.tensor(temperature).double(), **doubles)
+    phi = _units(5, seed=3).double().requires_grad_()
+    assert torch.autograd.gradcheck(readout.expectation, phi)
+    assert torch.autograd.gradcheck(readout.expectation_and_sample_size, phi)
 
 
 @given(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -128,9 +129,9 @@ def test_nothing_is_judged_on_episodes_that_it_was_fitted_to(monkeypatch: pytest
     original, future_states = regression._Regression, references.future_states
 
     class Watched(original):  # type: ignore[misc, valid-type]
-        def step(self, steps: int) -> None:
+        def train(self, steps: int, progress: Callable[[int], None]) -> None:
             fitted.append(set(data.episode_of(self._index).tolist()))
-            original.step(self, steps)
+            original.train(self, steps, progress)
 
         def outputs(self, rows: Tensor) -> Tensor:
             judged.append(set(data.episode_of(rows).tolist()))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Generator, Tensor
-from torch.nn import functional
 
 from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.networks.mlp import MLP
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.references import CHUNK
 from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Hidden, Registry, Strict
+from cvl_pipeline.training.least_squares import Batch, fit_least_squares
 from cvl_pipeline.training.seeds import stream_seed
 
 
@@ -84,16 +85,24 @@ class MarginalActions(StateValue):
         """Return V, (M,); ``logged`` is not used."""
         if transitions.discrete:
             frequency = transitions.actions[index].mean(0)
-            return torch.cat(
-                [q.of_all_actions(transitions.states(part)) @ frequency for part in torch.split(index, CHUNK)]
-            )
+            parts = torch.split(index, q.rows_in_chunk(len(frequency)))
+            return torch.cat([q.of_all_actions(transitions.states(part)) @ frequency for part in parts])
         generator = Generator(device=index.device).manual_seed(stream_seed(seed, "baseline", 0))
-        total = torch.zeros(len(index), device=index.device)
-        for _ in range(self.parameters.actions):
-            others = torch.randint(len(index), (len(index),), generator=generator, device=index.device)
-            total += q.of_transitions(transitions, index, index[others])[0]
-        mean: Tensor = total / self.parameters.actions
-        return mean
+        count = self.parameters.actions
+        others = torch.stack(
+            [
+                index[torch.randint(len(index), (len(index),), generator=generator, device=index.device)]
+                for _ in range(count)
+            ],
+            dim=1,
+        )  # (M, actions)
+        rows = q.rows_in_chunk(count)
+        return torch.cat(
+            [
+                q.of_actions(transitions.states(states), transitions.actions[taken]).mean(1)
+                for states, taken in zip(torch.split(index, rows), torch.split(others, rows), strict=True)
+            ]
+        )
 
 
 class FittedValueParameters(StateValueParameters):
@@ -130,17 +139,17 @@ class FittedValue(StateValue):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "baseline", 1))
             network = MLP(inputs.shape[1], parameters.hidden, 1).to(device)
-        optimizer = torch.optim.Adam(network.parameters(), lr=parameters.learning_rate)
         generator = Generator(device=device).manual_seed(stream_seed(seed, "baseline", 2))
-        with torch.enable_grad():
+        weights = torch.ones(parameters.batch_size, device=device)
+
+        def batches() -> Iterator[Batch]:
             for _ in range(parameters.steps):
                 rows = torch.randint(
                     len(inputs), (parameters.batch_size,), generator=generator, device=device
                 )
-                loss = functional.mse_loss(network(inputs[rows]).squeeze(-1), targets[rows])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+                yield inputs[rows], targets[rows], weights
+
+        fit_least_squares(network, batches(), learning_rate=parameters.learning_rate)
         fitted: Tensor = network(inputs).squeeze(-1)
         return fitted * std + mean
 

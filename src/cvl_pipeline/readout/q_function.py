@@ -69,21 +69,29 @@ class QFunction:
         return values[0] if single else values
 
     def phi(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Representations for the readout: (B, D), or (B, H, D) for a horizon-conditioned critic."""
+        """Representations for the readout: (..., D), or (..., H, D) for a horizon-conditioned critic.
+
+        The leading axes of observations (..., O) and actions (..., A) are broadcast, and each state is encoded once.
+        """
         horizons = self.readout.horizons
         if not len(horizons):
             return self.critic.phi(observations, actions)
-        return self.critic.phi(observations.unsqueeze(1), actions.unsqueeze(1), horizons.unsqueeze(0))
+        before_state = -1 - len(self.critic.shape.observation_shape)
+        return self.critic.phi(observations.unsqueeze(before_state), actions.unsqueeze(-2), horizons)
 
     def inputs(self, observations: Tensor, actions: Tensor) -> Tensor | None:
-        """Encoded pairs, (B, I), if the readout needs them."""
+        """Encoded pairs, (..., I), if the readout needs them; see ``phi``."""
         return self.critic.inputs(observations, actions) if self.readout.needs_inputs else None
+
+    def rows_in_chunk(self, actions: int) -> int:
+        """Return how many states with as many actions each have CHUNK representations."""
+        return max(1, CHUNK // (actions * max(1, len(self.readout.horizons))))
 
     @torch.no_grad()
     def in_batches(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Q and effective sample size of many pairs, (N, O) and (N, A) -> (N,) each."""
         values, sizes = [], []
-        rows = max(1, CHUNK // max(1, len(self.readout.horizons)))
+        rows = self.rows_in_chunk(1)
         for start in range(0, len(actions), rows):
             part = slice(start, start + rows)
             pair = observations[part], actions[part]
@@ -110,12 +118,17 @@ class QFunction:
         values, sizes = zip(*parts, strict=True)
         return torch.cat(values), torch.cat(sizes)
 
+    def of_actions(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Q of several actions per state, (B, O) and (B, M, A) -> (B, M); each state is encoded once."""
+        pairs = observations.unsqueeze(1), actions
+        phi, inputs = self.phi(*pairs).flatten(0, 1), self.inputs(*pairs)
+        values = self.readout.values(phi, None if inputs is None else inputs.flatten(0, 1))
+        return values.reshape(actions.shape[:2])
+
     def of_all_actions(self, observations: Tensor) -> Tensor:
         """Q of every discrete action, (B, O) -> (B, A); actions are one-hot."""
-        count = self.critic.shape.action_size
-        actions = torch.eye(count, device=observations.device)
-        values = self(observations.repeat_interleave(count, dim=0), actions.repeat(len(observations), 1))
-        return values.reshape(len(observations), count)
+        actions = torch.eye(self.critic.shape.action_size, device=observations.device)
+        return self.of_actions(observations, actions.expand(len(observations), -1, -1))
 
     def frozen(self, device: torch.device | str) -> QFunction:
         """Copy the function to a device, without gradients for its weights; the original is unchanged."""

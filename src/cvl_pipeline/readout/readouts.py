@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -15,6 +16,8 @@ from cvl_pipeline.readout.references import CHUNK, References
 
 QUERY_TILE, REFERENCE_TILE = 1024, 512
 """Size of a tile of logits: 2 MiB, which fits in a CPU cache; 4096 x 4096 takes seven times as long."""
+LOG2_E = math.log2(math.e)
+"""Factor from natural logarithms to those of base two: ``exp2`` takes a third of the time of ``exp``."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,13 @@ class Readout(ABC):
     needs_inputs: ClassVar[bool] = False
 
     @abstractmethod
-    def expectation(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected reward and effective sample size per query, (B, D) -> (B,) each."""
+    def expectation(self, phi: Tensor) -> Tensor:
+        """Expected reward per query, (B, D) -> (B,)."""
+
+    def expectation_and_sample_size(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected reward and effective sample size per query, (B, D) -> (B,) each; NaN without weights."""
+        expectation = self.expectation(phi)
+        return expectation, torch.full_like(expectation, torch.nan)
 
     @property
     def alone(self) -> Readout:
@@ -44,27 +52,26 @@ class Readout(ABC):
         return self
 
     def values(self, phi: Tensor, inputs: Tensor | None = None) -> Tensor:
-        """Q per query, (B, D) or (B, H, D) -> (B,); differentiable with respect to ``phi`` and ``inputs``."""
-        return self.values_and_sample_size(phi, inputs)[0]
-
-    def values_and_sample_size(self, phi: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Q and the effective sample size ``(sum_j w_j)^2 / sum_j w_j^2`` of its weights.
+        """Q per query, (B, D) or (B, H, D) -> (B,); differentiable with respect to ``phi`` and ``inputs``.
 
         Args:
             phi: (B, D), or (B, H, D) with one representation per horizon; results are averaged over horizons.
             inputs: (B, I), what phi was computed from (``ContrastiveCritic.inputs``); only a readout with
                 ``needs_inputs`` reads them.
-
-        Returns:
-            (B,) each; the sample size is NaN for random features, which have no weights per reference.
         """
-        rows = phi.shape[:-1]
-        # Single precision even under autocast, like the critic's own logits.
-        with torch.autocast(phi.device.type, enabled=False):
-            expectation, size = self.expectation(phi.float().reshape(-1, phi.shape[-1]))
-        expectation, size = expectation.reshape(rows), size.reshape(rows)
-        if phi.ndim == 3:
-            expectation, size = expectation.mean(1), size.mean(1)
+        expectation: Tensor = _per_query(self.expectation, phi)
+        return expectation / (1.0 - self.discount)
+
+    def values_and_sample_size(self, phi: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Q, and the effective sample size ``(sum_j w_j)^2 / sum_j w_j^2`` of its weights, (B,) each.
+
+        The sample size takes a tenth more time. It is NaN for random features, which have no weights per reference.
+
+        Args:
+            phi: see ``values``.
+            inputs: see ``values``.
+        """
+        expectation, size = _per_query(self.expectation_and_sample_size, phi)
         return expectation / (1.0 - self.discount), size
 
     def to(self, device: torch.device | str) -> Self:
@@ -75,6 +82,18 @@ class Readout(ABC):
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         return dataclasses.replace(self, **moved)
+
+
+def _per_query(function: Callable[[Tensor], Any], phi: Tensor) -> Any:
+    """Results of a function of (B, D), averaged over the horizons of ``phi``, (B, D) or (B, H, D) -> (B,)."""
+    # Single precision even under autocast, like the critic's own logits.
+    with torch.autocast(phi.device.type, enabled=False):
+        results = function(phi.float().reshape(-1, phi.shape[-1]))
+    if phi.ndim == 2:
+        return results
+    if isinstance(results, Tensor):
+        return results.reshape(phi.shape[:-1]).mean(1)
+    return tuple(result.reshape(phi.shape[:-1]).mean(1) for result in results)
 
 
 @dataclass(frozen=True)
@@ -96,33 +115,42 @@ class ExactReadout(Readout):
     rewards: Tensor
     log_weights: Tensor
 
-    def expectation(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected reward and effective sample size, with one pass over the references per query tile."""
-        tiles = [self._expectation(tile) for tile in torch.split(phi / self.temperature, QUERY_TILE)]
-        expectation, size = (torch.cat(parts) for parts in zip(*tiles, strict=True))
-        return expectation, size
+    def expectation(self, phi: Tensor) -> Tensor:
+        """Expected reward, with one pass over the references per query tile."""
+        return self._sums(phi, squares=False)[0]
 
-    def _expectation(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Expectation of queries / temperature, (tile, D), from the softmax of every tile of references."""
-        rows = torch.arange(len(queries), device=queries.device)
+    def expectation_and_sample_size(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected reward and effective sample size, with one pass over the references per query tile."""
+        expectation, total, squares = self._sums(phi, squares=True)
+        return expectation, total.square() / squares
+
+    def _sums(self, phi: Tensor, squares: bool) -> list[Tensor]:
+        """Expected reward, sum of the weights and, if wanted, sum of their squares; (B,) each.
+
+        The weights of a query are relative to its largest one.
+        """
+        queries, log_weights = phi * (LOG2_E / self.temperature), self.log_weights * LOG2_E
+        tiles = [self._sums_of_tile(tile, log_weights, squares) for tile in torch.split(queries, QUERY_TILE)]
+        return [torch.cat(parts) for parts in zip(*tiles, strict=True)]
+
+    def _sums_of_tile(self, queries: Tensor, log_weights: Tensor, squares: bool) -> list[Tensor]:
+        """See ``_sums``; of scaled queries, (tile, D), tile by tile of the references."""
         parts = []
         for start in range(0, len(self.psi), REFERENCE_TILE):
             part = slice(start, start + REFERENCE_TILE)
-            logits = torch.addmm(self.log_weights[part], queries, self.psi[part].T)  # (tile, tile)
-            weights = logits.softmax(1)
-            # log sum exp of the tile, from the largest weight: torch's own takes as long as all the rest. Indexing
-            # keeps no tile of logits for the gradient, as a maximum would.
-            largest = rows, weights.detach().argmax(1)
-            mass = logits[largest] - weights[largest].log()
-            parts.append((mass, weights @ self.rewards[part], weights.square().sum(1)))
-        masses, rewards, squares = (
-            torch.stack(column) for column in zip(*parts, strict=True)
-        )  # (tiles, tile)
-        shares = masses.softmax(0)
-        expectation = (shares * rewards).sum(0)
-        if not self.self_normalised:
-            expectation = expectation * masses.logsumexp(0).exp()
-        return expectation, 1.0 / (shares.square() * squares).sum(0)
+            logits = torch.addmm(log_weights[part], queries, self.psi[part].T)  # (tile, tile)
+            # The largest weight is a constant factor, so no gradient goes through it. The operations in place save
+            # memory, and no gradient needs what they overwrite.
+            peak = logits.detach().amax(1)
+            weights = logits.sub_(peak.unsqueeze(1)).exp2_()
+            sums = [peak, weights @ self.rewards[part], weights.sum(1)]
+            parts.append([*sums, weights.square().sum(1)] if squares else sums)
+        peaks, *columns = (torch.stack(column) for column in zip(*parts, strict=True))  # (tiles, tile)
+        peak = peaks.amax(0)
+        scale = (peaks - peak).exp2()
+        rewards, total = ((scale * column).sum(0) for column in columns[:2])
+        expectation = rewards / total if self.self_normalised else rewards * peak.exp2()
+        return [expectation, total, *((scale.square() * column).sum(0) for column in columns[2:])]
 
 
 @dataclass(frozen=True)
@@ -145,8 +173,8 @@ class FeatureReadout(Readout):
     xi: Tensor
     normaliser: Tensor
 
-    def expectation(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected reward with two inner products per query; the sample size is NaN."""
+    def expectation(self, phi: Tensor) -> Tensor:
+        """Expected reward with two inner products per query."""
         features = random_features(phi, self.directions, self.phases, self.temperature)
         expectation = features @ self.xi
         if self.self_normalised:
@@ -155,7 +183,7 @@ class FeatureReadout(Readout):
             # finite, so that the report can measure its error; it is per query, independent of the batch.
             floor = 1e-3 * features.detach().norm(dim=-1) * self.normaliser.norm()
             expectation = expectation / torch.maximum(normaliser, floor)
-        return expectation, torch.full_like(expectation, torch.nan)
+        return expectation
 
 
 def random_features(inputs: Tensor, directions: Tensor, phases: Tensor, temperature: Tensor) -> Tensor:

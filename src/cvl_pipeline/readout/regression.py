@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Self
@@ -25,6 +25,7 @@ from cvl_pipeline.readout.parameters import RegressionParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout
 from cvl_pipeline.readout.references import CHUNK
+from cvl_pipeline.training.least_squares import Batch, fit_least_squares
 from cvl_pipeline.training.progress import progress_bar
 from cvl_pipeline.training.seeds import stream_seed
 
@@ -64,9 +65,19 @@ class RegressedReadout(Readout):
         """The readout without the network."""
         return self.base
 
-    def expectation(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected reward and effective sample size of the readout without the network, (B, D) -> (B,) each."""
+    def expectation(self, phi: Tensor) -> Tensor:
+        """Expected reward of the readout without the network, (B, D) -> (B,)."""
         return self.base.expectation(phi)
+
+    def values(self, phi: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """Q; see Readout.
+
+        Raises:
+            ValueError: no ``inputs``.
+        """
+        # A readout without weight need not be computed, which takes nearly all of the time.
+        unused = bool(self.mixture[1] == 0.0)
+        return self._mixed(phi.new_zeros(len(phi)) if unused else self.base.values(phi), inputs)
 
     def values_and_sample_size(self, phi: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Q, and the effective sample size of the readout without the network; see Readout.
@@ -74,14 +85,18 @@ class RegressedReadout(Readout):
         Raises:
             ValueError: no ``inputs``.
         """
+        values, size = self.base.values_and_sample_size(phi)
+        return self._mixed(values, inputs), size
+
+    def _mixed(self, values: Tensor, inputs: Tensor | None) -> Tensor:
+        """Mix the readout's values with those of the network."""
         if inputs is None:
             raise ValueError("a regressed readout needs the inputs that phi was computed from")
-        values, size = self.base.values_and_sample_size(phi)
-        with torch.autocast(phi.device.type, enabled=False):
+        with torch.autocast(inputs.device.type, enabled=False):
             fitted = run(self.network, self.sizes, inputs.float())
         rewards = (1.0 - self.discount) * values
         mixed = self.mixture[0] + self.mixture[1] * rewards + self.mixture[2] * fitted
-        return mixed / (1.0 - self.discount), size
+        return mixed / (1.0 - self.discount)
 
     def to(self, device: torch.device | str) -> Self:
         """Move the readout to a device."""
@@ -158,9 +173,7 @@ def regress(
         def trained(of_actions: bool, steps: int, targets: Tensor, weights: Tensor) -> _Regression:
             stream = stream_seed(seed, "regression", 1 + of_actions)
             result = _Regression(critic, transitions, index, parameters, of_actions, targets, weights, stream)
-            for _ in range(steps):
-                result.step(steps)
-                progress.advance(task)
+            result.train(steps, lambda taken: progress.advance(task, taken))
             return result
 
         value = trained(False, parameters.value_steps, standard(returns), shares.float())
@@ -218,7 +231,7 @@ def lambda_returns(
 
 
 class _Regression:
-    """A network of states, or of states and actions, and its optimiser, on some transitions."""
+    """A network of states, or of states and actions, on some transitions."""
 
     def __init__(
         self,
@@ -238,10 +251,9 @@ class _Regression:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = MLP(self.sizes[0], parameters.hidden, 1)
-        self._optimizer = torch.optim.Adam(self.network.parameters(), fused=True)
         self._generator = Generator().manual_seed(seed)
-        self._step = 0
 
+    @torch.no_grad()
     def _inputs(self, rows: Tensor) -> Tensor:
         states = self._transitions.states(rows)
         if not self._of_actions:
@@ -250,24 +262,22 @@ class _Regression:
         actions = self._transitions.actions.index_select(0, rows)
         return self._critic.inputs(states, actions).float()
 
-    @torch.enable_grad()
-    def step(self, steps: int) -> None:
-        """Take one of a number of gradient steps on the weighted squared error."""
-        parameters = self._parameters
-        draws = torch.randint(len(self._index), (parameters.batch_size,), generator=self._generator)
-        rows = self._index[draws]
-        with torch.no_grad():
-            inputs = self._inputs(rows)
-        outputs: Tensor = self.network(inputs).squeeze(-1)
-        errors = (outputs - self._targets[rows]).square()
-        loss = (self._weights[rows] * errors).sum() / self._weights[rows].sum()
-        self._optimizer.param_groups[0]["lr"] = (
-            0.5 * parameters.learning_rate * (1.0 + math.cos(math.pi * self._step / steps))
+    def train(self, steps: int, progress: Callable[[int], None]) -> None:
+        """Take gradient steps on the weighted squared error; ``progress`` receives the steps of each block."""
+        batches = self._batches(steps, progress)
+        fit_least_squares(
+            self.network, batches, learning_rate=self._parameters.learning_rate, cosine_steps=steps
         )
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        self._step += 1
+
+    def _batches(self, steps: int, progress: Callable[[int], None]) -> Iterator[Batch]:
+        """Batches of that many steps, made in blocks: the inputs of many steps take hardly longer than those of one."""
+        size = self._parameters.batch_size
+        for first in range(0, steps, block := max(1, CHUNK // size)):
+            count = min(block, steps - first)
+            rows = self._index[torch.randint(len(self._index), (count * size,), generator=self._generator)]
+            parts = self._inputs(rows), self._targets[rows], self._weights[rows]
+            yield from zip(*(torch.split(part, size) for part in parts), strict=True)
+            progress(count)
 
     def outputs(self, rows: Tensor) -> Tensor:
         """Outputs for transitions, (M,) int64 -> (M,)."""
