@@ -16,6 +16,7 @@ from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.references import CHUNK
 from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Hidden, Registry, Strict
 from cvl_pipeline.training.seeds import stream_seed
+from cvl_pipeline.training.threads import dense_operations, threads_for
 
 
 class StateValueParameters(Strict):
@@ -132,7 +133,7 @@ class FittedValue(StateValue):
             network = mlp(inputs.shape[1], parameters.hidden, 1).to(device)
         optimizer = torch.optim.Adam(network.parameters(), lr=parameters.learning_rate)
         generator = Generator(device=device).manual_seed(stream_seed(seed, "baseline", 2))
-        with torch.enable_grad():
+        with torch.enable_grad(), threads_for(dense_operations(network, parameters.batch_size)):
             for _ in range(parameters.steps):
                 rows = torch.randint(
                     len(inputs), (parameters.batch_size,), generator=generator, device=device

@@ -27,6 +27,7 @@ from cvl_pipeline.readout.readouts import Readout
 from cvl_pipeline.readout.references import CHUNK
 from cvl_pipeline.training.progress import progress_bar
 from cvl_pipeline.training.seeds import stream_seed
+from cvl_pipeline.training.threads import dense_operations, threads_for
 
 logger = logging.getLogger(__name__)
 
@@ -158,9 +159,10 @@ def regress(
         def trained(of_actions: bool, steps: int, targets: Tensor, weights: Tensor) -> _Regression:
             stream = stream_seed(seed, "regression", 1 + of_actions)
             result = _Regression(critic, transitions, index, parameters, of_actions, targets, weights, stream)
-            for _ in range(steps):
-                result.step(steps)
-                progress.advance(task)
+            with threads_for(dense_operations(result.network, parameters.batch_size)):
+                for _ in range(steps):
+                    result.step(steps)
+                    progress.advance(task)
             return result
 
         value = trained(False, parameters.value_steps, standard(returns), shares.float())
