@@ -21,10 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
 from benchmarks.common import PROJECT, read_data
 from benchmarks.peers.ours import TimedDynamics
-from benchmarks.speed import write_log
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.training.fit import fit
 from cvl_pipeline.training.processes import end_with_parent
@@ -52,6 +50,8 @@ def shared(steps: int = STEPS, rounds: int = ROUNDS, busy: int | None = None) ->
         rounds: measurements of each kind, in turn; the fewest CPU seconds count.
         busy: number of busy processes; None: as many as there are cores.
     """
+    from benchmarks.speed import write_log  # which imports this module
+
     alone, beside = [], []
     with tempfile.TemporaryDirectory() as folder:
         write_log(Path(folder))
