@@ -37,9 +37,11 @@ def threads_for(operations: float) -> Iterator[None]:
     Args:
         operations: floating-point operations of one step.
     """
+    if not threads_are_chosen():
+        yield
+        return
     before = torch.get_num_threads()
-    if threads_are_chosen():
-        torch.set_num_threads(max(1, min(before, int(operations / OPERATIONS_PER_THREAD))))
+    torch.set_num_threads(max(1, min(before, int(operations / OPERATIONS_PER_THREAD))))
     try:
         yield
     finally:
