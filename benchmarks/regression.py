@@ -84,7 +84,9 @@ def regress_returns(
             yield critic.inputs(*pairs), targets[rows], weights[rows]
 
     # The encoder of vectors has no parameters.
-    fit_least_squares(critic.phi_network, batches(), learning_rate=LEARNING_RATE, cosine_steps=steps)
+    fit_least_squares(
+        critic.phi_network, batches(), batch_size=BATCH, learning_rate=LEARNING_RATE, cosine_steps=steps
+    )
     readout = RegressionReadout(
         temperature=torch.ones(()), horizons=torch.zeros(0, dtype=torch.int64), discount=discount,
         self_normalised=True, mean=mean.float(), std=std.float(),

@@ -1,0 +1,1 @@
+import cvl_pipeline  # noqa: F401  # before torch, whose threads then wait as in the pipeline

@@ -30,14 +30,17 @@ class Clock(OfflineModule):
     """Measures the time from the first gradient step to the first validation, which follows the last step."""
 
     began = ended = 0.0
+    processor_seconds = 0.0
+    """CPU time of this process in between, of all threads."""
 
     def on_train_start(self) -> None:
         """Start the clock."""
-        self.began = time.perf_counter()
+        self.began, self.processor_seconds = time.perf_counter(), -time.process_time()
 
     def on_validation_start(self) -> None:
         """Stop the clock, after the losses of the last steps."""
         self.ended = time.perf_counter()
+        self.processor_seconds += time.process_time()
 
 
 class TimedDynamics(Clock, ContrastiveDynamics):

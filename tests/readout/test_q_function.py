@@ -12,7 +12,7 @@ from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.encoder import ObservationEncoder
-from cvl_pipeline.networks.mlp import mlp
+from cvl_pipeline.networks.mlp import MLP
 from cvl_pipeline.readout import q_function as module
 from cvl_pipeline.readout.build import exact_readout
 from cvl_pipeline.readout.q_function import QFunction
@@ -148,7 +148,7 @@ def test_a_readout_without_weight_is_not_computed(monkeypatch: pytest.MonkeyPatc
 def _regressed(q: QFunction, mixture: tuple[float, float, float]) -> RegressedReadout:
     """The readout of Q beside an untrained network of its inputs."""
     torch.manual_seed(0)
-    network = parameters_to_vector(mlp(5, (6,), 1).parameters()).detach()
+    network = parameters_to_vector(MLP(5, (6,), 1).parameters()).detach()
     return RegressedReadout(
         temperature=q.readout.temperature, horizons=q.readout.horizons, discount=q.readout.discount,
         self_normalised=True, base=q.readout, network=network, sizes=(5, 6, 1), mixture=torch.tensor(mixture),

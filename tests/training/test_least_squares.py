@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cvl_pipeline.networks.mlp import mlp
+from cvl_pipeline.networks.mlp import MLP
 from cvl_pipeline.training.least_squares import Batch, fit_least_squares
 
 
@@ -23,7 +23,7 @@ def _batches(steps: int, seed: int = 0) -> Iterator[Batch]:
 @pytest.mark.parametrize("cosine_steps", [None, 20])
 def test_steps_are_those_of_torchs_adam_and_schedule(cosine_steps: int | None) -> None:
     torch.manual_seed(0)
-    network = mlp(3, (8, 8), 1)
+    network = MLP(3, (8, 8), 1)
     expected = copy.deepcopy(network)
     optimizer = torch.optim.Adam(expected.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
@@ -35,7 +35,7 @@ def test_steps_are_those_of_torchs_adam_and_schedule(cosine_steps: int | None) -
         if cosine_steps:
             schedule.step()
     with torch.no_grad():  # as its callers may be
-        fit_least_squares(network, _batches(20), learning_rate=1e-2, cosine_steps=cosine_steps)
+        fit_least_squares(network, _batches(20), batch_size=32, learning_rate=1e-2, cosine_steps=cosine_steps)
     for (name, one), other in zip(network.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
 
@@ -47,8 +47,8 @@ def test_a_linear_function_is_found_and_errors_without_weight_do_not_count() -> 
             yield inputs, torch.where(wrong, 100.0, targets), (~wrong).float()
 
     torch.manual_seed(0)
-    network = mlp(3, (), 1)
-    fit_least_squares(network, batches(), learning_rate=3e-2, cosine_steps=600)
+    network = MLP(3, (), 1)
+    fit_least_squares(network, batches(), batch_size=32, learning_rate=3e-2, cosine_steps=600)
     assert isinstance(network[0], torch.nn.Linear)
     torch.testing.assert_close(
         network[0].weight.detach(), torch.tensor([[1.0, -0.5, 0.0]]), rtol=0.0, atol=1e-2
@@ -57,10 +57,10 @@ def test_a_linear_function_is_found_and_errors_without_weight_do_not_count() -> 
 
 def test_only_parameters_that_require_a_gradient_change() -> None:
     torch.manual_seed(0)
-    network = mlp(3, (4,), 1)
+    network = MLP(3, (4,), 1)
     network[0].requires_grad_(False)
     before = copy.deepcopy(network)
-    fit_least_squares(network, _batches(3), learning_rate=1e-2)
+    fit_least_squares(network, _batches(3), batch_size=32, learning_rate=1e-2)
     for index, changes in ((0, False), (3, True)):
         layers = network[index], before[index]
         assert all(isinstance(layer, torch.nn.Linear) for layer in layers)

@@ -149,7 +149,9 @@ class FittedValue(StateValue):
                 )
                 yield inputs[rows], targets[rows], weights
 
-        fit_least_squares(network, batches(), learning_rate=parameters.learning_rate)
+        fit_least_squares(
+            network, batches(), batch_size=parameters.batch_size, learning_rate=parameters.learning_rate
+        )
         fitted: Tensor = network(inputs).squeeze(-1)
         return fitted * std + mean
 

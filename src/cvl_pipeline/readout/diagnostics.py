@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Generator
 
 from cvl_pipeline.episodes.container import Rewards, Split, Transitions
@@ -115,7 +115,7 @@ def value_report(
     """
     q, returns = values["q"].to_numpy(np.float64), values["return"].to_numpy(np.float64)
     constant = np.ptp(q) == 0.0 or np.ptp(returns) == 0.0
-    line = None if constant else stats.linregress(q, returns)
+    line = None if constant else _line(q, returns)
     sizes = values["effective_sample_size"]
     if "q_alone" not in values:  # a table of an older version, without regression
         values = values.assign(q_alone=values["q"])
@@ -130,7 +130,7 @@ def value_report(
             "" if parameters.self_normalised else "self_normalised=true, ",
         )  # fmt: skip
     return {
-        "spearman": None if constant else float(stats.spearmanr(q, returns).statistic),
+        "spearman": None if constant else _rank_correlation(q, returns),
         "pearson": None if line is None else float(line.rvalue),
         "slope": None if line is None else float(line.slope),
         "intercept": None if line is None else float(line.intercept),
@@ -180,7 +180,7 @@ def returns_correlation(
         raise InputError(
             "returns_correlation: held-out values or returns are all equal, so they have no ranks"
         )
-    return float(stats.spearmanr(values, returns).statistic)
+    return _rank_correlation(values, returns)
 
 
 def readout_error(
@@ -193,4 +193,18 @@ def readout_error(
     if np.ptp(values) == 0.0 or np.ptp(exact) == 0.0:
         return None, None
     error = np.sqrt(np.mean((values - exact) ** 2)) / exact.std()
-    return float(error), float(stats.spearmanr(values, exact).statistic)
+    return float(error), _rank_correlation(values, exact)
+
+
+def _rank_correlation(values: NDArray[Any], others: NDArray[Any]) -> float:
+    """Spearman's correlation."""
+    from scipy import stats  # imported when needed: it takes half a second
+
+    return float(stats.spearmanr(values, others).statistic)
+
+
+def _line(values: NDArray[np.float64], returns: NDArray[np.float64]) -> Any:
+    """The least-squares line of returns over values."""
+    from scipy import stats
+
+    return stats.linregress(values, returns)

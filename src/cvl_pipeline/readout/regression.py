@@ -266,7 +266,11 @@ class _Regression:
         """Take gradient steps on the weighted squared error; ``progress`` receives the steps of each block."""
         batches = self._batches(steps, progress)
         fit_least_squares(
-            self.network, batches, learning_rate=self._parameters.learning_rate, cosine_steps=steps
+            self.network,
+            batches,
+            batch_size=self._parameters.batch_size,
+            learning_rate=self._parameters.learning_rate,
+            cosine_steps=steps,
         )
 
     def _batches(self, steps: int, progress: Callable[[int], None]) -> Iterator[Batch]:

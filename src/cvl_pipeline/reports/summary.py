@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 RESAMPLES = 10_000
 
@@ -16,6 +15,8 @@ def bootstrap_interval(values: NDArray[np.float64], confidence: float, seed: int
     """Percentile bootstrap interval of the mean, episodes resampled (Efron 1979)."""
     if np.ptp(values) == 0.0:  # nothing to resample; scipy would warn
         return float(values[0]), float(values[0])
+    from scipy import stats  # imported when needed: it takes half a second
+
     interval = stats.bootstrap(
         (values,),
         np.mean,

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from cvl_pipeline.io.storage import shown, write_atomically
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.processes import any_of, rank, world_size
 from cvl_pipeline.training.progress import progress_bar
+from cvl_pipeline.training.threads import threads_are_chosen, threads_for
 
 Watcher = Callable[[Mapping[str, float]], None]
 """Function that receives rows of the history."""
@@ -54,6 +56,28 @@ class Progress(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop the bar; its last state stays visible."""
         self._bar.stop()
+
+
+class Threads(Callback):
+    """Let torch use as many threads as a gradient step on the CPU is worth (see ``threads``)."""
+
+    def __init__(self) -> None:
+        """Change nothing yet."""
+        self._limit = ExitStack()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the operations of a step and set the number of threads."""
+        assert isinstance(pl_module, OfflineModule)
+        if pl_module.device.type == "cpu" and world_size() == 1 and threads_are_chosen():
+            self._limit.enter_context(threads_for(operations_of_a_step(pl_module)))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the number of threads."""
+        self._limit.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Restore the number of threads."""
+        self._limit.close()
 
 
 class Throughput(Checkpoint):

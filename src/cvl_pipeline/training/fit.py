@@ -30,7 +30,15 @@ from cvl_pipeline.io.checked import read_checkpoint, write_checkpoint
 from cvl_pipeline.io.storage import fingerprint as fingerprint_of
 from cvl_pipeline.io.storage import shown
 from cvl_pipeline.schema import effective
-from cvl_pipeline.training.callbacks import BestWeights, Checkpoints, Progress, Throughput, Watch, Watcher
+from cvl_pipeline.training.callbacks import (
+    BestWeights,
+    Checkpoints,
+    Progress,
+    Threads,
+    Throughput,
+    Watch,
+    Watcher,
+)
 from cvl_pipeline.training.loggers import make_loggers
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.parameters import TrainingParameters
@@ -59,7 +67,8 @@ def fit(
 ) -> pd.DataFrame:
     """Train the module in place.
 
-    With several devices or nodes, torchrun starts the processes (see ``launch``), and each calls this.
+    With several devices or nodes, torchrun starts the processes (see ``launch``), and each calls this. One process on
+    the CPU uses as many threads as a step is worth (see ``threads``).
 
     Args:
         module: the module to train; it holds its data and its parameters.
@@ -88,6 +97,7 @@ def fit(
     callbacks: list[Callback] = [Progress(description, parameters.steps), *([best] if best else []), saver]
     if logs is not None:
         callbacks.insert(0, Throughput(logs))
+    callbacks.insert(0, Threads())
     if watch is not None:
         callbacks.append(Watch(watch))
     resume = _resumable(saver.path) if saver.path is not None else None

@@ -8,6 +8,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from cvl_pipeline.training.threads import dense_operations, threads_for
+from cvl_pipeline.training.vector import Adam, ParameterVector
+
 Batch = tuple[Tensor, Tensor, Tensor]
 """Inputs (B, ...), targets (B,) and non-negative weights (B,) of the squared errors."""
 
@@ -17,6 +20,7 @@ def fit_least_squares(
     network: nn.Module,
     batches: Iterable[Batch],
     *,
+    batch_size: int,
     learning_rate: float,
     cosine_steps: int | None = None,
 ) -> None:
@@ -25,22 +29,18 @@ def fit_least_squares(
     Args:
         network: (B, ...) to (B, 1); all parameters that require a gradient are trained.
         batches: one per gradient step.
+        batch_size: B, by which threads are chosen.
         learning_rate: of Adam.
         cosine_steps: number of steps over which the learning rate falls to zero along half a cosine; None: constant.
     """
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    # One vector: the optimiser's work for a dozen small tensors takes longer than its arithmetic.
-    vector = torch.cat([parameter.detach().flatten() for parameter in trained])
-    sizes = [parameter.numel() for parameter in trained]
-    for parameter, part in zip(trained, torch.split(vector, sizes), strict=True):
-        parameter.data = part.view_as(parameter)
-    optimizer = torch.optim.Adam([vector], lr=learning_rate, fused=True)
-    for step, (inputs, targets, weights) in enumerate(batches):
-        errors = (network(inputs).squeeze(-1) - targets).square()
-        loss = (weights * errors).sum() / weights.sum()
-        gradients = torch.autograd.grad(loss, trained)
-        vector.grad = torch.cat([gradient.flatten() for gradient in gradients])
-        if cosine_steps is not None:
-            falling = 0.5 * (1.0 + math.cos(math.pi * step / cosine_steps))
-            optimizer.param_groups[0]["lr"] = learning_rate * falling
-        optimizer.step()
+    vector = ParameterVector(network, [p for p in network.parameters() if p.requires_grad])
+    optimizer = Adam(vector.values, learning_rate)
+    with threads_for(dense_operations(network, batch_size)):
+        for step, (inputs, targets, weights) in enumerate(batches):
+            errors = (network(inputs).squeeze(-1) - targets).square()
+            vector.differentiate((weights * errors).sum() / weights.sum())
+            if cosine_steps is not None:
+                falling = 0.5 * (1.0 + math.cos(math.pi * step / cosine_steps))
+                optimizer.param_groups[0]["lr"] = learning_rate * falling
+            optimizer.step()
+    vector.release()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import lightning
 import torch
 from torch import Generator, Tensor
 
-from cvl_pipeline.networks.mlp import MLP, Vector
 from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.processes import average, gather, rank, world_size
 from cvl_pipeline.training.seeds import stream_seed
+from cvl_pipeline.training.vector import Adam, ParameterVector
 
 CHUNK = 25
 """Gradient steps per Lightning step. The trainer's overhead is as large as a small network's step, so it is
@@ -63,12 +62,13 @@ class OfflineModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Create the optimiser; the trained parameters become parts of one vector."""
-        self._vector = _Vector(self)
+        join = self.training_parameters.precision == "float32"  # autocast needs the modules
+        self._vector = ParameterVector(self, self.trained_parameters(), join)
         return self.make_optimizer(self._vector.values)
 
     def make_optimizer(self, values: torch.nn.Parameter) -> torch.optim.Optimizer:
         """Create Adam."""
-        return Adam([values], lr=self.training_parameters.learning_rate, fused=True)
+        return Adam(values, self.training_parameters.learning_rate)
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step: half a cosine from the parameter's value down to zero."""
@@ -172,80 +172,3 @@ class OfflineModule(lightning.LightningModule):
 
     def _add(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name] + value if name in self._sums else value
-
-
-class Adam(torch.optim.Adam):
-    """Adam of one tensor. Its step calls the kernel and nothing else, which takes a third of the time."""
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update the tensor."""
-        if closure is not None:
-            closure()  # Lightning's, which computes nothing
-        (group,) = self.param_groups
-        (values,) = group["params"]
-        state = self.state[values]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=values.device)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(values), torch.zeros_like(values)
-        state["step"] += 1.0
-        torch._fused_adam_(
-            [values], [values.grad], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]],
-            lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
-            weight_decay=0.0, amsgrad=False, maximize=False,
-        )  # fmt: skip
-
-    step.hooked = True  # type: ignore[attr-defined]  # torch adds nothing around it then
-
-
-class _Vector:
-    """Parameters as views of one vector: one tensor to update and to average.
-
-    In networks whose step takes milliseconds, the optimiser's bookkeeping of twenty tensors costs as much as
-    its arithmetic. With float32, every MLP is one variable of the loss (see ``MLP.vector``).
-    """
-
-    def __init__(self, module: OfflineModule) -> None:
-        """Move the trained parameters of a module into the vector."""
-        parameters = module.trained_parameters()
-        sizes = [parameter.numel() for parameter in parameters]
-        starts = dict(zip(parameters, accumulate(sizes, initial=0), strict=False))
-        self.values = torch.nn.Parameter(torch.cat([p.detach().flatten() for p in parameters]))
-        self._gradient = torch.zeros_like(self.values)
-        for parameter, part in zip(parameters, torch.split(self.values.detach(), sizes), strict=True):
-            parameter.data = part.view_as(parameter)
-        self._joined: list[tuple[MLP, Vector]] = []
-        single = dict(zip(parameters, torch.split(self._gradient, sizes), strict=True))
-        for network in module.modules():
-            if (
-                isinstance(network, MLP)
-                and module.training_parameters.precision == "float32"
-                and all(parameter in single for parameter in network.parameters())
-            ):
-                own = list(network.parameters())
-                place = slice(starts[own[0]], starts[own[0]] + sum(parameter.numel() for parameter in own))
-                network.vector = Vector(network, self.values[place], self._gradient[place])
-                self._joined.append((network, network.vector))
-                for parameter in own:
-                    del single[parameter]
-        self._variables = [*(vector.values for _, vector in self._joined), *single]
-        """What the loss is differentiated by."""
-        self._gradients = [
-            *(vector.gradient for _, vector in self._joined),
-            *(gradient.view_as(parameter) for parameter, gradient in single.items()),
-        ]
-
-    def differentiate(self, loss: Tensor) -> None:
-        """Set the vector's gradient to that of the loss, averaged over processes."""
-        for _, vector in self._joined:
-            vector.free = True
-        gradients = torch.autograd.grad(loss, self._variables, materialize_grads=True)
-        for gradient, place in zip(gradients, self._gradients, strict=True):
-            if gradient.data_ptr() != place.data_ptr():  # an MLP may have written it there
-                place.copy_(gradient)
-        self.values.grad = average(self._gradient)
-
-    def release(self) -> None:
-        """Make the parameters the networks' variables again."""
-        for network, _ in self._joined:
-            network.vector = None

@@ -1,4 +1,4 @@
-"""Kedro's own datasets, with atomic writes and an error that names the fault of an unreadable file."""
+"""Tables, metrics and pictures, with atomic writes and an error that names the fault of an unreadable file."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from html import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from kedro.io import DatasetError
+from kedro.io import AbstractVersionedDataset, DatasetError, Version
 from kedro_datasets._typing import HTMLPreview, JSONPreview
 from kedro_datasets.json import json_dataset
-from kedro_datasets.matplotlib import matplotlib_dataset
 from kedro_datasets.pandas import parquet_dataset
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.checked import read_table, write_table
+from cvl_pipeline.io.location import CACHE
 from cvl_pipeline.io.storage import shown, write_atomically
 from cvl_pipeline.kedro.datasets.located import Located
 
@@ -97,12 +97,53 @@ class JSONDataset(Atomic, json_dataset.JSONDataset):
         return JSONPreview(json.dumps(content, indent=2))
 
 
-class FigureDataset(Atomic, matplotlib_dataset.MatplotlibDataset):
-    """A Matplotlib figure as PNG."""
+class FigureDataset(Located, AbstractVersionedDataset[Any, Any]):
+    """A Matplotlib figure as PNG.
+
+    Not Kedro's own dataset, which imports pyplot: every command that looks at the catalog would wait for it.
+    """
 
     DEFAULT_SAVE_ARGS: dict[str, Any] = {"format": "png", "dpi": 120, "bbox_inches": "tight"}  # noqa: RUF012
 
-    def preview(self) -> HTMLPreview:  # type: ignore[override]
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        save_args: dict[str, Any] | None = None,
+        version: Version | None = None,
+        credentials: dict[str, Any] | None = None,
+        cache: str = str(CACHE),
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """Describe the file.
+
+        Args:
+            filepath: path or URL.
+            save_args: arguments of ``Figure.savefig``, over DEFAULT_SAVE_ARGS.
+            version: version from Kedro, if the catalog entry is versioned.
+            credentials: options of the URL's file system.
+            cache: local folder for copies of remote files.
+            metadata: for Kedro-Viz.
+
+        Raises:
+            InputError: a URL has a version.
+        """
+        super().__init__(filepath=filepath, version=version, credentials=credentials, cache=cache)
+        self._filepath = PurePosixPath(self.location.path)
+        self._save_args = {**self.DEFAULT_SAVE_ARGS, **(save_args or {})}
+        self.metadata = metadata
+
+    def load(self) -> Any:
+        """Raise DatasetError: no node reads a picture."""
+        raise DatasetError(f"{self.location} is a picture, which cannot be read as a figure")
+
+    def save(self, data: Any) -> None:
+        """Write the figure atomically."""
+        path = Path(self._get_save_path())
+        write_atomically(path, lambda partial: data.savefig(partial, **self._save_args))
+        self.location.publish()
+
+    def preview(self) -> HTMLPreview:
         """Description and picture, for kedro-viz."""
         self.location.fetch()
         picture = base64.b64encode(Path(self._get_load_path()).read_bytes()).decode()
@@ -110,3 +151,10 @@ class FigureDataset(Atomic, matplotlib_dataset.MatplotlibDataset):
         return HTMLPreview(
             self.html(f"<img alt='{name}' style='max-width: 100%' src='data:image/png;base64,{picture}'>")
         )
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "filepath": str(self.location),
+            "save_args": self._save_args,
+            "version": self._version,
+        }

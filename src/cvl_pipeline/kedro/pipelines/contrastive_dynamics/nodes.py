@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
-from matplotlib.figure import Figure
 
 from cvl_pipeline.api import train_critic
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
@@ -11,7 +12,6 @@ from cvl_pipeline.episodes.container import Normalisation, Split, Transitions
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.kedro.workspace import workspace
 from cvl_pipeline.networks.critic import ContrastiveCritic
-from cvl_pipeline.reports import plots
 
 
 def train(
@@ -32,6 +32,8 @@ def report(history: pd.DataFrame) -> dict[str, float]:
     return {str(name): float(value) for name, value in history.iloc[-1].items()}
 
 
-def plot(history: pd.DataFrame) -> Figure:
+def plot(history: pd.DataFrame) -> Any:
     """Draw loss, accuracy and mutual-information bound over training."""
+    from cvl_pipeline.reports import plots
+
     return plots.dynamics_history(history)

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from cvl_pipeline.api import ingest as ingest_episodes
 from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
@@ -17,7 +16,6 @@ from cvl_pipeline.episodes.preparation import (
     split_episodes,
     with_tasks,
 )
-from cvl_pipeline.reports import plots
 from cvl_pipeline.sources.base import SOURCES
 
 PLOTTED_OBSERVATIONS = 50_000
@@ -68,8 +66,10 @@ def report(episodes: pd.DataFrame, transitions: Transitions, rewards: Rewards) -
     }
 
 
-def plot(transitions: Transitions, episodes: pd.DataFrame, normalisation: Normalisation, seed: int) -> Figure:
+def plot(transitions: Transitions, episodes: pd.DataFrame, normalisation: Normalisation, seed: int) -> Any:
     """Draw returns, lengths and coverage."""
+    from cvl_pipeline.reports import plots
+
     return plots.behaviour_data(episodes, coverage(transitions, normalisation, PLOTTED_OBSERVATIONS, seed))
 
 

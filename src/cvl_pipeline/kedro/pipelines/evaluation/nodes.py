@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 from torch import nn
 
 from cvl_pipeline.api import roll_out as run_policy
@@ -16,7 +15,6 @@ from cvl_pipeline.episodes.container import Rewards, Split, Transitions
 from cvl_pipeline.episodes.preparation import episode_table, with_tasks
 from cvl_pipeline.readout.parameters import REWARDS
 from cvl_pipeline.readout.rewards import label_rollouts
-from cvl_pipeline.reports import plots
 from cvl_pipeline.reports.summary import summarise_rollouts
 from cvl_pipeline.sources.base import SOURCES
 from cvl_pipeline.sources.environment import EvaluationEnvironment, environment_for
@@ -112,8 +110,10 @@ def _with_known_success(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.Data
     return {name: table.assign(success=table["success"].fillna(False)) for name, table in tables.items()}
 
 
-def plot(metrics: dict[str, Any]) -> Figure:
+def plot(metrics: dict[str, Any]) -> Any:
     """Draw success and return, side by side."""
+    from cvl_pipeline.reports import plots
+
     return plots.comparison(metrics)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 from torch import nn
 
 from cvl_pipeline.api import extract_policy, train_method
@@ -18,7 +17,6 @@ from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.objectives.base import OBJECTIVES
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout
-from cvl_pipeline.reports import plots
 
 
 def extract(
@@ -65,6 +63,8 @@ def train_baseline_with_critic(
     return train_baseline(**others, values=QFunction(critic, readout))
 
 
-def plot(titles: Mapping[str, str], /, **histories: pd.DataFrame) -> Figure:
+def plot(titles: Mapping[str, str], /, **histories: pd.DataFrame) -> Any:
     """Draw the losses of all policies over training."""
+    from cvl_pipeline.reports import plots
+
     return plots.policy_histories({titles[name]: history for name, history in histories.items()})

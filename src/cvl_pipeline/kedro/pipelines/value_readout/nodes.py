@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from cvl_pipeline.api import label_rewards
 from cvl_pipeline.api import read_out as read_out_values
@@ -16,7 +15,6 @@ from cvl_pipeline.readout import diagnostics
 from cvl_pipeline.readout.parameters import READOUTS, REWARDS, ValueReportParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout
-from cvl_pipeline.reports import plots
 
 
 def label(transitions: Transitions, rewards: Rewards, reward: dict[str, Any]) -> Rewards:
@@ -56,6 +54,8 @@ def report(values: pd.DataFrame, labels: Rewards, parameters: dict[str, Any]) ->
     return diagnostics.value_report(values, labels, READOUTS.validate(parameters))  # type: ignore[arg-type]
 
 
-def plot(values: pd.DataFrame, report: dict[str, float | None]) -> Figure:
+def plot(values: pd.DataFrame, report: dict[str, float | None]) -> Any:
     """Draw values against returns."""
+    from cvl_pipeline.reports import plots
+
     return plots.values_against_returns(values, report)

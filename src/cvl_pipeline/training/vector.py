@@ -1,0 +1,96 @@
+"""Trained parameters as one vector, and its optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cvl_pipeline.networks.mlp import MLP, Vector
+from cvl_pipeline.training.processes import average
+
+
+class ParameterVector:
+    """Parameters as views of one vector: one tensor to update and to average over processes.
+
+    In networks whose step takes milliseconds, the optimiser's bookkeeping of twenty tensors costs as much as
+    its arithmetic.
+
+    Attributes:
+        values: (N,), what an optimiser changes.
+    """
+
+    def __init__(self, module: nn.Module, parameters: Sequence[nn.Parameter], join: bool = True) -> None:
+        """Move parameters into the vector.
+
+        Args:
+            module: the module that has them.
+            parameters: the trained ones, which keep their order.
+            join: whether every MLP becomes one variable of the loss (see ``MLP.vector``), until ``release``.
+        """
+        sizes = [parameter.numel() for parameter in parameters]
+        starts = dict(zip(parameters, accumulate(sizes, initial=0), strict=False))
+        self.values = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+        self._gradient = torch.zeros_like(self.values)
+        for parameter, part in zip(parameters, torch.split(self.values.detach(), sizes), strict=True):
+            parameter.data = part.view_as(parameter)
+        self._joined: list[tuple[MLP, Vector]] = []
+        single = dict(zip(parameters, torch.split(self._gradient, sizes), strict=True))
+        for network in module.modules() if join else ():
+            if isinstance(network, MLP) and all(parameter in single for parameter in network.parameters()):
+                own = list(network.parameters())
+                place = slice(starts[own[0]], starts[own[0]] + sum(parameter.numel() for parameter in own))
+                network.vector = Vector(network, self.values[place], self._gradient[place])
+                self._joined.append((network, network.vector))
+                for parameter in own:
+                    del single[parameter]
+        self._variables = [*(vector.values for _, vector in self._joined), *single]
+        """What the loss is differentiated by."""
+        self._gradients = [
+            *(vector.gradient for _, vector in self._joined),
+            *(gradient.view_as(parameter) for parameter, gradient in single.items()),
+        ]
+
+    def differentiate(self, loss: Tensor) -> None:
+        """Set the vector's gradient to that of the loss, averaged over processes."""
+        for _, vector in self._joined:
+            vector.free = True
+        gradients = torch.autograd.grad(loss, self._variables, materialize_grads=True)
+        for gradient, place in zip(gradients, self._gradients, strict=True):
+            if gradient.data_ptr() != place.data_ptr():  # an MLP may have written it there
+                place.copy_(gradient)
+        self.values.grad = average(self._gradient)
+
+    def release(self) -> None:
+        """Make the parameters the networks' variables again."""
+        for network, _ in self._joined:
+            network.vector = None
+
+
+class Adam(torch.optim.Adam):
+    """Adam of one tensor. Its step calls the kernel and nothing else, which takes a third of the time."""
+
+    def __init__(self, values: nn.Parameter, learning_rate: float) -> None:
+        """Take the vector, (N,), and the first learning rate."""
+        super().__init__([values], lr=learning_rate, fused=True)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update the tensor."""
+        (group,) = self.param_groups
+        (values,) = group["params"]
+        state = self.state[values]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=values.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(values), torch.zeros_like(values)
+        state["step"] += 1.0
+        torch._fused_adam_(
+            [values], [values.grad], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]],
+            lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
+            weight_decay=0.0, amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+    step.hooked = True  # type: ignore[attr-defined]  # torch adds nothing around it then
