@@ -52,7 +52,7 @@ class ProcessBeside:
     def ready(self) -> bool:
         """Wait until it can run nodes; return False if it has ended instead."""
         try:
-            self._receive()
+            self._answer()
         except EOFError:
             return False
         return True
@@ -68,8 +68,8 @@ class ProcessBeside:
         datasets = {name: catalog.get(name) for name in node.inputs}
         try:
             _send(self._connection, node, datasets, workspace.get())
-            outputs, error, trace = self._receive()
-        except (EOFError, OSError):
+            outputs, error, trace = self._answer()
+        except EOFError:
             self.process.join()
             raise TrainingError(
                 f"the process that ran {node.name} beside this one ended early (exit status "
@@ -81,12 +81,18 @@ class ProcessBeside:
         result: dict[str, Any] = outputs
         return result
 
-    def close(self) -> None:
-        """Let it end, and wait for that."""
+    def __enter__(self) -> ProcessBeside:
+        """Return the process."""
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        """Let the process end, at once after an error, and wait for that."""
         self._connection.close()
+        if error is not None:
+            self.process.terminate()
         self.process.join()
 
-    def _receive(self) -> tuple[Any, ...]:
+    def _answer(self) -> tuple[Any, ...]:
         """Return its next answer; log and print until then what it logs and prints."""
         while True:
             kind, *answer = _receive(self._connection)
@@ -100,19 +106,28 @@ class ProcessBeside:
 
 
 def _send(connection: Connection, *message: Any) -> None:
-    # Not as torch's own pickles, whose tensors end with the process that sent them.
-    connection.send_bytes(pickle.dumps(message))
+    """Send a message; raise EOFError if the other process has ended."""
+    try:
+        # Not as torch's own pickles, whose tensors end with the process that sent them.
+        connection.send_bytes(pickle.dumps(message))
+    except ConnectionError as error:
+        raise EOFError from error
 
 
 def _receive(connection: Connection) -> Any:
-    return pickle.loads(connection.recv_bytes())  # noqa: S301  # only these two processes have the pipe
+    """Return the next message; raise EOFError if the other process has ended."""
+    try:
+        message = connection.recv_bytes()
+    except ConnectionError as error:
+        raise EOFError from error
+    return pickle.loads(message)  # noqa: S301  # only these two processes have the pipe
 
 
 class _Records(QueueHandler):
     """Sends log records to the run."""
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):  # the run was killed; this process saves its training and ends too
+        with suppress(EOFError):  # the run was killed; this process saves its training and ends too
             _send(self.queue, "record", record)  # type: ignore[arg-type]
 
 
@@ -125,7 +140,7 @@ class _Text(io.TextIOBase):
         self._connection = connection
 
     def write(self, text: str) -> int:
-        with suppress(OSError):
+        with suppress(EOFError):
             _send(self._connection, "text", text)
         return len(text)
 
@@ -138,7 +153,7 @@ def _serve(connection: Connection) -> None:
     torch.set_num_threads(1)
     logging.getLogger().handlers = [_Records(connection)]  # type: ignore[arg-type]
     sys.stdout = _Text(connection)
-    with suppress(EOFError, OSError):  # the run has ended
+    with suppress(EOFError):  # the run has ended
         _send(connection, "ready")
         while True:
             _send(connection, "answer", *_answer(*_receive(connection)))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from contextlib import closing
 from copy import copy
 from itertools import chain
 from multiprocessing.process import BaseProcess
 from threading import Condition, Thread
+from typing import Any
 
 import torch
-from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from kedro.runner import SequentialRunner
@@ -21,7 +20,6 @@ from pluggy import PluginManager
 
 from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.kedro.beside import ProcessBeside
-from cvl_pipeline.kedro.mistakes import mistake
 from cvl_pipeline.kedro.parameters import check_parameters
 from cvl_pipeline.kedro.rows import BESIDE
 from cvl_pipeline.kedro.workspace import beside
@@ -61,7 +59,7 @@ class BesideRunner(SequentialRunner):
             raise
 
 
-def _can_share(pipeline: Pipeline, catalog: DataCatalog) -> bool:
+def _can_share(pipeline: Pipeline, catalog: Any) -> bool:
     """Whether a second core would be idle: there is one, and no training uses a GPU or several processes."""
     if available_cores() < 2 or not any(BESIDE in node.tags for node in pipeline.nodes):
         return False
@@ -79,7 +77,7 @@ class _Run:
     """The nodes of a run, which two threads take: this one, and one that waits for the process beside."""
 
     def __init__(
-        self, pipeline: Pipeline, catalog: DataCatalog, hooks: PluginManager | None, run_id: str | None
+        self, pipeline: Pipeline, catalog: Any, hooks: PluginManager | None, run_id: str | None
     ) -> None:
         self.done: set[Node] = set()
         self._pipeline, self._catalog, self._hooks, self._run_id = pipeline, catalog, hooks, run_id
@@ -94,8 +92,8 @@ class _Run:
     def all_nodes(self) -> None:
         """Run all nodes; raises the first error."""
         thread = Thread(target=self._beside, name="beside", daemon=True)
-        thread.start()
         try:
+            thread.start()
             while (node := self._next()) is not None:
                 self._execute(node, node)
         except Exception as error:
@@ -142,21 +140,24 @@ class _Run:
         try:
             if self._next_beside(take=False) is None:
                 return
-            with closing(ProcessBeside()) as process:
+            with ProcessBeside() as process:
                 self._process = process.process
                 if not process.ready():
-                    return  # this thread's nodes run in the main one
+                    return  # the nodes run in this process
                 while (node := self._next_beside(take=True)) is not None:
                     logger.info("%s runs beside the others", node.name)
                     remote = copy(node)
                     vars(remote)["run"] = lambda _, node=node: process.run(node, self._catalog)
                     self._execute(node, remote)
+                self._process = None  # it ends by itself
         except BaseException as error:
             with self._changed:
-                if not self._over:
-                    self._failure = error
-                    self._changed.notify_all()
-                    logger.error("Beside, %s; the run ends after the present node", mistake(error) or error)
+                if self._over:  # this process has ended the other one
+                    return
+                self._failure = error
+                self._changed.notify_all()
+                if self._busy:
+                    logger.warning("A node beside the others failed; the run ends after the present node")
 
     def _execute(self, node: Node, task: Node) -> None:
         Task(task, self._catalog, False, self._hooks, self._run_id).execute()
@@ -172,9 +173,10 @@ class _Run:
             self._changed.notify_all()
         terminated, late = False, time.monotonic() + PATIENCE
         while thread.is_alive():
-            if self._process is not None and not terminated:
-                self._process.terminate()
+            process = self._process
+            if process is not None and not terminated:
+                process.terminate()
                 terminated = True
-            elif self._process is not None and time.monotonic() > late:
-                self._process.kill()
+            elif process is not None and time.monotonic() > late:
+                process.kill()
             thread.join(0.05)
