@@ -14,7 +14,7 @@ from tests.training.processes import checkpoints_in, children_of, linux, wait_fo
 
 pytestmark = pytest.mark.skipif(available_cores() < 2, reason="nothing runs beside on one core")
 
-LONG = "training.steps=3000,{0}.training.validation_interval=100,{0}.training.checkpoint_seconds=0.05"
+LONG = "training.steps=1500,{0}.training.validation_interval=100,{0}.training.checkpoint_seconds=0.3"
 TRAININGS = ",".join(f"{name}.{LONG.format(name)}" for name in ("contrastive_dynamics", "baselines.bc"))
 NODES = ("--nodes", "contrastive_dynamics.train,policy_extraction.train_bc", "--params", TRAININGS)
 

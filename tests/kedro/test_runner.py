@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kedro.framework.hooks.manager import _NullPluginManager
+from kedro.framework.hooks.manager import _create_hook_manager
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline, node
 
@@ -82,7 +82,7 @@ def _run(
         node(other, "folder", "other", name="other", tags=[BESIDE]),
         node(after, ["own", "other"], "pair", name="pair"),
     ]
-    BesideRunner().run(Pipeline(nodes), catalog, _NullPluginManager())
+    BesideRunner().run(Pipeline(nodes), catalog, _create_hook_manager())
     return catalog
 
 

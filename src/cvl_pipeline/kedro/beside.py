@@ -148,6 +148,8 @@ class _Text(io.TextIOBase):
 def _serve(connection: Connection) -> None:
     """Run nodes until the run closes the connection or ends this process."""
     end_with_parent()
+    import kedro.framework.project  # noqa: F401  # reads conf/logging.yml
+
     import cvl_pipeline.training.fit  # noqa: F401  # slow, so until then the run may take the nodes itself
 
     torch.set_num_threads(1)
