@@ -10,7 +10,7 @@ import pytest
 
 from cvl_pipeline.environments.rollouts import available_cores
 from tests.integration.conftest import DATASET, REUSE, FinishedRun, Forks, Project
-from tests.training.processes import checkpoints_in, children_of, linux, wait_for
+from tests.training.processes import children_of, linux, wait_for
 
 pytestmark = pytest.mark.skipif(available_cores() < 2, reason="nothing runs beside on one core")
 
@@ -25,7 +25,7 @@ def _fingerprints(project: Project) -> dict[str, str]:
 
 
 def _checkpoints(project: Project, name: str) -> list[Path]:
-    return checkpoints_in(project.root / f"data/06_models/{DATASET}/checkpoints/{name}")
+    return list(project.root.glob(f"data/06_models/{DATASET}/checkpoints/{name}/*/*/last.ckpt"))
 
 
 def _start(project: Project, output: Path) -> subprocess.Popen[bytes]:
