@@ -22,13 +22,13 @@ SLOW = (
 
 def plan() -> None:
     """Let Kedro choose the nodes, and print them instead of running them."""
-    from kedro.runner import SequentialRunner
+    from cvl_pipeline.kedro.runner import BesideRunner
 
     def report(self: Any, pipeline: Any, *_: Any) -> None:
         print("PLAN", *sorted(node.name for node in pipeline.nodes), flush=True)  # noqa: T201
         os._exit(0)  # SystemExit within a run is reported as an error
 
-    SequentialRunner._run = report  # type: ignore[method-assign, assignment]
+    BesideRunner._run = report  # type: ignore[method-assign, assignment]
 
 
 def die_at_record(number: int) -> None:

@@ -243,7 +243,7 @@ def test_every_finished_node_is_logged_in_one_line(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.INFO, logger="cvl_pipeline.kedro.hooks"):
         hook.before_pipeline_run({"only_missing_outputs": False}, pipeline, DataCatalog())
         for node in pipeline.nodes:
-            hook.before_node_run()
+            hook.before_node_run(node)
             hook.after_node_run(node)
     assert len(caplog.messages) == len(pipeline.nodes)
     assert re.fullmatch(r"1/5 value_readout\.label -> labels \(\d+\.\d s\)", caplog.messages[0])

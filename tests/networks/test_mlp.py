@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cvl_pipeline.networks.mlp import MLP, Standardise, Vector
+from cvl_pipeline.networks.mlp import MLP, Standardise
 
 
 def test_hidden_layers_are_normalised_and_the_last_layer_is_linear() -> None:
@@ -38,7 +38,7 @@ def _joined(network: MLP) -> Tensor:
     for parameter, part in zip(parameters, torch.split(values, [p.numel() for p in parameters]), strict=True):
         parameter.data = part.view_as(parameter)
     gradient = torch.full_like(values, torch.nan)
-    network.vector = Vector(network, values, gradient)
+    network.join(values, gradient)
     return gradient
 
 
@@ -68,8 +68,8 @@ def test_a_network_in_training_equals_its_modules(
     gradient = _joined(network)
     found = network(batch)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    assert network.vector is not None
-    variables = [network.vector.values, *[batch] * of_inputs]
+    assert network.variable is not None
+    variables = [network.variable.values, *[batch] * of_inputs]
     gradients = torch.autograd.grad((found * weights).sum(), variables)
     assert gradients[0].data_ptr() == gradient.data_ptr()  # not copied
     sizes = [parameter.numel() for parameter in network.parameters()]
@@ -85,9 +85,9 @@ def test_a_network_that_a_loss_uses_twice_has_the_sum_of_both_gradients() -> Non
     loss = network(first).square().sum() + network(second).sin().sum()
     wanted = torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(network.parameters()))])
     _joined(network)
-    assert network.vector is not None
+    assert network.variable is not None
     loss = network(first).square().sum() + network(second).sin().sum()
-    (found,) = torch.autograd.grad(loss, [network.vector.values])
+    (found,) = torch.autograd.grad(loss, [network.variable.values])
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
@@ -102,18 +102,18 @@ def test_other_leading_axes_are_kept_in_training() -> None:
 def test_the_gradient_in_training_cannot_be_differentiated_again() -> None:
     network = MLP(3, (5,), 2)
     _joined(network)
-    assert network.vector is not None
+    assert network.variable is not None
     loss = network(torch.randn(4, 3)).square().sum()
-    (gradient,) = torch.autograd.grad(loss, [network.vector.values], create_graph=True)
+    (gradient,) = torch.autograd.grad(loss, [network.variable.values], create_graph=True)
     with pytest.raises(RuntimeError):
-        torch.autograd.grad(gradient.sum(), [network.vector.values])
+        torch.autograd.grad(gradient.sum(), [network.variable.values])
 
 
 def test_a_copy_of_a_network_in_training_has_parameters_of_its_own() -> None:
     network = MLP(3, (5,), 2)
     _joined(network)
     twin = copy.deepcopy(network)
-    assert twin.vector is None
+    assert twin.variable is None
     with torch.no_grad():
         next(network.parameters()).add_(1.0)
     assert not torch.equal(next(twin.parameters()), next(network.parameters()))

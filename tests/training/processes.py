@@ -44,6 +44,16 @@ def processes_of(folder: Path) -> dict[int, list[str]]:
     return found
 
 
+def children_of(parent: int) -> list[int]:
+    """Return the ids of the processes that a process has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(path.parent.name))
+    return found
+
+
 def worker_of(folder: Path, rank: int) -> int:
     """Return the id of the process with that rank."""
     for number in processes_of(folder):

@@ -16,26 +16,18 @@ from kedro.pipeline import Pipeline
 from kedro.utils import find_kedro_project
 from omegaconf import OmegaConf
 
-from cvl_pipeline.errors import (
-    TERMINATED,
-    InputError,
-    causes,
-    missing_extra,
-    one_line,
-    printable,
-    unknown_name,
-)
+from cvl_pipeline.errors import TERMINATED, InputError, missing_extra, one_line, printable, unknown_name
 from cvl_pipeline.imports import fault_of_user_code
-from cvl_pipeline.io.storage import FULL, REFUSED, refusal, shown
+from cvl_pipeline.io.storage import shown
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.hooks import check_reward_of
+from cvl_pipeline.kedro.mistakes import mistake
 from cvl_pipeline.kedro.parameters import RunParameters, check_parameters
 from cvl_pipeline.kedro.pipeline_registry import current_plan, plan_for, register_pipelines
 from cvl_pipeline.kedro.provenance.states import Provenance
 from cvl_pipeline.kedro.provenance.status import print_status
 from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
 from cvl_pipeline.sources.environment import environment_for
-from cvl_pipeline.training.launch import TrainingError
 from cvl_pipeline.tuning.storage import StudyLocation
 
 
@@ -75,23 +67,11 @@ class _Command(click.Command):
         except Exception as error:
             if os.environ.get("CVL_TRACEBACK"):
                 traceback.print_exception(error)
-            for cause in causes(error):
-                # Training that diverged, or lost a process, is no defect either.
-                if isinstance(cause, InputError | FloatingPointError | TrainingError):
-                    raise click.ClickException(printable(str(cause))) from error
-                if isinstance(cause, OSError) and cause.errno in (*FULL, *REFUSED):
-                    # A file that is no artifact, such as a log. Only a full disk shows that it was written.
-                    place = shown(Path(cause.filename)) if cause.filename else "a file"
-                    verb = "write" if cause.errno in FULL else "read or write"
-                    raise click.ClickException(
-                        printable(f"cannot {verb} {place}: {refusal(cause)}")
-                    ) from error
+            if (line := mistake(error)) is not None:
+                raise click.ClickException(printable(line)) from error
             if isinstance(error, ValueError | KeyError | MissingConfigException) and _raised_by_kedro(error):
                 # A tag, a dataset, credentials or an environment that does not exist.
                 raise click.ClickException(printable(" ".join(str(error.args[0]).split()))) from error
-            for cause in causes(error):
-                if (fault := fault_of_user_code(cause)) is not None:
-                    raise click.ClickException(printable(fault)) from error
             if isinstance(error, click.exceptions.Exit):  # no command of ours ends this way
                 raise click.ClickException(
                     f"the command ended before it was done ({one_line(error)})"
@@ -200,11 +180,13 @@ def _raised_by_kedro(error: BaseException) -> bool:
 
 
 def _with_own_runners(option: click.Parameter) -> click.Parameter:
-    """Return the option; the one for the runner names those that this project accepts."""
+    """Return the option; the one for the runner names those that this project accepts, and has its own default."""
     if option.name == "runner" and isinstance(option, click.Option):
         option = copy(option)
+        option.default = "cvl_pipeline.kedro.runner.BesideRunner"
         option.help = (
-            "SequentialRunner (the default) or ThreadRunner, which runs independent nodes side by side."
+            "SequentialRunner, which runs one node after another, or ThreadRunner, which runs independent nodes side "
+            "by side. By default, baselines run in a second process beside the other nodes if there are two cores."
         )
     return option
 

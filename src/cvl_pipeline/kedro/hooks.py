@@ -6,6 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Generator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from cvl_pipeline.kedro.commands import kedro_run, keep_options
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.parameters import RunParameters, check_parameters
 from cvl_pipeline.kedro.pipeline_registry import current_plan, plan_for, register_pipelines
+from cvl_pipeline.kedro.workspace import beside
 from cvl_pipeline.readout.parameters import REWARDS
 from cvl_pipeline.readout.rewards import NO_REWARDS, check_reward
 from cvl_pipeline.sources.base import SOURCES
@@ -191,8 +193,9 @@ class ReportNodes:
 
     def __init__(self) -> None:
         """Start with nothing counted."""
-        self._total = self._done = 0
-        self._start = 0.0
+        self._total = 0
+        self._done = count(1)  # of all threads
+        self._starts: dict[str, float] = {}
 
     @hook_impl
     def before_pipeline_run(
@@ -202,21 +205,21 @@ class ReportNodes:
         nodes = pipeline.nodes
         if run_params["only_missing_outputs"]:
             nodes = [node for node in nodes if not all(map(catalog.exists, node.outputs))]
-        self._total, self._done = len(nodes), 0
+        self._total, self._done = len(nodes), count(1)
 
     @hook_impl
-    def before_node_run(self) -> None:
-        """Start the clock."""
-        self._start = time.perf_counter()
+    def before_node_run(self, node: Node) -> None:
+        """Start the node's clock."""
+        self._starts[node.name] = time.perf_counter()
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
         """Log the node."""
-        self._done += 1
-        seconds = time.perf_counter() - self._start
+        seconds = time.perf_counter() - self._starts.pop(node.name)
         logger.info(
-            "%d/%d %s -> %s (%.1f s)", self._done, self._total, node.name, ", ".join(node.outputs), seconds
-        )
+            "%d/%d %s -> %s (%.1f s%s)", next(self._done), self._total, node.name, ", ".join(node.outputs), seconds,
+            ", beside" if beside.get() else "",
+        )  # fmt: skip
 
 
 class ReportResults:

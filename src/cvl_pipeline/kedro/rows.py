@@ -14,6 +14,8 @@ from cvl_pipeline.sources.environment import has_environment
 
 OWN = "cvl"
 """The row of CVL itself, whose parameters are the stages'."""
+BESIDE = "beside"
+"""Tag of the nodes that may run in a process beside the run: no other row waits for them."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class Row:
         return (
             self.method.title if self.name in (OWN, *METHODS.names) else f"{self.name} ({self.method.title})"
         )
+
+    @property
+    def tags(self) -> list[str]:
+        """Tags of the nodes that train its policy and roll it out."""
+        return [] if self.name == OWN else [BESIDE]
 
     def dataset(self, kind: str) -> str:
         """Return the name of one of its datasets, such as ``policy``.

@@ -34,3 +34,5 @@ class Workspace:
 _NONE = Workspace()
 workspace: ContextVar[Workspace] = ContextVar("workspace", default=_NONE)
 """The workspace of the node that runs in this thread; without Kedro's hooks, an empty one."""
+beside: ContextVar[bool] = ContextVar("beside", default=False)
+"""Whether the process beside the run computes the nodes of this thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -9,8 +10,52 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cvl_pipeline.networks.mlp import MLP, Vector
 from cvl_pipeline.training.processes import average
+
+
+class Variable:
+    """All parameters of a network as one variable of the loss, and the place of their gradient.
+
+    Attributes:
+        values: (N,), a leaf that shares its memory with the parameters.
+        gradient: (N,), where the next backward pass writes the gradient instead of into new memory.
+        free: whether it may. A second pass through the network in the same loss takes new memory.
+    """
+
+    def __init__(self, network: nn.Module, values: Tensor, gradient: Tensor) -> None:
+        """Take the network's parts of a vector of parameters and of its gradient, (N,) each."""
+        self.values = values.detach().requires_grad_()
+        self.gradient = gradient
+        self.free = True
+        self._shapes = [parameter.shape for parameter in network.parameters()]
+        self._gradients = self.split(gradient)
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """Views of a vector, (N,), with the shapes of the network's parameters."""
+        parts = torch.split(vector, [shape.numel() for shape in self._shapes])
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+    def take(self) -> tuple[Tensor, list[Tensor]]:
+        """Return memory for a gradient, as a vector, (N,), and by parameter."""
+        if self.free:
+            self.free = False
+            return self.gradient, self._gradients
+        gradient = torch.empty_like(self.gradient)
+        return gradient, self.split(gradient)
+
+
+class Joint(nn.Module, ABC):
+    """A network whose parameters can be one variable of the loss, with a backward pass of its own."""
+
+    variable: Variable | None = None
+
+    @abstractmethod
+    def join(self, values: Tensor, gradient: Tensor) -> Variable:
+        """Set and return ``variable``; see it for the arguments."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the variable out of copies, which have parameters of their own."""
+        return {**self.__dict__, "variable": None}
 
 
 class ParameterVector:
@@ -29,7 +74,7 @@ class ParameterVector:
         Args:
             module: the module that has them.
             parameters: the trained ones, which keep their order.
-            join: whether every MLP becomes one variable of the loss (see ``MLP.vector``), until ``release``.
+            join: whether every Joint network becomes one variable of the loss, until ``release``.
         """
         sizes = [parameter.numel() for parameter in parameters]
         starts = dict(zip(parameters, accumulate(sizes, initial=0), strict=False))
@@ -37,37 +82,36 @@ class ParameterVector:
         self._gradient = torch.zeros_like(self.values)
         for parameter, part in zip(parameters, torch.split(self.values.detach(), sizes), strict=True):
             parameter.data = part.view_as(parameter)
-        self._joined: list[tuple[MLP, Vector]] = []
+        self._joined: list[tuple[Joint, Variable]] = []
         single = dict(zip(parameters, torch.split(self._gradient, sizes), strict=True))
         for network in module.modules() if join else ():
-            if isinstance(network, MLP) and all(parameter in single for parameter in network.parameters()):
+            if isinstance(network, Joint) and all(parameter in single for parameter in network.parameters()):
                 own = list(network.parameters())
                 place = slice(starts[own[0]], starts[own[0]] + sum(parameter.numel() for parameter in own))
-                network.vector = Vector(network, self.values[place], self._gradient[place])
-                self._joined.append((network, network.vector))
+                self._joined.append((network, network.join(self.values[place], self._gradient[place])))
                 for parameter in own:
                     del single[parameter]
-        self._variables = [*(vector.values for _, vector in self._joined), *single]
+        self._variables = [*(variable.values for _, variable in self._joined), *single]
         """What the loss is differentiated by."""
         self._gradients = [
-            *(vector.gradient for _, vector in self._joined),
+            *(variable.gradient for _, variable in self._joined),
             *(gradient.view_as(parameter) for parameter, gradient in single.items()),
         ]
 
     def differentiate(self, loss: Tensor) -> None:
         """Set the vector's gradient to that of the loss, averaged over processes."""
-        for _, vector in self._joined:
-            vector.free = True
+        for _, variable in self._joined:
+            variable.free = True
         gradients = torch.autograd.grad(loss, self._variables, materialize_grads=True)
         for gradient, place in zip(gradients, self._gradients, strict=True):
-            if gradient.data_ptr() != place.data_ptr():  # an MLP may have written it there
+            if gradient.data_ptr() != place.data_ptr():  # a Joint network may have written it there
                 place.copy_(gradient)
         self.values.grad = average(self._gradient)
 
     def release(self) -> None:
         """Make the parameters the networks' variables again."""
         for network, _ in self._joined:
-            network.vector = None
+            network.variable = None
 
 
 class Adam(torch.optim.Adam):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import replace
@@ -40,6 +41,7 @@ class TrustArtifacts:
         self._provenance: Provenance | None = None
         self._makings: dict[str, Making] = {}
         self._unsaved: dict[str, set[str]] = {}
+        self._one_thread = threading.Lock()  # two nodes may run side by side
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -80,7 +82,8 @@ class TrustArtifacts:
         self._check_lock()
         if self._provenance is None:
             return
-        making = self._provenance.making(node)
+        with self._one_thread:
+            making = self._provenance.making(node)
         self._makings[node.name], self._unsaved[node.name] = making, set(node.outputs)
         workspace.set(self._workspace(node, making) if "training" in node.tags else Workspace())
 
@@ -127,7 +130,8 @@ class TrustArtifacts:
             return
         self._unsaved[node.name].discard(dataset_name)
         if not self._unsaved[node.name]:
-            self._provenance.record(node, self._makings.pop(node.name))
+            with self._one_thread:
+                self._provenance.record(node, self._makings.pop(node.name))
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:

@@ -37,6 +37,7 @@ from cvl_pipeline.kedro.provenance.records import (
     record_path,
     write_record,
 )
+from cvl_pipeline.kedro.workspace import beside
 from cvl_pipeline.schema import chosen_classes, flattened
 from cvl_pipeline.sources.base import SOURCES
 
@@ -180,11 +181,11 @@ class Provenance:
         inputs = {name: self._fingerprint(path) for name, path in paths.items()}
         inputs |= {name: self._in_memory[name] for name in node.inputs if name in self._in_memory}
         modules = self._code[node.name].modules
-        if "training" in node.tags:  # it may take days, in which people edit their code
+        if "training" in node.tags and not beside.get():  # it may take days, in which people edit their code
             import_own(modules)
         self.settle()
         # Other processes import the code when they start, this one as soon as it needs it.
-        unsafe = modules if self._starts_processes(node) else modules - self._settled
+        unsafe = modules if beside.get() or self._starts_processes(node) else modules - self._settled
         recipe = _with_edits(self._recipe(node, inputs), edited(unsafe))
         contents = {name: self._content(path) for name, path in paths.items()}
         return Making(recipe, contents, unsafe)

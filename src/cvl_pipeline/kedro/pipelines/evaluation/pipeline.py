@@ -57,7 +57,7 @@ def _roll_out(row: Row) -> Node:
         },
         [row.dataset("rollout_transitions"), row.dataset("rollout_rewards")],
         name=f"roll_out_{row.name}",
-        tags=["simulator"],
+        tags=["simulator", *row.tags],
     )
 
 

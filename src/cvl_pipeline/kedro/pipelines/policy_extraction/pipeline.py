@@ -43,5 +43,5 @@ def _train(row: Row) -> Node:
         inputs,
         [row.dataset("policy"), row.dataset("history")],
         name=f"train_{row.name}",
-        tags=["training"],
+        tags=["training", *row.tags],
     )
