@@ -19,6 +19,7 @@ from cvl_pipeline.testing.builders import (
     make_discrete_transitions,
     make_transitions,
 )
+from cvl_pipeline.training.vector import ParameterVector
 
 NORMALISATION = Normalisation(
     torch.tensor([0.5, -1.0, 2.0]), torch.tensor([0.1, 2.0, 1.0]), torch.zeros(2), torch.ones(2)
@@ -40,6 +41,10 @@ def _last(actor: Actor) -> torch.nn.Linear:
     layer = actor.network[-1]
     assert isinstance(layer, torch.nn.Linear)
     return layer
+
+
+def _in_training(actor: Actor) -> ParameterVector:
+    return ParameterVector(actor, [parameter for parameter in actor.parameters() if parameter.requires_grad])
 
 
 def _observations(count: int = 50) -> torch.Tensor:
@@ -368,3 +373,35 @@ def test_make_actor_follows_the_episodes() -> None:
     assert isinstance(categorical, CategoricalActor)
     assert categorical.shape == ActorShape((3,), 3, (8,), {})
     assert (gaussian.discrete, categorical.discrete) == (False, True)
+
+
+@pytest.mark.parametrize("log_std", [(0.0, -1.0), (-3.0, 1.0), (-5.0, 0.3), (0.2, 4.0)])
+@pytest.mark.parametrize("axes", [(), (7,), (3, 4)])
+def test_log_probability_in_training_equals_that_of_the_modules(
+    log_std: tuple[float, float], axes: tuple[int, ...]
+) -> None:
+    actor = _actor().double()
+    with torch.no_grad():
+        actor.log_std.copy_(torch.tensor(log_std))
+    generator = torch.Generator().manual_seed(2)
+    observations = torch.randn(*axes, 3, generator=generator, dtype=torch.float64)
+    actions = torch.rand(*axes, 2, generator=generator, dtype=torch.float64)
+    weights = torch.randn(axes, generator=generator, dtype=torch.float64)
+    plain = actor.log_prob(observations, actions)
+    expected = torch.autograd.grad((weights * plain).sum(), list(actor.parameters()))
+    vector = _in_training(actor)
+    found = actor.log_prob(observations, actions)
+    torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-10)
+    vector.differentiate((weights * found).sum())
+    assert vector.values.grad is not None
+    torch.testing.assert_close(
+        vector.values.grad, torch.cat([part.flatten() for part in expected]), rtol=1e-8, atol=1e-8
+    )
+
+
+def test_log_probability_in_training_is_differentiable_in_actions_too() -> None:
+    actor = _actor()
+    _in_training(actor)
+    actions = torch.zeros(5, 2, requires_grad=True)
+    (gradient,) = torch.autograd.grad(actor.log_prob(_observations(5), actions).sum(), actions)
+    assert gradient.abs().sum() > 0

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Generator, Tensor, nn
 from cvl_pipeline.testing.builders import training_parameters
 from cvl_pipeline.training.fit import fit
 from cvl_pipeline.training.module import OfflineModule
-from cvl_pipeline.training.threads import OPERATIONS_PER_THREAD, dense_operations, threads_for
+from cvl_pipeline.training.threads import OPERATIONS_PER_THREAD, dense_operations, mapped, threads_for
 
 POLICY = """
 import os, sys
@@ -120,3 +121,35 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(
     command = [sys.executable, "-c", POLICY.format(first=first)]
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment | own)
     assert result.stdout.split() == expected
+
+
+def test_parts_are_mapped_in_their_order_without_gradients_by_as_many_threads_as_torch_has() -> None:
+    seen = set()
+    barrier = threading.Barrier(2, timeout=60)
+
+    def double(part: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        if len(seen) < 2:
+            seen.add((threading.get_ident(), torch.get_num_threads()))
+            barrier.wait()  # both threads are at work
+        return (part * weight + other).sum()
+
+    weight = torch.tensor(2.0, requires_grad=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        parts = torch.arange(12.0).split(3)
+        results = mapped(double, parts, parts)
+    finally:
+        torch.set_num_threads(before)
+    assert [float(result) for result in results] == [9.0, 36.0, 63.0, 90.0]
+    assert not any(result.requires_grad for result in results)
+    assert len({thread for thread, _ in seen}) == 2
+    assert {count for _, count in seen} == {1}
+
+
+def test_an_error_in_a_part_is_raised() -> None:
+    def fail(part: torch.Tensor) -> None:
+        raise ValueError(f"part {int(part[0])}")
+
+    with pytest.raises(ValueError, match="part 0"):
+        mapped(fail, torch.arange(4).split(1))

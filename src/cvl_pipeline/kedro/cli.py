@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import traceback
 from copy import copy
@@ -29,6 +31,9 @@ from cvl_pipeline.kedro.provenance.status import print_status
 from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
 from cvl_pipeline.sources.environment import environment_for
 from cvl_pipeline.tuning.storage import StudyLocation
+
+# Python looks for garbage once more before it exits: more than a second, among all that torch has made.
+atexit.register(gc.freeze)
 
 
 @click.group(name=__file__)

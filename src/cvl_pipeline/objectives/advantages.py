@@ -17,6 +17,7 @@ from cvl_pipeline.readout.references import CHUNK
 from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Hidden, Registry, Strict
 from cvl_pipeline.training.least_squares import Batch, fit_least_squares
 from cvl_pipeline.training.seeds import stream_seed
+from cvl_pipeline.training.threads import mapped
 
 
 class StateValueParameters(Strict):
@@ -86,7 +87,9 @@ class MarginalActions(StateValue):
         if transitions.discrete:
             frequency = transitions.actions[index].mean(0)
             parts = torch.split(index, q.rows_in_chunk(len(frequency)))
-            return torch.cat([q.of_all_actions(transitions.states(part)) @ frequency for part in parts])
+            return torch.cat(
+                mapped(lambda part: q.of_all_actions(transitions.states(part)) @ frequency, parts)
+            )
         generator = Generator(device=index.device).manual_seed(stream_seed(seed, "baseline", 0))
         count = self.parameters.actions
         others = torch.stack(
@@ -97,12 +100,11 @@ class MarginalActions(StateValue):
             dim=1,
         )  # (M, actions)
         rows = q.rows_in_chunk(count)
-        return torch.cat(
-            [
-                q.of_actions(transitions.states(states), transitions.actions[taken]).mean(1)
-                for states, taken in zip(torch.split(index, rows), torch.split(others, rows), strict=True)
-            ]
-        )
+
+        def mean(states: Tensor, taken: Tensor) -> Tensor:
+            return q.of_actions(transitions.states(states), transitions.actions[taken]).mean(1)
+
+        return torch.cat(mapped(mean, torch.split(index, rows), torch.split(others, rows)))
 
 
 class FittedValueParameters(StateValueParameters):

@@ -10,12 +10,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from cvl_pipeline.episodes.container import BLOCK, Transitions
+from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.arrays import as_rows
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.readout.readouts import Readout
 from cvl_pipeline.readout.references import CHUNK
+from cvl_pipeline.training.threads import mapped
 
 Array = NDArray[Any]
 
@@ -110,12 +111,13 @@ class QFunction:
             index: (M,) int64, transitions that provide the states.
             actions: (M,) int64, transitions that provide the actions; None: the same.
         """
+        rows = self.rows_in_chunk(1)
         actions = index if actions is None else actions
-        parts = [
-            self.in_batches(transitions.states(rows), transitions.actions.index_select(0, taken))
-            for rows, taken in zip(torch.split(index, BLOCK), torch.split(actions, BLOCK), strict=True)
-        ]
-        values, sizes = zip(*parts, strict=True)
+
+        def part(states: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
+            return self.in_batches(transitions.states(states), transitions.actions.index_select(0, taken))
+
+        values, sizes = zip(*mapped(part, torch.split(index, rows), torch.split(actions, rows)), strict=True)
         return torch.cat(values), torch.cat(sizes)
 
     def of_actions(self, observations: Tensor, actions: Tensor) -> Tensor:

@@ -8,11 +8,15 @@ take one thread, and leave the other cores to rollouts, another seed or another 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+R = TypeVar("R")
 
 OPERATIONS_PER_THREAD = 5e8
 """Floating-point operations of a gradient step for each thread: about 13 ms of work on one core.
@@ -46,6 +50,28 @@ def threads_for(operations: float) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def mapped(function: Callable[..., R], *parts: Sequence[Tensor]) -> list[R]:
+    """Map a function without gradients over parts of the data, on as many threads as torch has.
+
+    Each thread computes whole parts, with one thread of torch's own: they never wait for each other, and results do
+    not depend on their number. On a GPU, one part follows another.
+
+    Args:
+        function: of one part of every sequence.
+        parts: sequences of equal length.
+    """
+
+    @torch.no_grad()  # each thread has its own setting
+    def alone(*part: Tensor) -> R:
+        return function(*part)
+
+    count = min(torch.get_num_threads(), len(parts[0]))
+    if count < 2 or parts[0][0].device.type != "cpu":
+        return [alone(*part) for part in zip(*parts, strict=True)]
+    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(alone, *parts))
 
 
 def dense_operations(network: nn.Module, rows: int) -> int:
