@@ -380,22 +380,22 @@ def test_make_actor_follows_the_episodes() -> None:
 def test_log_probability_in_training_equals_that_of_the_modules(
     log_std: tuple[float, float], axes: tuple[int, ...]
 ) -> None:
-    actor = _actor().double()
+    actor = _actor()
     with torch.no_grad():
         actor.log_std.copy_(torch.tensor(log_std))
     generator = torch.Generator().manual_seed(2)
-    observations = torch.randn(*axes, 3, generator=generator, dtype=torch.float64)
-    actions = torch.rand(*axes, 2, generator=generator, dtype=torch.float64)
-    weights = torch.randn(axes, generator=generator, dtype=torch.float64)
+    observations = torch.randn(*axes, 3, generator=generator)
+    actions = torch.rand(*axes, 2, generator=generator)
+    weights = torch.randn(axes, generator=generator)
     plain = actor.log_prob(observations, actions)
     expected = torch.autograd.grad((weights * plain).sum(), list(actor.parameters()))
     vector = _in_training(actor)
     found = actor.log_prob(observations, actions)
-    torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
     vector.differentiate((weights * found).sum())
     assert vector.values.grad is not None
     torch.testing.assert_close(
-        vector.values.grad, torch.cat([part.flatten() for part in expected]), rtol=1e-8, atol=1e-8
+        vector.values.grad, torch.cat([part.flatten() for part in expected]), rtol=1e-4, atol=1e-4
     )
 
 

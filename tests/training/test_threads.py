@@ -124,7 +124,7 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(
 
 
 def test_parts_are_mapped_in_their_order_without_gradients_by_as_many_threads_as_torch_has() -> None:
-    seen = set()
+    seen: set[tuple[int, int]] = set()
     barrier = threading.Barrier(2, timeout=60)
 
     def double(part: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -137,7 +137,7 @@ def test_parts_are_mapped_in_their_order_without_gradients_by_as_many_threads_as
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        parts = torch.arange(12.0).split(3)
+        parts = torch.split(torch.arange(12.0), 3)
         results = mapped(double, parts, parts)
     finally:
         torch.set_num_threads(before)
@@ -152,4 +152,4 @@ def test_an_error_in_a_part_is_raised() -> None:
         raise ValueError(f"part {int(part[0])}")
 
     with pytest.raises(ValueError, match="part 0"):
-        mapped(fail, torch.arange(4).split(1))
+        mapped(fail, torch.split(torch.arange(4), 1))
