@@ -91,3 +91,27 @@ def test_learning_rate_falls_along_half_a_cosine() -> None:
     assert rates[0] == 0.3
     expected = [-rates[:20].sum(), -rates[:40].sum(), -rates.sum()]
     assert history["validation/weight"].tolist() == pytest.approx(expected, rel=1e-9)
+
+
+class Follower(Slope):
+    """A loss whose gradient is the weight that autocast multiplies by: one tenth less with every step."""
+
+    def __init__(self, training: TrainingParameters) -> None:
+        super().__init__(training)
+        self.weight = torch.nn.Parameter(torch.ones(1, 1))
+
+    def make_optimizer(self, values: torch.nn.Parameter) -> torch.optim.Optimizer:
+        return torch.optim.SGD([values], lr=0.1)
+
+    def learning_rate(self, step: int) -> float:
+        return 0.1
+
+    def training_loss(self, batch: None) -> tuple[Tensor, dict[str, Tensor]]:
+        product = torch.ones(1, 1) @ self.weight
+        return 0.5 * product.float().square().sum(), {}
+
+
+def test_every_step_in_bfloat16_takes_the_weights_of_the_step_before() -> None:
+    module = Follower(training_parameters(steps=20, validation_interval=20, precision="bfloat16"))
+    fit(module, description="test")
+    assert module.weight.item() == pytest.approx(0.9**20, rel=0.02)

@@ -203,7 +203,9 @@ class _LogProb(torch.autograd.Function):
         """Return the gradients of the outputs and of log_std."""
         squashed, error, limited, log_std, half_range = ctx.saved_tensors
         scaled = error * gradient.unsqueeze(-1)
-        of_log_std = (scaled * error).reshape(-1, len(log_std)).sum(0).sub_(gradient.sum()).mul_(limited == log_std)
+        of_log_std = (
+            (scaled * error).reshape(-1, len(log_std)).sum(0).sub_(gradient.sum()).mul_(limited == log_std)
+        )
         slope = squashed.square().neg_().add_(1.0).mul_(half_range / limited.exp())
         return scaled.mul_(slope), of_log_std, None, None, None, None
 

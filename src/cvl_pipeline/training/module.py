@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +11,14 @@ import lightning
 import torch
 from torch import Generator, Tensor
 
+from cvl_pipeline.errors import one_line
+from cvl_pipeline.training.graph import StepGraph
 from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.processes import average, gather, rank, world_size
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.training.vector import Adam, ParameterVector
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 25
 """Gradient steps per Lightning step. The trainer's overhead is as large as a small network's step, so it is
@@ -33,6 +38,9 @@ class OfflineModule(lightning.LightningModule):
     validation interval is a whole number of chunks.
     """
 
+    graphable = False
+    """Whether steps on a GPU may be captured as a graph: they consist of operations on tensors alone."""
+
     def __init__(self, training: TrainingParameters, seed: int) -> None:
         """Set the parameters. No batch has been sampled yet."""
         super().__init__()
@@ -43,6 +51,7 @@ class OfflineModule(lightning.LightningModule):
         self._sums: dict[str, Tensor] = {}
         self._validation: Mapping[str, Tensor] = {}
         self._block: tuple[int, Sequence[Any]] | None = None
+        self._graph: StepGraph | None = None
 
     def draw(self, batches: int, generator: Generator) -> Sequence[Any]:
         """Sample the places of the next batches in the data, one entry per batch, with ``generator`` only."""
@@ -77,6 +86,7 @@ class OfflineModule(lightning.LightningModule):
 
     def release(self) -> None:
         """End the training: the parameters are the networks' own variables again."""
+        self._graph = None
         self._vector.release()
 
     @property
@@ -92,23 +102,54 @@ class OfflineModule(lightning.LightningModule):
     def training_step(self, _: int) -> None:
         """Take the gradient steps of one chunk."""
         (optimizer,) = self.trainer.optimizers
-        # Steps that Lightning counts; its own wrapper of the optimiser costs as much as the optimiser.
-        count = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         first = self.global_step
         in_interval = self.interval - first % self.interval
+        count = min(CHUNK, in_interval, self.training_parameters.steps - first)
+        if count <= 0:
+            return
+        graph = self._graph_of(optimizer)
+        if graph is None:
+            losses = self._run(optimizer, first, count)
+        else:
+            losses = graph.run(first, count, self._add)
+            self._count(count)
+        self._check(losses, first)
+
+    def _count(self, steps: int) -> None:
+        """Count steps for Lightning, whose own wrapper of the optimiser costs as much as the optimiser."""
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        for _ in range(steps):
+            progress.increment_ready()
+            progress.increment_completed()
+
+    def _run(self, optimizer: torch.optim.Optimizer, first: int, count: int) -> Tensor:
+        """Take ``count`` steps from step ``first`` and return their losses, (count,)."""
         losses = []
-        for step in range(first, min(first + min(CHUNK, in_interval), self.training_parameters.steps)):
+        for step in range(first, first + count):
             loss, metrics = self.training_loss(self.batch(step))
-            self._vector.differentiate(loss)
+            self.differentiate(loss)
             optimizer.param_groups[0]["lr"] = self.learning_rate(step)
-            count.increment_ready()
             optimizer.step()
-            count.increment_completed()
+            self._count(1)
             losses.append(loss.detach())
             for name, value in metrics.items():
                 self._add(name, value.detach())
-        if losses:
-            self._check(torch.stack(losses), first)
+        return torch.stack(losses)
+
+    def differentiate(self, loss: Tensor) -> None:
+        """Set the gradient of the trained parameters to that of the loss."""
+        self._vector.differentiate(loss)
+
+    def _graph_of(self, optimizer: torch.optim.Optimizer) -> StepGraph | None:
+        """The step as a CUDA graph, where there can be one."""
+        if self._graph is None and self.graphable and self.device.type == "cuda" and world_size() == 1:
+            assert isinstance(optimizer, Adam)
+            try:
+                self._graph = StepGraph(self, optimizer, self.block(self.global_step)[0], CHUNK)
+            except (RuntimeError, TypeError) as error:
+                logger.warning("The gradient step is no CUDA graph, so it takes longer (%s)", one_line(error))
+                self.graphable = False
+        return self._graph
 
     def validation_step(self, _: int) -> None:
         """Measure on held-out data."""
@@ -148,12 +189,17 @@ class OfflineModule(lightning.LightningModule):
 
     def batch(self, step: int) -> Any:
         """The batch of a gradient step, an entry of ``draw``."""
-        block, place = divmod(step, DRAWN)
-        if self._block is None or self._block[0] != block:
+        block, place = self.block(step)
+        return block[place]
+
+    def block(self, step: int) -> tuple[Sequence[Any], int]:
+        """The block of batches that has the batch of a gradient step, and its place there."""
+        number, place = divmod(step, DRAWN)
+        if self._block is None or self._block[0] != number:
             generator = Generator(device=self.device)
-            generator.manual_seed(stream_seed(self.seed, "training", block))
-            self._block = block, self.draw(DRAWN, generator)
-        return self._block[1][place]
+            generator.manual_seed(stream_seed(self.seed, "training", number))
+            self._block = number, self.draw(DRAWN, generator)
+        return self._block[1], place
 
     def _check(self, losses: Tensor, first: int) -> None:
         """Add up the losses of a chunk; raise FloatingPointError if one is not finite."""

@@ -121,20 +121,31 @@ class Adam(torch.optim.Adam):
         """Take the vector, (N,), and the first learning rate."""
         super().__init__([values], lr=learning_rate, fused=True)
 
-    @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update the tensor."""
+        """Update the tensor with the group's learning rate."""
+        self.update(self.param_groups[0]["lr"])
+
+    @torch.no_grad()
+    def update(self, learning_rate: float | Tensor) -> None:
+        """Update the tensor with a learning rate, which may be a scalar on its device."""
         (group,) = self.param_groups
         (values,) = group["params"]
+        mean, square, step = self.moments
+        step += 1.0
+        torch._fused_adam_(
+            [values], [values.grad], [mean], [square], [], [step],
+            lr=learning_rate, beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
+            weight_decay=0.0, amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Moving averages of the gradient and of its square, (N,) each, and the number of steps, a scalar."""
+        (values,) = self.param_groups[0]["params"]
         state = self.state[values]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=values.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(values), torch.zeros_like(values)
-        state["step"] += 1.0
-        torch._fused_adam_(
-            [values], [values.grad], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]],
-            lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
-            weight_decay=0.0, amsgrad=False, maximize=False,
-        )  # fmt: skip
+        return state["exp_avg"], state["exp_avg_sq"], state["step"]
 
     step.hooked = True  # type: ignore[attr-defined]  # torch adds nothing around it then

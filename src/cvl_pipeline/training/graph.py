@@ -1,0 +1,149 @@
+"""Gradient steps on a GPU as a CUDA graph.
+
+A step of a small network is a hundred kernels of a few microseconds each, and the processor needs longer to start
+them than the GPU to run them. A graph starts all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cvl_pipeline.training.vector import Adam
+
+if TYPE_CHECKING:
+    from cvl_pipeline.training.module import OfflineModule
+
+WARM_UP = 3
+"""Steps before the capture, in which libraries choose their kernels. Their effect is undone."""
+
+
+class StepGraph:
+    """Replays a gradient step of a module: batch, loss, gradient, learning rate, optimiser and metrics.
+
+    The batch comes from a block of batches on the GPU. The graph itself counts on to the next one.
+    """
+
+    def __init__(
+        self, module: OfflineModule, optimizer: Adam, block: Sequence[Any], longest: int, capture: bool = True
+    ) -> None:
+        """Capture the step; parameters, buffers and the optimiser stay as they are.
+
+        Args:
+            module: on the device that trains.
+            optimizer: of the module.
+            block: batches of consecutive steps, with the shapes of all later ones.
+            longest: largest number of steps of one ``run``.
+            capture: whether to make a graph; otherwise, ``run`` takes the same steps without one.
+
+        Raises:
+            TypeError: batches are not made of tensors.
+            RuntimeError: a graph cannot do what the step does, such as wait for a result.
+        """
+        self._module, self._optimizer = module, optimizer
+        self._block = _joined(block, torch.stack)
+        self._loaded: Sequence[Any] | None = None
+        self._place, self._turn = torch.zeros(2, 1, dtype=torch.int64, device=module.device)
+        self._rates, self._losses = torch.zeros(2, longest, device=module.device)
+        self._sums: dict[str, Tensor] = {}
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if capture:
+            self._capture()
+
+    def run(self, first: int, count: int, add: Callable[[str, Tensor], None]) -> Tensor:
+        """Take ``count`` steps from step ``first`` and return their losses, (count,).
+
+        Args:
+            first: number of the first step.
+            count: number of steps.
+            add: receives the sum of each metric over the steps.
+        """
+        module = self._module
+        rates = [module.learning_rate(step) for step in range(first, first + count)]
+        self._rates[:count].copy_(torch.tensor(rates))
+        self._turn.zero_()
+        for total in self._sums.values():
+            total.zero_()
+        for step in range(first, first + count):
+            block, place = module.block(step)
+            if block is not self._loaded:
+                _copy(_joined(block, torch.stack), self._block)
+                self._loaded = block
+                self._place.fill_(place)
+            if self._graph is None:
+                self._step()
+            else:
+                self._graph.replay()
+        for name, total in self._sums.items():
+            add(name, total.clone())
+        losses: Tensor = self._losses[:count].clone()
+        return losses
+
+    def _step(self) -> None:
+        module = self._module
+        batch = _mapped(self._block, lambda column: column.index_select(0, self._place).squeeze(0))
+        loss, metrics = module.training_loss(batch)
+        module.differentiate(loss)
+        self._optimizer.update(self._rates.index_select(0, self._turn).squeeze(0))
+        self._losses.index_copy_(0, self._turn, loss.detach().reshape(1).float())
+        for name, value in metrics.items():
+            if name not in self._sums:
+                self._sums[name] = torch.zeros_like(value.detach())
+            self._sums[name] += value.detach()
+        self._place += 1
+        self._turn += 1
+
+    def _capture(self) -> None:
+        """Capture a step after a few that only warm up."""
+        state = [*self._module.state_dict().values(), *self._optimizer.moments]
+        before = [value.clone() for value in state]
+        device = self._module.device
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(device))
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    self._place.zero_()
+                    self._turn.zero_()
+                    self._step()
+            torch.cuda.current_stream(device).wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._step()
+            self._graph = graph
+        finally:
+            for value, old in zip(state, before, strict=True):
+                value.copy_(old)
+
+
+def _mapped(entry: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Change every tensor of an entry of ``draw``: a tensor, a tuple of entries, or an object with ``map``."""
+    if isinstance(entry, Tensor):
+        return change(entry)
+    if isinstance(entry, tuple):
+        return tuple(_mapped(part, change) for part in entry)
+    if hasattr(entry, "map"):
+        return entry.map(change)
+    raise TypeError(f"a batch is a {type(entry).__name__}")
+
+
+def _columns(entry: Any) -> list[Tensor]:
+    """The tensors of an entry."""
+    columns: list[Tensor] = []
+    _mapped(entry, lambda column: columns.append(column) or column)  # type: ignore[func-returns-value]
+    return columns
+
+
+def _joined(entries: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
+    """One entry, of whose tensors each joins those of all entries."""
+    joined = iter([join(list(column)) for column in zip(*map(_columns, entries), strict=True)])
+    return _mapped(entries[0], lambda _: next(joined))
+
+
+def _copy(source: Any, target: Any) -> None:
+    """Copy the tensors of an entry into those of another."""
+    for new, old in zip(_columns(source), _columns(target), strict=True):
+        old.copy_(new)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cvl_pipeline.dynamics.module import ContrastiveDynamics
+from cvl_pipeline.methods.iql import IQL, ImplicitQLearning
+from cvl_pipeline.objectives.base import PolicyTraining
+from cvl_pipeline.objectives.training import PolicyExtraction
+from cvl_pipeline.testing.builders import (
+    dynamics_parameters,
+    make_data,
+    make_rewards,
+    make_transitions,
+    policy_parameters,
+    training_parameters,
+)
+from cvl_pipeline.training.graph import StepGraph
+from cvl_pipeline.training.module import DRAWN, OfflineModule
+from cvl_pipeline.training.vector import Adam
+
+STEPS = DRAWN + 9
+"""Two blocks of batches."""
+
+
+def _module(kind: str, device: str) -> tuple[OfflineModule, Adam]:
+    transitions = make_transitions([30] * 12, [False] * 12)
+    data = make_data(transitions, 10, make_rewards(transitions))
+    training = {"steps": 200, "validation_interval": 100}
+    module: OfflineModule
+    if kind == "critic":
+        module = ContrastiveDynamics(data, dynamics_parameters(training), 0)
+    elif kind == "bc":
+        module = PolicyExtraction(data, policy_parameters(training, objective="bc"), 0)
+    else:
+        module = ImplicitQLearning(
+            data,
+            IQL.Parameters(
+                hidden=(8,), training=PolicyTraining(**training_parameters(**training).model_dump())
+            ),
+            0,
+        )
+    module.to(device)
+    module.on_fit_start()
+    optimizer = module.configure_optimizers()
+    assert isinstance(optimizer, Adam)
+    return module, optimizer
+
+
+def _trained(kind: str, device: str, graph: bool, capture: bool = False) -> dict[str, Any]:
+    module, optimizer = _module(kind, device)
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, value: Tensor) -> None:
+        sums[name] = sums[name] + value if name in sums else value
+
+    module._count = lambda steps: None  # type: ignore[method-assign]  # for a trainer, which there is not
+    losses = []
+    step_graph = StepGraph(module, optimizer, module.block(0)[0], 25, capture) if graph else None
+    for first in range(0, STEPS, 25):
+        count = min(25, STEPS - first)
+        if step_graph is None:
+            module._sums = sums
+            losses.append(module._run(optimizer, first, count))
+            sums = module._sums
+        else:
+            losses.append(step_graph.run(first, count, add))
+    return {"losses": torch.cat(losses).cpu(), "weights": dict(module.state_dict()), "sums": sums}
+
+
+def _assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
+    torch.testing.assert_close(one["losses"], other["losses"], rtol=1e-4, atol=1e-5)
+    for part in ("weights", "sums"):
+        assert one[part].keys() == other[part].keys()
+        for name, value in one[part].items():
+            torch.testing.assert_close(value, other[part][name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["critic", "bc", "iql"])
+def test_steps_from_a_block_are_those_of_batches(kind: str) -> None:
+    _assert_equal(_trained(kind, "cpu", graph=True), _trained(kind, "cpu", graph=False))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["critic", "bc", "iql"])
+def test_a_captured_step_is_the_step(kind: str) -> None:
+    _assert_equal(_trained(kind, "cuda", graph=True, capture=True), _trained(kind, "cuda", graph=False))
+
+
+def test_a_batch_that_is_not_made_of_tensors_has_no_graph() -> None:
+    module, optimizer = _module("bc", "cpu")
+    with pytest.raises(TypeError, match="a batch is a str"):
+        StepGraph(module, optimizer, ["a", "b"], 25, capture=False)

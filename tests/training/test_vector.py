@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cvl_pipeline.networks.mlp import MLP
+from cvl_pipeline.training.vector import Adam, ParameterVector
+
+
+class Mixed(nn.Module):
+    """Two networks that can be joined, one layer that cannot, and a frozen network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = MLP(3, (5,), 4)
+        self.scale = nn.Parameter(torch.tensor([0.5]))
+        self.frozen = MLP(3, (5,), 4).requires_grad_(False)
+        self.second = MLP(4, (), 2)
+        self.last = nn.Linear(2, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.scale * self.first(inputs) + self.frozen(inputs)
+        outputs: Tensor = self.last(self.second(hidden)).square().mean()
+        return outputs
+
+
+def _parameters(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+@pytest.mark.parametrize("join", [True, False])
+def test_gradient_and_order_are_those_of_the_parameters(join: bool) -> None:
+    module, inputs = Mixed(), torch.randn(6, 3)
+    expected = torch.autograd.grad(module(inputs), _parameters(module))
+    vector = ParameterVector(module, _parameters(module), join)
+    assert torch.equal(vector.values, torch.cat([p.detach().flatten() for p in _parameters(module)]))
+    for _ in range(2):  # the second gradient replaces the first
+        vector.differentiate(module(inputs))
+        assert vector.values.grad is not None
+        torch.testing.assert_close(vector.values.grad, torch.cat([part.flatten() for part in expected]))
+    assert module.frozen.variable is None
+
+
+def test_a_network_that_the_loss_does_not_use_has_no_gradient() -> None:
+    module = Mixed()
+    vector = ParameterVector(module, _parameters(module))
+    vector.differentiate(module(torch.randn(6, 3)))
+    vector.differentiate(module.second(torch.randn(6, 4)).sum())
+    assert vector.values.grad is not None
+    first = sum(parameter.numel() for parameter in module.first.parameters())
+    assert not vector.values.grad[:first].any()
+    assert vector.values.grad[first + 1 :].any()
+
+
+def test_released_networks_are_differentiated_by_their_own_parameters() -> None:
+    module = Mixed()
+    vector = ParameterVector(module, _parameters(module))
+    vector.release()
+    gradients = torch.autograd.grad(module(torch.randn(6, 3)), _parameters(module))
+    assert all(gradient.any() for gradient in gradients)
+
+
+def test_steps_are_those_of_torchs_adam() -> None:
+    module, twin = Mixed(), Mixed()
+    vector = ParameterVector(module, _parameters(module))
+    ours = Adam(vector.values, 1e-2)
+    theirs = torch.optim.Adam(_parameters(twin), lr=1e-2)
+    for step in range(10):
+        inputs = torch.randn(6, 3, generator=torch.Generator().manual_seed(step))
+        rate = 1e-2 / (1 + step)
+        vector.differentiate(module(inputs))
+        ours.param_groups[0]["lr"] = rate
+        ours.step()
+        theirs.zero_grad()
+        twin(inputs).backward()
+        theirs.param_groups[0]["lr"] = rate
+        theirs.step()
+    for one, two in zip(module.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_moments_are_restored_with_the_optimiser() -> None:
+    values = nn.Parameter(torch.zeros(3))
+    optimizer = Adam(values, 0.1)
+    values.grad = torch.ones(3)
+    optimizer.step()
+    again = Adam(nn.Parameter(torch.zeros(3)), 0.1)
+    again.load_state_dict(optimizer.state_dict())
+    for one, two in zip(optimizer.moments, again.moments, strict=True):
+        assert torch.equal(one, two)
+    assert float(again.moments[2]) == 1.0
