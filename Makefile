@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KEDRO := $(BIN)/kedro
 ARGS ?=
 
-.PHONY: help run smoke test test-unit test-slow lint viz benchmark truth truth-simulators readouts goals ideas bench-sampling bench-speed bench-tuning faults lock clean
+.PHONY: help run smoke test test-unit test-slow lint viz benchmark truth truth-simulators readouts goals ideas bench-sampling bench-speed bench-gpu bench-tuning faults lock clean
 
 help:
 	@echo "make run        the whole pipeline: collect, train, evaluate (ARGS='--params dataset.task=reach-v3')"

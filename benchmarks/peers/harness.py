@@ -30,7 +30,7 @@ class Job:
         hidden: sizes of the hidden layers of every network.
         batch: batch size, B.
         representation: size of phi and psi, D.
-        precision: float32 or bfloat16.
+        precision: float32, tf32 or bfloat16.
         device: cpu or cuda.
         seconds: length of the timed run.
         method: method to run, for scripts with several.

@@ -14,12 +14,15 @@ from benchmarks.peers.harness import Train, clocked, given_job, report
 
 JOB = given_job(sys.argv[1])
 os.environ.setdefault("JAX_PLATFORMS", JOB.device)  # before jax is imported
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # so that its peak memory is what it needs
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
+# By default, JAX multiplies in tf32 on GPUs that can.
+jax.config.update("jax_default_matmul_precision", {"tf32": "tensorfloat32"}.get(JOB.precision, JOB.precision))
 CHUNK = 64 if max(JOB.hidden) <= 512 else 8
 """Steps per call, enough to make the overhead of a call negligible."""
 TOTAL = 100_000

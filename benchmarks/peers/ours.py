@@ -108,6 +108,7 @@ def trainer(job: Job) -> Train:
             module = TimedPolicy(data, policy_parameters(job, steps), 0, q)
         else:
             module = TimedDynamics(data, dynamics_parameters(job, steps), 0)
+        module.graphable = module.graphable and job.method != "without a graph"
         fit(module, description=job.stage)
         return steps, module.ended - module.began
 

@@ -7,7 +7,8 @@ import logging
 import math
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,8 +52,10 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 KEPT, PADDING = 2**30, 2**26
 """Bytes that the allocator keeps at most, and that it asks the system for at once."""
 
-PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
-"""Lightning's names; weights and optimiser stay in float32 in both cases."""
+PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {
+    "float32": "32-true", "tf32": "32-true", "bfloat16": "bf16-mixed"
+}  # fmt: skip
+"""Lightning's names; weights and optimiser stay in float32 in all cases."""
 
 
 def fit(
@@ -129,9 +132,10 @@ def fit(
             num_sanity_val_steps=0,
         )
         try:
-            trainer.fit(
-                module, train_dataloaders=[0], val_dataloaders=[0], ckpt_path=resume, weights_only=True
-            )
+            with _rounded(parameters.precision == "tf32" and accelerator == "gpu"):
+                trainer.fit(
+                    module, train_dataloaders=[0], val_dataloaders=[0], ckpt_path=resume, weights_only=True
+                )
         except SIGTERMException:
             if saver.path is not None:
                 logger.warning(
@@ -148,6 +152,18 @@ def fit(
         shutil.rmtree(folder, ignore_errors=True)
     module.release()
     return pd.DataFrame(module.rows).astype({"step": int})
+
+
+@contextmanager
+def _rounded(narrow: bool) -> Iterator[None]:
+    """Let a GPU round the factors of matrix products to tf32 in this context."""
+    before = torch.get_float32_matmul_precision()
+    if narrow:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _keep_freed_memory() -> None:

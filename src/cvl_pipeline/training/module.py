@@ -71,7 +71,7 @@ class OfflineModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Create the optimiser; the trained parameters become parts of one vector."""
-        join = self.training_parameters.precision == "float32"  # autocast needs the modules
+        join = self.training_parameters.precision != "bfloat16"  # autocast needs the modules
         self._vector = ParameterVector(self, self.trained_parameters(), join)
         return self.make_optimizer(self._vector.values)
 

@@ -34,8 +34,10 @@ class TrainingParameters(Strict):
     validation_interval: int = Field(
         500, ge=1, le=MOST_STEPS, description="Gradient steps between held-out measurements."
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Precision of the networks' matrix products. Losses stay in float32."
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32",
+        description="Precision of the networks' matrix products. `tf32` rounds their factors to 10 bits, on GPUs that "
+        "can. Losses stay in float32 with `bfloat16`.",
     )
     accelerator: Literal["auto", "cpu", "gpu"] = Field(
         "auto", description="`auto` uses an NVIDIA or AMD GPU if there is one."
