@@ -28,9 +28,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
-import cvl_pipeline  # noqa: F401  # before torch: waiting threads sleep
-
-# isort: split
 import torch
 from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -53,9 +50,10 @@ TRAINING = 3000
 """Gradient steps of a whole training, over which the learning rate falls."""
 CHECKED, TOLERANCE = 20, 1e-4
 """Steps after which fleets are compared with single trainings; largest relative difference of weights and losses."""
-PIECE = 4096
-"""Numbers per tensor that Adam gets in the variant in pieces: a CUDA block takes 65 536 numbers of a tensor."""
-DEADLINE = 80.0
+SMALLEST_PIECE, PIECES = 4096, 72
+"""Fewest numbers and most tensors that Adam gets in its variant in pieces (two launches of its kernel). A CUDA block
+takes 65 536 numbers of one tensor, so a vector of 200 000 would keep four blocks busy."""
+DEADLINE = 75.0
 """Seconds after which no measurement on the GPU begins."""
 
 
@@ -71,6 +69,7 @@ class Size:
         return f"{self.hidden} x {self.batch}"
 
 
+STARTED = time.perf_counter()
 CPU_SIZES = (Size((256, 256), 256), Size((64, 64), 256))
 GPU_SIZES = (Size((256, 256), 256), Size((1024, 1024), 1024))
 CPU_MEMBERS, GPU_MEMBERS = (1, 4, 16), (1, 4, 16, 64)
@@ -133,14 +132,16 @@ def packed(draws: Draws) -> Tensor:
 
 
 def adam(
-    values: Tensor, gradient: Tensor, moments: Sequence[Tensor], step: Tensor, rate: Tensor, piece: int | None
+    values: Tensor, gradient: Tensor, moments: Sequence[Tensor], step: Tensor, rate: Tensor, pieces: bool
 ) -> None:
     """Update a vector, (N,), by the fused kernel, whole or in pieces."""
     step.add_(1.0)
-    vectors = [values, gradient, *moments]
-    split = [vector.split(piece) if piece else (vector,) for vector in vectors]
+    vectors = (values, gradient, *moments)
+    # A multiple of four numbers keeps the pieces aligned.
+    size = max(SMALLEST_PIECE, 4 * math.ceil(len(values) / PIECES / 4)) if pieces else len(values)
+    parts = [list(torch.split(vector, size)) for vector in vectors]
     torch._fused_adam_(
-        *(list(pieces) for pieces in split), [], [step] * len(split[0]), lr=rate, beta1=0.9, beta2=0.999,
+        parts[0], parts[1], parts[2], parts[3], [], [step] * len(parts[0]), lr=rate, beta1=0.9, beta2=0.999,
         eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False,
     )  # fmt: skip
 
@@ -150,10 +151,10 @@ class Single:
 
     members = 1
 
-    def __init__(self, module: ContrastiveDynamics, device: torch.device, piece: int | None = None) -> None:
+    def __init__(self, module: ContrastiveDynamics, device: torch.device, pieces: bool = False) -> None:
         """Move the module to the device."""
         self.module = module.to(device)
-        self.piece = piece
+        self.pieces = pieces
         module.on_fit_start()
         module.configure_optimizers()
         vector = module._vector.values.detach()
@@ -184,7 +185,7 @@ class Single:
             self._moments,
             self._step,
             share * self._rate,
-            self.piece,
+            self.pieces,
         )
         return loss.detach().reshape(1)
 
@@ -203,12 +204,12 @@ class Layer:
     ``weight`` is (S, H, I); ``bias``, ``scale`` and ``shift`` are (S, 1, H). ``of_...`` are their gradients.
     """
 
-    def __init__(self, parts: Sequence[Tensor], gradients: Sequence[Tensor], epsilon: float | None) -> None:
-        """Take the parameters in a network's order, and their gradients; ``epsilon`` None: no LayerNorm."""
+    def __init__(self, parts: Sequence[Tensor], gradients: Sequence[Tensor], epsilon: float = 0.0) -> None:
+        """Take the parameters in a network's order, and their gradients; two of them: there is no LayerNorm."""
         self.weight, self.bias = parts[0], parts[1].unsqueeze(1)
         self.of_weight, self.of_bias = gradients[:2]
         self.epsilon = epsilon
-        if epsilon is not None:
+        if len(parts) > 2:
             self.scale, self.shift = (part.unsqueeze(1) for part in parts[2:])
             self.of_scale, self.of_shift = gradients[2:]
 
@@ -225,7 +226,7 @@ class Stack:
             [
                 part.view(-1, *shape)
                 for part, shape in zip(
-                    matrix.split([shape.numel() for shape in shapes], dim=1), shapes, strict=True
+                    torch.split(matrix, [shape.numel() for shape in shapes], dim=1), shapes, strict=True
                 )
             ]
             for matrix in (values, gradient)
@@ -235,7 +236,7 @@ class Stack:
             Layer(parts[4 * place : 4 * place + 4], gradients[4 * place : 4 * place + 4], epsilon)
             for place, epsilon in enumerate(epsilons)
         ]
-        self.last = Layer(parts[-2:], gradients[-2:], None)
+        self.last = Layer(parts[-2:], gradients[-2:])
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return outputs of unit norm, (S, B, I) -> (S, B, D)."""
@@ -327,17 +328,17 @@ class Fleet:
     """Trainings of equal shapes as one. Row s of the parameters is the vector of member s."""
 
     def __init__(
-        self, modules: Sequence[ContrastiveDynamics], device: torch.device, piece: int | None = None
+        self, modules: Sequence[ContrastiveDynamics], device: torch.device, pieces: bool = False
     ) -> None:
         """Copy the members' initial weights; the modules stay as they are.
 
         Args:
             modules: of single trainings on the same log, with the same shape.
             device: of the fleet.
-            piece: see ``adam``.
+            pieces: see ``adam``.
         """
         first = modules[0]
-        self.members, self.piece = len(modules), piece
+        self.members, self.pieces = len(modules), pieces
         self.batch = first.training_parameters.batch_size
         self._seeds = [module.seed for module in modules]
         self._per_episode = first.parameters_of_stage.segments_per_episode
@@ -415,10 +416,10 @@ class Fleet:
     def _update(self, share: Tensor) -> None:
         gradient, moments = self.gradient.view(-1), [moment.view(-1) for moment in self._moments]
         if self._own is None:
-            adam(self.values.view(-1), gradient, moments, self._step, share * self._rate, self.piece)
+            adam(self.values.view(-1), gradient, moments, self._step, share * self._rate, self.pieces)
             return
         start, moves, rates = self._own
-        adam(moves.view(-1), gradient, moments, self._step, share, self.piece)
+        adam(moves.view(-1), gradient, moments, self._step, share, self.pieces)
         torch.addcmul(start, moves, rates, out=self.values)
 
     def state(self) -> list[Tensor]:
@@ -431,10 +432,10 @@ class Fleet:
 
 
 def fleet_of(
-    data: EpisodeData, size: Size, rates: Iterable[float], device: torch.device, piece: int | None = None
+    data: EpisodeData, size: Size, rates: Iterable[float], device: torch.device, pieces: bool = False
 ) -> Fleet:
     """Make a fleet of seeds from 0, with a first learning rate each."""
-    return Fleet([single_module(data, size, seed, rate) for seed, rate in enumerate(rates)], device, piece)
+    return Fleet([single_module(data, size, seed, rate) for seed, rate in enumerate(rates)], device, pieces)
 
 
 class Runner:
@@ -457,7 +458,7 @@ class Runner:
 
     def _capture(self) -> Callable[[], None]:
         before = [tensor.clone() for tensor in self.trained.state()]
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(4):
@@ -580,7 +581,7 @@ def timed(runner: Runner | Reference, members: int, seconds: float, chunk: int) 
     """
     runner.wait()
     start, processor, steps = time.perf_counter(), time.process_time(), 0
-    while time.perf_counter() - start < seconds:
+    while not steps or time.perf_counter() - start < seconds:
         runner.run(chunk)
         runner.wait()
         steps += chunk
@@ -690,21 +691,20 @@ def measure_gpu(
 
     ``members`` 0 is the single training with the pipeline's networks. Any device serves, without graphs on the CPU.
     """
-    start = time.perf_counter()
     graphs = device.type == "cuda"
     rows: list[dict[str, Any]] = []
     for size in sizes:
-        variants: list[tuple[int, bool, int | None]] = [(0, False, None)]
-        variants += [(members, graphs, piece) for members in (0, *GPU_MEMBERS) for piece in (None, PIECE)]
-        for members, captured, piece in variants:
+        variants = [(0, False, False), (16, False, False)]
+        variants += [(members, graphs, pieces) for members in (0, *GPU_MEMBERS) for pieces in (False, True)]
+        for members, captured, pieces in variants:
             row: dict[str, Any] = {
-                "size": str(size), "members": members, "captured": captured, "adam_piece": piece
+                "size": str(size), "members": members, "captured": captured, "adam_in_pieces": pieces
             }  # fmt: skip
-            if time.perf_counter() - start > DEADLINE:
+            if time.perf_counter() - STARTED > DEADLINE:
                 row["error"] = "no time left"
             else:
                 try:
-                    row |= _gpu_row(data, size, device, seconds, members, captured, piece)
+                    row |= _gpu_row(data, size, device, seconds, members, captured, pieces)
                 except Exception as error:
                     traceback.print_exc()
                     row["error"] = f"{type(error).__name__}: {error}"[:300]
@@ -721,24 +721,24 @@ def measure_gpu(
 
 def _gpu_row(
     data: EpisodeData, size: Size, device: torch.device, seconds: float, members: int, captured: bool,
-    piece: int | None,
+    pieces: bool,
 ) -> dict[str, float]:  # fmt: skip
     graphs = device.type == "cuda"
     if graphs:
         torch.cuda.reset_peak_memory_stats()
     trained: Trained
     if members:
-        trained = fleet_of(data, size, [1e-3] * members, device, piece)
+        trained = fleet_of(data, size, [1e-3] * members, device, pieces)
     else:
-        trained = Single(single_module(data, size, 0, 1e-3), device, piece)
+        trained = Single(single_module(data, size, 0, 1e-3), device, pieces)
     runner = Runner(trained, device, captured)
-    chunk = DRAWN if graphs else 2
+    chunk = max(8, DRAWN // trained.members) if graphs else 2
     runner.run(chunk)
     row = timed(runner, trained.members, seconds, chunk)
     begin = time.perf_counter()
     trained.block(1)
     runner.wait()
-    # Of the step: what it takes without sampling is the rest.
+    # Milliseconds of the step above.
     row["sampling"] = 1e3 * (time.perf_counter() - begin) / DRAWN
     if graphs:
         row["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
