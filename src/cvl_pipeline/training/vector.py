@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
@@ -11,6 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from cvl_pipeline.training.processes import average
+
+SMALLEST_PIECE, PIECES = 4096, 64
+"""Fewest numbers, and largest count, of the pieces of a vector that Adam's kernel gets on a GPU. It gives each block of
+threads 65 536 numbers of a tensor, so a vector of 200 000 would keep four of more than a hundred processors busy."""
 
 
 class Variable:
@@ -132,8 +137,13 @@ class Adam(torch.optim.Adam):
         (values,) = group["params"]
         mean, square, step = self.moments
         step += 1.0
+        assert values.grad is not None
+        size = len(values)
+        if values.device.type == "cuda":
+            size = max(SMALLEST_PIECE, 4 * math.ceil(size / PIECES / 4))  # aligned
+        pieces = [torch.split(column, size) for column in (values, values.grad, mean, square)]
         torch._fused_adam_(
-            [values], [values.grad], [mean], [square], [], [step],
+            pieces[0], pieces[1], pieces[2], pieces[3], [], [step] * len(pieces[0]),
             lr=learning_rate, beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
             weight_decay=0.0, amsgrad=False, maximize=False,
         )  # fmt: skip
