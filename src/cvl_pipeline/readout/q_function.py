@@ -106,13 +106,16 @@ class QFunction:
         """Q and effective sample size of logged states with logged actions, (M,) each.
 
         Args:
-            transitions: the log.
+            transitions: the log; also on another device.
             index: (M,) int64, transitions that provide the states.
             actions: (M,) int64, transitions that provide the actions; None: the same.
         """
         actions = index if actions is None else actions
+        device = next(self.critic.parameters()).device
         parts = [
-            self.in_batches(transitions.states(rows), transitions.actions.index_select(0, taken))
+            self.in_batches(
+                transitions.states(rows).to(device), transitions.actions.index_select(0, taken).to(device)
+            )
             for rows, taken in zip(torch.split(index, BLOCK), torch.split(actions, BLOCK), strict=True)
         ]
         values, sizes = zip(*parts, strict=True)
