@@ -7,12 +7,11 @@ them to the GPU on a stream of its own, so a step finds its batch there.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from itertools import accumulate
-from typing import Any, Generic, TypeVar
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,16 +24,16 @@ Rows = TypeVar("Rows", bound=Any)
 SHARE = 0.5
 """Largest share of a GPU's free memory that a log may take. Networks and activations need the rest."""
 AHEAD = 8
-"""Batches that are read before their step. One is enough if reading always takes less time than a step; more make
-up for pages that are still on the disk, and for a thread that had to wait for its core."""
+"""Batches that are read before their step. They make up for pages that are still on the disk, and for a thread that
+had to wait for its core."""
 ALIGNMENT = 512
-"""Bytes to which tensors on a GPU are aligned, as by torch's own allocator; kernels choose their way by it."""
+"""Bytes to which tensors on a GPU are aligned, as by torch's own allocator; kernels depend on it."""
 THREAD = "prefetch"
 """Name of the thread."""
 
 
 def fits(device: torch.device, *tensors: Tensor) -> bool:
-    """Whether tensors on the CPU may move to a device: in every process, a GPU has the memory.
+    """Whether tensors on the CPU may move to a device: every process has the memory on its GPU.
 
     Args:
         device: of this process's network.
@@ -44,6 +43,12 @@ def fits(device: torch.device, *tensors: Tensor) -> bool:
         return True
     free, _ = torch.cuda.mem_get_info(device)
     return not any_of(sum(tensor.nbytes for tensor in tensors) > SHARE * free, device)
+
+
+class _Batch(NamedTuple):
+    rows: Any
+    buffer: Tensor  # their memory
+    copied: Any  # event after the copy to a GPU; None on the CPU
 
 
 class Prefetch(Generic[Rows]):
@@ -57,16 +62,17 @@ class Prefetch(Generic[Rows]):
         """Start nothing yet.
 
         Args:
-            read: returns the rows of a step's batch, on the CPU. Only the thread calls it.
+            read: returns the rows of a step's batch, on the CPU. The thread calls it.
             device: where the batches go.
-            ahead: batches that are read or being read at a time.
+            ahead: batches that are read at most before they are asked for.
         """
         self._read, self._device, self._ahead = read, device, ahead
         on_gpu = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
-        self._thread = ThreadPoolExecutor(1, THREAD)
-        self._pending: deque[Future[tuple[Rows, Tensor, Any]]] = deque()
-        self._next = 0
+        self._thread: Thread | None = None
+        self._requests: SimpleQueue[int | None] = SimpleQueue()
+        self._results: SimpleQueue[_Batch | BaseException] = SimpleQueue()
+        self._next = self._end = 0  # steps of the next result, and after the last request
         self.waited = 0.0
 
     def batch(self, step: int) -> Rows:
@@ -74,44 +80,62 @@ class Prefetch(Generic[Rows]):
 
         Any step may be asked for, but only the one after the last is ready.
         """
+        if self._thread is None:
+            self._thread = Thread(target=self._work, name=THREAD, daemon=True)
+            self._thread.start()
         if step != self._next:
-            self._discard()
-        for later in range(step + len(self._pending), step + self._ahead):
-            self._pending.append(self._thread.submit(self._prepare, later))
-        self._next = step + 1
+            for _ in range(self._next, self._end):
+                self._results.get()
+            self._next = self._end = step
+        while self._end < step + self._ahead:
+            self._requests.put(self._end)
+            self._end += 1
         start = time.perf_counter()
-        rows, buffer, copied = self._pending.popleft().result()
+        result = self._results.get()
         self.waited += time.perf_counter() - start
-        if copied is not None:  # GPU only
+        self._next += 1
+        if isinstance(result, BaseException):
+            raise result
+        if result.copied is not None:  # GPU only
             stream = torch.cuda.current_stream(self._device)
-            stream.wait_event(copied)
-            buffer.record_stream(stream)  # so the memory is reused only after this step
+            stream.wait_event(result.copied)
+            result.buffer.record_stream(stream)  # its memory is not reused before the step is done
+        rows: Rows = result.rows
         return rows
 
     def close(self) -> None:
-        """End the thread, after the batch that it is reading."""
-        self._discard()
-        self._thread.shutdown()
+        """End the thread after the batch that it is reading; the next ``batch`` starts another one."""
+        if self._thread is None:
+            return
+        thread, self._thread = self._thread, None
+        self._requests.put(None)
+        thread.join()
+        self._requests, self._results = SimpleQueue(), SimpleQueue()
+        self._next = self._end = 0
 
-    def _discard(self) -> None:
-        for future in self._pending:
-            future.cancel()
-        self._pending.clear()
+    def _work(self) -> None:
+        for step in iter(self._requests.get, None):
+            if self._thread is None:  # closed, before the remaining requests
+                break
+            try:
+                self._results.put(self._prepare(step))
+            except BaseException as error:
+                self._results.put(error)
 
-    def _prepare(self, step: int) -> tuple[Rows, Tensor, Any]:
-        """Read a batch and begin its copy; return it, its memory, and what marks the end of the copy."""
+    def _prepare(self, step: int) -> _Batch:
+        """Read a batch and begin its copy."""
         rows = self._read(step)
-        tensors = list(vars(rows).values())
+        names, tensors = list(vars(rows)), [tensor.contiguous() for tensor in vars(rows).values()]
         on_gpu = self._stream is not None
-        with torch.cuda.stream(self._stream):  # nothing without a GPU
-            # torch reuses pinned memory after the copy, which it follows by an event.
-            buffer = packed(tensors, pinned=on_gpu).to(self._device, non_blocking=on_gpu)
+        with torch.cuda.stream(self._stream):  # does nothing without a GPU
+            # torch reuses pinned memory only after the copy from it.
+            buffer = packed(tensors, pinned=on_gpu).to(self._device, non_blocking=True)
             copied = self._stream.record_event() if self._stream is not None else None
-        return replace(rows, **dict(zip(vars(rows), views(buffer, tensors), strict=True))), buffer, copied
+        return _Batch(replace(rows, **dict(zip(names, views(buffer, tensors), strict=True))), buffer, copied)
 
 
 def packed(tensors: Sequence[Tensor], pinned: bool = False) -> Tensor:
-    """Copy tensors into one, (bytes,) uint8, so that one copy moves them all."""
+    """Copy contiguous tensors into one, (bytes,) uint8, so that one copy moves them all to a GPU."""
     size = sum(_padded(tensor) for tensor in tensors)
     buffer = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
     for tensor, view in zip(tensors, views(buffer, tensors), strict=True):
@@ -120,13 +144,16 @@ def packed(tensors: Sequence[Tensor], pinned: bool = False) -> Tensor:
 
 
 def views(buffer: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors of a packed one, which have the types and shapes of the given ones."""
-    starts = accumulate((_padded(tensor) for tensor in tensors), initial=0)
-    return [
-        buffer[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        for start, tensor in zip(starts, tensors, strict=False)
-    ]
+    """The parts of a packed tensor, with the types and shapes of the tensors in it."""
+    typed = {tensor.dtype: buffer.view(tensor.dtype) for tensor in tensors}
+    start, parts = 0, []
+    for tensor in tensors:
+        place = start // tensor.element_size()
+        parts.append(typed[tensor.dtype].as_strided(tensor.shape, tensor.stride(), place))
+        start += _padded(tensor)
+    return parts
 
 
 def _padded(tensor: Tensor) -> int:
+    """Bytes that a tensor takes in a packed one."""
     return -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
