@@ -2,6 +2,8 @@
 
 The log stays in its memory-mapped file. A thread reads the rows of the next batches into pinned memory and copies
 them to the GPU on a stream of its own, so a step finds its batch there.
+
+The thread allocates memory at any time. So a CUDA graph must be captured with ``capture_error_mode="thread_local"``.
 """
 
 from __future__ import annotations
