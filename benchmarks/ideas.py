@@ -29,7 +29,7 @@ from cvl_pipeline.api import EpisodeData, QFunction, evaluate, ingest, load, rea
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
 from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.episodes.preparation import fit_normalisation, observed_returns
-from cvl_pipeline.episodes.sampling import Draws, SegmentSampler
+from cvl_pipeline.episodes.sampling import Draws, Segments, SegmentSampler
 from cvl_pipeline.networks.actor import Actor
 from cvl_pipeline.networks.mlp import MLP
 from cvl_pipeline.objectives.advantages import MarginalActions, advantages
@@ -53,13 +53,13 @@ class OtherActions(ContrastiveDynamics):
     weight = 0.5
     others = 4
 
-    def training_loss(self, batch: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def training_loss(self, batch: Draws | Segments) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum of the contrastive loss and the cross-entropy of the choice."""
-        segments = self._train_sampler.gather(batch)
+        segments = batch if isinstance(batch, Segments) else self.read(batch)
         phi, psi = self._representations(segments)
         logits = self.critic.logits(phi, psi)
         # Seeded by the batch, so that the same step always samples the same actions.
-        generator = Generator().manual_seed(int(batch.anchors.sum()))
+        generator = Generator().manual_seed(int(segments.anchors.sum()))
         train = self._transitions.transition_index(self._split.train)
         index = train[torch.randint(len(train), (len(phi), self.others), generator=generator)]
         phi = self.critic.phi(segments.observations.unsqueeze(1), self._transitions.actions[index])

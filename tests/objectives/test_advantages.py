@@ -22,7 +22,7 @@ from cvl_pipeline.objectives.advantages import (
 )
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.testing.builders import make_discrete_transitions, make_transitions
-from tests.objectives.toys import DISCOUNT, READOUT, LinearCritic, SignCritic, q_of
+from tests.objectives.toys import DISCOUNT, READOUT, LinearCritic, SignCritic, network_q, q_of
 
 
 @pytest.fixture
@@ -171,3 +171,13 @@ def test_every_state_value_keeps_its_parameters(name: str) -> None:
     state_value = STATE_VALUES.create(parameters)
     assert isinstance(parameters, state_value.Parameters)
     assert state_value.parameters is parameters
+
+
+def test_a_fitted_value_needs_the_log_beside_the_critic() -> None:
+    transitions = make_transitions([5] * 6, [False] * 6)
+    method = FittedValue(FittedValueParameters())
+    elsewhere = torch.empty(10, device="meta")
+    with pytest.raises(
+        InputError, match=r"'fitted_value' needs the whole log on the GPU.*'marginal_actions'"
+    ):
+        method.values(network_q(transitions), transitions, torch.arange(10), elsewhere, 0)

@@ -138,7 +138,7 @@ def test_parts_are_mapped_in_their_order_without_gradients_by_as_many_threads_as
     torch.set_num_threads(2)
     try:
         parts = torch.split(torch.arange(12.0), 3)
-        results = mapped(double, parts, parts)
+        results = mapped(double, parts, parts, device=torch.device("cpu"))
     finally:
         torch.set_num_threads(before)
     assert [float(result) for result in results] == [9.0, 36.0, 63.0, 90.0]
@@ -152,4 +152,4 @@ def test_an_error_in_a_part_is_raised() -> None:
         raise ValueError(f"part {int(part[0])}")
 
     with pytest.raises(ValueError, match="part 0"):
-        mapped(fail, torch.split(torch.arange(4), 1))
+        mapped(fail, torch.split(torch.arange(4), 1), device=torch.device("cpu"))

@@ -74,9 +74,10 @@ class ContrastiveDynamics(OfflineModule):
             )
 
     def on_fit_start(self) -> None:
-        """Move the episodes to the network's device."""
+        """Move the episodes to the network's device, if they fit."""
         discount = self.parameters_of_stage.discount
-        transitions = self._transitions.to(self.device)
+        log = self._transitions
+        transitions = log.to(self.place(log.observations, log.actions))
         self._train_sampler = SegmentSampler(transitions, discount, self._split.train)
         self._validation_sampler = SegmentSampler(transitions, discount, self._split.validation)
 
@@ -86,9 +87,13 @@ class ContrastiveDynamics(OfflineModule):
         per_episode = self.parameters_of_stage.segments_per_episode
         return self._train_sampler.draw(batches * size, generator, per_episode).split(size)
 
-    def training_loss(self, batch: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+    def read(self, entry: Draws) -> Segments:
+        """Read this process's share of a batch."""
+        return self._train_sampler.gather(entry.map(own_share))
+
+    def training_loss(self, batch: Draws | Segments) -> tuple[Tensor, dict[str, Tensor]]:
         """Contrastive loss of one batch, with the negatives of all processes."""
-        segments = self._train_sampler.gather(batch.map(own_share))
+        segments = batch if isinstance(batch, Segments) else self.read(batch)
         phi, psi = self._representations(segments)
         if self._observer is not None:
             self._observer(segments, psi.detach())
@@ -107,7 +112,7 @@ class ContrastiveDynamics(OfflineModule):
         for _ in range(count):
             segments = self._validation_sampler.sample(
                 self.training_parameters.batch_size, generator, self.parameters_of_stage.segments_per_episode
-            )
+            ).map(lambda column: column.to(self.device))
             logits = self.critic.logits(*self._representations(segments))
             for name, value in {"loss": self._loss(logits), **contrastive_metrics(logits)}.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value / count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 from torch import Generator, Tensor
@@ -13,7 +14,14 @@ from cvl_pipeline.episodes.container import Transitions
 
 
 @dataclass(frozen=True)
-class Segments:
+class _Columns:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Apply ``change`` to every column."""
+        return type(self)(*(change(getattr(self, field.name)) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Segments(_Columns):
     """A batch of anchors (s_t, a_t) and future states s_{t+k}.
 
     Attributes:
@@ -37,7 +45,7 @@ class Segments:
 
 
 @dataclass(frozen=True)
-class Draws:
+class Draws(_Columns):
     """Positions of segments in the log, without their data; (B,) int64 each, except ``absorbed``.
 
     Attributes:
@@ -55,10 +63,6 @@ class Draws:
     future_rows: Tensor
     arrivals: Tensor
     absorbed: Tensor
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Draws:
-        """Apply ``change`` to every column."""
-        return Draws(*(change(getattr(self, field.name)) for field in fields(self)))
 
     def split(self, size: int) -> list[Draws]:
         """Split into consecutive draws of the given size."""

@@ -25,6 +25,7 @@ from cvl_pipeline.objectives.base import TrainedPolicy
 from cvl_pipeline.schema import Hidden
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
+from cvl_pipeline.training.prefetch import SHARE, fits
 from cvl_pipeline.training.processes import gather, own_share
 from cvl_pipeline.training.seeds import stream_seed
 
@@ -130,8 +131,14 @@ class ImplicitQLearning(OfflineModule):
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
 
     def on_fit_start(self) -> None:
-        """Put the data where the networks are."""
-        for name in ("_states", "_next_states", "_actions", "_rewards", "_goes_on"):
+        """Put the data where the networks are; raise InputError if a GPU lacks the memory."""
+        names = ("_states", "_next_states", "_actions", "_rewards", "_goes_on")
+        if not fits(self.device, *(getattr(self, name) for name in names)):
+            raise InputError(
+                f"method 'iql' needs the whole log on the GPU, and it takes more than {SHARE:.0%} of its free memory; "
+                "set training.accelerator=cpu for this method"
+            )
+        for name in names:
             setattr(self, name, getattr(self, name).to(self.device))
         self._held_out = self._held_out.to(self.device)
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from cvl_pipeline.episodes.container import Transitions
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.mlp import MLP
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.references import CHUNK
@@ -43,7 +44,7 @@ class StateValue(ABC):
 
         Args:
             q: frozen.
-            transitions: all episodes.
+            transitions: all episodes; on the CPU if they do not fit the GPU that has ``q``.
             index: (M,) int64, the transitions.
             logged: (M,), Q of their actions.
             seed: of every draw.
@@ -84,11 +85,16 @@ class MarginalActions(StateValue):
         self, q: QFunction, transitions: Transitions, index: Tensor, logged: Tensor, seed: int
     ) -> Tensor:
         """Return V, (M,); ``logged`` is not used."""
+        device = logged.device
         if transitions.discrete:
-            frequency = transitions.actions[index].mean(0)
+            frequency = transitions.actions[index].mean(0).to(device)
             parts = torch.split(index, q.rows_in_chunk(len(frequency)))
             return torch.cat(
-                mapped(lambda part: q.of_all_actions(transitions.states(part)) @ frequency, parts)
+                mapped(
+                    lambda part: q.of_all_actions(transitions.states(part).to(device)) @ frequency,
+                    parts,
+                    device=device,
+                )
             )
         generator = Generator(device=index.device).manual_seed(stream_seed(seed, "baseline", 0))
         count = self.parameters.actions
@@ -102,9 +108,10 @@ class MarginalActions(StateValue):
         rows = q.rows_in_chunk(count)
 
         def mean(states: Tensor, taken: Tensor) -> Tensor:
-            return q.of_actions(transitions.states(states), transitions.actions[taken]).mean(1)
+            pairs = transitions.states(states).to(device), transitions.actions[taken].to(device)
+            return q.of_actions(*pairs).mean(1)
 
-        return torch.cat(mapped(mean, torch.split(index, rows), torch.split(others, rows)))
+        return torch.cat(mapped(mean, torch.split(index, rows), torch.split(others, rows), device=device))
 
 
 class FittedValueParameters(StateValueParameters):
@@ -133,6 +140,11 @@ class FittedValue(StateValue):
     ) -> Tensor:
         """Fit V and return it, (M,)."""
         parameters, device = self.parameters, logged.device
+        if index.device != device:
+            raise InputError(
+                "state_value 'fitted_value' needs the whole log on the GPU, and it does not fit; choose "
+                "'marginal_actions', or train the policy with training.accelerator=cpu"
+            )
         inputs = torch.cat(
             [q.critic.encode_observation(transitions.states(part)) for part in torch.split(index, CHUNK)]
         )
@@ -165,8 +177,8 @@ def advantages(
     """``A(s, a) = Q(s, a) - V(s)`` of logged actions, in units of its own standard deviation, (M,).
 
     Args:
-        q: frozen, on the device of the transitions.
-        transitions: all episodes.
+        q: frozen.
+        transitions: all episodes; on the CPU if they do not fit the GPU that has ``q``.
         index: (M,) int64, the transitions that train.
         parameters: of V.
         seed: of the draws that V makes.

@@ -57,6 +57,8 @@ class ObjectiveParameters(ActorParameters):
 class Setting:
     """Everything an objective may use, on the device that trains.
 
+    A log that does not fit the GPU stays on the CPU: ``transitions``, ``train_index`` and ``rewards``.
+
     Attributes:
         transitions: all episodes.
         train_index: (M,) int64, the transitions that train.
@@ -126,8 +128,18 @@ class Objective(ABC):
         positions = torch.randint(count, (batches * size,), generator=generator, device=device)
         return torch.split(positions, size)
 
-    def batch(self, positions: Tensor) -> Batch:
-        """Read this process's share of the transitions at the given positions."""
+    def read(self, drawn: Any) -> Any:
+        """Rows of one entry of ``draw``, a dataclass of tensors, which ``loss`` gets instead of the entry.
+
+        Used if the log does not fit the GPU, in another thread. ``batch`` by default; an objective with a ``draw`` of
+        its own needs its own.
+        """
+        return self.batch(drawn)
+
+    def batch(self, positions: Tensor | Batch) -> Batch:
+        """Read this process's share of the transitions at the given positions, unless that is done already."""
+        if isinstance(positions, Batch):
+            return positions
         own = own_share(positions)
         index = self.setting.train_index[own]
         data = self.setting.transitions

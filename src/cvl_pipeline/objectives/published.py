@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from cvl_pipeline.episodes.sampling import Draws, SegmentSampler
+from cvl_pipeline.episodes.sampling import Draws, Segments, SegmentSampler
 from cvl_pipeline.networks.actor import CategoricalActor
 from cvl_pipeline.objectives.base import Objective, ObjectiveParameters, Setting
 from cvl_pipeline.readout.references import labels
 from cvl_pipeline.training.processes import own_share
+
+
+@dataclass(frozen=True)
+class NoisySegments(Segments):
+    """Segments with the noise of the policy's actions, (B, A), and the labels of the futures, (B,)."""
+
+    noise: Tensor
+    labels: Tensor
 
 
 class Published(Objective):
@@ -49,12 +58,17 @@ class Published(Objective):
         noise = torch.split(self.setting.actor.noise(batches * size, generator), size)
         return list(zip(segments, noise, strict=True))
 
-    def loss(self, drawn: tuple[Draws, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def read(self, drawn: tuple[Draws, Tensor]) -> NoisySegments:
+        """Read this process's share of a batch."""
+        segments = self._sampler.gather(drawn[0].map(own_share))
+        rewards = self._rewards[segments.arrivals].masked_fill(segments.absorbed, 0.0)
+        return NoisySegments(**vars(segments), noise=own_share(drawn[1]), labels=rewards)
+
+    def loss(self, drawn: tuple[Draws, Tensor] | NoisySegments) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of one batch of segments."""
         parameters, actor, critic = self.parameters, self.setting.actor, self.setting.q.critic
-        segments = self._sampler.gather(drawn[0].map(own_share))
-        observations = segments.observations
-        rewards = self._rewards[segments.arrivals].masked_fill(segments.absorbed, 0.0)
+        segments = drawn if isinstance(drawn, NoisySegments) else self.read(drawn)
+        observations, rewards = segments.observations, segments.labels
         psi = critic.psi(segments.futures, segments.absorbed)
         offsets = segments.offsets if critic.shape.horizon_conditioning else None
         if isinstance(actor, CategoricalActor):
@@ -63,8 +77,9 @@ class Published(Objective):
             log_pi = actor.log_probs(observations)
             probabilities = log_pi.exp()  # (B, A): the mean over all actions
         else:
-            noise = own_share(drawn[1]).unsqueeze(1)
-            candidates = actor.act_with_noise(observations, noise)  # (B, 1, A): one sample
+            candidates = actor.act_with_noise(
+                observations, segments.noise.unsqueeze(1)
+            )  # (B, 1, A): one sample
             log_pi = actor.log_prob(observations, candidates.squeeze(1)).unsqueeze(1)
             probabilities = torch.ones_like(log_pi)
         count = candidates.shape[1]

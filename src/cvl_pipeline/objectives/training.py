@@ -13,7 +13,7 @@ from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.imports import check_return
 from cvl_pipeline.networks.actor import Actor, make_actor
-from cvl_pipeline.objectives.base import OBJECTIVES, ObjectiveParameters, Setting, TrainedPolicy
+from cvl_pipeline.objectives.base import OBJECTIVES, Objective, ObjectiveParameters, Setting, TrainedPolicy
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.seeds import stream_seed
@@ -67,11 +67,18 @@ class PolicyExtraction(OfflineModule):
             )
 
     def on_fit_start(self) -> None:
-        """Put the data where the network is, and let the objective prepare."""
+        """Put the data where the network is, if they fit, and let the objective prepare."""
         # A frozen copy, so that the caller's critic stays trainable and where it is. Its holder is no module,
         # so it is neither trained nor checkpointed.
         self._values = self._values.frozen(self.device) if self._values else None
-        transitions = self._data.transitions.to(self.device)
+        log, own = self._data.transitions, type(self.objective)
+        device = self.place(log.observations, log.actions)
+        if self._prefetch is not None and own.draw is not Objective.draw and own.read is Objective.read:
+            raise InputError(
+                f"the log does not fit the GPU, and {own.__name__} draws its own batches: define {own.__name__}.read, "
+                "or set policy_extraction.training.accelerator=cpu"
+            )
+        transitions = log.to(device)
         split = self._data.split
         self._transitions = transitions
         self._validation_index = transitions.transition_index(split.validation)
@@ -84,7 +91,7 @@ class PolicyExtraction(OfflineModule):
             actor=self.actor,
             seed=self.seed,
             values=self._values if self.objective.needs_critic else None,
-            rewards=rewards.to(self.device) if rewards else None,
+            rewards=rewards.to(device) if rewards else None,
         )
         self.objective.prepare(self.objective.setting)
 
@@ -95,6 +102,10 @@ class PolicyExtraction(OfflineModule):
         expected = f"{batches} batches"
         check_return(self.objective, "draw", drawn, valid=len(entries) == batches, expected=expected)
         return entries
+
+    def read(self, entry: object) -> Any:
+        """Read the rows of one batch, as the objective does."""
+        return self.objective.read(entry)
 
     def training_loss(self, batch: object) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the objective's loss on this process's share of one batch."""
@@ -114,10 +125,10 @@ class PolicyExtraction(OfflineModule):
     def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
         """Measure how far the policy is from the logged actions on held-out states, and its gain in Q."""
         count = len(self._validation_index)
-        positions = torch.randint(count, (VALIDATION_STATES,), generator=generator, device=self.device)
+        positions = torch.randint(count, (VALIDATION_STATES,), generator=generator, device=generator.device)
         index = self._validation_index[positions]
-        observations = self._transitions.states(index)
-        logged = self._transitions.actions.index_select(0, index)
+        observations = self._transitions.states(index).to(self.device)
+        logged = self._transitions.actions.index_select(0, index).to(self.device)
         actions = self.actor(observations)
         metrics = {
             "action_error": (actions - logged).square().mean(),

@@ -107,17 +107,19 @@ class QFunction:
         """Q and effective sample size of logged states with logged actions, (M,) each.
 
         Args:
-            transitions: the log.
+            transitions: the log; also on another device.
             index: (M,) int64, transitions that provide the states.
             actions: (M,) int64, transitions that provide the actions; None: the same.
         """
-        rows = self.rows_in_chunk(1)
+        rows, device = self.rows_in_chunk(1), next(self.critic.parameters()).device
         actions = index if actions is None else actions
 
         def part(states: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
-            return self.in_batches(transitions.states(states), transitions.actions.index_select(0, taken))
+            pairs = transitions.states(states), transitions.actions.index_select(0, taken)
+            return self.in_batches(*(rows.to(device) for rows in pairs))
 
-        values, sizes = zip(*mapped(part, torch.split(index, rows), torch.split(actions, rows)), strict=True)
+        parts = torch.split(index, rows), torch.split(actions, rows)
+        values, sizes = zip(*mapped(part, *parts, device=device), strict=True)
         return torch.cat(values), torch.cat(sizes)
 
     def of_actions(self, observations: Tensor, actions: Tensor) -> Tensor:

@@ -146,6 +146,8 @@ def fit(
             if isinstance(error.__context__, KeyboardInterrupt):  # what Lightning makes of Ctrl+C
                 raise KeyboardInterrupt from None
             raise
+        finally:
+            module.stop_prefetching()
     if best is not None:
         best.restore(module)
     if folder is not None and rank() == 0:

@@ -7,6 +7,7 @@ them than the GPU to run them. A graph starts all of them at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,14 +29,14 @@ class StepGraph:
     """
 
     def __init__(
-        self, module: OfflineModule, optimizer: Adam, block: Sequence[Any], longest: int, capture: bool = True
+        self, module: OfflineModule, optimizer: Adam, first: int, longest: int, capture: bool = True
     ) -> None:
         """Capture the step; parameters, buffers and the optimiser stay as they are.
 
         Args:
             module: on the device that trains.
             optimizer: of the module.
-            block: batches of consecutive steps, with the shapes of all later ones.
+            first: number of the first step. All batches must have the shapes of its batch.
             longest: largest number of steps of one ``run``.
             capture: whether to make a graph; otherwise, ``run`` takes the same steps without one.
 
@@ -44,7 +45,10 @@ class StepGraph:
             RuntimeError: a graph cannot do what the step does, such as wait for a result.
         """
         self._module, self._optimizer = module, optimizer
-        self._block = _joined(block, torch.stack)
+        if module.reads_ahead:
+            self._batch = _mapped(module.batch(first), torch.clone)
+        else:
+            self._block = _joined(module.block(first)[0], torch.stack)
         self._loaded: Sequence[Any] | None = None
         self._place, self._turn = torch.zeros(2, 1, dtype=torch.int64, device=module.device)
         self._rates, self._losses = torch.zeros(2, longest, device=module.device)
@@ -68,11 +72,7 @@ class StepGraph:
         for total in self._sums.values():
             total.zero_()
         for step in range(first, first + count):
-            block, place = module.block(step)
-            if block is not self._loaded:
-                _copy(_joined(block, torch.stack), self._block)
-                self._loaded = block
-                self._place.fill_(place)
+            self._load(step)
             if self._graph is None:
                 self._step()
             else:
@@ -82,9 +82,23 @@ class StepGraph:
         losses: Tensor = self._losses[:count].clone()
         return losses
 
+    def _load(self, step: int) -> None:
+        """Put the batch of a step, or a block of batches from it on, where the graph reads it."""
+        if self._module.reads_ahead:
+            _copy(self._module.batch(step), self._batch)
+            return
+        block, place = self._module.block(step)
+        if block is not self._loaded:
+            _copy(_joined(block, torch.stack), self._block)
+            self._loaded = block
+            self._place.fill_(place)
+
     def _step(self) -> None:
         module = self._module
-        batch = _mapped(self._block, lambda column: column.index_select(0, self._place).squeeze(0))
+        if module.reads_ahead:
+            batch = self._batch
+        else:
+            batch = _mapped(self._block, lambda column: column.index_select(0, self._place).squeeze(0))
         loss, metrics = module.training_loss(batch)
         module.differentiate(loss)
         self._optimizer.update(self._rates.index_select(0, self._turn).squeeze(0))
@@ -111,7 +125,8 @@ class StepGraph:
                     self._step()
             torch.cuda.current_stream(device).wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Threads that read batches ahead may go on.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step()
             self._graph = graph
         finally:
@@ -120,13 +135,14 @@ class StepGraph:
 
 
 def _mapped(entry: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Change every tensor of an entry of ``draw``: a tensor, a tuple of entries, or an object with ``map``."""
+    """Change every tensor of a batch: a tensor, or a tuple or dataclass of such."""
     if isinstance(entry, Tensor):
         return change(entry)
     if isinstance(entry, tuple):
         return tuple(_mapped(part, change) for part in entry)
-    if hasattr(entry, "map"):
-        return entry.map(change)
+    if is_dataclass(entry) and not isinstance(entry, type):
+        parts = {field.name: _mapped(getattr(entry, field.name), change) for field in fields(entry)}
+        return replace(entry, **parts)
     raise TypeError(f"a batch is a {type(entry).__name__}")
 
 

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from cvl_pipeline.errors import one_line
 from cvl_pipeline.training.graph import StepGraph
 from cvl_pipeline.training.parameters import TrainingParameters
+from cvl_pipeline.training.prefetch import Prefetch, fits
 from cvl_pipeline.training.processes import average, gather, rank, world_size
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.training.vector import Adam, ParameterVector
@@ -29,6 +30,9 @@ DRAWN = 64
 
 class OfflineModule(lightning.LightningModule):
     """Train on batches that the module samples by index arithmetic on the device that holds the data.
+
+    That is the network's device. Data that do not fit a GPU stay on the CPU, and batches are read ahead of their steps
+    (see ``prefetch``).
 
     A subclass defines the batches, the loss of a gradient step and the metrics on held-out data. The batch of
     step n depends only on the seed and n, so resumed training samples the same batches as uninterrupted
@@ -52,13 +56,22 @@ class OfflineModule(lightning.LightningModule):
         self._validation: Mapping[str, Tensor] = {}
         self._block: tuple[int, Sequence[Any]] | None = None
         self._graph: StepGraph | None = None
+        self._prefetch: Prefetch[Any] | None = None  # if the log stays on the CPU
+        self._drawn_on: str | None = None  # before a resumption
 
     def draw(self, batches: int, generator: Generator) -> Sequence[Any]:
         """Sample the places of the next batches in the data, one entry per batch, with ``generator`` only."""
         raise NotImplementedError
 
+    def read(self, entry: Any) -> Any:
+        """Rows of this process's share of an entry of ``draw``, a dataclass of tensors.
+
+        A module that calls ``place`` defines it. A thread calls it if the data stay on the CPU.
+        """
+        raise NotImplementedError
+
     def training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one entry of ``draw``, and scalar metrics to record."""
+        """Loss of one entry of ``draw``, or of what ``read`` made of it, and scalar metrics to record."""
         raise NotImplementedError
 
     def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
@@ -145,7 +158,7 @@ class OfflineModule(lightning.LightningModule):
         if self._graph is None and self.graphable and self.device.type == "cuda" and world_size() == 1:
             assert isinstance(optimizer, Adam)
             try:
-                self._graph = StepGraph(self, optimizer, self.block(self.global_step)[0], CHUNK)
+                self._graph = StepGraph(self, optimizer, self.global_step, CHUNK)
             except (RuntimeError, TypeError) as error:
                 logger.warning("The gradient step is no CUDA graph, so it takes longer (%s)", one_line(error))
                 self.graphable = False
@@ -153,7 +166,7 @@ class OfflineModule(lightning.LightningModule):
 
     def validation_step(self, _: int) -> None:
         """Measure on held-out data."""
-        generator = Generator(device=self.device)
+        generator = Generator(device=self.data_device)
         generator.manual_seed(stream_seed(self.seed, "validation", 0))
         self._validation = self.validation_metrics(generator)
 
@@ -171,12 +184,14 @@ class OfflineModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the history and the sums of the current interval with the weights."""
         checkpoint["history"] = self.rows
+        checkpoint["drawn_on"] = self.data_device.type
         # The sums of every process, because only one process writes the checkpoint.
         checkpoint["sums"] = {name: gather(value.reshape(1)) for name, value in self._sums.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the history and the sums."""
         self.rows = checkpoint["history"]
+        self._drawn_on = checkpoint.get("drawn_on")
         # If the number of processes has changed, each takes the mean, so the next average stays right.
         self._sums = {
             name: values[rank()] if len(values) == world_size() else values.mean()
@@ -187,8 +202,38 @@ class OfflineModule(lightning.LightningModule):
         """Move the restored sums to the device of the network."""
         self._sums = {name: value.to(self.device) for name, value in self._sums.items()}
 
+    @property
+    def data_device(self) -> torch.device:
+        """Device that holds the data, and on which batches are drawn."""
+        return torch.device("cpu") if self._prefetch is not None else self.device
+
+    def place(self, *log: Tensor) -> torch.device:
+        """Decide where the data are, by the size of their largest tensors, and return that device.
+
+        Training that resumes on a GPU draws its batches where it did before, because devices draw different numbers.
+        """
+        stays = not fits(self.device, *log)
+        if self._drawn_on is not None and self.device.type == "cuda":
+            stays = self._drawn_on == "cpu"
+        self.stop_prefetching()
+        self._prefetch = Prefetch(lambda step: self.read(self._entry(step)), self.device) if stays else None
+        return self.data_device
+
+    def stop_prefetching(self) -> None:
+        """End the thread that reads batches, if there is one."""
+        if self._prefetch is not None:
+            self._prefetch.close()
+
     def batch(self, step: int) -> Any:
-        """The batch of a gradient step, an entry of ``draw``."""
+        """The batch of a gradient step: an entry of ``draw``, or its rows if they were read ahead."""
+        return self._entry(step) if self._prefetch is None else self._prefetch.batch(step)
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether ``batch`` returns rows that were read ahead, because the log does not fit the GPU."""
+        return self._prefetch is not None
+
+    def _entry(self, step: int) -> Any:
         block, place = self.block(step)
         return block[place]
 
@@ -196,7 +241,7 @@ class OfflineModule(lightning.LightningModule):
         """The block of batches that has the batch of a gradient step, and its place there."""
         number, place = divmod(step, DRAWN)
         if self._block is None or self._block[0] != number:
-            generator = Generator(device=self.device)
+            generator = Generator(device=self.data_device)
             generator.manual_seed(stream_seed(self.seed, "training", number))
             self._block = number, self.draw(DRAWN, generator)
         return self._block[1], place

@@ -52,7 +52,7 @@ def threads_for(operations: float) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def mapped(function: Callable[..., R], *parts: Sequence[Tensor]) -> list[R]:
+def mapped(function: Callable[..., R], *parts: Sequence[Tensor], device: torch.device) -> list[R]:
     """Map a function without gradients over parts of the data, on as many threads as torch has.
 
     Each thread computes whole parts, with one thread of torch's own: they never wait for each other, and results do
@@ -61,6 +61,7 @@ def mapped(function: Callable[..., R], *parts: Sequence[Tensor]) -> list[R]:
     Args:
         function: of one part of every sequence.
         parts: sequences of equal length.
+        device: where the function computes.
     """
 
     @torch.no_grad()  # each thread has its own setting
@@ -68,7 +69,7 @@ def mapped(function: Callable[..., R], *parts: Sequence[Tensor]) -> list[R]:
         return function(*part)
 
     count = min(torch.get_num_threads(), len(parts[0]))
-    if count < 2 or parts[0][0].device.type != "cpu":
+    if count < 2 or device.type != "cpu":
         return [alone(*part) for part in zip(*parts, strict=True)]
     with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(alone, *parts))
