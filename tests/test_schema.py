@@ -744,5 +744,6 @@ def test_chosen_modules_of_the_default_stages() -> None:
 def test_the_parameters_that_a_registry_names_are_those_of_the_class(registry: Registry[Any]) -> None:
     for name in registry.names:
         assert registry.parameters(name) is registry[name].Parameters
-        chosen = registry.parameters(name).model_construct(**{registry.field: name})
+        model: Any = registry.parameters(name)
+        chosen = model.model_construct(**{registry.field: name})
         assert registry.module_of(chosen) == registry[name].__module__

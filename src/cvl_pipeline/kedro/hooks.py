@@ -29,6 +29,7 @@ from cvl_pipeline.kedro.parameters import RunParameters, check_parameters
 from cvl_pipeline.kedro.pipeline_registry import current_plan, plan_for, register_pipelines
 from cvl_pipeline.kedro.workspace import beside
 from cvl_pipeline.readout.parameters import REWARDS
+from cvl_pipeline.readout.rewards import NO_REWARDS, check_reward
 from cvl_pipeline.sources.base import SOURCES
 from cvl_pipeline.sources.environment import EvaluationEnvironment, environment_for
 from cvl_pipeline.tuning.objectives import OBJECTIVES
@@ -133,8 +134,6 @@ class CheckInputs:
 
 def check_reward_of(parameters: RunParameters) -> None:
     """Raise InputError if the reward cannot be used, or the log has none and the parameters name no other."""
-    from cvl_pipeline.readout.rewards import NO_REWARDS, check_reward  # not above: it imports torch
-
     check_reward(parameters.reward)
     needs_logged = REWARDS.of(parameters.reward).needs_logged_rewards
     if needs_logged and not SOURCES.create(parameters.dataset).has_rewards:
@@ -179,8 +178,6 @@ def _makers(names: set[str], catalog: DataCatalog) -> list[str]:
 
 def _check_tuning(parameters: RunParameters) -> None:
     """Refuse a search that cannot be done, before anything is run for it."""
-    from cvl_pipeline.readout.rewards import check_reward
-
     try:
         from cvl_pipeline.tuning.space import check_space
     except ImportError as error:
