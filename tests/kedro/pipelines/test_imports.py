@@ -42,3 +42,4 @@ def test_a_command_imports_no_slow_library_that_it_does_not_need(command: str, u
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("imported:")]
     assert "kedro" in line.split()
     assert not unneeded & set(line.split())
+    assert "type hints" not in result.stdout + result.stderr  # Kedro warns of those that it cannot resolve
