@@ -20,7 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.networks.encoder import Encoder, EncoderParameters
+from cvl_pipeline.networks.encoder import Encoder
+from cvl_pipeline.networks.parameters import EncoderParameters
 
 
 class FourierFeatures(Encoder):

@@ -18,13 +18,13 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from cvl_pipeline.objectives.advantages import (
+from cvl_pipeline.objectives.advantages import advantages
+from cvl_pipeline.objectives.base import Objective, ObjectiveParameters, Setting
+from cvl_pipeline.objectives.parameters import (
     STATE_VALUES,
     MarginalActionsParameters,
     StateValueParameters,
-    advantages,
 )
-from cvl_pipeline.objectives.base import Objective, ObjectiveParameters, Setting
 from cvl_pipeline.schema import Choice
 
 

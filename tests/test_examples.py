@@ -18,7 +18,7 @@ from cvl_pipeline import api
 from cvl_pipeline.environments.collection import episode_seeds
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.actor import make_actor
-from cvl_pipeline.networks.encoder import ENCODERS
+from cvl_pipeline.networks.parameters import ENCODERS
 from cvl_pipeline.objectives.training import PolicyExtraction, train_policy
 from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.schema import nested, validated

@@ -12,7 +12,8 @@ import torch
 from cvl_pipeline.errors import TERMINATED, InputError, missing_extra
 from cvl_pipeline.imports import library_folders, package_file, user_class, user_code, user_function
 from cvl_pipeline.methods.base import METHODS
-from cvl_pipeline.networks.encoder import ENCODERS, Encoder
+from cvl_pipeline.networks.encoder import Encoder
+from cvl_pipeline.networks.parameters import ENCODERS
 from cvl_pipeline.objectives.base import OBJECTIVES
 from cvl_pipeline.schema import Registry
 from cvl_pipeline.sources.base import SOURCES

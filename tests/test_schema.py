@@ -10,8 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from cvl_pipeline.dynamics.parameters import LOSSES
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.methods.base import METHODS
+from cvl_pipeline.networks.parameters import ENCODERS
+from cvl_pipeline.objectives.base import OBJECTIVES
+from cvl_pipeline.objectives.parameters import STATE_VALUES
 from cvl_pipeline.parameters import StageParameters
+from cvl_pipeline.readout.parameters import READOUTS, REWARDS
 from cvl_pipeline.schema import (
     Choice,
     Floats,
@@ -21,7 +27,7 @@ from cvl_pipeline.schema import (
     Words,
     below,
     choice_of,
-    chosen_classes,
+    chosen_modules,
     effective,
     fields_at,
     flattened,
@@ -34,6 +40,7 @@ from cvl_pipeline.schema import (
     submodel,
     validated,
 )
+from cvl_pipeline.sources.base import SOURCES
 
 # A choice of shapes, in a model of a drawing.
 
@@ -714,18 +721,29 @@ def test_effective_and_operational_fields_together_are_all_fields(values: dict[s
     assert names - kept == {name for name in names if below(name, without)}
 
 
-def test_chosen_classes_are_named_by_their_fields() -> None:
-    assert chosen_classes(validated(Drawing, VALUES)) == {
-        "shape": Square, "shape.ink": MixedInk, "others.mine": OwnShape, "others.circle": Circle,
+def test_chosen_modules_are_named_by_their_fields() -> None:
+    assert chosen_modules(validated(Drawing, VALUES)) == dict.fromkeys(
+        ("shape", "shape.ink", "others.mine", "others.circle"), __name__
+    )
+
+
+def test_chosen_modules_of_the_default_stages() -> None:
+    modules = {name: module.partition(".")[2] for name, module in chosen_modules(StageParameters()).items()}
+    assert modules == {
+        "dataset": "sources.metaworld", "reward": "readout.rewards", "contrastive_dynamics.loss": "dynamics.losses",
+        "contrastive_dynamics.encoder": "networks.encoder", "value_readout": "readout.build",
+        "policy_extraction": "objectives.awr", "policy_extraction.encoder": "networks.encoder",
+        "policy_extraction.state_value": "objectives.advantages", "baselines.bc": "methods.bc",
+        "baselines.bc.encoder": "networks.encoder",
     }  # fmt: skip
 
 
-def test_chosen_classes_of_the_default_stages() -> None:
-    names = {name: kind.__name__ for name, kind in chosen_classes(StageParameters()).items()}
-    assert names == {
-        "dataset": "MetaWorld", "reward": "Logged", "contrastive_dynamics.loss": "SymmetricInfoNCE",
-        "contrastive_dynamics.encoder": "AutomaticEncoder", "value_readout": "Exact",
-        "policy_extraction": "AdvantageWeightedRegression", "policy_extraction.encoder": "AutomaticEncoder",
-        "policy_extraction.state_value": "MarginalActions", "baselines.bc": "BC",
-        "baselines.bc.encoder": "AutomaticEncoder",
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    "registry", [ENCODERS, LOSSES, METHODS, OBJECTIVES, READOUTS, REWARDS, SOURCES, STATE_VALUES]
+)
+def test_the_parameters_that_a_registry_names_are_those_of_the_class(registry: Registry[Any]) -> None:
+    for name in registry.names:
+        assert registry.parameters(name) is registry[name].Parameters
+        model: Any = registry.parameters(name)
+        chosen = model.model_construct(**{registry.field: name})
+        assert registry.module_of(chosen) == registry[name].__module__

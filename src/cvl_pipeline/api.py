@@ -19,9 +19,8 @@ from cvl_pipeline.environments.evaluation import evaluate as run_policy
 from cvl_pipeline.environments.evaluation import rollout_table
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.data import EpisodeData
-from cvl_pipeline.episodes.parameters import IngestionParameters
+from cvl_pipeline.episodes.parameters import IngestionParameters, OutOfBounds
 from cvl_pipeline.episodes.validation import (
-    OutOfBounds,
     bound_actions,
     validate_rewards,
     validate_transitions,

@@ -139,7 +139,13 @@ class Registry(Generic[T]):
     """The alternatives of a choice, by name. Nothing else in the package knows these names."""
 
     def __init__(
-        self, kind: str, field: str, base: str, entries: Mapping[str, str], *, functions: str | None = None
+        self,
+        kind: str,
+        field: str,
+        base: str,
+        entries: Mapping[str, str | tuple[str, type[Strict]]],
+        *,
+        functions: str | None = None,
     ) -> None:
         """Name the alternatives; none of them is imported yet.
 
@@ -147,12 +153,15 @@ class Registry(Generic[T]):
             kind: the kind of thing, for messages, such as ``objective``.
             field: the field that holds the name.
             base: ``module:Class`` that every alternative extends.
-            entries: ``module:Class`` of each alternative by its name; the first one is the default.
+            entries: ``module:Class`` of each alternative by its name; the first one is the default. With its
+                ``Parameters`` if the module is slow to import, so that parameters can be checked without it.
             functions: ``module:Class`` of the alternative that stands for a function of the user's own; None:
                 ``module:Class`` names a class of the user's own.
         """
         self.kind, self.field = kind, field
-        self._base, self._entries, self._functions = base, dict(entries), functions
+        self._base, self._functions = base, functions
+        self._entries = {name: part if isinstance(part, str) else part[0] for name, part in entries.items()}
+        self._models = {name: part[1] for name, part in entries.items() if not isinstance(part, str)}
 
     @property
     def names(self) -> list[str]:
@@ -207,6 +216,11 @@ class Registry(Generic[T]):
         """Return the class that parameters choose."""
         return self[getattr(parameters, self.field)]
 
+    def module_of(self, parameters: BaseModel) -> str:
+        """Return the module of the class that parameters choose; a built-in one is not imported."""
+        entry = self._entries.get(getattr(parameters, self.field))
+        return self.of(parameters).__module__ if entry is None else entry.partition(":")[0]
+
     def create(self, parameters: BaseModel) -> T:
         """Return an instance of the class that parameters choose, made from them."""
         chosen: Any = self.of(parameters)
@@ -219,6 +233,8 @@ class Registry(Generic[T]):
 
     def parameters(self, name: Any) -> type[Strict]:
         """Return the parameter model of an alternative."""
+        if isinstance(name, str) and name in self._models:
+            return self._models[name]
         chosen: Any = self[name]
         model: type[Strict] = chosen.Parameters
         return model
@@ -583,17 +599,17 @@ def effective(parameters: BaseModel) -> dict[str, Any]:
     return {name: value for name, value in values.items() if not below(name, without)}
 
 
-def chosen_classes(parameters: BaseModel) -> dict[str, type[Any]]:
-    """Return the class of every choice, by the full name of the field."""
-    classes: dict[str, type[Any]] = {}
+def chosen_modules(parameters: BaseModel) -> dict[str, str]:
+    """Return the module of the class of every choice, by the full name of the field."""
+    modules: dict[str, str] = {}
     for full, model, field in _walk(parameters, ""):
         choice = choice_of(type(model), field)
         value = getattr(model, field)
         if choice is not None and choice.mapping:
-            classes |= {f"{full}.{label}": choice.registry.of(part) for label, part in value.items()}
+            modules |= {f"{full}.{label}": choice.registry.module_of(part) for label, part in value.items()}
         elif choice is not None:
-            classes[full] = choice.registry.of(value)
-    return classes
+            modules[full] = choice.registry.module_of(value)
+    return modules
 
 
 def below(name: str, groups: Iterable[str]) -> bool:

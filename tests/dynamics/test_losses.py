@@ -13,16 +13,15 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from cvl_pipeline.dynamics.losses import (
-    LOSSES,
     SPREAD,
     Loss,
-    LossParameters,
     contrastive_metrics,
     infonce,
     logsumexp_penalty,
     nce,
     symmetric_infonce,
 )
+from cvl_pipeline.dynamics.parameters import LOSSES, LossParameters
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.testing.builders import dynamics_parameters
 

@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from cvl_pipeline.episodes.container import Normalisation
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.encoder import (
-    ENCODERS,
     SMALLEST,
     AutomaticEncoder,
     ConvolutionalEncoder,
     Encoder,
-    EncoderParameters,
     IdentityEncoder,
     ObservationEncoder,
 )
+from cvl_pipeline.networks.parameters import ENCODERS, EncoderParameters, IdentityEncoderParameters
 
 FEATURES = ConvolutionalEncoder.Parameters().features
 
@@ -175,7 +174,7 @@ class Silent(IdentityEncoder):
     Parameters = EncoderParameters  # type: ignore[assignment]
     said: int | None = None
 
-    def __init__(self, parameters: IdentityEncoder.Parameters, shape: tuple[int, ...]) -> None:
+    def __init__(self, parameters: IdentityEncoderParameters, shape: tuple[int, ...]) -> None:
         super().__init__(parameters, shape)
         self.features = self.said  # type: ignore[assignment]
 

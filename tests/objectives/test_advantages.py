@@ -10,15 +10,12 @@ from torch import Tensor
 
 from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.objectives.advantages import (
+from cvl_pipeline.objectives.advantages import FittedValue, MarginalActions, StateValue, advantages
+from cvl_pipeline.objectives.parameters import (
     STATE_VALUES,
-    FittedValue,
     FittedValueParameters,
-    MarginalActions,
     MarginalActionsParameters,
-    StateValue,
     StateValueParameters,
-    advantages,
 )
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.testing.builders import make_discrete_transitions, make_transitions

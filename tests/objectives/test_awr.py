@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from cvl_pipeline.episodes.container import Transitions
-from cvl_pipeline.objectives.advantages import FittedValueParameters, advantages
+from cvl_pipeline.objectives.advantages import advantages
 from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
+from cvl_pipeline.objectives.parameters import FittedValueParameters
 from cvl_pipeline.objectives.training import PolicyExtraction
 from cvl_pipeline.testing.builders import policy_parameters
 from tests.objectives.toys import (

@@ -18,6 +18,7 @@ from cvl_pipeline.testing.builders import (
     policy_parameters,
     training_parameters,
 )
+from cvl_pipeline.training import module as offline
 from cvl_pipeline.training.graph import StepGraph
 from cvl_pipeline.training.module import DRAWN, OfflineModule
 from cvl_pipeline.training.vector import Adam
@@ -68,6 +69,8 @@ def _trained(kind: str, device: str, graph: bool, capture: bool = False) -> dict
             sums = module._sums
         else:
             losses.append(step_graph.run(first, count, add))
+    assert (module.reads_ahead, step_graph is not None) != (True, False)
+    module.stop_prefetching()
     return {"losses": torch.cat(losses).cpu(), "weights": dict(module.state_dict()), "sums": sums}
 
 
@@ -82,6 +85,15 @@ def _assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", ["critic", "bc", "iql"])
 def test_steps_from_a_block_are_those_of_batches(kind: str) -> None:
     _assert_equal(_trained(kind, "cpu", graph=True), _trained(kind, "cpu", graph=False))
+
+
+@pytest.mark.parametrize("kind", ["critic", "bc"])
+def test_steps_from_rows_that_are_read_ahead_are_those_of_batches(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = _trained(kind, "cpu", graph=False)
+    monkeypatch.setattr(offline, "fits", lambda *_: False)
+    _assert_equal(_trained(kind, "cpu", graph=True), expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cvl_pipeline.dynamics.losses import LOSSES
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
+from cvl_pipeline.dynamics.parameters import LOSSES
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.methods.iql import IQL, ImplicitQLearning
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape

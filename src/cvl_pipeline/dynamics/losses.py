@@ -7,12 +7,11 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from cvl_pipeline.schema import Registry, Strict
+from cvl_pipeline.dynamics.parameters import LossParameters
 
 
 def symmetric_infonce(logits: Tensor) -> Tensor:
@@ -100,17 +99,6 @@ def logsumexp_penalty(logits: Tensor) -> Tensor:
     return (torch.logsumexp(logits, dim=1) - math.log(len(logits))).square().mean()
 
 
-class LossParameters(Strict):
-    """Settings that all contrastive losses share. A loss adds its own."""
-
-    name: str = Field(description="Name of the loss, or `module:Class` for one of your own.")
-    logsumexp_penalty: float = Field(
-        0.0,
-        ge=0.0,
-        description="Weight of the squared log-normaliser. The published code has 0.01 with infonce.",
-    )
-
-
 class Loss(ABC):
     """A contrastive loss of the logits, with its penalty, in single precision.
 
@@ -173,18 +161,6 @@ class NCE(Loss):
     def of_logits(self, logits: Tensor) -> Tensor:
         """Return the loss without the penalty."""
         return nce(logits)
-
-
-LOSSES: Registry[Loss] = Registry(
-    "loss",
-    "name",
-    "cvl_pipeline.dynamics.losses:Loss",
-    {
-        "symmetric_infonce": "cvl_pipeline.dynamics.losses:SymmetricInfoNCE",
-        "infonce": "cvl_pipeline.dynamics.losses:InfoNCE",
-        "nce": "cvl_pipeline.dynamics.losses:NCE",
-    },
-)
 
 
 def contrastive_metrics(logits: Tensor) -> dict[str, Tensor]:

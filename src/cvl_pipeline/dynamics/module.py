@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from torch import Generator, Tensor
 
-from cvl_pipeline.dynamics.losses import LOSSES, contrastive_metrics
-from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.dynamics.losses import contrastive_metrics
+from cvl_pipeline.dynamics.parameters import LOSSES, DynamicsParameters
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.episodes.sampling import Draws, Segments, SegmentSampler
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cvl_pipeline.dynamics.losses import LOSSES, LossParameters
-from cvl_pipeline.networks.encoder import ENCODERS, AutomaticEncoderParameters, EncoderParameters
-from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Choice, Hidden, Strict
+from cvl_pipeline.networks.parameters import ENCODERS, AutomaticEncoderParameters, EncoderParameters
+from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Choice, Hidden, Registry, Strict
 from cvl_pipeline.training.parameters import TrainingParameters
+
+if TYPE_CHECKING:
+    from cvl_pipeline.dynamics.losses import Loss
+
+
+class LossParameters(Strict):
+    """Settings that all contrastive losses share. A loss adds its own."""
+
+    name: str = Field(description="Name of the loss, or `module:Class` for one of your own.")
+    logsumexp_penalty: float = Field(
+        0.0,
+        ge=0.0,
+        description="Weight of the squared log-normaliser. The published code has 0.01 with infonce.",
+    )
+
+
+LOSSES: Registry[Loss] = Registry(
+    "loss",
+    "name",
+    "cvl_pipeline.dynamics.losses:Loss",
+    {
+        "symmetric_infonce": ("cvl_pipeline.dynamics.losses:SymmetricInfoNCE", LossParameters),
+        "infonce": ("cvl_pipeline.dynamics.losses:InfoNCE", LossParameters),
+        "nce": ("cvl_pipeline.dynamics.losses:NCE", LossParameters),
+    },
+)
 
 
 class DynamicsTraining(TrainingParameters):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from cvl_pipeline.schema import MOST_PROCESSES, Strict, operational
+
+OutOfBounds = Literal["refuse", "clip", "widen"]
+"""What happens to logged actions beyond the bounds."""
 
 
 class IngestionParameters(Strict):

@@ -5,18 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cvl_pipeline.episodes.container import BLOCK, Rewards, Transitions
+from cvl_pipeline.episodes.parameters import OutOfBounds
 from cvl_pipeline.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-OutOfBounds = Literal["refuse", "clip", "widen"]
-"""What happens to logged actions beyond the bounds."""
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import PydanticCustomError
-from torch import Tensor
 
 from cvl_pipeline.errors import InputError, look_up
 from cvl_pipeline.imports import named
 from cvl_pipeline.io.storage import read_tensors, shown, write_tensors
 from cvl_pipeline.paths import expanded
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Pack = Callable[[Any], tuple[dict[str, Tensor], dict[str, Any]]]
+    Unpack = Callable[[dict[str, Tensor], dict[str, Any]], Any]
 
 # Named, not imported: code that reads one kind of artifact must not depend on the code of all others.
 NORMALISATION, REWARDS, SPLIT, TRANSITIONS = (
@@ -31,11 +36,10 @@ READOUTS = {
 Q_FUNCTION = "cvl_pipeline.readout.q_function:QFunction"
 BEST_OF_N = "cvl_pipeline.objectives.best_of_n:BestOfN"
 
-Pack = Callable[[Any], tuple[dict[str, Tensor], dict[str, Any]]]
-Unpack = Callable[[dict[str, Tensor], dict[str, Any]], Any]
-
 
 def _pack_fields(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from torch import Tensor  # not above: artifacts are listed without torch
+
     values = {
         field.name: getattr(data, field.name)
         for field in fields(data)

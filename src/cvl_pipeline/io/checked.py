@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.storage import (
@@ -83,6 +82,8 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
     ``torch.load`` does not compare the checksums of the files that torch saves.
     """
+    import torch  # not above: tables need no torch
+
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     content = buffer.getbuffer()
@@ -107,6 +108,8 @@ def read_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any]:
         InputError: the file is missing, truncated, altered, from another program, of another format version,
             or contains objects other than tensors and plain values, which are never created.
     """
+    import torch
+
     content = memoryview(_read(path))
     stamp = re.match(rb"%b checkpoint (\d+) ([0-9a-f]{64})\n" % FORMAT.encode(), content[:200])
     if stamp is None:

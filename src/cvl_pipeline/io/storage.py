@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from cvl_pipeline.errors import InputError, causes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT = "cvl-pipeline"
 VERSION = 2
@@ -45,6 +45,8 @@ _checked: set[tuple[int, ...]] = set()
 
 def fingerprint(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
     """SHA-256, in hexadecimal, of names, types, shapes, values and configuration."""
+    import torch  # imported here: slow, and most users of this module write other files
+
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -262,6 +264,8 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], config: 
         tensors: its arrays.
         config: plain values needed to interpret them.
     """
+    from safetensors.torch import save_file  # imports torch
+
     header = {
         "version": VERSION,
         "kind": kind,

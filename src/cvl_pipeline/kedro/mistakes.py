@@ -7,11 +7,12 @@ from pathlib import Path
 from cvl_pipeline.errors import InputError, causes
 from cvl_pipeline.imports import fault_of_user_code
 from cvl_pipeline.io.storage import FULL, REFUSED, refusal, shown
-from cvl_pipeline.training.launch import TrainingError
 
 
 def mistake(error: BaseException) -> str | None:
     """Return the line for the user about an error: of input, of the disk, or of code of their own; else None."""
+    from cvl_pipeline.training.launch import TrainingError  # not above: it imports torch
+
     for cause in causes(error):
         # Training that diverged, or lost a process, is no defect either.
         if isinstance(cause, InputError | FloatingPointError | TrainingError):

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.objectives.base import ActorParameters, TrainedPolicy
 from cvl_pipeline.schema import Registry, Strict
 from cvl_pipeline.training.parameters import TrainingParameters
 
 if TYPE_CHECKING:
+    from cvl_pipeline.episodes.data import EpisodeData
     from cvl_pipeline.readout.q_function import QFunction
 
 

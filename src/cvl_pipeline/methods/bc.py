@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.methods.base import Method, MethodParameters
 from cvl_pipeline.objectives.base import TrainedPolicy
 from cvl_pipeline.objectives.bc import BehaviourCloning
 
 if TYPE_CHECKING:
+    from cvl_pipeline.episodes.data import EpisodeData
     from cvl_pipeline.readout.q_function import QFunction
 
 
@@ -37,7 +37,7 @@ class BC(Method):
         logs: Path | None = None,
     ) -> TrainedPolicy:
         """Clone the behaviour."""
-        # Not above: it imports Lightning, which only training needs to wait for.
+        # Not above: it imports torch and Lightning, which only training needs to wait for.
         from cvl_pipeline.objectives.training import train_policy
 
         settings = {name: getattr(self.parameters, name) for name in ("hidden", "encoder", "training")}

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.methods.base import Method
 from cvl_pipeline.objectives.base import OBJECTIVES, ObjectiveParameters, TrainedPolicy
 from cvl_pipeline.schema import Choice, Strict
 from cvl_pipeline.training.parameters import TrainingParameters
 
 if TYPE_CHECKING:
+    from cvl_pipeline.episodes.data import EpisodeData
     from cvl_pipeline.readout.q_function import QFunction
 
 
@@ -59,7 +59,7 @@ class CVL(Method):
         logs: Path | None = None,
     ) -> TrainedPolicy:
         """Extract a policy from the frozen critic."""
-        # Not above: it imports Lightning, which only training needs to wait for.
+        # Not above: it imports torch and Lightning, which only training needs to wait for.
         from cvl_pipeline.objectives.training import train_policy
 
         return train_policy(

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from cvl_pipeline.episodes.container import Normalisation
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.imports import check_return
 from cvl_pipeline.networks.mlp import Standardise
-from cvl_pipeline.schema import MOST_UNITS, Registry, Strict
+from cvl_pipeline.networks.parameters import (
+    ENCODERS,
+    AutomaticEncoderParameters,
+    ConvolutionalEncoderParameters,
+    EncoderParameters,
+    IdentityEncoderParameters,
+)
 
 SMALLEST = 6
 """Side length, in pixels, at or below which convolutions do not halve an image."""
-
-
-class EncoderParameters(Strict):
-    """The settings that every encoder has. An encoder adds its own."""
-
-    name: str = Field(description="Name of the encoder, or `module:Class` for one of your own.")
 
 
 class Encoder(nn.Module, ABC):
@@ -54,27 +53,12 @@ class Encoder(nn.Module, ABC):
         """Encode standardised observations, (B, O) or (B, H, W, C) -> (B, features)."""
 
 
-ENCODERS: Registry[Encoder] = Registry(
-    "encoder",
-    "name",
-    "cvl_pipeline.networks.encoder:Encoder",
-    {
-        "auto": "cvl_pipeline.networks.encoder:AutomaticEncoder",
-        "identity": "cvl_pipeline.networks.encoder:IdentityEncoder",
-        "convolutional": "cvl_pipeline.networks.encoder:ConvolutionalEncoder",
-    },
-)
-
-
 class IdentityEncoder(Encoder):
     """Identity, for vectors."""
 
-    class Parameters(EncoderParameters):
-        """The settings of ``identity``: none."""
+    Parameters = IdentityEncoderParameters
 
-        name: Literal["identity"] = Field("identity", description="Standardised vectors, without an encoder.")
-
-    def __init__(self, parameters: Parameters, shape: tuple[int, ...]) -> None:
+    def __init__(self, parameters: IdentityEncoderParameters, shape: tuple[int, ...]) -> None:
         """Check the shape."""
         super().__init__(parameters, shape)
         if len(shape) != 1:
@@ -95,14 +79,9 @@ class ConvolutionalEncoder(Encoder):
     features a fixed size and scale (Yarats et al. 2021, section 4.1).
     """
 
-    class Parameters(EncoderParameters):
-        """The settings of ``convolutional``."""
+    Parameters = ConvolutionalEncoderParameters
 
-        name: Literal["convolutional"] = Field("convolutional", description="Convolutions, for images.")
-        channels: int = Field(32, ge=1, le=MOST_UNITS, description="Channels of every convolution.")
-        features: int = Field(128, ge=1, le=MOST_UNITS, description="Size of the output.")
-
-    def __init__(self, parameters: Parameters, shape: tuple[int, ...]) -> None:
+    def __init__(self, parameters: ConvolutionalEncoderParameters, shape: tuple[int, ...]) -> None:
         """Build the layers for images (H, W, C)."""
         super().__init__(parameters, shape)
         if len(shape) != 3:
@@ -128,12 +107,6 @@ class ConvolutionalEncoder(Encoder):
         channels_first = observations.permute(0, 3, 1, 2)
         features: Tensor = self.layers(channels_first.to(memory_format=torch.channels_last))
         return features
-
-
-class AutomaticEncoderParameters(EncoderParameters):
-    """The settings of ``auto``: none."""
-
-    name: Literal["auto"] = Field("auto", description="`identity` for vectors, `convolutional` for images.")
 
 
 class AutomaticEncoder(Encoder):

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Generator, Tensor
 
 from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.mlp import MLP
+from cvl_pipeline.objectives.parameters import (
+    STATE_VALUES,
+    FittedValueParameters,
+    MarginalActionsParameters,
+    StateValueParameters,
+)
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.references import CHUNK
-from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Hidden, Registry, Strict
 from cvl_pipeline.training.least_squares import Batch, fit_least_squares
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.training.threads import mapped
-
-
-class StateValueParameters(Strict):
-    """The settings that every V(s) has. Each adds its own."""
-
-    name: str = Field(description="Name of the state value, or `module:Class` for one of your own.")
 
 
 class StateValue(ABC):
@@ -49,26 +47,6 @@ class StateValue(ABC):
             logged: (M,), Q of their actions.
             seed: of every draw.
         """
-
-
-STATE_VALUES: Registry[StateValue] = Registry(
-    "state value",
-    "name",
-    "cvl_pipeline.objectives.advantages:StateValue",
-    {
-        "marginal_actions": "cvl_pipeline.objectives.advantages:MarginalActions",
-        "fitted_value": "cvl_pipeline.objectives.advantages:FittedValue",
-    },
-)
-
-
-class MarginalActionsParameters(StateValueParameters):
-    """The settings of ``marginal_actions``."""
-
-    name: Literal["marginal_actions"] = Field(
-        "marginal_actions", description="The mean of Q over actions logged anywhere in the data."
-    )
-    actions: int = Field(4, ge=1, le=MOST_UNITS, description="Number of actions that the mean takes.")
 
 
 class MarginalActions(StateValue):
@@ -112,18 +90,6 @@ class MarginalActions(StateValue):
             return q.of_actions(*pairs).mean(1)
 
         return torch.cat(mapped(mean, torch.split(index, rows), torch.split(others, rows), device=device))
-
-
-class FittedValueParameters(StateValueParameters):
-    """The settings of ``fitted_value``."""
-
-    name: Literal["fitted_value"] = Field(
-        "fitted_value", description="A network fitted to the Q of the logged actions."
-    )
-    steps: int = Field(1000, ge=1, le=MOST_STEPS, description="Gradient steps. More of them memorise states.")
-    hidden: Hidden = Field((256, 256), description="Sizes of the network's hidden layers.")
-    batch_size: int = Field(256, ge=1, le=MOST_ROWS, description="Size of a batch.")
-    learning_rate: float = Field(1e-3, gt=0.0, description="Learning rate of Adam.")
 
 
 class FittedValue(StateValue):

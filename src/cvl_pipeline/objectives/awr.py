@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from cvl_pipeline.objectives.advantages import (
+from cvl_pipeline.objectives.base import Objective, ObjectiveParameters, Setting
+from cvl_pipeline.objectives.parameters import (
     STATE_VALUES,
     MarginalActionsParameters,
     StateValueParameters,
-    advantages,
 )
-from cvl_pipeline.objectives.base import Objective, ObjectiveParameters, Setting
 from cvl_pipeline.schema import Choice
-from cvl_pipeline.training.processes import maximum
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class AdvantageWeightedRegression(Objective):
@@ -40,12 +40,16 @@ class AdvantageWeightedRegression(Objective):
 
     def prepare(self, setting: Setting) -> None:
         """Compute the advantages of all training transitions."""
+        from cvl_pipeline.objectives.advantages import advantages
+
         self._advantages = advantages(
             setting.q, setting.transitions, setting.train_index, self.parameters.state_value, setting.seed
         )
 
     def loss(self, drawn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted negative log-likelihood of the logged actions."""
+        from cvl_pipeline.training.processes import maximum
+
         batch = self.batch(drawn)
         weights = (self.parameters.beta * self._advantages[batch.positions]).exp()
         weights = weights.clamp(max=self.parameters.max_weight)

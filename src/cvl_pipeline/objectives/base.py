@@ -7,20 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
-import pandas as pd
-import torch
 from pydantic import Field
-from torch import Generator, Tensor, nn
 
-from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.networks.actor import Actor
-from cvl_pipeline.networks.encoder import ENCODERS, AutomaticEncoderParameters, EncoderParameters
+from cvl_pipeline.networks.parameters import ENCODERS, AutomaticEncoderParameters, EncoderParameters
 from cvl_pipeline.schema import MOST_STEPS, Choice, Hidden, Registry, Strict
 from cvl_pipeline.training.parameters import TrainingParameters
-from cvl_pipeline.training.processes import own_share
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Generator, Tensor, nn
+
+    from cvl_pipeline.episodes.container import Rewards, Transitions
+    from cvl_pipeline.networks.actor import Actor
     from cvl_pipeline.readout.q_function import QFunction
 
 
@@ -123,11 +122,14 @@ class Objective(ABC):
 
         Every process draws the same and takes its own share in ``batch``.
         """
+        import torch  # not above: parameters are checked without it
+
         count = len(self.setting.train_index)
         device = self.setting.train_index.device
         positions = torch.randint(count, (batches * size,), generator=generator, device=device)
         return torch.split(positions, size)
 
+<<<<<<< HEAD
     def read(self, drawn: Any) -> Any:
         """Rows of one entry of ``draw``, a dataclass of tensors, which ``loss`` gets instead of the entry.
 
@@ -140,6 +142,12 @@ class Objective(ABC):
         """Read this process's share of the transitions at the given positions, unless that is done already."""
         if isinstance(positions, Batch):
             return positions
+=======
+    def batch(self, positions: Tensor) -> Batch:
+        """Read this process's share of the transitions at the given positions."""
+        from cvl_pipeline.training.processes import own_share
+
+>>>>>>> start2
         own = own_share(positions)
         index = self.setting.train_index[own]
         data = self.setting.transitions

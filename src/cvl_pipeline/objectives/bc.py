@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from cvl_pipeline.objectives.base import Objective, ObjectiveParameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class BehaviourCloning(Objective):

@@ -196,9 +196,9 @@ REWARDS: Registry[Reward] = Registry(
     "source",
     "cvl_pipeline.readout.rewards:Reward",
     {
-        "dataset": "cvl_pipeline.readout.rewards:Logged",
-        "success": "cvl_pipeline.readout.rewards:Success",
-        "goal_distance": "cvl_pipeline.readout.rewards:GoalDistance",
+        "dataset": ("cvl_pipeline.readout.rewards:Logged", LoggedReward),
+        "success": ("cvl_pipeline.readout.rewards:Success", SuccessReward),
+        "goal_distance": ("cvl_pipeline.readout.rewards:GoalDistance", GoalDistanceReward),
     },
     functions="cvl_pipeline.readout.rewards:UserReward",
 )
@@ -207,8 +207,8 @@ READOUTS: Registry[ReadoutMethod] = Registry(
     "method",
     "cvl_pipeline.readout.build:ReadoutMethod",
     {
-        "exact": "cvl_pipeline.readout.build:Exact",
-        "random_fourier": "cvl_pipeline.readout.build:RandomFourier",
-        "positive_random": "cvl_pipeline.readout.build:PositiveRandom",
+        "exact": ("cvl_pipeline.readout.build:Exact", ExactParameters),
+        "random_fourier": ("cvl_pipeline.readout.build:RandomFourier", FourierParameters),
+        "positive_random": ("cvl_pipeline.readout.build:PositiveRandom", PositiveParameters),
     },
 )

@@ -5,13 +5,8 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from cvl_pipeline.episodes.container import BLOCK, Rewards, Transitions
-from cvl_pipeline.episodes.validation import validate_rewards
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.imports import place_in_user_code, user_function
 from cvl_pipeline.readout.parameters import (
@@ -22,6 +17,9 @@ from cvl_pipeline.readout.parameters import (
     RewardParameters,
     SuccessReward,
 )
+
+if TYPE_CHECKING:
+    from cvl_pipeline.episodes.container import Rewards, Transitions
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +69,8 @@ def label(transitions: Transitions, logged: Rewards, parameters: RewardParameter
             reward needs them; a function that cannot be imported, fails, or does not return one finite number
             per transition.
     """
+    from cvl_pipeline.episodes.validation import validate_rewards  # not above: it imports torch
+
     labels = REWARDS.create(parameters).labels(transitions, logged)
     validate_rewards(labels, transitions)
     return labels
@@ -81,6 +81,8 @@ def label_rollouts(transitions: Transitions, reported: Rewards, parameters: Rewa
 
     If the reward is the environment's success, and the environment reports none, rewards are missing (NaN).
     """
+    import torch
+
     if REWARDS.of(parameters).needs_successes and not reported.reports_success:
         return replace(reported, rewards=torch.full_like(reported.rewards, torch.nan))
     return label(transitions, reported, parameters)
@@ -112,6 +114,8 @@ class Success(Reward):
 
     def labels(self, transitions: Transitions, logged: Rewards) -> Rewards:
         """Return 0 or 1; raise InputError if the log does not report successes."""
+        from cvl_pipeline.episodes.container import Rewards
+
         if not logged.reports_success:
             raise InputError(
                 "reward.source success: the log does not report successes; name its column in "
@@ -130,6 +134,10 @@ class GoalDistance(Reward):
 
     def labels(self, transitions: Transitions, logged: Rewards) -> Rewards:
         """Return rewards in (0, 1]; raise InputError for images and unknown dimensions."""
+        import torch
+
+        from cvl_pipeline.episodes.container import BLOCK, Rewards
+
         goal: GoalDistanceReward = self.parameters
         # The model requires them together.
         assert goal.indices is not None
@@ -187,6 +195,11 @@ class UserReward(Reward):
 
     def labels(self, transitions: Transitions, logged: Rewards) -> Rewards:
         """Return the function's rewards, and its successes if it returns them."""
+        import torch
+        from torch import Tensor
+
+        from cvl_pipeline.episodes.container import Rewards
+
         source = self.parameters.source
         function = user_function("reward.source", source)
         states = transitions.states()

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
-from cvl_pipeline.episodes.validation import OutOfBounds, bound_actions, outside_bounds
+from cvl_pipeline.episodes.parameters import OutOfBounds
+from cvl_pipeline.episodes.validation import bound_actions, outside_bounds
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.sources.columns import MOST_ACTIONS
 from cvl_pipeline.sources.precision import single_precision

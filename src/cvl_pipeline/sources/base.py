@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from cvl_pipeline.episodes.container import Rewards, Transitions
-from cvl_pipeline.episodes.validation import OutOfBounds
+from cvl_pipeline.episodes.parameters import OutOfBounds
 from cvl_pipeline.paths import UserPath
 from cvl_pipeline.schema import Registry, Strict, operational
 
 if TYPE_CHECKING:
     from cvl_pipeline.environments.base import Environment
+    from cvl_pipeline.episodes.container import Rewards, Transitions
 
 
 def _folder_name(name: str) -> str:

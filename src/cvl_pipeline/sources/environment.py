@@ -6,16 +6,17 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
-from cvl_pipeline.environments.base import Environment, checked
-from cvl_pipeline.environments.evaluation import check_fit
-from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.parameters import EvaluationParameters
-from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.imports import check_return
 from cvl_pipeline.sources.base import SOURCES, Source, SourceParameters
 from cvl_pipeline.sources.simulated import SimulatedSource
+
+if TYPE_CHECKING:
+    from cvl_pipeline.environments.base import Environment
+    from cvl_pipeline.episodes.container import Rewards, Transitions
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class EvaluationEnvironment:
         """Raise InputError unless the environment can be built and fits the episodes, if there are any yet."""
         if self.slow_to_build:
             return
+        # Not above: they import torch and gymnasium, and the pipelines are built without.
+        from cvl_pipeline.environments.base import checked
+        from cvl_pipeline.environments.evaluation import check_fit
+
         with closing(checked(self.make())) as environment:
             if transitions is not None:
                 shape, size = tuple(transitions.observations.shape[1:]), transitions.actions.shape[1]
@@ -57,6 +62,8 @@ class EvaluationEnvironment:
 
 def environment_named(environment_id: str, episode_steps: int | None = None) -> EvaluationEnvironment:
     """Return a Gymnasium environment by its id; ``check`` says whether it exists."""
+    from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
+
     return EvaluationEnvironment(partial(GymnasiumEnvironment, environment_id, episode_steps), environment_id)
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
-from cvl_pipeline.episodes.validation import OutOfBounds, bound_actions, outside_bounds
+from cvl_pipeline.episodes.parameters import OutOfBounds
+from cvl_pipeline.episodes.validation import bound_actions, outside_bounds
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.storage import shown
 from cvl_pipeline.paths import expanded

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from cvl_pipeline.environments.base import Environment
-from cvl_pipeline.environments.collection import Controller
-from cvl_pipeline.environments.metaworld import (
-    BENCHMARKS,
-    MetaWorldEnvironment,
-    MetaWorldExpert,
-    check_metaworld_task,
-)
-from cvl_pipeline.environments.multitask import MultiTaskEnvironment, MultiTaskExpert, benchmark_tasks
 from cvl_pipeline.sources.base import Task
 from cvl_pipeline.sources.simulated import SimulatedParameters, SimulatedSource
+
+if TYPE_CHECKING:
+    from cvl_pipeline.environments.base import Environment
+    from cvl_pipeline.environments.collection import Controller
 
 LONGEST = 500
 """Longest episode that Meta-World's simulation allows."""
@@ -42,10 +37,19 @@ class MetaWorld(SimulatedSource):
 
     @property
     def _several(self) -> bool:
+        from cvl_pipeline.environments.metaworld import BENCHMARKS  # not above: it imports gymnasium
+
         return self.parameters.task in BENCHMARKS
 
     def make_environment(self, episode_steps: int | None = None) -> Callable[[], Environment]:
         """Return a factory; episodes keep the length of the collection."""
+        from cvl_pipeline.environments.metaworld import (
+            BENCHMARKS,
+            MetaWorldEnvironment,
+            check_metaworld_task,
+        )
+        from cvl_pipeline.environments.multitask import MultiTaskEnvironment
+
         check_metaworld_task(self.parameters.task, BENCHMARKS)  # before any process starts
         kind = MultiTaskEnvironment if self._several else MetaWorldEnvironment
         return partial(kind, self.parameters.task, self.parameters.episode_steps)
@@ -58,8 +62,13 @@ class MetaWorld(SimulatedSource):
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks of a benchmark."""
+        from cvl_pipeline.environments.multitask import benchmark_tasks
+
         return benchmark_tasks(self.parameters.task) if self._several else ()
 
     def make_controller(self) -> Callable[[], Controller]:
         """Return the scripted policy."""
+        from cvl_pipeline.environments.metaworld import MetaWorldExpert
+        from cvl_pipeline.environments.multitask import MultiTaskExpert
+
         return partial(MultiTaskExpert if self._several else MetaWorldExpert, self.parameters.task)

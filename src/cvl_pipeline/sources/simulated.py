@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from cvl_pipeline.environments.collection import Controller, Disturbances, collect
-from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.schema import LONGEST_EPISODE, MOST_EPISODES
 from cvl_pipeline.sources.base import Source, SourceParameters, Task
+
+if TYPE_CHECKING:
+    from cvl_pipeline.environments.collection import Controller, Disturbances
+    from cvl_pipeline.episodes.container import Rewards, Transitions
 
 
 class SimulatedParameters(SourceParameters):
@@ -47,6 +50,8 @@ class SimulatedSource(Source):
 
     def load(self, seed: int, workers: int | None) -> tuple[Transitions, Rewards]:
         """Collect the episodes."""
+        from cvl_pipeline.environments.collection import collect  # not above: it imports torch
+
         make_environment = self.make_environment()
         assert make_environment is not None  # every simulated source has an environment
         return collect(
@@ -64,6 +69,8 @@ class SimulatedSource(Source):
 
     def disturbances(self) -> Disturbances:
         """Return the disturbances of the controller's actions."""
+        from cvl_pipeline.environments.collection import Disturbances
+
         p = self.parameters
         return Disturbances(p.noise_max, p.random_max, p.random_hold)
 

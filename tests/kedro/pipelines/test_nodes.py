@@ -266,7 +266,7 @@ def test_training_keeps_its_logs_in_the_workspace_of_the_node(tmp_path: Path) ->
     assert workspace.get() == Workspace()
     token = workspace.set(Workspace(checkpoints=tmp_path / "checkpoints", logs=tmp_path / "logs"))
     contrastive_dynamics.train(
-        data, split_first(data, 2), identity_normalisation(data), dynamics_parameters(), 0
+        data, split_first(data, 2), identity_normalisation(data), dynamics_parameters().model_dump(), 0
     )
     workspace.reset(token)
     assert [path.name for path in (tmp_path / "logs").rglob("metrics.csv")] == ["metrics.csv"]

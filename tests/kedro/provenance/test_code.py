@@ -124,7 +124,7 @@ def test_a_node_depends_on_the_functions_of_the_python_interface_that_it_names()
 
 @pytest.mark.parametrize("objective", OBJECTIVES.names)
 def test_a_policy_depends_on_its_own_objective_and_the_critic_on_none(objective: str) -> None:
-    behind = {"awr": {"advantages"}, "best_of_n": {"bc"}}.get(objective, set())
+    behind = {"awr": {"advantages", "parameters"}, "best_of_n": {"bc"}}.get(objective, set())
     codes = _code_of_nodes(policy_extraction={"objective": objective}, baselines={"bc": {}, "iql": {}})
     found = {
         name: _modules(codes[f"policy_extraction.train_{name}"], "objectives")
@@ -195,9 +195,10 @@ from toy import apart
 from toy.room import near as close
 if TYPE_CHECKING:
     from toy.room import types
+    from toy.room.inputs import Input
 LIMIT = 3
 OTHER = 4
-def work(x):
+def work(x: Input):
     '''Work.'''
     return helper(x) + close.value
 def helper(x):
@@ -213,6 +214,7 @@ MODULES = {
     "room/far.py": "value = 1\n",
     "room/lazy.py": "def later(x, y):\n    return x\n",
     "room/types.py": "X = int\n",
+    "room/inputs.py": "Input = int\n",
 }
 
 
@@ -231,7 +233,9 @@ def _code(package: Path, function: str = "work", **changed: str) -> Code:
 
 def test_a_function_depends_on_what_it_names_and_on_all_that_this_imports(package: Path) -> None:
     found = _code(package)
-    assert set(found.hashes) == {"toy.nodes:work", "toy.room.near", "toy.room.far", "toy.room.lazy"}
+    assert set(found.hashes) == {
+        "toy.nodes:work", "toy.room.near", "toy.room.far", "toy.room.lazy", "toy.room.inputs"
+    }  # fmt: skip
     assert set(found.packages) == {"torch"}
     # Its parameter has the name of another function.
     assert set(_code(package, "others").hashes) == {"toy.nodes:others", "toy.apart"}
@@ -266,6 +270,7 @@ CHANGED = {
     "code that runs on import": ({"nodes": NODES + "for n in [1]:\n    LIMIT += n\n"}, "toy.nodes:work"),
     "a module": ({"room__near": "import torch\nfrom .far import value\nvalue += 1\n"}, "toy.room.near"),
     "a module that a module imports": ({"room__far": "value = 2\n"}, "toy.room.far"),
+    "the class of an input": ({"room__inputs": "Input = str\n"}, "toy.room.inputs"),
     "a module imported in a function": ({"room__lazy": "def later(x, y):\n    return y\n"}, "toy.room.lazy"),
 }
 
@@ -304,7 +309,7 @@ def test_a_users_module_counts_with_its_imports_from_its_own_package(package: Pa
 
 def test_a_users_class_depends_on_the_modules_of_this_package_that_it_builds_on(package: Path) -> None:
     near = "from cvl_pipeline.objectives.awr import AdvantageWeightedRegression\nfrom toy.room import far\n"
-    _code(package, room__near=near, room__far="from cvl_pipeline.networks.mlp import mlp\nimport scipy\n")
+    _code(package, room__near=near, room__far="from cvl_pipeline.networks.mlp import MLP\nimport scipy\n")
     found = code_of_module("toy.room.near")
     assert {"cvl_pipeline.objectives.awr", "cvl_pipeline.networks.mlp"} <= found.hashes.keys()
     assert not any(name.startswith("toy") for name in found.hashes)  # these count as a source
@@ -406,5 +411,5 @@ def test_installed_packages_count_by_their_version(
 def test_a_users_function_depends_on_the_modules_of_this_package_that_it_builds_on(
     desk: Callable[..., str | None],
 ) -> None:
-    desk(deep__dot__py="from cvl_pipeline.networks.mlp import mlp\n")
+    desk(deep__dot__py="from cvl_pipeline.networks.mlp import MLP\n")
     assert "cvl_pipeline.networks.mlp" in code_of_module("mine").hashes

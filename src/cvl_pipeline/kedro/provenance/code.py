@@ -22,8 +22,9 @@ from functools import cache, partial
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import PackageNotFoundError, distributions, packages_distributions, version
 from importlib.util import find_spec, resolve_name
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from cvl_pipeline.imports import imported_at, library_folders
 
@@ -156,7 +157,7 @@ def _part(module: str, name: str) -> tuple[str, set[str]]:
     imports: dict[str, str] = {}
     # A statement that binds no name (a loop, a condition) may change anything, so it always counts.
     needed = [statement for statement in _run(tree.body) if not list(_bound(statement))]
-    for statement in tree.body:
+    for statement in [*tree.body, *_for_types(tree.body)]:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             imports |= dict(_aliases(statement, module))
             continue
@@ -171,7 +172,8 @@ def _part(module: str, name: str) -> tuple[str, set[str]]:
         for statement in definitions.get(current, []):
             if statement not in needed:
                 needed.append(statement)
-        # Kedro reads the annotations of nodes, but not those of the facade's functions.
+        # A node's annotations name the classes of its inputs, which may be imported for type checkers alone. The
+        # facade's functions pass theirs on.
         trees = map(_unannotated, needed) if module == FACADE else needed
         used = set().union(*map(_names, trees))
         waiting += sorted(used - seen)
@@ -346,10 +348,20 @@ def _tree(module: str) -> ast.Module:
     return _parsed(module) or ast.Module([], [])
 
 
+def _is_for_types(statement: ast.stmt) -> TypeGuard[ast.If]:
+    """Whether a statement is ``if TYPE_CHECKING``."""
+    return isinstance(statement, ast.If) and ast.unparse(statement.test).endswith("TYPE_CHECKING")
+
+
+def _for_types(statements: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements directly below ``if TYPE_CHECKING``."""
+    return chain.from_iterable(statement.body for statement in statements if _is_for_types(statement))
+
+
 def _run(statements: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
     """Statements that are executed: no docstrings, and nothing below ``if TYPE_CHECKING``."""
     for statement in statements:
-        if isinstance(statement, ast.If) and ast.unparse(statement.test).endswith("TYPE_CHECKING"):
+        if _is_for_types(statement):
             yield from statement.orelse
         elif not _is_text(statement):
             yield statement

@@ -22,6 +22,7 @@ from cvl_pipeline.kedro.commands import kedro_run
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.parameters import check_parameters
 from cvl_pipeline.kedro.pipeline_registry import register_pipelines
+from cvl_pipeline.kedro.provenance.code import FACADE, import_own
 from cvl_pipeline.kedro.provenance.locks import Lease, Lock, acquire, release
 from cvl_pipeline.kedro.provenance.records import record_path
 from cvl_pipeline.kedro.provenance.states import Making, Provenance
@@ -66,6 +67,7 @@ class TrustArtifacts:
             if run_params["only_missing_outputs"]:
                 chosen = self._choose(pipeline, catalog, self._provenance)
             result = yield  # the checks of other hooks import the user's modules
+            import_own([FACADE])  # the code of most nodes, so that edits during the run do not matter
             self._provenance.settle()
             # Log last: if another hook refuses the run, only its reason appears.
             if run_params["only_missing_outputs"]:

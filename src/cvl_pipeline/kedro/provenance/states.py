@@ -38,7 +38,7 @@ from cvl_pipeline.kedro.provenance.records import (
     write_record,
 )
 from cvl_pipeline.kedro.workspace import beside
-from cvl_pipeline.schema import chosen_classes, flattened
+from cvl_pipeline.schema import chosen_modules, flattened
 from cvl_pipeline.sources.base import SOURCES
 
 logger = logging.getLogger(__name__)
@@ -112,9 +112,9 @@ class Provenance:
     def _code_of(self, node: Node) -> Code:
         """Return the code of a node's function and of the classes and modules that its parameters name."""
         own = code_of(node.func)
-        for name, chosen in chosen_classes(self._parameters).items():
+        for name, module in chosen_modules(self._parameters).items():
             if is_given(name, node.inputs):
-                own |= code_of_module(chosen.__module__)
+                own |= code_of_module(module)
         for module in named_modules(counted_parameters(node.inputs, self._parameters)):
             own |= code_of_module(module)
             source_of(module)  # keeps it for this process

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from cvl_pipeline.api import train_critic
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
-from cvl_pipeline.episodes.container import Normalisation, Split, Transitions
-from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.kedro.workspace import workspace
-from cvl_pipeline.networks.critic import ContrastiveCritic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cvl_pipeline.episodes.container import Normalisation, Split, Transitions
+    from cvl_pipeline.networks.critic import ContrastiveCritic
 
 
 def train(
     transitions: Transitions,
     split: Split,
     normalisation: Normalisation,
-    parameters: DynamicsParameters,
+    parameters: dict[str, Any],
     seed: int,
 ) -> tuple[ContrastiveCritic, pd.DataFrame]:
     """Train the contrastive critic on transitions alone."""
+    from cvl_pipeline.api import train_critic
+    from cvl_pipeline.episodes.data import EpisodeData
+
     data = EpisodeData(transitions, split, normalisation)
     place = workspace.get()
-    return train_critic(data, parameters, seed, checkpoints=place.checkpoints, logs=place.logs)
+    given = DynamicsParameters.model_validate(parameters)
+    return train_critic(data, given, seed, checkpoints=place.checkpoints, logs=place.logs)
 
 
 def report(history: pd.DataFrame) -> dict[str, float]:

@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from cvl_pipeline.api import ingest as ingest_episodes
-from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
-from cvl_pipeline.episodes.preparation import (
-    coverage,
-    episode_table,
-    fit_normalisation,
-    split_episodes,
-    with_tasks,
-)
 from cvl_pipeline.sources.base import SOURCES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
 
 PLOTTED_OBSERVATIONS = 50_000
 
 
 def ingest(dataset: dict[str, Any], workers: int | None, seed: int) -> tuple[Transitions, Rewards]:
     """Collect, download or read the episodes, and check them."""
+    from cvl_pipeline.api import ingest as ingest_episodes
+
     return ingest_episodes(SOURCES.validate(dataset), seed, workers)  # type: ignore[arg-type]
 
 
 def split(transitions: Transitions, validation_fraction: float, seed: int) -> Split:
     """Hold out whole episodes."""
+    from cvl_pipeline.episodes.preparation import split_episodes
+
     return split_episodes(transitions, validation_fraction, seed)
 
 
 def normalise(transitions: Transitions, split: Split, std_floor: float) -> Normalisation:
     """Measure the training episodes."""
+    from cvl_pipeline.episodes.preparation import fit_normalisation
+
     return fit_normalisation(transitions, split, std_floor)
 
 
@@ -40,6 +40,8 @@ def tabulate(
     transitions: Transitions, rewards: Rewards, split: Split, dataset: dict[str, Any]
 ) -> pd.DataFrame:
     """Make one row per episode."""
+    from cvl_pipeline.episodes.preparation import episode_table, with_tasks
+
     tasks = SOURCES.create(SOURCES.validate(dataset)).tasks
     return with_tasks(episode_table(transitions, rewards, split), transitions, tasks)
 
@@ -68,6 +70,7 @@ def report(episodes: pd.DataFrame, transitions: Transitions, rewards: Rewards) -
 
 def plot(transitions: Transitions, episodes: pd.DataFrame, normalisation: Normalisation, seed: int) -> Any:
     """Draw returns, lengths and coverage."""
+    from cvl_pipeline.episodes.preparation import coverage
     from cvl_pipeline.reports import plots
 
     return plots.behaviour_data(episodes, coverage(transitions, normalisation, PLOTTED_OBSERVATIONS, seed))
@@ -75,4 +78,6 @@ def plot(transitions: Transitions, episodes: pd.DataFrame, normalisation: Normal
 
 def _known(value: Any) -> float | None:
     """Return None for a missing value: JSON has no NaN, and a log may lack rewards or successes."""
+    import pandas as pd
+
     return None if value is pd.NA or math.isnan(value) else float(value)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-from torch import nn
-
-from cvl_pipeline.api import roll_out as run_policy
-from cvl_pipeline.environments.evaluation import rollout_table
 from cvl_pipeline.environments.parameters import EvaluationParameters
-from cvl_pipeline.episodes.container import Rewards, Split, Transitions
-from cvl_pipeline.episodes.preparation import episode_table, with_tasks
 from cvl_pipeline.readout.parameters import REWARDS
-from cvl_pipeline.readout.rewards import label_rollouts
-from cvl_pipeline.reports.summary import summarise_rollouts
 from cvl_pipeline.sources.base import SOURCES
 from cvl_pipeline.sources.environment import EvaluationEnvironment, environment_for
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from cvl_pipeline.episodes.container import Rewards, Split, Transitions
 
 BEHAVIOUR = "behaviour"
 """The row of the data that the policies learned from."""
@@ -35,6 +32,8 @@ def roll_out(
     seed: int,
 ) -> tuple[Transitions, Rewards]:
     """Run a policy on goals that collection never used, the same goals for every policy."""
+    from cvl_pipeline.api import roll_out as run_policy
+
     place = _environment(dataset, environment, episode_steps)
     return run_policy(policy, place, episodes=episodes, seed=seed, workers=workers, name=title)
 
@@ -53,6 +52,9 @@ def score(
     The labels of the log say whether its environment reports success. As they are an input,
     ``--from-nodes value_readout.label`` also scores policies that need no rewards.
     """
+    from cvl_pipeline.environments.evaluation import rollout_table
+    from cvl_pipeline.readout.rewards import label_rollouts
+
     place = _environment(dataset, environment)
     rewards = place.with_known_success(rewards, labels)
     scored = label_rollouts(transitions, rewards, REWARDS.validate(reward))  # type: ignore[arg-type]
@@ -74,6 +76,9 @@ def summarise(
     **tables: pd.DataFrame,
 ) -> dict[str, Any]:
     """Report means and confidence intervals of all policies and the behaviour data, and the protocol."""
+    from cvl_pipeline.episodes.preparation import episode_table, with_tasks
+    from cvl_pipeline.reports.summary import summarise_rollouts
+
     rollouts = _with_known_success({name: tables[f"{name}_rollouts"] for name in titles})
     parameters = SOURCES.validate(dataset)
     source = SOURCES.create(parameters)

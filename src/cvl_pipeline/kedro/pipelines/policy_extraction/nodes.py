@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-from torch import nn
-
-from cvl_pipeline.api import extract_policy, train_method
-from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
-from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.kedro.workspace import workspace
 from cvl_pipeline.methods.base import METHODS
-from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.objectives.base import OBJECTIVES
-from cvl_pipeline.readout.q_function import QFunction
-from cvl_pipeline.readout.readouts import Readout
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
+    from cvl_pipeline.networks.critic import ContrastiveCritic
+    from cvl_pipeline.readout.readouts import Readout
 
 
 def extract(
@@ -30,6 +29,9 @@ def extract(
     seed: int,
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Extract CVL's policy from the frozen critic."""
+    from cvl_pipeline.api import extract_policy
+    from cvl_pipeline.episodes.data import EpisodeData
+
     data = EpisodeData(transitions, split, normalisation, labels)
     place = workspace.get()
     return extract_policy(
@@ -48,6 +50,9 @@ def train_baseline(
     values: Any = None,
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Train the policy of a baseline; with labels, and with the values of actions, if it needs them."""
+    from cvl_pipeline.api import train_method
+    from cvl_pipeline.episodes.data import EpisodeData
+
     data = EpisodeData(transitions, split, normalisation, labels)
     place = workspace.get()
     return train_method(
@@ -60,6 +65,8 @@ def train_baseline_with_critic(
     critic: ContrastiveCritic, readout: Readout, **others: Any
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Train the policy of a baseline that needs the values of actions."""
+    from cvl_pipeline.readout.q_function import QFunction
+
     return train_baseline(**others, values=QFunction(critic, readout))
 
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from cvl_pipeline.api import label_rewards
-from cvl_pipeline.api import read_out as read_out_values
-from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
-from cvl_pipeline.episodes.data import EpisodeData
-from cvl_pipeline.networks.critic import ContrastiveCritic
-from cvl_pipeline.readout import diagnostics
 from cvl_pipeline.readout.parameters import READOUTS, REWARDS, ValueReportParameters
-from cvl_pipeline.readout.q_function import QFunction
-from cvl_pipeline.readout.readouts import Readout
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
+    from cvl_pipeline.networks.critic import ContrastiveCritic
+    from cvl_pipeline.readout.readouts import Readout
 
 
 def label(transitions: Transitions, rewards: Rewards, reward: dict[str, Any]) -> Rewards:
     """Label every transition with the reward in force, the log's own or another."""
+    from cvl_pipeline.api import label_rewards
+
     return label_rewards(transitions, rewards, REWARDS.validate(reward))  # type: ignore[arg-type]
 
 
@@ -32,6 +31,9 @@ def read_out(
     seed: int,
 ) -> Readout:
     """Weigh the labelled future states of the training episodes."""
+    from cvl_pipeline.api import read_out as read_out_values
+    from cvl_pipeline.episodes.data import EpisodeData
+
     data = EpisodeData(transitions, split, normalisation, labels)
     return read_out_values(critic, data, READOUTS.validate(parameters), seed)  # type: ignore[arg-type]
 
@@ -42,16 +44,22 @@ def evaluate(
     transitions: Transitions,
     labels: Rewards,
     split: Split,
-    parameters: ValueReportParameters,
+    parameters: dict[str, Any],
     seed: int,
 ) -> pd.DataFrame:
     """Compute values and discounted returns of every held-out transition, and exact values of some."""
-    return diagnostics.value_table(QFunction(critic, readout), transitions, labels, split, parameters, seed)
+    from cvl_pipeline.readout.diagnostics import value_table
+    from cvl_pipeline.readout.q_function import QFunction
+
+    given = ValueReportParameters.model_validate(parameters)
+    return value_table(QFunction(critic, readout), transitions, labels, split, given, seed)
 
 
 def report(values: pd.DataFrame, labels: Rewards, parameters: dict[str, Any]) -> dict[str, float | None]:
     """Report correlation, calibration, effective sample size and the readout's own error."""
-    return diagnostics.value_report(values, labels, READOUTS.validate(parameters))  # type: ignore[arg-type]
+    from cvl_pipeline.readout.diagnostics import value_report
+
+    return value_report(values, labels, READOUTS.validate(parameters))  # type: ignore[arg-type]
 
 
 def plot(values: pd.DataFrame, report: dict[str, float | None]) -> Any:
