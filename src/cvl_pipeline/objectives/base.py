@@ -129,7 +129,6 @@ class Objective(ABC):
         positions = torch.randint(count, (batches * size,), generator=generator, device=device)
         return torch.split(positions, size)
 
-<<<<<<< HEAD
     def read(self, drawn: Any) -> Any:
         """Rows of one entry of ``draw``, a dataclass of tensors, which ``loss`` gets instead of the entry.
 
@@ -140,14 +139,10 @@ class Objective(ABC):
 
     def batch(self, positions: Tensor | Batch) -> Batch:
         """Read this process's share of the transitions at the given positions, unless that is done already."""
-        if isinstance(positions, Batch):
-            return positions
-=======
-    def batch(self, positions: Tensor) -> Batch:
-        """Read this process's share of the transitions at the given positions."""
         from cvl_pipeline.training.processes import own_share
 
->>>>>>> start2
+        if isinstance(positions, Batch):
+            return positions
         own = own_share(positions)
         index = self.setting.train_index[own]
         data = self.setting.transitions
