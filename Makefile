@@ -24,6 +24,7 @@ help:
 	@echo "make bench-sampling  segments per second from 10^5 to 10^8 transitions (minutes, 12 GB of disk)"
 	@echo "make bench-large-log training steps per second with a log in a mapped file (minutes, 6 GB of disk with a GPU)"
 	@echo "make bench-speed     training steps per second, compared with JAX and other libraries (half an hour, 5 GB in .venv-peers)"
+	@echo "make bench-gpu       the same on a GPU, beside JAX (less than eight minutes)"
 	@echo "make bench-tuning    a study of 30 trials; compare its best parameters with the defaults (docs/studies.md, 40 minutes)"
 	@echo "make faults     inject hundreds of faults in all stages and check the outcomes (docs/reliability.md, 15 minutes)"
 	@echo "make lock       update requirements.lock to the newest versions that pyproject.toml allows"
@@ -88,6 +89,9 @@ bench-large-log: $(VENV)/installed
 
 bench-speed: $(VENV)/installed
 	$(BIN)/python -m benchmarks.speed $(ARGS)
+
+bench-gpu: $(VENV)/installed
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 # One thread: a process with several threads cannot be forked.
 faults: $(VENV)/installed

@@ -1,9 +1,9 @@
 """Gradient steps per second and memory of training, compared with peers (docs/benchmarks.md).
 
 This package and every peer do the same jobs: the same random log, networks and batch size. Each job runs in its
-own process, in turn for several rounds, on all cores and on the GPU if there is one. The fastest round counts.
-Compilation and warm-up are not timed. Peers are installed from PyPI into ``.venv-peers`` on first use. A peer
-that cannot be installed or run is skipped, and the benchmark reports the reason.
+own process, in turn for several rounds, on one core (for equal numbers of threads). The fastest round counts.
+Compilation and warm-up are not timed. Peers are installed from PyPI into ``.venv-peers`` on first use. A peer that
+cannot be installed or run is skipped, and the benchmark reports the reason. ``benchmarks.gpu`` is for GPUs.
 
     python -m benchmarks.speed
     python -m benchmarks.speed --write-docs   # write the last run's tables into docs/benchmarks.md
@@ -32,6 +32,7 @@ from benchmarks.common import PROJECT, RESULTS, machine, markdown, write_record
 from benchmarks.peers.harness import Job
 from benchmarks.peers.product import SIZE
 from benchmarks.scaling import weak_scaling
+from benchmarks.shared import shared
 from cvl_pipeline.api import EpisodeData, IngestionParameters
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.episodes.container import Split, Transitions
@@ -99,6 +100,7 @@ OURS = Contender("cvl-pipeline", "benchmarks.peers.ours", CONFIGURATIONS, "equal
 PRODUCTS = Contender("matrix product", "benchmarks.peers.product", (PRODUCT,), "")
 TORCH = "torch==2.13.0"
 JAX = ("jax[cuda12]==0.10.2" if torch.cuda.is_available() else "jax==0.10.2", "optax==0.2.8")
+ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 CONTENDERS = (
     OURS,
     Contender(
@@ -215,12 +217,18 @@ def python_of(contender: Contender) -> Path:
     return python
 
 
-def output(command: Sequence[str]) -> str:
+def _stay_on_one_core() -> None:
+    """Give this process one of its cores, by which XLA chooses its threads."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])
+
+
+def output(command: Sequence[str], one_core: bool = False) -> str:
     """Run a command and return its output; raise RuntimeError with the last error line if it fails."""
     # PYTHONPATH and similar variables belong to this environment, not to the peer's.
     filtered = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     own = command[0] == sys.executable
-    environment = None if own else filtered
+    environment = (dict(os.environ) if own else filtered) | (ONE_CORE if one_core else {})
     try:
         done = subprocess.run(
             command,
@@ -230,6 +238,7 @@ def output(command: Sequence[str]) -> str:
             text=True,
             check=False,
             timeout=LONGEST,
+            preexec_fn=_stay_on_one_core if one_core else None,
         )
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"not finished within {LONGEST} seconds") from None
@@ -242,7 +251,8 @@ def output(command: Sequence[str]) -> str:
 
 def do(contender: Contender, job: Job) -> dict[str, Any]:
     """Run a contender's script and return its result; raise RuntimeError if it fails."""
-    text = output([str(python_of(contender)), "-m", contender.module, json.dumps(asdict(job))])
+    command = [str(python_of(contender)), "-m", contender.module, json.dumps(asdict(job))]
+    text = output(command, one_core=job.device == "cpu")
     result: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
     return result
 
@@ -261,65 +271,56 @@ def job_of(
     )  # fmt: skip
 
 
-def measure(
-    folder: Path, contenders: Sequence[Contender], devices: Sequence[str], rounds: int, seconds: float
-) -> dict[str, Any]:
+def measure(folder: Path, contenders: Sequence[Contender], rounds: int, seconds: float) -> dict[str, Any]:
     """Run all jobs of all contenders in turn, for several rounds.
 
     Args:
         folder: folder of the log.
         contenders: contenders, including OURS.
-        devices: cpu, and cuda if there is one.
         rounds: number of rounds.
         seconds: timed seconds of training per round.
 
     Returns:
-        ``rows``, one per contender, configuration and device; ``product_rate`` by device, in operations per
-        second; ``versions``; ``left_out``, skipped jobs with reasons.
+        ``rows``, one per contender and configuration; ``product_rate``, in operations per second; ``versions``;
+        ``left_out``, skipped jobs with reasons.
     """
-    results: dict[tuple[Contender, Configuration, str], list[dict[str, Any]]] = {}
+    results: dict[tuple[Contender, Configuration], list[dict[str, Any]]] = {}
     left_out: dict[str, str] = {}
     for turn in range(rounds):
-        for device in devices:
-            for configuration in (*CONFIGURATIONS, PRODUCT):
-                for contender in (*contenders, PRODUCTS):
-                    if configuration not in contender.configurations:
-                        continue
-                    title = f"{contender.name}; {configuration}; {device}"
-                    if title in left_out or contender.name in left_out:
-                        continue
-                    try:
-                        done = do(contender, job_of(contender, configuration, folder, device, seconds))
-                    except RuntimeError as error:
-                        missing = isinstance(error, NotInstalled)  # then skip all its jobs
-                        left_out[contender.name if missing else title] = str(error)
-                        print(f"left out: {title}: {error}", flush=True)  # noqa: T201
-                        continue
-                    results.setdefault((contender, configuration, device), []).append(done)
-                    speed = done["steps"] / done["seconds"]
-                    print(f"round {turn + 1}: {title}: {speed:.1f} per second", flush=True)  # noqa: T201
+        for configuration in (*CONFIGURATIONS, PRODUCT):
+            for contender in (*contenders, PRODUCTS):
+                if configuration not in contender.configurations:
+                    continue
+                title = f"{contender.name}; {configuration}"
+                if title in left_out or contender.name in left_out:
+                    continue
+                try:
+                    done = do(contender, job_of(contender, configuration, folder, "cpu", seconds))
+                except RuntimeError as error:
+                    missing = isinstance(error, NotInstalled)  # then skip all its jobs
+                    left_out[contender.name if missing else title] = str(error)
+                    print(f"left out: {title}: {error}", flush=True)  # noqa: T201
+                    continue
+                results.setdefault((contender, configuration), []).append(done)
+                speed = done["steps"] / done["seconds"]
+                print(f"round {turn + 1}: {title}: {speed:.1f} per second", flush=True)  # noqa: T201
     rows = [
         {
             "contender": contender.name,
             "arithmetic": contender.arithmetic,
-            "device": device,
             **asdict(configuration),
             "precision": contender.precision,
             "steps_per_second": max(done["steps"] / done["seconds"] for done in several),
             "rounds": [done["steps"] / done["seconds"] for done in several],
             "timed_seconds": sum(done["seconds"] for done in several),
             "peak_memory_mib": max(done["peak_memory_mib"] for done in several),
-            "peak_device_memory_mib": several[-1]["peak_device_memory_mib"],
         }
-        for (contender, configuration, device), several in results.items()
+        for (contender, configuration), several in results.items()
     ]
+    products = [row["steps_per_second"] for row in rows if row["contender"] == PRODUCTS.name]
     return {
         "rows": [row for row in rows if row["contender"] != PRODUCTS.name],
-        "product_rate": {
-            row["device"]: 2 * SIZE**3 * row["steps_per_second"]
-            for row in rows
-            if row["contender"] == PRODUCTS.name
-        },
+        "product_rate": 2 * SIZE**3 * max(products, default=float("nan")),
         "versions": {
             contender.environment or "ours": several[-1]["versions"]
             for (contender, *_), several in results.items()
@@ -329,82 +330,81 @@ def measure(
     }
 
 
-def shares(folder: Path, devices: Sequence[str], seconds: float) -> list[dict[str, Any]]:
+def shares(folder: Path, seconds: float) -> list[dict[str, Any]]:
     """Time per part of our critic's training step, one row per configuration; see ``peers.ours.shares``."""
     return [
-        {"device": device, **asdict(configuration)}
-        | {"microseconds": do(OURS, job_of(OURS, as_shares, folder, device, seconds))}
-        for device in devices
+        asdict(configuration) | {"microseconds": do(OURS, job_of(OURS, as_shares, folder, "cpu", seconds))}
         for configuration in (*CRITICS, LARGE)
         for as_shares in [Configuration("shares", configuration.hidden, configuration.batch)]
     ]
 
 
-def rows_of(record: dict[str, Any], configuration: Configuration, device: str) -> list[dict[str, Any]]:
-    """Rows of the record with a configuration and a device."""
+def rows_of(record: dict[str, Any], configuration: Configuration) -> list[dict[str, Any]]:
+    """Rows of the record with a configuration."""
     return [
         row
         for row in record["rows"]
-        if row["device"] == device
-        and Configuration(row["stage"], tuple(row["hidden"]), row["batch"]) == configuration
+        if Configuration(row["stage"], tuple(row["hidden"]), row["batch"]) == configuration
     ]
 
 
-def speed_of(record: dict[str, Any], name: str, configuration: Configuration, device: str) -> float:
+def speed_of(record: dict[str, Any], name: str, configuration: Configuration) -> float:
     """Steps per second in the record; NaN if it has none."""
-    for row in rows_of(record, configuration, device):
+    for row in rows_of(record, configuration):
         if row["contender"] == name:
             return float(row["steps_per_second"])
     return float("nan")
 
 
-def ratio(record: dict[str, Any], configuration: Configuration, device: str) -> float:
+def ratio(record: dict[str, Any], configuration: Configuration) -> float:
     """Our steps per second over those of the fastest peer with equal arithmetic; NaN without one."""
     peers = {
         row["contender"]
         for row in record["rows"]
         if row["arithmetic"] == "equal" and row["contender"] != OURS.name
     }
-    speeds = [speed_of(record, peer, configuration, device) for peer in peers]
+    speeds = [speed_of(record, peer, configuration) for peer in peers]
     fastest = max((speed for speed in speeds if speed == speed), default=float("nan"))
-    return speed_of(record, OURS.name, configuration, device) / fastest
+    return speed_of(record, OURS.name, configuration) / fastest
 
 
-def summary(record: dict[str, Any], device: str) -> dict[str, float]:
-    """Compute the two summary numbers of a device.
+def summary(record: dict[str, Any]) -> dict[str, float]:
+    """Compute the summary numbers.
 
-    ``ratio_vs_fastest_peer`` is the smallest ratio of CRITICS. ``matmul_fraction`` is the rate of the matrix
-    products in LARGE's steps as a fraction of the rate of one large matrix product.
+    ``ratio_...`` is our speed over that of the JAX loop, for the critics of CRITICS and LARGE. ``matmul_fraction`` is
+    the rate of the matrix products in LARGE's steps as a fraction of the rate of one large matrix product. ``shared``
+    is the share of its speed per CPU second that training keeps beside busy processes (``benchmarks.shared``).
     """
-    done = operations_of_a_step(LARGE) * speed_of(record, OURS.name, LARGE, device)
+    done = operations_of_a_step(LARGE) * speed_of(record, OURS.name, LARGE)
+    small, medium = CRITICS
     return {
-        "ratio_vs_fastest_peer": float(np.min([ratio(record, critic, device) for critic in CRITICS])),
-        "matmul_fraction": done / record["product_rate"][device],
+        "ratio_256": ratio(record, small),
+        "ratio_1024": ratio(record, medium),
+        "ratio_wide": ratio(record, LARGE),
+        "matmul_fraction": done / record["product_rate"],
+        "shared": record["shared"],
     }
 
 
 def tables(record: dict[str, Any]) -> str:
     """Format the record as Markdown."""
     parts = []
-    for device in record["product_rate"]:
-        for configuration in CONFIGURATIONS:
-            rows = rows_of(record, configuration, device)
-            if not rows:
-                continue
-            own = speed_of(record, OURS.name, configuration, device)
-            table = pd.DataFrame(rows).sort_values("steps_per_second", ascending=False)
-            cells = pd.DataFrame(
-                {
-                    "": table["contender"],
-                    "steps/s": table["steps_per_second"].map("{:.1f}".format),
-                    "ours / it": (own / table["steps_per_second"]).map("{:.2f}".format),
-                    "peak memory, MiB": table["peak_memory_mib"].map("{:.0f}".format),
-                    "arithmetic": table["arithmetic"],
-                }
-            )
-            if device == "cuda":
-                cells["of the GPU, MiB"] = table["peak_device_memory_mib"].map("{:.0f}".format)
-            parts.append(f"**{configuration}** ({device}):\n\n{markdown(cells)}")
+    for configuration in CONFIGURATIONS:
+        rows = rows_of(record, configuration)
+        if not rows:
+            continue
+        own = speed_of(record, OURS.name, configuration)
+        table = pd.DataFrame(rows).sort_values("steps_per_second", ascending=False)
+        cells = pd.DataFrame(
+            {
+                "": table["contender"],
+                "steps/s": table["steps_per_second"].map("{:.1f}".format),
+                "ours / it": (own / table["steps_per_second"]).map("{:.2f}".format),
+                "peak memory, MiB": table["peak_memory_mib"].map("{:.0f}".format),
+                "arithmetic": table["arithmetic"],
+            }
+        )
+        parts.append(f"**{configuration}**:\n\n{markdown(cells)}")
     if record["shares"]:
         parts.append("Time of a training step of our critic, by part:\n\n" + markdown(_shares_table(record)))
     if record["scaling"]:
@@ -416,15 +416,14 @@ def tables(record: dict[str, Any]) -> str:
             + markdown(counts.join(scaling[["steps_per_second", "efficiency"]]), digits=2)
         )
     operations = operations_of_a_step(LARGE)
-    for device, rate in record["product_rate"].items():
-        numbers = summary(record, device)
-        parts.append(
-            f"On {device}, ours over the fastest peer of equal arithmetic: "
-            + ", ".join(f"{ratio(record, critic, device):.2f} at batch {critic.batch}" for critic in CRITICS)
-            + f". Matrix products of a step at hidden {LARGE.hidden}, batch {LARGE.batch}: "
-            f"{operations / 1e9:.2f} GFLOP; times steps per second, {numbers['matmul_fraction']:.2f} of the "
-            f"{rate / 1e9:.0f} GFLOP/s of a product of two {SIZE} x {SIZE} matrices."
-        )
+    numbers, rate = record["summary"], record["product_rate"]
+    parts.append(
+        f"Ours over the JAX loop of equal arithmetic: {numbers['ratio_256']:.2f} at batch 256, "
+        f"{numbers['ratio_1024']:.2f} at batch 1024, {numbers['ratio_wide']:.2f} at hidden {LARGE.hidden}, batch "
+        f"{LARGE.batch}. The matrix products of a step of the last take {operations / 1e9:.2f} GFLOP; times steps per "
+        f"second, {numbers['matmul_fraction']:.2f} of the {rate / 1e9:.0f} GFLOP/s of a product of two {SIZE} x {SIZE} "
+        f"matrices. Beside busy processes, training keeps {numbers['shared']:.2f} of its steps per CPU second."
+    )
     left_out = [f"- left out: {title}: {reason}" for title, reason in record["left_out"].items()]
     versions = "; ".join(
         f"{name} ({', '.join(f'{package} {version}' for package, version in packages.items())})"
@@ -446,7 +445,7 @@ def tables(record: dict[str, Any]) -> str:
 def _shares_table(record: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(
         {
-            "": f"hidden {tuple(row['hidden'])}, batch {row['batch']} ({row['device']})",
+            "": f"hidden {tuple(row['hidden'])}, batch {row['batch']}",
             "step, µs": f"{row['microseconds']['step']:.0f}",
         }
         | {
@@ -466,7 +465,7 @@ def write_docs(record: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure, save and print the results; the last line has the two summary numbers of the CPU."""
+    """Measure, save and print the results; the last line has the summary numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=3.0, help="timed seconds per round")
@@ -482,20 +481,19 @@ def main() -> None:
         for contender in CONTENDERS
         if not arguments.only or contender is OURS or contender.name.startswith(tuple(arguments.only))
     ]
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"other work is running (load {load:.1f}); it affects all results", flush=True)  # noqa: T201
     with tempfile.TemporaryDirectory() as folder:
         write_log(Path(folder))
-        measured = measure(Path(folder), chosen, devices, arguments.rounds, arguments.seconds)
-        measured["shares"] = shares(Path(folder), devices, arguments.rounds * arguments.seconds)
+        measured = measure(Path(folder), chosen, arguments.rounds, arguments.seconds)
+        measured["shares"] = shares(Path(folder), arguments.rounds * arguments.seconds)
         measured["scaling"] = [row for critic in CRITICS for row in weak_scaling(Path(folder), critic.batch)]
-    measured["summary"] = {device: summary(measured, device) for device in devices}
-    record = write_record(path, machine=machine() + gpu, load_before=load, **measured)
+    measured["shared"] = shared()
+    measured["summary"] = summary(measured)
+    record = write_record(path, machine=machine() + ", of which one is used", load_before=load, **measured)
     print(tables(record))  # noqa: T201
-    print(" ".join(f"{name}={value:.2f}" for name, value in record["summary"]["cpu"].items()))  # noqa: T201
+    print(" ".join(f"{name}={value:.2f}" for name, value in record["summary"].items()))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -95,16 +95,16 @@ def test_an_environment_is_made_once_for_the_same_versions(
     assert commands[4][-1] == "one==2"
 
 
-def installs_nothing(run: Callable[[Sequence[str]], str]) -> Callable[[Sequence[str]], str]:
-    def output(command: Sequence[str]) -> str:
+def installs_nothing(run: Callable[[Sequence[str], bool], str]) -> Callable[..., str]:
+    def output(command: Sequence[str], one_core: bool = False) -> str:
         if "venv" in command:
             raise RuntimeError("no matching distribution")
-        return run(command)
+        return run(command, one_core)
 
     return output
 
 
-def test_the_command_runs_all_in_turn_and_ends_with_the_two_numbers(
+def test_the_command_runs_all_in_turn_and_ends_with_the_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     docs = tmp_path / "benchmarks.md"
@@ -113,7 +113,7 @@ def test_the_command_runs_all_in_turn_and_ends_with_the_two_numbers(
     monkeypatch.setattr(speed, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(speed, "DOCS", docs)
     monkeypatch.setattr(speed, "CONFIGURATIONS", (*TINY, LARGER))
-    monkeypatch.setattr(speed, "CRITICS", TINY[:1])
+    monkeypatch.setattr(speed, "CRITICS", (TINY[0], TINY[0]))
     monkeypatch.setattr(speed, "LARGE", TINY[0])
     monkeypatch.setattr(speed, "OURS", Contender("ours", "benchmarks.peers.ours", TINY[:1], "equal"))
     monkeypatch.setattr(
@@ -126,26 +126,31 @@ def test_the_command_runs_all_in_turn_and_ends_with_the_two_numbers(
     )  # fmt: skip
     monkeypatch.setattr(speed, "shares", lambda *_: [])
     monkeypatch.setattr(speed, "weak_scaling", lambda *_: [])
+    monkeypatch.setattr(speed, "shared", lambda: 0.5)
     monkeypatch.setattr("sys.argv", ["speed", "--rounds", "1", "--seconds", "0.2"])
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(speed, "output", installs_nothing(speed.output))
     speed.main()
     record = json.loads((tmp_path / "results/speed.json").read_text())
     rates = {row["contender"]: row["steps_per_second"] for row in record["rows"]}
     assert set(rates) == {"ours", "fake"}
     assert rates["fake"] == pytest.approx(2000.0, rel=0.3)
-    ratio, fraction = record["summary"]["cpu"].values()
-    assert ratio == pytest.approx(rates["ours"] / rates["fake"])
+    numbers = record["summary"]
     operations = speed.operations_of_a_step(TINY[0])
-    assert fraction == pytest.approx(operations * rates["ours"] / record["product_rate"]["cpu"])
-    assert record["left_out"][f"fake; {LARGER}; cpu"] == "MemoryError: too large an error"
+    assert numbers == {
+        **dict.fromkeys(
+            ("ratio_256", "ratio_1024", "ratio_wide"), pytest.approx(rates["ours"] / rates["fake"])
+        ),
+        "matmul_fraction": pytest.approx(operations * rates["ours"] / record["product_rate"]),
+        "shared": 0.5,
+    }
+    assert record["left_out"][f"fake; {LARGER}"] == "MemoryError: too large an error"
     assert record["left_out"]["nowhere"] == "no matching distribution"
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == f"ratio_vs_fastest_peer={ratio:.2f} matmul_fraction={fraction:.2f}"
+    assert lines[-1] == " ".join(f"{name}={value:.2f}" for name, value in numbers.items())
     monkeypatch.setattr("sys.argv", ["speed", "--write-docs"])
     speed.main()
     written = docs.read_text()
-    assert written.startswith(f"before\n{speed.BEGIN}\n\n**critic, hidden (8, 8), batch 16** (cpu):")
+    assert written.startswith(f"before\n{speed.BEGIN}\n\n**critic, hidden (8, 8), batch 16**:")
     assert written.endswith(f"{speed.END}\nafter\n")
     assert "old" not in written
 
