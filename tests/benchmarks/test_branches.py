@@ -15,6 +15,9 @@ from cvl_pipeline.environments.base import Environment
 from cvl_pipeline.sources.base import SOURCES
 from cvl_pipeline.sources.simulated import SimulatedSource
 
+# The controller ignores it once; pytest forgets that after every test.
+pytestmark = pytest.mark.filterwarnings(r"ignore:Constant\(s\) may be too high")
+
 SEED, STEPS = 3, 30
 DATASETS: dict[str, dict[str, Any]] = {
     "push": {"source": "metaworld", "task": "push-v3", "episodes": 3, "episode_steps": STEPS},

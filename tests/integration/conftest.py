@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ class Project:
             return subprocess.Popen(
                 [sys.executable, "-m", "kedro", *arguments],
                 cwd=self.root, env=self.environment(), stdout=file, stderr=subprocess.STDOUT,
+                # A shell's background command ignores Ctrl+C, and so would this process.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
 
     def artifact(self, name: str, dataset: str = DATASET) -> Path:
