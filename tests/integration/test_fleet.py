@@ -34,6 +34,13 @@ def test_a_fleet_makes_the_artifacts_of_every_seed(kedro: Forks, copied: Project
     assert output.count("Nothing to run: all artifacts are fresh") == 4
     assert "Training" not in output
 
+    params = "contrastive_dynamics.training.learning_rate=1e30"
+    output = kedro.kedro(project, "fleet", "--seeds", "0,1", "--params", params, status=1)
+    assert "Error: 2 of 2 seeds failed, the others are done: the loss became nan at step" in output
+    assert "(seed 0; " in output
+    assert "(seed 1; " in output
+    assert "all that follows" not in output
+
 
 def test_mistakes_are_one_line(kedro: Forks, copied: Project) -> None:
     for arguments, line in (

@@ -99,7 +99,15 @@ def train_fleet(members: Sequence[Member], parameters: DynamicsParameters) -> di
     """
     check_fleet(parameters)
     last = _last_chunk(parameters)
-    todo = [member for member in members if _reached(member, parameters) < last]
+    todo, fingerprints = [], []
+    for member in members:
+        fingerprint = run_fingerprint(
+            parameters, member.seed, *member.data.without_rewards().parts().values()
+        )
+        path = member.checkpoints / fingerprint / "last.ckpt"
+        if not path.exists() or read_checkpoint(path)["global_step"] < last:
+            todo.append(member)
+            fingerprints.append(fingerprint)
     if not todo:
         return {}
     modules = [ContrastiveDynamics(member.data, parameters, member.seed) for member in todo]
@@ -115,33 +123,26 @@ def train_fleet(members: Sequence[Member], parameters: DynamicsParameters) -> di
                 if (step + 1) % modules[0].interval == 0 or step + 1 == last:
                     snapshots[step + 1] = fleet.values.to("cpu", copy=True)
                 bar.update(task, completed=step + 1)
-    moments = [moment.cpu().view(len(todo), -1) for moment in fleet.optimizer.moments[:2]]
+    moments = torch.stack(fleet.optimizer.moments[:2]).view(2, len(todo), -1).cpu()
     losses = losses.cpu()
     del fleet
     failures = {}
-    for place, member in enumerate(todo):
+    for place, (member, fingerprint) in enumerate(zip(todo, fingerprints, strict=True)):
         own = {step: values[place] for step, values in snapshots.items()}
-        state = moments[0][place], moments[1][place]
+        replay = _Replay(member, parameters, losses[:, place], own, moments[:, place])
+        shutil.rmtree(member.checkpoints / fingerprint, ignore_errors=True)
         try:
-            _save(_Replay(member, parameters, losses[:, place], own, state), member, parameters)
+            with suppress(_SavedError):
+                fit(
+                    replay,
+                    description=f"Saving the critic of seed {member.seed}",
+                    checkpoints=member.checkpoints,
+                    fingerprint=fingerprint,
+                    best=BestWeights(parameters.keep, parameters.patience),
+                )
         except FloatingPointError as error:
             failures[member.seed] = str(error)
     return failures
-
-
-def _checkpoint(member: Member, parameters: DynamicsParameters) -> Path:
-    """Where the training of a member saves itself; see ``fit``."""
-    return member.checkpoints / _fingerprint(member, parameters) / "last.ckpt"
-
-
-def _fingerprint(member: Member, parameters: DynamicsParameters) -> str:
-    return run_fingerprint(parameters, member.seed, *member.data.without_rewards().parts().values())
-
-
-def _reached(member: Member, parameters: DynamicsParameters) -> int:
-    """The step of a member's checkpoint; -1 if there is none."""
-    path = _checkpoint(member, parameters)
-    return int(read_checkpoint(path)["global_step"]) if path.exists() else -1
 
 
 class _SavedError(Exception):
@@ -160,7 +161,7 @@ class _Replay(ContrastiveDynamics):
         parameters: DynamicsParameters,
         losses: Tensor,
         snapshots: Mapping[int, Tensor],
-        moments: tuple[Tensor, Tensor],
+        moments: Tensor,
     ) -> None:
         """Take the results of a member.
 
@@ -169,7 +170,7 @@ class _Replay(ContrastiveDynamics):
             parameters: the stage's.
             losses: of every step, (steps,).
             snapshots: the trained parameters, (N,), by number of steps taken.
-            moments: of Adam after the last step, (N,) each.
+            moments: of Adam after the last step, (2, N).
         """
         last = len(losses)
         # One checkpoint, at the end: before, the weights are those of the snapshot before.
@@ -192,10 +193,8 @@ class _Replay(ContrastiveDynamics):
         if first + count == self._last:
             (optimizer,) = self.trainer.optimizers
             assert isinstance(optimizer, Adam)
-            mean, square, step = optimizer.moments
-            mean.copy_(self._moments[0])
-            square.copy_(self._moments[1])
-            step.fill_(self._last)
+            for value, own in zip(optimizer.moments, (*self._moments, self._last), strict=True):
+                value.copy_(torch.as_tensor(own))
             optimizer.param_groups[0]["lr"] = self.learning_rate(self._last - 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -203,19 +202,6 @@ class _Replay(ContrastiveDynamics):
         if self.global_step != self._last:
             raise SIGTERMException
         super().on_save_checkpoint(checkpoint)
-
-
-def _save(replay: _Replay, member: Member, parameters: DynamicsParameters) -> None:
-    """Write the checkpoint of a member; raise FloatingPointError if a loss is not finite."""
-    shutil.rmtree(_checkpoint(member, parameters).parent, ignore_errors=True)
-    with suppress(_SavedError):
-        fit(
-            replay,
-            description=f"Saving the critic of seed {member.seed}",
-            checkpoints=member.checkpoints,
-            fingerprint=_fingerprint(member, parameters),
-            best=BestWeights(parameters.keep, parameters.patience),
-        )
 
 
 class Fleet:

@@ -129,5 +129,8 @@ class _BeforeTraining(SequentialRunner):
             hook_manager.hook.before_node_run(
                 node=node, catalog=catalog, inputs=inputs, is_async=False, run_id=run_id
             )
-            self.inputs = inputs | {"checkpoints": workspace.get().checkpoints}
+            folder = workspace.get().checkpoints
+            if folder is None:
+                raise InputError("a fleet needs a critic that the catalog stores as a file; use kedro run")
+            self.inputs = inputs | {"checkpoints": folder}
             workspace.set(Workspace())
