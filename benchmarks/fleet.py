@@ -1,9 +1,9 @@
 """Training of many critics of equal shapes as one, by batched products: a fleet (docs/benchmarks.md).
 
-S members (seeds, or points of a study) take their gradient steps together. Each has its own weights, batches and
-learning rate. The benchmark first checks that a fleet ends with the weights of S single trainings. Then it measures
-member-steps per second, on the CPU (processor time too) and on a GPU, if there is one, with steps captured as CUDA
-graphs. Single trainings are ``ContrastiveDynamics`` without Lightning, which a fleet would not need either.
+S members (seeds) take their gradient steps together, as in ``kedro fleet``. The benchmark first checks that a fleet
+ends with the weights of S single trainings. Then it measures member-steps per second, on the CPU (processor time too)
+and on a GPU, if there is one, with steps captured as CUDA graphs. Single trainings are ``ContrastiveDynamics`` without
+Lightning, which a fleet does not need for its steps either.
 
     python -m benchmarks.fleet
     python -m benchmarks.fleet --only gpu   # needs no Kedro and no simulator
@@ -22,26 +22,24 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch import Generator, Tensor
 
+from cvl_pipeline.dynamics.fleet import Fleet
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.episodes.container import Split, Transitions
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.episodes.parameters import IngestionParameters
 from cvl_pipeline.episodes.preparation import fit_normalisation
-from cvl_pipeline.episodes.sampling import Draws, SegmentSampler
-from cvl_pipeline.networks.mlp import MLP, SMALLEST_NORM
+from cvl_pipeline.training.graph import StepGraph
 from cvl_pipeline.training.module import DRAWN
-from cvl_pipeline.training.seeds import stream_seed
+from cvl_pipeline.training.vector import Adam
 
 PROJECT = Path(__file__).parents[1]
 OBSERVATION, ACTION, EPISODES, STEPS = 39, 4, 360, 200
@@ -50,9 +48,6 @@ TRAINING = 3000
 """Gradient steps of a whole training, over which the learning rate falls."""
 CHECKED, TOLERANCE = 20, 1e-4
 """Steps after which fleets are compared with single trainings; largest relative difference of weights and losses."""
-SMALLEST_PIECE, PIECES = 4096, 72
-"""Fewest numbers and most tensors that Adam gets in its variant in pieces (two launches of its kernel). A CUDA block
-takes 65 536 numbers of one tensor, so a vector of 200 000 would keep four blocks busy."""
 DEADLINE = 75.0
 """Seconds after which no measurement on the GPU begins."""
 
@@ -93,406 +88,42 @@ def random_log(episodes: int = EPISODES, steps: int = STEPS) -> EpisodeData:
     return EpisodeData(transitions, split, normalisation)
 
 
-def single_module(data: EpisodeData, size: Size, seed: int, rate: float) -> ContrastiveDynamics:
+def single_module(data: EpisodeData, size: Size, seed: int) -> ContrastiveDynamics:
     """Make the module of a single training with default parameters."""
-    training = {"steps": TRAINING, "batch_size": size.batch, "learning_rate": rate}
+    training = {"steps": TRAINING, "batch_size": size.batch}
     parameters = DynamicsParameters.model_validate({"hidden": size.hidden, "training": training})
     return ContrastiveDynamics(data, parameters, seed)
 
 
-def cosine(step: int) -> float:
-    """Learning rate of a step as a share of the first one."""
-    return 0.5 * (1.0 + math.cos(math.pi * step / TRAINING))
-
-
-class Trained(Protocol):
-    """What is timed: one training or a fleet."""
-
-    members: int
-
-    def block(self, number: int) -> Tensor:
-        """Positions of the next DRAWN batches, (DRAWN, 4, S, B): rows, anchors, rows of futures, absorbed."""
-
-    def step(self, positions: Tensor, share: Tensor) -> Tensor:
-        """Take a gradient step and return the losses, (S,); ``positions`` is an entry of a block.
-
-        ``share``, a scalar, is that of the first learning rate.
-        """
-
-    def state(self) -> list[Tensor]:
-        """All tensors that a step changes."""
-
-    def weights(self) -> Tensor:
-        """The trained parameters, (S, N)."""
-
-
-def packed(draws: Draws) -> Tensor:
-    """Positions as one tensor, (4, ...)."""
-    return torch.stack([draws.rows, draws.anchors, draws.future_rows, draws.absorbed.long()])
-
-
-def adam(
-    values: Tensor, gradient: Tensor, moments: Sequence[Tensor], step: Tensor, rate: Tensor, pieces: bool
-) -> None:
-    """Update a vector, (N,), by the fused kernel, whole or in pieces."""
-    step.add_(1.0)
-    vectors = (values, gradient, *moments)
-    # A multiple of four numbers keeps the pieces aligned.
-    size = max(SMALLEST_PIECE, 4 * math.ceil(len(values) / PIECES / 4)) if pieces else len(values)
-    parts = [list(torch.split(vector, size)) for vector in vectors]
-    torch._fused_adam_(
-        parts[0], parts[1], parts[2], parts[3], [], [step] * len(parts[0]), lr=rate, beta1=0.9, beta2=0.999,
-        eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False,
-    )  # fmt: skip
-
-
-class Single:
-    """One training: the pipeline's module, with its batches and learning rates on the device."""
-
-    members = 1
-
-    def __init__(self, module: ContrastiveDynamics, device: torch.device, pieces: bool = False) -> None:
-        """Move the module to the device."""
-        self.module = module.to(device)
-        self.pieces = pieces
-        module.on_fit_start()
-        module.configure_optimizers()
-        vector = module._vector.values.detach()
-        self._rate = module.training_parameters.learning_rate
-        self._moments = torch.zeros_like(vector), torch.zeros_like(vector)
-        self._step = torch.zeros((), device=device)
-
-    def block(self, number: int) -> Tensor:
-        """See ``Trained``."""
-        generator = Generator(device=self.module.device)
-        generator.manual_seed(stream_seed(self.module.seed, "training", number))
-        draws = self.module.draw(DRAWN, generator)
-        return torch.stack([packed(batch) for batch in draws]).unsqueeze(2)
-
-    def step(self, positions: Tensor, share: Tensor) -> Tensor:
-        """See ``Trained``."""
-        rows, anchors, futures, absorbed = positions[:, 0]
-        # The critic reads neither offsets nor arrivals.
-        loss, _ = self.module.training_loss(
-            Draws(anchors, anchors, rows, futures, anchors, absorbed.to(torch.bool))
-        )
-        vector = self.module._vector
-        vector.differentiate(loss)
-        assert vector.values.grad is not None
-        adam(
-            vector.values.detach(),
-            vector.values.grad,
-            self._moments,
-            self._step,
-            share * self._rate,
-            self.pieces,
-        )
-        return loss.detach().reshape(1)
-
-    def state(self) -> list[Tensor]:
-        """See ``Trained``."""
-        return [self.module._vector.values.detach(), *self._moments, self._step]
-
-    def weights(self) -> Tensor:
-        """See ``Trained``."""
-        return self.module._vector.values.detach().unsqueeze(0)
-
-
-class Layer:
-    """A linear layer of all members, and LayerNorm behind it, as views of vectors of parameters and gradients.
-
-    ``weight`` is (S, H, I); ``bias``, ``scale`` and ``shift`` are (S, 1, H). ``of_...`` are their gradients.
-    """
-
-    def __init__(self, parts: Sequence[Tensor], gradients: Sequence[Tensor], epsilon: float = 0.0) -> None:
-        """Take the parameters in a network's order, and their gradients; two of them: there is no LayerNorm."""
-        self.weight, self.bias = parts[0], parts[1].unsqueeze(1)
-        self.of_weight, self.of_bias = gradients[:2]
-        self.epsilon = epsilon
-        if len(parts) > 2:
-            self.scale, self.shift = (part.unsqueeze(1) for part in parts[2:])
-            self.of_scale, self.of_shift = gradients[2:]
-
-
-class Stack:
-    """Equal networks of all members."""
-
-    def __init__(self, network: MLP, values: Tensor, gradient: Tensor) -> None:
-        """Take the networks' columns of the members' parameters and gradients, (S, n) each."""
-        self.values = values.detach().requires_grad_()
-        self.gradient = gradient
-        shapes = [parameter.shape for parameter in network.parameters()]
-        parts, gradients = (
-            [
-                part.view(-1, *shape)
-                for part, shape in zip(
-                    torch.split(matrix, [shape.numel() for shape in shapes], dim=1), shapes, strict=True
-                )
-            ]
-            for matrix in (values, gradient)
-        )
-        epsilons = [layer.eps for layer in network if isinstance(layer, nn.LayerNorm)]
-        self.hidden = [
-            Layer(parts[4 * place : 4 * place + 4], gradients[4 * place : 4 * place + 4], epsilon)
-            for place, epsilon in enumerate(epsilons)
-        ]
-        self.last = Layer(parts[-2:], gradients[-2:])
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Return outputs of unit norm, (S, B, I) -> (S, B, D)."""
-        outputs: Tensor = _Stacked.apply(inputs, self.values, self)  # type: ignore[no-untyped-call]
-        return outputs
-
-
-_relu_backward = torch.ops.aten.threshold_backward.grad_input
-_norm_backward = torch.ops.aten.native_layer_norm_backward.default
-
-
-class _Stacked(torch.autograd.Function):
-    """All layers of all members, as ``networks.mlp._Fused`` for one.
-
-    The kernel of LayerNorm has one scale and shift for all rows, so those of the members are operations of their own.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, values: Tensor, stack: Stack) -> Tensor:
-        saved = []
-        rows = inputs
-        for layer in stack.hidden:
-            products = torch.baddbmm(layer.bias, rows, layer.weight.transpose(1, 2))
-            units, mean, deviation = torch.native_layer_norm(
-                products, products.shape[-1:], None, None, layer.epsilon
-            )
-            saved += [rows, products, units, mean, deviation]
-            rows = torch.addcmul(layer.shift, units, layer.scale).relu_()
-        outputs = torch.baddbmm(stack.last.bias, rows, stack.last.weight.transpose(1, 2))
-        norms = torch.linalg.vector_norm(outputs, dim=-1, keepdim=True).clamp_min_(SMALLEST_NORM)
-        outputs.div_(norms)
-        ctx.save_for_backward(*saved, rows, norms, outputs)
-        ctx.stack = stack
-        return outputs
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
-        stack: Stack = ctx.stack
-        *saved, rows, norms, units = ctx.saved_tensors
-        along = torch.linalg.vecdot(gradient, units).unsqueeze(-1)
-        gradient = torch.addcmul(gradient, along, units, value=-1.0).div_(norms)
-        torch.bmm(gradient.transpose(1, 2), rows, out=stack.last.of_weight)
-        torch.sum(gradient, 1, out=stack.last.of_bias)
-        gradient = gradient.bmm(stack.last.weight)
-        for place in range(len(stack.hidden) - 1, -1, -1):
-            layer = stack.hidden[place]
-            below, products, normal, mean, deviation = saved[5 * place : 5 * place + 5]
-            _relu_backward(gradient, rows, 0, grad_input=gradient)
-            torch.sum(gradient, 1, out=layer.of_shift)
-            torch.sum(normal.mul_(gradient), 1, out=layer.of_scale)  # nobody reads it after that
-            gradient, _, _ = _norm_backward(
-                gradient.mul_(layer.scale), products, products.shape[-1:], mean, deviation, None, None,
-                [True, False, False],
-            )  # fmt: skip
-            torch.bmm(gradient.transpose(1, 2), below, out=layer.of_weight)
-            torch.sum(gradient, 1, out=layer.of_bias)
-            if place:
-                gradient = gradient.bmm(layer.weight)
-            rows = below
-        return None, stack.gradient, None
-
-
-class _Losses(torch.autograd.Function):
-    """Symmetric InfoNCE of every member, as ``dynamics.losses._SymmetricInfoNCE`` with a known bound."""
-
-    @staticmethod
-    def forward(ctx: Any, left: Tensor, right: Tensor, bound: float) -> Tensor:
-        logits = left.bmm(right.transpose(1, 2))  # (S, B, B)
-        positives = logits.diagonal(dim1=1, dim2=2).mean(1)
-        size = logits.shape[-1]
-        weights = logits.sub_(bound).exp_()
-        rows, columns = weights.sum(2), weights.sum(1)
-        losses = 0.5 * (rows.log().mean(1) + columns.log().mean(1)) + bound - positives
-        gradient = weights.mul_((0.5 / size / rows).unsqueeze(2) + (0.5 / size / columns).unsqueeze(1))
-        gradient.diagonal(dim1=1, dim2=2).sub_(1.0 / size)
-        ctx.save_for_backward(left, right, gradient)
-        return losses
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        left, right, gradient = ctx.saved_tensors
-        factors = gradients[0].view(-1, 1, 1)
-        return gradient.bmm(right).mul_(factors), gradient.transpose(1, 2).bmm(left).mul_(factors), None
-
-
-class Fleet:
-    """Trainings of equal shapes as one. Row s of the parameters is the vector of member s."""
-
-    def __init__(
-        self, modules: Sequence[ContrastiveDynamics], device: torch.device, pieces: bool = False
-    ) -> None:
-        """Copy the members' initial weights; the modules stay as they are.
-
-        Args:
-            modules: of single trainings on the same log, with the same shape.
-            device: of the fleet.
-            pieces: see ``adam``.
-        """
-        first = modules[0]
-        self.members, self.pieces = len(modules), pieces
-        self.batch = first.training_parameters.batch_size
-        self._seeds = [module.seed for module in modules]
-        self._per_episode = first.parameters_of_stage.segments_per_episode
-        rates = [module.training_parameters.learning_rate for module in modules]
-        self._rate = rates[0]
-        self._transitions = first._transitions.to(device)
-        self._sampler = SegmentSampler(
-            self._transitions, first.parameters_of_stage.discount, first._split.train
-        )
-        vectors = [[value.detach().flatten() for value in module.trained_parameters()] for module in modules]
-        self.values = torch.stack([torch.cat(vector) for vector in vectors]).to(device)  # (S, N)
-        self.gradient = torch.zeros_like(self.values)
-        self._moments = torch.zeros_like(self.values), torch.zeros_like(self.values)
-        self._step = torch.zeros((), device=device)
-        # The kernel takes one learning rate. Adam's moves do not depend on the values, so the moves of members with
-        # different rates are added up with a rate of 1, and scaled.
-        self._own: tuple[Tensor, Tensor, Tensor] | None = None
-        if len(set(rates)) > 1:
-            column = torch.tensor(rates, device=device).unsqueeze(1)
-            self._own = self.values.clone(), torch.zeros_like(self.values), column
-        critic = first.critic
-        bound = critic.bound
-        assert bound is not None
-        self._bound = bound
-        self._temperature = critic.temperature.detach().to(device)
-        self._observation = [
-            statistic.clone().to(device)
-            for statistic in (
-                critic.encode_observation.standardise.mean,
-                critic.encode_observation.standardise.std,
-            )
-        ]
-        self._action = [
-            statistic.clone().to(device)
-            for statistic in (critic.standardise_action.mean, critic.standardise_action.std)
-        ]
-        networks = (critic.phi_network, critic.psi_network)
-        sizes = [sum(parameter.numel() for parameter in network.parameters()) for network in networks]
-        places = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
-        self._phi, self._psi = (
-            Stack(network, self.values[:, place], self.gradient[:, place])
-            for network, place in zip(networks, places, strict=True)
-        )
-
-    def block(self, number: int) -> Tensor:
-        """See ``Trained``; each member draws with its own generator."""
-        device = self.values.device
-        draws = []
-        for seed in self._seeds:
-            generator = Generator(device=device)
-            generator.manual_seed(stream_seed(seed, "training", number))
-            positions = packed(self._sampler.draw(DRAWN * self.batch, generator, self._per_episode))
-            draws.append(positions.view(4, DRAWN, self.batch))
-        return torch.stack(draws, dim=2).transpose(0, 1).contiguous()
-
-    def step(self, positions: Tensor, share: Tensor) -> Tensor:
-        """See ``Trained``."""
-        shape = positions.shape[1:]
-        rows, anchors, futures, absorbed = positions.flatten(1)
-        observations, actions = self._transitions.observations, self._transitions.actions
-        mean, std = self._observation
-        action_mean, action_std = self._action
-        of_state = (observations.index_select(0, rows) - mean) / std
-        of_action = (actions.index_select(0, anchors) - action_mean) / action_std
-        flag = absorbed.to(torch.bool).unsqueeze(-1)
-        of_future = torch.where(flag, 0.0, (observations.index_select(0, futures) - mean) / std)
-        phi = self._phi(torch.cat([of_state, of_action], dim=-1).view(*shape, -1))
-        psi = self._psi(torch.cat([of_future, flag.to(of_future.dtype)], dim=-1).view(*shape, -1))
-        losses: Tensor = _Losses.apply(phi / self._temperature, psi, self._bound)  # type: ignore[no-untyped-call]
-        torch.autograd.grad(losses.sum(), [self._phi.values, self._psi.values])  # written into self.gradient
-        with torch.no_grad():
-            self._update(share)
-        return losses.detach()
-
-    def _update(self, share: Tensor) -> None:
-        gradient, moments = self.gradient.view(-1), [moment.view(-1) for moment in self._moments]
-        if self._own is None:
-            adam(self.values.view(-1), gradient, moments, self._step, share * self._rate, self.pieces)
-            return
-        start, moves, rates = self._own
-        adam(moves.view(-1), gradient, moments, self._step, share, self.pieces)
-        torch.addcmul(start, moves, rates, out=self.values)
-
-    def state(self) -> list[Tensor]:
-        """See ``Trained``."""
-        return [self.values, *self._moments, self._step, *(self._own[1:2] if self._own else ())]
-
-    def weights(self) -> Tensor:
-        """See ``Trained``."""
-        return self.values
-
-
 def fleet_of(
-    data: EpisodeData, size: Size, rates: Iterable[float], device: torch.device, pieces: bool = False
+    data: EpisodeData, size: Size, members: int, device: torch.device, captured: bool = False
 ) -> Fleet:
-    """Make a fleet of seeds from 0, with a first learning rate each."""
-    return Fleet([single_module(data, size, seed, rate) for seed, rate in enumerate(rates)], device, pieces)
+    """Make a fleet of seeds from 0."""
+    return Fleet([single_module(data, size, seed) for seed in range(members)], device, captured)
 
 
 class Runner:
-    """Takes steps one after another; on a GPU, a step may be one CUDA graph."""
+    """A fleet for ``timed``."""
 
-    def __init__(self, trained: Trained, device: torch.device, captured: bool = False) -> None:
-        """Capture a step if asked to; the weights stay as they are."""
-        self.trained = trained
-        self.device = device
-        self.next = 0
-        self._shares = torch.tensor([cosine(step) for step in range(TRAINING)], device=device)
-        self._share = self._shares[0].clone()
-        self._block = trained.block(0)
-        self._positions = self._block[0].clone()
-        self._losses = torch.zeros(trained.members, device=device)
-        self._replay: Callable[[], None] = self._capture() if captured else self._take
-
-    def _take(self) -> None:
-        self._losses = self.trained.step(self._positions, self._share)
-
-    def _capture(self) -> Callable[[], None]:
-        before = [tensor.clone() for tensor in self.trained.state()]
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(4):
-                self._take()
-        torch.cuda.current_stream().wait_stream(side)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._take()
-        for tensor, value in zip(self.trained.state(), before, strict=True):
-            tensor.copy_(value)
-        torch.cuda.synchronize()
-        return graph.replay
+    def __init__(self, fleet: Fleet) -> None:
+        """Begin with the first step."""
+        self.fleet, self.next = fleet, 0
 
     def run(self, steps: int) -> Tensor:
         """Take steps, and return the last one's losses, (S,)."""
         for step in range(self.next, self.next + steps):
-            block, place = divmod(step, DRAWN)
-            if place == 0 and step:
-                self._block = self.trained.block(block)
-            self._positions.copy_(self._block[place])
-            self._share.copy_(self._shares[step % TRAINING])
-            self._replay()
+            losses = self.fleet.step(step % TRAINING)
         self.next += steps
-        return self._losses
+        return losses
 
     def wait(self) -> None:
         """Wait for the device."""
-        if self.device.type == "cuda":
+        if self.fleet.values.device.type == "cuda":
             torch.cuda.synchronize()
 
 
 def difference(
-    data: EpisodeData, size: Size, rates: Sequence[float], device: torch.device, captured: bool = False
+    data: EpisodeData, size: Size, members: int, device: torch.device, captured: bool = False
 ) -> dict[str, float]:
     """Compare a fleet with single trainings after CHECKED steps.
 
@@ -505,13 +136,13 @@ def difference(
         and ``largest_rounding``, the same of single trainings that begin a rounding away; ``losses``, the largest
         relative difference of the last losses.
     """
-    fleet = fleet_of(data, size, rates, device)
-    losses = Runner(fleet, device, captured).run(CHECKED).cpu()
+    fleet = fleet_of(data, size, members, device, captured)
+    losses = Runner(fleet).run(CHECKED).cpu()
     apart: dict[str, list[float]] = {"fleet": [], "rounding": [], "losses": []}
-    for member, rate in enumerate(rates):
-        loss, expected = _reference(data, size, member, rate, device)
-        _, other = _reference(data, size, member, rate, device, rounding=True)
-        apart["fleet"].append(float((fleet.weights()[member] - expected).norm() / expected.norm()))
+    for member in range(members):
+        loss, expected = _reference(data, size, member, device)
+        _, other = _reference(data, size, member, device, rounding=True)
+        apart["fleet"].append(float((fleet.values[member] - expected).norm() / expected.norm()))
         apart["rounding"].append(float((other - expected).norm() / expected.norm()))
         apart["losses"].append(abs(float(losses[member]) / loss - 1.0))
     return {
@@ -524,7 +155,7 @@ def difference(
 
 
 def _reference(
-    data: EpisodeData, size: Size, seed: int, rate: float, device: torch.device, rounding: bool = False
+    data: EpisodeData, size: Size, seed: int, device: torch.device, rounding: bool = False
 ) -> tuple[float, Tensor]:
     """Train as ``OfflineModule.training_step`` does; return the last loss and the weights, (N,).
 
@@ -532,11 +163,10 @@ def _reference(
         data: the log.
         size: of the critic.
         seed: of the training.
-        rate: first learning rate.
         device: where to train.
         rounding: whether the initial weights are changed by about one rounding.
     """
-    module = single_module(data, size, seed, rate)
+    module = single_module(data, size, seed)
     if rounding:
         generator = Generator().manual_seed(seed)
         with torch.no_grad():
@@ -550,20 +180,32 @@ def _reference(
 class Reference:
     """The single training of the pipeline, without Lightning, for ``timed``."""
 
-    def __init__(self, module: ContrastiveDynamics, device: torch.device) -> None:
-        """Move the module to the device."""
+    def __init__(self, module: ContrastiveDynamics, device: torch.device, captured: bool = False) -> None:
+        """Move the module to the device; the step may be a CUDA graph, as in the pipeline."""
         self.module, self.next = module.to(device), 0
         module.on_fit_start()
         self._optimizer = module.configure_optimizers()
+        assert isinstance(self._optimizer, Adam)
+        self._graph = StepGraph(module, self._optimizer, 0, DRAWN) if captured else None
 
     def run(self, steps: int) -> Tensor:
         """Take steps, and return the last one's loss."""
-        for step in range(self.next, self.next + steps):
-            loss, _ = self.module.training_loss(self.module.batch(step))
-            self.module._vector.differentiate(loss)
-            self._optimizer.param_groups[0]["lr"] = self.module.learning_rate(step % TRAINING)
-            self._optimizer.step()
-        self.next += steps
+        end = self.next + steps
+        while self.next < end:
+            first = self.next % TRAINING
+            count = min(DRAWN, end - self.next, TRAINING - first)
+            if self._graph is None:
+                count, loss = 1, self._step(first)
+            else:
+                loss = self._graph.run(first, count, lambda name, value: None)[-1]
+            self.next += count
+        return loss
+
+    def _step(self, step: int) -> Tensor:
+        loss, _ = self.module.training_loss(self.module.batch(step))
+        self.module.differentiate(loss)
+        self._optimizer.param_groups[0]["lr"] = self.module.learning_rate(step)
+        self._optimizer.step()
         return loss.detach()
 
     def wait(self) -> None:
@@ -605,9 +247,8 @@ def best(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
 def cpu_runner(data: EpisodeData, size: Size, members: int) -> Runner | Reference:
     """Make what is timed on the CPU; no members: one single training."""
     if not members:
-        return Reference(single_module(data, size, 0, 1e-3), torch.device("cpu"))
-    device = torch.device("cpu")
-    return Runner(fleet_of(data, size, [1e-3] * members, device), device)
+        return Reference(single_module(data, size, 0), torch.device("cpu"))
+    return Runner(fleet_of(data, size, members, torch.device("cpu")))
 
 
 def chunk_of(members: int) -> int:
@@ -694,17 +335,14 @@ def measure_gpu(
     graphs = device.type == "cuda"
     rows: list[dict[str, Any]] = []
     for size in sizes:
-        variants = [(0, False, False), (16, False, False)]
-        variants += [(members, graphs, pieces) for members in (0, *GPU_MEMBERS) for pieces in (False, True)]
-        for members, captured, pieces in variants:
-            row: dict[str, Any] = {
-                "size": str(size), "members": members, "captured": captured, "adam_in_pieces": pieces
-            }  # fmt: skip
+        variants = [(0, False), (16, False), *((members, graphs) for members in (0, *GPU_MEMBERS))]
+        for members, captured in variants:
+            row: dict[str, Any] = {"size": str(size), "members": members, "captured": captured}
             if time.perf_counter() - STARTED > DEADLINE:
                 row["error"] = "no time left"
             else:
                 try:
-                    row |= _gpu_row(data, size, device, seconds, members, captured, pieces)
+                    row |= _gpu_row(data, size, device, seconds, members, captured)
                 except Exception as error:
                     traceback.print_exc()
                     row["error"] = f"{type(error).__name__}: {error}"[:300]
@@ -720,26 +358,25 @@ def measure_gpu(
 
 
 def _gpu_row(
-    data: EpisodeData, size: Size, device: torch.device, seconds: float, members: int, captured: bool,
-    pieces: bool,
-) -> dict[str, float]:  # fmt: skip
+    data: EpisodeData, size: Size, device: torch.device, seconds: float, members: int, captured: bool
+) -> dict[str, float]:
     graphs = device.type == "cuda"
     if graphs:
         torch.cuda.reset_peak_memory_stats()
-    trained: Trained
+    runner: Runner | Reference
     if members:
-        trained = fleet_of(data, size, [1e-3] * members, device, pieces)
+        runner = Runner(fleet_of(data, size, members, device, captured))
     else:
-        trained = Single(single_module(data, size, 0, 1e-3), device, pieces)
-    runner = Runner(trained, device, captured)
-    chunk = max(8, DRAWN // trained.members) if graphs else 2
+        runner = Reference(single_module(data, size, 0), device, captured)
+    chunk = max(8, DRAWN // max(members, 1)) if graphs else 2
     runner.run(chunk)
-    row = timed(runner, trained.members, seconds, chunk)
-    begin = time.perf_counter()
-    trained.block(1)
-    runner.wait()
-    # Milliseconds of the step above.
-    row["sampling"] = 1e3 * (time.perf_counter() - begin) / DRAWN
+    row = timed(runner, max(members, 1), seconds, chunk)
+    if isinstance(runner, Runner):
+        begin = time.perf_counter()
+        runner.fleet.block(1)
+        runner.wait()
+        # Milliseconds of the step above.
+        row["sampling"] = 1e3 * (time.perf_counter() - begin) / DRAWN
     if graphs:
         row["peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
     return row
@@ -789,15 +426,12 @@ def save(record: dict[str, Any]) -> None:
 
 
 def checks(data: EpisodeData, device: torch.device) -> list[dict[str, Any]]:
-    """Compare fleets with single trainings: equal and different learning rates."""
+    """Compare fleets with single trainings."""
     rows: list[dict[str, Any]] = []
-    for size, rates in (
-        (Size((256, 256), 256), [1e-3] * 8),
-        (Size((64, 64), 256), [3e-4, 1e-3, 2e-3, 1e-3, 5e-4]),
-    ):
-        row: dict[str, Any] = {"device": device.type, "size": str(size), "rates": str(rates)}
+    for size, members in ((Size((256, 256), 256), 8), (Size((64, 64), 256), 5)):
+        row: dict[str, Any] = {"device": device.type, "size": str(size), "members": members}
         try:
-            row |= difference(data, size, rates, device, captured=device.type == "cuda")
+            row |= difference(data, size, members, device, captured=device.type == "cuda")
         except Exception as error:
             if device.type == "cpu":
                 raise

@@ -206,6 +206,44 @@ run = _AboutPipelines(
 cli.add_command(run)
 
 
+class _Fleet(_Command):
+    """Refuses what a fleet cannot do before anything runs."""
+
+    def check(self, options: dict[str, Any]) -> None:
+        from cvl_pipeline.dynamics.fleet import check_fleet
+        from cvl_pipeline.kedro.fleet import seeds_of
+
+        if "seed" in options["params"]:
+            raise InputError("--params seed=... does not go with --seeds; name all seeds there")
+        options["seeds"] = seeds_of(options["seeds"])
+        check_fleet(_follow(options).contrastive_dynamics)
+
+
+def _fleet(seeds: list[int], env: str | None, params: dict[str, Any], conf_source: str | None) -> None:
+    """Run the pipeline for several seeds, and train their critics as one.
+
+    It makes the missing and stale artifacts of every seed, as kedro run --only-missing-outputs does. On a GPU, many
+    critics train in the time of a few. See docs/training.md.
+    """
+    from cvl_pipeline.kedro.fleet import run_fleet
+
+    run_fleet(seeds, env, params, conf_source)
+
+
+_SEEDS = click.Option(["--seeds"], required=True, help="Such as 0-15, or 0-3,8.")
+cli.add_command(
+    _Fleet(
+        "fleet",
+        params=[
+            _SEEDS,
+            *(part for part in kedro_run.params if part.name in ("env", "params", "conf_source")),
+        ],
+        callback=_fleet,
+        help=_fleet.__doc__,
+    )
+)
+
+
 class _Tuning(_Command):
     def invoke(self, ctx: click.Context) -> Any:
         try:

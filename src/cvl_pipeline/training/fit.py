@@ -104,10 +104,7 @@ def fit(
     if watch is not None:
         callbacks.append(Watch(watch))
     resume = _resumable(saver.path) if saver.path is not None else None
-    # Not Lightning's auto: it would choose Apple's GPU, which lacks the double precision to sample offsets.
-    accelerator: str = parameters.accelerator
-    if accelerator == "auto":
-        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    accelerator = accelerator_of(parameters)
     for name in ("lightning.pytorch", "lightning.fabric"):
         # Lightning's reports (devices, loops) do not help the reader of a pipeline log.
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -132,7 +129,7 @@ def fit(
             num_sanity_val_steps=0,
         )
         try:
-            with _rounded(parameters.precision == "tf32" and accelerator == "gpu"):
+            with rounded(parameters.precision == "tf32" and accelerator == "gpu"):
                 trainer.fit(
                     module, train_dataloaders=[0], val_dataloaders=[0], ckpt_path=resume, weights_only=True
                 )
@@ -156,8 +153,18 @@ def fit(
     return pd.DataFrame(module.rows).astype({"step": int})
 
 
+def accelerator_of(parameters: TrainingParameters) -> Literal["cpu", "gpu"]:
+    """What the training uses.
+
+    Not Lightning's auto: it would choose Apple's GPU, which lacks the double precision to sample offsets.
+    """
+    if parameters.accelerator == "auto":
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    return parameters.accelerator
+
+
 @contextmanager
-def _rounded(narrow: bool) -> Iterator[None]:
+def rounded(narrow: bool) -> Iterator[None]:
     """Let a GPU round the factors of matrix products to tf32 in this context."""
     before = torch.get_float32_matmul_precision()
     if narrow:

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.kedro.fleet import _train, seeds_of
+from cvl_pipeline.testing.builders import dynamics_parameters, make_data, make_transitions
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("3", [3]), ("0-3,8", [0, 1, 2, 3, 8]), ("5, 1-2,2", [1, 2, 5]), ("7-7", [7])]
+)
+def test_seeds(text: str, seeds: list[int]) -> None:
+    assert seeds_of(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "-2", "1-", "0-999999999", "1,,2", "1.5"])
+def test_what_is_no_seed_is_one_line(text: str) -> None:
+    with pytest.raises(InputError, match=f"^--seeds {re.escape(text)}: '.*' is not a seed or a range; write"):
+        seeds_of(text)
+
+
+def test_parameters_that_differ_between_seeds_are_one_line(tmp_path: Path) -> None:
+    data = make_data(make_transitions([9, 9], [True, False]), 1)
+    inputs = {
+        seed: {
+            **data.parts(),
+            "params:contrastive_dynamics": dynamics_parameters({"steps": 60}, temperature=0.1 * seed),
+            "checkpoints": tmp_path,
+        }
+        for seed in (1, 2)
+    }
+    with pytest.raises(InputError, match="of seed 2 differs from that of seed 1, so their critics cannot"):
+        _train(inputs)
