@@ -25,6 +25,7 @@ GROUPS = {
     "loss": ("_SymmetricInfoNCE", "_SymmetricInfoNCEBackward", "aten::exp_", "aten::aminmax"),
     "Adam": ("aten::_fused_adam_", "Optimizer.step#Adam.step"),
     "gathering the batch": ("aten::index_select",),
+    "the networks' own passes, in Python": ("_Fused", "_FusedBackward"),
 }
 """Operators by purpose; the others are elementwise operations, sums, copies and call overhead."""
 
@@ -70,4 +71,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     main()

@@ -15,6 +15,7 @@ from torch import Tensor
 from cvl_pipeline.dynamics.losses import (
     SPREAD,
     Loss,
+    SymmetricInfoNCE,
     contrastive_metrics,
     infonce,
     logsumexp_penalty,
@@ -340,3 +341,16 @@ def test_loss_of_ones_own_has_settings_of_its_own_and_the_penalty() -> None:
     expected = -logits.diagonal().pow(3.0).mean() + 0.5 * logsumexp_penalty(logits)
     assert float(loss(logits)) == pytest.approx(float(expected), rel=1e-6)
     assert torch.isfinite(loss(logits.bfloat16()))
+
+
+class Doubled(SymmetricInfoNCE):
+    """A class of the user's own that extends a built-in loss."""
+
+    def of_logits(self, logits: Tensor) -> Tensor:
+        return 2.0 * super().of_logits(logits)
+
+
+def test_a_loss_that_extends_a_builtin_one_is_the_one_that_is_trained() -> None:
+    left, right = _factors(5.0, torch.float32)
+    loss = Doubled(LossParameters(name="own"))
+    torch.testing.assert_close(loss.of_factors(left, right), 2.0 * _fused(left, right))

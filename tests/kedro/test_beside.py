@@ -3,14 +3,16 @@ from __future__ import annotations
 from kedro.io import MemoryDataset
 from kedro.pipeline import node
 
+from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.kedro.beside import WORKERS, _answer
 from cvl_pipeline.kedro.pipelines.contrastive_dynamics.nodes import report
 from cvl_pipeline.kedro.workspace import Workspace
 
 
-def test_episodes_run_in_one_process() -> None:
+def test_episodes_leave_a_core_free() -> None:
     own = node(abs, WORKERS, "result", name="own")
-    assert _answer(own, {WORKERS: MemoryDataset(8)}, Workspace()) == ({"result": 1}, None, "")
+    cores = max(1, available_cores() - 1)
+    assert _answer(own, {WORKERS: MemoryDataset(80)}, Workspace()) == ({"result": cores}, None, "")
 
 
 def test_a_defect_has_its_traceback() -> None:

@@ -56,7 +56,7 @@ def _pipeline(*stages: str) -> Pipeline:
 
 
 def _check(pipeline: Pipeline, catalog: DataCatalog) -> None:
-    CheckInputs().before_pipeline_run({"only_missing_outputs": True}, pipeline, catalog)
+    CheckInputs().before_pipeline_run(pipeline, catalog)
 
 
 def test_the_pipelines_follow_the_parameters() -> None:

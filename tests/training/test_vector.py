@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from cvl_pipeline.networks.mlp import MLP
+from cvl_pipeline.testing.builders import training_parameters
+from cvl_pipeline.training.fit import fit
+from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.vector import Adam, ParameterVector
 
 
@@ -91,3 +94,37 @@ def test_moments_are_restored_with_the_optimiser() -> None:
     for one, two in zip(optimizer.moments, again.moments, strict=True):
         assert torch.equal(one, two)
     assert float(again.moments[2]) == 1.0
+
+
+class Failing(OfflineModule):
+    """Ends in the middle of its training."""
+
+    def __init__(self) -> None:
+        super().__init__(training_parameters(steps=60), 0)
+        self.network = MLP(1, (4,), 1)
+
+    def draw(self, batches: int, generator: Generator) -> list[int]:
+        return list(range(batches))
+
+    def training_loss(self, batch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self.network.variable is not None
+        if batch == 30:
+            raise RuntimeError("the machine went away")
+        return self.network(torch.ones(2, 1)).sum(), {}
+
+    def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
+        return {}
+
+
+def test_networks_are_released_after_training_that_failed() -> None:
+    module = Failing()
+    with pytest.raises(RuntimeError, match="the machine went away"):
+        fit(module, description="test")
+    assert module.network.variable is None
+
+
+def test_with_code_of_the_users_own_networks_stay_modules() -> None:
+    module = Failing()
+    module.own_code = True
+    with pytest.raises(AssertionError):
+        fit(module, description="test")

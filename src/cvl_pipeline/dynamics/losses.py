@@ -141,7 +141,9 @@ class SymmetricInfoNCE(Loss):
 
     def of_factors(self, left: Tensor, right: Tensor, bound: float | None = None) -> Tensor:
         """Return the loss; see ``Loss``."""
-        if self.parameters.logsumexp_penalty:
+        if (
+            self.parameters.logsumexp_penalty or type(self) is not SymmetricInfoNCE
+        ):  # a class of the user's own
             return super().of_factors(left, right, bound)
         loss: Tensor = _SymmetricInfoNCE.apply(left, right, bound)  # type: ignore[no-untyped-call]
         return loss

@@ -51,8 +51,8 @@ class ContrastiveDynamics(OfflineModule):
         self.parameters_of_stage = parameters
         self._observer = observer
         self._loss = LOSSES.create(parameters.loss)
-        own = ":" in parameters.loss.name or ":" in parameters.encoder.name  # may do anything
-        self.graphable = observer is None and not own
+        self.own_code = ":" in parameters.loss.name or ":" in parameters.encoder.name
+        self.graphable = observer is None and not self.own_code
         self._transitions, self._split = data.transitions, data.split
         transitions = self._transitions
         with torch.random.fork_rng(devices=[]):

@@ -23,11 +23,11 @@ def faster(environment: type[Any]) -> type[Any]:
     Args:
         environment: one of ``ALL_V3_ENVIRONMENTS``.
     """
-    for part in environment.__mro__:  # observations are made in the modules of these classes
+    known = importlib.metadata.version("metaworld") in KNOWN_VERSIONS
+    for part in environment.__mro__ if known else ():  # observations are made in the modules of these classes
         names = vars(sys.modules[part.__module__])
         if "Rotation" in names and names["Rotation"] is _scipys_rotation():
             names["Rotation"] = FastRotation
-    known = importlib.metadata.version("metaworld") in KNOWN_VERSIONS
     if known:
         rewards = vars(sys.modules["metaworld.utils.reward_utils"])
         rewards["tolerance"] = fast_tolerance(rewards["tolerance"])

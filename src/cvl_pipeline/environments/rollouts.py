@@ -204,18 +204,15 @@ def _executed(action: Array, environment: Environment) -> Array:
     return executed
 
 
-def start_server(*packages: str) -> BaseContext:
+def start_server() -> BaseContext:
     """Start the process that worker processes are forked from, unless it runs, and return how to start them.
 
     It imports what all of them need, and then waits. It has no threads, whereas torch's threads in this process would
     not survive a fork. Where there is no such server, every worker is a fresh process.
-
-    Args:
-        packages: packages that workers will use, although this process has not imported them yet.
     """
     if sys.platform == "linux":
         with suppress(OSError):  # its socket cannot be made, such as in a temporary folder with a long path
-            used = [name for name in PRELOADED if name.partition(".")[0] in {*sys.modules, *packages}]
+            used = [name for name in PRELOADED if name.partition(".")[0] in sys.modules]
             multiprocessing.set_forkserver_preload(used)  # without effect if the server runs
             forkserver.ensure_running()
             return multiprocessing.get_context("forkserver")

@@ -22,6 +22,7 @@ import torch
 from kedro.io import DataCatalog
 from kedro.pipeline.node import Node
 
+from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.errors import TERMINATED, InputError, one_line
 from cvl_pipeline.kedro.mistakes import mistake
 from cvl_pipeline.kedro.workspace import Workspace, workspace
@@ -29,11 +30,16 @@ from cvl_pipeline.training.launch import TrainingError
 from cvl_pipeline.training.processes import end_with_parent
 
 WORKERS = "params:evaluation.workers"
-"""Number of processes that run episodes, for which the process beside has one core. No result depends on it."""
+"""Number of processes that run episodes. The process beside leaves one core to the run. No result depends on it."""
+
+
+def threads_beside() -> int:
+    """Return torch's threads for a node that may run beside, in either process: half of them."""
+    return max(1, torch.get_num_threads() // 2)
 
 
 class ProcessBeside:
-    """A process with one thread that runs one node after another.
+    """A process with half of the threads that runs one node after another.
 
     The thread that creates it must outlive it: Linux ends a process together with the thread that started it.
     """
@@ -152,7 +158,7 @@ def _serve(connection: Connection) -> None:
 
     import cvl_pipeline.training.fit  # noqa: F401  # slow, so until then the run may take the nodes itself
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads_beside())
     logging.getLogger().handlers = [_Records(connection)]  # type: ignore[arg-type]
     sys.stdout = _Text(connection)
     with suppress(EOFError):  # the run has ended
@@ -165,7 +171,9 @@ def _answer(node: Node, datasets: dict[str, Any], place: Workspace) -> tuple[Any
     """Return the outputs of a node; or the error, in one line if the user made it, and its traceback."""
     workspace.set(place)
     try:
-        inputs = {name: 1 if name == WORKERS else dataset.load() for name, dataset in datasets.items()}
+        inputs = {name: dataset.load() for name, dataset in datasets.items()}
+        if WORKERS in inputs:
+            inputs[WORKERS] = min(inputs[WORKERS] or available_cores(), max(1, available_cores() - 1))
         return node.run(inputs), None, ""
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code == TERMINATED:

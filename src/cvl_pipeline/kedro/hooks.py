@@ -6,10 +6,8 @@ import logging
 import tempfile
 import time
 from collections.abc import Generator, Mapping
-from importlib import import_module
 from itertools import count
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from kedro.framework.context import KedroContext
@@ -99,16 +97,12 @@ class CheckInputs:
     _environment: EvaluationEnvironment | None = None
 
     @hook_impl
-    def before_pipeline_run(
-        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
-    ) -> None:
+    def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Check the environment, if one will run, the reward and every input on disk; raises InputError."""
         parameters = check_parameters(catalog.load("parameters"))
         _check_places(pipeline, catalog)
         self._environment = None
         if any("simulator" in node.tags for node in pipeline.nodes):
-            if not run_params["only_missing_outputs"]:  # then there may be nothing to run
-                _import_ahead(parameters)
             self._environment = environment_for(parameters.dataset, parameters.evaluation)
             self._environment.check()
         if "parameters" in pipeline.inputs():
@@ -136,15 +130,6 @@ class CheckInputs:
         """Compare the environment with the episodes as soon as they are there, before anything is trained."""
         if self._environment is not None and "transitions" in outputs:
             self._environment.check(outputs["transitions"])
-
-
-def _import_ahead(parameters: RunParameters) -> None:
-    """Let other cores import what the run needs soon: worker processes at once, and training while they collect."""
-    from cvl_pipeline.environments.rollouts import available_cores, start_server
-
-    if available_cores() > 1:
-        start_server(parameters.dataset.source)
-        Thread(target=import_module, args=("cvl_pipeline.training.fit",), daemon=True).start()
 
 
 def check_reward_of(parameters: RunParameters) -> None:

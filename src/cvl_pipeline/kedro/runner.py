@@ -19,7 +19,7 @@ from kedro.runner.task import Task
 from pluggy import PluginManager
 
 from cvl_pipeline.environments.rollouts import available_cores
-from cvl_pipeline.kedro.beside import ProcessBeside
+from cvl_pipeline.kedro.beside import ProcessBeside, threads_beside
 from cvl_pipeline.kedro.parameters import check_parameters
 from cvl_pipeline.kedro.rows import BESIDE
 from cvl_pipeline.kedro.workspace import beside
@@ -160,7 +160,15 @@ class _Run:
                     logger.warning("A node beside the others failed; the run ends after the present node")
 
     def _execute(self, node: Node, task: Node) -> None:
-        Task(task, self._catalog, False, self._hooks, self._run_id).execute()
+        threads = torch.get_num_threads()
+        if (
+            BESIDE in node.tags and task is node
+        ):  # as in the other process, so that results do not depend on the place
+            torch.set_num_threads(threads_beside())
+        try:
+            Task(task, self._catalog, False, self._hooks, self._run_id).execute()
+        finally:
+            torch.set_num_threads(threads)
         with self._changed:
             self.done.add(node)
             SequentialRunner._release_datasets(node, self._catalog, self._loads, self._pipeline)

@@ -106,7 +106,8 @@ class ImplicitQLearning(OfflineModule):
     def __init__(self, data: EpisodeData, parameters: IQL.Parameters, seed: int) -> None:
         """Build the networks and hold the episodes, whose rewards are known."""
         super().__init__(parameters.training, seed)
-        self.graphable = ":" not in parameters.encoder.name  # which may do anything
+        self.own_code = ":" in parameters.encoder.name
+        self.graphable = not self.own_code
         assert data.rewards is not None  # checked by the method
         self.iql = parameters
         train = data.transitions.select(data.split.train)

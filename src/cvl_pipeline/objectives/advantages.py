@@ -72,6 +72,7 @@ class MarginalActions(StateValue):
                     lambda part: q.of_all_actions(transitions.states(part).to(device)) @ frequency,
                     parts,
                     device=device,
+                    wide=transitions.images,
                 )
             )
         generator = Generator(device=index.device).manual_seed(stream_seed(seed, "baseline", 0))
@@ -89,7 +90,15 @@ class MarginalActions(StateValue):
             pairs = transitions.states(states).to(device), transitions.actions[taken].to(device)
             return q.of_actions(*pairs).mean(1)
 
-        return torch.cat(mapped(mean, torch.split(index, rows), torch.split(others, rows), device=device))
+        return torch.cat(
+            mapped(
+                mean,
+                torch.split(index, rows),
+                torch.split(others, rows),
+                device=device,
+                wide=transitions.images,
+            )
+        )
 
 
 class FittedValue(StateValue):

@@ -54,8 +54,8 @@ class PolicyExtraction(OfflineModule):
         ):
             if need and given is None:
                 raise InputError(f"policy_extraction.objective '{parameters.objective}' needs {name}")
-        own = ":" in parameters.objective or ":" in parameters.encoder.name  # may do anything
-        self.graphable = not own
+        self.own_code = ":" in parameters.objective or ":" in parameters.encoder.name
+        self.graphable = not self.own_code
         self._data, self._values = data, values
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "initialisation", 1))

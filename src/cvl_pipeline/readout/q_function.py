@@ -119,7 +119,7 @@ class QFunction:
             return self.in_batches(*(rows.to(device) for rows in pairs))
 
         parts = torch.split(index, rows), torch.split(actions, rows)
-        values, sizes = zip(*mapped(part, *parts, device=device), strict=True)
+        values, sizes = zip(*mapped(part, *parts, device=device, wide=transitions.images), strict=True)
         return torch.cat(values), torch.cat(sizes)
 
     def of_actions(self, observations: Tensor, actions: Tensor) -> Tensor:

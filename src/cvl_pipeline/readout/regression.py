@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import ClassVar, Self
 
@@ -76,8 +77,12 @@ class RegressedReadout(Readout):
             ValueError: no ``inputs``.
         """
         # A readout without weight need not be computed, which takes nearly all of the time.
-        unused = bool(self.mixture[1] == 0.0)
-        return self._mixed(phi.new_zeros(len(phi)) if unused else self.base.values(phi), inputs)
+        return self._mixed(phi.new_zeros(len(phi)) if self._unused else self.base.values(phi), inputs)
+
+    @cached_property
+    def _unused(self) -> bool:
+        """Whether the readout has no weight; asked once, because a GPU has to wait for the answer."""
+        return bool(self.mixture[1] == 0.0)
 
     def values_and_sample_size(self, phi: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Q, and the effective sample size of the readout without the network; see Readout.

@@ -24,7 +24,7 @@ from cvl_pipeline.io.storage import shown, write_atomically
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.processes import any_of, rank, world_size
 from cvl_pipeline.training.progress import progress_bar
-from cvl_pipeline.training.threads import threads_are_chosen, threads_for
+from cvl_pipeline.training.threads import dense_operations, threads_are_chosen, threads_for
 
 Watcher = Callable[[Mapping[str, float]], None]
 """Function that receives rows of the history."""
@@ -69,7 +69,10 @@ class Threads(Callback):
         """Count the operations of a step and set the number of threads."""
         assert isinstance(pl_module, OfflineModule)
         if pl_module.device.type == "cpu" and world_size() == 1 and threads_are_chosen():
-            self._limit.enter_context(threads_for(operations_of_a_step(pl_module)))
+            size = pl_module.training_parameters.batch_size
+            counted = pl_module.graphable  # other steps may have effects
+            operations = operations_of_a_step(pl_module) if counted else dense_operations(pl_module, size)
+            self._limit.enter_context(threads_for(operations))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the number of threads."""

@@ -145,11 +145,11 @@ def fit(
             raise
         finally:
             module.stop_prefetching()
+            module.release()
     if best is not None:
         best.restore(module)
     if folder is not None and rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)
-    module.release()
     return pd.DataFrame(module.rows).astype({"step": int})
 
 

@@ -125,8 +125,10 @@ class StepGraph:
                     self._step()
             torch.cuda.current_stream(device).wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
+            # The outer context also leaves the stream of a capture that fails.
             # Threads that read batches ahead may go on.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outer = torch.cuda.stream(torch.cuda.current_stream(device))
+            with outer, torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step()
             self._graph = graph
         finally:

@@ -35,12 +35,14 @@ def fit_least_squares(
     """
     vector = ParameterVector(network, [p for p in network.parameters() if p.requires_grad])
     optimizer = Adam(vector.values, learning_rate)
-    with threads_for(dense_operations(network, batch_size)):
-        for step, (inputs, targets, weights) in enumerate(batches):
-            errors = (network(inputs).squeeze(-1) - targets).square()
-            vector.differentiate((weights * errors).sum() / weights.sum())
-            if cosine_steps is not None:
-                falling = 0.5 * (1.0 + math.cos(math.pi * step / cosine_steps))
-                optimizer.param_groups[0]["lr"] = learning_rate * falling
-            optimizer.step()
-    vector.release()
+    try:
+        with threads_for(dense_operations(network, batch_size)):
+            for step, (inputs, targets, weights) in enumerate(batches):
+                errors = (network(inputs).squeeze(-1) - targets).square()
+                vector.differentiate((weights * errors).sum() / weights.sum())
+                if cosine_steps is not None:
+                    falling = 0.5 * (1.0 + math.cos(math.pi * step / cosine_steps))
+                    optimizer.param_groups[0]["lr"] = learning_rate * falling
+                optimizer.step()
+    finally:
+        vector.release()

@@ -11,7 +11,7 @@ import lightning
 import torch
 from torch import Generator, Tensor
 
-from cvl_pipeline.errors import one_line
+from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.training.graph import StepGraph
 from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.prefetch import Prefetch, fits
@@ -43,7 +43,10 @@ class OfflineModule(lightning.LightningModule):
     """
 
     graphable = False
-    """Whether steps on a GPU may be captured as a graph: they consist of operations on tensors alone."""
+    """Whether a step consists of operations on tensors alone: on a GPU, it is captured as a graph, and it may be
+    counted by taking it once more."""
+    own_code = False
+    """Whether code of the user's own takes part in a step. It may differentiate twice, so networks stay modules."""
 
     def __init__(self, training: TrainingParameters, seed: int) -> None:
         """Set the parameters. No batch has been sampled yet."""
@@ -84,7 +87,8 @@ class OfflineModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Create the optimiser; the trained parameters become parts of one vector."""
-        join = self.training_parameters.precision != "bfloat16"  # autocast needs the modules
+        # Autocast needs the modules, too.
+        join = self.training_parameters.precision != "bfloat16" and not self.own_code
         self._vector = ParameterVector(self, self.trained_parameters(), join)
         return self.make_optimizer(self._vector.values)
 
@@ -100,7 +104,8 @@ class OfflineModule(lightning.LightningModule):
     def release(self) -> None:
         """End the training: the parameters are the networks' own variables again."""
         self._graph = None
-        self._vector.release()
+        if hasattr(self, "_vector"):  # otherwise, it ended before it began
+            self._vector.release()
 
     @property
     def interval(self) -> int:
@@ -214,6 +219,11 @@ class OfflineModule(lightning.LightningModule):
         """
         stays = not fits(self.device, *log)
         if self._drawn_on is not None and self.device.type == "cuda":
+            if stays and self._drawn_on == "cuda":
+                raise InputError(
+                    "this training began with the log on a GPU, which has too little free memory for it now; free "
+                    "some, or delete the checkpoint to begin anew"
+                )
             stays = self._drawn_on == "cpu"
         self.stop_prefetching()
         self._prefetch = Prefetch(lambda step: self.read(self._entry(step)), self.device) if stays else None

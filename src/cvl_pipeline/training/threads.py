@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 R = TypeVar("R")
+MOST_PARTS = 16
+"""Largest number of parts that are computed at once; each needs memory of its own."""
 
 OPERATIONS_PER_THREAD = 5e8
 """Floating-point operations of a gradient step for each thread: about 13 ms of work on one core.
@@ -52,7 +54,9 @@ def threads_for(operations: float) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def mapped(function: Callable[..., R], *parts: Sequence[Tensor], device: torch.device) -> list[R]:
+def mapped(
+    function: Callable[..., R], *parts: Sequence[Tensor], device: torch.device, wide: bool = False
+) -> list[R]:
     """Map a function without gradients over parts of the data, on as many threads as torch has.
 
     Each thread computes whole parts, with one thread of torch's own: they never wait for each other, and results do
@@ -62,17 +66,21 @@ def mapped(function: Callable[..., R], *parts: Sequence[Tensor], device: torch.d
         function: of one part of every sequence.
         parts: sequences of equal length.
         device: where the function computes.
+        wide: whether rows are images. Then one part follows another, because each needs gigabytes.
     """
 
     @torch.no_grad()  # each thread has its own setting
     def alone(*part: Tensor) -> R:
         return function(*part)
 
-    count = min(torch.get_num_threads(), len(parts[0]))
+    count = min(torch.get_num_threads(), len(parts[0]), 1 if wide else MOST_PARTS)
     if count < 2 or device.type != "cpu":
         return [alone(*part) for part in zip(*parts, strict=True)]
-    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(alone, *parts))
+    try:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(alone, *parts))
+    finally:
+        torch.set_num_threads(torch.get_num_threads())  # of threads that start later
 
 
 def dense_operations(network: nn.Module, rows: int) -> int:
