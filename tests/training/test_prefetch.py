@@ -345,7 +345,12 @@ def test_training_that_resumes_on_a_gpu_draws_where_it_did_before(
     module = OnGpu(make_data(transitions, 4), dynamics_parameters(), 0)
     assert module.place(transitions.observations).type == ("cuda" if fits_now else "cpu")
     module.on_load_checkpoint({"history": [], "sums": {}, "drawn_on": begins_on})
-    assert module.place(transitions.observations).type == begins_on
+    if begins_on == "cuda" and not fits_now:
+        with pytest.raises(InputError, match="this training began with the log on a GPU"):
+            module.place(transitions.observations)
+    else:
+        assert module.place(transitions.observations).type == begins_on
+    module.stop_prefetching()
 
 
 def test_a_checkpoint_says_where_batches_are_drawn(tmp_path: Path, transitions: Transitions) -> None:

@@ -81,12 +81,16 @@ class Product(OfflineModule):
         return {}
 
 
-# The gradient of the weights is one more product; the inputs need none.
-@pytest.mark.parametrize(("batch", "threads"), [(16, 1), (300, 2)])
-def test_training_takes_as_many_threads_as_its_steps_are_worth(batch: int, threads: int) -> None:
+# The gradient of the weights is one more product; the inputs need none, but an estimate cannot know that.
+@pytest.mark.parametrize(("batch", "counted", "threads"), [(16, True, 1), (300, True, 2), (300, False, 3)])
+def test_training_takes_as_many_threads_as_its_steps_are_worth(
+    batch: int, counted: bool, threads: int
+) -> None:
     module = Product(batch_size=batch)
+    module.graphable = counted
     fit(module, description="test")
     assert module.threads[-3:] == [threads] * 3
+    assert len(module.threads) == 3 + counted  # a step that may have effects is taken once
     assert torch.get_num_threads() == 4
 
 
