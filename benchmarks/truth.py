@@ -18,6 +18,7 @@ import argparse
 import json
 import logging
 import math
+import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -595,7 +596,10 @@ def chosen_families(arguments: argparse.Namespace) -> dict[str, Family]:
             if settings
         }
     families = STUDY if arguments.study else FINAL
-    return {name: families[name] for name in arguments.families or families}
+    chosen = arguments.families or list(families)
+    if unknown := [name for name in chosen if name not in families]:
+        sys.exit(f"--families: no family '{unknown[0]}'; known: {', '.join(families)}")
+    return {name: families[name] for name in chosen}
 
 
 def main() -> None:
