@@ -745,7 +745,8 @@ def test_a_subclass_of_a_built_in_objective_is_chosen_by_its_name(name: str, con
     theirs, _ = cvl.extract_policy(
         continuous.critic, readout, continuous.data, "awr", **POLICY | {"beta": 2.0}
     )
-    assert _same(policy, theirs)
+    # Networks are torch's modules with code of the user's own, which rounds otherwise.
+    torch.testing.assert_close(policy.state_dict(), theirs.state_dict(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_subclass_leaves_the_settings_of_the_class_that_it_extends_alone() -> None:
