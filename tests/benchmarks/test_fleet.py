@@ -9,7 +9,6 @@ from benchmarks.fleet import Reference, Size, difference, measure_gpu, random_lo
 
 from benchmarks import fleet
 from cvl_pipeline.api import EpisodeData
-from cvl_pipeline.training.graph import StepGraph
 
 CPU, SMALL = torch.device("cpu"), Size((16, 8), 12)
 
@@ -26,7 +25,7 @@ def test_fleet_ends_as_single_trainings(data: EpisodeData) -> None:
 
 
 def test_single_trainings_are_those_with_graphs(data: EpisodeData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(StepGraph, "_capture", lambda graph: None)
+    monkeypatch.setattr("cvl_pipeline.training.graph.captured", lambda *_: None)
     trainings = [Reference(single_module(data, SMALL, 1), CPU, captured) for captured in (False, True)]
     for steps in (70, 3):
         torch.testing.assert_close(*(training.run(steps) for training in trainings))

@@ -221,13 +221,13 @@ class Graph:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = SimpleNamespace(wait_stream=lambda other: None)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda given: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
 
     @contextlib.contextmanager
-    def graph(of: Graph) -> Iterator[None]:
+    def graph(of: Graph, **_: Any) -> Iterator[None]:
         take, calls = Fleet._take, []
 
         def record(fleet: Fleet) -> None:

@@ -32,7 +32,7 @@ from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.mlp import MLP, SMALLEST_NORM
 from cvl_pipeline.training.callbacks import BestWeights
 from cvl_pipeline.training.fit import accelerator_of, fit, rounded, run_fingerprint
-from cvl_pipeline.training.graph import WARM_UP
+from cvl_pipeline.training.graph import captured
 from cvl_pipeline.training.module import CHUNK, DRAWN
 from cvl_pipeline.training.prefetch import fits
 from cvl_pipeline.training.progress import progress_bar
@@ -114,7 +114,7 @@ def train_fleet(members: Sequence[Member], parameters: DynamicsParameters) -> di
     cuda = accelerator_of(parameters.training) == "gpu"
     snapshots: dict[int, Tensor] = {}
     with rounded(parameters.training.precision == "tf32" and cuda):
-        fleet = Fleet(modules, torch.device("cuda" if cuda else "cpu"), captured=cuda)
+        fleet = Fleet(modules, torch.device("cuda" if cuda else "cpu"), capture=cuda)
         losses = torch.empty(last, len(todo), device=fleet.values.device)
         with progress_bar() as bar, threads_for(fleet.operations):
             task = bar.add_task(f"Training {len(todo)} contrastive critics", total=last)
@@ -213,14 +213,14 @@ class Fleet:
     """
 
     def __init__(
-        self, modules: Sequence[ContrastiveDynamics], device: torch.device, captured: bool = False
+        self, modules: Sequence[ContrastiveDynamics], device: torch.device, capture: bool = False
     ) -> None:
         """Copy the members' initial weights; the modules stay as they are.
 
         Args:
             modules: of single trainings with the same parameters, which ``check_fleet`` accepts.
             device: of the fleet.
-            captured: whether a step is one CUDA graph.
+            capture: whether to make a step one CUDA graph.
 
         Raises:
             InputError: observations or actions of the members differ in size, are images, or do not fit the GPU.
@@ -259,7 +259,10 @@ class Fleet:
         self._positions = self._block[0].clone()
         self._rate = torch.zeros((), device=device)
         self._losses = torch.zeros(len(modules), device=device)
-        self._replay: Callable[[], None] = self._capture() if captured else self._take
+        self._replay: Callable[[], None] = self._take
+        if capture:
+            state = [self.values, *self.optimizer.moments]
+            self._replay = captured(lambda: self._take(), state, self.values.device).replay
 
     def _place_logs(self, modules: Sequence[ContrastiveDynamics], device: torch.device) -> None:
         """Put the logs of all members one after another on the device; equal logs once."""
@@ -344,23 +347,6 @@ class Fleet:
         )  # written to where Adam reads it
         self.optimizer.update(self._rate)
         self._losses.copy_(losses.detach())
-
-    def _capture(self) -> Callable[[], None]:
-        """Capture a step as a graph after a few that only warm up."""
-        state = [self.values, *self.optimizer.moments]
-        before = [tensor.clone() for tensor in state]
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                self._take()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._take()
-        for tensor, value in zip(state, before, strict=True):
-            tensor.copy_(value)
-        return graph.replay
 
 
 def _statistics_of(critic: ContrastiveCritic) -> list[Tensor]:

@@ -208,7 +208,7 @@ def start_server() -> BaseContext:
     """Start the process that worker processes are forked from, unless it runs, and return how to start them.
 
     It imports what all of them need, and then waits. It has no threads, whereas torch's threads in this process would
-    not survive a fork. Where there is no such server, every worker is a fresh process.
+    not survive a fork. Without such a server, every worker is a fresh process.
     """
     if sys.platform == "linux":
         with suppress(OSError):  # its socket cannot be made, such as in a temporary folder with a long path

@@ -99,7 +99,7 @@ def _train(inputs: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:
     return train_fleet(members, parameters[0])
 
 
-class _BeforeTraining(SequentialRunner):
+class _BeforeTraining(BesideRunner):
     """Runs what the critic's training needs, and keeps its inputs instead of training.
 
     Attributes:
@@ -107,11 +107,6 @@ class _BeforeTraining(SequentialRunner):
     """
 
     inputs: dict[str, Any] | None = None
-
-    @property
-    def _logger(self) -> logging.Logger:
-        """The logger of Kedro's runners, whose lines conf/logging.yml leaves out."""
-        return logging.getLogger("kedro.runner")
 
     def _run(
         self,

@@ -48,14 +48,15 @@ class StepGraph:
         if module.reads_ahead:
             self._batch = _mapped(module.batch(first), torch.clone)
         else:
-            self._block = _joined(module.block(first)[0], torch.stack)
+            self._block = _stacked(module.block(first)[0])
         self._loaded: Sequence[Any] | None = None
         self._place, self._turn = torch.zeros(2, 1, dtype=torch.int64, device=module.device)
         self._rates, self._losses = torch.zeros(2, longest, device=module.device)
         self._sums: dict[str, Tensor] = {}
         self._graph: torch.cuda.CUDAGraph | None = None
         if capture:
-            self._capture()
+            state = [*module.state_dict().values(), *optimizer.moments]
+            self._graph = captured(self._step, state, module.device)
 
     def run(self, first: int, count: int, add: Callable[[str, Tensor], None]) -> Tensor:
         """Take ``count`` steps from step ``first`` and return their losses, (count,).
@@ -89,7 +90,7 @@ class StepGraph:
             return
         block, place = self._module.block(step)
         if block is not self._loaded:
-            _copy(_joined(block, torch.stack), self._block)
+            _copy(_stacked(block), self._block)
             self._loaded = block
             self._place.fill_(place)
 
@@ -110,30 +111,35 @@ class StepGraph:
         self._place += 1
         self._turn += 1
 
-    def _capture(self) -> None:
-        """Capture a step after a few that only warm up."""
-        state = [*self._module.state_dict().values(), *self._optimizer.moments]
-        before = [value.clone() for value in state]
-        device = self._module.device
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(device))
-        try:
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP):
-                    self._place.zero_()
-                    self._turn.zero_()
-                    self._step()
-            torch.cuda.current_stream(device).wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            # The outer context also leaves the stream of a capture that fails.
-            # Threads that read batches ahead may go on.
-            outer = torch.cuda.stream(torch.cuda.current_stream(device))
-            with outer, torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._step()
-            self._graph = graph
-        finally:
-            for value, old in zip(state, before, strict=True):
-                value.copy_(old)
+
+def captured(step: Callable[[], None], state: Sequence[Tensor], device: torch.device) -> torch.cuda.CUDAGraph:
+    """Capture a step as a graph, after a few that only warm up.
+
+    Args:
+        step: works on tensors that keep their place.
+        state: tensors that a step changes, which stay as they are.
+        device: the GPU.
+
+    Raises:
+        RuntimeError: a graph cannot do what the step does.
+    """
+    before = [value.clone() for value in state]
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                step()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # The outer context also leaves the stream of a capture that fails. Threads that read batches ahead may go on.
+        outer = torch.cuda.stream(torch.cuda.current_stream(device))
+        with outer, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            step()
+        return graph
+    finally:
+        for value, old in zip(state, before, strict=True):
+            value.copy_(old)
 
 
 def _mapped(entry: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -155,10 +161,10 @@ def _columns(entry: Any) -> list[Tensor]:
     return columns
 
 
-def _joined(entries: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
-    """One entry, of whose tensors each joins those of all entries."""
-    joined = iter([join(list(column)) for column in zip(*map(_columns, entries), strict=True)])
-    return _mapped(entries[0], lambda _: next(joined))
+def _stacked(entries: Sequence[Any]) -> Any:
+    """One entry, each of whose tensors stacks those of all entries."""
+    stacked = iter([torch.stack(column) for column in zip(*map(_columns, entries), strict=True)])
+    return _mapped(entries[0], lambda _: next(stacked))
 
 
 def _copy(source: Any, target: Any) -> None:
