@@ -201,7 +201,7 @@ def test_fingerprint_depends_on_the_rewards(monkeypatch: pytest.MonkeyPatch) -> 
     def record(module: ImplicitQLearning, *, fingerprint: str, **_: object) -> None:
         fingerprints.append(fingerprint)
 
-    monkeypatch.setattr("cvl_pipeline.methods.iql.fit", record)
+    monkeypatch.setattr("cvl_pipeline.methods.off_policy.fit", record)
     data = make_episodes()
     assert data.rewards is not None
     for part in (data, data, data.with_rewards(make_rewards(data.transitions, seed=9))):

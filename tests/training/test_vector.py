@@ -8,7 +8,7 @@ from cvl_pipeline.networks.mlp import MLP
 from cvl_pipeline.testing.builders import training_parameters
 from cvl_pipeline.training.fit import fit
 from cvl_pipeline.training.module import OfflineModule
-from cvl_pipeline.training.vector import Adam, ParameterVector
+from cvl_pipeline.training.vector import Adam, ParameterVector, Part
 
 
 class Mixed(nn.Module):
@@ -128,3 +128,39 @@ def test_with_code_of_the_users_own_networks_stay_modules() -> None:
     module.own_code = True
     with pytest.raises(AssertionError):
         fit(module, description="test")
+
+
+def test_parts_are_updated_at_their_own_rates_and_intervals() -> None:
+    torch.manual_seed(0)
+    values = nn.Parameter(torch.randn(5))
+    start = values.detach().clone()
+    optimizer = Adam(values, 0.1, [Part(size=2), Part(rate=0.5, interval=3, size=3)])
+    whole = [nn.Parameter(start[:2].clone()), nn.Parameter(start[2:].clone())]
+    reference = [torch.optim.Adam([whole[0]], lr=0.1), torch.optim.Adam([whole[1]], lr=0.05)]
+    for turn in range(7):
+        values.grad = torch.randn(5)
+        for place, (part, alone) in enumerate(zip(whole, reference, strict=True)):
+            part.grad = values.grad[:2].clone() if place == 0 else values.grad[2:].clone()
+            if place == 0 or turn % 3 == 0:
+                alone.step()
+        optimizer.step()
+        torch.testing.assert_close(values.detach(), torch.cat([part.detach() for part in whole]))
+    assert optimizer.moments[2].tolist() == [7.0, 3.0]
+
+
+def test_parts_resume_where_they_were() -> None:
+    torch.manual_seed(0)
+    parts, gradients = [Part(size=2), Part(interval=2, size=1)], torch.randn(6, 3)
+    ends = []
+    for saved_at in (None, 3):
+        values = nn.Parameter(torch.zeros(3))
+        optimizer = Adam(values, 0.1, parts)
+        for turn, gradient in enumerate(gradients):
+            if turn == saved_at:
+                state = optimizer.state_dict()
+                optimizer = Adam(values, 0.1, parts)
+                optimizer.load_state_dict(state)
+            values.grad = gradient.clone()
+            optimizer.step()
+        ends.append(values.detach().clone())
+    assert torch.equal(*ends)

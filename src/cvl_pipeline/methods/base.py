@@ -97,6 +97,7 @@ METHODS: Registry[Method] = Registry(
     {
         "cvl": "cvl_pipeline.methods.cvl:CVL",
         "bc": "cvl_pipeline.methods.bc:BC",
+        "filtered_bc": "cvl_pipeline.methods.filtered_bc:FilteredBC",
         "iql": "cvl_pipeline.methods.iql:IQL",
     },
 )

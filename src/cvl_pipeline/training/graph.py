@@ -55,7 +55,7 @@ class StepGraph:
         self._sums: dict[str, Tensor] = {}
         self._graph: torch.cuda.CUDAGraph | None = None
         if capture:
-            state = [*module.state_dict().values(), *optimizer.moments]
+            state = [*module.state_dict().values(), *optimizer.changing]
             self._graph = captured(self._step, state, module.device)
 
     def run(self, first: int, count: int, add: Callable[[str, Tensor], None]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -119,12 +120,32 @@ class ParameterVector:
             network.variable = None
 
 
+@dataclass(frozen=True)
+class Part:
+    """How the optimiser treats a part of the vector.
+
+    Attributes:
+        rate: factor of the learning rate.
+        interval: steps per update; a delayed part keeps its parameters and moments in between.
+        size: numbers in the part.
+    """
+
+    rate: float = 1.0
+    interval: int = 1
+    size: int = 0
+
+    def sized(self, size: int) -> Part:
+        """The same with a size."""
+        return replace(self, size=size)
+
+
 class Adam(torch.optim.Adam):
     """Adam of one tensor. Its step calls the kernel and nothing else, which takes a third of the time."""
 
-    def __init__(self, values: nn.Parameter, learning_rate: float) -> None:
-        """Take the vector, (N,), and the first learning rate."""
+    def __init__(self, values: nn.Parameter, learning_rate: float, parts: Sequence[Part] = ()) -> None:
+        """Take the vector, (N,), the first learning rate, and its parts, in their order, if they differ."""
         super().__init__([values], lr=learning_rate, fused=True)
+        self._parts = tuple(parts) or (Part(size=len(values)),)
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update the tensor with the group's learning rate."""
@@ -136,26 +157,57 @@ class Adam(torch.optim.Adam):
         (group,) = self.param_groups
         (values,) = group["params"]
         mean, square, step = self.moments
-        step += 1.0
         assert values.grad is not None
-        size = len(values)
-        if values.device.type == "cuda":
+        if len(self._parts) == 1:
+            step += 1.0
+            self._kernel((values, values.grad, mean, square), step, learning_rate, None)
+            return
+        sizes = [part.size for part in self._parts]
+        columns = zip(
+            *(torch.split(column, sizes) for column in (values, values.grad, mean, square)), strict=True
+        )
+        turn = self.state[values]["turn"]
+        for part, column, taken in zip(self._parts, columns, step, strict=True):
+            # The kernel leaves everything as it is if this is one; a GPU need not wait for the answer.
+            skipped = (turn % part.interval != 0).float() if part.interval > 1 else None
+            taken += 1.0 if skipped is None else 1.0 - skipped
+            self._kernel(column, taken, learning_rate * part.rate, skipped)
+        turn += 1.0
+
+    def _kernel(
+        self, column: tuple[Tensor, ...], step: Tensor, learning_rate: float | Tensor, skipped: Tensor | None
+    ) -> None:
+        """Update a part: parameters, gradient and both moments, (n,) each."""
+        (group,) = self.param_groups
+        size = len(column[0])
+        if column[0].device.type == "cuda":
             size = max(SMALLEST_PIECE, 4 * math.ceil(size / PIECES / 4))  # aligned
-        pieces = [torch.split(column, size) for column in (values, values.grad, mean, square)]
+        pieces = [torch.split(part, size) for part in column]
         torch._fused_adam_(
             pieces[0], pieces[1], pieces[2], pieces[3], [], [step] * len(pieces[0]),
             lr=learning_rate, beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
-            weight_decay=0.0, amsgrad=False, maximize=False,
+            weight_decay=0.0, amsgrad=False, maximize=False, found_inf=skipped,
         )  # fmt: skip
 
     @property
     def moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Moving averages of the gradient and of its square, (N,) each, and the number of steps, a scalar."""
+        """Moving averages of the gradient and of its square, (N,) each, and the number of updates, () or by part."""
         (values,) = self.param_groups[0]["params"]
         state = self.state[values]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=values.device)
+            several = len(self._parts) > 1
+            shape = (len(self._parts),) if several else ()
+            state["step"] = torch.zeros(shape, dtype=torch.float32, device=values.device)
+            if several:
+                state["turn"] = torch.zeros((), dtype=torch.float32, device=values.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(values), torch.zeros_like(values)
         return state["exp_avg"], state["exp_avg_sq"], state["step"]
+
+    @property
+    def changing(self) -> list[Tensor]:
+        """All tensors besides the parameters that a step changes."""
+        mean, square, step = self.moments
+        state = self.state[self.param_groups[0]["params"][0]]
+        return [mean, square, step, *([state["turn"]] if "turn" in state else [])]
 
     step.hooked = True  # type: ignore[attr-defined]  # torch adds nothing around it then

@@ -1,0 +1,269 @@
+"""What methods share that learn Q from single transitions, by gradient steps on several networks at once.
+
+A method is a module that extends ``OffPolicy`` with its networks and its loss, and a short ``OffPolicyMethod``. All use
+this project's trainer and networks, so a comparison differs in the method alone: the same episodes, the same MLPs, the
+same Adam and learning-rate schedule, the same actor and evaluation.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from cvl_pipeline.episodes.container import Normalisation
+from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.methods.base import Method, MethodParameters
+from cvl_pipeline.networks.actor import Actor, make_actor
+from cvl_pipeline.networks.mlp import MLP, Standardise
+from cvl_pipeline.objectives.base import TrainedPolicy
+from cvl_pipeline.schema import Hidden
+from cvl_pipeline.training.fit import fit, run_fingerprint
+from cvl_pipeline.training.module import OfflineModule
+from cvl_pipeline.training.prefetch import SHARE, fits
+from cvl_pipeline.training.processes import own_share
+from cvl_pipeline.training.seeds import stream_seed
+from cvl_pipeline.training.vector import Adam, Part
+
+if TYPE_CHECKING:
+    from cvl_pipeline.readout.q_function import QFunction
+
+
+class ValueParameters(MethodParameters):
+    """The settings of every method that learns Q by itself."""
+
+    discount: float = Field(0.99, gt=0.0, lt=1.0, description="Discount of the values.")
+    target_rate: float = Field(
+        0.005, gt=0.0, le=1.0, description="Share of the online networks that enters the targets per update."
+    )
+    scale_rewards: bool = Field(
+        True,
+        description="Divide rewards by their standard deviation in the log, so that Q has the same size for any "
+        "reward.",
+    )
+
+
+class Ensemble(nn.Module):
+    """Several Q functions of standardised inputs."""
+
+    def __init__(self, normalisation: Normalisation, hidden: Hidden, members: int = 2) -> None:
+        """Build the networks; inputs are standardised by the given statistics."""
+        super().__init__()
+        observation, action = len(normalisation.observation_mean), len(normalisation.action_mean)
+        self.standardise_observation = Standardise(observation)
+        self.standardise_observation.fit(normalisation.observation_mean, normalisation.observation_std)
+        self.standardise_action = Standardise(action)
+        self.standardise_action.fit(normalisation.action_mean, normalisation.action_std)
+        self.networks = nn.ModuleList(MLP(observation + action, hidden, 1) for _ in range(members))
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Values of all members, (..., O) and (..., A) -> (members, ...)."""
+        inputs = torch.cat([self.standardise_observation(observations), self.standardise_action(actions)], -1)
+        return torch.stack([network(inputs).squeeze(-1) for network in self.networks])
+
+
+class Fixed:
+    """A network that always has the numbers of a trained one, but passes no gradient to them.
+
+    For losses of the actor through Q: the actor learns from Q, and Q must not learn from the actor.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        """Share the parameters and buffers of the network."""
+        self._network, self._copy = network, copy.deepcopy(network).requires_grad_(False)
+        self.link()
+
+    def link(self) -> None:
+        """Share them anew, after the trained network has moved its parameters."""
+        for mine, theirs in (
+            *zip(self._copy.parameters(), self._network.parameters(), strict=True),
+            *zip(self._copy.buffers(), self._network.buffers(), strict=True),
+        ):
+            mine.data = theirs.data
+
+    def __call__(self, *arguments: Tensor) -> Tensor:
+        """Output of the network."""
+        outputs: Tensor = self._copy(*arguments)
+        return outputs
+
+
+@torch.no_grad()
+def follow(target: nn.Module, online: nn.Module, rate: float | Tensor) -> None:
+    """Move the parameters of a target towards those of the online network by a share of the difference."""
+    for mine, theirs in zip(target.parameters(), online.parameters(), strict=True):
+        mine.lerp_(theirs, rate)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A batch of transitions (s, a, r, s', a').
+
+    Attributes:
+        states: (B, O).
+        actions: (B, A), one-hot if discrete.
+        rewards: (B,), scaled if ``scale_rewards``.
+        goes_on: (B,), 0 after a termination, else 1.
+        next_states: (B, O).
+        next_actions: (B, A), the logged action in the next state; meaningless where ``has_next`` is 0.
+        has_next: (B,), 0 for the last step of an episode, else 1.
+    """
+
+    states: Tensor
+    actions: Tensor
+    rewards: Tensor
+    goes_on: Tensor
+    next_states: Tensor
+    next_actions: Tensor
+    has_next: Tensor
+
+
+class OffPolicy(OfflineModule):
+    """Gradient steps on transitions drawn uniformly, with replacement, from the training episodes.
+
+    A subclass builds its networks after this class's ``__init__``, in ``networks``, and defines ``training_loss``. It
+    may weigh the learning rates of its networks (``parts``), use a network without training it (``Fixed``), and
+    move targets (``follow``).
+    """
+
+    def __init__(self, data: EpisodeData, parameters: Any, seed: int) -> None:
+        """Build the actor and the method's networks, and hold the episodes, whose rewards are known."""
+        super().__init__(parameters.training, seed)
+        self.own_code = ":" in parameters.encoder.name
+        self.graphable = not self.own_code
+        assert data.rewards is not None  # checked by the method
+        self.settings = parameters
+        self.normalisation = data.normalisation
+        train = data.transitions.select(data.split.train)
+        labels = data.rewards.select(data.transitions.transition_index(data.split.train)).rewards
+        index = torch.arange(len(train))
+        episodes = train.episode_of(index)
+        ends = index == train.episode_starts[episodes + 1] - 1
+        self._observations, self._rows = train.observations, index + episodes
+        self._actions = train.actions
+        self._rewards = labels / labels.std().clamp(min=1e-6) if parameters.scale_rewards else labels
+        self._goes_on = (~(ends & train.terminated[episodes])).float()
+        self._has_next = (~ends).float()
+        self._held_out = data.transitions.select(data.split.validation)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(seed, "initialisation", 2))
+            self.networks()
+            self.actor: Actor = make_actor(
+                train, data.normalisation, parameters.hidden, parameters.encoder.model_dump(mode="json")
+            )
+        self.finish()
+
+    def networks(self) -> None:
+        """Build the networks besides the actor, from ``self.normalisation`` and ``self.settings``."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Build what follows from all networks, such as targets."""
+
+    def parts(self) -> Sequence[tuple[Iterable[nn.Parameter], Part]]:
+        """Trained parameters that differ in how the optimiser treats them; none: all are alike."""
+        return ()
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the optimiser changes, part after part."""
+        parts = [parameter for parameters, _ in self.parts() for parameter in parameters]
+        return parts or super().trained_parameters()
+
+    def make_optimizer(self, values: nn.Parameter) -> torch.optim.Optimizer:
+        """Create Adam, and let fixed networks share the vector."""
+        for fixed in vars(self).values():
+            if isinstance(fixed, Fixed):
+                fixed.link()
+        parts = [
+            part.sized(sum(parameter.numel() for parameter in parameters))
+            for parameters, part in self.parts()
+        ]
+        return Adam(values, self.training_parameters.learning_rate, parts)
+
+    def on_fit_start(self) -> None:
+        """Put the data where the networks are; raise InputError if a GPU lacks the memory."""
+        names = ("_observations", "_rows", "_actions", "_rewards", "_goes_on", "_has_next")
+        if not fits(self.device, *(getattr(self, name) for name in names)):
+            raise InputError(
+                f"method '{self.settings.method}' needs the whole log on the GPU, and it takes more than {SHARE:.0%} "
+                "of its free memory; set training.accelerator=cpu for this method"
+            )
+        for name in names:
+            setattr(self, name, getattr(self, name).to(self.device))
+        self._held_out = self._held_out.to(self.device)
+
+    def draw(self, batches: int, generator: Generator) -> Sequence[Any]:
+        """Draw transitions of the next batches, (B,) int64 each; a method that needs noise overrides it."""
+        size, count = self.training_parameters.batch_size, len(self._rows)
+        return torch.split(
+            torch.randint(count, (batches * size,), generator=generator, device=self.device), size
+        )
+
+    def steps(self, batch: Tensor) -> Steps:
+        """Read this process's share of a batch of transitions, (B,) int64."""
+        index = own_share(batch)
+        rows, following = self._rows[index], (index + 1).clamp(max=len(self._rows) - 1)
+        return Steps(
+            states=self._observations[rows],
+            actions=self._actions[index],
+            rewards=self._rewards[index],
+            goes_on=self._goes_on[index],
+            next_states=self._observations[rows + 1],
+            next_actions=self._actions[following],
+            has_next=self._has_next[index],
+        )
+
+    def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
+        """Measure the policy on held-out states."""
+        states, logged = self._held_out.states(), self._held_out.actions
+        return {
+            "action_error": (self.actor(states) - logged).square().mean(),
+            "log_prob": self.actor.log_prob(states, logged).mean(),
+        }
+
+
+class OffPolicyMethod(Method):
+    """Trains the networks of ``module`` together; the policy is its actor."""
+
+    Parameters = ValueParameters
+    learns_values = True
+    module: ClassVar[type[OffPolicy]]
+    discrete_actions: ClassVar[bool] = True
+    """Whether it can learn from discrete actions."""
+
+    def train(
+        self,
+        data: EpisodeData,
+        seed: int,
+        *,
+        values: QFunction | None = None,
+        checkpoints: Path | None = None,
+        logs: Path | None = None,
+    ) -> TrainedPolicy:
+        """Train all networks together."""
+        self.check(data)
+        module = self.module(data, self.parameters, seed)
+        history = fit(
+            module,
+            description=f"Training {self.title}",
+            checkpoints=checkpoints,
+            fingerprint=run_fingerprint(self.parameters, seed, *data.parts().values()),
+            logs=logs,
+        )
+        return TrainedPolicy(module.actor.cpu().eval(), history)
+
+    def check(self, data: EpisodeData) -> None:
+        """Raise InputError for episodes that the method cannot learn from."""
+        name = self.parameters.method
+        if data.rewards is None:
+            raise InputError(f"method '{name}' needs rewards")
+        if data.transitions.images:
+            raise InputError(f"method '{name}' takes vectors: images are not supported")
+        if data.transitions.discrete and not self.discrete_actions:
+            raise InputError(f"method '{name}' takes continuous actions: these are discrete")
