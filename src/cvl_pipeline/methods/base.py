@@ -99,5 +99,8 @@ METHODS: Registry[Method] = Registry(
         "bc": "cvl_pipeline.methods.bc:BC",
         "filtered_bc": "cvl_pipeline.methods.filtered_bc:FilteredBC",
         "iql": "cvl_pipeline.methods.iql:IQL",
+        "td3_bc": "cvl_pipeline.methods.td3_bc:TD3BC",
+        "rebrac": "cvl_pipeline.methods.rebrac:ReBRAC",
+        "cql": "cvl_pipeline.methods.cql:CQL",
     },
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -63,10 +64,10 @@ class Ensemble(nn.Module):
         self.standardise_action.fit(normalisation.action_mean, normalisation.action_std)
         self.networks = nn.ModuleList(MLP(observation + action, hidden, 1) for _ in range(members))
 
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Values of all members, (..., O) and (..., A) -> (members, ...)."""
+    def forward(self, observations: Tensor, actions: Tensor, members: int | None = None) -> Tensor:
+        """Values of all members or of the first few, (..., O) and (..., A) -> (members, ...)."""
         inputs = torch.cat([self.standardise_observation(observations), self.standardise_action(actions)], -1)
-        return torch.stack([network(inputs).squeeze(-1) for network in self.networks])
+        return torch.stack([network(inputs).squeeze(-1) for network in islice(self.networks, members)])
 
 
 class Fixed:
@@ -88,7 +89,7 @@ class Fixed:
         ):
             mine.data = theirs.data
 
-    def __call__(self, *arguments: Tensor) -> Tensor:
+    def __call__(self, *arguments: Any) -> Tensor:
         """Output of the network."""
         outputs: Tensor = self._copy(*arguments)
         return outputs
@@ -248,7 +249,7 @@ class OffPolicyMethod(Method):
     ) -> TrainedPolicy:
         """Train all networks together."""
         self.check(data)
-        module = self.module(data, self.parameters, seed)
+        module = self.module_for(data)(data, self.parameters, seed)
         history = fit(
             module,
             description=f"Training {self.title}",
@@ -257,6 +258,10 @@ class OffPolicyMethod(Method):
             logs=logs,
         )
         return TrainedPolicy(module.actor.cpu().eval(), history)
+
+    def module_for(self, data: EpisodeData) -> type[OffPolicy]:
+        """The module to train; a method may have another one for discrete actions."""
+        return self.module
 
     def check(self, data: EpisodeData) -> None:
         """Raise InputError for episodes that the method cannot learn from."""

@@ -103,7 +103,8 @@ class Actor(Policy, ABC):
     def act_with_noise(self, observations: Tensor, noise: Tensor) -> Tensor:
         """One action of the policy per row of noise, (B, O) and (M, A) -> (B, M, A)."""
 
-    def _outputs(self, observations: Tensor) -> Tensor:
+    def outputs(self, observations: Tensor) -> Tensor:
+        """Outputs of the network, (..., O) -> (..., A): means before tanh, or logits."""
         outputs: Tensor = self.network(self.encode_observation(observations))
         return outputs.float()  # under autocast they are bfloat16
 
@@ -145,13 +146,17 @@ class GaussianActor(Actor):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Mode of the policy, (..., O) -> (..., A), within the action bounds."""
-        squashed = torch.tanh(self._outputs(observations))
-        return self._bounded(self.action_low + (squashed + 1.0) / 2.0 * (self.action_high - self.action_low))
+        return self.squash(self.outputs(observations))
+
+    def squash(self, outputs: Tensor) -> Tensor:
+        """Action of outputs of any size, by tanh, (..., A) -> (..., A), within the action bounds."""
+        squashed = torch.tanh(outputs)
+        return self.bounded(self.action_low + (squashed + 1.0) / 2.0 * (self.action_high - self.action_low))
 
     def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Log pi(a | s), (..., O) and (..., A) -> (...)."""
         if self.network.variable is not None and torch.is_grad_enabled() and not actions.requires_grad:
-            outputs = self._outputs(observations)
+            outputs = self.outputs(observations)
             bounds = self.action_low, self.action_high
             fused: Tensor = _LogProb.apply(outputs, self.log_std, actions, *bounds, self.LOG_STD_RANGE)  # type: ignore[no-untyped-call]
             return fused
@@ -165,9 +170,10 @@ class GaussianActor(Actor):
 
     def act_with_noise(self, observations: Tensor, noise: Tensor) -> Tensor:
         """``mean(s) + std * noise``, clipped to the bounds, (B, M, A); differentiable within them."""
-        return self._bounded(self(observations).unsqueeze(1) + self.std * noise)
+        return self.bounded(self(observations).unsqueeze(1) + self.std * noise)
 
-    def _bounded(self, actions: Tensor) -> Tensor:
+    def bounded(self, actions: Tensor) -> Tensor:
+        """The nearest actions within the bounds, (..., A)."""
         return torch.minimum(torch.maximum(actions, self.action_low), self.action_high)
 
 
@@ -217,11 +223,11 @@ class CategoricalActor(Actor):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Most likely action, one-hot, (..., O) -> (..., A)."""
-        return self._one_hot(self._outputs(observations))
+        return self._one_hot(self.outputs(observations))
 
     def log_probs(self, observations: Tensor) -> Tensor:
         """Log pi of every action, (..., O) -> (..., A)."""
-        return functional.log_softmax(self._outputs(observations), dim=-1)
+        return functional.log_softmax(self.outputs(observations), dim=-1)
 
     def log_prob(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Log pi(a | s), (..., O) and one-hot (..., A) -> (...)."""
