@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
-from cvl_pipeline.episodes.container import Rewards
 from cvl_pipeline.episodes.data import EpisodeData
-from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.iql import IQL, ImplicitQLearning
-from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
-from cvl_pipeline.testing.builders import make_data, make_rewards, training_parameters
+from cvl_pipeline.testing.builders import make_data, training_parameters
 from cvl_pipeline.testing.finite_mdp import chain
-from tests.methods.toys import make_episodes
+from tests.methods.toys import Logged, make_episodes
 
 
 def _parameters(steps: int, **changes: Any) -> IQL.Parameters:
@@ -88,27 +82,16 @@ def test_loss_equals_the_formula(scaled: bool) -> None:
     batch = module.draw(1, Generator().manual_seed(0))[0]
     loss, metrics = module.training_loss(batch)
 
-    transitions, rewards = data.transitions, data.rewards
-    assert rewards is not None
-    train = transitions.transition_index(data.split.train)
-    index = train[batch]
-    states, actions, following = (
-        transitions.states(index), transitions.actions[index], transitions.arrivals(index)
-    )  # fmt: skip
-    labels = rewards.rewards / rewards.rewards[train].std()
-    episodes = transitions.episode_of(index)
-    last = index == transitions.episode_starts[episodes + 1] - 1
-    ended = (last & transitions.terminated[episodes]).float()
-    assert ended.any()
+    log = Logged(data, batch)
     with torch.no_grad():
-        value, next_value = module.v(states).squeeze(-1), module.v(following).squeeze(-1)
-        target = labels[index] + 0.9 * (1.0 - ended) * next_value
-        q_loss = sum((q - target).square().mean() for q in module.q(states, actions))
-        advantage = module.target_q(states, actions).amin(0) - value
+        value, next_value = module.v(log.states).squeeze(-1), module.v(log.next_states).squeeze(-1)
+        target = log.rewards + 0.9 * ~log.terminated * next_value
+        q_loss = sum((q - target).square().mean() for q in module.q(log.states, log.actions))
+        advantage = module.target_q(log.states, log.actions).amin(0) - value
         v_loss = (torch.where(advantage > 0.0, 0.8, 0.2) * advantage.square()).mean()
         spread = advantage.std() if scaled else 1.0
         weights = (2.0 * advantage / spread).exp().clamp(max=3.0)
-        policy_loss = -(weights * module.actor.log_prob(states, actions)).mean()
+        policy_loss = -(weights * module.actor.log_prob(log.states, log.actions)).mean()
     assert float(loss.detach()) == pytest.approx(float(v_loss + q_loss + policy_loss), rel=1e-5)
     assert float(metrics["q"]) == pytest.approx(float(target.mean()), rel=1e-5)
     assert float(metrics["advantage_std"]) == pytest.approx(float(advantage.std()), rel=1e-5)
@@ -124,89 +107,6 @@ def test_target_follows_the_online_q_at_its_rate() -> None:
     for old, new in zip(before, module.target_q.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.25)
     assert not any(parameter.requires_grad for parameter in module.target_q.parameters())
-
-
-def test_scale_of_the_rewards_does_not_matter() -> None:
-    data = make_episodes()
-    assert data.rewards is not None
-    larger = data.with_rewards(Rewards(1000.0 * data.rewards.rewards, data.rewards.successes))
-    one, two = (IQL(_parameters(6)).train(part, 0) for part in (data, larger))
-    np.testing.assert_allclose(one.history.to_numpy(), two.history.to_numpy(), rtol=1e-3)
-
-
-@pytest.mark.parametrize("discrete", [False, True])
-def test_trained_policy_is_the_actor(discrete: bool) -> None:
-    data = make_episodes(discrete)
-    policy, history = IQL(_parameters(6)).train(data, 0)
-    assert isinstance(policy, CategoricalActor if discrete else GaussianActor)
-    assert not policy.training
-    actions = policy(data.transitions.states())
-    assert actions.shape == data.transitions.actions.shape
-    assert actions.abs().max() <= 1.0
-    assert set(history.columns) == {
-        "step", "train/loss", "train/q", "train/advantage_std", "validation/action_error",
-        "validation/log_prob",
-    }  # fmt: skip
-    assert np.isfinite(history.to_numpy()).all()
-
-
-def test_validation_measures_the_held_out_episodes() -> None:
-    data = make_episodes()
-    policy, history = IQL(_parameters(6)).train(data, 0)
-    assert isinstance(policy, GaussianActor)
-    held_out = data.transitions.select(data.split.validation)
-    with torch.no_grad():
-        error = (policy(held_out.states()) - held_out.actions).square().mean()
-        log_prob = policy.log_prob(held_out.states(), held_out.actions).mean()
-    assert history["validation/action_error"].iloc[-1] == pytest.approx(float(error), rel=1e-5)
-    assert history["validation/log_prob"].iloc[-1] == pytest.approx(float(log_prob), rel=1e-5)
-
-
-def test_held_out_episodes_do_not_train() -> None:
-    data = make_episodes()
-    assert data.rewards is not None
-    rewards = data.rewards.rewards.clone()
-    rewards[data.transitions.transition_index(data.split.validation)] = 1e6
-    other = data.with_rewards(Rewards(rewards, data.rewards.successes))
-    one, two = (IQL(_parameters(6)).train(part, 0) for part in (data, other))
-    assert one.history.equals(two.history)
-
-
-def test_interrupted_training_resumes_to_the_same_policy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data, method = make_episodes(), IQL(_parameters(60, target_rate=0.1))
-    whole = method.train(data, 0)
-    train = partial(method.train, data, 0, checkpoints=tmp_path / "c", logs=tmp_path / "logs")
-    training_loss = ImplicitQLearning.training_loss
-
-    def fail_at_40(module: ImplicitQLearning, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        if module.global_step == 40:
-            raise RuntimeError("the machine went away")
-        return training_loss(module, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ImplicitQLearning, "training_loss", fail_at_40)
-        with pytest.raises(RuntimeError, match="went away"):
-            train()
-    assert list((tmp_path / "c").rglob("last.ckpt"))
-    resumed = train()
-    pd.testing.assert_frame_equal(resumed.history, whole.history, check_exact=True)
-    torch.testing.assert_close(resumed.policy.state_dict(), whole.policy.state_dict(), rtol=0, atol=0)
-
-
-def test_fingerprint_depends_on_the_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
-    fingerprints = []
-
-    def record(module: ImplicitQLearning, *, fingerprint: str, **_: object) -> None:
-        fingerprints.append(fingerprint)
-
-    monkeypatch.setattr("cvl_pipeline.methods.off_policy.fit", record)
-    data = make_episodes()
-    assert data.rewards is not None
-    for part in (data, data, data.with_rewards(make_rewards(data.transitions, seed=9))):
-        IQL(_parameters(6)).train(part, 0)
-    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
 def test_defaults_are_the_published_ones() -> None:
@@ -229,13 +129,3 @@ def test_defaults_are_the_published_ones() -> None:
 def test_values_out_of_range_are_refused(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):
         _parameters(1, **{field: value})
-
-
-def test_episodes_without_rewards_and_images_are_refused() -> None:
-    data = make_episodes()
-    with pytest.raises(InputError, match="method 'iql' needs rewards"):
-        IQL(_parameters(1)).train(data.without_rewards(), 0)
-    images = torch.zeros((*data.transitions.observations.shape[:1], 8, 8, 3), dtype=torch.uint8)
-    pictures = replace(data, transitions=replace(data.transitions, observations=images))
-    with pytest.raises(InputError, match="images are not supported"):
-        IQL(_parameters(1)).train(pictures, 0)

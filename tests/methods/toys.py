@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic import Field
+from torch import Tensor, nn
 
+from cvl_pipeline.episodes.container import Rewards
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.methods.base import METHODS, Method, MethodParameters
+from cvl_pipeline.methods.off_policy import OffPolicy, OffPolicyMethod
 from cvl_pipeline.objectives.base import TrainedPolicy
 from cvl_pipeline.objectives.bc import BehaviourCloning
 from cvl_pipeline.objectives.training import train_policy
-from cvl_pipeline.testing.builders import make_data, make_rewards, training_parameters
+from cvl_pipeline.testing.builders import make_data, make_rewards, make_transitions, training_parameters
 from tests.objectives.toys import TRAIN, episodes
 
 if TYPE_CHECKING:
@@ -25,10 +30,64 @@ def make_episodes(discrete: bool = False, rewards: bool = True) -> EpisodeData:
     return make_data(transitions, TRAIN, make_rewards(transitions) if rewards else None)
 
 
+OFF_POLICY = [name for name in METHODS.names if issubclass(METHODS[name], OffPolicyMethod)]
+"""The built-in methods that learn Q from single transitions."""
+
+
+@dataclass
+class Logged:
+    """What the log says of a batch of training transitions; ``last`` marks the last step of an episode."""
+
+    states: Tensor
+    actions: Tensor
+    rewards: Tensor
+    next_states: Tensor
+    next_actions: Tensor
+    last: Tensor
+    terminated: Tensor
+
+    def __init__(self, data: EpisodeData, batch: Tensor) -> None:
+        """Read the rows (B,) of the training transitions; rewards are scaled by their spread in those."""
+        transitions, rewards = data.transitions, data.rewards
+        assert rewards is not None
+        train = transitions.transition_index(data.split.train)
+        index = train[batch]
+        episodes = transitions.episode_of(index)
+        self.last = index == transitions.episode_starts[episodes + 1] - 1
+        self.terminated = self.last & transitions.terminated[episodes]
+        self.states, self.next_states = transitions.states(index), transitions.arrivals(index)
+        self.actions = transitions.actions[index]
+        self.next_actions = transitions.actions[torch.where(self.last, index, index + 1)]
+        self.rewards = rewards.rewards[index] / rewards.rewards[train].std()
+        assert self.terminated.any()
+        assert (self.last & ~self.terminated).any()
+        assert not self.last.all()
+
+
+def make_bandit(best: float = 0.5) -> EpisodeData:
+    """Episodes of one step with uniform actions in (-1, 1), whose reward is ``1 - (a - best)^2``."""
+    transitions = make_transitions([1] * 600, [True] * 600, observation_size=2, action_size=1)
+    rewards = 1.0 - (transitions.actions[:, 0] - best).square()
+    return make_data(transitions, 500, Rewards(rewards, rewards > 0.9))
+
+
 def method_parameters(method: str, training: dict[str, Any] | None = None, **settings: Any) -> Any:
     """Parameters of a method at small size."""
     small = {"hidden": (8,), "training": training_parameters(**(training or {})).model_dump()}
     return METHODS.validate({"method": method, **small, **settings})
+
+
+def off_policy_module(data: EpisodeData, parameters: Any) -> OffPolicy:
+    """What one of those methods trains on the episodes."""
+    method = METHODS.create(parameters)
+    assert isinstance(method, OffPolicyMethod)
+    return method.module_for(data)(data, parameters, 0)
+
+
+def gradients_of(network: nn.Module) -> list[Tensor]:
+    """The gradient of every parameter."""
+    gradients = [parameter.grad for parameter in network.parameters()]
+    return [gradient for gradient in gradients if gradient is not None]
 
 
 class Imitation(Method):

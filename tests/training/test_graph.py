@@ -7,28 +7,29 @@ import torch
 from torch import Tensor
 
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
-from cvl_pipeline.methods.iql import IQL, ImplicitQLearning
-from cvl_pipeline.objectives.base import PolicyTraining
 from cvl_pipeline.objectives.training import PolicyExtraction
 from cvl_pipeline.testing.builders import (
     dynamics_parameters,
     make_data,
+    make_discrete_transitions,
     make_rewards,
     make_transitions,
     policy_parameters,
-    training_parameters,
 )
 from cvl_pipeline.training import module as offline
 from cvl_pipeline.training.graph import StepGraph
 from cvl_pipeline.training.module import DRAWN, OfflineModule
 from cvl_pipeline.training.vector import Adam
+from tests.methods.toys import OFF_POLICY, method_parameters, off_policy_module
 
 STEPS = DRAWN + 9
 """Two blocks of batches."""
+METHODS = [*OFF_POLICY, "cql, discrete"]
 
 
 def _module(kind: str, device: str) -> tuple[OfflineModule, Adam]:
-    transitions = make_transitions([30] * 12, [False] * 12)
+    make = make_discrete_transitions if kind.endswith("discrete") else make_transitions
+    transitions = make([30] * 12, [False] * 12)
     data = make_data(transitions, 10, make_rewards(transitions))
     training = {"steps": 200, "validation_interval": 100}
     module: OfflineModule
@@ -37,13 +38,7 @@ def _module(kind: str, device: str) -> tuple[OfflineModule, Adam]:
     elif kind == "bc":
         module = PolicyExtraction(data, policy_parameters(training, objective="bc"), 0)
     else:
-        module = ImplicitQLearning(
-            data,
-            IQL.Parameters(
-                hidden=(8,), training=PolicyTraining(**training_parameters(**training).model_dump())
-            ),
-            0,
-        )
+        module = off_policy_module(data, method_parameters(kind.removesuffix(", discrete"), training))
     module.to(device)
     module.on_fit_start()
     optimizer = module.configure_optimizers()
@@ -82,7 +77,7 @@ def _assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
             torch.testing.assert_close(value, other[part][name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("kind", ["critic", "bc", "iql"])
+@pytest.mark.parametrize("kind", ["critic", "bc", *METHODS])
 def test_steps_from_a_block_are_those_of_batches(kind: str) -> None:
     _assert_equal(_trained(kind, "cpu", graph=True), _trained(kind, "cpu", graph=False))
 
@@ -97,7 +92,7 @@ def test_steps_from_rows_that_are_read_ahead_are_those_of_batches(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("kind", ["critic", "bc", "iql"])
+@pytest.mark.parametrize("kind", ["critic", "bc", *METHODS])
 def test_a_captured_step_is_the_step(kind: str) -> None:
     _assert_equal(_trained(kind, "cuda", graph=True, capture=True), _trained(kind, "cuda", graph=False))
 

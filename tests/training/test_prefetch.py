@@ -251,7 +251,7 @@ def test_an_objective_that_draws_its_own_batches_must_read_them(monkeypatch: pyt
 
 
 def test_iql_needs_the_log_on_the_device(monkeypatch: pytest.MonkeyPatch, transitions: Transitions) -> None:
-    monkeypatch.setattr("cvl_pipeline.methods.iql.fits", lambda *_: False)
+    monkeypatch.setattr("cvl_pipeline.methods.off_policy.fits", lambda *_: False)
     with pytest.raises(InputError, match=r"'iql' needs the whole log on the GPU.* 50%.*accelerator=cpu"):
         IQL(IQL.Parameters()).train(make_data(transitions, 4, make_rewards(transitions)), 0)
 

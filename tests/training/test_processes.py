@@ -12,7 +12,6 @@ from torch import Tensor
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
 from cvl_pipeline.dynamics.parameters import LOSSES
 from cvl_pipeline.episodes.data import EpisodeData
-from cvl_pipeline.methods.iql import IQL, ImplicitQLearning
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.objectives.base import OBJECTIVES
 from cvl_pipeline.objectives.training import PolicyExtraction
@@ -30,6 +29,7 @@ from cvl_pipeline.testing.builders import (
 )
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.processes import any_of, average, gather, maximum, own_share, rank, world_size
+from tests.methods.toys import OFF_POLICY, method_parameters, off_policy_module
 from tests.training.processes import call_in_processes
 from tests.training.toy import LineFit
 
@@ -45,9 +45,11 @@ DYNAMICS: dict[str, dict[str, Any]] = {
 } | {"horizons, several segments per episode": {"horizon_conditioning": True, "segments_per_episode": 4}}
 ACTIONS = ("continuous", "discrete")
 POLICIES = [f"{objective}, {actions}" for objective, actions in product(OBJECTIVES.names, ACTIONS)]
-IMPLICIT = [
-    f"iql, {actions}, {advantages}" for actions, advantages in product(ACTIONS, ("scaled", "not scaled"))
-]
+METHODS: dict[str, dict[str, Any]] = {
+    **{f"{name}, continuous actions": {} for name in OFF_POLICY},
+    **{f"{name}, discrete actions": {} for name in ("iql", "cql")},
+    **{f"iql, {actions} actions, scaled": {"scale_advantage": True} for actions in ACTIONS},
+}
 
 
 def _data(actions: str) -> EpisodeData:
@@ -73,19 +75,16 @@ def _policy(name: str) -> PolicyExtraction:
     return PolicyExtraction(data, parameters, 0, QFunction(critic, readout))
 
 
-def _implicit(name: str) -> ImplicitQLearning:
-    _, actions, advantages = name.split(", ")
-    training = training_parameters(batch_size=BATCH).model_dump()
-    parameters = IQL.Parameters.model_validate(
-        {"hidden": (8,), "scale_advantage": advantages == "scaled", "training": training}
-    )
-    return ImplicitQLearning(_data(actions), parameters, 0)
+def _method(name: str) -> OfflineModule:
+    method, actions, *_ = name.split(", ")
+    parameters = method_parameters(method, {"batch_size": BATCH}, **METHODS[name])
+    return off_policy_module(_data(actions.removesuffix(" actions")), parameters)
 
 
 def _module(name: str) -> OfflineModule:
     if name in DYNAMICS:
         return _dynamics(DYNAMICS[name])
-    return _implicit(name) if name in IMPLICIT else _policy(name)
+    return _method(name) if name in METHODS else _policy(name)
 
 
 def _step(module: OfflineModule, step: int) -> dict[str, Tensor]:
@@ -94,16 +93,19 @@ def _step(module: OfflineModule, step: int) -> dict[str, Tensor]:
     loss, metrics = module.training_loss(module.batch(step))
     parameters = module.trained_parameters()
     gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
-    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    names = {parameter: name for name, parameter in module.named_parameters()}
     return {
         "loss": average(loss.detach()),
         **{name: average(value.detach()) for name, value in metrics.items()},
-        **{f"gradient of {n}": average(value) for n, value in zip(names, gradients, strict=True)},
+        **{
+            f"gradient of {names[parameter]}": average(gradient)
+            for parameter, gradient in zip(parameters, gradients, strict=True)
+        },
     }
 
 
 def _everything() -> dict[str, Any]:
-    results: dict[str, Any] = {name: _step(_module(name), 3) for name in (*DYNAMICS, *POLICIES, *IMPLICIT)}
+    results: dict[str, Any] = {name: _step(_module(name), 3) for name in (*DYNAMICS, *POLICIES, *METHODS)}
     return results | {"laws": _laws()}
 
 
@@ -152,7 +154,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return call_in_processes(2, tmp_path_factory.mktemp("two"), _everything)
 
 
-@pytest.mark.parametrize("name", [*DYNAMICS, *POLICIES, *IMPLICIT])
+@pytest.mark.parametrize("name", [*DYNAMICS, *POLICIES, *METHODS])
 def test_two_processes_compute_the_loss_and_gradients_of_one(two: list[dict[str, Any]], name: str) -> None:
     one = _step(_module(name), 3)
     assert sum(float(value.abs().sum()) for key, value in one.items() if "gradient" in key) > 0.0

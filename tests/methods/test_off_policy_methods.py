@@ -1,0 +1,185 @@
+"""Every method that learns Q from single transitions keeps the same promises."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from cvl_pipeline.episodes.container import Rewards
+from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.methods.base import METHODS
+from cvl_pipeline.methods.off_policy import OffPolicy, OffPolicyMethod
+from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
+from cvl_pipeline.testing.builders import make_rewards
+from tests.methods.toys import OFF_POLICY, make_episodes, method_parameters, off_policy_module
+
+COLUMNS = {
+    "iql": {"q", "advantage_std"},
+    "td3_bc": {"q", "cloning_error"},
+    "rebrac": {"q", "cloning_error", "critic_penalty"},
+    "cql": {"q", "gap", "entropy", "temperature"},
+    "cql, discrete": {"q", "gap"},
+}
+DISCRETE = [name for name in OFF_POLICY if METHODS[name].discrete_actions]  # type: ignore[attr-defined]
+ACTIONS = [(name, False) for name in OFF_POLICY] + [(name, True) for name in DISCRETE]
+every_method = pytest.mark.parametrize("name", OFF_POLICY)
+every_kind = pytest.mark.parametrize(("name", "discrete"), ACTIONS)
+
+
+def _method(name: str, steps: int = 6, **settings: Any) -> OffPolicyMethod:
+    training = {"steps": steps, "validation_interval": steps, "batch_size": 32, "learning_rate": 3e-3}
+    method = METHODS.create(method_parameters(name, training, **settings))
+    assert isinstance(method, OffPolicyMethod)
+    return method
+
+
+def _module(name: str, data: EpisodeData) -> OffPolicy:
+    return off_policy_module(data, _method(name).parameters)
+
+
+def test_discrete_actions_are_for_those_that_say_so() -> None:
+    assert DISCRETE == ["iql", "cql"]
+
+
+@every_kind
+def test_trained_policy_is_the_actor(name: str, discrete: bool) -> None:
+    data = make_episodes(discrete)
+    policy, history = _method(name).train(data, 0)
+    assert isinstance(policy, CategoricalActor if discrete else GaussianActor)
+    assert not policy.training
+    actions = policy(data.transitions.states())
+    assert actions.shape == data.transitions.actions.shape
+    assert actions.abs().max() <= 1.0
+    own = COLUMNS.get(f"{name}, discrete" if discrete else name, COLUMNS[name])
+    assert set(history.columns) == {
+        "step", "train/loss", "validation/action_error", "validation/log_prob",
+        *(f"train/{column}" for column in own),
+    }  # fmt: skip
+    assert np.isfinite(history.to_numpy()).all()
+
+
+@every_kind
+def test_batches_depend_on_the_generator_alone(name: str, discrete: bool) -> None:
+    data = make_episodes(discrete)
+    batches: list[tuple[Tensor, ...]] = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed + len(batches))  # must not matter
+        (batch, _) = _module(name, data).draw(2, Generator().manual_seed(seed))
+        batches.append(batch if isinstance(batch, tuple) else (batch,))
+    for one, same, other in zip(*batches, strict=True):
+        assert len(one) == 32
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
+
+
+@every_kind
+def test_loss_depends_on_the_batch_alone(name: str, discrete: bool) -> None:
+    data = make_episodes(discrete)
+    losses = []
+    for seed in (1, 2):
+        module = _module(name, data)
+        (batch,) = module.draw(1, Generator().manual_seed(0))
+        torch.manual_seed(seed)
+        losses.append(module.training_loss(batch)[0])
+    assert torch.equal(*losses)
+
+
+@every_kind
+def test_scale_of_the_rewards_does_not_matter(name: str, discrete: bool) -> None:
+    data = make_episodes(discrete)
+    assert data.rewards is not None
+    larger = data.with_rewards(Rewards(1000.0 * data.rewards.rewards, data.rewards.successes))
+    one, two = (_method(name).train(part, 0) for part in (data, larger))
+    np.testing.assert_allclose(one.history.to_numpy(), two.history.to_numpy(), rtol=1e-3)
+    unscaled = _method(name, scale_rewards=False).train(larger, 0)
+    assert not np.allclose(unscaled.history["train/q"], two.history["train/q"], rtol=0.1)
+
+
+@every_method
+def test_validation_measures_the_held_out_episodes(name: str) -> None:
+    data = make_episodes()
+    policy, history = _method(name).train(data, 0)
+    assert isinstance(policy, GaussianActor)
+    held_out = data.transitions.select(data.split.validation)
+    with torch.no_grad():
+        error = (policy(held_out.states()) - held_out.actions).square().mean()
+        log_prob = policy.log_prob(held_out.states(), held_out.actions).mean()
+    assert history["validation/action_error"].iloc[-1] == pytest.approx(float(error), rel=1e-5)
+    assert history["validation/log_prob"].iloc[-1] == pytest.approx(float(log_prob), rel=1e-5)
+
+
+@every_method
+def test_held_out_episodes_do_not_train(name: str) -> None:
+    data = make_episodes()
+    assert data.rewards is not None
+    rewards = data.rewards.rewards.clone()
+    rewards[data.transitions.transition_index(data.split.validation)] = 1e6
+    other = data.with_rewards(Rewards(rewards, data.rewards.successes))
+    one, two = (_method(name).train(part, 0) for part in (data, other))
+    assert one.history.equals(two.history)
+
+
+@every_kind
+def test_interrupted_training_resumes_to_the_same_policy(
+    name: str, discrete: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, method = make_episodes(discrete), _method(name, 60, target_rate=0.1)
+    whole = method.train(data, 0)
+    train = partial(method.train, data, 0, checkpoints=tmp_path / "c", logs=tmp_path / "logs")
+    module = method.module_for(data)
+    training_loss = module.training_loss
+
+    def fail_at_40(self: OffPolicy, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.global_step == 40:
+            raise RuntimeError("the machine went away")
+        return training_loss(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "training_loss", fail_at_40)
+        with pytest.raises(RuntimeError, match="went away"):
+            train()
+    assert list((tmp_path / "c").rglob("last.ckpt"))
+    resumed = train()
+    pd.testing.assert_frame_equal(resumed.history, whole.history, check_exact=True)
+    torch.testing.assert_close(resumed.policy.state_dict(), whole.policy.state_dict(), rtol=0, atol=0)
+
+
+@every_method
+def test_fingerprint_depends_on_the_rewards(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fingerprints = []
+
+    def record(module: OffPolicy, *, fingerprint: str, **_: object) -> None:
+        fingerprints.append(fingerprint)
+
+    monkeypatch.setattr("cvl_pipeline.methods.off_policy.fit", record)
+    data = make_episodes()
+    assert data.rewards is not None
+    for part in (data, data, data.with_rewards(make_rewards(data.transitions, seed=9))):
+        _method(name).train(part, 0)
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+@every_method
+def test_episodes_without_rewards_and_images_are_refused(name: str) -> None:
+    data = make_episodes()
+    with pytest.raises(InputError, match=f"method '{name}' needs rewards"):
+        _method(name).train(data.without_rewards(), 0)
+    images = torch.zeros((*data.transitions.observations.shape[:1], 8, 8, 3), dtype=torch.uint8)
+    pictures = replace(data, transitions=replace(data.transitions, observations=images))
+    with pytest.raises(InputError, match=f"method '{name}'.*images are not supported"):
+        _method(name).train(pictures, 0)
+
+
+@pytest.mark.parametrize("name", [name for name in OFF_POLICY if name not in DISCRETE])
+def test_discrete_actions_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"method '{name}' takes continuous actions: these are discrete"):
+        _method(name).train(make_episodes(discrete=True), 0)
