@@ -271,7 +271,7 @@ def test_every_field_has_a_default() -> None:
         ("policy_extraction.beta", -1.0, ["greater than or equal to 0"]),
         ("baselines", 3, ["must be a mapping from labels to settings"]),
         ("baselines.bc", 3, ["must be a mapping"]),
-        ("baselines.bc.method", "sac", ["unknown method 'sac'", "known: cvl, bc, iql"]),
+        ("baselines.bc.method", "sac", ["unknown method 'sac'", "known: cvl, bc, iql, crl"]),
         ("evaluation.confidence", 95, ["less than 1"]),
         ("evaluation.workers", 0, ["greater than or equal to 1"]),
     ],
@@ -333,7 +333,7 @@ def test_a_wrong_setting_of_an_alternative_is_reported_by_its_full_name(
     ("baselines", "part"),
     [
         ({"cvl": {}}, "baselines: 'cvl' is the name of CVL itself"),
-        ({"mine": {}}, "'baselines.mine': names no method: set its method to one of cvl, bc, iql"),
+        ({"mine": {}}, "'baselines.mine': names no method: set its method to one of cvl, bc, iql, crl"),
         ({"No": {}}, "'baselines.No': must be lower-case letters, digits and '_'"),
     ],
 )

@@ -38,6 +38,7 @@ def test_every_method_has_its_name_title_and_needs() -> None:
         "cvl": ("CVL", True, True, False),
         "bc": ("BC (control)", False, False, False),
         "iql": ("IQL", True, False, True),
+        "crl": ("CRL", True, True, False),
     }
 
 
@@ -52,7 +53,7 @@ def test_every_method_keeps_its_parameters(name: str) -> None:
 
 
 def test_unknown_method_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"unknown method 'sac': known: cvl, bc, iql \(or module:Class"):
+    with pytest.raises(InputError, match=r"unknown method 'sac': known: cvl, bc, iql, crl \(or module:Class"):
         METHODS["sac"]
     with pytest.raises(InputError, match=r"'torch\.nn:Linear' is not a subclass of .*methods\.base\.Method"):
         METHODS["torch.nn:Linear"]
@@ -195,7 +196,7 @@ def test_null_leaves_a_baseline_out() -> None:
     ("baselines", "message"),
     [
         ({"cvl": {}}, "'cvl' is the name of CVL itself"),
-        ({"rival": {}}, "'baselines.rival': names no method: set its method to one of cvl, bc, iql"),
+        ({"rival": {}}, "'baselines.rival': names no method: set its method to one of cvl, bc, iql, crl"),
         ({"rival": {"method": None, "hidden": [8]}}, "'baselines.rival': names no method"),
         ({"rival": {"method": "sac"}}, "'baselines.rival.method' is 'sac': unknown method 'sac'"),
         ({"rival": "sac"}, "unknown method 'sac'"),

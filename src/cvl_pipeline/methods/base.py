@@ -98,5 +98,6 @@ METHODS: Registry[Method] = Registry(
         "cvl": "cvl_pipeline.methods.cvl:CVL",
         "bc": "cvl_pipeline.methods.bc:BC",
         "iql": "cvl_pipeline.methods.iql:IQL",
+        "crl": "cvl_pipeline.methods.crl:CRL",
     },
 )
