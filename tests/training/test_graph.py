@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
+from cvl_pipeline.methods.crl import CRL, GoalReaching
 from cvl_pipeline.methods.iql import IQL, ImplicitQLearning
 from cvl_pipeline.objectives.base import PolicyTraining
 from cvl_pipeline.objectives.training import PolicyExtraction
@@ -22,6 +23,7 @@ from cvl_pipeline.training import module as offline
 from cvl_pipeline.training.graph import StepGraph
 from cvl_pipeline.training.module import DRAWN, OfflineModule
 from cvl_pipeline.training.vector import Adam
+from tests.objectives.toys import network_q
 
 STEPS = DRAWN + 9
 """Two blocks of batches."""
@@ -36,6 +38,12 @@ def _module(kind: str, device: str) -> tuple[OfflineModule, Adam]:
         module = ContrastiveDynamics(data, dynamics_parameters(training), 0)
     elif kind == "bc":
         module = PolicyExtraction(data, policy_parameters(training, objective="bc"), 0)
+    elif kind.startswith("crl"):
+        parameters = {"hidden": (8,), "extraction": kind.split()[1]}
+        chosen = CRL.Parameters.model_validate(
+            parameters | {"training": training_parameters(**training).model_dump()}
+        )
+        module = GoalReaching(data, chosen, 0, network_q(transitions))
     else:
         module = ImplicitQLearning(
             data,
@@ -82,12 +90,12 @@ def _assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
             torch.testing.assert_close(value, other[part][name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("kind", ["critic", "bc", "iql"])
+@pytest.mark.parametrize("kind", ["critic", "bc", "iql", "crl ddpg_bc", "crl awr"])
 def test_steps_from_a_block_are_those_of_batches(kind: str) -> None:
     _assert_equal(_trained(kind, "cpu", graph=True), _trained(kind, "cpu", graph=False))
 
 
-@pytest.mark.parametrize("kind", ["critic", "bc"])
+@pytest.mark.parametrize("kind", ["critic", "bc", "crl ddpg_bc", "crl awr"])
 def test_steps_from_rows_that_are_read_ahead_are_those_of_batches(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,7 +105,7 @@ def test_steps_from_rows_that_are_read_ahead_are_those_of_batches(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("kind", ["critic", "bc", "iql"])
+@pytest.mark.parametrize("kind", ["critic", "bc", "iql", "crl ddpg_bc", "crl awr"])
 def test_a_captured_step_is_the_step(kind: str) -> None:
     _assert_equal(_trained(kind, "cuda", graph=True, capture=True), _trained(kind, "cuda", graph=False))
 

@@ -3,7 +3,7 @@
 The critic's ``f(s, a, g) = log p_gamma(g | s, a) / p(g)`` says how soon, and how surely, an action leads to a goal. The
 actor pi(a | s, g) raises it for goals in hindsight: states that the log reached later. So its training reads no
 rewards, as in OGBench's agent ``crl`` (Park et al. 2025). The reward chooses the goals when the policy acts: logged
-states that have the best labels. The policy takes the one that the critic holds most reachable.
+states that have the best labels (see ``GoalPolicy``).
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class CRL(Method):
             "absolute value, minus the cloning error; `awr` clones actions with weights exp(beta * advantage).",
         )
         bc_weight: float = Field(
-            0.1,
+            1.0,
             ge=0.0,
             description="Weight of the cloning error in `ddpg_bc`: half the squared distance to the logged action, or "
-            "-log pi if actions are choices. It is OGBench's `alpha`.",
+            "-log pi if actions are choices. OGBench calls it `alpha`.",
         )
         beta: float = Field(
-            3.0,
+            1.0,
             ge=0.0,
             description="Transitions of `awr` are weighted by exp(beta * advantage), where the advantage is f(s, a, g) "
             "minus its mean over other actions.",

@@ -1,4 +1,4 @@
-"""A policy that moves to goal observations, the one that the critic holds most reachable first."""
+"""A policy that moves to goal observations, as the critic holds them reachable."""
 
 from __future__ import annotations
 
@@ -19,30 +19,40 @@ PAIRS = 1024
 """Pairs of a state and a goal that are computed at once; limits the memory."""
 
 
-def closeness(
-    critic: ContrastiveCritic, horizons: Tensor, observations: Tensor, actions: Tensor, psi: Tensor
+def phi_at_horizons(
+    critic: ContrastiveCritic, horizons: Tensor, observations: Tensor, actions: Tensor
 ) -> Tensor:
-    """``f(s, a, g) = log p_gamma(g | s, a) / p(g)``, in nats; the leading axes are broadcast.
+    """Phi of pairs, (..., O) and (..., A) -> (..., D), or (..., H, D) of a critic that is conditioned on horizons.
 
     Args:
         critic: trained.
-        horizons: (H,) int64, offsets whose density ratios are averaged, if the critic is conditioned on them; empty
-            otherwise.
+        horizons: (H,) int64, offsets, if the critic is conditioned on them; empty otherwise.
+        observations: s; the leading axes of observations and actions are broadcast.
+        actions: a.
+    """
+    if not len(horizons):
+        return critic.phi(observations, actions)
+    before_state = -1 - len(critic.shape.observation_shape)
+    return critic.phi(observations.unsqueeze(before_state), actions.unsqueeze(-2), horizons)
+
+
+def closeness(
+    critic: ContrastiveCritic, horizons: Tensor, observations: Tensor, actions: Tensor, psi: Tensor
+) -> Tensor:
+    """``f(s, a, g) = log p_gamma(g | s, a) / p(g)``, in nats, (...); the leading axes are broadcast.
+
+    Args:
+        critic: trained.
+        horizons: whose density ratios are averaged; see ``phi_at_horizons``.
         observations: s, (..., O).
         actions: a, (..., A).
         psi: of the goals, (..., D).
     """
-    conditioned = len(horizons) > 0
-    if conditioned:
-        before_state = -1 - len(critic.shape.observation_shape)
-        phi = critic.phi(observations.unsqueeze(before_state), actions.unsqueeze(-2), horizons)
-        psi = psi.unsqueeze(-2)
-    else:
-        phi = critic.phi(observations, actions)
+    phi = phi_at_horizons(critic, horizons, observations, actions)
     with torch.autocast(phi.device.type, enabled=False):
-        left, right = critic.factors(phi, psi)
+        left, right = critic.factors(phi, psi.unsqueeze(-2) if len(horizons) else psi)
         logits = (left * right).sum(-1)
-        return logits.logsumexp(-1) - math.log(len(horizons)) if conditioned else logits
+        return logits.logsumexp(-1) - math.log(len(horizons)) if len(horizons) else logits
 
 
 def psi_of_goals(critic: ContrastiveCritic, goals: Tensor) -> Tensor:
@@ -80,13 +90,16 @@ def beside(observations: Tensor, goals: Tensor) -> Tensor:
 
 
 class GoalPolicy(Policy):
-    """Acts by pi(a | s, g), with the goal g among candidates that the critic holds most reachable from s.
+    """Acts by pi(a | s, g), with one of its goals g.
 
-    That is ``argmax_g f(s, mode of pi(. | s, g), g)``, chosen again in every state, so the policy has no memory. With
-    one candidate, it moves to that goal.
+    In every state, each goal g proposes the mode of pi(. | s, g). The policy takes the proposal after which the goals
+    are most likely to be reached, all of them together: the one with the largest ``sum_g' exp f(s, a, g')``. The goal
+    with the largest f(s, a, g) alone would be the nearest one, at the edge of the goals, where the smallest error
+    leaves them again. The choice is made again in every state, so the policy has no memory. With one goal, there is
+    no choice.
 
     Attributes:
-        goals: (G, O), the candidates, observations as in the log.
+        goals: (G, O), observations as in the log.
     """
 
     goals: Tensor
@@ -98,8 +111,8 @@ class GoalPolicy(Policy):
 
         Args:
             actor: of ``make_goal_actor``.
-            critic: frozen, judges which goal can be reached.
-            horizons: of the readout; see ``closeness``.
+            critic: frozen, judges how likely goals are reached.
+            horizons: of the readout; see ``phi_at_horizons``.
             goals: (G, O), or images, (G, H, W, C) uint8; at least one.
         """
         super().__init__()
@@ -118,8 +131,8 @@ class GoalPolicy(Policy):
         It acts, is evaluated and is saved like this one.
 
         Args:
-            goals: one observation of the log's kind, (O,), or several, (G, O), of which the policy takes the most
-                reachable one; images (H, W, C) or (G, H, W, C).
+            goals: one observation of the log's kind, (O,), or several that are equally good, (G, O); images (H, W, C)
+                or (G, H, W, C).
 
         Raises:
             InputError: the goals have another shape, or are not finite numbers, or there is none.
@@ -142,5 +155,6 @@ class GoalPolicy(Policy):
         states = observations.unsqueeze(1)  # (B, 1, O)
         pairs = beside(*(part.expand(*rows, *observations.shape[1:]) for part in (states, self.goals)))
         actions: Tensor = self.actor(pairs)  # (B, G, A)
-        best = closeness(self.critic, self.horizons, states, actions, self._psi).argmax(1)
+        phi = phi_at_horizons(self.critic, self.horizons, states, actions)  # (B, G, D), or (B, G, H, D)
+        best = self.critic.logits(phi, self._psi).flatten(2).logsumexp(-1).argmax(1)
         return actions[torch.arange(len(actions), device=actions.device), best]
