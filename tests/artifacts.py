@@ -9,6 +9,7 @@ import torch
 from cvl_pipeline.episodes.preparation import fit_normalisation, split_episodes
 from cvl_pipeline.networks.actor import ActorShape, CategoricalActor, GaussianActor
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
+from cvl_pipeline.networks.goal_policy import GoalPolicy, make_goal_actor
 from cvl_pipeline.objectives.best_of_n import BestOfN
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import ExactReadout, FeatureReadout, Readout
@@ -26,6 +27,7 @@ NAMES = (
     "policy", "policy, categorical",
     "policy, best of n", "policy, best of n of horizons", "policy, best of n categorical",
     "policy, best of n regressed",
+    "policy, goals", "policy, goals of horizons", "policy, goals categorical",
 )  # fmt: skip
 """Names of ``make_artifacts``; the part before the comma is the kind."""
 
@@ -75,6 +77,8 @@ def make_artifacts() -> dict[str, Any]:
     with torch.no_grad():  # the bias alone would choose the same action everywhere
         categorical.network[-1].bias.zero_()  # type: ignore[operator]
     proposals = torch.randn(5, 2)
+    goal_actors = [make_goal_actor(log, normalisation, (8, 4), {}) for log in (transitions, discrete)]
+    goals = transitions.observations[2:6].clone()
     artifacts = (
         transitions, discrete, make_rewards(transitions), split, normalisation,
         critic, conditioned,
@@ -84,6 +88,9 @@ def make_artifacts() -> dict[str, Any]:
         BestOfN(gaussian, QFunction(conditioned, of_horizons).frozen("cpu"), proposals),
         BestOfN(categorical, QFunction(critic, positive).frozen("cpu"), proposals),
         BestOfN(gaussian, QFunction(conditioned, regressed_of_horizons).frozen("cpu"), proposals),
+        GoalPolicy(goal_actors[0], QFunction(critic, exact).frozen("cpu").critic, NO_HORIZONS, goals),
+        GoalPolicy(goal_actors[0], QFunction(conditioned, exact).frozen("cpu").critic, HORIZONS, goals),
+        GoalPolicy(goal_actors[1], QFunction(critic, exact).frozen("cpu").critic, NO_HORIZONS, goals),
     )  # fmt: skip
     return dict(zip(NAMES, artifacts, strict=True))
 

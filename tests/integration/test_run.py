@@ -148,9 +148,10 @@ def test_a_horizon_conditioned_critic_is_read_out_at_any_discount(kedro: Forks, 
 
 
 def test_all_objectives_and_methods_end_in_one_comparison(kedro: Forks, scratch: Project) -> None:
-    """CVL by best_of_n, and beside it IQL, CVL by the other objectives and a method of one's own."""
+    """CVL by best_of_n, and beside it IQL, CRL, CVL by the other objectives and a method of one's own."""
     (scratch.root / "src/my_method.py").write_text(MY_METHOD)
     choices = ["policy_extraction.objective=best_of_n", "baselines.bc=null", "baselines.iql.method=iql"]
+    choices.append("baselines.crl.method=crl")
     for objective in ("ddpg_bc", "published"):
         start = f"baselines.{objective}"
         training = f"{start}.extraction.training"
@@ -163,7 +164,7 @@ def test_all_objectives_and_methods_end_in_one_comparison(kedro: Forks, scratch:
     output = kedro.kedro(scratch, "run", "--pipelines", "policy_extraction,evaluation", *parameters)
     metrics = json.loads(scratch.artifact("metrics.json").read_text())
     titles = {
-        "cvl": "CVL", "iql": "IQL", "ddpg_bc": "ddpg_bc (CVL)", "published": "published (CVL)",
+        "cvl": "CVL", "iql": "IQL", "crl": "CRL", "ddpg_bc": "ddpg_bc (CVL)", "published": "published (CVL)",
         "own": "own (half as fast)",
     }  # fmt: skip
     assert metrics["methods"] == titles

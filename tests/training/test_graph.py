@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
+from cvl_pipeline.methods.crl import CRL, GoalReaching
 from cvl_pipeline.objectives.training import PolicyExtraction
 from cvl_pipeline.testing.builders import (
     dynamics_parameters,
@@ -21,6 +22,7 @@ from cvl_pipeline.training.graph import StepGraph
 from cvl_pipeline.training.module import DRAWN, OfflineModule
 from cvl_pipeline.training.vector import Adam
 from tests.methods.toys import OFF_POLICY, method_parameters, off_policy_module
+from tests.objectives.toys import network_q
 
 STEPS = DRAWN + 9
 """Two blocks of batches."""
@@ -37,6 +39,12 @@ def _module(kind: str, device: str) -> tuple[OfflineModule, Adam]:
         module = ContrastiveDynamics(data, dynamics_parameters(training), 0)
     elif kind == "bc":
         module = PolicyExtraction(data, policy_parameters(training, objective="bc"), 0)
+    elif kind.startswith("crl"):
+        parameters = {"hidden": (8,), "extraction": kind.split()[1]}
+        chosen = CRL.Parameters.model_validate(
+            parameters | {"training": training_parameters(**training).model_dump()}
+        )
+        module = GoalReaching(data, chosen, 0, network_q(transitions))
     else:
         module = off_policy_module(data, method_parameters(kind.removesuffix(", discrete"), training))
     module.to(device)
@@ -77,12 +85,12 @@ def _assert_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
             torch.testing.assert_close(value, other[part][name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("kind", ["critic", "bc", *METHODS])
+@pytest.mark.parametrize("kind", ["critic", "bc", "crl ddpg_bc", "crl awr", *METHODS])
 def test_steps_from_a_block_are_those_of_batches(kind: str) -> None:
     _assert_equal(_trained(kind, "cpu", graph=True), _trained(kind, "cpu", graph=False))
 
 
-@pytest.mark.parametrize("kind", ["critic", "bc"])
+@pytest.mark.parametrize("kind", ["critic", "bc", "crl ddpg_bc", "crl awr"])
 def test_steps_from_rows_that_are_read_ahead_are_those_of_batches(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +100,7 @@ def test_steps_from_rows_that_are_read_ahead_are_those_of_batches(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("kind", ["critic", "bc", *METHODS])
+@pytest.mark.parametrize("kind", ["critic", "bc", "crl ddpg_bc", "crl awr", *METHODS])
 def test_a_captured_step_is_the_step(kind: str) -> None:
     _assert_equal(_trained(kind, "cuda", graph=True, capture=True), _trained(kind, "cuda", graph=False))
 

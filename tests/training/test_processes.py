@@ -12,6 +12,7 @@ from torch import Tensor
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
 from cvl_pipeline.dynamics.parameters import LOSSES
 from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.methods.crl import CRL, GoalReaching
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.objectives.base import OBJECTIVES
 from cvl_pipeline.objectives.training import PolicyExtraction
@@ -50,6 +51,8 @@ METHODS: dict[str, dict[str, Any]] = {
     **{f"{name}, discrete actions": {} for name in ("iql", "cql")},
     **{f"iql, {actions} actions, scaled": {"scale_advantage": True} for actions in ACTIONS},
 }
+GOALS = [f"crl, {actions}, {extraction}" for actions, extraction in product(ACTIONS, ("ddpg_bc", "awr"))]
+MODULES = (*DYNAMICS, *POLICIES, *METHODS, *GOALS)
 
 
 def _data(actions: str) -> EpisodeData:
@@ -63,16 +66,29 @@ def _dynamics(changes: dict[str, Any]) -> ContrastiveDynamics:
     return ContrastiveDynamics(_data("continuous"), parameters, 0)
 
 
-def _policy(name: str) -> PolicyExtraction:
-    objective, actions = name.split(", ")
-    data = _data(actions)
+def _values(data: EpisodeData) -> QFunction:
     assert data.rewards is not None
     torch.manual_seed(0)
     shape = CriticShape((3,), data.transitions.actions.shape[1], (8,), 4, "unit_norm", 0.5, False, 0.9, False)
     critic = ContrastiveCritic(shape, data.normalisation)
     readout = build_readout(critic, data.transitions, data.rewards, data.split, readout_parameters(), 0)
+    return QFunction(critic, readout)
+
+
+def _policy(name: str) -> PolicyExtraction:
+    objective, actions = name.split(", ")
+    data = _data(actions)
     parameters = policy_parameters(objective=objective, training={"batch_size": BATCH})
-    return PolicyExtraction(data, parameters, 0, QFunction(critic, readout))
+    return PolicyExtraction(data, parameters, 0, _values(data))
+
+
+def _goal_reaching(name: str) -> GoalReaching:
+    _, actions, extraction = name.split(", ")
+    data, training = _data(actions), training_parameters(batch_size=BATCH).model_dump()
+    parameters = CRL.Parameters.model_validate(
+        {"hidden": (8,), "extraction": extraction, "training": training}
+    )
+    return GoalReaching(data, parameters, 0, _values(data))
 
 
 def _method(name: str) -> OfflineModule:
@@ -84,6 +100,8 @@ def _method(name: str) -> OfflineModule:
 def _module(name: str) -> OfflineModule:
     if name in DYNAMICS:
         return _dynamics(DYNAMICS[name])
+    if name in GOALS:
+        return _goal_reaching(name)
     return _method(name) if name in METHODS else _policy(name)
 
 
@@ -105,7 +123,7 @@ def _step(module: OfflineModule, step: int) -> dict[str, Tensor]:
 
 
 def _everything() -> dict[str, Any]:
-    results: dict[str, Any] = {name: _step(_module(name), 3) for name in (*DYNAMICS, *POLICIES, *METHODS)}
+    results: dict[str, Any] = {name: _step(_module(name), 3) for name in MODULES}
     return results | {"laws": _laws()}
 
 
@@ -154,7 +172,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return call_in_processes(2, tmp_path_factory.mktemp("two"), _everything)
 
 
-@pytest.mark.parametrize("name", [*DYNAMICS, *POLICIES, *METHODS])
+@pytest.mark.parametrize("name", MODULES)
 def test_two_processes_compute_the_loss_and_gradients_of_one(two: list[dict[str, Any]], name: str) -> None:
     one = _step(_module(name), 3)
     assert sum(float(value.abs().sum()) for key, value in one.items() if "gradient" in key) > 0.0

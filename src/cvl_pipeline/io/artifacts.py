@@ -35,6 +35,8 @@ READOUTS = {
 }
 Q_FUNCTION = "cvl_pipeline.readout.q_function:QFunction"
 BEST_OF_N = "cvl_pipeline.objectives.best_of_n:BestOfN"
+GOAL_POLICY = "cvl_pipeline.networks.goal_policy:GoalPolicy"
+POLICIES = {path.partition(":")[2]: path for path in (*ACTORS.values(), BEST_OF_N, GOAL_POLICY)}
 
 
 def _pack_fields(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -95,37 +97,42 @@ def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 def _pack_policy(policy: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     name = type(policy).__name__
+    if name not in POLICIES:
+        raise InputError(
+            f"a policy of class {name} cannot be stored: a method must return one of {', '.join(POLICIES)}"
+        )
     if name in ACTORS:
         tensors, config = _pack_module(policy)
         return tensors, {**config, "class": name}
-    if not BEST_OF_N.endswith(f":{name}"):
-        raise InputError(
-            f"a policy of class {name} cannot be stored: a method must return one of {', '.join(ACTORS)} or BestOfN"
-        )
-    packed = {
-        "actor": _pack_policy(policy.actor),
-        "critic": _pack_module(policy.critic),
-        "readout": _pack_readout(policy.readout),
-    }
+    packed = {"actor": _pack_policy(policy.actor), "critic": _pack_module(policy.critic)}
+    if POLICIES[name] == BEST_OF_N:
+        packed["readout"] = _pack_readout(policy.readout)
+        own = {"proposals": policy.proposals}
+    else:
+        own = {"horizons": policy.horizons, "goals": policy.goals}
     tensors = {
         f"{part}.{name}": value for part, (values, _) in packed.items() for name, value in values.items()
     }
     config = {part: values for part, (_, values) in packed.items()}
-    return {**tensors, "proposals": policy.proposals}, {**config, "class": name}
+    return {**tensors, **own}, {**config, "class": name}
 
 
 def _unpack_policy(tensors: dict[str, Tensor], config: dict[str, Any]) -> Any:
     values = dict(config)
     name = values.pop("class")
-    if not BEST_OF_N.endswith(f":{name}"):
-        return _unpack_module(look_up("policy", name, ACTORS), ACTOR_SHAPE)(tensors, values)
+    path = look_up("policy", name, POLICIES)
+    if name in ACTORS:
+        return _unpack_module(path, ACTOR_SHAPE)(tensors, values)
 
     critic = _unpack_module(CRITIC, CRITIC_SHAPE)(_part(tensors, "critic"), values["critic"])
-    readout = _unpack_readout(_part(tensors, "readout"), values["readout"])
-    q = named(Q_FUNCTION)(critic.requires_grad_(False), readout)
-    return named(BEST_OF_N)(
-        _unpack_policy(_part(tensors, "actor"), values["actor"]), q, tensors["proposals"]
-    ).eval()
+    critic.requires_grad_(False)
+    actor = _unpack_policy(_part(tensors, "actor"), values["actor"])
+    if path == BEST_OF_N:
+        readout = _unpack_readout(_part(tensors, "readout"), values["readout"])
+        policy = named(path)(actor, named(Q_FUNCTION)(critic, readout), tensors["proposals"])
+    else:
+        policy = named(path)(actor, critic, tensors["horizons"], tensors["goals"])
+    return policy.eval()
 
 
 KINDS: dict[str, tuple[Pack, Unpack]] = {
@@ -142,7 +149,7 @@ KINDS: dict[str, tuple[Pack, Unpack]] = {
 CLASSES = {
     TRANSITIONS: "transitions", REWARDS: "rewards", SPLIT: "split", NORMALISATION: "normalisation",
     CRITIC: "critic", **dict.fromkeys(READOUTS.values(), "readout"),
-    **dict.fromkeys([*ACTORS.values(), BEST_OF_N], "policy"),
+    **dict.fromkeys(POLICIES.values(), "policy"),
 }  # fmt: skip
 """The kind of artifact that each class is."""
 

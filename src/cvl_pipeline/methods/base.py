@@ -102,5 +102,6 @@ METHODS: Registry[Method] = Registry(
         "td3_bc": "cvl_pipeline.methods.td3_bc:TD3BC",
         "rebrac": "cvl_pipeline.methods.rebrac:ReBRAC",
         "cql": "cvl_pipeline.methods.cql:CQL",
+        "crl": "cvl_pipeline.methods.crl:CRL",
     },
 )

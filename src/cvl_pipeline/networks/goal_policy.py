@@ -1,0 +1,160 @@
+"""A policy that moves to goal observations, as the critic holds them reachable."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from cvl_pipeline.episodes.container import Normalisation, Transitions
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.networks.actor import Actor, Policy, make_actor
+from cvl_pipeline.networks.arrays import as_rows
+from cvl_pipeline.networks.critic import ContrastiveCritic
+
+PAIRS = 1024
+"""Pairs of a state and a goal that are computed at once; limits the memory."""
+
+
+def phi_at_horizons(
+    critic: ContrastiveCritic, horizons: Tensor, observations: Tensor, actions: Tensor
+) -> Tensor:
+    """Phi of pairs, (..., O) and (..., A) -> (..., D), or (..., H, D) of a critic that is conditioned on horizons.
+
+    Args:
+        critic: trained.
+        horizons: (H,) int64, offsets, if the critic is conditioned on them; empty otherwise.
+        observations: s; the leading axes of observations and actions are broadcast.
+        actions: a.
+    """
+    if not len(horizons):
+        return critic.phi(observations, actions)
+    before_state = -1 - len(critic.shape.observation_shape)
+    return critic.phi(observations.unsqueeze(before_state), actions.unsqueeze(-2), horizons)
+
+
+def closeness(
+    critic: ContrastiveCritic, horizons: Tensor, observations: Tensor, actions: Tensor, psi: Tensor
+) -> Tensor:
+    """``f(s, a, g) = log p_gamma(g | s, a) / p(g)``, in nats, (...); the leading axes are broadcast.
+
+    Args:
+        critic: trained.
+        horizons: whose density ratios are averaged; see ``phi_at_horizons``.
+        observations: s, (..., O).
+        actions: a, (..., A).
+        psi: of the goals, (..., D).
+    """
+    phi = phi_at_horizons(critic, horizons, observations, actions)
+    with torch.autocast(phi.device.type, enabled=False):
+        left, right = critic.factors(phi, psi.unsqueeze(-2) if len(horizons) else psi)
+        logits = (left * right).sum(-1)
+        return logits.logsumexp(-1) - math.log(len(horizons)) if len(horizons) else logits
+
+
+def psi_of_goals(critic: ContrastiveCritic, goals: Tensor) -> Tensor:
+    """Psi of observations that are goals, (G, O) -> (G, D). The absorbing state has none, so it is no goal."""
+    return critic.psi(goals, torch.zeros(len(goals), dtype=torch.bool, device=goals.device))
+
+
+def make_goal_actor(
+    transitions: Transitions,
+    normalisation: Normalisation,
+    hidden: tuple[int, ...],
+    encoder: dict[str, object],
+) -> Actor:
+    """Build pi(a | s, g): an actor whose observation is a state and a goal, side by side.
+
+    Vectors (O,) become (2 O,), and images (H, W, C) become (H, W, 2 C), each half with the log's statistics.
+
+    Args:
+        transitions: the episodes, which define the shapes of observations and actions.
+        normalisation: statistics of the observations.
+        hidden: sizes of the hidden layers.
+        encoder: plain parameters of the encoder of both.
+    """
+    mean, std = normalisation.observation_mean, normalisation.observation_std
+    twice = replace(
+        normalisation, observation_mean=torch.cat([mean, mean]), observation_std=torch.cat([std, std])
+    )
+    first = transitions.observations[:1]
+    return make_actor(replace(transitions, observations=beside(first, first)), twice, hidden, encoder)
+
+
+def beside(observations: Tensor, goals: Tensor) -> Tensor:
+    """The actor's input, (..., O) and (..., O) -> (..., 2 O)."""
+    return torch.cat([observations, goals], dim=-1)
+
+
+class GoalPolicy(Policy):
+    """Acts by pi(a | s, g), with one of its goals g.
+
+    In every state, each goal g proposes the mode of pi(. | s, g). The policy takes the proposal after which the goals
+    are most likely to be reached, all of them together: the one with the largest ``sum_g' exp f(s, a, g')``. The goal
+    with the largest f(s, a, g) alone would be the nearest one, at the edge of the goals, where the smallest error
+    leaves them again. The choice is made again in every state, so the policy has no memory. With one goal, there is
+    no choice.
+
+    Attributes:
+        goals: (G, O), observations as in the log.
+    """
+
+    goals: Tensor
+    horizons: Tensor
+    _psi: Tensor
+
+    def __init__(self, actor: Actor, critic: ContrastiveCritic, horizons: Tensor, goals: Tensor) -> None:
+        """Combine the parts.
+
+        Args:
+            actor: of ``make_goal_actor``.
+            critic: frozen, judges how likely goals are reached.
+            horizons: of the readout; see ``phi_at_horizons``.
+            goals: (G, O), or images, (G, H, W, C) uint8; at least one.
+        """
+        super().__init__()
+        self.actor = actor
+        self.critic = critic
+        self.shape = replace(actor.shape, observation_shape=tuple(critic.shape.observation_shape))
+        self.discrete = actor.discrete
+        self.register_buffer("horizons", horizons)
+        self.register_buffer("goals", goals)
+        with torch.no_grad():
+            self.register_buffer("_psi", psi_of_goals(critic, goals), persistent=False)
+
+    def toward(self, goals: ArrayLike) -> GoalPolicy:
+        """Return the policy that moves to goals of your own, with the same networks.
+
+        It acts, is evaluated and is saved like this one.
+
+        Args:
+            goals: one observation of the log's kind, (O,), or several that are equally good, (G, O); images (H, W, C)
+                or (G, H, W, C).
+
+        Raises:
+            InputError: the goals have another shape, or are not finite numbers, or there is none.
+        """
+        shape = tuple(self.shape.observation_shape)
+        rows = as_rows(goals, shape, "goals", "policy")
+        rows = rows.unsqueeze(0) if rows.ndim == len(shape) else rows
+        if not len(rows):
+            raise InputError("goals are empty; give at least one observation")
+        return GoalPolicy(self.actor, self.critic, self.horizons, rows.to(self.goals.device)).eval()
+
+    @torch.no_grad()
+    def forward(self, observations: Tensor) -> Tensor:
+        """Actions, (B, O) -> (B, A)."""
+        parts = torch.split(observations, max(1, PAIRS // len(self.goals)))
+        return torch.cat([self._act(part) for part in parts])
+
+    def _act(self, observations: Tensor) -> Tensor:
+        rows = len(observations), len(self.goals)
+        states = observations.unsqueeze(1)  # (B, 1, O)
+        pairs = beside(*(part.expand(*rows, *observations.shape[1:]) for part in (states, self.goals)))
+        actions: Tensor = self.actor(pairs)  # (B, G, A)
+        phi = phi_at_horizons(self.critic, self.horizons, states, actions)  # (B, G, D), or (B, G, H, D)
+        best = self.critic.logits(phi, self._psi).flatten(2).logsumexp(-1).argmax(1)
+        return actions[torch.arange(len(actions), device=actions.device), best]
