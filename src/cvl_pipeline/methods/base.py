@@ -99,5 +99,7 @@ METHODS: Registry[Method] = Registry(
         "bc": "cvl_pipeline.methods.bc:BC",
         "filtered_bc": "cvl_pipeline.methods.filtered_bc:FilteredBC",
         "iql": "cvl_pipeline.methods.iql:IQL",
+        "mc_awr": "cvl_pipeline.methods.mc_awr:MonteCarloAWR",
+        "sarsa": "cvl_pipeline.methods.sarsa:SARSA",
     },
 )
