@@ -172,6 +172,6 @@ def test_unfit_episodes_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(("field", "value"), [("value_share", 1.0), ("discount", 1.0), ("beta", -1.0)])
-def test_values_out_of_range_are_refused(field: str, value: float) -> None:
+def test_values_out_of_range_are_refused(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field):
-        method_parameters("mc_awr", **{field: value})
+        METHODS.validate({"method": "mc_awr", field: value})

@@ -6,6 +6,7 @@ import numpy as np
 
 STREAMS = (
     "training", "validation", "initialisation", "references", "baseline", "proposals", "tuning", "regression",
+    "rollouts",
 )  # fmt: skip
 
 
