@@ -100,6 +100,7 @@ METHODS: Registry[Method] = Registry(
         "filtered_bc": "cvl_pipeline.methods.filtered_bc:FilteredBC",
         "iql": "cvl_pipeline.methods.iql:IQL",
         "mc_awr": "cvl_pipeline.methods.mc_awr:MonteCarloAWR",
+        "mopo": "cvl_pipeline.methods.mopo:MOPO",
         "one_step_model": "cvl_pipeline.methods.one_step_model:OneStepModel",
         "sarsa": "cvl_pipeline.methods.sarsa:SARSA",
     },

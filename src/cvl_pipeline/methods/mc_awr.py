@@ -25,7 +25,7 @@ class MonteCarloAWR(OneStep):
 
     def learn(self, data: EpisodeData, seed: int, phases: Phases) -> ActionValues:
         """Regress Q on returns."""
-        parameters = self.phase(self.parameters.value_share)
+        parameters = phases.of(self.parameters, self.parameters.value_share)
         module = ReturnRegression(data, parameters, seed)
         phases.run("q", "Regressing Q on returns (mc_awr)", module, self.fingerprint(parameters, seed, data))
         return module.values

@@ -223,6 +223,13 @@ class Phases:
         self._histories: list[pd.DataFrame] = []
         self._names: list[str] = []
 
+    @staticmethod
+    def of(parameters: Any, share: float) -> Any:
+        """Parameters of a method with the training of a phase: a share of the gradient steps, at least one."""
+        training: PolicyTraining = parameters.training
+        steps = max(1, round(share * training.steps))
+        return parameters.model_copy(update={"training": training.model_copy(update={"steps": steps})})
+
     def folder(self, name: str) -> Path | None:
         """Checkpoints of a phase."""
         return self._checkpoints / name if self._checkpoints else None
@@ -257,6 +264,17 @@ class Phases:
         if name is not None:
             history = history.rename(columns=lambda column: column.replace("/", f"/{name}_"))
         self._histories.append(history)
+
+    def last(self, name: str, description: str, module: OfflineModule, fingerprint: str) -> pd.DataFrame:
+        """Train the module of the policy, and return the joint history."""
+        history = fit(
+            module,
+            description=description,
+            checkpoints=self.folder(name),
+            fingerprint=fingerprint,
+            logs=self._logs,
+        )
+        return self.end(history)
 
     def end(self, history: pd.DataFrame) -> pd.DataFrame:
         """Join all histories with the policy's, and delete what was kept to resume."""
@@ -299,7 +317,7 @@ class OneStep(OffPolicyMethod):
         extraction = AdvantageWeightedRegression.Parameters(
             hidden=own.hidden,
             encoder=own.encoder,
-            training=self.phase_training(1.0 - own.value_share),
+            training=phases.of(own, 1.0 - own.value_share).training,
             beta=own.beta,
             max_weight=own.max_weight,
             state_value=own.state_value,
@@ -308,15 +326,6 @@ class OneStep(OffPolicyMethod):
             data, extraction, seed, values=learned, checkpoints=phases.folder("policy"), logs=logs
         )
         return TrainedPolicy(policy, phases.end(history))
-
-    def phase_training(self, share: float) -> PolicyTraining:
-        """Training of a phase: a share of the steps, at least one."""
-        training: PolicyTraining = self.parameters.training
-        return training.model_copy(update={"steps": max(1, round(share * training.steps))})
-
-    def phase(self, share: float) -> Any:
-        """Parameters of the method with the training of a phase."""
-        return self.parameters.model_copy(update={"training": self.phase_training(share)})
 
     def fingerprint(self, parameters: Any, seed: int, data: EpisodeData, *others: Any) -> str:
         """Identify a phase by parameters, seed, episodes and what else it learns from."""

@@ -79,7 +79,7 @@ class OneStepModel(OneStep):
     def learn(self, data: EpisodeData, seed: int, phases: Phases) -> ActionValues:
         """Train model and clone, roll out, and regress Q."""
         own = self.parameters
-        model_parameters = self.phase(own.model_share)
+        model_parameters = phases.of(own, own.model_share)
         learning = ModelLearning(data, model_parameters, seed)
         phases.run(
             "model",
@@ -89,7 +89,7 @@ class OneStepModel(OneStep):
         )
         model = learning.trained()
         cloning = BehaviourCloning.Parameters(
-            hidden=own.hidden, encoder=own.encoder, training=self.phase_training(own.clone_share)
+            hidden=own.hidden, encoder=own.encoder, training=phases.of(own, own.clone_share).training
         )
         clone = PolicyExtraction(data.without_rewards(), cloning, seed)
         phases.run(
@@ -99,7 +99,7 @@ class OneStepModel(OneStep):
             self.fingerprint(cloning, seed, data.without_rewards()),
         )
         fit_noise(clone.actor.eval(), data)
-        parameters = self.phase(own.value_share - own.model_share - own.clone_share)
+        parameters = phases.of(own, own.value_share - own.model_share - own.clone_share)
         regression = ReturnRegression(data, parameters, seed)
         train = data.transitions.transition_index(data.split.train)
         generator = Generator().manual_seed(stream_seed(seed, "rollouts", 0))
@@ -139,7 +139,7 @@ def fit_noise(actor: Actor, data: EpisodeData) -> None:
             [
                 (actor(states) - actions).square()
                 for states, actions in zip(
-                    held_out.states().split(ROWS), held_out.actions.split(ROWS), strict=True
+                    *(torch.split(part, ROWS) for part in (held_out.states(), held_out.actions)), strict=True
                 )
             ]
         )

@@ -67,7 +67,7 @@ class SARSA(OneStep):
 
     def learn(self, data: EpisodeData, seed: int, phases: Phases) -> ActionValues:
         """Learn Q by temporal differences."""
-        parameters = self.phase(self.parameters.value_share)
+        parameters = phases.of(self.parameters, self.parameters.value_share)
         module = SarsaLearning(data, parameters, seed)
         phases.run("q", "Learning Q (sarsa)", module, self.fingerprint(parameters, seed, data))
         return module.values
