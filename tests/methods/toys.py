@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from cvl_pipeline.objectives.base import TrainedPolicy
 from cvl_pipeline.objectives.bc import BehaviourCloning
 from cvl_pipeline.objectives.training import train_policy
 from cvl_pipeline.testing.builders import make_data, make_rewards, make_transitions, training_parameters
+from cvl_pipeline.testing.finite_mdp import FiniteMDP
+from cvl_pipeline.training.module import OfflineModule
 from tests.objectives.toys import TRAIN, episodes
 
 if TYPE_CHECKING:
@@ -128,3 +131,23 @@ class WithCritic(Imitation):
 
     title = "With a critic"
     needs_critic = True
+
+
+def policy_value(mdp: FiniteMDP, policy: Any) -> float:
+    """Exact mean value of the states of an MDP under the modes of a policy."""
+    with torch.no_grad():
+        modes = policy(torch.eye(mdp.states)).double().numpy()
+    q = replace(mdp, policy=modes).q()
+    return float((modes * q).sum(1)[~mdp.terminal].mean())
+
+
+def fail_at(patch: pytest.MonkeyPatch, module: type[OfflineModule], step: int) -> None:
+    """Let a module's training fail before a gradient step."""
+    training_loss = module.training_loss
+
+    def failing(self: OfflineModule, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.global_step == step:
+            raise RuntimeError("the machine went away")
+        return training_loss(self, batch)
+
+    patch.setattr(module, "training_loss", failing)

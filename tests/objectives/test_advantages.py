@@ -17,6 +17,7 @@ from cvl_pipeline.objectives.parameters import (
     MarginalActionsParameters,
     StateValueParameters,
 )
+from cvl_pipeline.readout.action_values import ActionValues
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.testing.builders import make_discrete_transitions, make_transitions
 from tests.objectives.toys import DISCOUNT, READOUT, LinearCritic, SignCritic, network_q, q_of
@@ -143,7 +144,7 @@ class Half(StateValue):
     """V(s) of one's own: half of the logged action's Q."""
 
     def values(
-        self, q: QFunction, transitions: Transitions, index: Tensor, logged: Tensor, seed: int
+        self, q: ActionValues, transitions: Transitions, index: Tensor, logged: Tensor, seed: int
     ) -> Tensor:
         return 0.5 * logged
 

@@ -11,6 +11,7 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.actor import Actor, Policy
 from cvl_pipeline.objectives.base import OBJECTIVES, Objective, ObjectiveParameters, Setting
 from cvl_pipeline.objectives.training import train_policy
+from cvl_pipeline.readout.action_values import ActionValues
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.testing.builders import make_data, policy_parameters
 from tests.objectives.toys import TRAIN, episodes, make_module, training_transitions
@@ -48,7 +49,7 @@ class Pull(Objective):
         error = (self.setting.actor(batch.observations) - self.parameters.place).square().mean()
         return error, {"error": error}
 
-    def policy(self, actor: Actor, values: QFunction | None, seed: int) -> nn.Module:
+    def policy(self, actor: Actor, values: ActionValues | None, seed: int) -> nn.Module:
         return Constant(actor, 0.0)
 
 
@@ -125,6 +126,7 @@ def test_setting_holds_only_what_the_objective_declares_to_need() -> None:
     with pytest.raises(InputError, match="set needs_critic = True"):
         _ = nothing.q
     assert both.rewards is not None
+    assert isinstance(both.q, QFunction)
     assert both.q.critic.shape.action_size == 2
 
 

@@ -17,6 +17,7 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
 from cvl_pipeline.objectives.base import OBJECTIVES
 from cvl_pipeline.objectives.training import PolicyExtraction, train_policy
+from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.testing.builders import make_data, make_rewards, policy_parameters
 from cvl_pipeline.training.fit import fit
 from tests.objectives.toys import (
@@ -56,7 +57,9 @@ def test_critic_stays_unchanged_and_the_callers_critic_stays_trainable(
     module = make_module(transitions, q, objective=objective, **changes)
     actor = copy.deepcopy(module.actor.state_dict())
     fit(module, description="test")
-    used = module.objective.setting.q.critic
+    values = module.objective.setting.q
+    assert isinstance(values, QFunction)
+    used = values.critic
     assert used is not q.critic
     for critic in (q.critic, used):
         torch.testing.assert_close(critic.state_dict(), before, rtol=0, atol=0)

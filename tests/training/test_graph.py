@@ -16,6 +16,7 @@ from cvl_pipeline.testing.builders import (
     make_rewards,
     make_transitions,
     policy_parameters,
+    training_parameters,
 )
 from cvl_pipeline.training import module as offline
 from cvl_pipeline.training.graph import StepGraph

@@ -103,5 +103,9 @@ METHODS: Registry[Method] = Registry(
         "rebrac": "cvl_pipeline.methods.rebrac:ReBRAC",
         "cql": "cvl_pipeline.methods.cql:CQL",
         "crl": "cvl_pipeline.methods.crl:CRL",
+        "mc_awr": "cvl_pipeline.methods.mc_awr:MonteCarloAWR",
+        "mopo": "cvl_pipeline.methods.mopo:MOPO",
+        "one_step_model": "cvl_pipeline.methods.one_step_model:OneStepModel",
+        "sarsa": "cvl_pipeline.methods.sarsa:SARSA",
     },
 )

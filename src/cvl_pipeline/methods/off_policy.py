@@ -25,7 +25,7 @@ from cvl_pipeline.methods.base import Method, MethodParameters
 from cvl_pipeline.networks.actor import Actor, make_actor
 from cvl_pipeline.networks.mlp import MLP, Standardise
 from cvl_pipeline.objectives.base import TrainedPolicy
-from cvl_pipeline.schema import Hidden
+from cvl_pipeline.schema import Hidden, Strict
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.prefetch import SHARE, fits
@@ -133,6 +133,13 @@ class OffPolicy(OfflineModule):
     move targets (``follow``).
     """
 
+    has_actor: ClassVar[bool] = True
+    """Whether there is an actor; a module that learns values alone has none."""
+    columns: ClassVar[tuple[str, ...]] = (
+        "_observations", "_rows", "_actions", "_rewards", "_goes_on", "_has_next",
+    )  # fmt: skip
+    """Attributes with the data, which have to be where the networks are."""
+
     def __init__(self, data: EpisodeData, parameters: Any, seed: int) -> None:
         """Build the actor and the method's networks, and hold the episodes, whose rewards are known."""
         super().__init__(parameters.training, seed)
@@ -155,9 +162,10 @@ class OffPolicy(OfflineModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "initialisation", 2))
             self.networks()
-            self.actor: Actor = make_actor(
-                train, data.normalisation, parameters.hidden, parameters.encoder.model_dump(mode="json")
-            )
+            if self.has_actor:
+                self.actor: Actor = make_actor(
+                    train, data.normalisation, parameters.hidden, parameters.encoder.model_dump(mode="json")
+                )
         self.finish()
 
     def networks(self) -> None:
@@ -189,13 +197,12 @@ class OffPolicy(OfflineModule):
 
     def on_fit_start(self) -> None:
         """Put the data where the networks are; raise InputError if a GPU lacks the memory."""
-        names = ("_observations", "_rows", "_actions", "_rewards", "_goes_on", "_has_next")
-        if not fits(self.device, *(getattr(self, name) for name in names)):
+        if not fits(self.device, *(getattr(self, name) for name in self.columns)):
             raise InputError(
                 f"method '{self.settings.method}' needs the whole log on the GPU, and it takes more than {SHARE:.0%} "
                 "of its free memory; set training.accelerator=cpu for this method"
             )
-        for name in names:
+        for name in self.columns:
             setattr(self, name, getattr(self, name).to(self.device))
         self._held_out = self._held_out.to(self.device)
 
@@ -232,7 +239,7 @@ class OffPolicy(OfflineModule):
 class OffPolicyMethod(Method):
     """Trains the networks of ``module`` together; the policy is its actor."""
 
-    Parameters = ValueParameters
+    Parameters: ClassVar[type[Strict]] = ValueParameters
     learns_values = True
     module: ClassVar[type[OffPolicy]]
     discrete_actions: ClassVar[bool] = True

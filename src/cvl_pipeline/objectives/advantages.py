@@ -18,7 +18,7 @@ from cvl_pipeline.objectives.parameters import (
     MarginalActionsParameters,
     StateValueParameters,
 )
-from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.readout.action_values import ActionValues
 from cvl_pipeline.readout.references import CHUNK
 from cvl_pipeline.training.least_squares import Batch, fit_least_squares
 from cvl_pipeline.training.seeds import stream_seed
@@ -36,7 +36,7 @@ class StateValue(ABC):
 
     @abstractmethod
     def values(
-        self, q: QFunction, transitions: Transitions, index: Tensor, logged: Tensor, seed: int
+        self, q: ActionValues, transitions: Transitions, index: Tensor, logged: Tensor, seed: int
     ) -> Tensor:
         """Return V of the states that transitions start from, (M,).
 
@@ -60,7 +60,7 @@ class MarginalActions(StateValue):
     Parameters = MarginalActionsParameters
 
     def values(
-        self, q: QFunction, transitions: Transitions, index: Tensor, logged: Tensor, seed: int
+        self, q: ActionValues, transitions: Transitions, index: Tensor, logged: Tensor, seed: int
     ) -> Tensor:
         """Return V, (M,); ``logged`` is not used."""
         device = logged.device
@@ -111,7 +111,7 @@ class FittedValue(StateValue):
     Parameters = FittedValueParameters
 
     def values(
-        self, q: QFunction, transitions: Transitions, index: Tensor, logged: Tensor, seed: int
+        self, q: ActionValues, transitions: Transitions, index: Tensor, logged: Tensor, seed: int
     ) -> Tensor:
         """Fit V and return it, (M,)."""
         parameters, device = self.parameters, logged.device
@@ -120,9 +120,7 @@ class FittedValue(StateValue):
                 "state_value 'fitted_value' needs the whole log on the GPU, and it does not fit; choose "
                 "'marginal_actions', or train the policy with training.accelerator=cpu"
             )
-        inputs = torch.cat(
-            [q.critic.encode_observation(transitions.states(part)) for part in torch.split(index, CHUNK)]
-        )
+        inputs = torch.cat([q.encode(transitions.states(part)) for part in torch.split(index, CHUNK)])
         mean, std = logged.mean(), logged.std().clamp(min=1e-8)
         targets = (logged - mean) / std
         with torch.random.fork_rng(devices=[]):
@@ -147,7 +145,7 @@ class FittedValue(StateValue):
 
 @torch.no_grad()
 def advantages(
-    q: QFunction, transitions: Transitions, index: Tensor, parameters: StateValueParameters, seed: int
+    q: ActionValues, transitions: Transitions, index: Tensor, parameters: StateValueParameters, seed: int
 ) -> Tensor:
     """``A(s, a) = Q(s, a) - V(s)`` of logged actions, in units of its own standard deviation, (M,).
 

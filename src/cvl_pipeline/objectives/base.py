@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from cvl_pipeline.episodes.container import Rewards, Transitions
     from cvl_pipeline.networks.actor import Actor
-    from cvl_pipeline.readout.q_function import QFunction
+    from cvl_pipeline.readout.action_values import ActionValues
 
 
 class TrainedPolicy(NamedTuple):
@@ -73,11 +73,11 @@ class Setting:
     train_episodes: Tensor
     actor: Actor
     seed: int
-    values: QFunction | None = None
+    values: ActionValues | None = None
     rewards: Rewards | None = None
 
     @property
-    def q(self) -> QFunction:
+    def q(self) -> ActionValues:
         """Q of the behaviour policy; raises InputError if the objective does not declare that it needs it."""
         if self.values is None:
             raise InputError(
@@ -152,7 +152,7 @@ class Objective(ABC):
     def loss(self, drawn: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of one entry of ``draw``, and metrics to record (scalars)."""
 
-    def policy(self, actor: Actor, values: QFunction | None, seed: int) -> nn.Module:
+    def policy(self, actor: Actor, values: ActionValues | None, seed: int) -> nn.Module:
         """Return the policy that acts, given the trained actor; by default the actor itself."""
         return actor
 

@@ -8,9 +8,11 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.actor import Actor, Policy
 from cvl_pipeline.objectives.base import ObjectiveParameters
 from cvl_pipeline.objectives.bc import BehaviourCloning
+from cvl_pipeline.readout.action_values import ActionValues
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.schema import MOST_UNITS
 from cvl_pipeline.training.seeds import stream_seed
@@ -72,8 +74,9 @@ class BestOfNProposals(BehaviourCloning):
 
     needs_critic = True
 
-    def policy(self, actor: Actor, values: QFunction | None, seed: int) -> nn.Module:
+    def policy(self, actor: Actor, values: ActionValues | None, seed: int) -> nn.Module:
         """Return the policy that asks the critic."""
-        assert values is not None  # checked before training begins
+        if not isinstance(values, QFunction):  # the policy's artifact keeps a critic and a readout
+            raise InputError("policy_extraction.objective 'best_of_n' needs CVL's critic")
         generator = Generator().manual_seed(stream_seed(seed, "proposals", 0))
         return BestOfN(actor, values.frozen("cpu"), actor.noise(self.parameters.proposals, generator))

@@ -11,8 +11,10 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from cvl_pipeline.episodes.sampling import Draws, Segments, SegmentSampler
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.actor import CategoricalActor
 from cvl_pipeline.objectives.base import Objective, ObjectiveParameters, Setting
+from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.references import labels
 from cvl_pipeline.training.processes import own_share
 
@@ -46,7 +48,10 @@ class Published(Objective):
     def prepare(self, setting: Setting) -> None:
         """Sample segments as contrastive training does."""
         assert setting.rewards is not None  # checked before training begins
-        shape, gamma = setting.q.critic.shape, setting.q.readout.discount
+        if not isinstance(setting.q, QFunction):  # it needs a critic of future states
+            raise InputError("policy_extraction.objective 'published' needs CVL's critic")
+        self._critic = setting.q.critic
+        shape, gamma = self._critic.shape, setting.q.readout.discount
         discount = gamma if shape.horizon_conditioning else shape.discount
         self._sampler = SegmentSampler(setting.transitions, discount, setting.train_episodes)
         rewards = setting.rewards.rewards.to(setting.train_index.device)
@@ -66,7 +71,7 @@ class Published(Objective):
 
     def loss(self, drawn: tuple[Draws, Tensor] | NoisySegments) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of one batch of segments."""
-        parameters, actor, critic = self.parameters, self.setting.actor, self.setting.q.critic
+        parameters, actor, critic = self.parameters, self.setting.actor, self._critic
         segments = drawn if isinstance(drawn, NoisySegments) else self.read(drawn)
         observations, rewards = segments.observations, segments.labels
         psi = critic.psi(segments.futures, segments.absorbed)

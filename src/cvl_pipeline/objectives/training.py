@@ -19,7 +19,7 @@ from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.seeds import stream_seed
 
 if TYPE_CHECKING:
-    from cvl_pipeline.readout.q_function import QFunction
+    from cvl_pipeline.readout.action_values import ActionValues
 
 VALIDATION_STATES = 2048
 """Held-out states of one measurement; the same seed draws them every time."""
@@ -33,7 +33,7 @@ class PolicyExtraction(OfflineModule):
         data: EpisodeData,
         parameters: ObjectiveParameters,
         seed: int,
-        values: QFunction | None = None,
+        values: ActionValues | None = None,
     ) -> None:
         """Build the actor and hold the episodes.
 
@@ -145,7 +145,7 @@ def train_policy(
     parameters: ObjectiveParameters,
     seed: int,
     *,
-    values: QFunction | None = None,
+    values: ActionValues | None = None,
     checkpoints: Path | None = None,
     logs: Path | None = None,
 ) -> TrainedPolicy:
@@ -170,7 +170,7 @@ def train_policy(
         description=f"Training the policy ({parameters.objective})",
         checkpoints=checkpoints,
         fingerprint=run_fingerprint(
-            parameters, seed, *data.parts().values(), *((values.critic, values.readout) if values else ())
+            parameters, seed, *data.parts().values(), *(values.parts if values else ())
         ),
         logs=logs,
     )

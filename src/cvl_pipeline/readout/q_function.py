@@ -10,19 +10,18 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.arrays import as_rows
 from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.readout.action_values import ActionValues
 from cvl_pipeline.readout.readouts import Readout
 from cvl_pipeline.readout.references import CHUNK
-from cvl_pipeline.training.threads import mapped
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class QFunction:
+class QFunction(ActionValues):
     """Action values from a critic, trained without rewards, and a readout, which contains the rewards."""
 
     critic: ContrastiveCritic
@@ -64,9 +63,8 @@ class QFunction:
                 f"observations have shape {tuple(states.shape)} and actions {tuple(taken.shape)}; give one action per "
                 "observation"
             )
-        device = next(self.critic.parameters()).device
         pair = (part.unsqueeze(0) if single else part for part in (states, taken))
-        values: Array = self(*(part.to(device) for part in pair)).cpu().numpy()
+        values: Array = self(*(part.to(self.device) for part in pair)).cpu().numpy()
         return values[0] if single else values
 
     def phi(self, observations: Tensor, actions: Tensor) -> Tensor:
@@ -88,39 +86,11 @@ class QFunction:
         """Return how many states with as many actions each have CHUNK representations."""
         return max(1, CHUNK // (actions * max(1, len(self.readout.horizons))))
 
-    @torch.no_grad()
-    def in_batches(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Q and effective sample size of many pairs, (N, O) and (N, A) -> (N,) each."""
-        values, sizes = [], []
-        rows = self.rows_in_chunk(1)
-        for start in range(0, len(actions), rows):
-            part = slice(start, start + rows)
-            pair = observations[part], actions[part]
-            value, size = self.readout.values_and_sample_size(self.phi(*pair), self.inputs(*pair))
-            values.append(value)
-            sizes.append(size)
-        return torch.cat(values), torch.cat(sizes)
-
-    def of_transitions(
-        self, transitions: Transitions, index: Tensor, actions: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Q and effective sample size of logged states with logged actions, (M,) each.
-
-        Args:
-            transitions: the log; also on another device.
-            index: (M,) int64, transitions that provide the states.
-            actions: (M,) int64, transitions that provide the actions; None: the same.
-        """
-        rows, device = self.rows_in_chunk(1), next(self.critic.parameters()).device
-        actions = index if actions is None else actions
-
-        def part(states: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
-            pairs = transitions.states(states), transitions.actions.index_select(0, taken)
-            return self.in_batches(*(rows.to(device) for rows in pairs))
-
-        parts = torch.split(index, rows), torch.split(actions, rows)
-        values, sizes = zip(*mapped(part, *parts, device=device, wide=transitions.images), strict=True)
-        return torch.cat(values), torch.cat(sizes)
+    def values_and_sample_size(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Q of pairs, and the effective sample size of the readout, (B,) each."""
+        return self.readout.values_and_sample_size(
+            self.phi(observations, actions), self.inputs(observations, actions)
+        )
 
     def of_actions(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Q of several actions per state, (B, O) and (B, M, A) -> (B, M); each state is encoded once."""
@@ -129,10 +99,25 @@ class QFunction:
         values = self.readout.values(phi, None if inputs is None else inputs.flatten(0, 1))
         return values.reshape(actions.shape[:2])
 
-    def of_all_actions(self, observations: Tensor) -> Tensor:
-        """Q of every discrete action, (B, O) -> (B, A); actions are one-hot."""
-        actions = torch.eye(self.critic.shape.action_size, device=observations.device)
-        return self.of_actions(observations, actions.expand(len(observations), -1, -1))
+    def encode(self, observations: Tensor) -> Tensor:
+        """Features of states, as the critic encodes them, (B, O) -> (B, F)."""
+        features: Tensor = self.critic.encode_observation(observations)
+        return features
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """Critic and readout."""
+        return self.critic, self.readout
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the critic."""
+        return next(self.critic.parameters()).device
+
+    @property
+    def action_size(self) -> int:
+        """Size of an action, A."""
+        return self.critic.shape.action_size
 
     def frozen(self, device: torch.device | str) -> QFunction:
         """Copy the function to a device, without gradients for its weights; the original is unchanged."""

@@ -1,0 +1,170 @@
+"""MOPO: soft actor-critic on rollouts of a learned model."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Generator
+
+from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.methods.base import METHODS
+from cvl_pipeline.methods.mopo import MOPO, MOPOLearning
+from cvl_pipeline.methods.world_model import ModelLearning
+from cvl_pipeline.networks.actor import GaussianActor
+from cvl_pipeline.testing.linear_gaussian import LinearGaussian, linear_gaussian
+from cvl_pipeline.training.module import OfflineModule
+from tests.methods.toys import fail_at, make_episodes, method_parameters
+
+SMALL = {"members": 3, "elites": 2, "rollouts": 10, "horizon": 3, "refresh": 20}
+
+
+def _parameters(steps: int = 8, **settings: Any) -> Any:
+    training = {"steps": steps, **settings.pop("training", {})}
+    return method_parameters("mopo", training=training, **{**SMALL, **settings})
+
+
+def _module(**settings: Any) -> MOPOLearning:
+    data, parameters = make_episodes(), _parameters(**settings)
+    learning = ModelLearning(data, parameters.model_copy(update={"scale_rewards": False}), 0)
+    module = MOPOLearning(data, parameters, 0, learning.trained())
+    module.simulate()
+    return module
+
+
+def _return(world: LinearGaussian, policy: Any) -> float:
+    """Discounted return of a policy from the behaviour's states, the same noise each time."""
+    generator = np.random.default_rng(1)
+    states = generator.standard_normal((400, world.size)) @ np.linalg.cholesky(world.covariance()).T
+    total = 0.0
+    for t in range(50):
+        with torch.no_grad():
+            actions = policy(torch.from_numpy(states).float()).double().numpy()
+        states = states @ world.drift.T + actions @ world.push.T
+        states = states + world.noise * generator.standard_normal(states.shape)
+        labels = np.einsum("ni,ij,nj->n", states, world.quadratic, states) + states @ world.linear
+        total += world.discount**t * float(labels.mean())
+    return total
+
+
+def test_policy_improves_on_cloning() -> None:
+    world = linear_gaussian(size=3, actions=2, discount=0.9, seed=0)
+    data = EpisodeData.prepare(*world.log_episodes(60, 60, seed=0))
+    training = {"batch_size": 128, "validation_interval": 600, "learning_rate": 3e-3}
+    common: dict[str, Any] = {"hidden": (32,), "training": {**training, "steps": 1200}}
+    policy, _ = MOPO(
+        method_parameters("mopo", discount=0.9, members=3, elites=2, rollouts=1000, **common)
+    ).train(data, 0)
+    clone, _ = METHODS.create(method_parameters("bc", **common)).train(data, 0)
+    assert _return(world, policy) > _return(world, clone) + 0.5
+
+
+def test_simulated_rewards_have_the_penalty_and_the_unit_of_the_logged_ones() -> None:
+    free, penalised = _module(penalty=0.0), _module(penalty=2.0)
+    observation, action = free._observations.shape[1], free._actions.shape[1]
+    rewards = [part.simulated[:10, 2 * observation + action] for part in (free, penalised)]
+    states, actions = free.simulated[:10, :observation], free.simulated[:10, observation:][:, :action]
+    torch.testing.assert_close(
+        states, penalised.simulated[:10, :observation]
+    )  # the first steps of all rollouts
+    predicted = free.model.predict(
+        states, actions, torch.zeros_like(states), torch.zeros(10, dtype=torch.int64), True
+    )
+    torch.testing.assert_close(rewards[0] - rewards[1], 2.0 * predicted.spread)
+    assert free._reward_scale == pytest.approx(1.0 / float(free.model.standardise_output.std[-1]))
+
+
+@pytest.mark.parametrize("real", [0.0, 1.0])
+def test_share_of_logged_transitions(real: float) -> None:
+    module = _module(real_share=real)
+    batch = module.draw(1, Generator().manual_seed(0))[0]
+    step, logged = module.mixed(batch), module.steps(batch.logged)
+    same = torch.equal(step.states, logged.states) and torch.equal(step.rewards, logged.rewards)
+    assert same == (real == 1.0)
+    rows = module.simulated[batch.simulated]
+    assert torch.equal(step.states, rows[:, : step.states.shape[1]]) == (real == 0.0)
+
+
+def test_each_loss_reaches_its_own_parameters_alone() -> None:
+    module = _module()
+    loss, metrics = module.training_loss(module.draw(1, Generator().manual_seed(0))[0])
+    loss.backward()  # type: ignore[no-untyped-call]
+    for frozen in (module.model, module.target_q):
+        assert all(parameter.grad is None for parameter in frozen.parameters())
+    for network in (module.q, module.actor):
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+    assert module.log_alpha.grad is not None
+    # Too much entropy lowers its weight.
+    excess = float(metrics["entropy"]) - module._wanted_entropy
+    assert float(module.log_alpha.grad) == pytest.approx(excess, rel=1e-4)
+    trained = {id(parameter) for parameter in module.trained_parameters()}
+    assert not any(id(parameter) in trained for parameter in module.model.parameters())
+
+
+def test_noise_begins_with_the_wanted_entropy() -> None:
+    module = _module()
+    assert isinstance(module.actor, GaussianActor)
+    entropy = (module.actor.log_std + 0.5 * np.log(2.0 * np.pi * np.e)).sum()
+    assert float(entropy) == pytest.approx(module._wanted_entropy, rel=1e-5)
+
+
+@pytest.mark.parametrize(("module", "step"), [(ModelLearning, 40), (MOPOLearning, 40)])
+def test_interrupted_training_resumes_to_the_same_policy(
+    module: type[OfflineModule], step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_episodes()
+    method = MOPO(_parameters(120, model_share=0.5, training={"validation_interval": 60}))
+    whole = method.train(data, 0)
+    assert whole.history["step"].tolist() == [60, 120]
+    train = partial(method.train, data, 0, checkpoints=tmp_path / "c", logs=tmp_path / "logs")
+    with monkeypatch.context() as patch:
+        fail_at(patch, module, step)
+        with pytest.raises(RuntimeError, match="went away"):
+            train()
+    with monkeypatch.context() as patch:
+        fail_at(patch, ModelLearning, 0)  # the model does not begin again
+        resumed = train()
+    pd.testing.assert_frame_equal(resumed.history, whole.history, check_exact=True)
+    torch.testing.assert_close(resumed.policy.state_dict(), whole.policy.state_dict(), rtol=0, atol=0)
+    assert not list((tmp_path / "c").rglob("*.ckpt"))
+
+
+def test_rollouts_are_renewed_at_their_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    simulate = MOPOLearning.simulate
+
+    def recorded(module: MOPOLearning) -> None:
+        steps.append(module.global_step)
+        simulate(module)
+
+    monkeypatch.setattr(MOPOLearning, "simulate", recorded)
+    MOPO(_parameters(100, model_share=0.5, refresh=20, training={"validation_interval": 50})).train(
+        make_episodes(), 0
+    )
+    assert steps == [0, 20, 40]
+
+
+def test_defaults_are_the_published_ones() -> None:
+    parameters = MOPO.Parameters()
+    assert (parameters.members, parameters.elites, parameters.horizon) == (7, 5, 5)
+    assert (parameters.penalty, parameters.real_share, parameters.target_rate) == (1.0, 0.05, 0.005)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(make_episodes(rewards=False), "needs rewards"), (make_episodes(discrete=True), "continuous actions")],
+)
+def test_unfit_episodes_are_refused(data: EpisodeData, message: str) -> None:
+    with pytest.raises(InputError, match=f"method 'mopo'.*{message}"):
+        MOPO(_parameters()).train(data, 0)
+
+
+def test_more_elites_than_members_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"elites is 4, but there are only 3 members"):
+        _parameters(elites=4)

@@ -1,0 +1,177 @@
+"""What one-step methods share: Q first, then CVL's extraction, on problems with exact values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cvl_pipeline.episodes.container import Rewards
+from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.methods.base import METHODS
+from cvl_pipeline.methods.off_policy import Ensemble
+from cvl_pipeline.methods.one_step import (
+    LearnedValues,
+    OneStep,
+    OneStepParameters,
+    Phases,
+    ReturnRegression,
+    Unit,
+)
+from cvl_pipeline.methods.sarsa import SarsaLearning
+from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
+from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
+from cvl_pipeline.objectives.training import PolicyExtraction, train_policy
+from cvl_pipeline.testing.builders import names_in, policy_parameters
+from cvl_pipeline.testing.finite_mdp import grid_world
+from cvl_pipeline.training.module import OfflineModule
+from tests.methods.toys import fail_at, make_episodes, method_parameters, policy_value
+
+NAMES = ["mc_awr", "sarsa"]
+
+
+def method(name: str, steps: int = 12, **settings: Any) -> Any:
+    training = settings.pop("training", {})
+    made = METHODS.create(method_parameters(name, training={"steps": steps, **training}, **settings))
+    assert isinstance(made, OneStep)
+    return made
+
+
+def test_defaults_of_the_extraction_are_those_of_cvl() -> None:
+    own, cvl = OneStepParameters(method="any"), AdvantageWeightedRegression.Parameters()
+    for name in ("beta", "max_weight", "state_value"):
+        assert getattr(own, name) == getattr(cvl, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_q_is_that_of_the_behaviour_and_the_policy_improves_on_cloning(name: str, terminal: bool) -> None:
+    mdp = grid_world(terminal=terminal)
+    data = EpisodeData.prepare(*mdp.log_episodes(150, 40, seed=0))
+    training = {"batch_size": 128, "validation_interval": 800, "learning_rate": 3e-3}
+    settings: dict[str, Any] = {"hidden": (32,), "training": training}
+    rival = method(name, 800, discount=mdp.discount, **settings)
+    values = rival.learn(data, 0, Phases(None, None))
+    alive = ~mdp.terminal
+    q = values.of_all_actions(torch.eye(mdp.states)).detach().numpy()[alive]
+    exact = mdp.q()[alive]
+    assert np.corrcoef(q.ravel(), exact.ravel())[0, 1] > 0.9
+    assert q.mean() == pytest.approx(exact.mean(), rel=0.05)
+    policy, _ = rival.train(data, 0)
+    clone, _ = METHODS.create(
+        method_parameters("bc", hidden=(32,), training={**training, "steps": 300})
+    ).train(data, 0)
+    assert policy_value(mdp, policy) > policy_value(mdp, clone) + 0.02 * abs(exact.mean())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("discrete", [False, True])
+def test_history_joins_the_phases(name: str, discrete: bool) -> None:
+    data = make_episodes(discrete)
+    policy, history = method(name, 16, value_share=0.5, training={"validation_interval": 4}).train(data, 0)
+    assert isinstance(policy, CategoricalActor if discrete else GaussianActor)
+    assert not policy.training
+    assert history["step"].tolist() == [4, 8, 12, 16]
+    assert history["train/q_loss"].notna().tolist() == [True, True, False, False]
+    assert history["train/loss"].notna().tolist() == [False, False, True, True]
+    assert history["validation/action_error"].notna().tolist() == [False, False, True, True]
+    assert history["validation/q_return_correlation"].abs().max() <= 1.0 + 1e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("phase", ["q", "policy"])
+def test_interrupted_training_resumes_in_its_phase_to_the_same_policy(
+    name: str, phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, rival = make_episodes(), method(name, 120, value_share=0.5, training={"validation_interval": 60})
+    whole = rival.train(data, 0)
+    train = partial(rival.train, data, 0, checkpoints=tmp_path / "c", logs=tmp_path / "logs")
+    q: type[OfflineModule] = {"mc_awr": ReturnRegression, "sarsa": SarsaLearning}[name]
+    with monkeypatch.context() as patch:
+        fail_at(patch, q if phase == "q" else PolicyExtraction, 40)
+        with pytest.raises(RuntimeError, match="went away"):
+            train()
+    with monkeypatch.context() as patch:
+        fail_at(patch, q, 0)  # Q does not begin again: it resumes, or is read if it was done
+        resumed = train()
+    pd.testing.assert_frame_equal(resumed.history, whole.history, check_exact=True)
+    torch.testing.assert_close(resumed.policy.state_dict(), whole.policy.state_dict(), rtol=0, atol=0)
+    assert names_in(tmp_path / "c") in ([], ["policy"])
+    assert not list((tmp_path / "c").rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_neither_scale_nor_offset_of_the_rewards_matters_and_held_out_ones_are_not_learnt(name: str) -> None:
+    data = make_episodes()
+    assert data.rewards is not None
+    held_out = data.transitions.transition_index(data.split.validation)
+    changed = 100.0 * data.rewards.rewards
+    changed[held_out] = 7.0
+    other = data.with_rewards(Rewards(changed, data.rewards.successes))
+    one, two = (method(name, 40).train(part, 0).policy.state_dict() for part in (data, other))
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-4)
+
+
+def test_learned_values_are_action_values() -> None:
+    data = make_episodes()
+    torch.manual_seed(0)
+    values = LearnedValues(Ensemble(data.normalisation, (8,)), Unit(2.0, 3.0, 0.9))
+    states, actions = data.transitions.states(), data.transitions.actions
+    q = values(states, actions)
+    torch.testing.assert_close(q, 10.0 * (2.0 + 3.0 * values.ensemble(states, actions).mean(0)))
+    index = torch.arange(len(actions))
+    got, size = values.of_transitions(data.transitions, index)
+    torch.testing.assert_close(got, q.detach())
+    assert size.isnan().all()
+    several = torch.stack([actions, actions.flip(0)], 1)
+    torch.testing.assert_close(
+        values.of_actions(states, several), torch.stack([q, values(states, actions.flip(0))], 1)
+    )
+    copied = values.frozen("cpu")
+    assert not any(p.requires_grad for p in copied.ensemble.parameters())
+    assert all(p.requires_grad for p in values.ensemble.parameters())
+    torch.testing.assert_close(copied(states, actions), q.detach())
+
+
+@pytest.mark.parametrize("state_value", [{"name": "marginal_actions"}, {"name": "fitted_value", "steps": 3}])
+@pytest.mark.parametrize("objective", ["awr", "ddpg_bc"])
+def test_objectives_take_learned_values(objective: str, state_value: dict[str, Any]) -> None:
+    data = make_episodes()
+    values = LearnedValues(Ensemble(data.normalisation, (8,)), Unit(0.0, 1.0, 0.9))
+    changes = {"state_value": state_value} if objective == "awr" else {}
+    parameters = policy_parameters(objective=objective, **changes)
+    _, history = train_policy(data, parameters, 0, values=values)
+    assert np.isfinite(history.to_numpy()).all()
+
+
+@pytest.mark.parametrize("objective", ["best_of_n", "published"])
+def test_objectives_that_need_a_critic_refuse_learned_values(objective: str) -> None:
+    data = make_episodes()
+    values = LearnedValues(Ensemble(data.normalisation, (8,)), Unit(0.0, 1.0, 0.9))
+    with pytest.raises(InputError, match=f"'{objective}' needs CVL's critic"):
+        train_policy(data, policy_parameters(objective=objective), 0, values=values)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unfit_episodes_are_refused(name: str) -> None:
+    data = make_episodes()
+    with pytest.raises(InputError, match=f"method '{name}' needs rewards"):
+        method(name).train(data.without_rewards(), 0)
+    images = torch.zeros((*data.transitions.observations.shape[:1], 8, 8, 3), dtype=torch.uint8)
+    pictures = replace(data, transitions=replace(data.transitions, observations=images))
+    with pytest.raises(InputError, match="images are not supported"):
+        method(name).train(pictures, 0)
+
+
+@pytest.mark.parametrize(("field", "value"), [("value_share", 1.0), ("discount", 1.0), ("beta", -1.0)])
+def test_values_out_of_range_are_refused(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=field):
+        METHODS.validate({"method": "mc_awr", field: value})
