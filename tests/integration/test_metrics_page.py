@@ -42,10 +42,10 @@ def test_metrics_of_other_objectives_and_baselines_are_explained() -> None:
     recorded = set()
     for path in [
         *(PROJECT / "src/cvl_pipeline/objectives").glob("*.py"),
-        PROJECT / "src/cvl_pipeline/methods/iql.py",
+        *(PROJECT / "src/cvl_pipeline/methods").glob("*.py"),
     ]:
         for line in re.findall(r"return .*, \{(\".*)\}$", path.read_text(), re.MULTILINE):
             recorded |= set(re.findall(r"\"(\w+)\":", line))
-    assert {"q", "gain", "weight_mean", "weight_max", "advantage_std"} <= recorded
+    assert {"q", "gain", "weight_mean", "weight_max", "advantage_std", "closeness"} <= recorded
     for name in recorded:
         assert f"train/{name}" in NAMES, name
