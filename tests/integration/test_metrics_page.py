@@ -46,6 +46,15 @@ def test_metrics_of_other_objectives_and_baselines_are_explained() -> None:
     ]:
         for line in re.findall(r"(?:return .*, |metrics = )\{(\".*)\}$", path.read_text(), re.MULTILINE):
             recorded |= set(re.findall(r"\"(\w+)\":", line))
-    assert {"q", "gain", "weight_mean", "weight_max", "advantage_std", "gap", "cloning_error"} <= recorded
+    assert {
+        "q",
+        "gain",
+        "weight_mean",
+        "weight_max",
+        "advantage_std",
+        "gap",
+        "closeness",
+        "cloning_error",
+    } <= recorded
     for name in recorded:
         assert f"train/{name}" in NAMES, name

@@ -104,7 +104,8 @@ def test_policy_toward_a_goal_is_the_actor_with_that_goal(discrete: bool) -> Non
     ("goals", "message"),
     [
         (np.zeros(4), r"goals have shape \(4,\); this policy takes \(3,\) or \(B, 3\)"),
-        (np.zeros((0, 3)), "goals are empty"),
+        (np.zeros((0, 3)), "there are 0 goals; give at least 1 and at most 4096"),
+        (np.zeros((4097, 3)), "there are 4097 goals"),
         (np.array([0.0, np.nan, 0.0]), "goals hold a value that is not a finite number"),
     ],
 )

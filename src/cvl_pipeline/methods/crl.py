@@ -22,9 +22,16 @@ from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.base import Method, MethodParameters
 from cvl_pipeline.networks.actor import CategoricalActor
-from cvl_pipeline.networks.goal_policy import GoalPolicy, beside, closeness, make_goal_actor, psi_of_goals
+from cvl_pipeline.networks.goal_policy import (
+    MOST_GOALS,
+    GoalPolicy,
+    beside,
+    closeness,
+    make_goal_actor,
+    psi_of_goals,
+)
 from cvl_pipeline.objectives.base import TrainedPolicy
-from cvl_pipeline.schema import MOST_ROWS, MOST_UNITS
+from cvl_pipeline.schema import MOST_UNITS
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.processes import average, maximum, own_share
@@ -96,7 +103,7 @@ class CRL(Method):
         goals: int = Field(
             64,
             ge=1,
-            le=MOST_ROWS,
+            le=MOST_GOALS,
             description="Largest number of goals; of more, some are chosen at random. Acting takes time for each.",
         )
 

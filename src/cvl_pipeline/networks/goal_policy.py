@@ -17,6 +17,8 @@ from cvl_pipeline.networks.critic import ContrastiveCritic
 
 PAIRS = 1024
 """Pairs of a state and a goal that are computed at once; limits the memory."""
+MOST_GOALS = 4096
+"""Most goals of a policy, which compares each with all others: a matrix of 64 MiB."""
 
 
 def phi_at_horizons(
@@ -135,13 +137,13 @@ class GoalPolicy(Policy):
                 or (G, H, W, C).
 
         Raises:
-            InputError: the goals have another shape, or are not finite numbers, or there is none.
+            InputError: the goals have another shape, or are not finite numbers, or there are none or too many.
         """
         shape = tuple(self.shape.observation_shape)
         rows = as_rows(goals, shape, "goals", "policy")
         rows = rows.unsqueeze(0) if rows.ndim == len(shape) else rows
-        if not len(rows):
-            raise InputError("goals are empty; give at least one observation")
+        if not 1 <= len(rows) <= MOST_GOALS:
+            raise InputError(f"there are {len(rows)} goals; give at least 1 and at most {MOST_GOALS}")
         return GoalPolicy(self.actor, self.critic, self.horizons, rows.to(self.goals.device)).eval()
 
     @torch.no_grad()
