@@ -41,7 +41,7 @@ SETTINGS: dict[str, Any] = {"hidden": (32,), "horizon": 40, "rollouts": 4000, "t
 def test_q_is_that_of_the_behaviour_in_a_continuous_world() -> None:
     world = linear_gaussian(size=3, actions=2, discount=0.9, seed=0)
     log, rewards = world.log_episodes(60, 60, seed=0)
-    values = _method(1600, discount=0.9, **SETTINGS).learn(
+    values = _method(3000, discount=0.9, **SETTINGS).learn(
         EpisodeData.prepare(log, rewards), 0, Phases(None, None)
     )
     fresh, _ = world.log_episodes(10, 60, seed=1)

@@ -175,7 +175,7 @@ class MOPOLearning(OffPolicy):
         log_prob = _log_prob(actor, of_present)
         actor_loss = (alpha * log_prob - self.fixed_q(step.states, actions).amin(0)).mean()
         alpha_loss = -(self.log_alpha * (log_prob.detach() + self._wanted_entropy)).mean()
-        metrics = {"q": target.mean(), "entropy": -log_prob.mean(), "entropy_weight": alpha}
+        metrics = {"q": target.mean(), "entropy": -log_prob.detach().mean(), "entropy_weight": alpha}
         return q_loss + actor_loss + alpha_loss, metrics
 
 

@@ -158,7 +158,7 @@ def model_returns(
 ) -> tuple[Tensor, Tensor]:
     """Returns of rollouts of a policy through a model, as mean rewards, and the share of the future they cover.
 
-    Each rollout stays with one elite member. As with the returns of truncated episodes, the future after the horizon
+    Each rollout stays with one elite member, and they take turns. As with the returns of truncated episodes, the future after the horizon
     counts as the rollout before it: the discounted sum is divided by its share, ``1 - gamma^H`` unless it terminates.
 
     Args:
@@ -177,16 +177,15 @@ def model_returns(
     blocks = list(zip(torch.split(states, ROWS), torch.split(actions, ROWS), strict=True))
     with progress_bar() as progress:
         task = progress.add_task("Rolling out the model", total=len(blocks))
-        for state, action in blocks:
+        for number, (state, action) in enumerate(blocks):
             total = torch.zeros(len(state), dtype=torch.float64)
             alive = torch.ones(len(state), dtype=torch.float64)
-            member = torch.randint(len(model.elites), (1,), generator=generator)
             for step in range(horizon):
                 if step:
                     noise = actor.noise(len(state), generator).unsqueeze(1)
                     action = actor.act_with_noise(state, noise).squeeze(1)
                 noise = torch.randn(state.shape, generator=generator)
-                predicted = model.predict(state, action, noise, int(member))
+                predicted = model.predict(state, action, noise, number % len(model.elites))
                 total += discount**step * alive * predicted.rewards
                 alive *= predicted.goes_on
                 state = predicted.next_states

@@ -148,10 +148,8 @@ class ModelLearning(OffPolicy):
         """Build the model for the training episodes."""
         super().__init__(data, parameters, seed)
         assert data.rewards is not None  # checked by the method
-        everything = self.steps(torch.arange(len(self._rows)))
-        self.model.fit_outputs(
-            everything.states, everything.next_states, everything.rewards, bool((self._goes_on == 0.0).any())
-        )
+        states, next_states = self._observations[self._rows], self._observations[self._rows + 1]
+        self.model.fit_outputs(states, next_states, self._rewards, bool((self._goes_on == 0.0).any()))
         held_out = data.rewards.select(data.transitions.transition_index(data.split.validation)).rewards
         self._held_out_outputs = torch.cat(
             [self._held_out.arrivals() - self._held_out.states(), held_out.unsqueeze(-1)], -1
