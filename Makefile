@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KEDRO := $(BIN)/kedro
 ARGS ?=
 
-.PHONY: help run smoke test test-unit test-slow lint viz benchmark truth truth-simulators readouts goals ideas bench-sampling bench-large-log bench-speed bench-gpu bench-tuning faults lock clean
+.PHONY: help run smoke test test-unit test-slow lint viz benchmark baselines rivals truth truth-simulators readouts goals ideas bench-sampling bench-large-log bench-speed bench-gpu bench-tuning faults lock clean
 
 help:
 	@echo "make run        the whole pipeline: collect, train, evaluate (ARGS='--params dataset.task=reach-v3')"
@@ -16,6 +16,8 @@ help:
 	@echo "make lint       check style, types and import contracts"
 	@echo "make viz        open the pipeline in Kedro-Viz in a browser"
 	@echo "make benchmark  CVL, BC and IQL on four tasks with three seeds (docs/benchmarks.md, about an hour)"
+	@echo "make baselines  all methods on one task, each with its published settings (15 minutes on two cores)"
+	@echo "make rivals     all methods on six tasks and six kinds of data (docs/benchmarks.md, days; it goes on where it was)"
 	@echo "make truth      compare values with exact ones in random MDPs and linear worlds (docs/truth.md, 15 minutes)"
 	@echo "make truth-simulators  compare critics with returns of tried actions in Meta-World and a maze (25 minutes)"
 	@echo "make readouts   error of readouts at equal cost per query (docs/truth.md, minutes)"
@@ -70,7 +72,10 @@ viz: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(BIN)/python -m benchmarks.success $(ARGS)
 
-truth readouts goals ideas: $(VENV)/installed
+baselines: $(VENV)/installed
+	$(BIN)/python -m benchmarks.rivals --tasks door-open-v3 --presets mixed --seeds 0 --threads 2 $(ARGS)
+
+truth readouts goals ideas rivals: $(VENV)/installed
 	$(BIN)/python -m benchmarks.$@ $(ARGS)
 
 # One thread: two processes simulate and train.
