@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import hashlib
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from cvl_pipeline.environments.base import Array
 from cvl_pipeline.environments.collection import (
+    Controller,
     Disturbances,
+    Fragments,
     MixedQualityPolicy,
     _Disturbance,
+    _experts,
     collect,
     episode_seeds,
     task_of_seed,
@@ -19,6 +25,7 @@ from cvl_pipeline.environments.metaworld import MetaWorldEnvironment, MetaWorldE
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
+from tests.environments.toys import Walk
 from tests.sources.rows import assert_equal
 
 BOUNDS = -np.ones(4), np.ones(4)
@@ -211,3 +218,101 @@ def test_a_controller_that_writes_to_its_observation_does_not_change_the_log(tas
     before = observation.copy()
     policy.act([observation], [0])
     np.testing.assert_array_equal(observation, before)
+
+
+class Ahead:
+    """Walks half a step ahead; as another goal, a random step."""
+
+    def __call__(self, observation: Array) -> Array:
+        return np.array([0.5])
+
+    def other_goal(self, observation: Array, generator: np.random.Generator) -> Controller:
+        goal = generator.uniform(-1.0, 0.0, size=1)
+        return lambda observation: goal
+
+
+CLEAN = Disturbances(0.0, 0.0, 1)
+
+
+def _walk(
+    disturbances: Disturbances = CLEAN, workers: int = 1, **settings: Any
+) -> tuple[Transitions, Rewards]:
+    make = partial(Walk, 12)
+    return collect(make, Ahead, disturbances, episodes=40, seed=0, workers=workers, name="walk", **settings)
+
+
+def test_mixed_episodes_keep_their_bytes() -> None:
+    transitions, rewards = _walk(Disturbances(noise_max=0.3, random_max=1.0, random_hold=3))
+    content = hashlib.sha256()
+    for part in (transitions.observations, transitions.actions, transitions.episode_starts, rewards.rewards):
+        content.update(part.numpy().tobytes())
+    assert content.hexdigest()[:16] == "00c1203204fd50a6"
+
+
+def test_with_equal_limits_all_episodes_are_equally_bad() -> None:
+    alike = Disturbances(0.3, 0.55, 10, random_min=0.55, noise_min=0.3)
+    disturbances = [_Disturbance(np.random.default_rng(seed), alike, *BOUNDS) for seed in range(60)]
+    for disturbance in disturbances:
+        np.testing.assert_array_equal(disturbance._noise, 0.3)
+    five = np.full(4, 5.0)
+    steps = np.array([[abs(d.apply(five)[0]) <= 1.0 for _ in range(1000)] for d in disturbances])
+    assert steps.mean() == pytest.approx(0.55, abs=0.01)
+    assert steps.mean(axis=1).std() < 0.06
+
+
+@pytest.mark.parametrize(("share", "episodes", "tasks", "count"), [
+    (0.025, 400, 1, 10), (0.025, 12, 1, 1), (0.025, 400, 10, 10), (0.025, 100, 10, 10), (0.025, 7, 10, 7),
+    (0.0, 400, 1, 0),
+])  # fmt: skip
+def test_a_few_episodes_have_no_disturbances(share: float, episodes: int, tasks: int, count: int) -> None:
+    seeds = episode_seeds(0, "collection", episodes, tasks)
+    experts = _experts(seeds, share, 0, tasks)
+    assert len(experts) == count
+    assert experts <= set(seeds)
+    if count >= tasks > 1:
+        assert {task_of_seed(seed, tasks) for seed in experts} == set(range(tasks))
+    if count == 10 and tasks == 1:
+        assert experts != _experts(seeds, share, 1, tasks)
+
+
+def test_experts_act_like_the_controller_and_the_others_at_random() -> None:
+    random = Disturbances(0.0, 1.0, 2, random_min=1.0)
+    transitions, _ = _walk(random, experts=0.1)
+    ends = transitions.episode_starts[1:-1].numpy()
+    expert = [bool((actions == 0.5).all()) for actions in np.split(transitions.actions.numpy(), ends)]
+    assert sum(expert) == 4
+    assert (transitions.actions == 0.5).sum() == transitions.lengths[torch.tensor(expert)].sum()
+
+
+def test_the_controller_pursues_another_goal_every_so_many_steps() -> None:
+    transitions, _ = _walk(goal_steps=4)
+    assert transitions.lengths.tolist() == [12] * 40  # nobody walks ahead
+    goals = transitions.actions.reshape(40, 3, 4)
+    assert torch.equal(goals, goals[:, :, :1].expand_as(goals))
+    assert len(np.unique(goals[:, :, 0].numpy())) == 120
+
+
+def test_goals_do_not_change_the_disturbances() -> None:
+    disturbances = Disturbances(0.0, 1.0, 2)
+    plain, _ = _walk(disturbances)
+    played, _ = _walk(disturbances, goal_steps=12)
+    random = plain.actions.reshape(-1) != 0.5
+    starts = plain.episode_starts[:-1]
+    both = [int(start) for start in starts if random[start]]  # a burst at the first step
+    assert len(both) > 5
+    first = dict(zip(starts.tolist(), played.episode_starts[:-1].tolist(), strict=True))
+    assert [plain.actions[start].item() for start in both] == [
+        played.actions[first[start]].item() for start in both
+    ]
+
+
+def test_fragments_are_windows_of_the_whole_episodes_and_the_rest_is_counted() -> None:
+    whole, labels = _walk()
+    parts, rewards = _walk(fragments=Fragments(1))
+    assert parts.lengths.max() == 1
+    assert parts.episodes > 40
+    assert len(parts) + int(rewards.dropped_steps) == len(whole)
+    assert float(rewards.rewards.sum() + rewards.dropped_reward) == pytest.approx(float(labels.rewards.sum()))
+    assert int(rewards.successes.sum() + rewards.dropped_successes) == int(labels.successes.sum())
+    default, _ = _walk(fragments=Fragments())
+    assert default.lengths.max() == 1  # half a step at a time, from 0 to beyond 2: four or five steps

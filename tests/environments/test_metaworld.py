@@ -2,15 +2,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from gymnasium.spaces import Box
 
+from cvl_pipeline.environments.collection import episode_seeds
 from cvl_pipeline.environments.metaworld import (
     BENCHMARKS,
+    GOAL,
+    GOALS,
+    PAIRS,
     MetaWorldEnvironment,
     MetaWorldExpert,
+    _goals,
+    _scripts,
     check_metaworld_task,
     metaworld_tasks,
 )
@@ -123,3 +130,49 @@ def test_without_metaworld_the_error_says_how_to_install_it(monkeypatch: pytest.
         InputError, match=r"'reach-v3' needs Meta-World: pip install 'cvl-pipeline\[metaworld\]'"
     ):
         check_metaworld_task("reach-v3")
+
+
+def test_tasks_that_undo_each_other_share_a_scene() -> None:
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    def scene(task: str) -> str:
+        kind: Any = ALL_V3_ENVIRONMENTS[task]
+        return str(kind.model_name.fget(object.__new__(kind)))  # without building the simulation
+
+    for pair in PAIRS:
+        assert scene(pair[0]) == scene(pair[1]), pair
+    named = [task for pair in PAIRS for task in pair]
+    assert len(named) == len(set(named))
+
+
+@pytest.mark.parametrize(("task", "scripts"), [
+    ("reach-v3", ["reach-v3"]),
+    ("push-v3", ["push-v3", "reach-v3"]),
+    ("door-close-v3", ["door-close-v3", "door-open-v3", "reach-v3"]),
+])  # fmt: skip
+def test_other_goals_are_those_of_scripts_for_the_scene(task: str, scripts: list[str]) -> None:
+    assert _scripts(task) == scripts
+    expert, generator = MetaWorldExpert(task), np.random.default_rng(0)
+    observation, _ = MetaWorldEnvironment(task, 5).reset(seed=1)
+    before = observation.copy()
+    actions = [expert.other_goal(observation, generator)(observation) for _ in range(40)]
+    np.testing.assert_array_equal(observation, before)
+    # Every action is one of a script, for one of its own goals.
+    known = []
+    for script in scripts:
+        for goal in _goals(script):
+            changed = observation.copy()
+            changed[GOAL] = goal
+            known.append(MetaWorldExpert(script)(changed))
+    assert all(any(np.array_equal(action, other) for other in known) for action in actions)
+    assert len(np.unique(np.stack(actions), axis=0)) > 5
+
+
+def test_goals_that_are_pursued_are_not_those_of_evaluation() -> None:
+    goals = _goals("reach-v3")
+    assert len(np.unique(goals, axis=0)) == GOALS
+    environment = MetaWorldEnvironment("reach-v3", 5)
+    for index in (0, GOALS - 1):
+        np.testing.assert_array_equal(environment.reset(seed=2 * index)[0][GOAL], goals[index])
+    evaluation = [environment.reset(seed=seed)[0][GOAL] for seed in episode_seeds(0, "evaluation", 50)]
+    assert len(np.unique(np.concatenate([goals, np.stack(evaluation)]), axis=0)) == GOALS + 50

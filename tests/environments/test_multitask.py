@@ -116,3 +116,12 @@ def test_an_evaluation_is_balanced_and_its_table_names_the_tasks() -> None:
         observation, _ = environment.reset(seed=int(table["episode_seed"][episode]))
         first = transitions.select(torch.tensor([episode])).observations[0]
         np.testing.assert_array_equal(first, observation.astype(np.float32))
+
+
+def test_other_goals_belong_to_the_scene_of_the_observed_task(environment: MultiTaskEnvironment) -> None:
+    expert = MultiTaskExpert("MT10")
+    for task in (0, 7):  # reach and drawer-close
+        observation, _ = environment.reset(seed=SEEDS[task])
+        ours = expert.other_goal(observation, np.random.default_rng(1))
+        single = MetaWorldExpert(MT10[task]).other_goal(observation[:39], np.random.default_rng(1))
+        np.testing.assert_array_equal(ours(observation), single(observation[:39]))

@@ -71,3 +71,24 @@ def test_sparse_and_dense_rewards_are_the_environments_own() -> None:
 def test_an_unknown_maze_is_refused_with_the_nearest_ones() -> None:
     with pytest.raises(InputError, match="unknown PointMaze environment 'PointMaze_Medum-v3': did you mean"):
         check_pointmaze_task("PointMaze_Medum-v3")
+
+
+def test_other_goals_are_free_cells_and_the_controller_goes_there() -> None:
+    task = "PointMaze_UMaze-v3"
+    controller, generator = WaypointController(task), np.random.default_rng(0)
+    environment = GymnasiumEnvironment(task, 150)
+    observation, _ = environment.reset(seed=0)
+    centres = [controller._centre((int(row), int(column))) for row, column in np.argwhere(controller._free)]
+    ends = []
+    for _ in range(4):
+        act = controller.other_goal(observation, generator)
+        for _ in range(100):
+            before = observation.copy()
+            action = act(observation)
+            np.testing.assert_array_equal(observation, before)
+            observation, *_ = environment.step(action.astype(np.float32))
+        nearest = min(centres, key=lambda centre: float(np.linalg.norm(centre - observation[4:6])))
+        assert np.linalg.norm(nearest - observation[4:6]) < 0.45  # within the radius of a goal
+        ends.append(tuple(nearest))
+        observation, _ = environment.reset(seed=0)
+    assert len(set(ends)) > 2

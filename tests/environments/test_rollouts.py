@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cvl_pipeline.environments import rollouts as module
-from cvl_pipeline.environments.base import Array, Environment, success_in
+from cvl_pipeline.environments.base import Array, Environment, SuccessRewarded, success_in
 from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.rollouts import (
     Episode,
@@ -336,3 +336,20 @@ def test_without_a_server_every_worker_is_a_fresh_process(monkeypatch: pytest.Mo
     seeds = list(range(12))
     for one, other in zip(_run(seeds, workers=2), _run(seeds), strict=True):
         assert repr(one) == repr(other)
+
+
+def test_the_reward_of_success_is_0_or_1_and_changes_nothing_else() -> None:
+    plain, rewarded = Walk(), SuccessRewarded(Walk)
+    assert (rewarded.observation_space, rewarded.discrete) == (plain.observation_space, False)
+    np.testing.assert_array_equal(rewarded.reset(seed=3)[0], plain.reset(seed=3)[0])
+    rewards = []
+    for _ in range(4):
+        action = np.array([1.0], dtype=np.float32)
+        observation, reward, *flags = rewarded.step(action)
+        expected, _, *others = plain.step(action)
+        np.testing.assert_array_equal(observation, expected)
+        assert flags == others
+        rewards.append(reward)
+    assert rewards == [0.0, 1.0, 1.0, 1.0]
+    rewarded.close()
+    assert rewarded._environment.closed  # type: ignore[attr-defined]

@@ -96,3 +96,24 @@ def test_a_log_without_rewards_needs_one_of_the_users_own(kedro: Forks, project:
     kedro.kedro(project, *REUSE, "--params", f"{parameters},{reward}")
     metrics = json.loads(project.artifact("metrics.json", "unpaid/seed_0/goal_distance").read_text())
     assert metrics["cvl.success_rate"] is not None
+
+
+def test_a_preset_collects_into_a_folder_of_its_own(kedro: Forks, project: Project) -> None:
+    parameters = "dataset.preset=fragments,dataset.window=10"
+    output = kedro.kedro(project, "run", "--params", parameters)
+    assert (
+        "reach-v3: 12 episodes are cut into 24 windows of 10 steps. 240 of 480 steps are in no window"
+        in output
+    )
+    folder = "reach-v3-fragments-smoke/seed_0"
+    report = json.loads(project.artifact("data_report.json", folder).read_text())
+    assert (report["episodes"], report["transitions"], report["dropped_steps"]) == (24, 240, 240)
+    metrics = json.loads(project.artifact("metrics.json", folder).read_text())
+    assert (metrics["behaviour_episodes"], metrics["environment"]) == (24, "reach-v3")
+    # Nothing is stale: what a run stores is what it reads.
+    assert not kedro.plan(project, "--params", parameters)
+    refusal = kedro.kedro(project, "run", "--params", "dataset.preset=noisy,dataset.window=10", status=1)
+    assert refusal == (
+        "Error: parameters: 'dataset': dataset.preset noisy does not use dataset.window: leave it out, or set it to "
+        "null\n"
+    )

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from cvl_pipeline.api import ingest
 from cvl_pipeline.environments.collection import Controller, Disturbances
@@ -93,3 +94,10 @@ def test_a_policy_that_returns_no_action_is_named(task: str, function: str, want
 def test_a_policy_that_cannot_be_imported_is_reported_before_anything_runs() -> None:
     with pytest.raises(InputError, match=r"dataset\.policy 'nowhere:f' cannot be imported"):
         _source(task="CartPole-v1", policy="nowhere:f").make_controller()
+
+
+@pytest.mark.parametrize("preset", ["noisy", "expert_few"])
+def test_a_preset_that_disturbs_a_policy_needs_one(preset: str) -> None:
+    with pytest.raises(ValidationError, match=rf"preset {preset} disturbs a policy: set dataset\.policy"):
+        _source(preset=preset)
+    assert _source(preset=preset, policy=f"{HERE}:always_right").parameters.preset == preset

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, SupportsFloat
 
 import gymnasium
@@ -64,6 +64,29 @@ class Environment(Protocol):
 
     def close(self) -> None:
         """Give back what the simulation holds."""
+
+
+class SuccessRewarded(Environment):
+    """An environment whose reward is its success: 1 for a step that ends in a solved state, else 0."""
+
+    def __init__(self, make: Callable[[], Environment]) -> None:
+        """Make the environment that is wrapped."""
+        self._environment = environment = checked(make())
+        self.observation_space, self.action_space = environment.observation_space, environment.action_space
+        self.discrete = environment.discrete
+
+    def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
+        """Start the episode that ``seed`` determines."""
+        return self._environment.reset(seed=seed)
+
+    def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Advance by one step. The reward is 0 where the environment does not mention success."""
+        observation, _, terminated, truncated, info = self._environment.step(action)
+        return observation, float(bool(success_in(info))), terminated, truncated, info
+
+    def close(self) -> None:
+        """Free the environment."""
+        self._environment.close()
 
 
 def checked(environment: Environment) -> Environment:

@@ -1,20 +1,35 @@
-"""Collection of episodes of mixed quality in simulators."""
+"""Collection of episodes of a disturbed controller in simulators."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol, cast
 
 import numpy as np
 
 from cvl_pipeline.environments.base import Array, Environment
+from cvl_pipeline.environments.fragments import cut, third_of_a_solution
 from cvl_pipeline.environments.rollouts import RolloutTask, run_episodes, stack_episodes
 from cvl_pipeline.episodes.container import Rewards, Transitions
 
 Controller = Callable[[Array], Array]
 """Maps an observation (O,) to an action (A,)."""
+
+CLEAN_EPISODES = 10
+"""Undisturbed episodes that measure how many steps a solution takes; at least one per task."""
+
+
+class Player(Protocol):
+    """A controller that can also pursue goals other than the episode's."""
+
+    def __call__(self, observation: Array) -> Array:
+        """Return an action (A,) for an observation (O,)."""
+
+    def other_goal(self, observation: Array, generator: np.random.Generator) -> Controller:
+        """Return a controller with a random goal, for the scene of ``observation``, (O,)."""
 
 
 @dataclass(frozen=True)
@@ -23,49 +38,109 @@ class Disturbances:
 
     Two amounts are sampled, from the episode's seed only:
 
-    * the standard deviation of Gaussian noise on every action, uniform in [0, ``noise_max``], in units of
-      half the environment's action range;
+    * the standard deviation of Gaussian noise on every action, uniform in [``noise_min``, ``noise_max``], in units
+      of half the environment's action range;
     * the share of steps in random bursts, uniform in [``random_min``, ``random_max``]. A burst repeats one
       action, uniform within the bounds, for ``random_hold`` steps and so leaves the controller's path.
 
-    Some episodes are then nearly expert and some nearly random, as in an offline log from many operators.
-    Behaviour cloning cannot separate them.
+    With wide ranges, some episodes are then nearly expert and some nearly random, as in an offline log from many
+    operators. Behaviour cloning cannot separate them. With equal limits, all episodes are equally bad.
     """
 
     noise_max: float
     random_max: float
     random_hold: int  # steps
     random_min: float = 0.0
+    noise_min: float = 0.0
+
+
+NONE = Disturbances(0.0, 0.0, 1)
+"""No disturbances."""
+
+
+@dataclass(frozen=True)
+class Fragments:
+    """Only windows of the episodes are kept.
+
+    Attributes:
+        window: steps of a window; None: a third of the steps in which the undisturbed controller solves the task,
+            the median of a few episodes.
+    """
+
+    window: int | None = None
 
 
 class MixedQualityPolicy:
     """A controller with disturbances, whose amount each episode samples for itself."""
 
     def __init__(
-        self, make_controller: Callable[[], Controller], disturbances: Disturbances, low: Array, high: Array
+        self,
+        make_controller: Callable[[], Controller],
+        disturbances: Disturbances,
+        low: Array,
+        high: Array,
+        *,
+        experts: frozenset[int] = frozenset(),
+        goal_steps: int | None = None,
     ) -> None:
-        """Build the controller, which raises InputError for an unknown name; bounds are (A,)."""
+        """Build the controller, which raises InputError for an unknown name.
+
+        Args:
+            make_controller: creates the controller.
+            disturbances: ranges of the disturbances.
+            low: smallest action, (A,).
+            high: largest action, (A,).
+            experts: seeds of episodes without disturbances.
+            goal_steps: steps after which a Player pursues another goal; None: it pursues the episode's.
+        """
         self._controller = make_controller()
         self._disturbances = disturbances
+        self._experts = experts
+        self._goal_steps = goal_steps
         # Double precision, like the disturbances: single precision would round every action.
         self._bounds = (low.astype(np.float64), high.astype(np.float64))
         self._episodes: list[_Disturbance] = []
+        self._goals: list[_Goals] = []
 
     def start(self, seeds: Sequence[int]) -> None:
         """Sample the disturbances of a batch of episodes."""
         # Not default_rng(seed): Meta-World samples the goal from that stream.
         self._episodes = [
-            _Disturbance(np.random.default_rng([seed, 1]), self._disturbances, *self._bounds)
+            _Disturbance(
+                np.random.default_rng([seed, 1]),
+                NONE if seed in self._experts else self._disturbances,
+                *self._bounds,
+            )
             for seed in seeds
         ]
+        if self._goal_steps is not None:
+            player = cast("Player", self._controller)
+            self._goals = [
+                _Goals(player, np.random.default_rng([seed, 3]), self._goal_steps) for seed in seeds
+            ]
 
     def act(self, observations: list[Array], running: list[int]) -> list[Array]:
         """Return the controller's actions with disturbances."""
         # Copies: Meta-World's policies for doors write to the observation, which is in the log already.
         return [
-            self._episodes[i].apply(self._controller(observation.copy()))
+            self._episodes[i].apply((self._goals[i] if self._goals else self._controller)(observation.copy()))
             for observation, i in zip(observations, running, strict=True)
         ]
+
+
+class _Goals:
+    """The goals that a player pursues in one episode, one after another."""
+
+    def __init__(self, player: Player, generator: np.random.Generator, goal_steps: int) -> None:
+        self._player, self._generator, self._goal_steps = player, generator, goal_steps
+        self._steps = 0
+        self._controller: Controller = player
+
+    def __call__(self, observation: Array) -> Array:
+        if self._steps % self._goal_steps == 0:
+            self._controller = self._player.other_goal(observation, self._generator)
+        self._steps += 1
+        return self._controller(observation)
 
 
 class _Disturbance:
@@ -76,7 +151,7 @@ class _Disturbance:
     ) -> None:
         self._generator = generator
         self._low, self._high = low, high
-        self._noise = generator.uniform(0.0, disturbances.noise_max) * (0.5 * (high - low))
+        self._noise = generator.uniform(disturbances.noise_min, disturbances.noise_max) * (0.5 * (high - low))
         share = generator.uniform(disturbances.random_min, disturbances.random_max)
         random_hold = disturbances.random_hold
         # A burst follows (1 - p) / p undisturbed steps on average, so the random share of all steps is
@@ -107,8 +182,11 @@ def collect(
     workers: int | None,
     name: str,
     tasks: int = 1,
+    experts: float = 0.0,
+    goal_steps: int | None = None,
+    fragments: Fragments | None = None,
 ) -> tuple[Transitions, Rewards]:
-    """Collect episodes of mixed quality in a simulator.
+    """Collect episodes of a disturbed controller in a simulator.
 
     The same seed gives the same bytes for any number of ``workers``.
 
@@ -121,22 +199,45 @@ def collect(
         workers: number of processes; None: one per core.
         name: label of the progress bar.
         tasks: number of tasks among which the episodes are divided.
+        experts: share of episodes without disturbances; unless it is 0, at least one per task.
+        goal_steps: steps after which the controller, a Player, pursues another goal than the episode's; None: never.
+        fragments: windows of the episodes to keep; None: whole episodes.
 
     Returns:
-        The episodes and their labels.
+        The episodes and their labels. Steps outside of windows are counted as dropped.
+
+    Raises:
+        InputError: the default window, where the undisturbed controller never solves the task.
     """
+    seeds = episode_seeds(seed, "collection", episodes, tasks)
     with closing(make_environment()) as environment:  # raises errors before any process starts
         bounds = environment.action_space.low, environment.action_space.high
-        recorded = run_episodes(
-            RolloutTask(
-                make_environment=make_environment,
-                make_policy=partial(MixedQualityPolicy, make_controller, disturbances, *bounds),
-            ),
-            episode_seeds(seed, "collection", episodes, tasks),
-            workers=workers,
-            description=f"Collecting {name}",
-        )
-        return stack_episodes(recorded, environment)
+        run = partial(run_episodes, workers=workers, description=f"Collecting {name}")
+        window = fragments.window if fragments else None
+        if fragments and window is None:
+            clean = RolloutTask(make_environment, partial(MixedQualityPolicy, make_controller, NONE, *bounds))
+            window = third_of_a_solution(run(clean, seeds[: max(CLEAN_EPISODES, tasks)]), name)
+        policy = partial(
+            MixedQualityPolicy, make_controller, disturbances, *bounds,
+            experts=_experts(seeds, experts, seed, tasks), goal_steps=goal_steps,
+        )  # fmt: skip
+        recorded = run(RolloutTask(make_environment, policy), seeds)
+        if window is None:
+            return stack_episodes(recorded, environment)
+        windows, dropped = cut(recorded, seeds, window, name)
+        transitions, rewards = stack_episodes(windows, environment)
+        return transitions, replace(rewards, **dropped)
+
+
+def _experts(seeds: Sequence[int], share: float, seed: int, tasks: int) -> frozenset[int]:
+    """Return the seeds of the episodes without disturbances: random rounds of the tasks, which take turns."""
+    if share == 0.0:
+        return frozenset()
+    rounds = np.random.default_rng([seed, 2]).permutation(-(-len(seeds) // tasks))
+    indices = [
+        turn * tasks + task for turn in rounds for task in range(tasks) if turn * tasks + task < len(seeds)
+    ]
+    return frozenset(seeds[index] for index in indices[: max(tasks, round(share * len(seeds)))])
 
 
 def episode_seeds(seed: int, purpose: str, count: int, tasks: int = 1) -> list[int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, SupportsFloat
+from functools import cache
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import gymnasium
 import numpy as np
@@ -12,8 +13,32 @@ from cvl_pipeline.environments.base import Array
 from cvl_pipeline.environments.metaworld_speed import faster
 from cvl_pipeline.errors import InputError, unknown_name
 
+if TYPE_CHECKING:
+    from cvl_pipeline.environments.collection import Controller
+
 BENCHMARKS = ("MT10", "MT50")
 """Meta-World's multi-task benchmarks."""
+
+PAIRS = (
+    ("door-open-v3", "door-close-v3"),
+    ("drawer-open-v3", "drawer-close-v3"),
+    ("window-open-v3", "window-close-v3"),
+    ("faucet-open-v3", "faucet-close-v3"),
+    ("door-lock-v3", "door-unlock-v3"),
+    ("handle-press-v3", "handle-pull-v3"),
+    ("handle-press-side-v3", "handle-pull-side-v3"),
+    ("plate-slide-v3", "plate-slide-back-v3"),
+    ("plate-slide-side-v3", "plate-slide-back-side-v3"),
+    ("stick-push-v3", "stick-pull-v3"),
+    ("assembly-v3", "disassemble-v3"),
+)
+"""Tasks that undo each other in the same scene."""
+
+GOAL = slice(36, 39)
+"""Position of the goal in an observation."""
+
+GOALS = 32
+"""Goals of a task that ``MetaWorldExpert.other_goal`` chooses among."""
 
 
 class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
@@ -109,6 +134,7 @@ class MetaWorldExpert:
         check_metaworld_task(task)
         from metaworld.policies import ENV_POLICY_MAP
 
+        self._task = task
         factory: Any = ENV_POLICY_MAP[task]  # declared as the abstract base class
         self._policy = factory()
         # A hint for the author of the script, at every other step. One filter, because catching takes a third of the
@@ -119,3 +145,37 @@ class MetaWorldExpert:
         """Return an action for one observation, clipped to [-1, 1]."""
         action: Array = self._policy.get_action(observation).clip(-1.0, 1.0)
         return action
+
+    def other_goal(self, observation: Array, generator: np.random.Generator) -> Controller:
+        """Return a script for the same scene with a goal that is not the episode's.
+
+        The script is the task's own, that of the task that undoes it (see ``PAIRS``), or the one of ``reach-v3``, which
+        moves the hand. Many scripts, such as that of ``door-open-v3``, do not read the goal, so another goal alone
+        would change nothing.
+        """
+        scripts = _scripts(self._task)
+        task = scripts[generator.integers(len(scripts))]
+        expert = self if task == self._task else MetaWorldExpert(task)
+        goal = _goals(task)[generator.integers(GOALS)]
+
+        def act(observation: Array) -> Array:
+            observation = observation.copy()
+            observation[GOAL] = goal
+            return expert(observation)
+
+        return act
+
+
+def _scripts(task: str) -> list[str]:
+    """Tasks whose scripts act in the scene of ``task``: the task itself first."""
+    undoing = [other for pair in PAIRS if task in pair for other in pair if other != task]
+    return list(dict.fromkeys([task, *undoing, "reach-v3"]))
+
+
+@cache
+def _goals(task: str) -> Array:
+    """Goals of a task, (GOALS, 3). Even seeds: evaluation uses the odd ones (see ``episode_seeds``)."""
+    environment = MetaWorldEnvironment(task, 1)
+    goals = np.stack([environment.reset(seed=2 * index)[0][GOAL] for index in range(GOALS)])
+    environment.close()
+    return goals

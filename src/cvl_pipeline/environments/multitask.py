@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 
 from cvl_pipeline.environments.base import Array, Environment
-from cvl_pipeline.environments.collection import task_of_seed
+from cvl_pipeline.environments.collection import Controller, task_of_seed
 from cvl_pipeline.environments.metaworld import MetaWorldEnvironment, MetaWorldExpert
 
 OBSERVATION_SIZE = 39
@@ -80,3 +80,9 @@ class MultiTaskExpert:
         """Return an action, (4,) in [-1, 1], for one observation, (39 + K,)."""
         single, one_hot = np.split(observation, [OBSERVATION_SIZE])
         return self._experts[int(one_hot.argmax())](single)
+
+    def other_goal(self, observation: Array, generator: np.random.Generator) -> Controller:
+        """Return a script for the scene of the observed task; see ``MetaWorldExpert.other_goal``."""
+        single, one_hot = np.split(observation, [OBSERVATION_SIZE])
+        act = self._experts[int(one_hot.argmax())].other_goal(single, generator)
+        return lambda observation: act(observation[:OBSERVATION_SIZE])

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 
 from cvl_pipeline.environments.base import Array
+from cvl_pipeline.environments.collection import Controller
 from cvl_pipeline.environments.gymnasium import register_installed
 from cvl_pipeline.errors import InputError, unknown_name
 
@@ -66,6 +67,18 @@ class WaypointController:
                     target = goal if after is None else self._centre(after)
         force: Array = np.clip(GAIN * (target - position) - DAMPING * velocity, -1.0, 1.0)
         return force
+
+    def other_goal(self, observation: Array, generator: np.random.Generator) -> Controller:
+        """Return the controller with the centre of a random free cell as its goal."""
+        row, column = generator.choice(np.argwhere(self._free))
+        goal = self._centre((int(row), int(column)))
+
+        def act(observation: Array) -> Array:
+            observation = observation.copy()
+            observation[2:4] = goal
+            return self(observation)
+
+        return act
 
     def _cell(self, position: Array) -> tuple[int, int]:
         row, column = self._maze.cell_xy_to_rowcol(position)

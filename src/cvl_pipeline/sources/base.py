@@ -64,9 +64,14 @@ class SourceParameters(Strict):
         return str(getattr(self, "task", None) or PurePath(getattr(self, "path", None) or self.source).name)
 
     @property
+    def stem(self) -> str:
+        """What ``{task}`` stands for in the name of the folder."""
+        return self.label
+
+    @property
     def folder(self) -> str:
         """Name of the dataset's folder in every layer of ``data/``."""
-        return self.name.replace("{task}", re.sub(r"[^\w.\-]", "-", self.label.lstrip(".")))
+        return self.name.replace("{task}", re.sub(r"[^\w.\-]", "-", self.stem.lstrip(".")))
 
 
 class LogParameters(SourceParameters):

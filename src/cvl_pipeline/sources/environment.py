@@ -12,7 +12,7 @@ from cvl_pipeline.environments.parameters import EvaluationParameters
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.imports import check_return
 from cvl_pipeline.sources.base import SOURCES, Source, SourceParameters
-from cvl_pipeline.sources.simulated import SimulatedSource
+from cvl_pipeline.sources.simulated import SimulatedParameters, SimulatedSource
 
 if TYPE_CHECKING:
     from cvl_pipeline.environments.base import Environment
@@ -87,6 +87,13 @@ def environment_for(dataset: SourceParameters, evaluation: EvaluationParameters)
     Raises:
         InputError: no environment is known; an unknown task or id.
     """
+    place = _environment_for(dataset, evaluation)
+    # The reward of the log, so that the returns of policies and of the log can be compared.
+    make = dataset.rewarded(place.make) if isinstance(dataset, SimulatedParameters) else place.make
+    return replace(place, make=make)
+
+
+def _environment_for(dataset: SourceParameters, evaluation: EvaluationParameters) -> EvaluationEnvironment:
     if evaluation.environment is not None:
         return environment_named(evaluation.environment, evaluation.episode_steps)
     source: Source = SOURCES.create(dataset)

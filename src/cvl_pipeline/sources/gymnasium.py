@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cvl_pipeline.environments.base import Array, Environment
 from cvl_pipeline.environments.collection import Controller, Disturbances
@@ -34,6 +34,14 @@ class Gymnasium(SimulatedSource):
             "alone.",
         )
 
+        @model_validator(mode="after")
+        def _preset_has_its_policy(self) -> Gymnasium.Parameters:
+            if self.policy is None and self.preset in ("noisy", "expert_few"):
+                raise ValueError(
+                    f"dataset.preset {self.preset} disturbs a policy: set dataset.policy, or choose another preset"
+                )
+            return self
+
     parameters: Parameters
 
     def make_environment(self, episode_steps: int | None = None) -> Callable[[], Environment]:
@@ -46,7 +54,7 @@ class Gymnasium(SimulatedSource):
     def disturbances(self) -> Disturbances:
         """Return the disturbances; without a policy every step is random."""
         if self.parameters.policy is None:
-            return Disturbances(0.0, 1.0, self.parameters.random_hold, random_min=1.0)
+            return Disturbances(0.0, 1.0, self.parameters.setting("random_hold"), random_min=1.0)
         return super().disturbances()
 
     def make_controller(self) -> Callable[[], Controller]:

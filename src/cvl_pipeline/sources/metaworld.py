@@ -25,6 +25,8 @@ class MetaWorld(SimulatedSource):
     class Parameters(SimulatedParameters):
         """The settings of ``metaworld``."""
 
+        plays = True
+
         source: Literal["metaworld"] = Field(
             "metaworld", description="Episodes collected in Meta-World with its scripted policies."
         )

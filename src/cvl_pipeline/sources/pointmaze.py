@@ -22,6 +22,8 @@ class PointMaze(SimulatedSource):
     class Parameters(SimulatedParameters):
         """The settings of ``pointmaze``."""
 
+        plays = True
+
         source: Literal["pointmaze"] = Field(
             "pointmaze", description="Episodes collected in PointMaze with a waypoint controller."
         )
