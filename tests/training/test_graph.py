@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +21,8 @@ from cvl_pipeline.testing.builders import (
     training_parameters,
 )
 from cvl_pipeline.training import module as offline
-from cvl_pipeline.training.graph import StepGraph
+from cvl_pipeline.training import prefetch
+from cvl_pipeline.training.graph import WARM_UP, StepGraph, captured
 from cvl_pipeline.training.module import DRAWN, OfflineModule
 from cvl_pipeline.training.vector import Adam
 from tests.methods.toys import OFF_POLICY, method_parameters, off_policy_module
@@ -73,7 +76,6 @@ def _trained(kind: str, device: str, graph: bool, capture: bool = False) -> dict
             sums = module._sums
         else:
             losses.append(step_graph.run(first, count, add))
-    assert (module.reads_ahead, step_graph is not None) != (True, False)
     module.stop_prefetching()
     return {"losses": torch.cat(losses).cpu(), "weights": dict(module.state_dict()), "sums": sums}
 
@@ -91,19 +93,52 @@ def test_steps_from_a_block_are_those_of_batches(kind: str) -> None:
     _assert_equal(_trained(kind, "cpu", graph=True), _trained(kind, "cpu", graph=False))
 
 
+@pytest.mark.parametrize("bytes_of_a_block", [2**25, 5000, 1])
 @pytest.mark.parametrize("kind", ["critic", "bc", "crl ddpg_bc", "crl awr"])
 def test_steps_from_rows_that_are_read_ahead_are_those_of_batches(
-    kind: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, bytes_of_a_block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = _trained(kind, "cpu", graph=False)
     monkeypatch.setattr(offline, "fits", lambda *_: False)
+    monkeypatch.setattr(prefetch, "BLOCK_BYTES", bytes_of_a_block)
     _assert_equal(_trained(kind, "cpu", graph=True), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("bytes_of_a_block", [2**25, 1])
+def test_a_captured_step_takes_rows_that_are_read_ahead(
+    bytes_of_a_block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offline, "fits", lambda *_: False)
+    monkeypatch.setattr(prefetch, "BLOCK_BYTES", bytes_of_a_block)
+    _assert_equal(
+        _trained("critic", "cuda", graph=True, capture=True), _trained("critic", "cuda", graph=False)
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", ["critic", "bc", "crl ddpg_bc", "crl awr", *METHODS])
 def test_a_captured_step_is_the_step(kind: str) -> None:
     _assert_equal(_trained(kind, "cuda", graph=True, capture=True), _trained(kind, "cuda", graph=False))
+
+
+def test_every_step_before_the_capture_begins_at_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block may have one batch, so the place after it is no place."""
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: stream)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
+    place, places = torch.zeros(1), []
+
+    def step() -> None:
+        places.append(float(place))
+        place.add_(1)
+
+    captured(step, [place], torch.device("cpu"))
+    assert places == [0.0] * (WARM_UP + 1)
+    assert float(place) == 0.0
 
 
 def test_a_batch_that_is_not_made_of_tensors_has_no_graph() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 import traceback
@@ -33,8 +34,10 @@ from cvl_pipeline.testing.builders import (
 )
 from cvl_pipeline.training import module as offline
 from cvl_pipeline.training import prefetch
+from cvl_pipeline.training.batches import stacked
 from cvl_pipeline.training.fit import fit
-from cvl_pipeline.training.prefetch import AHEAD, SHARE, THREAD, Prefetch, fits
+from cvl_pipeline.training.module import DRAWN
+from cvl_pipeline.training.prefetch import SHARE, THREAD, Prefetch, fits
 from cvl_pipeline.training.processes import own_share
 from tests.objectives.toys import episodes, network_q
 from tests.training.processes import call_in_processes, wait_for
@@ -55,7 +58,7 @@ def _no_thread_remains() -> Iterator[None]:
 
 
 def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == THREAD]
+    return [thread for thread in threading.enumerate() if thread.name.startswith(THREAD)]
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,27 @@ def numbers(step: int) -> Numbers:
     )
 
 
-@pytest.fixture
-def make() -> Iterator[Callable[..., Prefetch[Any]]]:
-    made: list[Prefetch[Any]] = []
+SIZE = 4
+"""Batches in a block of numbers."""
 
-    def prefetching(read: Callable[[int], Any], **options: int) -> Prefetch[Any]:
-        made.append(Prefetch(read, CPU, **options))
+
+def blocks(read: Callable[[int], Any] = numbers, single: bool = False) -> Callable[[int], Iterator[Any]]:
+    """What ``Prefetch`` reads from, with the rows of each step from a function."""
+
+    def blocks_from(step: int) -> Iterator[tuple[int, Any]]:
+        for first in itertools.count(step // SIZE * SIZE, SIZE):
+            rows = [read(step) for step in range(first, first + SIZE)]
+            yield first, tuple(rows) if single else stacked(rows)
+
+    return blocks_from
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Prefetch]]:
+    made: list[Prefetch] = []
+
+    def prefetching(*given: Any, **options: int) -> Prefetch:
+        made.append(Prefetch(blocks(*given), CPU, **options))
         return made[-1]
 
     yield prefetching
@@ -99,22 +117,17 @@ def assert_same(found: Any, expected: Any) -> None:
     torch.testing.assert_close(vars(found), vars(expected), rtol=0, atol=0)
 
 
-def test_every_type_and_shape_is_the_same_after_the_copy(make: Callable[..., Prefetch[Any]]) -> None:
-    batches = make(numbers)
-    for step in (*range(20), 7, 3, 4, 100):  # also in another order
-        assert_same(batches.batch(step), numbers(step))
+@pytest.mark.parametrize("single", [False, True])
+def test_blocks_have_the_rows_of_their_steps(make: Callable[..., Prefetch], single: bool) -> None:
+    prefetched = make(numbers, single)
+    for step in (0, 4, 8, 19, 20, 7, 3, 4, 101):  # also in another order
+        first, batches = prefetched.block(step)
+        assert (first, len(batches)) == (step // SIZE * SIZE, SIZE)
+        for place, batch in enumerate(batches):
+            assert_same(batch, numbers(first + place))
 
 
-def test_parts_are_aligned_and_their_batch_is_copied_in_one_piece() -> None:
-    tensors = [value.contiguous() for value in vars(numbers(0)).values()]
-    buffer = prefetch.packed(tensors)
-    for part, tensor in zip(prefetch.views(buffer, tensors), tensors, strict=True):
-        assert torch.equal(part, tensor)
-        assert part.storage_offset() * part.element_size() % prefetch.ALIGNMENT == 0
-        assert part.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
-
-
-def test_batches_are_read_ahead_and_no_more_than_that(make: Callable[..., Prefetch[Any]]) -> None:
+def test_blocks_are_read_ahead_and_no_more_than_that(make: Callable[..., Prefetch]) -> None:
     steps: list[int] = []
     names = set()
 
@@ -123,82 +136,98 @@ def test_batches_are_read_ahead_and_no_more_than_that(make: Callable[..., Prefet
         steps.append(step)
         return numbers(step)
 
-    batches = make(read, ahead=4)
-    batches.batch(0)
-    wait_for(lambda: len(steps) == 4)  # without another request
-    assert batches._results.qsize() <= 3
-    for step in range(1, 10):
-        batches.batch(step)
-        assert len(steps) <= step + 4
-    wait_for(lambda: len(steps) == 13)
-    assert steps == list(range(13))
-    assert names == {THREAD}
+    prefetched = make(read, ahead=2)
+    prefetched.block(0)
+    wait_for(lambda: len(steps) == 3 * SIZE)  # without another request
+    for step in range(SIZE, 10 * SIZE, SIZE):
+        prefetched.block(step)
+        assert len(steps) <= step + 3 * SIZE
+    wait_for(lambda: len(steps) == 12 * SIZE)
+    assert steps == list(range(12 * SIZE))
+    (name,) = names
+    assert name.startswith(THREAD)
 
 
-def test_a_step_that_must_wait_is_counted(make: Callable[..., Prefetch[Any]]) -> None:
+def test_a_step_that_must_wait_is_counted(make: Callable[..., Prefetch]) -> None:
     goes_on = threading.Event()
 
     def read(step: int) -> Numbers:
-        assert step == 0 or goes_on.wait(60.0)
+        assert step < SIZE or goes_on.wait(60.0)
         return numbers(step)
 
-    batches = make(read)
-    batches.batch(0)
-    before = batches.waited
+    prefetched = make(read)
+    prefetched.block(0)
+    before = prefetched.waited
     threading.Timer(0.2, goes_on.set).start()
-    batches.batch(1)
-    assert batches.waited - before > 0.1
-    wait_for(lambda: batches._results.qsize() == AHEAD - 1)
-    before = batches.waited
-    batches.batch(2)
-    assert batches.waited - before < 0.1
+    prefetched.block(SIZE)
+    assert prefetched.waited - before > 0.1
+    wait_for(lambda: all(result.done() for result in prefetched._results))
+    before = prefetched.waited
+    prefetched.block(2 * SIZE)
+    assert prefetched.waited - before < 0.1
 
 
-def test_an_error_of_the_thread_reaches_the_step_with_its_traceback(
-    make: Callable[..., Prefetch[Any]],
-) -> None:
+def test_an_error_of_the_thread_reaches_the_step_with_its_traceback(make: Callable[..., Prefetch]) -> None:
     def broken_disk(step: int) -> Numbers:
-        if step == 3:
+        if step == 9:
             raise OSError("the disk went away")
         return numbers(step)
 
-    batches = make(broken_disk)
-    for step in range(3):
-        batches.batch(step)
-    with pytest.raises(OSError, match="the disk went away") as caught:
-        batches.batch(3)
-    assert "broken_disk" in [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
-    assert_same(batches.batch(4), numbers(4))  # it still serves
+    prefetched = make(broken_disk)
+    prefetched.block(0)
+    prefetched.block(4)  # although the error is there already
+    for _ in range(2):
+        with pytest.raises(OSError, match="the disk went away") as caught:
+            prefetched.block(8)
+        assert "broken_disk" in [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert_same(prefetched.block(12)[1][0], numbers(12))  # it still serves
 
 
-def test_closing_leaves_requested_batches_unread() -> None:
+def test_closing_leaves_requested_blocks_unread() -> None:
     first, goes_on = threading.Event(), threading.Event()
     steps: list[int] = []
 
     def read(step: int) -> Numbers:
         steps.append(step)
-        if step == 1:
+        if step == SIZE:
             first.set()
             assert goes_on.wait(60.0)
         return numbers(step)
 
-    batches = Prefetch(read, CPU)
-    batches.batch(0)
+    prefetched = Prefetch(blocks(read), CPU)
+    prefetched.block(0)
     assert first.wait(60.0)
     threading.Timer(0.2, goes_on.set).start()
-    batches.close()
-    assert steps == [0, 1]
+    prefetched.close()
+    assert steps == list(range(2 * SIZE))
     assert not threads()
-    assert_same(batches.batch(5), numbers(5))  # a new thread
-    batches.close()
-    batches.close()
+    assert_same(prefetched.block(SIZE)[1][0], numbers(SIZE))  # a new thread
+    prefetched.close()
+    prefetched.close()
+
+
+def test_a_block_is_as_many_batches_as_its_bytes_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.zeros(25, dtype=torch.float32), torch.zeros(2, 50, dtype=torch.uint8)  # 200 bytes
+    for most_bytes, batches in (
+        (10**9, 64),
+        (64 * 200, 64),
+        (64 * 200 - 1, 32),
+        (1000, 4),
+        (200, 1),
+        (10, 1),
+    ):
+        monkeypatch.setattr(prefetch, "BLOCK_BYTES", most_bytes)
+        assert prefetch.batches_in_block(64, rows) == batches
 
 
 @pytest.mark.usefixtures("stays")
-@pytest.mark.parametrize("conditioned", [False, True])
+@pytest.mark.parametrize(
+    ("conditioned", "bytes_of_a_block"), [(False, 2**25), (True, 2**25), (True, 10**4), (True, 1)]
+)
 def test_the_critic_is_that_of_a_log_on_the_device(
-    monkeypatch: pytest.MonkeyPatch, transitions: Transitions, conditioned: bool
+    monkeypatch: pytest.MonkeyPatch, transitions: Transitions, conditioned: bool, bytes_of_a_block: int
 ) -> None:
+    monkeypatch.setattr(prefetch, "BLOCK_BYTES", bytes_of_a_block)
     parameters = dynamics_parameters(
         horizon_conditioning=conditioned, segments_per_episode=2, training={"steps": 80}
     )
@@ -263,7 +292,7 @@ def test_the_log_is_read_from_its_file(tmp_path: Path, transitions: Transitions)
     module = ContrastiveDynamics(make_data(log, 4), dynamics_parameters(), 0)
     module.on_fit_start()
     assert module._train_sampler.transitions.observations.data_ptr() == log.observations.data_ptr()
-    assert_same(module.batch(0), module.read(module._entry(0)))
+    assert_same(module.batch(1), module.read(module._draw_block(0)[1]))
     module.stop_prefetching()
 
 
@@ -383,7 +412,7 @@ def _shares() -> dict[str, Any]:
     module.stop_prefetching()
     expected = {}
     for step in range(70):
-        entry = module._entry(step)
+        entry = module._draw_block(step // DRAWN)[step % DRAWN]
         expected[str(step)] = vars(module._train_sampler.gather(entry.map(own_share)))
     return {"found": found, "expected": expected}
 
@@ -441,18 +470,20 @@ def test_a_log_on_the_cpu_trains_the_critic_of_a_log_on_the_gpu(monkeypatch: pyt
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_batches_on_a_gpu_are_never_overwritten() -> None:
+@pytest.mark.parametrize("single", [False, True])
+def test_batches_on_a_gpu_are_never_overwritten(single: bool) -> None:
     """Steps read a batch long after it was asked for, while the next ones are copied."""
     gpu = torch.device("cuda", torch.cuda.current_device())
-    batches: Prefetch[Numbers] = Prefetch(numbers, gpu)
+    prefetched = Prefetch(blocks(single=single), gpu)
     weight = torch.ones(2000, 2000, device=gpu)
     sums = []
-    for step in range(200):
-        rows = batches.batch(step)
-        weight @ weight  # the GPU is behind
-        sums.append((rows.whole.sum(), rows.picture.double().sum()))
-        del rows
-    batches.close()
+    for step in range(0, 200, SIZE):
+        _, batches = prefetched.block(step)
+        for rows in batches:
+            weight @ weight  # the GPU is behind
+            sums.append((rows.whole.sum(), rows.picture.double().sum()))
+        del batches, rows
+    prefetched.close()
     for step, (whole, picture) in enumerate(sums):
         expected = numbers(step)
         assert int(whole) == int(expected.whole.sum()), step

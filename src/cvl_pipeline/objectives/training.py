@@ -56,6 +56,7 @@ class PolicyExtraction(OfflineModule):
                 raise InputError(f"policy_extraction.objective '{parameters.objective}' needs {name}")
         self.own_code = ":" in parameters.objective or ":" in parameters.encoder.name
         self.graphable = not self.own_code
+        self.own_read = ":" in parameters.objective
         self._data, self._values = data, values
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "initialisation", 1))

@@ -7,12 +7,12 @@ them than the GPU to run them. A graph starts all of them at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from cvl_pipeline.training.batches import columns, mapped, stacked
 from cvl_pipeline.training.vector import Adam
 
 if TYPE_CHECKING:
@@ -45,17 +45,14 @@ class StepGraph:
             RuntimeError: a graph cannot do what the step does, such as wait for a result.
         """
         self._module, self._optimizer = module, optimizer
-        if module.reads_ahead:
-            self._batch = _mapped(module.batch(first), torch.clone)
-        else:
-            self._block = _stacked(module.block(first)[0])
+        self._block = stacked(module.block(first)[0])
         self._loaded: Sequence[Any] | None = None
         self._place, self._turn = torch.zeros(2, 1, dtype=torch.int64, device=module.device)
         self._rates, self._losses = torch.zeros(2, longest, device=module.device)
         self._sums: dict[str, Tensor] = {}
         self._graph: torch.cuda.CUDAGraph | None = None
         if capture:
-            state = [*module.state_dict().values(), *optimizer.changing]
+            state = [*module.state_dict().values(), *optimizer.changing, self._place]
             self._graph = captured(self._step, state, module.device)
 
     def run(self, first: int, count: int, add: Callable[[str, Tensor], None]) -> Tensor:
@@ -84,22 +81,16 @@ class StepGraph:
         return losses
 
     def _load(self, step: int) -> None:
-        """Put the batch of a step, or a block of batches from it on, where the graph reads it."""
-        if self._module.reads_ahead:
-            _copy(self._module.batch(step), self._batch)
-            return
+        """Put the block of batches that has the one of a step where the graph reads it."""
         block, place = self._module.block(step)
         if block is not self._loaded:
-            _copy(_stacked(block), self._block)
-            self._loaded = block
+            self._loaded = block  # first, so that the one before needs no memory any more
+            _copy(stacked(block), self._block)
             self._place.fill_(place)
 
     def _step(self) -> None:
         module = self._module
-        if module.reads_ahead:
-            batch = self._batch
-        else:
-            batch = _mapped(self._block, lambda column: column.index_select(0, self._place).squeeze(0))
+        batch = mapped(self._block, lambda column: column.index_select(0, self._place).squeeze(0))
         loss, metrics = module.training_loss(batch)
         module.differentiate(loss)
         self._optimizer.update(self._rates.index_select(0, self._turn).squeeze(0))
@@ -124,12 +115,18 @@ def captured(step: Callable[[], None], state: Sequence[Tensor], device: torch.de
         RuntimeError: a graph cannot do what the step does.
     """
     before = [value.clone() for value in state]
+
+    def restore() -> None:
+        for value, old in zip(state, before, strict=True):
+            value.copy_(old)
+
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     try:
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 step()
+                restore()  # now, because a block may have a single batch
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # The outer context also leaves the stream of a capture that fails. Threads that read batches ahead may go on.
@@ -138,36 +135,10 @@ def captured(step: Callable[[], None], state: Sequence[Tensor], device: torch.de
             step()
         return graph
     finally:
-        for value, old in zip(state, before, strict=True):
-            value.copy_(old)
-
-
-def _mapped(entry: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Change every tensor of a batch: a tensor, or a tuple or dataclass of such."""
-    if isinstance(entry, Tensor):
-        return change(entry)
-    if isinstance(entry, tuple):
-        return tuple(_mapped(part, change) for part in entry)
-    if is_dataclass(entry) and not isinstance(entry, type):
-        parts = {field.name: _mapped(getattr(entry, field.name), change) for field in fields(entry)}
-        return replace(entry, **parts)
-    raise TypeError(f"a batch is a {type(entry).__name__}")
-
-
-def _columns(entry: Any) -> list[Tensor]:
-    """The tensors of an entry."""
-    columns: list[Tensor] = []
-    _mapped(entry, lambda column: columns.append(column) or column)  # type: ignore[func-returns-value]
-    return columns
-
-
-def _stacked(entries: Sequence[Any]) -> Any:
-    """One entry, each of whose tensors stacks those of all entries."""
-    stacked = iter([torch.stack(column) for column in zip(*map(_columns, entries), strict=True)])
-    return _mapped(entries[0], lambda _: next(stacked))
+        restore()
 
 
 def _copy(source: Any, target: Any) -> None:
-    """Copy the tensors of an entry into those of another."""
-    for new, old in zip(_columns(source), _columns(target), strict=True):
+    """Copy the tensors of a batch into those of another."""
+    for new, old in zip(columns(source), columns(target), strict=True):
         old.copy_(new)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import lightning
@@ -12,9 +13,10 @@ import torch
 from torch import Generator, Tensor
 
 from cvl_pipeline.errors import InputError, one_line
+from cvl_pipeline.training.batches import mapped, stacked
 from cvl_pipeline.training.graph import StepGraph
 from cvl_pipeline.training.parameters import TrainingParameters
-from cvl_pipeline.training.prefetch import Prefetch, fits
+from cvl_pipeline.training.prefetch import Prefetch, batches_in_block, fits
 from cvl_pipeline.training.processes import average, gather, rank, world_size
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.training.vector import Adam, ParameterVector
@@ -47,6 +49,8 @@ class OfflineModule(lightning.LightningModule):
     counted by taking it once more."""
     own_code = False
     """Whether code of the user's own takes part in a step. It may differentiate twice, so networks stay modules."""
+    own_read = False
+    """Whether ``read`` is code of the user's own, which gets batches one by one, not a block of them as one."""
 
     def __init__(self, training: TrainingParameters, seed: int) -> None:
         """Set the parameters. No batch has been sampled yet."""
@@ -57,9 +61,9 @@ class OfflineModule(lightning.LightningModule):
         self.rows: list[dict[str, float]] = []  # one per validation interval
         self._sums: dict[str, Tensor] = {}
         self._validation: Mapping[str, Tensor] = {}
-        self._block: tuple[int, Sequence[Any]] | None = None
+        self._block: tuple[int, Sequence[Any]] = 0, ()  # its first step and its batches
         self._graph: StepGraph | None = None
-        self._prefetch: Prefetch[Any] | None = None  # if the log stays on the CPU
+        self._prefetch: Prefetch | None = None  # if the log stays on the CPU
         self._drawn_on: str | None = None  # before a resumption
 
     def draw(self, batches: int, generator: Generator) -> Sequence[Any]:
@@ -67,9 +71,10 @@ class OfflineModule(lightning.LightningModule):
         raise NotImplementedError
 
     def read(self, entry: Any) -> Any:
-        """Rows of this process's share of an entry of ``draw``, a dataclass of tensors.
+        """Rows of this process's share of an entry of ``draw``, a dataclass of tensors with a row per place.
 
-        A module that calls ``place`` defines it. A thread calls it if the data stay on the CPU.
+        A module that calls ``place`` defines it. A thread calls it if the data stay on the CPU, with an entry that
+        joins those of several batches.
         """
         raise NotImplementedError
 
@@ -226,35 +231,58 @@ class OfflineModule(lightning.LightningModule):
                 )
             stays = self._drawn_on == "cpu"
         self.stop_prefetching()
-        self._prefetch = Prefetch(lambda step: self.read(self._entry(step)), self.device) if stays else None
+        self._prefetch = Prefetch(self._read_from, self.device) if stays else None
         return self.data_device
 
     def stop_prefetching(self) -> None:
         """End the thread that reads batches, if there is one."""
+        self._block = 0, ()
         if self._prefetch is not None:
             self._prefetch.close()
 
     def batch(self, step: int) -> Any:
         """The batch of a gradient step: an entry of ``draw``, or its rows if they were read ahead."""
-        return self._entry(step) if self._prefetch is None else self._prefetch.batch(step)
-
-    @property
-    def reads_ahead(self) -> bool:
-        """Whether ``batch`` returns rows that were read ahead, because the log does not fit the GPU."""
-        return self._prefetch is not None
-
-    def _entry(self, step: int) -> Any:
-        block, place = self.block(step)
-        return block[place]
+        batches, place = self.block(step)
+        return batches[place]
 
     def block(self, step: int) -> tuple[Sequence[Any], int]:
         """The block of batches that has the batch of a gradient step, and its place there."""
-        number, place = divmod(step, DRAWN)
-        if self._block is None or self._block[0] != number:
-            generator = Generator(device=self.data_device)
-            generator.manual_seed(stream_seed(self.seed, "training", number))
-            self._block = number, self.draw(DRAWN, generator)
-        return self._block[1], place
+        first, batches = self._block
+        if not first <= step < first + len(batches):
+            if self._prefetch is None:
+                number = step // DRAWN
+                self._block = number * DRAWN, self._draw_block(number)
+            else:
+                self._block = self._prefetch.block(step)
+            first, batches = self._block
+        return batches, step - first
+
+    def _draw_block(self, number: int) -> Sequence[Any]:
+        generator = Generator(device=self.data_device)
+        generator.manual_seed(stream_seed(self.seed, "training", number))
+        return self.draw(DRAWN, generator)
+
+    def _read_from(self, step: int) -> Iterator[tuple[int, Any]]:
+        """Yield the blocks of rows from that of a step on; see ``Prefetch``."""
+        size = 0
+        for number in count(step // DRAWN):
+            entries = self._draw_block(number)
+            size = size or batches_in_block(DRAWN, self.read(entries[0]))
+            for place in range(0, DRAWN, size):
+                first = number * DRAWN + place
+                if first + size > step:
+                    yield first, self._read_block(entries[place : place + size])
+
+    def _read_block(self, entries: Sequence[Any]) -> Any:
+        """Rows of this process's shares of some entries, as ``Prefetch`` takes them."""
+        if self.own_read:
+            return tuple(self.read(entry) for entry in entries)
+        # One entry, with the first process's shares of all entries before the second's. So its share joins theirs.
+        joined = mapped(
+            stacked(entries), lambda column: torch.cat(column.chunk(world_size(), dim=1)).flatten(0, 1)
+        )
+        parts = (len(entries), -1)
+        return mapped(self.read(joined), lambda column: column.unflatten(0, parts))  # type: ignore[no-untyped-call]
 
     def _check(self, losses: Tensor, first: int) -> None:
         """Add up the losses of a chunk; raise FloatingPointError if one is not finite."""
