@@ -158,8 +158,9 @@ def model_returns(
 ) -> tuple[Tensor, Tensor]:
     """Returns of rollouts of a policy through a model, as mean rewards, and the share of the future they cover.
 
-    Each rollout stays with one elite member, and they take turns. As with the returns of truncated episodes, the future after the horizon
-    counts as the rollout before it: the discounted sum is divided by its share, ``1 - gamma^H`` unless it terminates.
+    Each rollout stays with one elite member, and they take turns. As with the returns of truncated episodes, the
+    future after the horizon counts as the rollout before it: the discounted sum is divided by its share, ``1 -
+    gamma^H`` unless it terminates.
 
     Args:
         model: whose elites predict.
