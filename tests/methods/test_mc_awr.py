@@ -24,7 +24,7 @@ def test_targets_are_the_logged_returns_with_the_logged_shares_as_weights() -> N
             expected.append((1.0 - gamma) * total / share)
             weights.append(share)
     targets, shares = torch.tensor(expected), torch.tensor(weights)
-    assert shares.unique().numel() > 2
+    assert len(set(weights)) > 2
     unit = module.unit
     torch.testing.assert_close(unit.mean + unit.std * module._targets, targets, rtol=1e-4, atol=1e-5)
     assert unit.mean == pytest.approx(float((shares * targets).sum() / shares.sum()), rel=1e-4)

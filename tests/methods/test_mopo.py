@@ -53,11 +53,12 @@ def _return(world: LinearGaussian, policy: Any) -> float:
     return total
 
 
+@pytest.mark.slow  # after 1200 steps, Q is not learnt and the policy is worse than the clone
 def test_policy_improves_on_cloning() -> None:
     world = linear_gaussian(size=3, actions=2, discount=0.9, seed=0)
     data = EpisodeData.prepare(*world.log_episodes(60, 60, seed=0))
     training = {"batch_size": 128, "validation_interval": 600, "learning_rate": 3e-3}
-    common: dict[str, Any] = {"hidden": (32,), "training": {**training, "steps": 1200}}
+    common: dict[str, Any] = {"hidden": (32,), "training": {**training, "steps": 4000}}
     policy, _ = MOPO(
         method_parameters("mopo", discount=0.9, members=3, elites=2, rollouts=1000, **common)
     ).train(data, 0)
