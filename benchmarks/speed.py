@@ -99,6 +99,7 @@ OURS = Contender("cvl-pipeline", "benchmarks.peers.ours", CONFIGURATIONS, "equal
 """Numerator of the ratio."""
 PRODUCTS = Contender("matrix product", "benchmarks.peers.product", (PRODUCT,), "")
 TORCH = "torch==2.13.0"
+D3RLPY = (("d3rlpy==2.8.1", TORCH),)
 JAX = ("jax[cuda12]==0.10.2" if torch.cuda.is_available() else "jax==0.10.2", "optax==0.2.8")
 ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 CONTENDERS = (
@@ -127,7 +128,7 @@ CONTENDERS = (
     *(
         Contender(
             f"d3rlpy {method}", "benchmarks.peers.d3rlpy", (POLICY,), arithmetic,
-            environment="d3rlpy", requirements=(("d3rlpy==2.8.1", TORCH),), method=method,
+            environment="d3rlpy", requirements=D3RLPY, method=method,
         )
         for method, arithmetic in (
             ("BC", "squared error, no weights, no learned deviation, no cosine"),
@@ -223,8 +224,14 @@ def _stay_on_one_core() -> None:
         os.sched_setaffinity(0, [max(os.sched_getaffinity(0))])
 
 
-def output(command: Sequence[str], one_core: bool = False) -> str:
-    """Run a command and return its output; raise RuntimeError with the last error line if it fails."""
+def output(command: Sequence[str], one_core: bool = False, limit: float = LONGEST) -> str:
+    """Run a command and return its output; raise RuntimeError with the last error line if it fails.
+
+    Args:
+        command: the command.
+        one_core: whether it gets one core.
+        limit: its time limit in seconds.
+    """
     # PYTHONPATH and similar variables belong to this environment, not to the peer's.
     filtered = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     own = command[0] == sys.executable
@@ -237,11 +244,11 @@ def output(command: Sequence[str], one_core: bool = False) -> str:
             capture_output=True,
             text=True,
             check=False,
-            timeout=LONGEST,
+            timeout=limit,
             preexec_fn=_stay_on_one_core if one_core else None,
         )
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"not finished within {LONGEST} seconds") from None
+        raise RuntimeError(f"not finished within {limit:g} seconds") from None
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
         errors = [line for line in lines if "error" in line.lower()]
