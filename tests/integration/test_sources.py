@@ -114,11 +114,6 @@ def test_a_preset_collects_into_a_folder_of_its_own(kedro: Forks, project: Proje
     assert not kedro.plan(project, "--params", parameters)
     refusal = kedro.kedro(project, "run", "--params", "dataset.preset=noisy,dataset.window=10", status=1)
     assert refusal == (
-<<<<<<< HEAD
-        "Error: parameters: 'dataset': dataset.preset noisy does not use dataset.window: leave it out, or set it to "
-        "null\n"
-=======
         "Error: parameters: 'dataset': dataset.preset noisy does not use dataset.window: leave it out, "
         "or set it to null\n"
->>>>>>> presets
     )

@@ -158,27 +158,21 @@ def model_returns(
 ) -> tuple[Tensor, Tensor]:
     """Returns of rollouts of a policy through a model, as mean rewards, and the share of the future they cover.
 
-    <<<<<<< HEAD
-        Each rollout stays with one elite member, and they take turns. As with the returns of truncated
-        episodes, the future after the horizon counts as the rollout before it: the discounted sum is divided by its
-        share, ``1 - gamma^H`` unless it terminates.
-    =======
-        Each rollout stays with one elite member, and they take turns. As with the returns of truncated episodes, the
-        future after the horizon counts as the rollout before it: the discounted sum is divided by its share, ``1 -
-        gamma^H`` unless it terminates.
-    >>>>>>> onestep
+    Each rollout stays with one elite member, and they take turns. As with the returns of truncated episodes, the
+    future after the horizon counts as the rollout before it: the discounted sum is divided by its share, ``1 -
+    gamma^H`` unless it terminates.
 
-        Args:
-            model: whose elites predict.
-            actor: the policy, which acts by its own noise.
-            states: (N, O).
-            actions: (N, A), the first ones.
-            horizon: H, number of steps.
-            discount: gamma.
-            generator: of all noise.
+    Args:
+        model: whose elites predict.
+        actor: the policy, which acts by its own noise.
+        states: (N, O).
+        actions: (N, A), the first ones.
+        horizon: H, number of steps.
+        discount: gamma.
+        generator: of all noise.
 
-        Returns:
-            Two tensors, (N,) float64.
+    Returns:
+        Two tensors, (N,) float64.
     """
     sums, shares = [], []
     blocks = list(zip(torch.split(states, ROWS), torch.split(actions, ROWS), strict=True))
