@@ -24,6 +24,7 @@ class Variable:
     Attributes:
         values: (N,), a leaf that shares its memory with the parameters.
         gradient: (N,), where the next backward pass writes the gradient instead of into new memory.
+        parts: ``gradient`` by parameter, as views of their shapes.
         free: whether it may. A second pass through the network in the same loss takes new memory.
     """
 
@@ -33,7 +34,7 @@ class Variable:
         self.gradient = gradient
         self.free = True
         self._shapes = [parameter.shape for parameter in network.parameters()]
-        self._gradients = self.split(gradient)
+        self.parts = self.split(gradient)
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """Views of a vector, (N,), with the shapes of the network's parameters."""
@@ -44,7 +45,7 @@ class Variable:
         """Return memory for a gradient, as a vector, (N,), and by parameter."""
         if self.free:
             self.free = False
-            return self.gradient, self._gradients
+            return self.gradient, self.parts
         gradient = torch.empty_like(self.gradient)
         return gradient, self.split(gradient)
 
@@ -102,6 +103,15 @@ class ParameterVector:
             *(variable.gradient for _, variable in self._joined),
             *(gradient.view_as(parameter) for parameter, gradient in single.items()),
         ]
+
+    @property
+    def joint(self) -> bool:
+        """Whether every parameter belongs to a joined network."""
+        return len(self._joined) == len(self._variables)
+
+    def take_parts(self) -> None:
+        """Set the vector's gradient to what the joined networks, which have all parameters, wrote to their parts."""
+        self.values.grad = average(self._gradient)
 
     def differentiate(self, loss: Tensor) -> None:
         """Set the vector's gradient to that of the loss, averaged over processes."""
