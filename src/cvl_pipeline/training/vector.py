@@ -148,10 +148,12 @@ class Adam(torch.optim.Adam):
         mean, square, step = self.moments
         step += 1.0
         assert values.grad is not None
-        size = len(values)
+        columns = (values, values.grad, mean, square)
         if values.device.type == "cuda":
-            size = max(SMALLEST_PIECE, 4 * math.ceil(size / PIECES / 4))  # aligned
-        pieces = [torch.split(column, size) for column in (values, values.grad, mean, square)]
+            size = max(SMALLEST_PIECE, 4 * math.ceil(len(values) / PIECES / 4))  # aligned
+            pieces = [torch.split(column, size) for column in columns]
+        else:
+            pieces = [(column,) for column in columns]
         torch._fused_adam_(
             pieces[0], pieces[1], pieces[2], pieces[3], [], [step] * len(pieces[0]),
             lr=learning_rate, beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
