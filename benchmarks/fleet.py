@@ -202,8 +202,7 @@ class Reference:
         return loss
 
     def _step(self, step: int) -> Tensor:
-        loss, _ = self.module.training_loss(self.module.batch(step))
-        self.module.differentiate(loss)
+        loss, _ = self.module.gradient_step(self.module.batch(step))
         self._optimizer.param_groups[0]["lr"] = self.module.learning_rate(step)
         self._optimizer.step()
         return loss.detach()

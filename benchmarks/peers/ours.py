@@ -149,18 +149,19 @@ class ClockedDynamics(TimedDynamics):
         """Install the other clocks."""
         self.clock(self, "draw", "drawing")
         self.clock(self._train_sampler, "gather", "gathering")
-        self.clock(self, "_representations", "forward")
-        self.clock(self, "training_loss", "loss")  # with gathering and forward, which ``shares`` subtracts
-        self.clock(self._vector, "differentiate", "backward")
+        for network in (self.critic.phi_network, self.critic.psi_network):
+            self.clock(network.variable, "run", "forward")
+            self.clock(network.variable, "differentiate", "backward")
+        self.clock(self, "gradient_step", "loss")  # with the pieces above, which ``shares`` subtracts
         super().on_train_start()
 
 
 def shares(job: Job) -> dict[str, float]:
     """Microseconds of each part of a critic's training step in ``fit``, and of the whole step.
 
-    Drawing samples many batches at once. Forward is phi and psi. The loss includes the logits; backward is the
-    whole backward pass. The rest of the step is the work of Lightning and the module. The fastest of ROUNDS
-    counts. On a GPU, each part waits for its result, so parts do not overlap as usual.
+    Drawing samples many batches at once. Forward and backward are the passes of both networks. The loss includes the
+    networks' inputs, the logits and their gradients. The rest of the step is the work of Lightning and the module. The
+    fastest of ROUNDS counts. On a GPU, each part waits for its result, so parts do not overlap as usual.
     """
     steps, _ = timed(trainer(job), job.seconds / ROUNDS)
     rows = []
@@ -168,7 +169,7 @@ def shares(job: Job) -> dict[str, float]:
         module = ClockedDynamics(job, steps)
         fit(module, description="shares")
         spent = {piece: seconds / steps for piece, seconds in module.spent.items()}
-        spent["loss"] -= spent["gathering"] + spent["forward"]
+        spent["loss"] -= spent["gathering"] + spent["forward"] + spent["backward"]
         step = (module.ended - module.began) / steps
         rows.append(spent | {"Lightning and the rest": step - sum(spent.values()), "step": step})
     best = min(rows, key=lambda row: row["step"])

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from cvl_pipeline.dynamics import losses
@@ -14,7 +16,7 @@ from cvl_pipeline.dynamics.losses import logsumexp_penalty
 from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.data import EpisodeData
-from cvl_pipeline.episodes.sampling import Segments, SegmentSampler
+from cvl_pipeline.episodes.sampling import Draws, Segments, SegmentSampler
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.testing.builders import dynamics_parameters, make_data, make_transitions
 from cvl_pipeline.training import module as offline
@@ -56,6 +58,132 @@ def test_training_loss_is_that_of_segments_of_the_training_episodes(
     assert segments.absorbed.any(), "the batch must hold the absorbing state"
     expected = getattr(losses, loss)(logits) + penalty * logsumexp_penalty(logits)
     assert float(result.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+
+
+def _gradient(module: ContrastiveDynamics, batch: Draws) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of a batch, as training has them; the networks are joined afterwards."""
+    module.on_fit_start()
+    module.configure_optimizers()
+    loss, _ = module.gradient_step(batch)
+    gradient = module._vector.values.grad
+    assert gradient is not None
+    return loss, gradient
+
+
+def _reference(module: ContrastiveDynamics, batch: Draws) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of a batch, by autograd through torch's modules."""
+    module.on_fit_start()
+    segments = module._train_sampler.gather(batch)
+    offsets = segments.offsets if module.critic.shape.horizon_conditioning else None
+    phi = module.critic.phi(segments.observations, segments.actions, offsets)
+    loss = module._loss(module.critic.logits(phi, module.critic.psi(segments.futures, segments.absorbed)))
+    gradients = torch.autograd.grad(loss, module.trained_parameters())
+    return loss, torch.cat([gradient.flatten() for gradient in gradients])
+
+
+class WithoutAutograd(ContrastiveDynamics):
+    """Training that fails if it needs autograd."""
+
+    def differentiate(self, loss: Tensor) -> None:
+        raise AssertionError("the step needs autograd")
+
+
+@given(
+    # LayerNorm of one unit and spheres of one dimension are constant: their gradient is nothing but rounding.
+    hidden=st.lists(st.integers(2, 40), max_size=3),
+    size=st.integers(2, 20),
+    observation_size=st.integers(1, 9),
+    batch=st.integers(2, 40),
+    ends=st.lists(st.booleans(), min_size=5, max_size=5),
+    conditioned=st.booleans(),
+    raw=st.booleans(),
+    temperature=st.sampled_from([0.02, 0.1, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_the_step_without_autograd_has_the_loss_and_the_gradient_of_the_modules(
+    hidden: list[int],
+    size: int,
+    observation_size: int,
+    batch: int,
+    ends: list[bool],
+    conditioned: bool,
+    raw: bool,
+    temperature: float,
+    seed: int,
+) -> None:
+    transitions = make_transitions([5, 1, 7, 3, 9], ends, observation_size, seed=seed)
+    parameters = dynamics_parameters(
+        hidden=hidden,
+        representation_size=size,
+        horizon_conditioning=conditioned,
+        representation="raw" if raw else "unit_norm",
+        temperature=temperature,
+        training={"batch_size": batch},
+    )
+    arguments = (make_data(transitions, 4), parameters, seed)
+    reference, module = ContrastiveDynamics(*arguments), WithoutAutograd(*arguments)
+    module.on_fit_start()
+    draws = module.draw(1, torch.Generator().manual_seed(seed))[0]
+    expected, wanted = _reference(reference, draws)
+    loss, gradient = _gradient(module, draws)
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-4, atol=1e-5)
+    # Terms as large as 1 / temperature may cancel, and leave their rounding.
+    largest = max(float(wanted.abs().max()), 1.0 / temperature)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-5 * largest)
+
+
+class OwnLoss(ContrastiveDynamics):
+    """Training with another loss than the critic's."""
+
+    def training_loss(self, batch: Draws | Segments) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = super().training_loss(batch)
+        return 2.0 * loss, metrics
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "infonce"},
+        {"loss": {"name": "symmetric_infonce", "logsumexp_penalty": 0.5}},
+        {"learned_temperature": True},
+        {"training": {"precision": "bfloat16"}},
+        {"loss": "tests.dynamics.test_losses:Doubled"},
+    ],
+)
+def test_other_steps_are_differentiated_by_autograd(
+    transitions: Transitions, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    reference, module = _module(transitions, **changes), _module(transitions, **changes)
+    module.on_fit_start()
+    draws = module.draw(1, torch.Generator().manual_seed(0))[0]
+    _, wanted = _reference(reference, draws)
+    calls = []
+    differentiate = module.differentiate
+
+    def noted(loss: Tensor) -> None:
+        calls.append(loss)
+        differentiate(loss)
+
+    monkeypatch.setattr(module, "differentiate", noted)
+    _, gradient = _gradient(module, draws)
+    assert len(calls) == 1
+    torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_an_extended_loss_and_the_loss_of_several_processes_are_differentiated_by_autograd(
+    transitions: Transitions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (make_data(transitions, 4), dynamics_parameters(), 0)
+    module = OwnLoss(*arguments)
+    module.on_fit_start()
+    draws = module.draw(1, torch.Generator().manual_seed(0))[0]
+    expected, wanted = _reference(ContrastiveDynamics(*arguments), draws)
+    loss, gradient = _gradient(module, draws)
+    torch.testing.assert_close(loss.detach(), 2.0 * expected.detach())
+    torch.testing.assert_close(gradient, 2.0 * wanted, rtol=1e-3, atol=1e-4)
+    monkeypatch.setattr("cvl_pipeline.dynamics.module.world_size", lambda: 2)
+    with pytest.raises(AssertionError, match="the step needs autograd"):
+        _gradient(WithoutAutograd(*arguments), draws)
 
 
 def test_validation_uses_the_held_out_episodes_alone(transitions: Transitions) -> None:

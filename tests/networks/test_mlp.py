@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cvl_pipeline.networks.mlp import MLP, Standardise
+from cvl_pipeline.networks.mlp import MLP, Standardise, transposed_product
 
 
 def test_hidden_layers_are_normalised_and_the_last_layer_is_linear() -> None:
@@ -119,6 +119,17 @@ def test_a_copy_of_a_network_in_training_has_parameters_of_its_own() -> None:
     assert not torch.equal(next(twin.parameters()), next(network.parameters()))
     gradients = torch.autograd.grad(twin(torch.randn(4, 3)).sum(), list(twin.parameters()))
     assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("sizes", [(7, 2), (2, 7), (3, 3)])  # high, wide and square
+@pytest.mark.parametrize("given_memory", [False, True])
+def test_the_transposed_product_is_the_product_in_rows(sizes: tuple[int, int], given_memory: bool) -> None:
+    left, right = (torch.randn(5, size, dtype=torch.float64) for size in sizes)
+    memory = torch.full(sizes, torch.nan, dtype=torch.float64) if given_memory else None
+    product = transposed_product(left, right, memory)
+    torch.testing.assert_close(product, left.t() @ right)
+    assert product.is_contiguous()
+    assert memory is None or product.data_ptr() == memory.data_ptr()
 
 
 def test_standardise_starts_as_the_identity_and_then_divides_by_the_spread() -> None:

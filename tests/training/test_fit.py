@@ -125,23 +125,25 @@ def test_keyboard_interrupt_stops_the_run_and_keeps_finished_steps(tmp_path: Pat
 
 
 @pytest.mark.parametrize("precision", sorted(PRECISIONS))
+@pytest.mark.parametrize("learned_temperature", [True, False])  # with autograd, and without
 def test_contrastive_training_resumes_to_the_same_critic(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, learned_temperature: bool
 ) -> None:
     data = make_transitions([20] * 6, [True, False] * 3)
     training = {"steps": 90, "validation_interval": 30, "learning_rate": 0.01, "precision": precision}
-    arguments = (make_data(data, 4), dynamics_parameters(learned_temperature=True, training=training), 0)
+    parameters = dynamics_parameters(learned_temperature=learned_temperature, training=training)
+    arguments = (make_data(data, 4), parameters, 0)
     whole = ContrastiveDynamics(*arguments)
     expected = fit(whole, description="test", checkpoints=tmp_path / "whole", fingerprint="f")
     broken = ContrastiveDynamics(*arguments)
-    original = broken.training_loss
+    original = broken.gradient_step
 
     def fails_at_70(batch: Draws) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if broken.global_step == 70:
             raise RuntimeError("the machine went away")
         return original(batch)
 
-    monkeypatch.setattr(broken, "training_loss", fails_at_70)
+    monkeypatch.setattr(broken, "gradient_step", fails_at_70)
     with pytest.raises(RuntimeError, match="went away"):
         fit(broken, description="test", checkpoints=tmp_path / "parts", fingerprint="f")
     resumed = ContrastiveDynamics(*arguments)

@@ -454,14 +454,14 @@ def test_a_log_on_the_cpu_trains_the_critic_of_a_log_on_the_gpu(monkeypatch: pyt
     monkeypatch.setattr(offline, "fits", lambda *_: False)
     here = ContrastiveDynamics(data, parameters, 0)
     devices: set[str] = set()
-    training_loss = here.training_loss
+    gradient_step = here.gradient_step
 
     def noted(batch: Draws | Segments) -> tuple[Tensor, dict[str, Tensor]]:
         assert isinstance(batch, Segments)
         devices.update(value.device.type for value in vars(batch).values())
-        return training_loss(batch)
+        return gradient_step(batch)
 
-    monkeypatch.setattr(here, "training_loss", noted)
+    monkeypatch.setattr(here, "gradient_step", noted)
     kept = fit(here, description="test")
     assert devices == {"cuda"}
     torch.testing.assert_close(here.state_dict(), there.state_dict(), rtol=1e-4, atol=1e-5)

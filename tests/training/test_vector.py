@@ -57,6 +57,23 @@ def test_a_network_that_the_loss_does_not_use_has_no_gradient() -> None:
     assert vector.values.grad[first + 1 :].any()
 
 
+def test_parts_are_the_gradient_if_joined_networks_have_all_parameters() -> None:
+    mixed = Mixed()
+    assert not ParameterVector(mixed, _parameters(mixed)).joint
+    network, inputs = MLP(3, (5,), 2), torch.randn(6, 3)
+    assert not ParameterVector(network, _parameters(network), join=False).joint
+    expected = torch.autograd.grad(network(inputs).sum(), _parameters(network))
+    vector = ParameterVector(network, _parameters(network))
+    assert vector.joint
+    variable = network.variable
+    assert variable is not None
+    outputs, kept = variable.run(inputs)
+    variable.differentiate(torch.ones_like(outputs), kept, variable.parts)
+    vector.take_parts()
+    assert vector.values.grad is not None
+    torch.testing.assert_close(vector.values.grad, torch.cat([part.flatten() for part in expected]))
+
+
 def test_released_networks_are_differentiated_by_their_own_parameters() -> None:
     module = Mixed()
     vector = ParameterVector(module, _parameters(module))

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from cvl_pipeline.dynamics.parameters import LossParameters
+from cvl_pipeline.networks.mlp import transposed_product
 
 
 def symmetric_infonce(logits: Tensor) -> Tensor:
@@ -28,44 +29,59 @@ SPREAD = 80.0
 """Largest spread of logits for which ``exp(lowest - highest)`` does not underflow."""
 
 
-class _SymmetricInfoNCE(torch.autograd.Function):
+def symmetric_infonce_gradients(
+    left: Tensor, right: Tensor, bound: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Symmetric InfoNCE of the logits ``left @ right.T``, with one exponential per entry instead of four.
 
-    At B = 1024, passes over the (B, B) logits cost as much as the networks on a CPU. So the gradient of the logits
-    replaces them in the forward pass already.
+    At B = 1024, passes over the (B, B) logits cost as much as the networks on a CPU. So their gradient replaces them.
+
+    Args:
+        left: (B, D).
+        right: (B, D).
+        bound: largest absolute value that a logit can have, if it is known.
+
+    Returns:
+        The loss, a scalar, and its gradients with respect to both factors, (B, D) each.
     """
+    logits = left @ right.t()  # (B, B)
+    positives = logits.diagonal().mean()
+    size = len(logits)
+    if bound is None and logits.device.type == "cpu":  # a GPU would have to wait for the answer
+        lowest, highest = (float(value) for value in torch.aminmax(logits))
+        shift = highest if highest - lowest < SPREAD else None
+    else:
+        shift = bound if bound is not None and 2.0 * bound < SPREAD else None
+    if shift is not None:
+        weights = logits.sub_(shift).exp_()
+        rows, columns = weights.sum(1), weights.sum(0)
+        loss = 0.5 * (rows.log().mean() + columns.log().mean()) + shift - positives
+        scales = (0.5 / size / rows).unsqueeze(1) + 0.5 / size / columns
+        gradient = weights.mul_(scales)
+    else:
+        rows, columns = logits.logsumexp(1, keepdim=True), logits.logsumexp(0)
+        loss = 0.5 * (rows.mean() + columns.mean()) - positives
+        gradient = (logits - rows).exp_().add_(logits.sub_(columns).exp_()).mul_(0.5 / size)
+    gradient.diagonal().sub_(1.0 / size)
+    return loss, gradient @ right, transposed_product(gradient, left)
+
+
+class _SymmetricInfoNCE(torch.autograd.Function):
+    """Symmetric InfoNCE of two factors as one operation."""
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor, bound: float | None) -> Tensor:
-        """Return the loss, (B, D) and (B, D) -> scalar; ``bound`` is that of the logits, if it is known."""
-        logits = left @ right.t()  # (B, B)
-        positives = logits.diagonal().mean()
-        size = len(logits)
-        if bound is None and logits.device.type == "cpu":  # a GPU would have to wait for the answer
-            lowest, highest = (float(value) for value in torch.aminmax(logits))
-            shift = highest if highest - lowest < SPREAD else None
-        else:
-            shift = bound if bound is not None and 2.0 * bound < SPREAD else None
-        if shift is not None:
-            weights = logits.sub_(shift).exp_()
-            rows, columns = weights.sum(1), weights.sum(0)
-            loss = 0.5 * (rows.log().mean() + columns.log().mean()) + shift - positives
-            scales = (0.5 / size / rows).unsqueeze(1) + 0.5 / size / columns
-            gradient = weights.mul_(scales)
-        else:
-            rows, columns = logits.logsumexp(1, keepdim=True), logits.logsumexp(0)
-            loss = 0.5 * (rows.mean() + columns.mean()) - positives
-            gradient = (logits - rows).exp_().add_(logits.sub_(columns).exp_()).mul_(0.5 / size)
-        gradient.diagonal().sub_(1.0 / size)
-        ctx.save_for_backward(left, right, gradient)
+        """Return the loss; see ``symmetric_infonce_gradients``."""
+        loss, *gradients = symmetric_infonce_gradients(left, right, bound)
+        ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
     @once_differentiable  # the gradient depends on the inputs too
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         """Return the gradients of both factors."""
-        left, right, gradient = ctx.saved_tensors
-        return (gradient @ right).mul_(gradients[0]), (gradient.t() @ left).mul_(gradients[0]), None
+        of_left, of_right = ctx.saved_tensors
+        return of_left * gradients[0], of_right * gradients[0], None
 
 
 def infonce(logits: Tensor) -> Tensor:
@@ -135,15 +151,19 @@ class Loss(ABC):
 class SymmetricInfoNCE(Loss):
     """See ``symmetric_infonce``."""
 
+    @property
+    def fused(self) -> bool:
+        """Whether ``symmetric_infonce_gradients`` has this loss and its gradients."""
+        own_code = type(self) is not SymmetricInfoNCE
+        return not own_code and not self.parameters.logsumexp_penalty
+
     def of_logits(self, logits: Tensor) -> Tensor:
         """Return the loss without the penalty."""
         return symmetric_infonce(logits)
 
     def of_factors(self, left: Tensor, right: Tensor, bound: float | None = None) -> Tensor:
         """Return the loss; see ``Loss``."""
-        if (
-            self.parameters.logsumexp_penalty or type(self) is not SymmetricInfoNCE
-        ):  # a class of the user's own
+        if not self.fused:
             return super().of_factors(left, right, bound)
         loss: Tensor = _SymmetricInfoNCE.apply(left, right, bound)  # type: ignore[no-untyped-call]
         return loss

@@ -124,12 +124,14 @@ class ContrastiveCritic(nn.Module):
         Raises:
             ValueError: offsets without horizon conditioning, or the reverse.
         """
+        return self.finish(self.phi_network(self.phi_inputs(observations, actions, offsets)))
+
+    def phi_inputs(self, observations: Tensor, actions: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """What phi's network receives; see ``phi``."""
         if (offsets is not None) != self.shape.horizon_conditioning:
             raise ValueError("give offsets if and only if the critic has horizon_conditioning")
         inputs = self.inputs(observations, actions)
-        if offsets is not None:
-            inputs = _joined(inputs, offset_code(offsets))
-        return self._finish(self.phi_network(inputs))
+        return inputs if offsets is None else _joined(inputs, offset_code(offsets))
 
     def inputs(self, observations: Tensor, actions: Tensor) -> Tensor:
         """What phi's network receives, without the offset: encoded states and standardised actions.
@@ -143,9 +145,13 @@ class ContrastiveCritic(nn.Module):
 
         For ``absorbed`` states, the encoded observation is replaced by zeros, and the indicator is 1.
         """
+        return self.finish(self.psi_network(self.psi_inputs(futures, absorbed)))
+
+    def psi_inputs(self, futures: Tensor, absorbed: Tensor) -> Tensor:
+        """What psi's network receives, (..., O) and (...) -> (..., features + 1)."""
         flag = absorbed.unsqueeze(-1)
         inputs = torch.where(flag, 0.0, self.encode_observation(futures))
-        return self._finish(self.psi_network(torch.cat([inputs, flag.to(inputs.dtype)], dim=-1)))
+        return torch.cat([inputs, flag.to(inputs.dtype)], dim=-1)
 
     def factors(self, phi: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
         """Return the factors of the logits, phi / temperature and psi, in single precision.
@@ -167,7 +173,8 @@ class ContrastiveCritic(nn.Module):
             left, right = self.factors(phi, psi)
             return left @ right.T
 
-    def _finish(self, representation: Tensor) -> Tensor:
+    def finish(self, representation: Tensor) -> Tensor:
+        """Scale what a network returns, (..., D), which is linear, to phi or psi."""
         if self.shape.representation == "unit_norm":
             return representation  # which the network has scaled
         # This divides the logits by sqrt(D), so their spread does not grow with D.

@@ -149,8 +149,7 @@ class OfflineModule(lightning.LightningModule):
         """Take ``count`` steps from step ``first`` and return their losses, (count,)."""
         losses = []
         for step in range(first, first + count):
-            loss, metrics = self.training_loss(self.batch(step))
-            self.differentiate(loss)
+            loss, metrics = self.gradient_step(self.batch(step))
             optimizer.param_groups[0]["lr"] = self.learning_rate(step)
             optimizer.step()
             self._count(1)
@@ -158,6 +157,15 @@ class OfflineModule(lightning.LightningModule):
             for name, value in metrics.items():
                 self._add(name, value.detach())
         return torch.stack(losses)
+
+    def gradient_step(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Set the gradient of the trained parameters to that of the batch's loss; return the loss and the metrics.
+
+        A module may override it if it knows the gradient without autograd.
+        """
+        loss, metrics = self.training_loss(batch)
+        self.differentiate(loss)
+        return loss, metrics
 
     def differentiate(self, loss: Tensor) -> None:
         """Set the gradient of the trained parameters to that of the loss."""

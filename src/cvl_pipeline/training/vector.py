@@ -25,6 +25,7 @@ class Variable:
     Attributes:
         values: (N,), a leaf that shares its memory with the parameters.
         gradient: (N,), where the next backward pass writes the gradient instead of into new memory.
+        parts: ``gradient`` by parameter, as views of their shapes.
         free: whether it may. A second pass through the network in the same loss takes new memory.
     """
 
@@ -34,7 +35,7 @@ class Variable:
         self.gradient = gradient
         self.free = True
         self._shapes = [parameter.shape for parameter in network.parameters()]
-        self._gradients = self.split(gradient)
+        self.parts = self.split(gradient)
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """Views of a vector, (N,), with the shapes of the network's parameters."""
@@ -45,7 +46,7 @@ class Variable:
         """Return memory for a gradient, as a vector, (N,), and by parameter."""
         if self.free:
             self.free = False
-            return self.gradient, self._gradients
+            return self.gradient, self.parts
         gradient = torch.empty_like(self.gradient)
         return gradient, self.split(gradient)
 
@@ -103,6 +104,15 @@ class ParameterVector:
             *(variable.gradient for _, variable in self._joined),
             *(gradient.view_as(parameter) for parameter, gradient in single.items()),
         ]
+
+    @property
+    def joint(self) -> bool:
+        """Whether every parameter belongs to a joined network."""
+        return len(self._joined) == len(self._variables)
+
+    def take_parts(self) -> None:
+        """Set the vector's gradient to what the joined networks, which have all parameters, wrote to their parts."""
+        self.values.grad = average(self._gradient)
 
     def differentiate(self, loss: Tensor) -> None:
         """Set the vector's gradient to that of the loss, averaged over processes."""
@@ -179,10 +189,11 @@ class Adam(torch.optim.Adam):
     ) -> None:
         """Update a part: parameters, gradient and both moments, (n,) each."""
         (group,) = self.param_groups
-        size = len(column[0])
         if column[0].device.type == "cuda":
-            size = max(SMALLEST_PIECE, 4 * math.ceil(size / PIECES / 4))  # aligned
-        pieces = [torch.split(part, size) for part in column]
+            size = max(SMALLEST_PIECE, 4 * math.ceil(len(column[0]) / PIECES / 4))  # aligned
+            pieces = [torch.split(part, size) for part in column]
+        else:
+            pieces = [(part,) for part in column]
         torch._fused_adam_(
             pieces[0], pieces[1], pieces[2], pieces[3], [], [step] * len(pieces[0]),
             lr=learning_rate, beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
