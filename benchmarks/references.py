@@ -169,7 +169,7 @@ def reference_returns(
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # d3rlpy exports TorchScript or ONNX alone
-        network = torch.jit.load(policy)
+        network = torch.jit.load(policy)  # type: ignore[no-untyped-call]
     recorded = evaluate(
         network, partial(GymnasiumEnvironment, ENVIRONMENT), episodes=episodes, seed=seed, workers=1,
         name=f"d3rlpy {method}",
