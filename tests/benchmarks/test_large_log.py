@@ -27,7 +27,7 @@ def test_the_command_ends_with_both_speeds_and_the_share_of_waiting(
 ) -> None:
     monkeypatch.setattr(large_log, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(large_log, "WARM_UP", 5)
-    options = ["--transitions", "5e3", "--batch", "16", "--steps", "45", "--rounds", "1"]
+    options = ["--transitions", "5e3", "--batch", "16", "--steps", "195", "--rounds", "1"]
     monkeypatch.setattr("sys.argv", ["large_log", *options, "--folder", str(tmp_path)])
     large_log.main()
     record = json.loads((tmp_path / "results/large_log.json").read_text())

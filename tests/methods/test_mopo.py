@@ -112,7 +112,7 @@ def test_noise_begins_with_the_wanted_entropy() -> None:
     module = _module()
     assert isinstance(module.actor, GaussianActor)
     entropy = (module.actor.log_std + 0.5 * np.log(2.0 * np.pi * np.e)).sum()
-    assert float(entropy) == pytest.approx(module._wanted_entropy, rel=1e-5)
+    assert float(entropy.detach()) == pytest.approx(module._wanted_entropy, rel=1e-5)
 
 
 @pytest.mark.parametrize(("module", "step"), [(ModelLearning, 40), (MOPOLearning, 40)])

@@ -33,8 +33,12 @@ def make_episodes(discrete: bool = False, rewards: bool = True) -> EpisodeData:
     return make_data(transitions, TRAIN, make_rewards(transitions) if rewards else None)
 
 
-OFF_POLICY = [name for name in METHODS.names if issubclass(METHODS[name], OffPolicyMethod)]
-"""The built-in methods that learn Q from single transitions."""
+OFF_POLICY = [
+    name
+    for name in METHODS.names
+    if issubclass(METHODS[name], OffPolicyMethod) and hasattr(METHODS[name], "module")
+]
+"""The built-in methods that learn Q from single transitions, in one training."""
 
 
 @dataclass

@@ -207,7 +207,7 @@ class ReturnRegression(ValueLearning):
         pair = self._pairs[place]
         values = self.q(self._observations[self._rows[pair]], self._actions[pair])
         errors = (values - self._targets[place]).square()
-        return (self._weights[place] * errors).mean(1).sum(), {"target": self._targets[place].mean()}
+        return (self._weights[place] * errors).mean(1).sum(), {"q": self._targets[place].mean()}
 
 
 class Phases:

@@ -60,7 +60,10 @@ class OneStepModel(OneStep):
             description="Steps of a rollout. The future after them counts as the rollout itself.",
         )
         rollouts: int = Field(
-            20_000, ge=1, description="Rollouts, shared evenly among the pairs of the training episodes."
+            20_000,
+            ge=1,
+            le=MOST_ROWS,
+            description="Rollouts, shared evenly among the pairs of the training episodes.",
         )
 
         @model_validator(mode="after")

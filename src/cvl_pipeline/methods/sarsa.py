@@ -43,7 +43,7 @@ class SarsaLearning(ValueLearning):
             target = (1.0 - own.discount) * step.rewards + own.discount * following
             known = torch.maximum(step.has_next, 1.0 - step.goes_on)
         errors = known * (self.q(step.states, step.actions) - target).square()
-        return errors.mean(1).sum(), {"target": target.mean()}
+        return errors.mean(1).sum(), {"q": target.mean()}
 
 
 class SARSA(OneStep):

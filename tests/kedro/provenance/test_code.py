@@ -134,7 +134,8 @@ def test_a_policy_depends_on_its_own_objective_and_the_critic_on_none(objective:
         "cvl": {"base", "training", objective, *behind}, "bc": {"base", "training", "bc"}, "iql": {"base"}
     }  # fmt: skip
     methods = {name: _modules(codes[f"policy_extraction.train_{name}"], "methods") for name in found}
-    assert methods == {name: {"base", "job", name} for name in found}
+    shared = {"iql": {"off_policy"}}
+    assert methods == {name: {"base", "job", name, *shared.get(name, ())} for name in found}
     for package in ("objectives", "methods", "readout", "environments", "sources"):
         assert not _modules(codes["contrastive_dynamics.train"], package)
 
