@@ -6,7 +6,6 @@ They differ from CVL in where Q comes from, and in nothing else: AWR, its state 
 from __future__ import annotations
 
 import copy
-import logging
 import shutil
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -36,12 +35,9 @@ from cvl_pipeline.schema import Choice, Strict
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.processes import own_share, rank
-from cvl_pipeline.training.vector import Part
 
 if TYPE_CHECKING:
     from cvl_pipeline.readout.q_function import QFunction
-
-logger = logging.getLogger(__name__)
 
 
 class OneStepParameters(MethodParameters):
@@ -144,10 +140,6 @@ class ValueLearning(OffPolicy):
     def networks(self) -> None:
         """Build Q."""
         self.q = Ensemble(self.normalisation, self.settings.hidden)
-
-    def parts(self) -> Any:
-        """Q alone is trained."""
-        return ((self.q.parameters(), Part()),)
 
     @property
     def values(self) -> LearnedValues:
