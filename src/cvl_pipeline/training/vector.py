@@ -155,7 +155,7 @@ class Adam(torch.optim.Adam):
     def __init__(self, values: nn.Parameter, learning_rate: float, parts: Sequence[Part] = ()) -> None:
         """Take the vector, (N,), the first learning rate, and its parts, in their order, if they differ."""
         super().__init__([values], lr=learning_rate, fused=True)
-        self._parts = tuple(parts) or (Part(size=len(values)),)
+        self._parts = tuple(parts)
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update the tensor with the group's learning rate."""
@@ -168,7 +168,7 @@ class Adam(torch.optim.Adam):
         (values,) = group["params"]
         mean, square, step = self.moments
         assert values.grad is not None
-        if len(self._parts) == 1:
+        if not self._parts:
             step += 1.0
             self._kernel((values, values.grad, mean, square), step, learning_rate, None)
             return
@@ -206,10 +206,9 @@ class Adam(torch.optim.Adam):
         (values,) = self.param_groups[0]["params"]
         state = self.state[values]
         if not state:
-            several = len(self._parts) > 1
-            shape = (len(self._parts),) if several else ()
+            shape = (len(self._parts),) if self._parts else ()
             state["step"] = torch.zeros(shape, dtype=torch.float32, device=values.device)
-            if several:
+            if self._parts:
                 state["turn"] = torch.zeros((), dtype=torch.float32, device=values.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(values), torch.zeros_like(values)
         return state["exp_avg"], state["exp_avg_sq"], state["step"]
