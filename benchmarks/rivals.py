@@ -45,6 +45,7 @@ from cvl_pipeline.schema import flattened, nested
 PROTOCOL = PROJECT / "benchmarks/rivals.yml"
 CODE = ("src", "conf", "requirements.lock")
 """What results follow from."""
+VARIANT = rivals_report.VARIANT
 NODE = re.compile(r"\d+/\d+ (\S+) -> .*\((\d+\.\d) s(?:, beside)?\)")
 """The line that a run prints after each node."""
 START, END = "# start", "# finished"
@@ -71,7 +72,8 @@ class Plan:
     """What every cell has in common.
 
     Attributes:
-        methods: names of methods, ``cvl`` among them.
+        methods: names of methods, ``cvl`` among them, and of variants, ``<method>__<variant>``.
+        variants: settings of variants, by method and name.
         uses: CVL's networks that a method uses (``critic``, ``regression``), by its name.
         episodes: number of evaluation episodes.
         env: folder of conf/ with other settings.
@@ -83,6 +85,7 @@ class Plan:
     """
 
     methods: tuple[str, ...]
+    variants: Mapping[str, Mapping[str, Mapping[str, Any]]]
     uses: Mapping[str, Sequence[str]]
     episodes: int
     env: str | None
@@ -121,9 +124,15 @@ class Plan:
         for name in methods:
             if name == "cvl":
                 continue
-            used = tuple(of_network[network] for network in self.uses.get(name, ()))
-            own = sum(count for field, count in steps.items() if not field.startswith(used))
-            chosen |= {f"baselines.{name}.method": name, f"baselines.{name}.training.steps": own}
+            method, _, variant = name.partition(VARIANT)
+            entry = {"method": method}
+            if method != "cvl":  # a variant of CVL's extraction, from the critic at hand
+                used = tuple(of_network[network] for network in self.uses.get(method, ()))
+                own = sum(count for field, count in steps.items() if not field.startswith(used))
+                entry["training.steps"] = own
+            if variant:
+                entry |= flattened(self.variants[method][variant])
+            chosen |= {f"baselines.{name}.{field}": value for field, value in entry.items()}
         return chosen
 
     def command(self, cell: Cell, methods: Sequence[str]) -> list[str]:
@@ -340,14 +349,22 @@ class Runner:
         return f"{', '.join(rates)} ({time.perf_counter() - start:.0f} s)"
 
 
-def known_methods(wanted: Sequence[str] | None, protocol: Sequence[str]) -> tuple[str, ...]:
+def known_methods(
+    wanted: Sequence[str] | None, protocol: Sequence[str], variants: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, ...]:
     """Return the methods to compare, CVL first; a name of your own choice must exist.
 
     Raises:
-        InputError: an unknown method.
+        InputError: an unknown method or variant.
     """
     for name in wanted or ():
-        METHODS[name]
+        method, _, variant = name.partition(VARIANT)
+        METHODS[method]
+        known = variants.get(method, {})
+        if variant and variant not in known:
+            raise InputError(
+                f"{PROTOCOL.name} has no variant '{variant}' of '{method}'; there are: {', '.join(known) or 'none'}"
+            )
     absent = [name for name in protocol if name not in METHODS.names]
     if absent and not wanted:
         print(f"not in this version: {', '.join(absent)}", flush=True)  # noqa: T201
@@ -362,7 +379,7 @@ def _parser(protocol: Mapping[str, Any]) -> argparse.ArgumentParser:
     add("--tasks", nargs="+", help="instead of those of the set")
     add("--presets", nargs="+", help="instead of those of the set")
     add("--seeds", nargs="+", type=int, help="instead of those of the set")
-    add("--methods", nargs="+", help="instead of those of rivals.yml; cvl is always among them")
+    add("--methods", nargs="+", help="instead of those of rivals.yml; or its variants, <method>__<variant>; cvl is always among them")
     add("--budget", type=int, choices=(1, 10), default=1, help="factor of all gradient steps")
     add("--jobs", type=int, help="cells at once (default: one per core, or per --threads cores)")
     add("--threads", type=int, default=1, help="cores of a cell (default: 1, for times that compare)")
@@ -389,9 +406,9 @@ def main() -> None:
     failed: list[Cell] = []
     try:
         plan = Plan(
-            known_methods(options.methods, protocol["methods"]), protocol["uses"], protocol["evaluation_episodes"],
-            options.env, given_parameters(options.params), options.threads,
-            options.records.resolve(), options.data_root.resolve(), not options.delete_data,
+            known_methods(options.methods, protocol["methods"], protocol["variants"]),
+            protocol["variants"], protocol["uses"], protocol["evaluation_episodes"], options.env, given_parameters(options.params),
+            options.threads, options.records.resolve(), options.data_root.resolve(), not options.delete_data,
         )  # fmt: skip
         if not options.report:
             for cell in chosen:

@@ -26,6 +26,8 @@ from cvl_pipeline.reports.statistics import (
 OURS, BEHAVIOUR, ALL = "cvl", "behaviour data", "all presets"
 CRITIC = ("contrastive_dynamics.train", "value_readout.label", "value_readout.read_out")
 """Nodes that train what CVL, and every method that needs its critic, stands on."""
+VARIANT = "__"
+"""Stands between the names of a method and of a variant of its settings."""
 THRESHOLDS = np.linspace(0.0, 1.0, 101)
 PROFILE_RESAMPLES = 2000
 """For profiles, whose samples are a hundred times as large."""
@@ -33,7 +35,7 @@ PROFILE_RESAMPLES = 2000
 
 def cost(method: str, seconds: Mapping[str, float]) -> float:
     """Seconds that a method takes to train, with the critic if it needs one; NaN if a node was not measured."""
-    needs_critic = method == OURS or METHODS[method].needs_critic
+    needs_critic = METHODS[method.partition(VARIANT)[0]].needs_critic
     nodes = [*(CRITIC if needs_critic else ()), f"policy_extraction.train_{method}"]
     return sum(seconds.get(node, np.nan) for node in nodes)
 

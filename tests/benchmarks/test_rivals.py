@@ -28,7 +28,7 @@ CELL = Cell(10, "mixed", "reach-v3")
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     return Plan(
-        methods=("cvl", "bc", "iql"), uses={}, episodes=4, env=None, given={}, threads=1,
+        methods=("cvl", "bc", "iql"), variants={}, uses={}, episodes=4, env=None, given={}, threads=1,
         records=tmp_path / "records", data=tmp_path / "data", keep=True,
     )  # fmt: skip
 
@@ -75,11 +75,11 @@ def test_all_presets_and_tasks_of_a_seed_come_before_the_next_seed() -> None:
 
 
 def test_methods_that_do_not_exist_yet_are_left_out_and_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert known_methods(None, ["cvl", "bc", "not_yet", "iql"]) == ("cvl", "bc", "iql")
+    assert known_methods(None, ["cvl", "bc", "not_yet", "iql"], {}) == ("cvl", "bc", "iql")
     assert capsys.readouterr().out == "not in this version: not_yet\n"
-    assert known_methods(["iql"], ["cvl", "bc"]) == ("cvl", "iql")
+    assert known_methods(["iql"], ["cvl", "bc"], {}) == ("cvl", "iql")
     with pytest.raises(InputError, match="unknown method 'not_yet'"):
-        known_methods(["not_yet"], ["cvl"])
+        known_methods(["not_yet"], ["cvl"], {})
 
 
 @pytest.mark.parametrize("budget", [1, 10])
