@@ -150,14 +150,14 @@ def policy_value(mdp: FiniteMDP, policy: Any) -> float:
 
 def fail_at(patch: pytest.MonkeyPatch, module: type[OfflineModule], step: int) -> None:
     """Let a module's training fail before a gradient step."""
-    training_loss = module.training_loss
+    gradient_step = module.gradient_step
 
     def failing(self: OfflineModule, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         if self.global_step == step:
             raise RuntimeError("the machine went away")
-        return training_loss(self, batch)
+        return gradient_step(self, batch)
 
-    patch.setattr(module, "training_loss", failing)
+    patch.setattr(module, "gradient_step", failing)
 
 
 def check_resumption(
