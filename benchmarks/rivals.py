@@ -74,7 +74,6 @@ class Plan:
     Attributes:
         methods: names of methods, ``cvl`` among them, and of variants, ``<method>__<variant>``.
         variants: settings of variants, by method and name.
-        uses: CVL's networks that a method uses (``critic``, ``regression``), by its name.
         episodes: number of evaluation episodes.
         env: folder of conf/ with other settings.
         given: more parameters, by their full names. They win.
@@ -86,7 +85,6 @@ class Plan:
 
     methods: tuple[str, ...]
     variants: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    uses: Mapping[str, Sequence[str]]
     episodes: int
     env: str | None
     given: Mapping[str, Any]
@@ -118,18 +116,15 @@ class Plan:
 
     def baselines(self, cell: Cell, methods: Sequence[str]) -> dict[str, Any]:
         """Parameters that choose methods beside CVL, each with the steps of all of CVL's networks."""
-        steps = self.steps(cell.budget)
-        of_network = {"critic": "contrastive_dynamics.", "regression": "value_readout."}
+        steps = sum(self.steps(cell.budget).values())
         chosen: dict[str, Any] = {} if "bc" in methods else {"baselines.bc": None}  # conf/base has it
         for name in methods:
             if name == "cvl":
                 continue
             method, _, variant = name.partition(VARIANT)
-            entry = {"method": method}
+            entry: dict[str, Any] = {"method": method}
             if method != "cvl":  # a variant of CVL's extraction, from the critic at hand
-                used = tuple(of_network[network] for network in self.uses.get(method, ()))
-                own = sum(count for field, count in steps.items() if not field.startswith(used))
-                entry["training.steps"] = own
+                entry["training.steps"] = steps
             if variant:
                 entry |= flattened(self.variants[method][variant])
             chosen |= {f"baselines.{name}.{field}": value for field, value in entry.items()}
@@ -379,7 +374,11 @@ def _parser(protocol: Mapping[str, Any]) -> argparse.ArgumentParser:
     add("--tasks", nargs="+", help="instead of those of the set")
     add("--presets", nargs="+", help="instead of those of the set")
     add("--seeds", nargs="+", type=int, help="instead of those of the set")
-    add("--methods", nargs="+", help="instead of those of rivals.yml; or its variants, <method>__<variant>; cvl is always among them")
+    add(
+        "--methods",
+        nargs="+",
+        help="instead of those of rivals.yml, or variants, <method>__<variant>; cvl is added",
+    )
     add("--budget", type=int, choices=(1, 10), default=1, help="factor of all gradient steps")
     add("--jobs", type=int, help="cells at once (default: one per core, or per --threads cores)")
     add("--threads", type=int, default=1, help="cores of a cell (default: 1, for times that compare)")
@@ -407,7 +406,7 @@ def main() -> None:
     try:
         plan = Plan(
             known_methods(options.methods, protocol["methods"], protocol["variants"]),
-            protocol["variants"], protocol["uses"], protocol["evaluation_episodes"], options.env, given_parameters(options.params),
+            protocol["variants"], protocol["evaluation_episodes"], options.env, given_parameters(options.params),
             options.threads, options.records.resolve(), options.data_root.resolve(), not options.delete_data,
         )  # fmt: skip
         if not options.report:

@@ -27,7 +27,7 @@ NAMES = (
     "policy", "policy, categorical",
     "policy, best of n", "policy, best of n of horizons", "policy, best of n categorical",
     "policy, best of n regressed",
-    "policy, goals", "policy, goals of horizons", "policy, goals categorical",
+    "policy, goals", "policy, goals categorical",
 )  # fmt: skip
 """Names of ``make_artifacts``; the part before the comma is the kind."""
 
@@ -88,9 +88,7 @@ def make_artifacts() -> dict[str, Any]:
         BestOfN(gaussian, QFunction(conditioned, of_horizons).frozen("cpu"), proposals),
         BestOfN(categorical, QFunction(critic, positive).frozen("cpu"), proposals),
         BestOfN(gaussian, QFunction(conditioned, regressed_of_horizons).frozen("cpu"), proposals),
-        GoalPolicy(goal_actors[0], QFunction(critic, exact).frozen("cpu").critic, NO_HORIZONS, goals),
-        GoalPolicy(goal_actors[0], QFunction(conditioned, exact).frozen("cpu").critic, HORIZONS, goals),
-        GoalPolicy(goal_actors[1], QFunction(critic, exact).frozen("cpu").critic, NO_HORIZONS, goals),
+        *(GoalPolicy(actor, QFunction(critic, exact).frozen("cpu").critic, goals) for actor in goal_actors),
     )  # fmt: skip
     return dict(zip(NAMES, artifacts, strict=True))
 

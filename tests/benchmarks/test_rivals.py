@@ -28,7 +28,7 @@ CELL = Cell(10, "mixed", "reach-v3")
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     return Plan(
-        methods=("cvl", "bc", "iql"), variants={}, uses={}, episodes=4, env=None, given={}, threads=1,
+        methods=("cvl", "bc", "iql"), variants={}, episodes=4, env=None, given={}, threads=1,
         records=tmp_path / "records", data=tmp_path / "data", keep=True,
     )  # fmt: skip
 
@@ -64,7 +64,6 @@ def test_the_protocol_names_disjoint_tasks_and_seeds() -> None:
         == tuning["presets"]
         == ["mixed", "noisy", "fragments", "play", "sparse", "expert_few"]
     )
-    assert set(protocol["uses"]) <= set(protocol["methods"])
     assert (len(protocol["methods"]), protocol["evaluation_episodes"]) == (12, 50)
 
 
@@ -96,13 +95,6 @@ def test_every_method_takes_the_steps_of_critic_regression_and_policy(plan: Plan
     own = parameters.contrastive_dynamics.training.steps + parameters.policy_extraction.training.steps
     assert own + regression.all_steps == total
     assert parameters.evaluation.episodes == 4
-
-
-def test_a_method_pays_for_the_networks_of_cvl_that_it_uses(plan: Plan) -> None:
-    plan = replace(plan, uses={"iql": ["critic"], "bc": ["critic", "regression"]})
-    chosen = plan.baselines(CELL, plan.methods)
-    assert chosen["baselines.iql.training.steps"] == 2500 + 2000
-    assert chosen["baselines.bc.training.steps"] == 2000
 
 
 def test_without_regression_the_steps_are_those_of_critic_and_policy(plan: Plan) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import Generator, Tensor
 
 from cvl_pipeline import api
+from cvl_pipeline.dynamics.module import ContrastiveDynamics
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
@@ -22,18 +22,16 @@ from cvl_pipeline.methods.crl import CRL, GoalReaching, HindsightBatch, Position
 from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.networks.goal_policy import GoalPolicy
-from cvl_pipeline.readout.build import build_readout
-from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.testing.builders import (
     labelled_transitions,
     make_data,
     make_rewards,
     make_transitions,
-    readout_parameters,
     training_parameters,
 )
+from cvl_pipeline.training.module import OfflineModule
 from tests.methods.points import log_points, share_that_arrives
-from tests.methods.toys import make_episodes
+from tests.methods.toys import check_resumption, make_episodes
 from tests.objectives.toys import network_q
 
 CPU: dict[str, Any] = {"accelerator": "cpu", "loggers": ()}
@@ -44,9 +42,9 @@ def _parameters(training: dict[str, Any] | None = None, **changes: Any) -> CRL.P
     return CRL.Parameters.model_validate(small | changes)
 
 
-def _module(data: EpisodeData, values: QFunction | None = None, **changes: Any) -> GoalReaching:
-    values = values or network_q(data.transitions)
-    module = GoalReaching(data.without_rewards(), _parameters(**changes), 0, values)
+def _module(data: EpisodeData, critic: ContrastiveCritic | None = None, **changes: Any) -> GoalReaching:
+    critic = critic or network_q(data.transitions).critic
+    module = GoalReaching(data.without_rewards(), _parameters(**changes), 0, critic)
     module.on_fit_start()
     return module
 
@@ -73,10 +71,7 @@ def _drawn(count: int, **changes: Any) -> tuple[Transitions, Positions, Tensor, 
     shape = CriticShape((2,), 2, (8,), 4, "unit_norm", 0.5, False, 0.9, False)
     critic = ContrastiveCritic(shape)
     data = make_data(transitions, 3, make_rewards(transitions))
-    assert data.rewards is not None
-    readout = build_readout(critic, transitions, data.rewards, data.split, readout_parameters(), 0)
-    training = {"batch_size": count}
-    module = _module(data, QFunction(critic, readout), training=training, **changes)
+    module = _module(data, critic, training={"batch_size": count}, **changes)
     (places,) = module.draw(1, Generator().manual_seed(0))
     rows = module.read(places)
     return transitions, places, rows.observations, rows.goals
@@ -115,25 +110,17 @@ def test_share_of_goals_is_random() -> None:
 # The loss.
 
 
-def _f(values: QFunction, states: Tensor, actions: Tensor, goals: Tensor) -> Tensor:
+def _f(critic: ContrastiveCritic, states: Tensor, actions: Tensor, goals: Tensor) -> Tensor:
     """The critic's logits of matching rows, from its documented parts."""
-    critic = values.critic
     psi = critic.psi(goals, torch.zeros(len(goals), dtype=torch.bool))
-    if not critic.shape.horizon_conditioning:
-        return critic.logits(critic.phi(states, actions), psi).diagonal()
-    ratios = [
-        critic.logits(critic.phi(states, actions, torch.full((len(states),), int(k))), psi).diagonal().exp()
-        for k in values.readout.horizons
-    ]
-    return torch.stack(ratios).mean(0).log()
+    return critic.logits(critic.phi(states, actions), psi).diagonal()
 
 
-@pytest.mark.parametrize("conditioned", [False, True])
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize("extraction", ["ddpg_bc", "awr"])
-def test_loss_equals_the_formula(extraction: str, discrete: bool, conditioned: bool) -> None:
+def test_loss_equals_the_formula(extraction: str, discrete: bool) -> None:
     data = make_episodes(discrete)
-    q = network_q(data.transitions, conditioned)
+    q = network_q(data.transitions).critic
     module = _module(data, q, extraction=extraction, bc_weight=0.7, beta=2.0, max_weight=1.5, other_actions=3)
     (places,) = module.draw(1, Generator().manual_seed(0))
     loss, metrics = module.training_loss(places)
@@ -173,22 +160,29 @@ def test_loss_equals_the_formula(extraction: str, discrete: bool, conditioned: b
 
 def test_only_the_actor_is_trained() -> None:
     data = make_episodes()
-    q = network_q(data.transitions)
-    before = {name: value.clone() for name, value in q.critic.state_dict().items()}
-    module = _module(data, q)
-    assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"actor"}
-    CRL(_parameters()).train(data, 0, values=q)
-    torch.testing.assert_close(q.critic.state_dict(), before, rtol=0, atol=0)
-    assert all(parameter.requires_grad for parameter in q.critic.phi_network.parameters()), (
-        "the caller's stays so"
-    )
+    critic = network_q(data.transitions).critic
+    module = _module(data, critic)
+    trained = {id(parameter) for parameter in module.trained_parameters()}
+    assert trained == {id(parameter) for parameter in module.actor.parameters()}
+    assert all(parameter.requires_grad for parameter in critic.phi_network.parameters()), "it is a copy"
+
+
+def test_critic_is_that_of_cvl_with_the_method_s_own_discount() -> None:
+    data = make_episodes()
+    parameters = _parameters({"steps": 20}, discount=0.7, critic_share=0.25)
+    policy, history = CRL(parameters).train(data, 0)
+    assert isinstance(policy, GoalPolicy)
+    assert history["step"].iloc[-1] == 20
+    settings = CRL(parameters).critic_parameters(parameters.training.model_copy(update={"steps": 5}))
+    assert (settings.discount, settings.hidden) == (0.7, (8,))
+    critic, _ = api.train_critic(data, settings)
+    torch.testing.assert_close(policy.critic.state_dict(), critic.state_dict(), rtol=0, atol=0)
 
 
 def test_rewards_do_not_reach_the_training() -> None:
     data = make_episodes()
-    q = network_q(data.transitions)
     other = data.with_rewards(make_rewards(data.transitions, seed=5))
-    one, two = (CRL(_parameters()).train(part, 0, values=q) for part in (data, other))
+    one, two = (CRL(_parameters()).train(part, 0) for part in (data, other))
     assert one.history.equals(two.history)
     assert isinstance(one.policy, GoalPolicy)
     assert isinstance(two.policy, GoalPolicy)
@@ -256,8 +250,7 @@ def test_of_too_many_goals_some_are_chosen_by_the_seed() -> None:
 @pytest.mark.parametrize("discrete", [False, True])
 def test_trained_policy_acts_and_is_stored(discrete: bool, extraction: str, tmp_path: Path) -> None:
     data = make_episodes(discrete)
-    q = network_q(data.transitions)
-    policy, history = api.train_method(data, _parameters(extraction=extraction, goals=6), values=q)
+    policy, history = api.train_method(data, _parameters(extraction=extraction, goals=6))
     assert isinstance(policy, GoalPolicy)
     assert isinstance(policy.actor, CategoricalActor if discrete else GaussianActor)
     assert not policy.training
@@ -266,8 +259,8 @@ def test_trained_policy_acts_and_is_stored(discrete: bool, extraction: str, tmp_
     assert set(history.columns) == {
         "step", "train/loss", *(f"train/{name}" for name in own), "validation/action_error",
         "validation/log_prob", "validation/closeness_gain",
-    }  # fmt: skip
-    assert np.isfinite(history.to_numpy()).all()
+    } | {name for name in history.columns if "/critic_" in str(name)}  # fmt: skip
+    assert np.isfinite(history.iloc[-1].dropna()).all()
     states = data.transitions.states()
     actions = policy(states)
     assert actions.shape == data.transitions.actions.shape
@@ -286,11 +279,7 @@ def test_images_are_supported(extraction: str, tmp_path: Path) -> None:
     transitions = replace(transitions, observations=pictures.to(torch.uint8))
     labels = make_rewards(transitions)
     data = replace(EpisodeData.prepare(transitions, labels), rewards=labels)
-    critic, _ = api.train_critic(
-        data, hidden=(8,), representation_size=4, training=CPU | {"steps": 2, "batch_size": 4}
-    )
-    q = QFunction(critic, api.read_out(critic, data, regression=None))
-    policy, _ = api.train_method(data, _parameters(extraction=extraction), values=q)
+    policy, _ = api.train_method(data, _parameters(CPU | {"steps": 4}, extraction=extraction))
     assert isinstance(policy, GoalPolicy)
     assert policy.goals.dtype == torch.uint8
     actions = policy.act(pictures[:4].numpy())
@@ -323,52 +312,20 @@ def test_validation_measures_the_held_out_episodes() -> None:
     assert float(metrics["action_error"]) == pytest.approx(float((actions - batch.actions).square().mean()))
 
 
-def test_interrupted_training_resumes_to_the_same_policy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = make_episodes()
-    method, q = CRL(_parameters({"steps": 60, "validation_interval": 60})), network_q(data.transitions)
-    whole = method.train(data, 0, values=q)
-    train = partial(method.train, data, 0, values=q, checkpoints=tmp_path / "c", logs=tmp_path / "logs")
-    training_loss = GoalReaching.training_loss
-
-    def fail_at_40(module: GoalReaching, batch: Positions) -> tuple[Tensor, dict[str, Tensor]]:
-        if module.global_step == 40:
-            raise RuntimeError("the machine went away")
-        return training_loss(module, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(GoalReaching, "training_loss", fail_at_40)
-        with pytest.raises(RuntimeError, match="went away"):
-            train()
-    assert list((tmp_path / "c").rglob("last.ckpt"))
-    resumed = train()
-    pd.testing.assert_frame_equal(resumed.history, whole.history, check_exact=True)
-    torch.testing.assert_close(resumed.policy.state_dict(), whole.policy.state_dict(), rtol=0, atol=0)
+@pytest.mark.parametrize("module", [ContrastiveDynamics, GoalReaching])
+def test_interrupted_training_resumes_to_the_same_policy(module: type[OfflineModule], tmp_path: Path) -> None:
+    method = CRL(_parameters({"steps": 120, "validation_interval": 60}, critic_share=0.5))
+    train = partial(method.train, make_episodes(), 0)
+    history = check_resumption(train, tmp_path, module, 40, ContrastiveDynamics)
+    assert history["step"].tolist() == [60, 120]
 
 
-def test_missing_needs_are_refused() -> None:
-    data = make_episodes()
-    q = network_q(data.transitions)
+def test_missing_rewards_are_refused() -> None:
     with pytest.raises(InputError, match="'crl' needs rewards, which choose the goals"):
-        CRL(_parameters()).train(data.without_rewards(), 0, values=q)
-    with pytest.raises(InputError, match="'crl' needs a critic and a readout"):
-        CRL(_parameters()).train(data, 0)
+        CRL(_parameters()).train(make_episodes(rewards=False), 0)
 
 
 # A world of points: one policy reaches every goal.
-
-
-@pytest.fixture(scope="module")
-def world() -> tuple[EpisodeData, QFunction]:
-    """A log without a task, a reward in one corner, and the values of the behaviour."""
-    transitions = log_points(100, 60)
-    distance = (transitions.arrivals() - CORNER).norm(dim=1)
-    data = EpisodeData.prepare(transitions, Rewards((distance < 0.2).float(), distance < 0.2))
-    critic, _ = api.train_critic(
-        data, hidden=(64, 64), representation_size=16, training=CPU | {"steps": 600, "batch_size": 256}
-    )
-    return data, QFunction(critic, api.read_out(critic, data, regression=None))
 
 
 CORNER = torch.tensor([0.7, 0.7])
@@ -377,16 +334,16 @@ GOALS = torch.rand(8, 2, generator=Generator().manual_seed(5)) * 1.6 - 0.8
 
 
 @pytest.mark.parametrize("extraction", ["ddpg_bc", "awr"])
-def test_policy_reaches_new_goals_and_behaviour_cloning_does_not(
-    world: tuple[EpisodeData, QFunction], extraction: str
-) -> None:
-    data, q = world
-    training = CPU | {"steps": 400}
+def test_policy_reaches_new_goals_and_behaviour_cloning_does_not(extraction: str) -> None:
+    transitions = log_points(100, 60)  # without a task; the reward is in one corner
+    distance = (transitions.arrivals() - CORNER).norm(dim=1)
+    data = EpisodeData.prepare(transitions, Rewards((distance < 0.2).float(), distance < 0.2))
+    common: dict[str, Any] = {"hidden": (64, 64), "training": CPU | {"steps": 1000}}
     policy, _ = api.train_method(
-        data, "crl", values=q, extraction=extraction, hidden=(64, 64), training=training
+        data, "crl", extraction=extraction, critic_share=0.6, representation_size=16, **common
     )
     assert isinstance(policy, GoalPolicy)
-    clone, _ = api.train_method(data, "bc", hidden=(64, 64), training=training)
+    clone, _ = api.train_method(data, "bc", **common)
     reached = [share_that_arrives(policy.toward(goal.numpy()), goal) for goal in GOALS]
     cloned = [share_that_arrives(clone, goal) for goal in GOALS]
     assert math.fsum(reached) / len(reached) > 0.9

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import Generator
@@ -20,7 +19,7 @@ from cvl_pipeline.methods.world_model import ModelLearning
 from cvl_pipeline.networks.actor import GaussianActor
 from cvl_pipeline.testing.linear_gaussian import LinearGaussian, linear_gaussian
 from cvl_pipeline.training.module import OfflineModule
-from tests.methods.toys import fail_at, make_episodes, method_parameters
+from tests.methods.toys import check_resumption, make_episodes, method_parameters
 
 SMALL = {"members": 3, "elites": 2, "rollouts": 10, "horizon": 3, "refresh": 20}
 
@@ -117,23 +116,12 @@ def test_noise_begins_with_the_wanted_entropy() -> None:
 
 @pytest.mark.parametrize(("module", "step"), [(ModelLearning, 40), (MOPOLearning, 40)])
 def test_interrupted_training_resumes_to_the_same_policy(
-    module: type[OfflineModule], step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: type[OfflineModule], step: int, tmp_path: Path
 ) -> None:
-    data = make_episodes()
     method = MOPO(_parameters(120, model_share=0.5, training={"validation_interval": 60}))
-    whole = method.train(data, 0)
-    assert whole.history["step"].tolist() == [60, 120]
-    train = partial(method.train, data, 0, checkpoints=tmp_path / "c", logs=tmp_path / "logs")
-    with monkeypatch.context() as patch:
-        fail_at(patch, module, step)
-        with pytest.raises(RuntimeError, match="went away"):
-            train()
-    with monkeypatch.context() as patch:
-        fail_at(patch, ModelLearning, 0)  # the model does not begin again
-        resumed = train()
-    pd.testing.assert_frame_equal(resumed.history, whole.history, check_exact=True)
-    torch.testing.assert_close(resumed.policy.state_dict(), whole.policy.state_dict(), rtol=0, atol=0)
-    assert not list((tmp_path / "c").rglob("*.ckpt"))
+    train = partial(method.train, make_episodes(), 0)
+    history = check_resumption(train, tmp_path, module, step, ModelLearning)
+    assert history["step"].tolist() == [60, 120]
 
 
 def test_rollouts_are_renewed_at_their_interval(monkeypatch: pytest.MonkeyPatch) -> None:

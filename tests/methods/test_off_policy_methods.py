@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import Generator, Tensor
@@ -20,7 +19,13 @@ from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.methods.off_policy import OffPolicy, OffPolicyMethod
 from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
 from cvl_pipeline.testing.builders import make_rewards
-from tests.methods.toys import OFF_POLICY, make_episodes, method_parameters, off_policy_module
+from tests.methods.toys import (
+    OFF_POLICY,
+    check_resumption,
+    make_episodes,
+    method_parameters,
+    off_policy_module,
+)
 
 COLUMNS = {
     "iql": {"q", "advantage_std"},
@@ -129,28 +134,9 @@ def test_held_out_episodes_do_not_train(name: str) -> None:
 
 
 @every_kind
-def test_interrupted_training_resumes_to_the_same_policy(
-    name: str, discrete: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_training_resumes_to_the_same_policy(name: str, discrete: bool, tmp_path: Path) -> None:
     data, method = make_episodes(discrete), _method(name, 60, target_rate=0.1)
-    whole = method.train(data, 0)
-    train = partial(method.train, data, 0, checkpoints=tmp_path / "c", logs=tmp_path / "logs")
-    module = method.module_for(data)
-    training_loss = module.training_loss
-
-    def fail_at_40(self: OffPolicy, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.global_step == 40:
-            raise RuntimeError("the machine went away")
-        return training_loss(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "training_loss", fail_at_40)
-        with pytest.raises(RuntimeError, match="went away"):
-            train()
-    assert list((tmp_path / "c").rglob("last.ckpt"))
-    resumed = train()
-    pd.testing.assert_frame_equal(resumed.history, whole.history, check_exact=True)
-    torch.testing.assert_close(resumed.policy.state_dict(), whole.policy.state_dict(), rtol=0, atol=0)
+    check_resumption(partial(method.train, data, 0), tmp_path, method.module_for(data), 40)
 
 
 @every_method

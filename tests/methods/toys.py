@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import pytest
 import torch
 from pydantic import Field
@@ -147,11 +150,42 @@ def policy_value(mdp: FiniteMDP, policy: Any) -> float:
 
 def fail_at(patch: pytest.MonkeyPatch, module: type[OfflineModule], step: int) -> None:
     """Let a module's training fail before a gradient step."""
-    training_loss = module.training_loss
+    gradient_step = module.gradient_step
 
     def failing(self: OfflineModule, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         if self.global_step == step:
             raise RuntimeError("the machine went away")
-        return training_loss(self, batch)
+        return gradient_step(self, batch)
 
-    patch.setattr(module, "training_loss", failing)
+    patch.setattr(module, "gradient_step", failing)
+
+
+def check_resumption(
+    train: Callable[..., TrainedPolicy],
+    folder: Path,
+    module: type[OfflineModule],
+    step: int,
+    first: type[OfflineModule] | None = None,
+) -> pd.DataFrame:
+    """Check that a method whose training fails resumes to the same policy, and return its history.
+
+    Args:
+        train: trains the method; takes ``checkpoints`` and ``logs``.
+        folder: of those.
+        module: whose training fails, before the gradient step ``step``.
+        first: the module of the first phase, which must not begin again; ``module`` if there is one phase.
+    """
+    whole = train()
+    again = partial(train, checkpoints=folder / "c", logs=folder / "logs")
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at(patch, module, step)
+        with pytest.raises(RuntimeError, match="went away"):
+            again()
+    assert list((folder / "c").rglob("*.ckpt"))
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at(patch, first or module, 0)
+        resumed = again()
+    pd.testing.assert_frame_equal(resumed.history, whole.history, check_exact=True)
+    torch.testing.assert_close(resumed.policy.state_dict(), whole.policy.state_dict(), rtol=0, atol=0)
+    assert not list((folder / "c").rglob("*.ckpt"))
+    return whole.history

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from cvl_pipeline.episodes.container import Normalisation, Transitions
 from cvl_pipeline.errors import InputError
@@ -14,26 +13,21 @@ from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.networks.goal_policy import GoalPolicy, closeness, make_goal_actor
 from cvl_pipeline.testing.builders import identity_normalisation, make_discrete_transitions, make_transitions
 
-NONE = torch.zeros(0, dtype=torch.int64)
-HORIZONS = torch.tensor([1, 5, 9])
-
 
 def _episodes(discrete: bool) -> Transitions:
     make = make_discrete_transitions if discrete else make_transitions
     return make([8, 5], [True, False])
 
 
-def _policy(
-    discrete: bool = False, horizons: Tensor = NONE, goals: int = 4
-) -> tuple[GoalPolicy, Transitions]:
+def _policy(discrete: bool = False, goals: int = 4) -> tuple[GoalPolicy, Transitions]:
     transitions = _episodes(discrete)
     torch.manual_seed(0)
     actor = make_goal_actor(transitions, identity_normalisation(transitions), (8,), {})
     size = transitions.actions.shape[1]
     critic = ContrastiveCritic(
-        CriticShape((3,), size, (8,), 4, "unit_norm", 0.02, False, 0.9, len(horizons) > 0)
+        CriticShape((3,), size, (8,), 4, "unit_norm", 0.02, False, 0.9, False)
     ).requires_grad_(False)
-    return GoalPolicy(actor, critic, horizons, transitions.observations[:goals].clone()).eval(), transitions
+    return GoalPolicy(actor, critic, transitions.observations[:goals].clone()).eval(), transitions
 
 
 def test_actor_standardises_state_and_goal_alike() -> None:
@@ -48,12 +42,9 @@ def test_actor_standardises_state_and_goal_alike() -> None:
     torch.testing.assert_close(features, torch.ones(1, 6))
 
 
-@pytest.mark.parametrize("horizons", [NONE, HORIZONS])
 @pytest.mark.parametrize("discrete", [False, True])
-def test_policy_takes_the_proposal_after_which_the_goals_are_most_likely(
-    discrete: bool, horizons: Tensor
-) -> None:
-    policy, transitions = _policy(discrete, horizons, goals=15)
+def test_policy_takes_the_proposal_after_which_the_goals_are_most_likely(discrete: bool) -> None:
+    policy, transitions = _policy(discrete, goals=15)
     states = transitions.states()
     count = len(policy.goals)
     chosen = set()
@@ -62,7 +53,7 @@ def test_policy_takes_the_proposal_after_which_the_goals_are_most_likely(
         likelihood = []
         for proposal in proposals:
             f = closeness(
-                policy.critic, horizons, state.expand(count, -1), proposal.expand(count, -1),
+                policy.critic, state.expand(count, -1), proposal.expand(count, -1),
                 policy.critic.psi(policy.goals, torch.zeros(count, dtype=torch.bool)),
             )  # fmt: skip
             likelihood.append(float(f.exp().sum()))
@@ -114,11 +105,10 @@ def test_goals_that_are_no_observations_are_refused(goals: np.ndarray[Any, Any],
         _policy()[0].toward(goals)
 
 
-def test_closeness_averages_the_density_ratios_of_the_horizons() -> None:
-    policy, transitions = _policy(horizons=HORIZONS)
+def test_closeness_is_the_logit_of_state_action_and_goal() -> None:
+    policy, transitions = _policy()
     states, actions = transitions.states(), transitions.actions
     critic = policy.critic
     psi = critic.psi(transitions.arrivals(), torch.zeros(len(states), dtype=torch.bool))
-    f = [critic.logits(critic.phi(states, actions, k.expand(len(states))), psi).diagonal() for k in HORIZONS]
-    expected = torch.stack(f).exp().mean(0).log()
-    torch.testing.assert_close(closeness(critic, HORIZONS, states, actions, psi), expected)
+    logits = critic.logits(critic.phi(states, actions), psi)
+    torch.testing.assert_close(closeness(critic, states, actions, psi), logits.diagonal())

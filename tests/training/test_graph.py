@@ -48,7 +48,7 @@ def _module(kind: str, device: str) -> tuple[OfflineModule, Adam]:
         chosen = CRL.Parameters.model_validate(
             parameters | {"training": training_parameters(**training).model_dump()}
         )
-        module = GoalReaching(data, chosen, 0, network_q(transitions))
+        module = GoalReaching(data, chosen, 0, network_q(transitions).critic)
     else:
         module = off_policy_module(data, method_parameters(kind.removesuffix(", discrete"), training))
     module.to(device)

@@ -88,7 +88,7 @@ def _goal_reaching(name: str) -> GoalReaching:
     parameters = CRL.Parameters.model_validate(
         {"hidden": (8,), "extraction": extraction, "training": training}
     )
-    return GoalReaching(data, parameters, 0, _values(data))
+    return GoalReaching(data, parameters, 0, _values(data).critic)
 
 
 def _method(name: str) -> OfflineModule:

@@ -109,7 +109,7 @@ def _pack_policy(policy: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         packed["readout"] = _pack_readout(policy.readout)
         own = {"proposals": policy.proposals}
     else:
-        own = {"horizons": policy.horizons, "goals": policy.goals}
+        own = {"goals": policy.goals}
     tensors = {
         f"{part}.{name}": value for part, (values, _) in packed.items() for name, value in values.items()
     }
@@ -131,7 +131,7 @@ def _unpack_policy(tensors: dict[str, Tensor], config: dict[str, Any]) -> Any:
         readout = _unpack_readout(_part(tensors, "readout"), values["readout"])
         policy = named(path)(actor, named(Q_FUNCTION)(critic, readout), tensors["proposals"])
     else:
-        policy = named(path)(actor, critic, tensors["horizons"], tensors["goals"])
+        policy = named(path)(actor, critic, tensors["goals"])
     return policy.eval()
 
 

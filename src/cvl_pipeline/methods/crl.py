@@ -1,13 +1,14 @@
-"""Contrastive RL (Eysenbach et al. 2022): one policy for any goal, trained with CVL's critic.
+"""Contrastive RL (Eysenbach et al. 2022): one policy for any goal, from a contrastive critic.
 
-The critic's ``f(s, a, g) = log p_gamma(g | s, a) / p(g)`` says how soon, and how surely, an action leads to a goal. The
-actor pi(a | s, g) raises it for goals in hindsight: states that the log reached later. So its training reads no
-rewards, as in OGBench's agent ``crl`` (Park et al. 2025). The reward chooses the goals when the policy acts: logged
-states that have the best labels (see ``GoalPolicy``).
+The critic is of CVL's kind, but looks as far ahead as goals are. Its ``f(s, a, g) = log p_gamma(g | s, a) / p(g)`` says
+how soon, and how surely, an action leads to a goal. The actor pi(a | s, g) raises it for goals in hindsight: states
+that the log reached later. So training reads no rewards, as in OGBench's agent ``crl`` (Park et al. 2025). The reward
+chooses the goals when the policy acts: logged states that have the best labels (see ``GoalPolicy``).
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +19,14 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
+from cvl_pipeline.dynamics.module import ContrastiveDynamics
+from cvl_pipeline.dynamics.parameters import DynamicsParameters, DynamicsTraining
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.base import Method, MethodParameters
+from cvl_pipeline.methods.one_step import Phases
 from cvl_pipeline.networks.actor import CategoricalActor
+from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.goal_policy import (
     MOST_GOALS,
     GoalPolicy,
@@ -32,8 +37,9 @@ from cvl_pipeline.networks.goal_policy import (
 )
 from cvl_pipeline.objectives.base import TrainedPolicy
 from cvl_pipeline.schema import MOST_UNITS
-from cvl_pipeline.training.fit import fit, run_fingerprint
+from cvl_pipeline.training.fit import run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
+from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.processes import average, maximum, own_share
 from cvl_pipeline.training.seeds import stream_seed
 
@@ -45,12 +51,29 @@ VALIDATION_STATES = 2048
 
 
 class CRL(Method):
-    """Contrastive RL: a goal-conditioned policy from CVL's critic."""
+    """Contrastive RL: a critic, then a goal-conditioned policy.
+
+    ``training.steps`` are those of both phases. Both have the networks ``hidden`` and ``encoder``.
+    """
 
     class Parameters(MethodParameters):
         """The settings of ``crl``."""
 
         method: Literal["crl"] = Field("crl", description="Contrastive RL, a policy for any goal.")
+        discount: float = Field(
+            0.99,
+            gt=0.0,
+            lt=1.0,
+            description="Discount of the critic, per step: how far ahead it looks. Published: 0.99.",
+        )
+        critic_share: float = Field(
+            0.4,
+            gt=0.0,
+            lt=1.0,
+            description="Share of `training.steps` that train the critic, as of a default CVL.",
+        )
+        temperature: float = Field(0.1, gt=0.0, description="The critic's logits are divided by it.")
+        representation_size: int = Field(64, ge=1, le=MOST_UNITS, description="Size D of phi and psi.")
         extraction: Literal["ddpg_bc", "awr"] = Field(
             "ddpg_bc",
             description="How the policy is extracted: `ddpg_bc` maximises f(s, pi(s, g), g), divided by its mean "
@@ -108,7 +131,7 @@ class CRL(Method):
         )
 
     title = "CRL"
-    needs_critic = True
+    learns_values = True
 
     def train(
         self,
@@ -119,26 +142,35 @@ class CRL(Method):
         checkpoints: Path | None = None,
         logs: Path | None = None,
     ) -> TrainedPolicy:
-        """Train the actor on goals in hindsight, and choose the goals by the rewards."""
+        """Train the critic, then the actor on goals in hindsight, and choose the goals by the rewards."""
         if data.rewards is None:
             raise InputError("method 'crl' needs rewards, which choose the goals")
-        if values is None:
-            raise InputError("method 'crl' needs a critic and a readout")
-        goals = goal_states(data, self.parameters.goal_share, self.parameters.goals, seed)
+        own, phases = self.parameters, Phases(checkpoints, logs)
+        goals = goal_states(data, own.goal_share, own.goals, seed)
         reward_free = data.without_rewards()
-        module = GoalReaching(reward_free, self.parameters, seed, values)
-        history = fit(
-            module,
-            description="Training CRL",
-            checkpoints=checkpoints,
-            fingerprint=run_fingerprint(
-                self.parameters, seed, *reward_free.parts().values(), values.critic, values.readout
-            ),
-            logs=logs,
+        parts = reward_free.parts().values()
+        critic_parameters = self.critic_parameters(phases.of(own, own.critic_share).training)
+        dynamics = ContrastiveDynamics(reward_free, critic_parameters, seed)
+        fingerprint = run_fingerprint(critic_parameters, seed, *parts)
+        phases.run("critic", "Training the critic (crl)", dynamics, fingerprint)
+        parameters = phases.of(own, 1.0 - own.critic_share)
+        module = GoalReaching(reward_free, parameters, seed, dynamics.critic)
+        fingerprint = run_fingerprint(parameters, seed, *parts, module.critic)
+        history = phases.last("policy", "Training CRL", module, fingerprint)
+        module.cpu()
+        return TrainedPolicy(GoalPolicy(module.actor, module.critic, goals).eval(), history)
+
+    def critic_parameters(self, training: TrainingParameters) -> DynamicsParameters:
+        """Parameters of the critic, which is trained as given."""
+        own = self.parameters
+        return DynamicsParameters(
+            discount=own.discount,
+            temperature=own.temperature,
+            representation_size=own.representation_size,
+            hidden=own.hidden,
+            encoder=own.encoder,
+            training=DynamicsTraining.model_validate(training.model_dump()),
         )
-        frozen = values.frozen("cpu")
-        policy = GoalPolicy(module.actor.cpu(), frozen.critic, frozen.readout.horizons, goals)
-        return TrainedPolicy(policy.eval(), history)
 
 
 def goal_states(data: EpisodeData, share: float, count: int, seed: int) -> Tensor:
@@ -204,15 +236,18 @@ class HindsightBatch:
 
 
 class GoalReaching(OfflineModule):
-    """Trains pi(a | s, g) with a frozen critic."""
+    """Trains pi(a | s, g) with a frozen copy of a critic."""
 
-    def __init__(self, data: EpisodeData, parameters: CRL.Parameters, seed: int, values: QFunction) -> None:
+    def __init__(
+        self, data: EpisodeData, parameters: CRL.Parameters, seed: int, critic: ContrastiveCritic
+    ) -> None:
         """Build the actor and hold the episodes, whose rewards are not read."""
         super().__init__(parameters.training, seed)
         self.own_code = ":" in parameters.encoder.name
         self.graphable = not self.own_code
         self.crl = parameters
-        self._data, self._values = data, values
+        self._data = data
+        self.critic = copy.deepcopy(critic).requires_grad_(False)
         compares = parameters.extraction == "awr" and not data.transitions.discrete
         self._others = parameters.other_actions if compares else 0
         with torch.random.fork_rng(devices=[]):
@@ -226,9 +261,6 @@ class GoalReaching(OfflineModule):
 
     def on_fit_start(self) -> None:
         """Put the data where the network is, if they fit."""
-        self._values = self._values.frozen(
-            self.device
-        )  # a copy: the caller's stays trainable and where it is
         log, split = self._data.transitions, self._data.split
         self._transitions = log.to(self.place(log.observations, log.actions))
         self._train_index = self._transitions.transition_index(split.train)
@@ -282,7 +314,7 @@ class GoalReaching(OfflineModule):
         rows = self.read(batch) if isinstance(batch, Positions) else batch
         inputs = beside(rows.observations, rows.goals)
         with torch.no_grad():
-            psi = psi_of_goals(self._values.critic, rows.goals)
+            psi = psi_of_goals(self.critic, rows.goals)
         loss = self._awr if self.crl.extraction == "awr" else self._ddpg_bc
         return loss(rows, inputs, psi)
 
@@ -293,7 +325,7 @@ class GoalReaching(OfflineModule):
             error = -(log_probs * rows.actions).sum(-1).mean()
         else:
             actions = self.actor(inputs)
-            f = self._closeness(rows.observations, actions, psi)
+            f = closeness(self.critic, rows.observations, actions, psi)
             error = 0.5 * (actions - rows.actions).square().sum(-1).mean()
         scale = average(f.detach().abs().mean()).clamp(min=1e-6)
         return self.crl.bc_weight * error - f.mean() / scale, {"closeness": f.mean()}
@@ -305,31 +337,30 @@ class GoalReaching(OfflineModule):
                 advantages = (of_all * (rows.actions - self._frequency)).sum(-1)
             else:
                 pairs = rows.observations.unsqueeze(1), psi.unsqueeze(1)
-                others = self._closeness(pairs[0], rows.others, pairs[1])  # (B, M)
-                advantages = self._closeness(rows.observations, rows.actions, psi) - others.mean(1)
+                others = closeness(self.critic, pairs[0], rows.others, pairs[1])  # (B, M)
+                advantages = closeness(self.critic, rows.observations, rows.actions, psi) - others.mean(1)
             weights = (self.crl.beta * advantages).exp().clamp(max=self.crl.max_weight)
         loss = -(weights * self.actor.log_prob(inputs, rows.actions)).mean()
         return loss, {"weight_mean": weights.mean(), "weight_max": maximum(weights.max())}
 
-    def _closeness(self, observations: Tensor, actions: Tensor, psi: Tensor) -> Tensor:
-        return closeness(self._values.critic, self._values.readout.horizons, observations, actions, psi)
-
     def _of_all_actions(self, observations: Tensor, psi: Tensor) -> Tensor:
         """Closeness after every discrete action, (B, O) and (B, D) -> (B, A)."""
         actions = torch.eye(self.actor.shape.action_size, device=observations.device)
-        pairs = observations.unsqueeze(1), psi.unsqueeze(1)
-        return self._closeness(pairs[0], actions.expand(len(observations), -1, -1), pairs[1])
+        actions = actions.expand(len(observations), -1, -1)
+        return closeness(self.critic, observations.unsqueeze(1), actions, psi.unsqueeze(1))
 
     def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
         """Measure the policy on held-out states with goals that their episodes reached, and its gain in f."""
         rows = self._rows(self._positions(self._validation_index, VALIDATION_STATES, generator))
         held_out = HindsightBatch(*(column.to(self.device) for column in vars(rows).values()))
         inputs = beside(held_out.observations, held_out.goals)
-        psi = psi_of_goals(self._values.critic, held_out.goals)
+        psi = psi_of_goals(self.critic, held_out.goals)
         actions = self.actor(inputs)
-        before = self._closeness(held_out.observations, held_out.actions, psi)
+        f, logged_f = (
+            closeness(self.critic, held_out.observations, a, psi) for a in (actions, held_out.actions)
+        )
         return {
             "action_error": (actions - held_out.actions).square().mean(),
             "log_prob": self.actor.log_prob(inputs, held_out.actions).mean(),
-            "closeness_gain": (self._closeness(held_out.observations, actions, psi) - before).mean(),
+            "closeness_gain": (f - logged_f).mean(),
         }

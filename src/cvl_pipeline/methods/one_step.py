@@ -134,8 +134,9 @@ class ValueLearning(OffPolicy):
         """Build Q, and compute the returns that it is measured by."""
         super().__init__(data, parameters, seed)
         assert data.rewards is not None  # checked by the method
-        returns = observed_returns(data.rewards.rewards, data.transitions, parameters.discount)
-        self._held_out_returns = returns[data.transitions.transition_index(data.split.validation)].float()
+        self._returns = observed_returns(data.rewards.rewards, data.transitions, parameters.discount)
+        held_out = data.transitions.transition_index(data.split.validation)
+        self._held_out_returns = self._returns[held_out].float()
 
     def networks(self) -> None:
         """Build Q."""
@@ -169,11 +170,9 @@ class ReturnRegression(ValueLearning):
     def __init__(self, data: EpisodeData, parameters: Any, seed: int) -> None:
         """Build Q with the logged returns as targets."""
         super().__init__(data, parameters, seed)
-        assert data.rewards is not None  # checked by the method
         train = data.transitions.transition_index(data.split.train)
-        returns = observed_returns(data.rewards.rewards, data.transitions, parameters.discount)[train]
         shares = logged_shares(data.transitions, parameters.discount)[train]
-        self.targets(torch.arange(len(train)), (1.0 - parameters.discount) * returns, shares)
+        self.targets(torch.arange(len(train)), (1.0 - parameters.discount) * self._returns[train], shares)
 
     def targets(self, pairs: Tensor, rewards: Tensor, weights: Tensor) -> None:
         """Set what Q is regressed on.

@@ -26,7 +26,7 @@ class Prediction:
     Attributes:
         next_states: (B, O), a sample, within the range of the training episodes.
         rewards: (B,), the mean.
-        goes_on: (B,), probability that the episode does not terminate in the next state.
+        goes_on: (B,), probability that the episode does not terminate after the pair.
         spread: (B,), the largest norm over members of the standard deviation, in standard deviations of the log's
             states and rewards: MOPO's penalty.
     """
@@ -59,7 +59,7 @@ class WorldModel(nn.Module):
         self.members = nn.ModuleList(
             MLP(observation + action, hidden, 2 * (observation + 1)) for _ in range(members)
         )
-        self.ends = MLP(observation, hidden, 1)
+        self.ends = MLP(observation + action, hidden, 1)
         self.most = nn.Parameter(torch.full((observation + 1,), 0.5))
         self.least = nn.Parameter(torch.full((observation + 1,), -10.0))
         self.register_buffer("elites", torch.arange(members))
@@ -86,7 +86,7 @@ class WorldModel(nn.Module):
         Returns:
             (members, B, O + 1) each.
         """
-        inputs = torch.cat([self.standardise_observation(observations), self.standardise_action(actions)], -1)
+        inputs = self._inputs(observations, actions)
         parts = inputs.unbind(1) if inputs.ndim == 3 else [inputs] * len(self.members)
         return self._bounded(
             torch.stack([member(part) for member, part in zip(self.members, parts, strict=True)])
@@ -97,10 +97,16 @@ class WorldModel(nn.Module):
         log_variance = self.most - functional.softplus(self.most - log_variance)
         return mean, self.least + functional.softplus(log_variance - self.least)
 
-    def end_logits(self, next_states: Tensor) -> Tensor:
-        """Logits of termination in a state, (..., O) -> (...)."""
-        logits: Tensor = self.ends(self.standardise_observation(next_states)).squeeze(-1)
+    def end_logits(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Logits of termination after pairs, (..., O) and (..., A) -> (...).
+
+        Not in the next state: a sampled one is often none that the log has, such as one between two states.
+        """
+        logits: Tensor = self.ends(self._inputs(observations, actions)).squeeze(-1)
         return logits
+
+    def _inputs(self, observations: Tensor, actions: Tensor) -> Tensor:
+        return torch.cat([self.standardise_observation(observations), self.standardise_action(actions)], -1)
 
     @torch.no_grad()
     def predict(
@@ -120,8 +126,8 @@ class WorldModel(nn.Module):
             chosen, rows = self.elites[member], torch.arange(len(states), device=states.device)
             mean, log_variance = means[chosen, rows], log_variances[chosen, rows]
         else:
-            inputs = torch.cat([self.standardise_observation(states), self.standardise_action(actions)], -1)
-            mean, log_variance = self._bounded(self.members[int(self.elites[member])](inputs))
+            chosen_member = self.members[int(self.elites[member])]
+            mean, log_variance = self._bounded(chosen_member(self._inputs(states, actions)))
         unit = self.standardise_output
         output = mean * unit.std + unit.mean
         std = (0.5 * log_variance).exp() * unit.std
@@ -129,7 +135,7 @@ class WorldModel(nn.Module):
         next_states = torch.minimum(torch.maximum(next_states, self.low), self.high)
         goes_on = torch.ones_like(output[:, -1])
         if self.can_end:
-            goes_on = 1.0 - self.end_logits(next_states).sigmoid()
+            goes_on = 1.0 - self.end_logits(states, actions).sigmoid()
         width = torch.zeros_like(goes_on)
         if spread:
             scale = torch.cat(
@@ -181,7 +187,7 @@ class ModelLearning(OffPolicy):
         likelihood = (errors * (-log_variance).exp() + log_variance).mean((1, 2)).sum()
         loss = likelihood + BOUND_WEIGHT * (self.model.most - self.model.least).sum()
         if self.model.can_end:
-            logits = self.model.end_logits(step.next_states[:, 0])
+            logits = self.model.end_logits(step.states[:, 0], step.actions[:, 0])
             loss = loss + functional.binary_cross_entropy_with_logits(logits, 1.0 - step.goes_on[:, 0])
         return loss, {"squared_error": errors.mean()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -21,40 +20,20 @@ MOST_GOALS = 4096
 """Most goals of a policy, which compares each with all others: a matrix of 64 MiB."""
 
 
-def phi_at_horizons(
-    critic: ContrastiveCritic, horizons: Tensor, observations: Tensor, actions: Tensor
-) -> Tensor:
-    """Phi of pairs, (..., O) and (..., A) -> (..., D), or (..., H, D) of a critic that is conditioned on horizons.
-
-    Args:
-        critic: trained.
-        horizons: (H,) int64, offsets, if the critic is conditioned on them; empty otherwise.
-        observations: s; the leading axes of observations and actions are broadcast.
-        actions: a.
-    """
-    if not len(horizons):
-        return critic.phi(observations, actions)
-    before_state = -1 - len(critic.shape.observation_shape)
-    return critic.phi(observations.unsqueeze(before_state), actions.unsqueeze(-2), horizons)
-
-
-def closeness(
-    critic: ContrastiveCritic, horizons: Tensor, observations: Tensor, actions: Tensor, psi: Tensor
-) -> Tensor:
+def closeness(critic: ContrastiveCritic, observations: Tensor, actions: Tensor, psi: Tensor) -> Tensor:
     """``f(s, a, g) = log p_gamma(g | s, a) / p(g)``, in nats, (...); the leading axes are broadcast.
 
     Args:
         critic: trained.
-        horizons: whose density ratios are averaged; see ``phi_at_horizons``.
         observations: s, (..., O).
         actions: a, (..., A).
         psi: of the goals, (..., D).
     """
-    phi = phi_at_horizons(critic, horizons, observations, actions)
+    phi = critic.phi(observations, actions)
     with torch.autocast(phi.device.type, enabled=False):
-        left, right = critic.factors(phi, psi.unsqueeze(-2) if len(horizons) else psi)
-        logits = (left * right).sum(-1)
-        return logits.logsumexp(-1) - math.log(len(horizons)) if len(horizons) else logits
+        left, right = critic.factors(phi, psi)
+        f: Tensor = (left * right).sum(-1)
+        return f
 
 
 def psi_of_goals(critic: ContrastiveCritic, goals: Tensor) -> Tensor:
@@ -105,16 +84,14 @@ class GoalPolicy(Policy):
     """
 
     goals: Tensor
-    horizons: Tensor
     _psi: Tensor
 
-    def __init__(self, actor: Actor, critic: ContrastiveCritic, horizons: Tensor, goals: Tensor) -> None:
+    def __init__(self, actor: Actor, critic: ContrastiveCritic, goals: Tensor) -> None:
         """Combine the parts.
 
         Args:
             actor: of ``make_goal_actor``.
             critic: frozen, judges how likely goals are reached.
-            horizons: of the readout; see ``phi_at_horizons``.
             goals: (G, O), or images, (G, H, W, C) uint8; at least one.
         """
         super().__init__()
@@ -122,7 +99,6 @@ class GoalPolicy(Policy):
         self.critic = critic
         self.shape = replace(actor.shape, observation_shape=tuple(critic.shape.observation_shape))
         self.discrete = actor.discrete
-        self.register_buffer("horizons", horizons)
         self.register_buffer("goals", goals)
         with torch.no_grad():
             self.register_buffer("_psi", psi_of_goals(critic, goals), persistent=False)
@@ -144,7 +120,7 @@ class GoalPolicy(Policy):
         rows = rows.unsqueeze(0) if rows.ndim == len(shape) else rows
         if not 1 <= len(rows) <= MOST_GOALS:
             raise InputError(f"there are {len(rows)} goals; give at least 1 and at most {MOST_GOALS}")
-        return GoalPolicy(self.actor, self.critic, self.horizons, rows.to(self.goals.device)).eval()
+        return GoalPolicy(self.actor, self.critic, rows.to(self.goals.device)).eval()
 
     @torch.no_grad()
     def forward(self, observations: Tensor) -> Tensor:
@@ -157,6 +133,6 @@ class GoalPolicy(Policy):
         states = observations.unsqueeze(1)  # (B, 1, O)
         pairs = beside(*(part.expand(*rows, *observations.shape[1:]) for part in (states, self.goals)))
         actions: Tensor = self.actor(pairs)  # (B, G, A)
-        phi = phi_at_horizons(self.critic, self.horizons, states, actions)  # (B, G, D), or (B, G, H, D)
-        best = self.critic.logits(phi, self._psi).flatten(2).logsumexp(-1).argmax(1)
+        f = self.critic.logits(self.critic.phi(states, actions), self._psi)  # (B, G, G)
+        best = f.logsumexp(-1).argmax(1)
         return actions[torch.arange(len(actions), device=actions.device), best]
