@@ -1,0 +1,344 @@
+"""Tables and pictures of a suite, from its records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cvl_pipeline.imports import named
+from cvl_pipeline.io.storage import write_atomically
+from cvl_pipeline.methods.base import METHODS
+from cvl_pipeline.reports.markdown import markdown
+from cvl_pipeline.reports.plots import COLOURS
+from cvl_pipeline.reports.statistics import (
+    Estimate,
+    Scores,
+    estimate,
+    interquartile_mean,
+    optimality_gap,
+    performance_profile,
+    probability_of_improvement,
+)
+from cvl_pipeline.suites.parameters import LOGGED, OWN, VARIANT
+from cvl_pipeline.suites.plan import Plan
+
+RESULTS = "results.parquet"
+"""The table of all episodes."""
+
+BEHAVIOUR, ALL = "behaviour data", "all presets"
+CRITIC = ("contrastive_dynamics.train", "value_readout.label", "value_readout.read_out")
+"""Nodes that train what CVL, and every method that needs its critic, stands on."""
+THRESHOLDS = np.linspace(0.0, 1.0, 101)
+PROFILE_RESAMPLES = 2000
+"""For profiles, whose samples are a hundred times as large."""
+
+
+def cost(method: str, seconds: Mapping[str, float], own: Mapping[str, str] | None = None) -> float:
+    """Seconds that a method takes to train, with the critic if it needs one; NaN if a node was not measured.
+
+    Args:
+        method: name of a method or a variant.
+        seconds: of each node.
+        own: ``module:Class`` of methods of the user's own.
+    """
+    name = method.partition(VARIANT)[0]
+    needs_critic = METHODS[(own or {}).get(name, name)].needs_critic
+    nodes = [*(CRITIC if needs_critic else ()), f"policy_extraction.train_{method}"]
+    return sum(seconds.get(node, np.nan) for node in nodes)
+
+
+def episodes(records: Sequence[Mapping[str, Any]], own: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Return one row per evaluation episode.
+
+    Args:
+        records: of cells.
+        own: ``module:Class`` of methods of the user's own.
+
+    Returns:
+        Columns: task, preset, seed, method, episode, success (missing if unknown), return, and seconds: those that
+        the method took to train, missing if its run was interrupted.
+    """
+    rows = []
+    for record in records:
+        place = {name: record[name] for name in ("task", "preset", "seed")}
+        for name, values in record["methods"].items():
+            run = record["runs"][values["run"]]
+            seconds = np.nan if run["interrupted"] else cost(name, run["seconds"], own)
+            pairs = zip(values["success"], values["returns"], strict=True)
+            rows += [
+                {
+                    **place,
+                    "method": name,
+                    "episode": number,
+                    "success": success,
+                    "return": value,
+                    "seconds": seconds,
+                }
+                for number, (success, value) in enumerate(pairs)
+            ]
+    return pd.DataFrame(rows).astype({"success": np.float64})
+
+
+def frame(records: Sequence[Mapping[str, Any]], own: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """One row per cell and method: success rate, mean return, and seconds of training; missing where unknown."""
+    keys = ["preset", "task", "seed", "method"]
+    rows = (
+        episodes(records, own)
+        .groupby(keys, sort=False)[["success", "return", "seconds"]]
+        .mean()
+        .reset_index()
+    )
+    behaviour = [
+        {**{name: record[name] for name in keys[:3]}, "method": BEHAVIOUR, "success": record["behaviour"]}
+        for record in records
+    ]
+    return pd.concat([rows, pd.DataFrame(behaviour).astype({"success": np.float64})], ignore_index=True)
+
+
+class Table:
+    """Success rates of the tasks for which every method has every seed, so that all are judged on the same ones."""
+
+    def __init__(self, rows: pd.DataFrame, methods: Sequence[str], axes: Mapping[str, Sequence[Any]]) -> None:
+        """Sort the rows into a grid.
+
+        Args:
+            rows: of ``frame``.
+            methods: names of the methods; one that no row has is left out.
+            axes: ``seeds``, ``presets`` and ``tasks``.
+        """
+        present = set(rows["method"])
+        self.methods = [name for name in methods if name in present]
+        self.grid = {
+            (preset, task): part.pivot(index="seed", columns="method", values="success")
+            for (preset, task), part in rows.groupby(["preset", "task"], sort=False)
+        }
+        self.seeds = list(axes["seeds"])
+        wanted = [(preset, task) for preset in axes["presets"] for task in axes["tasks"]]
+        self.places = [place for place in wanted if self._is_complete(place)]
+        self.incomplete = [place for place in wanted if place not in self.places]
+        self.presets = list(dict.fromkeys(preset for preset, _ in self.places))
+
+    def _is_complete(self, place: tuple[str, str]) -> bool:
+        part = self.grid.get(place)
+        if part is None:
+            return False
+        return bool(part.reindex(index=self.seeds, columns=self.methods).notna().all(axis=None))
+
+    def scores(self, method: str, preset: str = ALL) -> Scores:
+        """Success rates, (seeds, tasks), of a preset, or of all presets side by side."""
+        places = [place for place in self.places if preset in (ALL, place[0])]
+        return np.stack(
+            [self.grid[place].loc[self.seeds, method].to_numpy(np.float64) for place in places], 1
+        )
+
+    def columns(self) -> list[str]:
+        """Names of the columns of tables: the presets, and all of them if there are several."""
+        return [*self.presets, *([ALL] if len(self.presets) > 1 else [])]
+
+    def by_success(self) -> list[str]:
+        """The methods, best first."""
+        return sorted(self.methods, key=lambda name: -float(interquartile_mean(self.scores(name))))
+
+
+def interval(numbers: Estimate) -> str:
+    """Format an estimate."""
+    return f"{numbers.value:.2f} [{numbers.low:.2f}, {numbers.high:.2f}]"
+
+
+def success_table(table: Table) -> pd.DataFrame:
+    """Interquartile mean of success by method and preset, and the optimality gap."""
+    rows = []
+    for name in [*table.by_success(), BEHAVIOUR]:
+        row = {"method": name}
+        for preset in table.columns():
+            row[preset] = interval(estimate(interquartile_mean, table.scores(name, preset)))
+        row["optimality gap"] = interval(estimate(optimality_gap, table.scores(name)))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def task_table(table: Table) -> pd.DataFrame:
+    """Mean success over seeds by preset and task."""
+    return pd.DataFrame(
+        [
+            {"preset": preset, "task": task}
+            | {
+                name: float(table.grid[preset, task].loc[table.seeds, name].mean())
+                for name in [*table.methods, BEHAVIOUR]
+            }
+            for preset, task in table.places
+        ]
+    )
+
+
+def improvement_table(table: Table) -> pd.DataFrame:
+    """Probability that a run of CVL beats a run of each other method on the same task."""
+    return pd.DataFrame(
+        [
+            {f"{OWN} beats": name}
+            | {
+                preset: interval(
+                    estimate(
+                        probability_of_improvement, table.scores(OWN, preset), table.scores(name, preset)
+                    )
+                )
+                for preset in table.columns()
+            }
+            for name in table.by_success()
+            if name != OWN
+        ]
+    )
+
+
+def time_table(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
+    """Median seconds of training and success of each method, fastest first."""
+    seconds = rows.groupby("method")["seconds"].median()
+    times = pd.DataFrame(
+        [
+            {
+                "method": name,
+                "seconds": seconds[name],
+                "success": interval(estimate(interquartile_mean, table.scores(name))),
+            }
+            for name in table.methods
+        ]
+    )
+    times = times.sort_values("seconds")
+    return times.assign(seconds=[f"{value:.0f}" if value == value else "" for value in times["seconds"]])
+
+
+def picture(table: Table, rows: pd.DataFrame) -> Figure:
+    """Performance profiles with their intervals, and success against the time of training."""
+    figure = Figure(figsize=(11.0, 4.2), layout="constrained")
+    profiles, times = figure.subplots(1, 2)
+    seconds = rows.groupby("method")["seconds"].median()
+    for position, name in enumerate(table.methods):
+        style: dict[str, Any] = {
+            "color": COLOURS[position % len(COLOURS)], "ls": "-" if position < len(COLOURS) else "--"
+        }  # fmt: skip
+        scores = table.scores(name)
+        profile = estimate(_profile, scores, resamples=PROFILE_RESAMPLES)
+        profiles.plot(THRESHOLDS, profile.value, label=name, **style)
+        profiles.fill_between(THRESHOLDS, profile.low, profile.high, color=style["color"], alpha=0.12, lw=0)
+        value, low, high = map(float, estimate(interquartile_mean, scores))
+        if seconds[name] == seconds[name]:
+            times.errorbar(
+                seconds[name], value, yerr=[[max(0.0, value - low)], [max(0.0, high - value)]], fmt="o",
+                color=style["color"],
+            )  # fmt: skip
+            times.annotate(
+                name, (seconds[name], value), xytext=(5, 4), textcoords="offset points", fontsize=8
+            )
+    profiles.set(
+        xlabel="success rate t",
+        ylabel="share of runs above t",
+        title="Performance profiles",
+        ylim=(-0.02, 1.02),
+    )
+    profiles.legend(frameon=False, fontsize=8)
+    times.set(
+        xlabel="seconds of training, median", ylabel="success, interquartile mean",
+        title="Success against time", ylim=(-0.05, 1.05),
+    )  # fmt: skip
+    times.margins(x=0.15)
+    for axis in (profiles, times):
+        axis.grid(alpha=0.25)
+    return figure
+
+
+def _profile(scores: Scores) -> Scores:
+    return performance_profile(scores, THRESHOLDS)
+
+
+def protocol_lines(records: Sequence[Mapping[str, Any]], table: Table) -> list[str]:
+    """What the tables are made from."""
+    runs = [run for record in records for run in record["runs"]]
+
+    def distinct(pick: Callable[[Mapping[str, Any]], Any]) -> str:
+        return ", ".join(dict.fromkeys(str(pick(run) or "with changes not committed") for run in runs))
+
+    tasks = ", ".join(dict.fromkeys(task for _, task in table.places))
+    lines = [
+        f"- {len(records)} cells; seeds {', '.join(map(str, table.seeds))}; tasks {tasks or 'none'}; "
+        f"budget {records[0]['budget']}.",
+        f"- Code: {distinct(lambda run: run['commit'])}.",
+        f"- Machine: {distinct(lambda run: run['machine'])}; "
+        f"cores of a cell: {distinct(lambda run: run['threads'])}.",
+    ]
+    if table.incomplete:
+        names = ", ".join(f"{task} ({preset})" for preset, task in table.incomplete)
+        lines.append(f"- Left out, because a method or a seed is missing: {names}.")
+    return lines
+
+
+def return_table(rows: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """Mean return over the seeds at hand by preset and task; missing methods are empty."""
+    known = rows[rows["method"].isin(methods)]
+    table = known.pivot_table(index=["preset", "task"], columns="method", values="return", sort=False)
+    return table.reindex(columns=[name for name in methods if name in table.columns]).reset_index()
+
+
+def write_report(records: Sequence[Mapping[str, Any]], plan: Plan, folder: Path) -> tuple[str, list[str]]:
+    """Write the table of all episodes, ``results.parquet``, and the report.
+
+    Args:
+        records: of the cells at hand, at least one.
+        plan: of the suite.
+        folder: for the files.
+
+    Returns:
+        The tables as text, and the names of the files, the one to read last.
+    """
+    suite, own = plan.suite, plan.suite.own_methods
+    axes = {
+        "seeds": suite.seeds,
+        "presets": suite.presets or (LOGGED,),
+        "tasks": suite.tasks or tuple(suite.datasets),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    results = episodes(records, own)
+    write_atomically(folder / RESULTS, lambda path: results.to_parquet(path, index=False))
+    rows = frame(records, own)
+    table = Table(rows, plan.methods, axes)
+    parts = ["\n".join(protocol_lines(records, table))]
+    files = [RESULTS]
+    if table.places:
+        parts += _of_success(table, rows)
+        write_atomically(folder / "report.png", lambda path: picture(table, rows).savefig(path, dpi=120))
+        files.append("report.png")
+    elif rows["success"].isna().all():
+        parts += [
+            "**Mean return by task** (success is unknown):",
+            markdown(return_table(rows, plan.methods), digits=1),
+        ]
+    text = "\n\n".join([*parts, *(["![profiles](report.png)"] if "report.png" in files else [])]) + "\n"
+    write_atomically(folder / "report.md", lambda path: path.write_text(text))
+    files.append("report.md")
+    if find_spec("cvl_pipeline.reports.page") is not None:
+        page = named("cvl_pipeline.reports.page:suite_page")(results)
+        write_atomically(folder / "report.html", lambda path: path.write_text(page))
+        files.append("report.html")
+    return "\n\n".join(parts), files
+
+
+def _of_success(table: Table, rows: pd.DataFrame) -> list[str]:
+    parts = [
+        "**Success, interquartile mean over tasks and seeds** (95 % intervals, seeds of each task resampled):",
+        markdown(success_table(table)),
+        "**Success by task, mean over seeds**:",
+        markdown(task_table(table), digits=2),
+    ]
+    if len(table.methods) > 1:
+        parts += [
+            f"**Probability that {OWN} improves on another method**:",
+            markdown(improvement_table(table)),
+        ]
+    return [
+        *parts, "**Success and seconds of training** (median):", markdown(time_table(table, rows))
+    ]  # fmt: skip
