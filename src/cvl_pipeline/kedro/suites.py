@@ -47,6 +47,9 @@ from cvl_pipeline.suites.records import (
 )
 from cvl_pipeline.suites.run import Schedule, State, owner, run_units
 
+KEDRO: tuple[str, ...] = (sys.executable, "-m", "kedro")
+"""The command that runs units; its first word in records is ``kedro``."""
+
 _stopping: set[str] = set()
 """Sessions whose units are to end."""
 _processes: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
@@ -248,8 +251,9 @@ def _run(plan: Plan, command: list[str], log: Path, session: str, variables: Map
     with log.open("ab") as file:
         file.write(f"{START} {time.strftime('%Y-%m-%dT%H:%M:%S%z')} {shlex.join(command)}\n".encode())
         file.flush()
-        own = [sys.executable, "-m", *command] if command[0] == "kedro" else command
-        process = start_child(own, environment, stdout=file, stderr=subprocess.STDOUT, cwd=plan.project)
+        process = start_child(
+            [*KEDRO, *command[1:]], environment, stdout=file, stderr=subprocess.STDOUT, cwd=plan.project
+        )
         _processes[process.pid] = (session, process)
         if session in _stopping:
             process.terminate()
@@ -322,7 +326,7 @@ def _run_units(
         flush=True,
     )
     with display(plan.name, state, state_path(plan)) as (report, changed), engine:
-        run_units(engine, Schedule(units, done), state, engine.running, report, changed)
+        run_units(engine, Schedule(units, done), state, report, changed)
 
 
 def _shown(place: str) -> str:

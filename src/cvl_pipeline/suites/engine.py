@@ -20,8 +20,6 @@ POLL = 0.2
 """Seconds between looks at the units that run."""
 PATIENCE = 120.0
 """Seconds in which units that are stopped must have saved their training."""
-DEATHS = 3
-"""Deaths of a worker after which the unit that it ran has failed. Dask's own number."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,12 @@ class Outcome:
 class Engine(Protocol):
     """Runs units somewhere."""
 
-    def submit(self, unit: Unit, priority: int) -> None:
-        """Start a unit as soon as there is room; of those that wait, the one of the highest priority first."""
+    @property
+    def slots(self) -> int:
+        """Number of units that can run at once now."""
+
+    def submit(self, unit: Unit) -> None:
+        """Start a unit."""
 
     def poll(self, seconds: float) -> list[tuple[Unit, Outcome]]:
         """Return the units that have ended, after ``seconds`` at most."""
@@ -124,11 +126,11 @@ class DaskEngine:
 
     @property
     def slots(self) -> int:
-        """Number of units that can run at once."""
+        """Number of units that can run at once now."""
         return sum(self._client.nthreads().values())
 
-    def submit(self, unit: Unit, priority: int) -> None:
-        """Start a unit as soon as there is room; of those that wait, the one of the highest priority first."""
+    def submit(self, unit: Unit) -> None:
+        """Start a unit."""
         key = f"{unit.name}-{uuid.uuid4().hex}"  # never the result of a former attempt
         future = self._client.submit(
             _run,
@@ -138,7 +140,6 @@ class DaskEngine:
             self._session,
             self._devices,
             key=key,
-            priority=priority,
             pure=False,
         )
         self._futures[key] = (unit, future)
@@ -169,20 +170,13 @@ class DaskEngine:
         elif future.status == "cancelled":
             outcome = Outcome("stopped", "cancelled")
         elif isinstance(error := future.exception(), _distributed().KilledWorker):
-            outcome = Outcome("failed", f"KilledWorker: {DEATHS + 1} workers died while they ran it")
+            outcome = Outcome(
+                "failed", f"KilledWorker: {error.allowed_failures + 1} workers died while they ran it"
+            )
         else:
             outcome = Outcome("failed", one_line(error))
         future.release()
         return unit, outcome
-
-    def running(self) -> dict[str, str]:
-        """Names of the units that run, and the addresses of their workers."""
-        threads = self._client.nthreads()
-        return {
-            self._futures[key][0].name: worker
-            for worker, keys in self._client.processing().items()
-            for key in [key for key in keys if key in self._futures][: threads.get(worker, 1)]
-        }
 
     def _end_units(self) -> None:
         """Cancel units that wait, and stop those that run."""

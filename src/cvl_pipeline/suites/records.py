@@ -128,13 +128,15 @@ def write_record(
     """
     before = read_record(plan, cell, location) or {"behaviour": behaviour, "runs": [], "methods": {}}
     number = len(before["runs"])
-    new = {name: {"run": number, **values} for name, values in results.items()}
+    new = {
+        name: {"run": number, **values} for name, values in results.items() if name not in before["methods"]
+    }
     record = {
         **vars(cell),
         "settings": {"env": plan.suite.env, **plan.settings(cell)},
         "behaviour": before["behaviour"],
         "runs": [*before["runs"], dict(run)],
-        "methods": new | before["methods"],
+        "methods": before["methods"] | new,
     }
     text = json.dumps(record, separators=(",", ":")) + "\n"
     write_atomically(location.path, lambda path: path.write_text(text))

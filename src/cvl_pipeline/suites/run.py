@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,66 +83,67 @@ def owner() -> dict[str, Any]:
 
 
 class Schedule:
-    """The units that are to run: which may start, and which have to wait for another one."""
+    """The units that are to run, in their order: which is next, and which have to wait for another one."""
 
-    def __init__(self, units: Sequence[Unit], done: Iterable[str]) -> None:
-        """Order the units; those that are done are not run."""
+    def __init__(self, units: Iterable[Unit], done: Iterable[str]) -> None:
+        """Keep the order of the units; those that are done are not run."""
         finished = set(done)
-        self._order = {unit.name: len(units) - number for number, unit in enumerate(units)}
         self._waiting = [unit for unit in units if unit.name not in finished]
         self._open = {unit.name for unit in self._waiting}
-        self._busy: list[tuple[float, Unit]] = []
+        self._busy_since: dict[str, float] = {}
 
     def __len__(self) -> int:
         """Number of units that have not ended."""
         return len(self._open)
 
-    def ready(self) -> list[tuple[Unit, int]]:
-        """Take the units that may start now, with their priorities."""
+    def take(self) -> Unit | None:
+        """Take the next unit that may start now; None if there is none."""
         now = time.monotonic()
-        ready = [unit for unit in self._waiting if unit.after not in self._open]
-        ready += [unit for since, unit in self._busy if now - since >= BUSY]
-        self._waiting = [unit for unit in self._waiting if unit not in ready]
-        self._busy = [(since, unit) for since, unit in self._busy if unit not in ready]
-        return [(unit, self._order[unit.name]) for unit in ready]
+        for unit in self._waiting:
+            if unit.after not in self._open and now - self._busy_since.get(unit.name, -BUSY) >= BUSY:
+                self._waiting.remove(unit)
+                return unit
+        return None
 
     def end(self, unit: Unit, outcome: Outcome) -> list[Unit]:
         """Note the end of a unit; return those that cannot run any more, because it failed."""
         if outcome.state == "busy":
-            self._busy.append((time.monotonic(), unit))
+            self._busy_since[unit.name] = time.monotonic()
+            self._waiting.append(unit)
             return []
         self._open.discard(unit.name)
-        lost: list[Unit] = []
-        if outcome.state != "done":
-            lost = [other for other in self._waiting if other.after == unit.name]
-            self._waiting = [other for other in self._waiting if other not in lost]
-            for other in tuple(lost):
-                lost += self.end(other, outcome)
-        return lost
+        if outcome.state == "done":
+            return []
+        lost = [other for other in self._waiting if other.after == unit.name]
+        self._waiting = [other for other in self._waiting if other not in lost]
+        return [*lost, *(other for part in lost for other in self.end(part, outcome))]
 
 
 def run_units(
     engine: Engine,
     schedule: Schedule,
     state: State,
-    running: Callable[[], Iterable[str]],
     report: Callable[[str], None],
     changed: Callable[[], None],
 ) -> None:
     """Run units until all have ended.
 
+    No more units are submitted than can run: Dask blames the death of a worker on all tasks that it has.
+
     Args:
         engine: runs them.
         schedule: their order.
         state: is kept up to date.
-        running: names of the units that run.
         report: receives a line for each unit that ends.
         changed: is called about once a second, and whenever a unit ends.
     """
     while len(schedule):
-        for unit, priority in schedule.ready():
-            engine.submit(unit, priority)
+        state.slots = engine.slots
+        while len(state.running) < state.slots and (following := schedule.take()) is not None:
+            engine.submit(following)
+            state.running[following.name] = time.time()
         for unit, outcome in engine.poll(1.0):
+            del state.running[unit.name]
             lost = schedule.end(unit, outcome)
             if outcome.state == "done":
                 state.done += 1
@@ -153,6 +154,4 @@ def run_units(
                 report(f"{unit.name}: {outcome.state}: {outcome.text}")
             for other in lost:
                 state.failed[other.name] = f"not run, because {unit.name} failed"
-        now = time.time()
-        state.running = {name: state.running.get(name, now) for name in running()}
         changed()
