@@ -93,7 +93,8 @@ def make_plan(
     project = _project()
     suite = read_suite(project / settings.CONF_SOURCE, name).chosen(axes, **options)
     parameters = flattened(dict(given or {}))
-    loader = _loader(project, suite.env, {**suite.overrides, **parameters})
+    place = {"data.root": suite.data_root} if suite.data_root else {}
+    loader = _loader(project, suite.env, {**suite.overrides, **parameters, **place})
     run = loader.run_parameters()
     root = suite.data_root or f"{run.data.root}/{FOLDER}/{name}"
     records = suite.records or f"{root}/records"
