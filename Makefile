@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KEDRO := $(BIN)/kedro
 ARGS ?=
 
-.PHONY: help run smoke test test-unit test-slow lint viz benchmark baselines rivals truth truth-simulators readouts goals ideas bench-sampling bench-large-log bench-speed bench-gpu bench-tuning faults lock clean
+.PHONY: help run smoke test test-unit test-slow lint viz benchmark baselines suite rivals truth truth-simulators readouts goals ideas bench-sampling bench-large-log bench-speed bench-gpu bench-tuning faults lock clean
 
 help:
 	@echo "make run        the whole pipeline: collect, train, evaluate (ARGS='--params dataset.task=reach-v3')"
@@ -17,6 +17,7 @@ help:
 	@echo "make viz        open the pipeline in Kedro-Viz in a browser"
 	@echo "make benchmark  CVL, BC and IQL on four tasks with three seeds (docs/benchmarks.md, about an hour)"
 	@echo "make baselines  all methods on one task, each with its published settings (two cores)"
+	@echo "make suite      five methods on two tasks, in minutes (docs/suites.md)"
 	@echo "make rivals     all methods on six tasks and six kinds of data (docs/benchmarks.md, long; run it again to go on)"
 	@echo "make truth      compare values with exact ones in random MDPs and linear worlds (docs/truth.md, 15 minutes)"
 	@echo "make truth-simulators  compare critics with returns of tried actions in Meta-World and a maze (25 minutes)"
@@ -71,6 +72,9 @@ viz: $(VENV)/installed
 
 benchmark: $(VENV)/installed
 	$(BIN)/python -m benchmarks.success $(ARGS)
+
+suite: $(VENV)/installed
+	$(KEDRO) suite run quick $(ARGS)
 
 baselines: $(VENV)/installed
 	$(BIN)/python -m benchmarks.rivals --tasks door-open-v3 --presets mixed --seeds 0 --threads 2 $(ARGS)

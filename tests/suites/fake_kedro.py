@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 import fsspec  # type: ignore[import-untyped]
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 RATES = {"cvl": 4, "bc": 1, "iql": 2}
 """Solved episodes of four."""
@@ -52,7 +53,7 @@ def main() -> None:
         path = f"{root}/07_model_output/{folder}/{name}_rollouts.parquet"
         files.makedirs(path.rpartition("/")[0], exist_ok=True)
         with files.open(path, "wb") as file:
-            pd.DataFrame({"success": success, "return": [1.23456789] * 4}).to_parquet(file)
+            pq.write_table(pa.table({"success": success, "return": [1.23456789] * 4}), file)
         say(f"         INFO     2/9 policy_extraction.train_{name} -> {name}_policy (3.2 s, beside)")
     path = f"{root}/08_reporting/{folder}/metrics.json"
     files.makedirs(path.rpartition("/")[0], exist_ok=True)
