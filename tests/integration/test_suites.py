@@ -27,7 +27,7 @@ def runs_of(process: int) -> list[psutil.Process]:
 
 def records(project: Project) -> dict[str, dict[str, Any]]:
     folder = project.root / "data/suites/small/records"
-    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("[!.]*.json")}
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 def records(project: Path) -> dict[str, dict[str, Any]]:
     return {
         path.stem: json.loads(path.read_text())
-        for path in (project / "data/suites/small/records").glob("*.json")
+        for path in (project / "data/suites/small/records").glob("[!.]*.json")
     }
 
 
@@ -135,6 +135,7 @@ def test_a_unit_that_kills_its_workers_fails_and_the_rest_go_on(
     assert any(text.startswith("failed   door-open-v3_mixed_seed0_x1: status 1, ") for text in rest)
 
 
+@pytest.mark.slow
 def test_sigterm_stops_the_units_which_go_on_with_the_same_command(
     project: Path, folder: Path, start: Callable[..., subprocess.Popen[bytes]]
 ) -> None:

@@ -90,11 +90,12 @@ class DaskEngine:
         self._futures: dict[str, tuple[Unit, Any]] = {}
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # workers that die are no news
         if scheduler is None:
-            # A unit is a process of its own, so a worker's memory says nothing.
-            self._cluster = dask.LocalCluster(
-                n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0",
-                silence_logs=logging.CRITICAL,
-            )  # fmt: skip
+            # A unit is a process of its own, so a worker's memory and profile say nothing.
+            with import_module("dask").config.set({"distributed.worker.profile.enabled": False}):
+                self._cluster = dask.LocalCluster(
+                    n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0",
+                    silence_logs=logging.CRITICAL,
+                )  # fmt: skip
             self._client = dask.Client(self._cluster)
         else:
             try:
