@@ -77,9 +77,12 @@ suite: $(VENV)/installed
 	$(KEDRO) suite run quick $(ARGS)
 
 baselines: $(VENV)/installed
-	$(BIN)/python -m benchmarks.rivals --tasks door-open-v3 --presets mixed --seeds 0 --threads 2 $(ARGS)
+	$(KEDRO) suite run rivals --tasks door-open-v3 --presets mixed --seeds 0 --threads 2 $(ARGS)
 
-truth readouts goals ideas rivals: $(VENV)/installed
+rivals: $(VENV)/installed
+	$(KEDRO) suite run rivals $(ARGS)
+
+truth readouts goals ideas: $(VENV)/installed
 	$(BIN)/python -m benchmarks.$@ $(ARGS)
 
 # One thread: two processes simulate and train.

@@ -21,14 +21,9 @@ PROJECT = Path(__file__).parents[1]
 RESULTS = PROJECT / "benchmarks/results"
 
 
-def kedro_command(*arguments: str, params: str) -> list[str]:
-    """Return the command of a run of the pipeline."""
-    return [str(Path(sys.executable).with_name("kedro")), "run", *arguments, "--params", params]
-
-
 def kedro_run(*arguments: str, params: str) -> float:
     """Run the pipeline and return the seconds; exit the benchmark if the run fails."""
-    command = kedro_command(*arguments, params=params)
+    command = [str(Path(sys.executable).with_name("kedro")), "run", *arguments, "--params", params]
     print(shlex.join(["kedro", *command[1:]]), flush=True)  # noqa: T201
     start = time.perf_counter()
     status = subprocess.run(command, cwd=PROJECT, check=False).returncode

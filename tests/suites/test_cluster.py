@@ -120,8 +120,7 @@ def test_a_killed_worker_and_a_killed_suite_lose_no_finished_unit(
 def test_a_unit_that_kills_its_workers_fails_and_the_rest_go_on(
     project: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import dask
-
+    dask = pytest.importorskip("dask")
     (folder / TASKS[0]).write_text("kill")
     (folder / TASKS[1]).write_text("fail")
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
