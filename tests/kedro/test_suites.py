@@ -188,6 +188,15 @@ def test_status_report_and_cancel(plan: Plan, project: Path) -> None:
     assert "runs on elsewhere: cancel it there" in command("cancel", "mine")[1]
 
 
+def test_failed_units_end_the_command_with_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suites, "run_command", lambda **_: ["push-v3_mixed_seed0_x1"])
+    status, output = command("run", "mine")
+    assert status == 1
+    assert output.startswith(
+        "Error: 1 units failed (push-v3_mixed_seed0_x1); the same command tries them again"
+    )
+
+
 def test_a_suite_runs_once_on_a_machine(plan: Plan) -> None:
     with suites.hold(suites.lock_location(plan, "suite"), "suite mine"):
         status, output = command("run", "mine")

@@ -53,7 +53,7 @@ def run(name: str, **options: Any) -> bool:
         ("axes", "tasks", "presets", "seeds", "methods", "budget", "env", "data_root", "records", "jobs", "threads",
          "scheduler")
     )  # fmt: skip
-    return suites.run_command(name, **{**every, "params": {}, "delete_data": False, **options})
+    return not suites.run_command(name, **{**every, "params": {}, "delete_data": False, **options})
 
 
 if __name__ == "__main__":

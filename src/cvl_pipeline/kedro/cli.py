@@ -408,8 +408,11 @@ def run_suite(**options: Any) -> None:
     """Run the units of a suite that are not finished yet, then write the report. The same command goes on."""
     from cvl_pipeline.kedro.suites import run_command
 
-    if not run_command(**options):
-        raise click.exceptions.Exit(1)
+    if failed := run_command(**options):
+        raise InputError(
+            f"{len(failed)} units failed ({', '.join(failed)}); the same command tries them again, and kedro suite "
+            f"status {options['name']} says why"
+        )
 
 
 @suite.command("status", cls=_Suite)

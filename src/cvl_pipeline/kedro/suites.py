@@ -280,8 +280,8 @@ def _last_line(log: Path) -> str:
 
 def run_command(
     name: str, jobs: int | None, threads: int | None, scheduler: str | None, delete_data: bool, **options: Any
-) -> bool:
-    """Run the units that are not finished, and write the report; return whether all are finished.
+) -> list[str]:
+    """Run the units that are not finished, and write the report; return the names of those that failed.
 
     Raises:
         InputError: a faulty suite or option, the suite runs already on this machine, or the scheduler is gone.
@@ -302,10 +302,7 @@ def run_command(
     records = read_records(plan)
     if records:
         print(_report(plan, records))  # noqa: T201
-    if state.failed:
-        names = ", ".join(state.failed)
-        print(f"{len(state.failed)} units failed: {names}; the same command tries them again")  # noqa: T201
-    return not state.failed
+    return list(state.failed)
 
 
 def _run_units(
