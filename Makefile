@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KEDRO := $(BIN)/kedro
 ARGS ?=
 
-.PHONY: help run smoke test test-unit test-slow lint viz benchmark baselines rivals truth truth-simulators readouts goals ideas bench-sampling bench-large-log bench-speed bench-gpu bench-tuning faults lock clean
+.PHONY: help run smoke test test-unit test-slow lint viz benchmark baselines suite rivals truth truth-simulators readouts goals ideas bench-sampling bench-large-log bench-speed bench-gpu bench-tuning faults lock clean
 
 help:
 	@echo "make run        the whole pipeline: collect, train, evaluate (ARGS='--params dataset.task=reach-v3')"
@@ -17,6 +17,7 @@ help:
 	@echo "make viz        open the pipeline in Kedro-Viz in a browser"
 	@echo "make benchmark  CVL, BC and IQL on four tasks with three seeds (docs/benchmarks.md, about an hour)"
 	@echo "make baselines  all methods on one task (15 minutes with two cores)"
+	@echo "make suite      five methods on two tasks, in minutes (docs/suites.md)"
 	@echo "make rivals     all methods on six tasks and six kinds of data (docs/benchmarks.md, long; run it again to go on)"
 	@echo "make truth      compare values with exact ones in random MDPs and linear worlds (docs/truth.md, 15 minutes)"
 	@echo "make truth-simulators  compare critics with returns of tried actions in Meta-World and a maze (25 minutes)"
@@ -72,13 +73,19 @@ viz: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(BIN)/python -m benchmarks.success $(ARGS)
 
+suite: $(VENV)/installed
+	$(KEDRO) suite run quick $(ARGS)
+
 # Records and data of its own, so that all methods run here. A step of cql with its 10 samples takes as long as those of
 # all other methods together.
 baselines: $(VENV)/installed
-	$(BIN)/python -m benchmarks.rivals --tasks door-open-v3 --presets mixed --seeds 0 --threads 2 \
+	$(KEDRO) suite run rivals --tasks door-open-v3 --presets mixed --seeds 0 --threads 2 \
 		--records data/baselines --data-root data/baselines --params baselines.cql.samples=4 $(ARGS)
 
-truth readouts goals ideas rivals: $(VENV)/installed
+rivals: $(VENV)/installed
+	$(KEDRO) suite run rivals $(ARGS)
+
+truth readouts goals ideas: $(VENV)/installed
 	$(BIN)/python -m benchmarks.$@ $(ARGS)
 
 # One thread: two processes simulate and train.
@@ -108,7 +115,7 @@ faults: $(VENV)/installed
 # One torch version without a build tag: pip chooses the build for the platform.
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools ".[metaworld,robotics,minari,s3,tuning,viz,dev]"
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools ".[metaworld,robotics,minari,s3,suites,tuning,viz,dev]"
 	( sed -n '/^#/p' requirements.lock; .venv-lock/bin/pip freeze --all --exclude cvl-pipeline --exclude pip \
 		| sed -e 's/+cpu$$//' -e 's/^pgserver==.*/&; python_version < "3.13"/' ) > .venv-lock/requirements.lock
 	mv .venv-lock/requirements.lock requirements.lock

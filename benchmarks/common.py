@@ -12,23 +12,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from cvl_pipeline.api import EpisodeData, load
+from cvl_pipeline.reports.markdown import markdown as markdown
 
 PROJECT = Path(__file__).parents[1]
 RESULTS = PROJECT / "benchmarks/results"
 
 
-def kedro_command(*arguments: str, params: str) -> list[str]:
-    """Return the command of a run of the pipeline."""
-    return [str(Path(sys.executable).with_name("kedro")), "run", *arguments, "--params", params]
-
-
 def kedro_run(*arguments: str, params: str) -> float:
     """Run the pipeline and return the seconds; exit the benchmark if the run fails."""
-    command = kedro_command(*arguments, params=params)
+    command = [str(Path(sys.executable).with_name("kedro")), "run", *arguments, "--params", params]
     print(shlex.join(["kedro", *command[1:]]), flush=True)  # noqa: T201
     start = time.perf_counter()
     status = subprocess.run(command, cwd=PROJECT, check=False).returncode
@@ -56,21 +51,3 @@ def write_record(path: Path, **values: Any) -> dict[str, Any]:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")
     return record
-
-
-def markdown(table: pd.DataFrame, digits: int = 3) -> str:
-    """Format a table as Markdown; if ``x_ci`` exists, column ``x`` is formatted as ``x +- ci``."""
-    texts = pd.DataFrame()
-    for column in table.columns:
-        if str(column).endswith("_ci"):
-            continue
-        cells = table[column]
-        if pd.api.types.is_numeric_dtype(cells):
-            text = cells.map(f"{{:.{digits}f}}".format)
-            if f"{column}_ci" in table:
-                text += table[f"{column}_ci"].map(f" ± {{:.{digits}f}}".format)
-            cells = text
-        texts[str(column)] = cells
-    lines = ["| " + " | ".join(map(str, texts.columns)) + " |", "|" + "---|" * len(texts.columns)]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in texts.itertuples(index=False)]
-    return "\n".join(lines)

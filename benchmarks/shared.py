@@ -24,8 +24,8 @@ from pathlib import Path
 from benchmarks.common import PROJECT, read_data
 from benchmarks.peers.ours import TimedDynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
+from cvl_pipeline.io.children import end_with_parent
 from cvl_pipeline.training.fit import fit
-from cvl_pipeline.training.processes import end_with_parent
 
 STEPS, ROUNDS = 200, 3
 """Gradient steps per measurement, and measurements of each kind, in turn; the fewest CPU seconds count."""

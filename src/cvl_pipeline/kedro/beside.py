@@ -24,10 +24,10 @@ from kedro.pipeline.node import Node
 
 from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.errors import TERMINATED, InputError, one_line
+from cvl_pipeline.io.children import end_with_parent
 from cvl_pipeline.kedro.mistakes import mistake
 from cvl_pipeline.kedro.workspace import Workspace, workspace
 from cvl_pipeline.training.launch import TrainingError
-from cvl_pipeline.training.processes import end_with_parent
 
 WORKERS = "params:evaluation.workers"
 """Number of processes that run episodes. The process beside leaves one core to the run. No result depends on it."""

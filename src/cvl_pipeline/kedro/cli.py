@@ -355,3 +355,89 @@ _SHARED = [
 artifacts.add_command(
     _AboutPipelines("status", params=[*_SHARED, _EXPLAIN], callback=_status, help=_status.__doc__)
 )
+
+
+class _Suite(_Command):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ImportError as error:
+            raise click.ClickException(str(missing_extra("suites", error))) from error
+
+
+@cli.group()
+def suite() -> None:
+    """Many runs that compare methods, see docs/suites.md."""
+
+
+def _words(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    return None if value is None else value.replace(",", " ")
+
+
+def _which_suite(command: Any) -> Any:
+    """Add the argument and options that choose a suite."""
+    of_run = {option.name: option for option in kedro_run.params}
+    params = click.option(
+        "--params", default="", callback=of_run["params"].callback, help="More parameters, as of kedro run."
+    )
+    options = [
+        click.argument("name"),
+        click.option("--set", "axes", help="One of the sets of the file (default: the first)."),
+        click.option("--tasks", callback=_words, help="Instead of those of the file."),
+        click.option("--presets", callback=_words, help="Instead of those of the file."),
+        click.option("--seeds", callback=_words, help="Instead of those of the file, such as 0,1,2."),
+        click.option("--methods", callback=_words, help="Instead of those of the file."),
+        click.option("--budget", type=int, help="Factor of all gradient steps."),
+        click.option("--env", "-e", help="Folder of conf/ with other settings, such as smoke."),
+        params,
+        click.option("--data-root", help="Folder or URL of the data of all runs."),
+        click.option("--records", help="Folder or URL of the records and the report."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@suite.command("run", cls=_Suite)
+@_which_suite
+@click.option("--jobs", type=click.IntRange(1), help="Runs at once (default: one for each GPU, or core).")
+@click.option("--threads", type=click.IntRange(1), help="Cores of a run (default: an equal share).")
+@click.option("--scheduler", help="Address of a Dask scheduler, whose workers run the units.")
+@click.option("--delete-data", is_flag=True, help="Delete the data of a cell when it has a record.")
+def run_suite(**options: Any) -> None:
+    """Run the units of a suite that are not finished yet, then write the report. The same command goes on."""
+    from cvl_pipeline.kedro.suites import run_command
+
+    if failed := run_command(**options):
+        raise InputError(
+            f"{len(failed)} units failed ({', '.join(failed)}); the same command tries them again, and kedro suite "
+            f"status {options['name']} says why"
+        )
+
+
+@suite.command("status", cls=_Suite)
+@_which_suite
+def suite_status(**options: Any) -> None:
+    """Print how many units are done, which run, which failed and why."""
+    from cvl_pipeline.kedro.suites import status_command
+
+    for line in status_command(**options):
+        click.echo(line)
+
+
+@suite.command("report", cls=_Suite)
+@_which_suite
+def suite_report(**options: Any) -> None:
+    """Write the report from the records at hand."""
+    from cvl_pipeline.kedro.suites import report_command
+
+    click.echo(report_command(**options))
+
+
+@suite.command("cancel", cls=_Suite)
+@_which_suite
+def suite_cancel(**options: Any) -> None:
+    """End a running suite. Its units save their training; kedro suite run goes on."""
+    from cvl_pipeline.kedro.suites import cancel_command
+
+    click.echo(cancel_command(**options))

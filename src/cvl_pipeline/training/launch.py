@@ -17,14 +17,11 @@ import logging
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -34,10 +31,11 @@ from cvl_pipeline.errors import TERMINATED, InputError, look_up, one_line
 from cvl_pipeline.imports import named
 from cvl_pipeline.io.artifacts import load_artifact, save_artifact
 from cvl_pipeline.io.checked import read_table, write_table
+from cvl_pipeline.io.children import end_with_parent, sigterm_raised, start_child
 from cvl_pipeline.io.storage import shown, write_atomically
 from cvl_pipeline.paths import expanded
 from cvl_pipeline.training.parameters import TrainingParameters
-from cvl_pipeline.training.processes import end_with_parent, rank, world_size
+from cvl_pipeline.training.processes import rank, world_size
 
 if TYPE_CHECKING:  # this module imports Lightning, which is slow
     from cvl_pipeline.training.callbacks import Watcher
@@ -207,31 +205,13 @@ def _run(line: list[str], environment: Mapping[str, str], errors: Path) -> int:
     """
     with sigterm_raised():
         with errors.open("wb") as file:
-            process = subprocess.Popen(
-                line, env=environment, stderr=file, start_new_session=True, preexec_fn=end_with_parent
-            )
+            process = start_child(line, environment, stderr=file)
         try:
             return process.wait()
         except BaseException:  # SIGTERM, or Ctrl+C
             process.terminate()
             process.wait()
             raise
-
-
-@contextmanager
-def sigterm_raised() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit in this context, so that child processes can be ended first."""
-
-    def end(*_: object) -> None:
-        raise SystemExit(TERMINATED)
-
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGTERM, end) if main else None
-    try:
-        yield
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, handler)
 
 
 def _first_slurm_host() -> str:

@@ -7,9 +7,6 @@ Without a process group, each of these functions is the identity.
 
 from __future__ import annotations
 
-import ctypes
-import signal
-import sys
 from typing import Any
 
 import torch
@@ -80,12 +77,3 @@ def any_of(flag: bool, device: torch.device) -> bool:
     if world_size() == 1:
         return flag
     return bool(maximum(torch.tensor(float(flag), device=device)))
-
-
-def end_with_parent() -> None:
-    """Let Linux send SIGTERM to this process when its parent dies for any reason; elsewhere, do nothing.
-
-    Otherwise the processes that kill -9 leaves would train beside the run that resumes, or wait for ever.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG

@@ -19,11 +19,11 @@ from optuna.trial import FrozenTrial, TrialState
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.artifacts import save_artifact
+from cvl_pipeline.io.children import sigterm_raised, start_child
 from cvl_pipeline.io.storage import fingerprint, shown
 from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.training.fit import tensors_of
-from cvl_pipeline.training.launch import TrainingError, sigterm_raised
-from cvl_pipeline.training.processes import end_with_parent
+from cvl_pipeline.training.launch import TrainingError
 from cvl_pipeline.tuning.parameters import TuningParameters
 from cvl_pipeline.tuning.results import trials_table
 from cvl_pipeline.tuning.space import check_space
@@ -176,14 +176,12 @@ def start_worker(specification: Specification) -> subprocess.Popen[bytes]:
     path = _log_path(specification, specification.index)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        process = subprocess.Popen(
+        process = start_child(
             [sys.executable, "-m", "cvl_pipeline.tuning.worker"],
-            env=environment,
+            environment,
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=file,
-            start_new_session=True,  # Ctrl+C reaches this process only, which ends the workers so that they save
-            preexec_fn=end_with_parent,
         )
     assert process.stdin is not None
     process.stdin.write(specification.to_json().encode())

@@ -27,9 +27,9 @@ from pydantic import TypeAdapter
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.io.artifacts import load_artifact
+from cvl_pipeline.io.children import end_with_parent
 from cvl_pipeline.io.storage import write_atomically
 from cvl_pipeline.parameters import StageParameters
-from cvl_pipeline.training.processes import end_with_parent
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.tuning.objectives import OBJECTIVES
 from cvl_pipeline.tuning.parameters import TuningParameters

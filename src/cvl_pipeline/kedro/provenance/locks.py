@@ -26,12 +26,18 @@ logger = logging.getLogger(__name__)
 
 RENEWAL = 20.0
 """Seconds between renewals of a lease."""
+IN_USE = "is in use by another run"
+"""Part of the message of ``InUseError``, by which it is found in the output of a run."""
 GONE = 180.0
 """Seconds without a renewal, after which the holder counts as gone."""
 SETTLED = 1.0
 """Seconds between a takeover of a lease and the check that it succeeded."""
 
 _held: set[Lock] = set()
+
+
+class InUseError(InputError):
+    """Another run holds the lock."""
 
 
 def _machine() -> str:
@@ -163,7 +169,7 @@ class Lock:
             return None
         return name
 
-    def _in_use(self) -> InputError:
+    def _in_use(self) -> InUseError:
         try:
             holder = _read(self._path.read_text()) if self._path.is_file() else None
         except (OSError, ValueError):
@@ -209,14 +215,13 @@ def _myself() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": HOST, "since": since}
 
 
-def _in_use(what: str, holder: Any) -> InputError:
+def _in_use(what: str, holder: Any) -> InUseError:
     try:
         description = f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
     except (KeyError, TypeError):  # the holder has not written them yet, or its file was deleted
         description = "it has just started, or its lock file was deleted"
-    return InputError(
-        f"{what} is in use by another run ({description}): wait for it to end; runs of other "
-        "datasets and seeds need not wait"
+    return InUseError(
+        f"{what} {IN_USE} ({description}): wait for it to end; runs of other datasets and seeds need not wait"
     )
 
 

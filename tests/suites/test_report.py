@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from benchmarks.rivals_report import (
+
+from cvl_pipeline.suites.report import (
     BEHAVIOUR,
     CRITIC,
     Table,
@@ -15,8 +17,9 @@ from benchmarks.rivals_report import (
     success_table,
     task_table,
     time_table,
-    write,
+    write_report,
 )
+from tests.suites.test_plan import make_plan
 
 SEEDS, PRESETS, TASKS = [10, 11], ["mixed", "sparse"], ["push-v3", "reach-v3"]
 AXES: dict[str, list[Any]] = {"seeds": SEEDS, "presets": PRESETS, "tasks": TASKS}
@@ -115,14 +118,35 @@ def test_the_report_says_what_it_is_made_from(tmp_path: Path, complete: bool) ->
     if not complete:
         rows = rows[:1]
         rows[0]["runs"][0]["commit"] = None
-    text = write(rows, ("cvl", "iql"), AXES, tmp_path / "new")
+    plan = make_plan(tasks=TASKS, presets=PRESETS, seeds=SEEDS, methods=["cvl", "iql"])
+    text, files = write_report(rows, plan, tmp_path / "new")
+    assert text in (tmp_path / "new/report.md").read_text()
     if complete:
         assert "- 8 cells; seeds 10, 11; tasks push-v3, reach-v3; budget 1." in text
         assert "- Code: abc." in text
-        assert text in (tmp_path / "new/report.md").read_text()
-        assert (tmp_path / "new/report.png").exists()
+        assert files[:3] == ["results.parquet", "report.png", "report.md"]
         assert "Left out" not in text
     else:
         assert "- Code: with changes not committed." in text
         assert "missing: push-v3 (mixed), reach-v3 (mixed), push-v3 (sparse), reach-v3 (sparse)." in text
-        assert not (tmp_path / "new").exists()
+        assert "report.png" not in files
+    assert all((tmp_path / "new" / name).exists() for name in files)
+    results = pd.read_parquet(tmp_path / "new/results.parquet")
+    assert len(results) == len(rows) * 2 * 10
+    first = results.iloc[0].to_dict()
+    assert first == {
+        "task": "push-v3", "preset": "mixed", "seed": 10, "method": "cvl", "episode": 0, "success": 1.0, "return": 0.0,
+        "seconds": 33.0,
+    }  # fmt: skip
+
+
+def test_without_success_the_report_has_returns(tmp_path: Path) -> None:
+    rows = records()
+    for row in rows:
+        row["behaviour"] = None
+        for values in row["methods"].values():
+            values["success"] = [None] * 10
+    plan = make_plan(tasks=TASKS, presets=PRESETS, seeds=SEEDS, methods=["cvl", "iql"])
+    text, files = write_report(rows, plan, tmp_path)
+    assert "| mixed | push-v3 | 0.0 | 0.0 |" in text
+    assert "report.png" not in files

@@ -1,8 +1,9 @@
-"""Tables and picture of ``benchmarks.rivals``, from its records alone."""
+"""Tables and pictures of a suite, from its records alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.common import markdown
+from cvl_pipeline.imports import named
+from cvl_pipeline.io.storage import write_atomically
 from cvl_pipeline.methods.base import METHODS
+from cvl_pipeline.reports.markdown import markdown
 from cvl_pipeline.reports.plots import COLOURS
 from cvl_pipeline.reports.statistics import (
     Estimate,
@@ -22,35 +25,80 @@ from cvl_pipeline.reports.statistics import (
     performance_profile,
     probability_of_improvement,
 )
+from cvl_pipeline.suites.parameters import LOGGED, OWN, VARIANT
+from cvl_pipeline.suites.plan import Plan
 
-OURS, BEHAVIOUR, ALL = "cvl", "behaviour data", "all presets"
+RESULTS = "results.parquet"
+"""The table of all episodes."""
+
+BEHAVIOUR, ALL = "behaviour data", "all presets"
 CRITIC = ("contrastive_dynamics.train", "value_readout.label", "value_readout.read_out")
 """Nodes that train what CVL, and every method that needs its critic, stands on."""
-VARIANT = "__"
-"""Stands between the names of a method and of a variant of its settings."""
 THRESHOLDS = np.linspace(0.0, 1.0, 101)
 PROFILE_RESAMPLES = 2000
 """For profiles, whose samples are a hundred times as large."""
 
 
-def cost(method: str, seconds: Mapping[str, float]) -> float:
-    """Seconds that a method takes to train, with the critic if it needs one; NaN if a node was not measured."""
-    needs_critic = METHODS[method.partition(VARIANT)[0]].needs_critic
+def cost(method: str, seconds: Mapping[str, float], own: Mapping[str, str] | None = None) -> float:
+    """Seconds that a method takes to train, with the critic if it needs one; NaN if a node was not measured.
+
+    Args:
+        method: name of a method or a variant.
+        seconds: of each node.
+        own: ``module:Class`` of methods of the user's own.
+    """
+    name = method.partition(VARIANT)[0]
+    needs_critic = METHODS[(own or {}).get(name, name)].needs_critic
     nodes = [*(CRITIC if needs_critic else ()), f"policy_extraction.train_{method}"]
     return sum(seconds.get(node, np.nan) for node in nodes)
 
 
-def frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row per cell and method: its success rate, and its seconds if the run was not interrupted."""
+def episodes(records: Sequence[Mapping[str, Any]], own: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Return one row per evaluation episode.
+
+    Args:
+        records: of cells.
+        own: ``module:Class`` of methods of the user's own.
+
+    Returns:
+        Columns: task, preset, seed, method, episode, success (missing if unknown), return, and seconds: those that
+        the method took to train, missing if its run was interrupted.
+    """
     rows = []
     for record in records:
-        place = {name: record[name] for name in ("preset", "task", "seed")}
-        rows.append({**place, "method": BEHAVIOUR, "success": record["behaviour"], "seconds": np.nan})
+        place = {name: record[name] for name in ("task", "preset", "seed")}
         for name, values in record["methods"].items():
             run = record["runs"][values["run"]]
-            seconds = np.nan if run["interrupted"] else cost(name, run["seconds"])
-            rows.append({**place, "method": name, "success": np.mean(values["success"]), "seconds": seconds})
-    return pd.DataFrame(rows)
+            seconds = np.nan if run["interrupted"] else cost(name, run["seconds"], own)
+            pairs = zip(values["success"], values["returns"], strict=True)
+            rows += [
+                {
+                    **place,
+                    "method": name,
+                    "episode": number,
+                    "success": success,
+                    "return": value,
+                    "seconds": seconds,
+                }
+                for number, (success, value) in enumerate(pairs)
+            ]
+    return pd.DataFrame(rows).astype({"success": np.float64})
+
+
+def frame(records: Sequence[Mapping[str, Any]], own: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """One row per cell and method: success rate, mean return, and seconds of training; missing where unknown."""
+    keys = ["preset", "task", "seed", "method"]
+    rows = (
+        episodes(records, own)
+        .groupby(keys, sort=False)[["success", "return", "seconds"]]
+        .mean()
+        .reset_index()
+    )
+    behaviour = [
+        {**{name: record[name] for name in keys[:3]}, "method": BEHAVIOUR, "success": record["behaviour"]}
+        for record in records
+    ]
+    return pd.concat([rows, pd.DataFrame(behaviour).astype({"success": np.float64})], ignore_index=True)
 
 
 class Table:
@@ -133,17 +181,17 @@ def improvement_table(table: Table) -> pd.DataFrame:
     """Probability that a run of CVL beats a run of each other method on the same task."""
     return pd.DataFrame(
         [
-            {f"{OURS} beats": name}
+            {f"{OWN} beats": name}
             | {
                 preset: interval(
                     estimate(
-                        probability_of_improvement, table.scores(OURS, preset), table.scores(name, preset)
+                        probability_of_improvement, table.scores(OWN, preset), table.scores(name, preset)
                     )
                 )
                 for preset in table.columns()
             }
             for name in table.by_success()
-            if name != OURS
+            if name != OWN
         ]
     )
 
@@ -195,7 +243,7 @@ def picture(table: Table, rows: pd.DataFrame) -> Figure:
     )
     profiles.legend(frameon=False, fontsize=8)
     times.set(
-        xlabel="seconds of training, median, one core", ylabel="success, interquartile mean",
+        xlabel="seconds of training, median", ylabel="success, interquartile mean",
         title="Success against time", ylim=(-0.05, 1.05),
     )  # fmt: skip
     times.margins(x=0.15)
@@ -229,40 +277,68 @@ def protocol_lines(records: Sequence[Mapping[str, Any]], table: Table) -> list[s
     return lines
 
 
-def write(
-    records: Sequence[Mapping[str, Any]],
-    methods: Sequence[str],
-    axes: Mapping[str, Sequence[Any]],
-    folder: Path,
-) -> str:
-    """Write ``report.md`` and ``report.png`` into a folder and return the text.
+def return_table(rows: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """Mean return over the seeds at hand by preset and task; missing methods are empty."""
+    known = rows[rows["method"].isin(methods)]
+    table = known.pivot_table(index=["preset", "task"], columns="method", values="return", sort=False)
+    return table.reindex(columns=[name for name in methods if name in table.columns]).reset_index()
+
+
+def write_report(records: Sequence[Mapping[str, Any]], plan: Plan, folder: Path) -> tuple[str, list[str]]:
+    """Write the table of all episodes, ``results.parquet``, and the report.
 
     Args:
         records: of the cells at hand, at least one.
-        methods: names of the methods to compare.
-        axes: ``seeds``, ``presets`` and ``tasks`` of the report.
-        folder: of the records.
+        plan: of the suite.
+        folder: for the files.
+
+    Returns:
+        The tables as text, and the names of the files, the one to read last.
     """
-    rows = frame(records)
-    table = Table(rows, methods, axes)
+    suite, own = plan.suite, plan.suite.own_methods
+    axes = {
+        "seeds": suite.seeds,
+        "presets": suite.presets or (LOGGED,),
+        "tasks": suite.tasks or tuple(suite.datasets),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    results = episodes(records, own)
+    write_atomically(folder / RESULTS, lambda path: results.to_parquet(path, index=False))
+    rows = frame(records, own)
+    table = Table(rows, plan.methods, axes)
     parts = ["\n".join(protocol_lines(records, table))]
+    files = [RESULTS]
     if table.places:
+        parts += _of_success(table, rows)
+        write_atomically(folder / "report.png", lambda path: picture(table, rows).savefig(path, dpi=120))
+        files.append("report.png")
+    elif rows["success"].isna().all():
         parts += [
-            "**Success, interquartile mean over tasks and seeds** (95 % intervals, seeds of each task resampled):",
-            markdown(success_table(table)),
-            "**Success by task, mean over seeds**:",
-            markdown(task_table(table), digits=2),
+            "**Mean return by task** (success is unknown):",
+            markdown(return_table(rows, plan.methods), digits=1),
         ]
-        if len(table.methods) > 1:
-            parts += [
-                f"**Probability that {OURS} improves on another method**:",
-                markdown(improvement_table(table)),
-            ]
+    text = "\n\n".join([*parts, *(["![profiles](report.png)"] if "report.png" in files else [])]) + "\n"
+    write_atomically(folder / "report.md", lambda path: path.write_text(text))
+    files.append("report.md")
+    if find_spec("cvl_pipeline.reports.page") is not None:
+        page = named("cvl_pipeline.reports.page:suite_page")(results)
+        write_atomically(folder / "report.html", lambda path: path.write_text(page))
+        files.append("report.html")
+    return "\n\n".join(parts), files
+
+
+def _of_success(table: Table, rows: pd.DataFrame) -> list[str]:
+    parts = [
+        "**Success, interquartile mean over tasks and seeds** (95 % intervals, seeds of each task resampled):",
+        markdown(success_table(table)),
+        "**Success by task, mean over seeds**:",
+        markdown(task_table(table), digits=2),
+    ]
+    if len(table.methods) > 1:
         parts += [
-            "**Success and seconds of training** (median; one core):",
-            markdown(time_table(table, rows)),
+            f"**Probability that {OWN} improves on another method**:",
+            markdown(improvement_table(table)),
         ]
-        folder.mkdir(parents=True, exist_ok=True)
-        picture(table, rows).savefig(folder / "report.png", dpi=120)
-        (folder / "report.md").write_text("\n\n".join([*parts, "![profiles](report.png)"]) + "\n")
-    return "\n\n".join(parts)
+    return [
+        *parts, "**Success and seconds of training** (median):", markdown(time_table(table, rows))
+    ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Suites: many runs that compare methods, on one machine or a cluster."""

@@ -1,0 +1,204 @@
+"""Suites on Kedro: plans, the work of a worker and the commands, without a cluster; the runs are fakes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from kedro.framework.project import configure_project
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.kedro import suites
+from cvl_pipeline.kedro.cli import cli
+from cvl_pipeline.suites.plan import Plan
+from cvl_pipeline.suites.run import State, owner
+from tests.project import copy_settings
+from tests.suites import fakes
+
+SUITE = "tasks: [reach-v3, push-v3]\nmethods: [[cvl, bc], [iql]]\nevaluation_episodes: 4\n"
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "project"
+    root.mkdir()
+    copy_settings(root)
+    (root / "conf/suites/mine.yml").write_text(SUITE)
+    monkeypatch.chdir(root)
+    configure_project("cvl_pipeline.kedro")
+    (tmp_path / "fakes").mkdir()
+    monkeypatch.setenv("FAKES", str(tmp_path / "fakes"))
+    monkeypatch.setattr(suites, "KEDRO", fakes.FAKE)
+    return root
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return suites.make_plan("mine")
+
+
+def command(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, ["suite", *arguments])
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--tasks", "reach-v33"], "conf/suites/mine.yml, reach-v33: "),
+        (["--params", "dataset.episode=3"], "unknown field 'dataset.episode': did you mean 'episodes'?"),
+        (["--methods", "cvl,bcc"], "unknown method 'bcc': did you mean bc"),
+        (["--presets", "mix"], "unknown preset 'mix'"),
+        (["--seeds", "a"], "'seeds"),
+        (["--scheduler", "tcp://127.0.0.1"], "no Dask scheduler answers at 'tcp://127.0.0.1'"),
+    ],
+)
+def test_a_faulty_option_is_one_line_before_anything_runs(
+    options: list[str], words: str, project: Path
+) -> None:
+    if "--scheduler" in options:
+        pytest.importorskip("distributed")
+    status, output = command("run", "mine", *options)
+    assert status == 1
+    assert output.startswith("Error: ")
+    assert words in output
+    assert output.count("\n") == 1
+    assert not list(project.glob("data/suites/*/*_x1"))
+
+
+def test_the_data_is_below_the_data_root_unless_the_file_says_otherwise(project: Path) -> None:
+    assert suites.make_plan("mine").root == str(project / "data/suites/mine")
+    elsewhere = suites.make_plan("mine", given={"data": {"root": "s3://lab/me", "credentials": "lab"}})
+    assert (elsewhere.root, elsewhere.records) == (
+        "s3://lab/me/suites/mine",
+        "s3://lab/me/suites/mine/records",
+    )
+    rivals = suites.make_plan("rivals")
+    assert rivals.records == str(project / "benchmarks/results/rivals")
+    with pytest.raises(InputError, match="--delete-data: the data is at a URL"):
+        suites.make_plan("mine", keep=False, data_root="s3://lab/x")
+
+
+def test_a_unit_writes_the_record_and_is_not_run_again(plan: Plan, tmp_path: Path) -> None:
+    first, _, second, _ = plan.units()
+    outcome = suites.work(plan, first, "", {})
+    assert (outcome.state, outcome.text) == ("done", "cvl 1.00, bc 0.25")
+    assert suites.work(plan, first, "", {}).text == "cvl 1.00, bc 0.25; by another run"
+    assert suites.work(plan, second, "", {}).state == "done"
+    (record,) = suites.read_records(plan)
+    assert {name: values["run"] for name, values in record["methods"].items()} == {
+        "cvl": 0,
+        "bc": 0,
+        "iql": 1,
+    }
+    assert record["runs"][0]["seconds"]["contrastive_dynamics.train"] == 20.5
+    assert (record["runs"][0]["threads"], record["runs"][0]["interrupted"]) == (1, False)
+    assert str(tmp_path) not in str(record), "no path of this machine"
+    given = [call.parameters for call in fakes.calls(tmp_path / "fakes") if call.event == "start"]
+    assert [call.get("baselines.bc") for call in given] == [None, "null"]
+
+
+def test_a_failed_unit_has_no_record_and_its_next_run_was_interrupted(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "fakes/reach-v3").write_text("fail")
+    outcome = suites.work(plan, plan.units()[0], "", {})
+    assert outcome.state == "failed"
+    assert (
+        "status 1, data/suites/mine/reach-v3_mixed_seed0_x1/run.log: Error: the disk is full" in outcome.text
+    )
+    assert suites.read_records(plan) == []
+    (tmp_path / "fakes/reach-v3").unlink()
+    assert suites.work(plan, plan.units()[0], "", {}).state == "done"
+    assert suites.read_records(plan)[0]["runs"][0]["interrupted"], "its times are those of a part"
+
+
+def test_a_unit_that_another_run_works_on_is_busy(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = plan.units()[0]
+    with suites.hold(suites.lock_location(plan, unit.cell.name), "x"):
+        assert suites.work(plan, unit, "", {}).state == "busy"
+    # A run that outlives its worker holds the lock of its data.
+    message = "Error: data of dataset 'reach-v3', seed 0, is in use by another run (process 1)"
+    monkeypatch.setattr(suites, "KEDRO", ("sh", "-c", f'echo "{message}"; exit 1'))
+    assert suites.work(plan, unit, "", {}).state == "busy"
+
+
+def test_units_of_a_session_can_be_stopped(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "fakes/reach-v3").write_text("hold")
+    outcomes: list[Any] = []
+    unit = plan.units()[0]
+    thread = threading.Thread(target=lambda: outcomes.append(suites.work(plan, unit, "stopped", {})))
+    thread.start()
+    while not fakes.calls(tmp_path / "fakes"):
+        time.sleep(0.05)
+    suites.stop("other")
+    thread.join(0.5)
+    assert thread.is_alive()
+    suites.stop("stopped")
+    thread.join(60.0)
+    assert outcomes[0].state == "stopped"
+    assert suites.work(plan, plan.units()[1], "stopped", {}).state == "stopped"
+
+
+def test_the_data_of_a_complete_cell_is_deleted_on_request(plan: Plan, project: Path) -> None:
+    first, _, second, _ = plan.units()
+    plan = replace(plan, keep=False)
+    folder = project / "data/suites/mine/reach-v3_mixed_seed0_x1"
+    suites.work(plan, first, "", {})
+    assert folder.exists(), "iql is missing"
+    suites.work(plan, second, "", {})
+    assert not folder.exists()
+    assert len(suites.read_records(plan)) == 1
+
+
+def test_a_run_has_the_variables_of_its_worker(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, project: Path
+) -> None:
+    monkeypatch.setenv("MKL_NUM_THREADS", "1")
+    text = "echo $CUDA_VISIBLE_DEVICES $OMP_NUM_THREADS $MKL_NUM_THREADS.; exit 1"
+    monkeypatch.setattr(suites, "KEDRO", ("sh", "-c", text))
+    outcome = suites.work(replace(plan, threads=4), plan.units()[0], "", {"CUDA_VISIBLE_DEVICES": "3"})
+    assert outcome.text.endswith(": 3 2 .")
+
+
+def test_status_report_and_cancel(plan: Plan, project: Path) -> None:
+    assert command("report", "mine")[1].startswith(
+        "Error: suite mine has no records in data/suites/mine/records"
+    )
+    assert command("cancel", "mine")[1] == "Error: suite mine does not run on this machine\n"
+    suites.work(plan, plan.units()[0], "", {})
+    State(4, 0, owner={**owner(), "started": 0.0}, running={"push-v3_mixed_seed0_x1": 0.0}).write(
+        suites.state_path(plan)
+    )
+    status, output = command("status", "mine")
+    assert output.splitlines()[0] == "mine: 1 of 4 units done, 0 running, 0 failed, 3 to do", (
+        "its process is dead"
+    )
+    status, output = command("report", "mine", "--methods", "cvl,bc", "--tasks", "reach-v3")
+    assert status == 0, output
+    assert "| cvl | 1.00 [1.00, 1.00] | 0.00 [0.00, 0.00] |" in output
+    assert (project / "data/suites/mine/records/results.parquet").exists()
+    State(4, 0, owner={**owner(), "host": "elsewhere"}).write(suites.state_path(plan))
+    assert "runs on elsewhere: cancel it there" in command("cancel", "mine")[1]
+
+
+def test_failed_units_end_the_command_with_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suites, "run_command", lambda **_: ["push-v3_mixed_seed0_x1"])
+    status, output = command("run", "mine")
+    assert status == 1
+    assert output.startswith(
+        "Error: 1 units failed (push-v3_mixed_seed0_x1); the same command tries them again"
+    )
+
+
+def test_a_suite_runs_once_on_a_machine(plan: Plan) -> None:
+    with suites.hold(suites.lock_location(plan, "suite"), "suite mine"):
+        status, output = command("run", "mine")
+    assert status == 1
+    assert f"suite mine is in use by another run (process {os.getpid()}" in output

@@ -1,0 +1,117 @@
+"""Cells, units and commands of a suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cvl_pipeline.schema import nested
+from cvl_pipeline.suites.parameters import Suite
+from cvl_pipeline.suites.plan import Cell, Plan, network_steps
+from tests.kedro.sessions import make_loader
+
+CELL = Cell(10, "mixed", "reach-v3")
+
+
+def make_plan(given: dict[str, Any] | None = None, threads: int = 1, **fields: Any) -> Plan:
+    """A plan of the project's own configuration."""
+    values = {"tasks": ["reach-v3"], "methods": ["cvl", "bc", "iql"], "evaluation_episodes": 4, **fields}
+    suite = Suite.model_validate(values).chosen(None)
+    parameters = make_loader(**nested({**suite.overrides, **(given or {})})).run_parameters()
+    steps = network_steps(parameters, suite.budget)
+    return Plan("mine", suite, steps, given or {}, "/data", "/records", Path.cwd(), threads)
+
+
+def test_all_presets_and_tasks_of_a_seed_come_before_the_next_seed() -> None:
+    plan = make_plan(tasks=["a", "b"], presets=["sparse", "mixed"], seeds=[11, 10], budget=10)
+    listed = [cell.name for cell in plan.cells()]
+    assert listed[:3] == ["a_sparse_seed11_x10", "b_sparse_seed11_x10", "a_mixed_seed11_x10"]
+    assert len(listed) == len(set(listed)) == 8
+
+
+def test_a_group_of_methods_begins_after_the_unit_that_makes_what_they_share() -> None:
+    plan = make_plan(tasks=["a", "b"], presets=["mixed", "noisy"], methods=[["bc"], ["iql", "td3_bc"]])
+    units = plan.units()
+    assert [unit.name for unit in units[:4]] == [
+        "a_mixed_seed0_x1",
+        "b_mixed_seed0_x1",
+        "a_mixed_seed0_x1.1",
+        "b_mixed_seed0_x1.1",
+    ]
+    assert [unit.after for unit in units[:4]] == [None, None, "a_mixed_seed0_x1", "b_mixed_seed0_x1"]
+    assert units[2].methods == ("cvl", "iql", "td3_bc")
+    assert len({unit.name for unit in units}) == 8
+
+
+@pytest.mark.parametrize("budget", [1, 10])
+def test_every_method_takes_the_steps_of_critic_regression_and_policy(budget: int) -> None:
+    plan = make_plan(budget=budget)
+    parameters = make_loader(**nested(plan.parameters(CELL, plan.methods))).run_parameters()
+    total = budget * (3000 + 2500 + 2000)
+    assert {name: chosen.training.steps for name, chosen in parameters.baselines.items()} == {
+        "bc": total, "iql": total,
+    }  # fmt: skip
+    regression = parameters.value_readout.regression
+    assert regression is not None
+    own = parameters.contrastive_dynamics.training.steps + parameters.policy_extraction.training.steps
+    assert own + regression.all_steps == total
+    assert parameters.evaluation.episodes == 4
+
+
+def test_without_regression_the_steps_are_those_of_critic_and_policy() -> None:
+    plan = make_plan(given={"value_readout.regression": None})
+    assert plan.baselines(["iql"])["baselines.iql.training.steps"] == 5000
+
+
+def test_a_variant_has_its_settings_and_a_method_of_your_own_its_class() -> None:
+    plan = make_plan(
+        methods=["iql__near", "cvl__soft", "mine"], own_methods={"mine": "module:Mine"},
+        variants={"iql": {"near": {"discount": 0.9}}, "cvl": {"soft": {"extraction": {"beta": 1.0}}}},
+    )  # fmt: skip
+    chosen = plan.baselines(plan.methods)
+    assert chosen["baselines.iql__near.method"] == "iql"
+    assert chosen["baselines.iql__near.discount"] == 0.9
+    assert "baselines.cvl__soft.training.steps" not in chosen, "it stands on the critic at hand"
+    assert chosen["baselines.cvl__soft.extraction.beta"] == 1.0
+    assert chosen["baselines.mine.method"] == "module:Mine"
+    assert chosen["baselines.bc"] is None
+
+
+def test_the_command_of_a_cell() -> None:
+    given = {"dataset.episodes": 9, "baselines.iql.beta": 1.5, "contrastive_dynamics.hidden": [8, 8]}
+    plan = make_plan(given=given, env="smoke")
+    command = plan.command(Cell(10, "sparse", "reach-v3"), ["cvl", "iql"])
+    assert command[:-1] == [
+        "kedro", "run", "--only-missing-outputs", "--env", "smoke", "--runner", "SequentialRunner", "--params",
+    ]  # fmt: skip
+    params = dict(part.split("=") for part in command[-1].split(","))
+    assert params["dataset.preset"] == "sparse"
+    assert params["baselines.bc"] == "null", "conf/base has it"
+    assert params["baselines.iql.method"] == "iql"
+    assert params["baselines.iql.beta"] == "1.5"
+    assert params["contrastive_dynamics.hidden"] == "8 8"
+    assert params["data.root"] == "/data/reach-v3_sparse_seed10_x1"
+    assert params["data_ingestion.workers"] == params["evaluation.workers"] == "1"
+    two = make_plan(threads=2).command(CELL, ["cvl", "bc"])
+    assert "--runner" not in two
+    assert "dataset.preset" not in two[-1], "mixed is the default of every source"
+    assert "baselines.bc=null" not in two[-1]
+
+
+def test_params_win_over_the_overrides_and_the_place_of_the_data_is_no_setting() -> None:
+    plan = make_plan(given={"dataset.episodes": 7, "data.root": "s3://x", "data.credentials": "lab"}, overrides={
+        "dataset.episodes": 9})  # fmt: skip
+    settings = plan.settings(CELL)
+    assert settings["dataset.episodes"] == 7
+    assert not any(name.startswith("data.") for name in settings)
+    assert plan.place(CELL) == {"data.root": f"/data/{CELL.name}", "data.credentials": "lab"}
+
+
+def test_a_dataset_has_its_own_parameters_instead_of_a_task() -> None:
+    plan = make_plan(tasks=[], datasets={"maze": {"dataset": {"source": "pointmaze", "episodes": 9}}})
+    (cell,) = plan.cells()
+    assert cell.name == "maze_logged_seed0_x1"
+    assert plan.settings(cell)["dataset.source"] == "pointmaze"
+    assert "dataset.task" not in plan.settings(cell)

@@ -1,0 +1,113 @@
+"""Records of finished runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.location import Location
+from cvl_pipeline.suites.records import (
+    commit,
+    episodes_of,
+    missing_methods,
+    read_log,
+    read_record,
+    shown_command,
+    summary,
+    write_record,
+)
+from tests.project import PROJECT
+from tests.suites.test_plan import CELL, make_plan
+
+RESULTS = {name: {"success": [1, 0], "returns": [1.0, 2.0]} for name in ("cvl", "bc")}
+
+
+@pytest.fixture
+def location(tmp_path: Path) -> Location:
+    return Location(str(tmp_path / "records" / f"{CELL.name}.json"))
+
+
+def test_a_method_is_added_to_a_record_and_the_others_stay(location: Location) -> None:
+    plan = make_plan()
+    assert missing_methods(read_record(plan, CELL, location), plan.methods) == ["cvl", "bc", "iql"]
+    write_record(plan, CELL, location, RESULTS, 0.25, {"commit": "abc"})
+    assert missing_methods(read_record(plan, CELL, location), plan.methods) == ["iql"]
+    other = {
+        "cvl": {"success": [0, 0], "returns": [0.0, 0.0]},
+        "iql": {"success": [1, 1], "returns": [3.0, 3.0]},
+    }
+    record = write_record(plan, CELL, location, other, 0.5, {"commit": "def"})
+    assert json.loads(location.path.read_text()) == record
+    assert location.path.read_text().count("\n") == 1
+    assert {name: values["run"] for name, values in record["methods"].items()} == {
+        "cvl": 0,
+        "bc": 0,
+        "iql": 1,
+    }
+    assert record["methods"]["cvl"]["success"] == [1, 0]
+    assert record["behaviour"] == 0.25
+    assert [run["commit"] for run in record["runs"]] == ["abc", "def"]
+    assert summary(record) == "cvl 0.50, bc 0.50, iql 1.00"
+
+
+def test_a_record_of_other_settings_is_refused_and_so_is_a_damaged_one(location: Location) -> None:
+    plan = make_plan()
+    write_record(plan, CELL, location, RESULTS, 0.25, {})
+    with pytest.raises(InputError, match=r"other settings \(evaluation\.episodes\); delete it"):
+        read_record(make_plan(evaluation_episodes=50), CELL, location)
+    with pytest.raises(InputError, match=r"other settings \(dataset\.episodes\)"):
+        read_record(replace(plan, given={"dataset.episodes": 9}), CELL, location)
+    location.path.write_text("{")
+    with pytest.raises(InputError, match="is damaged; delete it"):
+        read_record(plan, CELL, location)
+
+
+def test_records_of_the_former_benchmark_count() -> None:
+    """They were made by benchmarks/rivals.py."""
+    plan = make_plan(evaluation_episodes=50)
+    paths = sorted((PROJECT / "benchmarks/results/rivals").glob("*_mixed_seed0_x1.json"))
+    assert paths
+    for path in paths:
+        cell = replace(CELL, seed=0, task=path.name.partition("_")[0])
+        assert missing_methods(read_record(plan, cell, Location(str(path))), plan.methods) == []
+
+
+def test_seconds_of_nodes_are_those_of_the_last_run() -> None:
+    run = "12:00:00 INFO     3/9 a.b -> c, d ({} s)   \n         INFO     4/9 e.f -> g ({} s, beside)\n"
+    whole = f"# start now kedro run\n{run.format(1.5, 20.0)}# finished\n"
+    assert read_log(whole) == ({"a.b": 1.5, "e.f": 20.0}, False)
+    again = whole + "# start\nx 1/1 a.b -> c (2.5 s)\n# finished\n"
+    assert read_log(again) == ({"a.b": 2.5, "e.f": 20.0}, False)
+    assert read_log("# start\n" + whole) == ({"a.b": 1.5, "e.f": 20.0}, True)
+
+
+def test_unknown_success_is_null(tmp_path: Path) -> None:
+    path = tmp_path / "bc_rollouts.parquet"
+    pd.DataFrame({"success": [None, None], "return": [1.23456789, 2.0]}).to_parquet(path)
+    assert episodes_of(path) == {"success": [None, None], "returns": [1.23457, 2.0]}
+    pd.DataFrame({"success": [True, False], "return": [1.0, 2.0]}).to_parquet(path)
+    assert episodes_of(path)["success"] == [1, 0]
+
+
+def test_a_command_has_no_path_of_this_machine() -> None:
+    command = ["kedro", "run", "--params", f"data.root=/home/me/{CELL.name},seed=1"]
+    assert shown_command(command, f"/home/me/{CELL.name}", CELL).endswith(
+        f"data.root=data/{CELL.name},seed=1"
+    )
+
+
+def test_a_commit_is_unknown_if_the_code_has_changes(tmp_path: Path) -> None:
+    assert commit(tmp_path) is None
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for line in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run([*git, *line], cwd=tmp_path, check=True)
+    assert len(commit(tmp_path) or "") == 40
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/new.py").touch()
+    assert commit(tmp_path) is None
