@@ -109,12 +109,12 @@ def test_the_table_has_a_row_per_dataset_and_method() -> None:
     cells = [
         {
             "dataset": "medium", "method": "bc", "seed": seed, "settings": {"steps": 10},
-            "ours": [100.0 + seed], "reference": [200.0],
+            "ours": [100.0 + seed], "reference": [200.0 + seed],
         }
         for seed in range(2)
     ]  # fmt: skip
     lines = references.table(references.summarise(cells)).splitlines()
-    assert lines[2] == "| medium | bc | 2 | 10 | 100 ± 6 | 200 ± 0 | -100 ± 6 | no |"
+    assert lines[2] == "| medium | bc | 2 | 10 | 100 ± 6 | 200 ± 6 | -100 ± 3 | no |"
 
 
 def test_both_sides_get_the_same_settings(tmp_path: Path) -> None:
