@@ -6,8 +6,9 @@ Finished cells are kept in the record, and a cell is rerun if its settings or it
 
     python -m benchmarks.references --data      # train policies with SAC, and record the logs
     python -m benchmarks.references --methods bc iql --datasets medium medium-expert --seeds 0 1 2
+    python -m benchmarks.references --jobs 16 --steps 10000 cql=5000 --device gpu
 
-Libraries of other environments (SBX for the logs, d3rlpy) are installed from PyPI into ``.venv-peers`` on first use.
+SBX, for the logs, is installed from PyPI into ``.venv-peers`` on first use. So is d3rlpy, if this environment lacks it.
 """
 
 from __future__ import annotations
@@ -15,21 +16,28 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
+import os
+import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
 
 from benchmarks.common import PROJECT, RESULTS, kedro_run, markdown, write_record
-from benchmarks.speed import D3RLPY, TORCH, Contender, output, python_of
+from benchmarks.speed import D3RLPY, ONE_CORE, TORCH, Contender, output, python_of
 from cvl_pipeline.api import load
 from cvl_pipeline.environments.evaluation import evaluate
 from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
@@ -38,7 +46,7 @@ from cvl_pipeline.methods.base import METHODS
 
 ENVIRONMENT = "HalfCheetah-v5"
 DATA = PROJECT / "data/references"
-"""Folder of the logs, of the SAC policies, and of the pipeline's artifacts."""
+"""Default folder of the logs, of the SAC policies, and of the pipeline's artifacts."""
 RECORD = RESULTS / "references.json"
 DATASETS = ("random", "medium", "medium-expert")
 LOG_EPISODES = 100
@@ -66,115 +74,185 @@ COLLECTOR = Contender(
     requirements=(("sbx-rl==0.28.0", "jax==0.10.2", "h5py", TORCH, *SIMULATOR),),
 )  # fmt: skip
 REFERENCE = Contender(
-    "d3rlpy", "benchmarks.peers.d3rlpy_policy", (), "", environment="d3rlpy", requirements=D3RLPY
-)
+    "d3rlpy", "benchmarks.peers.d3rlpy_policy", (), "",
+    environment=None if util.find_spec("d3rlpy") else "d3rlpy", requirements=D3RLPY,
+)  # fmt: skip
 
 
-def run_peer(peer: Contender, **job: Any) -> dict[str, Any]:
-    """Run a script in its own environment, on one core, and return its last line, JSON."""
-    text = output([str(python_of(peer)), "-m", peer.module, json.dumps(job)], one_core=True, limit=HOURS)
+@dataclass(frozen=True)
+class Cell:
+    """A method, a dataset and a seed, and all that the cell's run needs besides.
+
+    Attributes:
+        method: name in METHODS.
+        dataset: one of DATASETS.
+        seed: of both trainings, of the split into training and validation episodes, and of the evaluation.
+        steps: gradient steps.
+        episodes: evaluation episodes.
+        data: folder with ``logs``, in which the cell gets a folder of its own while it runs.
+        device: ``cpu`` or ``gpu``, for both sides.
+    """
+
+    method: str
+    dataset: str
+    seed: int
+    steps: int
+    episodes: int
+    data: Path
+    device: str
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What distinguishes cells in the record."""
+        return {"dataset": self.dataset, "method": self.method, "seed": self.seed}
+
+    @property
+    def log(self) -> Path:
+        """Path of the log."""
+        return log_path(self.data, self.dataset)
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset in the pipeline."""
+        return f"halfcheetah-{self.dataset}"
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the pipeline's artifacts, so that cells can run side by side."""
+        return self.data / f"cells/{self.dataset}_{self.method}_{self.seed}"
+
+    def settings(self, digest: str) -> dict[str, Any]:
+        """Everything that decides the returns, besides the seed and rounding.
+
+        Args:
+            digest: of the log.
+        """
+        return {
+            "environment": ENVIRONMENT,
+            "log": digest,
+            "steps": self.steps,
+            "episodes": self.episodes,
+            "hidden": list(HIDDEN),
+            "batch": BATCH,
+            "learning_rate": RATE,
+            "settings": SETTINGS[self.method],
+        }
+
+    def parameters(self) -> str:
+        """Parameters of the pipeline's run, for ``kedro run --params``."""
+        own: dict[str, Any] = {
+            "method": self.method,
+            "hidden": " ".join(map(str, HIDDEN)),
+            "training.steps": self.steps,
+            "training.batch_size": BATCH,
+            "training.learning_rate": RATE,
+            "training.validation_interval": self.steps,
+            "training.accelerator": self.device,
+            **SETTINGS[self.method],
+        }
+        values = {
+            "dataset.source": "d4rl",
+            "dataset.task": self.name,
+            "dataset.path": self.log,
+            "dataset.name": self.name,
+            "data.root": self.folder,
+            "seed": self.seed,
+            "evaluation.environment": ENVIRONMENT,
+            "evaluation.episodes": self.episodes,
+            "evaluation.workers": 1,
+            **{f"baselines.{self.method}.{name}": value for name, value in own.items()},
+        }
+        return ",".join(f"{name}={value}" for name, value in values.items())
+
+    def artifact(self, layer: str, name: str) -> Path:
+        """Path of an artifact of the pipeline."""
+        return self.folder / layer / self.name / f"seed_{self.seed}" / name
+
+    def ours(self) -> list[float]:
+        """Train and evaluate this package's method with ``kedro run``; return the return of each episode."""
+        kedro_run(
+            "--runner", "SequentialRunner", "--to-nodes", f"evaluation.score_{self.method}",
+            params=self.parameters(),
+        )  # fmt: skip
+        table = pd.read_parquet(self.artifact("07_model_output", f"{self.method}_rollouts.parquet"))
+        return [float(value) for value in table["return"]]
+
+    def reference(self) -> tuple[list[float], dict[str, Any]]:
+        """Train d3rlpy's method on the training episodes of our run, and evaluate it in the same episodes.
+
+        Returns:
+            The return of each episode, and the report of the training.
+        """
+        policy = self.folder / "policy.pt"
+        trained = run_peer(
+            REFERENCE, method=self.method, log=str(self.log), policy=str(policy), seed=self.seed, steps=self.steps,
+            episodes=load(self.artifact("02_intermediate", "split.safetensors")).train.tolist(),
+            hidden=HIDDEN, batch=BATCH, learning_rate=RATE, settings=SETTINGS[self.method],
+            device="cuda:0" if self.device == "gpu" else "cpu:0",
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # d3rlpy exports TorchScript or ONNX alone
+            network = torch.jit.load(policy, map_location="cpu")  # type: ignore[no-untyped-call]
+        recorded = evaluate(
+            network, partial(GymnasiumEnvironment, ENVIRONMENT), episodes=self.episodes, seed=self.seed, workers=1,
+            name=f"d3rlpy {self.method}",
+        )  # fmt: skip
+        return [float(value) for value in episode_summary(*recorded)["return"]], trained
+
+    def run(self, digest: str) -> dict[str, Any]:
+        """Run both sides and return the cell's entry in the record; its artifacts are deleted."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        ours = self.ours()
+        theirs, trained = self.reference()
+        shutil.rmtree(self.folder)
+        return {
+            **self.place,
+            "settings": self.settings(digest),
+            "device": self.device,
+            "ours": ours,
+            "reference": theirs,
+            "trained": trained,
+        }
+
+
+def run_peer(peer: Contender, one_core: bool = False, **job: Any) -> dict[str, Any]:
+    """Run a script in its own environment and return its last line, JSON.
+
+    Args:
+        peer: the script and its environment.
+        one_core: whether it is bound to one core of the machine, the same for all such scripts.
+        job: its argument.
+    """
+    command = [str(python_of(peer)), "-m", peer.module, json.dumps(job)]
+    text = output(command, one_core=one_core, limit=HOURS)
     result: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
     return result
 
 
-def log_path(dataset: str) -> Path:
+def log_path(data: Path, dataset: str) -> Path:
     """Path of a log."""
-    return DATA / f"logs/{dataset}.hdf5"
+    return data / f"logs/{dataset}.hdf5"
 
 
-def make_data(steps: int) -> None:
+def log_digest(path: Path) -> str:
+    """SHA-256 of a log's arrays, so that the way in which they are compressed does not matter."""
+    digest = hashlib.sha256()
+    with h5py.File(path) as file:
+        for name in sorted(file):
+            digest.update(name.encode())
+            digest.update(file[name][()].tobytes())
+    return digest.hexdigest()
+
+
+def make_data(data: Path, steps: int) -> None:
     """Train SAC for a number of steps and record the logs; unfinished training goes on."""
-    folder = log_path("").parent
+    folder = data / "logs"
     print(f"training SAC in {ENVIRONMENT} and recording logs in {folder}", flush=True)  # noqa: T201
     made = run_peer(
-        COLLECTOR, folder=str(folder), environment=ENVIRONMENT, steps=steps, seed=LOG_SEED, episodes=LOG_EPISODES
+        COLLECTOR, one_core=True,
+        folder=str(folder), environment=ENVIRONMENT, steps=steps, seed=LOG_SEED, episodes=LOG_EPISODES,
     )  # fmt: skip
     print(json.dumps(made))  # noqa: T201
-
-
-def dataset_name(dataset: str) -> str:
-    """Name of the folder of a dataset's artifacts."""
-    return f"halfcheetah-{dataset}"
-
-
-def settings_of(method: str, dataset: str, steps: int, episodes: int) -> dict[str, Any]:
-    """Everything that decides the returns of a cell, besides the seed."""
-    return {
-        "environment": ENVIRONMENT,
-        "log": hashlib.sha256(log_path(dataset).read_bytes()).hexdigest(),
-        "steps": steps,
-        "episodes": episodes,
-        "hidden": list(HIDDEN),
-        "batch": BATCH,
-        "learning_rate": RATE,
-        "settings": SETTINGS[method],
-    }
-
-
-def parameters_of(method: str, dataset: str, seed: int, steps: int, episodes: int) -> str:
-    """Parameters of the pipeline's run of a cell, for ``kedro run --params``."""
-    own: dict[str, Any] = {
-        "method": method,
-        "hidden": f"[{','.join(map(str, HIDDEN))}]",
-        "training.steps": steps,
-        "training.batch_size": BATCH,
-        "training.learning_rate": RATE,
-        "training.validation_interval": steps,
-        **SETTINGS[method],
-    }
-    values = {
-        "dataset.source": "d4rl",
-        "dataset.task": dataset_name(dataset),
-        "dataset.path": log_path(dataset),
-        "dataset.name": dataset_name(dataset),
-        "data.root": DATA,
-        "seed": seed,
-        "evaluation.environment": ENVIRONMENT,
-        "evaluation.episodes": episodes,
-        "evaluation.workers": 1,
-        **{f"baselines.{method}.{name}": value for name, value in own.items()},
-    }
-    return ",".join(f"{name}={value}" for name, value in values.items())
-
-
-def artifact(layer: str, dataset: str, seed: int, name: str) -> Path:
-    """Path of an artifact of the pipeline."""
-    return DATA / layer / dataset_name(dataset) / f"seed_{seed}" / name
-
-
-def our_returns(method: str, dataset: str, seed: int, steps: int, episodes: int) -> list[float]:
-    """Train and evaluate this package's method with ``kedro run``; return the return of each episode."""
-    kedro_run(
-        "--runner", "SequentialRunner", "--to-nodes", f"evaluation.score_{method}",
-        params=parameters_of(method, dataset, seed, steps, episodes),
-    )  # fmt: skip
-    table = pd.read_parquet(artifact("07_model_output", dataset, seed, f"{method}_rollouts.parquet"))
-    return [float(value) for value in table["return"]]
-
-
-def reference_returns(
-    method: str, dataset: str, seed: int, steps: int, episodes: int
-) -> tuple[list[float], dict[str, Any]]:
-    """Train d3rlpy's method on the training episodes of our run, and evaluate it in the same episodes.
-
-    Returns:
-        The return of each episode, and the report of the training.
-    """
-    policy = DATA / f"policies/{method}_{dataset}_{seed}.pt"
-    policy.parent.mkdir(parents=True, exist_ok=True)
-    trained = run_peer(
-        REFERENCE, method=method, log=str(log_path(dataset)), policy=str(policy), seed=seed, steps=steps,
-        episodes=load(artifact("02_intermediate", dataset, seed, "split.safetensors")).train.tolist(),
-        hidden=HIDDEN, batch=BATCH, learning_rate=RATE, settings=SETTINGS[method],
-    )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # d3rlpy exports TorchScript or ONNX alone
-        network = torch.jit.load(policy)  # type: ignore[no-untyped-call]
-    recorded = evaluate(
-        network, partial(GymnasiumEnvironment, ENVIRONMENT), episodes=episodes, seed=seed, workers=1,
-        name=f"d3rlpy {method}",
-    )  # fmt: skip
-    return [float(value) for value in episode_summary(*recorded)["return"]], trained
 
 
 def interval(values: Sequence[float]) -> dict[str, float | None]:
@@ -236,6 +314,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 "dataset": row["dataset"],
                 "method": row["method"],
                 "seeds": str(len(row["seeds"])),
+                "steps": str(row["steps"]),
                 "cvl-pipeline": cell(row["ours"]),
                 "d3rlpy": cell(row["reference"]),
                 "difference": cell(row["difference"], "+"),
@@ -246,53 +325,70 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def run_cells(
-    methods: Sequence[str], datasets: Sequence[str], seeds: Sequence[int], steps: int, episodes: int
-) -> dict[str, Any]:
-    """Run all cells that the record lacks, save the record after each, and return it."""
-    known = json.loads(RECORD.read_text())["cells"] if RECORD.exists() else []
-    wanted: list[dict[str, Any]] = []
+def run_cells(cells: Sequence[Cell], path: Path, jobs: int) -> dict[str, Any]:
+    """Run all cells that the record lacks, save the record after each, and return it.
+
+    The record's table has the cells at hand, in the given order; cells that fail are reported and left out.
+
+    Args:
+        cells: the cells, in the order of the table.
+        path: of the record.
+        jobs: cells at once.
+    """
+    known: list[dict[str, Any]] = json.loads(path.read_text())["cells"] if path.exists() else []
+    digests = {log: log_digest(log) for log in {cell.log for cell in cells}}
+
+    def at_hand(cell: Cell) -> dict[str, Any] | None:
+        wanted = {**cell.place, "settings": cell.settings(digests[cell.log])}
+        return next((other for other in known if wanted.items() <= other.items()), None)
+
+    def save() -> dict[str, Any]:
+        wanted = [entry for cell in cells if (entry := at_hand(cell))]
+        return write_record(path, summary=summarise(wanted), cells=known)
+
     # Seeds last in the order of the table, but first in time: an interrupted comparison has whole rows of few seeds.
-    for seed in seeds:
-        for dataset in datasets:
-            for method in methods:
-                place = {"dataset": dataset, "method": method, "seed": seed}
-                settings = settings_of(method, dataset, steps, episodes)
-                cell = next(
-                    (
-                        other
-                        for other in known
-                        if place.items() <= other.items() and other["settings"] == settings
-                    ),
-                    None,
-                )
-                if cell is None:
-                    ours = our_returns(method, dataset, seed, steps, episodes)
-                    theirs, trained = reference_returns(method, dataset, seed, steps, episodes)
-                    cell = {
-                        **place,
-                        "settings": settings,
-                        "ours": ours,
-                        "reference": theirs,
-                        "trained": trained,
-                    }
-                    known = [other for other in known if not place.items() <= other.items()] + [cell]
-                    print(f"{place}: {np.mean(ours):.0f}, d3rlpy {np.mean(theirs):.0f}", flush=True)  # noqa: T201
-                wanted.append(cell)
-                write_record(RECORD, summary=summarise(wanted), cells=known)
-    return write_record(RECORD, summary=summarise(wanted), cells=known)
+    todo = sorted((cell for cell in cells if not at_hand(cell)), key=lambda cell: cell.seed)
+    if todo:
+        python_of(REFERENCE)  # install it once
+    os.environ.update(ONE_CORE)
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(cell.run, digests[cell.log]): cell for cell in todo}
+        for number, future in enumerate(as_completed(futures), 1):
+            cell = futures[future]
+            try:
+                entry = future.result()
+            except (Exception, SystemExit):
+                traceback.print_exc()
+                print(f"{number}/{len(todo)} {cell.place}: failed", flush=True)  # noqa: T201
+                continue
+            known = [other for other in known if not cell.place.items() <= other.items()] + [entry]
+            means = f"{np.mean(entry['ours']):.0f}, d3rlpy {np.mean(entry['reference']):.0f}"
+            print(f"{number}/{len(todo)} {cell.place}: {means}", flush=True)  # noqa: T201
+            save()
+    return save()
 
 
-def check(methods: Sequence[str], datasets: Sequence[str]) -> None:
+def check(methods: Sequence[str], data: Path, datasets: Sequence[str]) -> None:
     """Exit if a method is not part of this package yet, or a log is missing."""
     unknown = [method for method in methods if method not in METHODS.names]
     if unknown:
         sys.exit(
             f"--methods: {', '.join(unknown)}: not a method of this package ({', '.join(METHODS.names)})"
         )
-    missing = [str(log_path(dataset)) for dataset in datasets if not log_path(dataset).exists()]
+    missing = [str(path) for dataset in datasets if not (path := log_path(data, dataset)).exists()]
     if missing:
         sys.exit(f"no log {missing[0]}; make it: python -m benchmarks.references --data")
+
+
+def steps_of(given: Sequence[str]) -> dict[str, int]:
+    """Read ``--steps``: a number for all methods, and ``method=number`` for one; exit if it is neither."""
+    steps: dict[str, int] = {}
+    for text in sorted(given, key=lambda text: "=" in text):
+        name, _, number = text.rpartition("=")
+        if not number.isdecimal() or int(number) < 1 or (name and name not in SETTINGS):
+            sys.exit(f"--steps: {text}: neither a number nor method=number ({', '.join(SETTINGS)})")
+        steps |= dict.fromkeys([name] if name else SETTINGS, int(number))
+    return steps
 
 
 def main() -> None:
@@ -303,17 +399,29 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=["medium", "medium-expert"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--steps", type=int, default=20_000, help="gradient steps of each method")
+    parser.add_argument("--steps", nargs="+", default=[], help="gradient steps (20000), or method=steps")
     parser.add_argument("--episodes", type=int, default=10, help="evaluation episodes per policy")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="device of both sides")
+    parser.add_argument("--data-root", type=Path, default=DATA, help="folder of the logs and artifacts")
+    parser.add_argument("--record", type=Path, default=RECORD, help="path of the record")
     arguments = parser.parse_args()
+    data = arguments.data_root.resolve()
     if arguments.data:
-        make_data(arguments.data_steps)
+        make_data(data, arguments.data_steps)
         return
-    check(arguments.methods, arguments.datasets)
-    record = run_cells(
-        arguments.methods, arguments.datasets, arguments.seeds, arguments.steps, arguments.episodes
-    )
+    check(arguments.methods, data, arguments.datasets)
+    steps = steps_of(["20000", *arguments.steps])
+    cells = [
+        Cell(method, dataset, seed, steps[method], arguments.episodes, data, arguments.device)
+        for dataset in arguments.datasets
+        for method in arguments.methods
+        for seed in arguments.seeds
+    ]
+    record = run_cells(cells, arguments.record, arguments.jobs)
     print(table(record["summary"]))  # noqa: T201
+    if sum(len(row["seeds"]) for row in record["summary"]) < len(cells):
+        sys.exit("some cells failed")
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def create(job: dict[str, Any], log: Log) -> Any:
     if job["method"] == "bc":
         return d3rlpy.algos.BCConfig(
             **shared, learning_rate=rate, optim_factory=adam(), encoder_factory=encoder
-        ).create("cpu:0")
+        ).create(job["device"])
     shared |= {
         "reward_scaler": MultiplyRewardScaler(1.0 / max(float(log["rewards"].std()), SMALLEST)),
         "gamma": settings["discount"], "tau": settings["target_rate"],
@@ -130,13 +130,14 @@ def create(job: dict[str, Any], log: Log) -> Any:
             conservative_weight=settings["conservative_weight"], n_action_samples=settings["samples"],
             alpha_learning_rate=0.0,  # no Lagrange multiplier
         )  # fmt: skip
-    return config.create("cpu:0")
+    return config.create(job["device"])
 
 
 def main() -> None:
     """Train, save the policy as TorchScript, and print the time."""
     job = json.loads(sys.argv[1])
     d3rlpy.seed(job["seed"])
+    torch.set_float32_matmul_precision("highest")  # d3rlpy chooses tf32 on GPUs
     generator = np.random.default_rng(job["seed"])
     log = read(Path(job["log"]), job["episodes"])
     observations, actions, arrivals = (
@@ -165,7 +166,13 @@ def main() -> None:
         )
     if not all(np.isfinite(value) for value in losses.values()):
         raise FloatingPointError("a loss is not a number")
-    learner.save_policy(job["policy"])
+    # A traced policy stays on the device on which it was traced.
+    traced = create(job | {"device": "cpu:0"}, log)
+    traced.create_impl(observations.shape[1:], actions.shape[1])
+    name = "imitator" if job["method"] == "bc" else "policy"
+    network, trained = (getattr(one.impl.modules, name) for one in (traced, learner))
+    network.load_state_dict(trained.state_dict())
+    traced.save_policy(job["policy"])
     result = {
         "seconds": time.process_time() - start,
         "transitions": len(actions),
