@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from cvl_pipeline.api import EpisodeData, load
+from cvl_pipeline.io.storage import write_atomically
 
 PROJECT = Path(__file__).parents[1]
 RESULTS = PROJECT / "benchmarks/results"
@@ -53,8 +54,8 @@ def write_record(path: Path, **values: Any) -> dict[str, Any]:
     """Write a benchmark's results as JSON, with the command and the machine, and return them."""
     command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     record = {"command": command, "machine": machine(), **values}
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(path, lambda partial: partial.write_text(text))
     return record
 
 
