@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from benchmarks.worlds import FINAL
 
 from benchmarks import truth, truth_methods
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
@@ -44,7 +45,7 @@ def test_every_method_finds_the_values_of_a_small_world(monkeypatch: pytest.Monk
 
 
 def test_a_clone_of_a_finite_world_chooses_among_its_actions() -> None:
-    cell = truth.Cell(truth_methods.FINAL["chain"], 0, 500)
+    cell = truth.Cell(FINAL["chain"], 0, 500)
     assert bool(truth_methods.discrete(cell.data()).transitions.discrete)
     assert not bool(cell.data().transitions.discrete)
 
