@@ -2,8 +2,8 @@
 
 Worlds, logs and scores are those of ``benchmarks.truth``, tried actions those of ``benchmarks.simulators``. Every
 method has the same episodes and takes the same gradient steps. A cell is a world and a size of its log, or a task and a
-seed. Each finished cell is written to benchmarks/results/truth_methods.json. Run the same command again to go on;
-delete the file to start over.
+seed. The scores of each method are written to benchmarks/results/truth_methods.json as soon as it has learned. Run the
+same command again to go on; delete the file to start over.
 
     python -m benchmarks.truth_methods                 worlds, then simulators, then the largest logs; hours
     python -m benchmarks.truth_methods --families "linear, 16" --sizes 10000 --seeds 1 --tasks
@@ -16,7 +16,7 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,7 +59,7 @@ def regression_parameters(steps: int) -> RegressionParameters:
 
 
 def learned_values(
-    data: EpisodeData, discount: float, seed: int, steps: int = STEPS
+    data: EpisodeData, discount: float, seed: int, steps: int = STEPS, done: Collection[str] = ()
 ) -> Iterator[tuple[str, ActionValues, float]]:
     """Learn Q of the behaviour by every method.
 
@@ -71,46 +71,49 @@ def learned_values(
         discount: gamma.
         seed: of all training.
         steps: gradient steps, those of the policy included.
+        done: methods to leave out.
 
     Yields:
         Name of the method, its Q, and the seconds of processor time that it took.
     """
-    assert data.rewards is not None
-    critic_steps, regression_steps = (
-        max(1, round(share * steps)) for share in (CRITIC_SHARE, REGRESSION_SHARE)
-    )
-    start = time.process_time()
-
-    def seconds() -> float:
-        nonlocal start
-        before, start = start, time.process_time()
-        return start - before
-
-    critic = train_critic(data, truth.dynamics(critic_steps, discount), seed).critic.requires_grad_(False)
-    parameters = READOUTS.validate(
-        {
-            "method": "exact", "references": truth.STATES, "discount": discount,
-            "regression": regression_parameters(regression_steps).model_dump(),
-        }
-    )  # fmt: skip
-    critic_seconds = seconds()
-    readout = build_readout(critic, data.transitions, data.rewards, data.split, parameters, seed)  # type: ignore[arg-type]
-    yield CVL, QFunction(critic, readout), critic_seconds + seconds()
-    yield READOUT, QFunction(critic, readout.alone), critic_seconds
-    seconds()
-    alone = regression_parameters(critic_steps + regression_steps)
-    yield REGRESSION, regress_alone(data, discount, truth.critic_discount(discount), alone, seed), seconds()
-    training = {"steps": steps, "validation_interval": steps, "accelerator": "cpu"}
-    share = CRITIC_SHARE + REGRESSION_SHARE
+    critic_steps = max(1, round(CRITIC_SHARE * steps))
+    regression_steps = max(1, round(REGRESSION_SHARE * steps))
+    if not {READOUT, CVL} <= set(done):
+        yield from _contrastive(data, discount, seed, critic_steps, regression_steps)
+    if REGRESSION not in done:
+        start = time.process_time()
+        alone = regression_parameters(critic_steps + regression_steps)
+        q = regress_alone(data, discount, truth.critic_discount(discount), alone, seed)
+        yield REGRESSION, q, time.process_time() - start
+    settings = {
+        "discount": discount,
+        "value_share": CRITIC_SHARE + REGRESSION_SHARE,
+        "training": {"steps": steps, "validation_interval": steps, "accelerator": "cpu"},
+    }
     for name in ONE_STEP:
-        seconds()
-        method = METHODS.create(
-            METHODS.validate(
-                {"method": name, "discount": discount, "value_share": share, "training": training}
-            )
-        )
-        assert isinstance(method, OneStep)
-        yield name, method.learn(data, seed, Phases(None, None)), seconds()
+        if name not in done:
+            start = time.process_time()
+            method = METHODS.create(METHODS.validate({"method": name, **settings}))
+            assert isinstance(method, OneStep)
+            yield name, method.learn(data, seed, Phases(None, None)), time.process_time() - start
+
+
+def _contrastive(
+    data: EpisodeData, discount: float, seed: int, critic_steps: int, regression_steps: int
+) -> Iterator[tuple[str, ActionValues, float]]:
+    """The readout alone, and with the regression."""
+    assert data.rewards is not None
+    start = time.process_time()
+    critic = train_critic(data, truth.dynamics(critic_steps, discount), seed).critic.requires_grad_(False)
+    trained = time.process_time() - start
+    regression = regression_parameters(regression_steps).model_dump()
+    parameters = READOUTS.validate(
+        {"method": "exact", "references": truth.STATES, "discount": discount, "regression": regression}
+    )
+    readout = build_readout(critic, data.transitions, data.rewards, data.split, parameters, seed)  # type: ignore[arg-type]
+    both = time.process_time() - start
+    yield READOUT, QFunction(critic, readout.alone), trained
+    yield CVL, QFunction(critic, readout), both
 
 
 def discrete(data: EpisodeData) -> EpisodeData:
@@ -131,16 +134,17 @@ class World:
         """Where the cell's rows are in the record."""
         return self.family, self.seed, self.transitions
 
-    def rows(self, steps: int) -> Iterator[dict[str, Any]]:
-        """Scores of every method, and of the counted model in finite worlds."""
+    def rows(self, steps: int, done: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+        """Scores of every method that is not done, and of the counted model in finite worlds."""
         cell = truth.Cell(FINAL[self.family], self.seed, self.transitions)
         world, data = cell.family.world(self.seed), cell.data()
         asked, noise = queries(world), truth.noise_level(cell, data.transitions)
         if isinstance(world, FiniteMDP):
             data = discrete(data)
+        if isinstance(world, FiniteMDP) and truth.MODEL not in done:
             counted = truth.model_values(world, data.transitions)[~world.terminal]
             yield {"method": truth.MODEL, **truth.score(asked.exact, counted, noise)}
-        for name, q, seconds in learned_values(data, world.discount, self.seed, steps):
+        for name, q, seconds in learned_values(data, world.discount, self.seed, steps, done):
             scores = truth.score(asked.exact, truth.q_values(asked, q), noise)
             yield {"method": name, **scores, "seconds": seconds}
 
@@ -157,12 +161,13 @@ class Simulated:
         """Where the cell's rows are in the record."""
         return self.task, self.seed, 0
 
-    def rows(self, steps: int) -> Iterator[dict[str, Any]]:
-        """Scores of every method."""
+    def rows(self, steps: int, done: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+        """Scores of every method that is not done."""
         run = simulators.Run(self.task, self.seed)
         table = pd.read_parquet(run.table)
         simulators.collect(run, workers=1)
-        for name, q, seconds in learned_values(simulators.load_data(run), run.discount, self.seed, steps):
+        data = simulators.load_data(run)
+        for name, q, seconds in learned_values(data, run.discount, self.seed, steps, done):
             yield {"method": name, **simulators.value_scores(q, table), "seconds": seconds}
 
 
@@ -180,23 +185,25 @@ def ordered(cells: list[Cell]) -> list[Cell]:
 
 
 def read_rows() -> list[dict[str, Any]]:
-    """Rows of the cells that are finished."""
+    """Rows of the methods that are finished."""
     path = RESULTS / "truth_methods.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
     return rows
 
 
 def run_cells(cells: list[Cell], steps: int) -> list[dict[str, Any]]:
-    """Run the cells that the record lacks, add each to it, and return all rows."""
+    """Run the methods that the record lacks, add each to it, and return all rows."""
     rows = read_rows()
     for cell in ordered(cells):
         name, seed, transitions = cell.place
         shared = {"name": name, "seed": seed, "transitions": transitions, "steps": steps}
-        if any(all(row[key] == value for key, value in shared.items()) for row in rows):
+        done = {row["method"] for row in rows if shared.items() <= row.items()}
+        if done.issuperset(METHOD_NAMES):
             continue
         print(f"{name}, seed {seed}, {transitions or 'all'} transitions", flush=True)  # noqa: T201
-        rows += [shared | row for row in cell.rows(steps)]
-        write_record(RESULTS / "truth_methods.json", rows=rows)
+        for row in cell.rows(steps, done):
+            rows.append(shared | row)
+            write_record(RESULTS / "truth_methods.json", rows=rows)
     return rows
 
 
@@ -280,9 +287,9 @@ def plot(rows: pd.DataFrame, order: Callable[[str], int]) -> Figure:
     return figure
 
 
-def report(rows: list[dict[str, Any]]) -> None:
-    """Print the tables, and draw the picture."""
-    everything = pd.DataFrame(rows)
+def report(rows: list[dict[str, Any]], steps: int) -> None:
+    """Print the tables of as many gradient steps, and draw the picture."""
+    everything = pd.DataFrame([row for row in rows if row["steps"] == steps])
     order = list(FINAL).index
     worlds = everything[everything["transitions"] > 0]
     tasks = everything[everything["transitions"] == 0]
@@ -331,7 +338,7 @@ def main() -> None:
     cells += [Simulated(task, seed) for seed in arguments.task_seeds for task in arguments.tasks]
     if not arguments.report:
         run_cells(cells, arguments.steps)
-    report(read_rows())
+    report(read_rows(), arguments.steps)
 
 
 if __name__ == "__main__":

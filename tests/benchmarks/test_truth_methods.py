@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,26 +52,38 @@ def test_a_clone_of_a_finite_world_chooses_among_its_actions() -> None:
 
 @dataclass(frozen=True)
 class Recorded(truth_methods.World):
-    """A cell that notes when it runs, and has no training."""
+    """A cell without training, which is interrupted after three methods if its seed is 9."""
 
-    def rows(self, steps: int) -> Iterator[dict[str, Any]]:
-        if self.seed == 9:
-            raise KeyboardInterrupt
-        for number, method in enumerate((truth_methods.CVL, "sarsa")):
-            scores = dict.fromkeys(truth_methods.SCORES, 0.9 - 0.1 * number * self.seed)
-            yield {"method": method, **scores, "seconds": 1.0}
+    def rows(self, steps: int, done: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+        for number, method in enumerate(truth_methods.METHOD_NAMES):
+            if self.seed == 9 and number == 3 and not done:
+                raise KeyboardInterrupt
+            if method not in done:
+                scores = dict.fromkeys(truth_methods.SCORES, 0.9 - 0.1 * number * self.seed)
+                yield {"method": method, **scores, "seconds": 1.0}
 
 
-def test_finished_cells_are_kept_and_not_run_again(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cells: list[truth_methods.Cell] = [Recorded("chain", seed, 1000) for seed in (1, 2, 9)]
+def test_finished_methods_are_kept_and_not_run_again(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells: list[truth_methods.Cell] = [Recorded("chain", seed, 1000) for seed in (1, 9)]
     with pytest.raises(KeyboardInterrupt):
         truth_methods.run_cells(cells, 100)
-    assert len(json.loads((results / RESUMED).read_text())["rows"]) == 4
+    assert len(json.loads((results / RESUMED).read_text())["rows"]) == 6 + 3
     capsys.readouterr()
-    rows = truth_methods.run_cells([*cells[:2], Recorded("chain", 3, 1000)], 100)
-    assert capsys.readouterr().out == "chain, seed 3, 1000 transitions\n"
-    assert [row["seed"] for row in rows] == [1, 1, 2, 2, 3, 3]
-    assert len(truth_methods.run_cells(cells[:1], 200)) == 8  # other steps are another cell
+    rows = truth_methods.run_cells(cells, 100)
+    assert capsys.readouterr().out == "chain, seed 9, 1000 transitions\n"
+    assert [(row["seed"], row["method"]) for row in rows] == [
+        (seed, method) for seed in (1, 9) for method in truth_methods.METHOD_NAMES
+    ]
+    assert len(truth_methods.run_cells(cells[:1], 200)) == 18  # other steps are other rows
+
+
+def test_methods_that_are_done_are_not_learned() -> None:
+    data = truth.Cell(FINAL["chain"], 0, 500).data()
+    done = {truth_methods.CVL, truth_methods.READOUT, "mc_awr", "one_step_model"}
+    learned = [name for name, *_ in truth_methods.learned_values(data, 0.9, 0, 5, done)]
+    assert learned == [truth_methods.REGRESSION, "sarsa"]
 
 
 def test_large_logs_come_last() -> None:
@@ -108,9 +120,9 @@ def test_the_report_needs_no_training(
         Recorded(name, seed, size) for name in ("chain", "grid") for seed in (1, 2) for size in (1000, 10_000)
     ]
     truth_methods.run_cells(cells, 100)
-    monkeypatch.setattr("sys.argv", ["truth_methods.py", "--report"])
+    monkeypatch.setattr("sys.argv", ["truth_methods.py", "--report", "--steps", "100"])
     truth_methods.main()
     printed = capsys.readouterr().out
-    assert "| chain | 10 000 | 2 | 0.900 ± 0.000 | 0.750 ± 0.635 |" in printed
-    assert "| grid | 1 000 | 2 | -0.150 ± 0.635 |" in printed
+    assert "| chain | 10 000 | 2 | 0.900 ± 0.000 | 0.750 ± 0.635 | 0.600 ± 1.271 |" in printed
+    assert "| grid | 1 000 | 2 | -0.150 ± 0.635 | -0.300 ± 1.271 |" in printed
     assert (results / "truth_methods.png").stat().st_size > 10_000
