@@ -288,8 +288,10 @@ def plot(rows: pd.DataFrame, order: Callable[[str], int]) -> Figure:
 
 
 def report(rows: list[dict[str, Any]], steps: int) -> None:
-    """Print the tables of as many gradient steps, and draw the picture."""
+    """Print the tables of as many gradient steps, and draw the picture, without unfinished cells."""
     everything = pd.DataFrame([row for row in rows if row["steps"] == steps])
+    cells = everything.groupby(["name", "seed", "transitions"], sort=False)
+    everything = cells.filter(lambda cell: set(METHOD_NAMES) <= set(cell["method"]))
     order = list(FINAL).index
     worlds = everything[everything["transitions"] > 0]
     tasks = everything[everything["transitions"] == 0]
