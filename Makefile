@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KEDRO := $(BIN)/kedro
 ARGS ?=
 
-.PHONY: help run smoke test test-unit test-slow lint viz benchmark baselines suite rivals truth truth-simulators readouts goals ideas bench-sampling bench-large-log bench-speed bench-gpu bench-tuning faults lock clean
+.PHONY: help run smoke test test-unit test-slow lint viz benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas bench-sampling bench-large-log bench-speed bench-gpu bench-tuning faults lock clean
 
 help:
 	@echo "make run        the whole pipeline: collect, train, evaluate (ARGS='--params dataset.task=reach-v3')"
@@ -21,6 +21,7 @@ help:
 	@echo "make rivals     all methods on six tasks and six kinds of data (docs/benchmarks.md, long; run it again to go on)"
 	@echo "make truth      compare values with exact ones in random MDPs and linear worlds (docs/truth.md, 15 minutes)"
 	@echo "make truth-simulators  compare critics with returns of tried actions in Meta-World and a maze (25 minutes)"
+	@echo "make truth-methods  the same worlds and tasks for all methods that learn Q, logs of 10^3 to 10^6 (hours; run it again to go on)"
 	@echo "make readouts   error of readouts at equal cost per query (docs/truth.md, minutes)"
 	@echo "make goals      one dynamics model, eight goals (docs/benchmarks.md, minutes)"
 	@echo "make ideas      the effect of each idea for better action values (docs/tuning.md, hours)"
@@ -91,6 +92,10 @@ truth readouts goals ideas: $(VENV)/installed
 # One thread: two processes simulate and train.
 truth-simulators: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.simulators $(ARGS)
+
+# One thread: the networks are small.
+truth-methods: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.truth_methods $(ARGS)
 
 bench-tuning: $(VENV)/installed
 	$(BIN)/python -m benchmarks.tuning $(ARGS)

@@ -42,6 +42,7 @@ from cvl_pipeline.api import EpisodeData, QFunction
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.environments.parameters import EvaluationParameters
 from cvl_pipeline.environments.rollouts import available_cores
+from cvl_pipeline.readout.action_values import ActionValues
 from cvl_pipeline.sources.base import SOURCES
 from cvl_pipeline.sources.environment import environment_for
 from cvl_pipeline.sources.simulated import SimulatedParameters, SimulatedSource
@@ -364,19 +365,22 @@ def judge(job: tuple[Run, str, pd.DataFrame, int]) -> dict[str, Any]:
     logging.getLogger("lightning").setLevel(logging.ERROR)
     start = time.perf_counter()
     q = train(run, name)
-    row: dict[str, Any] = {"task": run.task, "seed": run.seed, "critic": name}
-    for after, part in table.groupby("after", sort=False):
-        states = part.groupby(["episode", "step"], sort=False).ngroups
-        with torch.no_grad():
-            estimates = q(
-                torch.from_numpy(np.stack(list(part["observation"]))),
-                torch.from_numpy(np.stack(list(part["action"]))),
-            )
-        scores = score(returns_of(part), estimates.double().numpy().reshape(states, -1))
-        row |= {f"{after} {name}": value for name, value in scores.items()}
+    row: dict[str, Any] = {"task": run.task, "seed": run.seed, "critic": name, **value_scores(q, table)}
     row["success"] = success(run, q, episodes)
     row["seconds"] = time.perf_counter() - start
     return row
+
+
+@torch.no_grad()
+def value_scores(q: ActionValues, table: pd.DataFrame) -> dict[str, float]:
+    """Scores of values by their names in ``score``, each after the kind of value: ``held correlation``."""
+    scores: dict[str, float] = {}
+    for after, part in table.groupby("after", sort=False):
+        exact = returns_of(part)
+        pairs = (torch.from_numpy(np.stack(list(part[name]))) for name in ("observation", "action"))
+        estimates = q(*pairs).double().numpy().reshape(len(exact), -1)
+        scores |= {f"{after} {name}": value for name, value in score(exact, estimates).items()}
+    return scores
 
 
 def returns_of(part: pd.DataFrame) -> Floats:

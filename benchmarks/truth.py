@@ -54,6 +54,7 @@ from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.episodes.preparation import fit_normalisation, split_episodes
 from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.readout.action_values import ActionValues
 from cvl_pipeline.readout.build import build_readout, exact_readout, horizon_quantiles
 from cvl_pipeline.readout.moving_average import MovingFeatures
 from cvl_pipeline.readout.parameters import READOUTS
@@ -151,7 +152,7 @@ NONE = torch.zeros(0, dtype=torch.int64)
 """No horizons: the critic is not conditioned on the offset."""
 
 
-def q_values(asked: Queries, q: QFunction) -> Floats:
+def q_values(asked: Queries, q: ActionValues) -> Floats:
     """Q of all queries, (N, C)."""
     count, choices = asked.exact.shape
     observations = asked.observations.repeat_interleave(choices, dim=0)
