@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks.rivals_report import (
-    BEHAVIOUR,
     CRITIC,
-    Table,
     cost,
     frame,
     improvement_table,
@@ -17,6 +15,8 @@ from benchmarks.rivals_report import (
     time_table,
     write,
 )
+
+from cvl_pipeline.reports.comparison import BEHAVIOUR, Comparison
 
 SEEDS, PRESETS, TASKS = [10, 11], ["mixed", "sparse"], ["push-v3", "reach-v3"]
 AXES: dict[str, list[Any]] = {"seeds": SEEDS, "presets": PRESETS, "tasks": TASKS}
@@ -40,8 +40,8 @@ def records() -> list[dict[str, Any]]:
     return [record(preset, task, seed) for seed in SEEDS for preset in PRESETS for task in TASKS]
 
 
-def table(rows: list[dict[str, Any]], methods: tuple[str, ...] = ("cvl", "iql")) -> Table:
-    return Table(frame(rows), methods, AXES)
+def table(rows: list[dict[str, Any]], methods: tuple[str, ...] = ("cvl", "iql")) -> Comparison:
+    return Comparison(frame(rows), methods, AXES)
 
 
 def test_scores_have_a_row_per_seed_and_a_column_per_task() -> None:

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from cvl_pipeline.schema import LONGEST_EPISODE, MOST_EPISODES, MOST_PROCESSES, Strict, operational
 
+RANKS = ("best", "median", "worst")
+"""The episodes of a policy that are recorded, by their return."""
+
 
 class VideoParameters(Strict):
     """How the best, the median and the worst evaluation episode of every policy are recorded."""
@@ -40,5 +43,6 @@ class EvaluationParameters(Strict):
         None, ge=1, le=MOST_PROCESSES, description="Processes that step environments. null: one per core."
     )
     videos: VideoParameters | None = Field(
-        None, description="Videos of the best, the median and the worst episode by return. null: none. See docs/report.md."
+        None,
+        description="Videos of the best, the median and the worst episode by return. null: none. See docs/report.md.",
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,16 +25,16 @@ import numpy as np
 import pandas as pd
 
 from cvl_pipeline.environments.base import Array, Environment
-from cvl_pipeline.environments.parameters import VideoParameters
+from cvl_pipeline.environments.parameters import RANKS, VideoParameters
 from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.errors import one_line, printable
 
 logger = logging.getLogger(__name__)
 
-RANKS = ("best", "median", "worst")
-"""The episodes of a policy that are recorded, by their return."""
 MISSING_LIBRARY = "pip install 'cvl-pipeline[videos]'"
 MISSING_GL = "without a GPU, MuJoCo needs Mesa (apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri)"
+GL = re.compile("mujoco_gl|egl|opengl|osmesa|glfw|gladload|framebuffer|glcontext", re.IGNORECASE)
+"""Words in errors of missing graphics libraries."""
 METAWORLD_CAMERA = ("corner2", (0.75, 0.075, 0.7))
 """Name of Meta-World's camera in front of the table, and a place for it nearer to the table, in metres."""
 
@@ -84,7 +85,8 @@ def record(
     """
     chosen = ranked_episodes(rollouts)
     replays = [
-        _replay(transitions, episode, int(rollouts["episode_seed"].iloc[episode])) for episode in chosen.values()
+        _replay(transitions, episode, int(rollouts["episode_seed"].iloc[episode]))
+        for episode in chosen.values()
     ]
     try:
         videos, repeated = _in_another_process((make_environment, replays, settings))
@@ -93,7 +95,8 @@ def record(
         return {}
     if not all(repeated):
         logger.warning(
-            "The environment does not repeat an episode from its seed and actions, so videos of %s show others", name
+            "The environment does not repeat an episode from its seed and actions, so videos of %s show others",
+            name,
         )
     return dict(zip(chosen, videos, strict=True))
 
@@ -212,6 +215,7 @@ class Camera:
             self._view.type, self._view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, cameras.index(name)
             if name == METAWORLD_CAMERA[0]:
                 model.cam_pos[cameras.index(name)] = METAWORLD_CAMERA[1]
+                mujoco.mj_camlight(model, self._inner.data)  # moves the camera, and nothing else
         else:
             for field, value in (getattr(own, "default_cam_config", None) or {}).items():
                 if isinstance(value, np.ndarray):
@@ -233,7 +237,9 @@ class Camera:
             picture = self._outer.render()
         pixels = np.asarray(picture)
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-            raise RenderingError(f"the environment's render returns {type(picture).__name__}, not (H, W, 3) uint8")
+            raise RenderingError(
+                f"the environment's render returns {type(picture).__name__}, not (H, W, 3) uint8"
+            )
         return pixels
 
     def close(self) -> None:
@@ -287,7 +293,8 @@ def _main() -> None:
     except ModuleNotFoundError as error:
         answer = f"they need {error.name}" + (f": {MISSING_LIBRARY}" if error.name == "av" else "")
     except Exception as error:
-        answer = f"{one_line(error)[:300]}; {MISSING_GL}"
+        text = one_line(error)[:300]
+        answer = f"{text}; {MISSING_GL}" if GL.search(text) else text
     pickle.dump(answer, answers)
     answers.flush()
     os._exit(0)  # graphics libraries may crash when Python ends

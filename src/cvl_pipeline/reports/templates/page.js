@@ -1,0 +1,43 @@
+// A click on a heading sorts the table; a second one the other way round. Cells without a value stay last.
+for (const button of document.querySelectorAll("th button")) {
+  button.addEventListener("click", () => {
+    const heading = button.parentElement, body = heading.closest("table").tBodies[0];
+    const column = heading.cellIndex, numeric = body.querySelector(`td:nth-child(${column + 1}).number`) !== null;
+    const before = heading.getAttribute("aria-sort");
+    const up = before ? before === "descending" : !numeric;
+    for (const other of heading.parentElement.cells) other.removeAttribute("aria-sort");
+    heading.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const value = (row) => row.cells[column].dataset.value;
+    const rows = [...body.rows].sort((a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (x === undefined || y === undefined) return (x === undefined) - (y === undefined);
+      const order = numeric ? x - y : x.localeCompare(y, "en", { numeric: true });
+      return up ? order : -order;
+    });
+    body.append(...rows);
+  });
+}
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+function draw() {
+  const style = getComputedStyle(document.documentElement), read = (name) => style.getPropertyValue(name).trim();
+  const axis = { gridcolor: read("--line"), zerolinecolor: read("--line"), linecolor: read("--line"), automargin: true };
+  for (const place of document.querySelectorAll(".plot")) {
+    if (typeof Plotly === "undefined") {
+      place.classList.add("missing");
+      place.textContent = "This chart needs plotly.min.js. Keep that file where it was written, beside the pages.";
+      continue;
+    }
+    const { data, layout } = JSON.parse(place.dataset.figure);
+    Plotly.react(place, data, {
+      height: 320, margin: { l: 50, r: 14, t: 14, b: 44 },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11 } },
+      ...layout,
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: read("--ink") },
+      xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis },
+    }, { responsive: true, displayModeBar: false });
+  }
+}
+addEventListener("DOMContentLoaded", draw); // the script of plotly has been read by then
+dark.addEventListener("change", draw);
