@@ -23,7 +23,8 @@ def test_a_run_ends_with_a_table_and_the_place_of_the_results(finished: Finished
     tail = finished.output.splitlines()[-12:]
     for row in ("CVL", "BC (control)", "behaviour data"):
         assert any(row in line for line in tail)
-    assert tail[-1] == f"Metrics, tables and plots: data/08_reporting/{DATASET}/"
+    place = f"data/08_reporting/{DATASET}"
+    assert tail[-2:] == [f"Metrics, tables and plots: {place}/", f"All on one page: {place}/page.html"]
 
 
 def test_the_log_has_no_warning_no_duplicate_and_one_line_per_node(finished: FinishedRun) -> None:
@@ -34,7 +35,7 @@ def test_the_log_has_no_warning_no_duplicate_and_one_line_per_node(finished: Fin
     (weights,) = [message for message in messages if not message[0].isdigit()]
     assert weights.startswith("value_readout: Q is ")
     messages.remove(weights)
-    assert [line.split("/")[0] for line in messages] == [str(number) for number in range(1, 24)]
+    assert [line.split("/")[0] for line in messages] == [str(number) for number in range(1, 25)]
 
 
 def test_returns_are_regressed_and_reported_beside_the_readout(finished: FinishedRun) -> None:

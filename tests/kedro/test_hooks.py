@@ -279,6 +279,7 @@ def test_an_evaluated_run_ends_with_a_table(
     assert re.search(r"behaviour data .* 180 .* 0\.60 \[0\.50, 0\.65\]", out)
     assert "90 % interval" in out
     assert "Metrics, tables and plots: data/08_reporting/reach-v3/seed_0/" in out
+    assert "All on one page: data/08_reporting/reach-v3/seed_0/page.html" in out
 
 
 def test_the_table_names_the_reward_unless_it_is_the_datasets_own(tmp_path: Path, table: Table) -> None:

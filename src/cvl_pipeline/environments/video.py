@@ -36,7 +36,7 @@ MISSING_GL = "without a GPU, MuJoCo needs Mesa (apt-get install libegl1 libegl-m
 GL = re.compile("mujoco_gl|egl|opengl|osmesa|glfw|gladload|framebuffer|glcontext", re.IGNORECASE)
 """Words in errors of missing graphics libraries."""
 METAWORLD_CAMERA = ("corner2", (0.75, 0.075, 0.7))
-"""Name of Meta-World's camera in front of the table, and a place for it nearer to the table, in metres."""
+"""Name of a camera of Meta-World, and a place for it nearer to the table, in metres. It is mounted upside down."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,7 @@ class Camera:
         self._outer: Any = getattr(environment, "simulation", environment)
         self._inner: Any = getattr(self._outer, "unwrapped", self._outer)
         self._renderer: Any = None
+        self._upside_down = False
         model = getattr(self._inner, "model", None)
         if "mujoco" in sys.modules and isinstance(model, sys.modules["mujoco"].MjModel):
             self._renderer = self._mujoco(model, size)
@@ -213,7 +214,8 @@ class Camera:
         name = next((name for name in wanted if name in cameras), None)
         if name is not None:
             self._view.type, self._view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, cameras.index(name)
-            if name == METAWORLD_CAMERA[0]:
+            self._upside_down = name == METAWORLD_CAMERA[0]
+            if self._upside_down:
                 model.cam_pos[cameras.index(name)] = METAWORLD_CAMERA[1]
                 mujoco.mj_camlight(model, self._inner.data)  # moves the camera, and nothing else
         else:
@@ -240,7 +242,7 @@ class Camera:
             raise RenderingError(
                 f"the environment's render returns {type(picture).__name__}, not (H, W, 3) uint8"
             )
-        return pixels
+        return pixels[::-1, ::-1] if self._upside_down else pixels
 
     def close(self) -> None:
         """Free MuJoCo's renderer."""

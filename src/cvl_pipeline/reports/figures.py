@@ -97,16 +97,19 @@ def intervals(
     return figure(data, title, "", xaxis=across, yaxis=axis, height=110 + 34 * len(rows))
 
 
-def histories(tables: Mapping[str, pd.DataFrame], column: str, title: str) -> Figure:
+def histories(
+    tables: Mapping[str, pd.DataFrame], titles: Mapping[str, str], column: str, title: str
+) -> Figure:
     """Draw a metric over gradient steps.
 
     Args:
-        tables: by the name of the line; those without the column are left out.
+        tables: by method; those without the column are left out.
+        titles: of the methods.
         column: of the metric.
         title: of the metric.
     """
     data = [
-        line(table["step"], table[column], name, colour(name))
+        line(table["step"], table[column], titles[name], colour(name))
         for name, table in tables.items()
         if column in table
     ]
@@ -262,4 +265,5 @@ def against_time(points: Sequence[tuple[str, float, float, float, float]], title
     # Plotly's own ticks of a logarithmic axis say "2" for 20.
     ticks = [digit * 10**power for power in range(-1, 7) for digit in (1, 2, 5)]
     axis = {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
-    return figure(data, "seconds of training, median", title, xaxis=axis, height=420)
+    margin = {"l": 50, "r": 80, "t": 14, "b": 44}  # for names beside the last points
+    return figure(data, "seconds of training, median", title, xaxis=axis, height=420, margin=margin)
