@@ -383,6 +383,6 @@ def test_only_one_run_at_a_time_may_use_a_dataset_and_seed(kedro: Forks, scratch
         assert f"process {holder.pid} on" in output
         assert scratch.fingerprints() == before
         # Other seeds and read-only commands continue to work.
-        assert "29 fresh" in kedro.kedro(scratch, "artifacts", "status")
+        assert "30 fresh" in kedro.kedro(scratch, "artifacts", "status")
         assert kedro.plan(scratch, "--params", "seed=1") == ALL
     assert kedro.run(scratch, "run", "--nodes", "data_ingestion.split") == {"data_ingestion.split"}

@@ -135,7 +135,9 @@ def run_page(results: RunResults) -> str:
     }
     curves = [Chart(*pair) for pair in figures.critic(results.critic)]
     curves += [
-        Chart(f"{titled[name]}: training loss", figures.histories({name: table}, titled, "train/loss", "loss"))
+        Chart(
+            f"{titled[name]}: training loss", figures.histories({name: table}, titled, "train/loss", "loss")
+        )
         for name, table in results.histories.items()
     ]
     errors = figures.histories(results.histories, titled, "validation/action_error", "squared distance")
