@@ -15,19 +15,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from cvl_pipeline.environments.base import Array, Environment
 from cvl_pipeline.environments.parameters import RANKS, VideoParameters
-from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.errors import one_line, printable
+
+if TYPE_CHECKING:  # the process that renders needs neither
+    import pandas as pd
+
+    from cvl_pipeline.episodes.container import Transitions
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +135,8 @@ def _in_another_process(task: Any) -> tuple[list[bytes], list[bool]]:
             # The pipe stays open: the process ends if this one does.
             answer = pickle.load(process.stdout)  # noqa: S301 (our own process)
         except (BrokenPipeError, EOFError, pickle.PickleError):
-            process.stdin = None  # which may be broken
+            with suppress(BrokenPipeError):
+                process.stdin.close()
             errors.seek(0)
             lines = errors.read().decode(errors="replace").split("\n")
             last = next((line for line in reversed(lines) if line.strip()), "no message")
@@ -273,7 +277,8 @@ def _encode(file: Any, frames: Iterator[Array], settings: VideoParameters) -> No
             stream = file.add_stream("libx264", rate=settings.frames_per_second)
             stream.height, stream.width = settings.size, 2 * round(settings.size * width / height / 2)
             stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": "23", "preset": "veryfast", "threads": "1"}
+            # With mbtree, the same frames do not always give the same bytes.
+            stream.options = {"crf": "23", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
         file.mux(stream.encode(frame.reformat(width=stream.width, height=stream.height, format="yuv420p")))
     file.mux(stream.encode(None))

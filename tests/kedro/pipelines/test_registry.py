@@ -120,7 +120,7 @@ def test_videos_have_nodes_only_if_they_are_wanted() -> None:
     assert {name for name in _outputs() if "video" in name} == videos
     (page,) = [node for node in register_stages()["evaluation"].nodes if node.outputs == ["page"]]
     assert videos <= set(page.inputs)
-    entry = DataCatalog.from_config(config["catalog"]).get("filtered_bc_video_best")
+    entry: Any = DataCatalog.from_config(config["catalog"]).get("filtered_bc_video_best")
     assert "evaluation episode of filtered_bc that is the best one" in entry.metadata["description"]
 
 
