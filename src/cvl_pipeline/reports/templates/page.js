@@ -25,9 +25,11 @@ function draw() {
   for (const place of document.querySelectorAll(".plot")) {
     if (typeof Plotly === "undefined") {
       place.classList.add("missing");
-      place.textContent = "This chart needs plotly.min.js. Keep that file where it was written, beside the pages.";
+      place.textContent = "This chart needs plotly.min.js: put that file beside this page.";
       continue;
     }
+    if (place.classList.contains("missing")) place.textContent = "";
+    place.classList.remove("missing");
     const { data, layout } = JSON.parse(place.dataset.figure);
     Plotly.react(place, data, {
       height: 320, margin: { l: 50, r: 14, t: 14, b: 44 },
@@ -39,5 +41,12 @@ function draw() {
     }, { responsive: true, displayModeBar: false });
   }
 }
-addEventListener("DOMContentLoaded", draw); // the script of plotly has been read by then
+addEventListener("DOMContentLoaded", () => { // plotly's script has run by then, if it is where the page expects it
+  draw();
+  if (typeof Plotly !== "undefined") return;
+  const script = document.createElement("script"); // both files may have been sent to somebody, in one folder
+  script.src = "plotly.min.js";
+  script.addEventListener("load", draw);
+  document.head.append(script);
+});
 dark.addEventListener("change", draw);
