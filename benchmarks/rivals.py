@@ -379,11 +379,7 @@ def _parser(protocol: Mapping[str, Any]) -> argparse.ArgumentParser:
     add("--tasks", nargs="+", help="instead of those of the set")
     add("--presets", nargs="+", help="instead of those of the set")
     add("--seeds", nargs="+", type=int, help="instead of those of the set")
-    add(
-        "--methods",
-        nargs="+",
-        help="instead of those of rivals.yml; or its variants, <method>__<variant>; cvl is always among them",
-    )
+    add("--methods", nargs="+", help="instead of those of rivals.yml; or its variants, <method>__<variant>; cvl is always among them")
     add("--budget", type=int, choices=(1, 10), default=1, help="factor of all gradient steps")
     add("--jobs", type=int, help="cells at once (default: one per core, or per --threads cores)")
     add("--threads", type=int, default=1, help="cores of a cell (default: 1, for times that compare)")
