@@ -14,6 +14,7 @@ import yaml
 import cvl_pipeline as cvl
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.kedro import cli
+from cvl_pipeline.testing.builders import names_in
 from tests.project import PROJECT, copy_conf
 
 PAGES = sorted([PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *(PROJECT / "docs").rglob("*.md")])
@@ -54,6 +55,16 @@ def _commands(page: Path) -> list[list[str]]:
 
 
 COMMANDS = [(page, command) for page in PAGES for command in _commands(page)]
+
+
+def test_the_program_of_the_page_on_reports_writes_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (program,) = _blocks(PROJECT / "docs/report.md", "python")
+    monkeypatch.chdir(tmp_path)
+    exec(program, {})
+    assert names_in(tmp_path) == ["plotly.min.js", "suite.html"]
+    assert "12 of 12 runs are there." in Path("suite.html").read_text()
 
 
 def test_the_program_of_the_readme_trains_and_acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ EXCEPTIONS = {
     ("cvl_pipeline/sources/d4rl.py", "exec"),
     # Messages between the processes of one run, through its own pipes; never a file.
     ("cvl_pipeline/environments/rollouts.py", "pickle"),
+    ("cvl_pipeline/environments/video.py", "pickle"),
     ("cvl_pipeline/kedro/beside.py", "pickle"),
 }
 

@@ -47,7 +47,7 @@ def _metrics(project: Project, dataset: str = DATASET) -> dict[str, float]:
 def test_example_objective_trains_the_policy_alone(kedro: Forks, project: Project) -> None:
     assert _ran(kedro, project, "objective_filtered_bc") == {
         "policy_extraction.train_cvl", "policy_extraction.plot", "evaluation.roll_out_cvl",
-        "evaluation.score_cvl", "evaluation.summarise", "evaluation.plot",
+        "evaluation.score_cvl", "evaluation.summarise", "evaluation.plot", "evaluation.write_page",
     }  # fmt: skip
     history = pd.read_parquet(project.artifact("cvl_history.parquet"))
     assert history["train/share_cloned"].between(0.1, 0.9).all()

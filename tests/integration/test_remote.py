@@ -88,7 +88,7 @@ def test_a_run_writes_the_same_files_to_the_url_as_to_a_folder(whole: Remote, fi
 
 def test_nothing_is_recreated_here_or_on_another_machine(kedro: Forks, whole: Remote, remote: Remote) -> None:
     for place in (whole, remote):
-        assert "29 artifacts: 29 fresh" in kedro.kedro(
+        assert "30 artifacts: 30 fresh" in kedro.kedro(
             place.project, "artifacts", "status", *place.parameters
         )
     before = remote.contents()
@@ -152,7 +152,7 @@ def test_a_killed_run_is_continued_and_a_running_one_is_respected(kedro: Forks, 
         output = kedro.kedro(remote.project, "run", *remote.parameters, status=1)
         assert output.startswith("Error: data of dataset 'reach-v3-smoke', seed 0, is in use by another run")
         assert f"process {holder.pid} on" in output
-        assert "29 fresh" in kedro.kedro(remote.project, "artifacts", "status", *remote.parameters)
+        assert "30 fresh" in kedro.kedro(remote.project, "artifacts", "status", *remote.parameters)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from cvl_pipeline.io.artifacts import load_artifact
 from cvl_pipeline.kedro.pipeline_registry import register_stages
 from cvl_pipeline.readout.regression import RegressedReadout
 from tests.integration.conftest import DATASET, FinishedRun, Forks, Project
+from tests.reports.pages import Page, check_numbers
 
 STAGES = ["data_ingestion", "contrastive_dynamics", "value_readout", "policy_extraction", "evaluation"]
 
@@ -23,7 +24,21 @@ def test_a_run_ends_with_a_table_and_the_place_of_the_results(finished: Finished
     tail = finished.output.splitlines()[-12:]
     for row in ("CVL", "BC (control)", "behaviour data"):
         assert any(row in line for line in tail)
-    assert tail[-1] == f"Metrics, tables and plots: data/08_reporting/{DATASET}/"
+    place = f"data/08_reporting/{DATASET}"
+    assert tail[-2:] == [f"Metrics, tables and plots: {place}/", f"All on one page: {place}/page.html"]
+
+
+def test_the_page_has_the_numbers_of_the_metrics_and_needs_no_network(finished: FinishedRun) -> None:
+    place = finished.project.artifact("page.html")
+    page = Page(place.read_text())
+    check_numbers(page, json.loads(finished.project.artifact("metrics.json").read_text()))
+    (script,) = [address for address in page.addresses if address.endswith(".js")]
+    assert (place.parent / script).resolve() == finished.project.root / "data/08_reporting/plotly.min.js"
+    assert page.table("Parameter")["contrastive_dynamics.training.steps"][:1] == [("60", "60")]
+    fingerprints = page.table("Artifact")
+    assert {"metrics", "transitions", "values", "cvl_rollouts"} <= set(fingerprints)
+    assert all(len(text) == 16 for ((text, _),) in fingerprints.values())
+    assert str(finished.project.root) not in page.text
 
 
 def test_the_log_has_no_warning_no_duplicate_and_one_line_per_node(finished: FinishedRun) -> None:
@@ -34,7 +49,7 @@ def test_the_log_has_no_warning_no_duplicate_and_one_line_per_node(finished: Fin
     (weights,) = [message for message in messages if not message[0].isdigit()]
     assert weights.startswith("value_readout: Q is ")
     messages.remove(weights)
-    assert [line.split("/")[0] for line in messages] == [str(number) for number in range(1, 24)]
+    assert [line.split("/")[0] for line in messages] == [str(number) for number in range(1, 25)]
 
 
 def test_returns_are_regressed_and_reported_beside_the_readout(finished: FinishedRun) -> None:

@@ -176,7 +176,7 @@ def test_existing_artifacts_are_not_asked_for(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"missing artifacts: labels; .*--pipelines contrastive_dynamics,value_readout "
     ):
-        _check(_pipeline("evaluation"), catalog)
+        _check(_pipeline("evaluation").to_nodes("evaluation.plot"), catalog)
 
 
 def test_an_artifact_of_another_kind_stops_the_run_before_it_starts(tmp_path: Path) -> None:
@@ -200,6 +200,9 @@ def test_parts_of_a_stage_need_only_their_own_inputs(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match="missing artifacts: labels, reward_free_bc_policy, split, transitions;"
     ):
+        _check(_pipeline("evaluation").to_nodes("evaluation.plot"), catalog)
+    # The page is about all stages.
+    with pytest.raises(InputError, match=r"dynamics_history.* values; make them first"):
         _check(_pipeline("evaluation"), catalog)
 
 
@@ -279,6 +282,7 @@ def test_an_evaluated_run_ends_with_a_table(
     assert re.search(r"behaviour data .* 180 .* 0\.60 \[0\.50, 0\.65\]", out)
     assert "90 % interval" in out
     assert "Metrics, tables and plots: data/08_reporting/reach-v3/seed_0/" in out
+    assert "All on one page: data/08_reporting/reach-v3/seed_0/page.html" in out
 
 
 def test_the_table_names_the_reward_unless_it_is_the_datasets_own(tmp_path: Path, table: Table) -> None:

@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cvl_pipeline.reports.comparison import BEHAVIOUR, Comparison
 from cvl_pipeline.suites.report import (
-    BEHAVIOUR,
     CRITIC,
-    Table,
     cost,
     frame,
     improvement_table,
@@ -43,8 +42,8 @@ def records() -> list[dict[str, Any]]:
     return [record(preset, task, seed) for seed in SEEDS for preset in PRESETS for task in TASKS]
 
 
-def table(rows: list[dict[str, Any]], methods: tuple[str, ...] = ("cvl", "iql")) -> Table:
-    return Table(frame(rows), methods, AXES)
+def table(rows: list[dict[str, Any]], methods: tuple[str, ...] = ("cvl", "iql")) -> Comparison:
+    return Comparison(frame(rows), methods, AXES)
 
 
 def test_scores_have_a_row_per_seed_and_a_column_per_task() -> None:

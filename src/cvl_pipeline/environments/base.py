@@ -50,7 +50,11 @@ def success_in(info: Mapping[str, Any]) -> bool | None:
 
 
 class Environment(Protocol):
-    """What rollouts need of an environment: Gymnasium's interface with a seed for every episode."""
+    """What rollouts need of an environment: Gymnasium's interface with a seed for every episode.
+
+    Videos also need one that is MuJoCo's, with Gymnasium's ``model`` and ``data``, or a method ``render`` that returns
+    a picture, (H, W, 3) uint8. A wrapper has them in an attribute ``simulation``.
+    """
 
     observation_space: gymnasium.spaces.Box  # (O,)
     action_space: gymnasium.spaces.Box  # (A,)
@@ -74,6 +78,11 @@ class SuccessRewarded(Environment):
         self._environment = environment = checked(make())
         self.observation_space, self.action_space = environment.observation_space, environment.action_space
         self.discrete = environment.discrete
+
+    @property
+    def simulation(self) -> Any:
+        """What videos show."""
+        return getattr(self._environment, "simulation", self._environment)
 
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
         """Start the episode that ``seed`` determines."""

@@ -86,6 +86,7 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
                 f"Gymnasium environment '{environment_id}': actions are {spaces[1]}, neither a vector nor "
                 "discrete"
             )
+        self.simulation = environment  # for videos
         self._environment = environment
         self._space = spaces[0]
         self.observation_space: gymnasium.spaces.Box = flat

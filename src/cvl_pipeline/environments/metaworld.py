@@ -74,6 +74,7 @@ class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
         environment._set_task_called = True
         # This space was cached while the goal was hidden; its bounds would clip the goal to zero.
         vars(environment).pop("sawyer_observation_space", None)
+        self.simulation = environment  # for videos
         self._environment = environment
         self._episode_steps = episode_steps
         self._steps = 0

@@ -45,6 +45,11 @@ class MultiTaskEnvironment(Environment):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float64)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
 
+    @property
+    def simulation(self) -> Any:
+        """The simulation of the present episode's task, for videos."""
+        return self._built[self._task].simulation
+
     def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
         """Start the episode of ``seed``, in the task that the seed selects."""
         self._task = task_of_seed(seed, len(self._tasks))

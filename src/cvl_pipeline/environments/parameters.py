@@ -6,6 +6,19 @@ from pydantic import Field
 
 from cvl_pipeline.schema import LONGEST_EPISODE, MOST_EPISODES, MOST_PROCESSES, Strict, operational
 
+RANKS = ("best", "median", "worst")
+"""The episodes of a policy that are recorded, by their return."""
+
+
+class VideoParameters(Strict):
+    """How the best, the median and the worst evaluation episode of every policy are recorded."""
+
+    size: int = Field(
+        256, ge=64, le=2048, multiple_of=2, description="Height in pixels; MuJoCo's pictures are as wide."
+    )
+    every: int = Field(2, ge=1, le=LONGEST_EPISODE, description="A picture every so many steps.")
+    frames_per_second: int = Field(30, ge=1, le=240, description="Speed at which the pictures are shown.")
+
 
 class EvaluationParameters(Strict):
     """How policies are judged in the real environment."""
@@ -28,4 +41,8 @@ class EvaluationParameters(Strict):
     confidence: float = Field(0.95, gt=0.0, lt=1.0, description="Level of the bootstrap intervals.")
     workers: int | None = operational(
         None, ge=1, le=MOST_PROCESSES, description="Processes that step environments. null: one per core."
+    )
+    videos: VideoParameters | None = Field(
+        None,
+        description="Videos of the best, the median and the worst episode by return. null: none. See docs/report.md.",
     )

@@ -230,7 +230,8 @@ class ReportResults:
         """Print the comparison if this run made one."""
         if "metrics" in pipeline.all_outputs():
             place, _, _ = str(vars(catalog["metrics"])["location"]).rpartition("/")
-            _print_comparison(catalog.load("metrics"), place)
+            page = vars(catalog["page"])["location"] if "page" in pipeline.all_outputs() else None
+            _print_comparison(catalog.load("metrics"), place, page)
         elif "policy_plot" in pipeline.all_outputs() and not current_plan().evaluates:
             _print_places(catalog)
 
@@ -253,7 +254,7 @@ def _print_places(catalog: DataCatalog) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _print_comparison(metrics: Mapping[str, Any], place: str) -> None:
+def _print_comparison(metrics: Mapping[str, Any], place: str, page: object) -> None:
     level = f"{100 * metrics['confidence']:g} %"
     title = f"{metrics['dataset']}, seed {metrics['seed']}"
     if metrics["reward"] != REWARDS.names[0]:
@@ -277,6 +278,8 @@ def _print_comparison(metrics: Mapping[str, Any], place: str) -> None:
     console = Console()
     console.print(table)
     console.print(f"Metrics, tables and plots: {place}/", soft_wrap=True, highlight=False, markup=False)
+    if page is not None:
+        console.print(f"All on one page: {page}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _interval(metrics: Mapping[str, Any], name: str, digits: int) -> str:

@@ -59,10 +59,12 @@ class Plan:
     Attributes:
         rows: the methods in force, CVL first.
         evaluates: whether policies can be evaluated in an environment.
+        records: whether videos of the evaluation are wanted.
     """
 
     rows: tuple[Row, ...]
     evaluates: bool = True
+    records: bool = False
 
     @staticmethod
     def of(parameters: RunParameters) -> Plan:
@@ -72,7 +74,8 @@ class Plan:
             Row(name, METHODS.of(chosen), f"params:baselines.{name}")
             for name, chosen in parameters.baselines.items()
         ]
-        return Plan(tuple(rows), has_environment(parameters.dataset, parameters.evaluation))
+        evaluates = has_environment(parameters.dataset, parameters.evaluation)
+        return Plan(tuple(rows), evaluates, parameters.evaluation.videos is not None)
 
 
 def bound(function: Callable[..., Any], *values: object) -> Callable[..., Any]:

@@ -5,8 +5,9 @@ They are no data, so they are no datasets: a hook sets them before a node runs, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,14 @@ class Workspace:
         logs: folder for metrics.csv and other logs; None: no logs.
         study: storage of the study.
         study_folder: the study's folder on this machine.
+        fingerprints: of the recipes of the node's inputs, by their names; for the page of a run.
     """
 
     checkpoints: Path | None = None
     logs: Path | None = None
     study: StudyLocation | None = None
     study_folder: Path | None = None
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
 
 
 _NONE = Workspace()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,22 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cvl_pipeline.imports import named
 from cvl_pipeline.io.storage import write_atomically
 from cvl_pipeline.methods.base import METHODS
+from cvl_pipeline.reports.comparison import BEHAVIOUR, THRESHOLDS, Comparison, interval
+from cvl_pipeline.reports.html import SCRIPT, plotly_script
 from cvl_pipeline.reports.markdown import markdown
+from cvl_pipeline.reports.page import suite_page
 from cvl_pipeline.reports.plots import COLOURS
-from cvl_pipeline.reports.statistics import (
-    Estimate,
-    Scores,
-    estimate,
-    interquartile_mean,
-    optimality_gap,
-    performance_profile,
-    probability_of_improvement,
-)
+from cvl_pipeline.reports.statistics import Estimate, estimate, interquartile_mean
 from cvl_pipeline.suites.parameters import LOGGED, OWN, VARIANT
 from cvl_pipeline.suites.plan import Plan
 
 RESULTS = "results.parquet"
 """The table of all episodes."""
 
-BEHAVIOUR, ALL = "behaviour data", "all presets"
 CRITIC = ("contrastive_dynamics.train", "value_readout.label", "value_readout.read_out")
 """Nodes that train what CVL, and every method that needs its critic, stands on."""
-THRESHOLDS = np.linspace(0.0, 1.0, 101)
-PROFILE_RESAMPLES = 2000
-"""For profiles, whose samples are a hundred times as large."""
 
 
 def cost(method: str, seconds: Mapping[str, float], own: Mapping[str, str] | None = None) -> float:
@@ -101,102 +90,26 @@ def frame(records: Sequence[Mapping[str, Any]], own: Mapping[str, str] | None = 
     return pd.concat([rows, pd.DataFrame(behaviour).astype({"success": np.float64})], ignore_index=True)
 
 
-class Table:
-    """Success rates of the tasks for which every method has every seed, so that all are judged on the same ones."""
-
-    def __init__(self, rows: pd.DataFrame, methods: Sequence[str], axes: Mapping[str, Sequence[Any]]) -> None:
-        """Sort the rows into a grid.
-
-        Args:
-            rows: of ``frame``.
-            methods: names of the methods; one that no row has is left out.
-            axes: ``seeds``, ``presets`` and ``tasks``.
-        """
-        present = set(rows["method"])
-        self.methods = [name for name in methods if name in present]
-        self.grid = {
-            (preset, task): part.pivot(index="seed", columns="method", values="success")
-            for (preset, task), part in rows.groupby(["preset", "task"], sort=False)
-        }
-        self.seeds = list(axes["seeds"])
-        wanted = [(preset, task) for preset in axes["presets"] for task in axes["tasks"]]
-        self.places = [place for place in wanted if self._is_complete(place)]
-        self.incomplete = [place for place in wanted if place not in self.places]
-        self.presets = list(dict.fromkeys(preset for preset, _ in self.places))
-
-    def _is_complete(self, place: tuple[str, str]) -> bool:
-        part = self.grid.get(place)
-        if part is None:
-            return False
-        return bool(part.reindex(index=self.seeds, columns=self.methods).notna().all(axis=None))
-
-    def scores(self, method: str, preset: str = ALL) -> Scores:
-        """Success rates, (seeds, tasks), of a preset, or of all presets side by side."""
-        places = [place for place in self.places if preset in (ALL, place[0])]
-        return np.stack(
-            [self.grid[place].loc[self.seeds, method].to_numpy(np.float64) for place in places], 1
-        )
-
-    def columns(self) -> list[str]:
-        """Names of the columns of tables: the presets, and all of them if there are several."""
-        return [*self.presets, *([ALL] if len(self.presets) > 1 else [])]
-
-    def by_success(self) -> list[str]:
-        """The methods, best first."""
-        return sorted(self.methods, key=lambda name: -float(interquartile_mean(self.scores(name))))
-
-
-def interval(numbers: Estimate) -> str:
-    """Format an estimate."""
-    return f"{numbers.value:.2f} [{numbers.low:.2f}, {numbers.high:.2f}]"
-
-
-def success_table(table: Table) -> pd.DataFrame:
+def success_table(table: Comparison) -> pd.DataFrame:
     """Interquartile mean of success by method and preset, and the optimality gap."""
-    rows = []
-    for name in [*table.by_success(), BEHAVIOUR]:
-        row = {"method": name}
-        for preset in table.columns():
-            row[preset] = interval(estimate(interquartile_mean, table.scores(name, preset)))
-        row["optimality gap"] = interval(estimate(optimality_gap, table.scores(name)))
-        rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame([{"method": name, **_texts(row)} for name, row in table.success().items()])
 
 
-def task_table(table: Table) -> pd.DataFrame:
+def task_table(table: Comparison) -> pd.DataFrame:
     """Mean success over seeds by preset and task."""
-    return pd.DataFrame(
-        [
-            {"preset": preset, "task": task}
-            | {
-                name: float(table.grid[preset, task].loc[table.seeds, name].mean())
-                for name in [*table.methods, BEHAVIOUR]
-            }
-            for preset, task in table.places
-        ]
-    )
+    return pd.DataFrame(table.by_task())
 
 
-def improvement_table(table: Table) -> pd.DataFrame:
+def improvement_table(table: Comparison) -> pd.DataFrame:
     """Probability that a run of CVL beats a run of each other method on the same task."""
-    return pd.DataFrame(
-        [
-            {f"{OWN} beats": name}
-            | {
-                preset: interval(
-                    estimate(
-                        probability_of_improvement, table.scores(OWN, preset), table.scores(name, preset)
-                    )
-                )
-                for preset in table.columns()
-            }
-            for name in table.by_success()
-            if name != OWN
-        ]
-    )
+    return pd.DataFrame([{f"{OWN} beats": name, **_texts(row)} for name, row in table.improvement().items()])
 
 
-def time_table(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
+def _texts(row: Mapping[str, Estimate]) -> dict[str, str]:
+    return {name: interval(numbers) for name, numbers in row.items()}
+
+
+def time_table(table: Comparison, rows: pd.DataFrame) -> pd.DataFrame:
     """Median seconds of training and success of each method, fastest first."""
     seconds = rows.groupby("method")["seconds"].median()
     times = pd.DataFrame(
@@ -213,7 +126,7 @@ def time_table(table: Table, rows: pd.DataFrame) -> pd.DataFrame:
     return times.assign(seconds=[f"{value:.0f}" if value == value else "" for value in times["seconds"]])
 
 
-def picture(table: Table, rows: pd.DataFrame) -> Figure:
+def picture(table: Comparison, rows: pd.DataFrame) -> Figure:
     """Performance profiles with their intervals, and success against the time of training."""
     figure = Figure(figsize=(11.0, 4.2), layout="constrained")
     profiles, times = figure.subplots(1, 2)
@@ -223,7 +136,7 @@ def picture(table: Table, rows: pd.DataFrame) -> Figure:
             "color": COLOURS[position % len(COLOURS)], "ls": "-" if position < len(COLOURS) else "--"
         }  # fmt: skip
         scores = table.scores(name)
-        profile = estimate(_profile, scores, resamples=PROFILE_RESAMPLES)
+        profile = table.profile(name)
         profiles.plot(THRESHOLDS, profile.value, label=name, **style)
         profiles.fill_between(THRESHOLDS, profile.low, profile.high, color=style["color"], alpha=0.12, lw=0)
         value, low, high = map(float, estimate(interquartile_mean, scores))
@@ -252,11 +165,7 @@ def picture(table: Table, rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def _profile(scores: Scores) -> Scores:
-    return performance_profile(scores, THRESHOLDS)
-
-
-def protocol_lines(records: Sequence[Mapping[str, Any]], table: Table) -> list[str]:
+def protocol_lines(records: Sequence[Mapping[str, Any]], table: Comparison) -> list[str]:
     """What the tables are made from."""
     runs = [run for record in records for run in record["runs"]]
 
@@ -305,7 +214,7 @@ def write_report(records: Sequence[Mapping[str, Any]], plan: Plan, folder: Path)
     results = episodes(records, own)
     write_atomically(folder / RESULTS, lambda path: results.to_parquet(path, index=False))
     rows = frame(records, own)
-    table = Table(rows, plan.methods, axes)
+    table = Comparison(rows, plan.methods, axes)
     parts = ["\n".join(protocol_lines(records, table))]
     files = [RESULTS]
     if table.places:
@@ -320,14 +229,19 @@ def write_report(records: Sequence[Mapping[str, Any]], plan: Plan, folder: Path)
     text = "\n\n".join([*parts, *(["![profiles](report.png)"] if "report.png" in files else [])]) + "\n"
     write_atomically(folder / "report.md", lambda path: path.write_text(text))
     files.append("report.md")
-    if find_spec("cvl_pipeline.reports.page") is not None:
-        page = named("cvl_pipeline.reports.page:suite_page")(results)
-        write_atomically(folder / "report.html", lambda path: path.write_text(page))
-        files.append("report.html")
+    page = suite_page(
+        pd.concat([results, rows[rows["method"] == BEHAVIOUR]], ignore_index=True),
+        title=f"Suite {plan.name}",
+        axes={**axes, "methods": plan.methods},
+        notes=[line.removeprefix("- ") for line in protocol_lines(records, table)],
+    )
+    write_atomically(folder / SCRIPT, lambda path: path.write_bytes(plotly_script()))
+    write_atomically(folder / "report.html", lambda path: path.write_text(page))
+    files += [SCRIPT, "report.html"]
     return "\n\n".join(parts), files
 
 
-def _of_success(table: Table, rows: pd.DataFrame) -> list[str]:
+def _of_success(table: Comparison, rows: pd.DataFrame) -> list[str]:
     parts = [
         "**Success, interquartile mean over tasks and seeds** (95 % intervals, seeds of each task resampled):",
         markdown(success_table(table)),

@@ -14,8 +14,9 @@ from kedro.io import DatasetError
 from matplotlib.figure import Figure
 from plotly import graph_objects
 
-from cvl_pipeline.kedro.datasets import FigureDataset, JSONDataset, ParquetDataset
+from cvl_pipeline.kedro.datasets import FigureDataset, JSONDataset, PageDataset, ParquetDataset, VideoDataset
 from cvl_pipeline.kedro.datasets.interactive import PlotlyDataset
+from cvl_pipeline.reports.html import PREVIEW, SCRIPT, plotly_script
 from cvl_pipeline.testing.builders import names_in
 from tests.kedro.datasets.refusals import refusal
 
@@ -72,6 +73,7 @@ class _Unwritable:
         (JSONDataset, "x.json", REPORT, {"first": [1] * 1000, "then": _Unwritable()}),
         (ParquetDataset, "x.parquet", TABLE, pd.DataFrame({"a": [1, _Unwritable()]})),
         (FigureDataset, "x.png", _figure(), {"not": "a figure"}),
+        (VideoDataset, "x.mp4", b"frames", "no bytes"),
     ],
 )
 def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(
@@ -139,6 +141,53 @@ def test_previews_show_the_description_and_the_content(tmp_path: Path) -> None:
     picture = re.search("src='data:image/png;base64,(.*?)'", preview)
     assert picture is not None
     assert base64.b64decode(picture[1]) == (tmp_path / "x.png").read_bytes()
+
+
+def test_a_video_is_its_bytes_and_plays_in_the_preview(tmp_path: Path) -> None:
+    video = VideoDataset(filepath=str(tmp_path / "x.mp4"), metadata={"description": "The <best> one."})
+    video.save(b"frames")
+    assert video.load() == (tmp_path / "x.mp4").read_bytes() == b"frames"
+    preview = str(video.preview())
+    assert "The &lt;best&gt; one." in preview
+    assert f"src='data:video/mp4;base64,{base64.b64encode(b'frames').decode()}'" in preview
+    video.save(b"")
+    assert "<video" not in str(video.preview())
+    assert "could not be recorded" in str(video.preview())
+
+
+PAGE = f'<script src="{SCRIPT}" defer></script>left out {PREVIEW[0]}<table>ü</table>{PREVIEW[1]} left out'
+
+
+def test_pages_share_one_script_and_find_it(tmp_path: Path) -> None:
+    script = tmp_path / "my reports" / SCRIPT
+    pages = []
+    for place in ("door/seed_0", "door/seed_0/success", "."):
+        path = tmp_path / "my reports" / place / "page.html"
+        page = PageDataset(filepath=str(path), script={"filepath": str(script)})
+        page.save(PAGE)
+        address = re.search('src="(.*?)"', page.load())
+        assert address is not None
+        assert (path.parent / address[1]).resolve() == script
+        pages.append(path)
+    assert script.read_bytes() == plotly_script()
+    assert sorted(tmp_path.rglob("*.*")) == sorted([script, *pages])
+    script.write_text("of another version")
+    page.save(PAGE)
+    assert script.read_bytes() == plotly_script()
+
+
+def test_the_preview_of_a_page_is_what_needs_no_script(tmp_path: Path) -> None:
+    page = PageDataset(
+        filepath=str(tmp_path / "page.html"),
+        script={"filepath": str(tmp_path / SCRIPT)},
+        metadata={"description": "The run."},
+    )
+    page.save(PAGE)
+    preview = str(page.preview())
+    assert "The run." in preview
+    assert "<table>ü</table>" in preview
+    assert "left out" not in preview
+    assert "<script" not in preview
 
 
 def test_an_interactive_figure_has_its_description_as_the_subtitle(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ PLANS: list[dict[str, Any]] = [
     {"baselines": {"bc": None}},
     {"baselines": {"iql": {}, "soft": {"method": "iql"}, "greedy": {"method": "cvl"}}},
     {"dataset": {"source": "files", "path": "mine.csv"}},
+    {"baselines": {"filtered_bc": {}}, "evaluation": {"videos": {}}},
 ]
 """Parameters that decide which nodes there are."""
 
@@ -51,7 +52,7 @@ def _upstream(name: str) -> set[str]:
 def test_without_parameters_the_pipelines_are_those_of_the_defaults() -> None:
     assert [row.name for row in current_plan().rows] == ["cvl", "bc"]
     assert current_plan().evaluates
-    assert len(register_pipelines()["__default__"].nodes) == 23
+    assert len(register_pipelines()["__default__"].nodes) == 24
 
 
 @pytest.mark.parametrize("parameters", PLANS, ids=str)
@@ -93,7 +94,7 @@ def test_every_method_has_its_nodes_and_artifacts() -> None:
     evaluation = _names(stages["evaluation"])
     for name in ("cvl", "bc", "iql"):
         assert {f"evaluation.roll_out_{name}", f"evaluation.score_{name}"} <= evaluation
-    assert len(evaluation) == 2 * 3 + 2
+    assert len(evaluation) == 2 * 3 + 3
     (summarise,) = [node for node in stages["evaluation"].nodes if node.name == "evaluation.summarise"]
     assert {"cvl_rollouts", "bc_rollouts", "iql_rollouts"} <= set(summarise.inputs)
 
@@ -104,7 +105,23 @@ def test_another_method_under_a_name_and_null_change_the_rows() -> None:
     assert "reward_free_bc_policy" not in _outputs()
     _loader(baselines={"bc": None})
     assert not any("bc_" in name for name in _outputs())
-    assert len(register_pipelines()["__default__"].nodes) == 20
+    assert len(register_pipelines()["__default__"].nodes) == 21
+
+
+def test_videos_have_nodes_only_if_they_are_wanted() -> None:
+    _loader(baselines={"bc": {}})
+    assert not any("video" in name for name in _outputs())
+    config = _loader(baselines={"filtered_bc": {}}, evaluation={"videos": {}})
+    videos = {
+        f"{name}_video_{rank}"
+        for name in ("cvl", "bc", "filtered_bc")
+        for rank in ("best", "median", "worst")
+    }
+    assert {name for name in _outputs() if "video" in name} == videos
+    (page,) = [node for node in register_stages()["evaluation"].nodes if node.outputs == ["page"]]
+    assert videos <= set(page.inputs)
+    entry: Any = DataCatalog.from_config(config["catalog"]).get("filtered_bc_video_best")
+    assert "evaluation episode of filtered_bc that is the best one" in entry.metadata["description"]
 
 
 def test_without_an_environment_there_is_no_evaluation() -> None:
@@ -194,7 +211,7 @@ def test_every_dataset_has_an_entry_with_a_description_and_the_layer_of_its_fold
 
 def test_no_entry_of_the_catalog_is_left_over() -> None:
     """Such as folders of checkpoints and logs, which are no datasets."""
-    config = _loader(baselines={"bc": {}, "iql": {}})["catalog"]
+    config = _loader(baselines={"bc": {}, "iql": {}}, evaluation={"videos": {}})["catalog"]
     for entry in config:
         pattern = re.sub(r"\\{\w+\\}", r"\\w+", re.escape(entry))
         assert any(re.fullmatch(pattern, name) for name in _outputs()), entry

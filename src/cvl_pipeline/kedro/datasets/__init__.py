@@ -1,6 +1,12 @@
 """Kedro connectors: every artifact is written atomically and checked on load."""
 
 from cvl_pipeline.kedro.datasets.artifacts import ArtifactDataset
-from cvl_pipeline.kedro.datasets.atomic import FigureDataset, JSONDataset, ParquetDataset
+from cvl_pipeline.kedro.datasets.atomic import (
+    FigureDataset,
+    JSONDataset,
+    PageDataset,
+    ParquetDataset,
+    VideoDataset,
+)
 
-__all__ = ["ArtifactDataset", "FigureDataset", "JSONDataset", "ParquetDataset"]
+__all__ = ["ArtifactDataset", "FigureDataset", "JSONDataset", "PageDataset", "ParquetDataset", "VideoDataset"]

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
 from html import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from kedro.io import AbstractVersionedDataset, DatasetError, Version
 from kedro_datasets._typing import HTMLPreview, JSONPreview
@@ -18,6 +23,7 @@ from cvl_pipeline.io.checked import read_table, write_table
 from cvl_pipeline.io.location import CACHE
 from cvl_pipeline.io.storage import shown, write_atomically
 from cvl_pipeline.kedro.datasets.located import Located
+from cvl_pipeline.reports.html import plotly_script, preview, video_address, with_script
 
 
 class Atomic(Located):
@@ -97,19 +103,13 @@ class JSONDataset(Atomic, json_dataset.JSONDataset):
         return JSONPreview(json.dumps(content, indent=2))
 
 
-class FigureDataset(Located, AbstractVersionedDataset[Any, Any]):
-    """A Matplotlib figure as PNG.
-
-    Not Kedro's own dataset, which imports pyplot: every command that looks at the catalog would wait for it.
-    """
-
-    DEFAULT_SAVE_ARGS: dict[str, Any] = {"format": "png", "dpi": 120, "bbox_inches": "tight"}  # noqa: RUF012
+class FileDataset(Located, AbstractVersionedDataset[Any, Any], ABC):
+    """A file of its own kind, written atomically."""
 
     def __init__(
         self,
         *,
         filepath: str,
-        save_args: dict[str, Any] | None = None,
         version: Version | None = None,
         credentials: dict[str, Any] | None = None,
         cache: str = str(CACHE),
@@ -119,7 +119,6 @@ class FigureDataset(Located, AbstractVersionedDataset[Any, Any]):
 
         Args:
             filepath: path or URL.
-            save_args: arguments of ``Figure.savefig``, over DEFAULT_SAVE_ARGS.
             version: version from Kedro, if the catalog entry is versioned.
             credentials: options of the URL's file system.
             cache: local folder for copies of remote files.
@@ -130,18 +129,53 @@ class FigureDataset(Located, AbstractVersionedDataset[Any, Any]):
         """
         super().__init__(filepath=filepath, version=version, credentials=credentials, cache=cache)
         self._filepath = PurePosixPath(self.location.path)
-        self._save_args = {**self.DEFAULT_SAVE_ARGS, **(save_args or {})}
         self.metadata = metadata
+
+    @abstractmethod
+    def _write(self, data: Any, path: Path) -> None:
+        """Write the data to a new file."""
+
+    def save(self, data: Any) -> None:
+        """Write the file atomically."""
+        write_atomically(Path(self._get_save_path()), lambda partial: self._write(data, partial))
+        self.location.publish()
+
+    def load(self) -> Any:
+        """Read the content of the file, as bytes."""
+        return self._fetched(lambda: Path(self._get_load_path()).read_bytes())
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self.location), "version": self._version}
+
+
+class FigureDataset(FileDataset):
+    """A Matplotlib figure as PNG.
+
+    Not Kedro's own dataset, which imports pyplot: every command that looks at the catalog would wait for it.
+    """
+
+    DEFAULT_SAVE_ARGS: dict[str, Any] = {"format": "png", "dpi": 120, "bbox_inches": "tight"}  # noqa: RUF012
+
+    def __init__(self, *, filepath: str, save_args: dict[str, Any] | None = None, **others: Any) -> None:
+        """Describe the file.
+
+        Args:
+            filepath: path or URL.
+            save_args: arguments of ``Figure.savefig``, over DEFAULT_SAVE_ARGS.
+            others: of every FileDataset.
+
+        Raises:
+            InputError: a URL has a version.
+        """
+        super().__init__(filepath=filepath, **others)
+        self._save_args = {**self.DEFAULT_SAVE_ARGS, **(save_args or {})}
+
+    def _write(self, data: Any, path: Path) -> None:
+        data.savefig(path, **self._save_args)
 
     def load(self) -> Any:
         """Raise DatasetError: no node reads a picture."""
         raise DatasetError(f"{self.location} is a picture, which cannot be read as a figure")
-
-    def save(self, data: Any) -> None:
-        """Write the figure atomically."""
-        path = Path(self._get_save_path())
-        write_atomically(path, lambda partial: data.savefig(partial, **self._save_args))
-        self.location.publish()
 
     def preview(self) -> HTMLPreview:
         """Description and picture, for kedro-viz."""
@@ -153,8 +187,57 @@ class FigureDataset(Located, AbstractVersionedDataset[Any, Any]):
         )
 
     def _describe(self) -> dict[str, Any]:
-        return {
-            "filepath": str(self.location),
-            "save_args": self._save_args,
-            "version": self._version,
-        }
+        return {**super()._describe(), "save_args": self._save_args}
+
+
+class VideoDataset(FileDataset):
+    """A video, the bytes of an MP4 file; an empty file, if it could not be recorded."""
+
+    def _write(self, data: Any, path: Path) -> None:
+        path.write_bytes(data)
+
+    def preview(self) -> HTMLPreview:
+        """Description and video, for kedro-viz."""
+        content = self.load()
+        video = f"<video controls loop muted style='max-width: 100%' src='{video_address(content)}'></video>"
+        return HTMLPreview(self.html(video if content else "<p>It could not be recorded.</p>"))
+
+
+class PageDataset(FileDataset):
+    """A static HTML page, and the script that all pages share."""
+
+    def __init__(self, *, filepath: str, script: Mapping[str, str], **others: Any) -> None:
+        """Describe the file.
+
+        Args:
+            filepath: path or URL of the page.
+            script: ``filepath`` of plotly's script. A new page writes it unless it is there.
+            others: of every FileDataset.
+
+        Raises:
+            InputError: a URL has a version.
+        """
+        super().__init__(filepath=filepath, **others)
+        self._script = replace(self.location, filepath=script["filepath"])
+
+    def save(self, data: Any) -> None:
+        """Write the page and the script, atomically."""
+        content = plotly_script()
+        # Another version of plotly may have written it.
+        if not self._script.exists() or self._script.path.read_bytes() != content:
+            write_atomically(self._script.path, lambda partial: partial.write_bytes(content))
+            self._script.publish()
+        super().save(data)
+
+    def _write(self, data: Any, path: Path) -> None:
+        folder = Path(self._get_save_path()).parent
+        address = Path(os.path.relpath(self._script.path, folder)).as_posix()
+        path.write_text(with_script(data, quote(address)), "utf-8")
+
+    def load(self) -> Any:
+        """Read the page."""
+        return super().load().decode()
+
+    def preview(self) -> HTMLPreview:
+        """Description, tables and videos, for kedro-viz, which runs no scripts."""
+        return HTMLPreview(self.html(preview(self.load())))

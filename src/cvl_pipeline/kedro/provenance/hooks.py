@@ -87,7 +87,11 @@ class TrustArtifacts:
         with self._one_thread:
             making = self._provenance.making(node)
         self._makings[node.name], self._unsaved[node.name] = making, set(node.outputs)
-        workspace.set(self._workspace(node, making) if "training" in node.tags else Workspace())
+        workspace.set(
+            self._workspace(node, making)
+            if "training" in node.tags
+            else Workspace(fingerprints=making.recipe.inputs)
+        )
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cvl_pipeline.environments.parameters import EvaluationParameters
+from cvl_pipeline.environments.parameters import RANKS, EvaluationParameters, VideoParameters
+from cvl_pipeline.kedro.workspace import workspace
+from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.readout.parameters import REWARDS
 from cvl_pipeline.sources.base import SOURCES
 from cvl_pipeline.sources.environment import EvaluationEnvironment, environment_for
@@ -14,8 +16,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from cvl_pipeline.episodes.container import Rewards, Split, Transitions
+    from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
 
+PLOTTED_OBSERVATIONS = 50_000
 BEHAVIOUR = "behaviour"
 """The row of the data that the policies learned from."""
 
@@ -120,6 +123,75 @@ def plot(metrics: dict[str, Any]) -> Any:
     from cvl_pipeline.reports import plots
 
     return plots.comparison(metrics)
+
+
+def record(
+    title: str,
+    /,
+    transitions: Transitions,
+    rollouts: pd.DataFrame,
+    dataset: dict[str, Any],
+    environment: str | None,
+    episode_steps: int | None,
+    videos: dict[str, Any],
+) -> tuple[bytes, ...]:
+    """Record the best, the median and the worst evaluation episode; those that cannot be recorded are empty."""
+    from cvl_pipeline.environments.video import record as record_videos
+
+    place = _environment(dataset, environment, episode_steps)
+    settings = VideoParameters.model_validate(videos)
+    recorded = record_videos(place.make, transitions, rollouts, settings, title)
+    return tuple(recorded.get(rank, b"") for rank in RANKS)
+
+
+def write_page(
+    titles: Mapping[str, str],
+    /,
+    metrics: dict[str, Any],
+    episodes: pd.DataFrame,
+    transitions: Transitions,
+    normalisation: Normalisation,
+    dynamics_history: pd.DataFrame,
+    values: pd.DataFrame,
+    report: dict[str, float | None],
+    **others: Any,
+) -> str:
+    """Write one page about the run; ``others`` are tables and videos of the policies, and all parameters."""
+    from cvl_pipeline.environments.video import ranked_episodes
+    from cvl_pipeline.episodes.preparation import coverage
+    from cvl_pipeline.parameters import StageParameters
+    from cvl_pipeline.reports.page import RunResults, run_page, versions
+    from cvl_pipeline.schema import effective
+
+    parameters = {name: others[name] for name in StageParameters.model_fields}
+    # A baseline has no defaults before its method is chosen.
+    chosen = {name: {METHODS.field: value[METHODS.field]} for name, value in parameters["baselines"].items()}
+    rollouts = {name: others[f"{name}_rollouts"] for name in titles}
+    videos = {
+        name: {
+            rank: (episode, video)
+            for rank, episode in ranked_episodes(table).items()
+            if (video := others.get(f"{name}_video_{rank}"))
+        }
+        for name, table in rollouts.items()
+    }
+    return run_page(
+        RunResults(
+            metrics=metrics,
+            episodes=episodes,
+            places=coverage(transitions, normalisation, PLOTTED_OBSERVATIONS, parameters["seed"]),
+            critic=dynamics_history,
+            histories={name: others[f"{name}_history"] for name in titles},
+            rollouts=rollouts,
+            values=values,
+            value_report=report,
+            videos=videos,
+            parameters=effective(StageParameters.model_validate(parameters)),
+            defaults=effective(StageParameters.model_validate({"baselines": chosen})),
+            provenance=workspace.get().fingerprints,
+            packages=versions(),
+        )
+    )
 
 
 def _environment(

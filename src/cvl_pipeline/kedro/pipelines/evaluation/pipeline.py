@@ -5,8 +5,10 @@ from __future__ import annotations
 from kedro.pipeline import Pipeline, node
 from kedro.pipeline.node import Node
 
+from cvl_pipeline.environments.parameters import RANKS
 from cvl_pipeline.kedro.pipelines.evaluation import nodes
 from cvl_pipeline.kedro.rows import Plan, Row, bound
+from cvl_pipeline.parameters import StageParameters
 
 
 def create_pipeline(plan: Plan) -> Pipeline:
@@ -34,6 +36,8 @@ def create_pipeline(plan: Plan) -> Pipeline:
                 tags=["report"],
             ),
             node(nodes.plot, "metrics", "comparison_plot", name="plot", tags=["report"]),
+            *(_record(row) for row in plan.rows if plan.records),
+            _write_page(plan, titles),
         ]
         if plan.evaluates
         else [],
@@ -73,4 +77,37 @@ def _score(row: Row) -> Node:
         },
         f"{row.name}_rollouts",
         name=f"score_{row.name}",
+    )
+
+
+def _record(row: Row) -> Node:
+    return node(
+        bound(nodes.record, row.title),
+        {
+            "transitions": row.dataset("rollout_transitions"),
+            "rollouts": f"{row.name}_rollouts",
+            "dataset": "params:dataset",
+            **{name: f"params:evaluation.{name}" for name in ("environment", "episode_steps", "videos")},
+        },
+        [f"{row.name}_video_{rank}" for rank in RANKS],
+        name=f"record_{row.name}",
+        tags=["report"],
+    )
+
+
+def _write_page(plan: Plan, titles: dict[str, str]) -> Node:
+    videos = [f"{row.name}_video_{rank}" for row in plan.rows for rank in RANKS] if plan.records else []
+    artifacts = ("metrics", "episodes", "transitions", "normalisation", "dynamics_history", "values")
+    return node(
+        bound(nodes.write_page, titles),
+        {
+            **{name: name for name in artifacts},
+            "report": "value_report",
+            **{f"{row.name}_history": row.dataset("history") for row in plan.rows},
+            **{name: name for name in [*(f"{row.name}_rollouts" for row in plan.rows), *videos]},
+            **{name: f"params:{name}" for name in StageParameters.model_fields},
+        },
+        "page",
+        name="write_page",
+        tags=["report"],
     )
