@@ -35,6 +35,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "fakes").mkdir()
     monkeypatch.setenv("FAKES", str(tmp_path / "fakes"))
     monkeypatch.setattr(suites, "KEDRO", fakes.FAKE)
+    monkeypatch.setattr(suites, "work", fakes.real_work)  # fakes.run replaces it for good
     return root
 
 
