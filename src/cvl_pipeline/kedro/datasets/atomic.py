@@ -223,8 +223,9 @@ class PageDataset(FileDataset):
     def save(self, data: Any) -> None:
         """Write the page and the script, atomically."""
         content = plotly_script()
+        self._script.fetch()
         # Another version of plotly may have written it.
-        if not self._script.exists() or self._script.path.read_bytes() != content:
+        if not self._script.path.exists() or self._script.path.read_bytes() != content:
             write_atomically(self._script.path, lambda partial: partial.write_bytes(content))
             self._script.publish()
         super().save(data)
