@@ -104,8 +104,8 @@ def test_python_m_runs_the_pipeline_too(scratch: Project) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert "1/2 value_readout.report" in result.stdout
-    assert "2/2 value_readout.plot" in result.stdout
+    assert "1/3 value_readout.report" in result.stdout
+    assert "3/3 value_readout.plot" in result.stdout
     assert scratch.fingerprints() == before
 
 
@@ -232,6 +232,9 @@ with KedroSession.create(env="smoke") as session:
         # Pictures can only be previewed.
         dataset.preview() if type(dataset).__name__ == "FigureDataset" else dataset.load()
         print(Path(dataset._filepath).name)
+        if type(dataset).__name__ == "PageDataset":
+            assert dataset._script.path.read_text()
+            print(dataset._script.path.name)
 """
 
 

@@ -79,6 +79,9 @@ def _section(model: type[BaseModel], prefix: str) -> Iterator[str]:
         yield ""
         yield info.description or ""
         yield ""
+        if info.default is None:
+            yield f"`{full}` is `null` by default. Otherwise it has these fields:"
+            yield ""
         choice = choice_of(model, name)
         if choice is None:
             group = group_of(model, name)

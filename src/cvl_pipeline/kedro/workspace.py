@@ -34,6 +34,8 @@ class Workspace:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
 
 
+PROVENANCE = "provenance"
+"""Tag of a node that gets the fingerprints of its inputs."""
 _NONE = Workspace()
 workspace: ContextVar[Workspace] = ContextVar("workspace", default=_NONE)
 """The workspace of the node that runs in this thread; without Kedro's hooks, an empty one."""

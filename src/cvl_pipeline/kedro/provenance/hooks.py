@@ -26,7 +26,7 @@ from cvl_pipeline.kedro.provenance.code import FACADE, import_own
 from cvl_pipeline.kedro.provenance.locks import Lease, Lock, acquire, release
 from cvl_pipeline.kedro.provenance.records import record_path
 from cvl_pipeline.kedro.provenance.states import Making, Provenance
-from cvl_pipeline.kedro.workspace import Workspace, workspace
+from cvl_pipeline.kedro.workspace import PROVENANCE, Workspace, workspace
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +87,7 @@ class TrustArtifacts:
         with self._one_thread:
             making = self._provenance.making(node)
         self._makings[node.name], self._unsaved[node.name] = making, set(node.outputs)
-        workspace.set(
-            self._workspace(node, making)
-            if "training" in node.tags
-            else Workspace(fingerprints=making.recipe.inputs)
-        )
+        workspace.set(self._workspace(node, making))
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
@@ -104,8 +100,12 @@ class TrustArtifacts:
         workspace.set(Workspace())
 
     def _workspace(self, node: Node, making: Making) -> Workspace:
-        """Return the node's folders on this machine, named after its first output."""
+        """Return what the node's tags ask for; folders are on this machine, named after its first output."""
         assert self._provenance is not None
+        if PROVENANCE in node.tags:
+            return Workspace(fingerprints=making.recipe.inputs)
+        if "training" not in node.tags:
+            return Workspace()
         if "parameters" in node.inputs:
             return Workspace(None, None, *self._loader.study())
         path = self._provenance.path(node.outputs[0])

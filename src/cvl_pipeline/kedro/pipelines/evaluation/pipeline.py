@@ -8,6 +8,7 @@ from kedro.pipeline.node import Node
 from cvl_pipeline.environments.parameters import RANKS
 from cvl_pipeline.kedro.pipelines.evaluation import nodes
 from cvl_pipeline.kedro.rows import Plan, Row, bound
+from cvl_pipeline.kedro.workspace import PROVENANCE
 from cvl_pipeline.parameters import StageParameters
 
 
@@ -109,5 +110,5 @@ def _write_page(plan: Plan, titles: dict[str, str]) -> Node:
         },
         "page",
         name="write_page",
-        tags=["report"],
+        tags=["report", PROVENANCE],
     )
