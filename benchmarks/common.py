@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -12,11 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cvl_pipeline.api import EpisodeData, load
 from cvl_pipeline.io.storage import write_atomically
 from cvl_pipeline.reports.markdown import markdown as markdown
+from cvl_pipeline.suites.records import machine as machine
 
 PROJECT = Path(__file__).parents[1]
 RESULTS = PROJECT / "benchmarks/results"
@@ -38,11 +35,6 @@ def read_data(folder: Path) -> EpisodeData:
     return EpisodeData(
         *(load(folder / f"{kind}.safetensors") for kind in ("transitions", "split", "normalisation"))
     )
-
-
-def machine() -> str:
-    """Cores, architecture and torch version, for the record."""
-    return f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
 
 
 def write_record(path: Path, **values: Any) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from cvl_pipeline.errors import InputError
 
 COARSE = 8
 """Side length, in pixels, of the downscaled images in ``coverage``."""
+PLOTTED_OBSERVATIONS = 50_000
+"""Number of observations that pictures of ``coverage`` show."""
 
 
 def split_episodes(transitions: Transitions, validation_fraction: float, seed: int) -> Split:

@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kedro.framework.project import settings
 from kedro.utils import find_kedro_project
 
+from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.errors import TERMINATED, InputError
 from cvl_pipeline.io.children import sigterm_raised, start_child
 from cvl_pipeline.io.location import Location, is_url
@@ -26,7 +28,7 @@ from cvl_pipeline.kedro.provenance.locks import IN_USE, InUseError, Lease, acqui
 from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
 from cvl_pipeline.schema import flattened, nested
 from cvl_pipeline.sources.environment import environment_for
-from cvl_pipeline.suites.engine import DaskEngine, Outcome, available_cores, shares, visible_devices
+from cvl_pipeline.suites.engine import DaskEngine, Outcome, shares, visible_devices
 from cvl_pipeline.suites.parameters import FOLDER, Suite, read_suite
 from cvl_pipeline.suites.plan import Cell, Plan, Unit, network_steps
 from cvl_pipeline.suites.progress import display, status_lines
@@ -126,11 +128,9 @@ def check_plan(plan: Plan) -> None:
 
 def locate(plan: Plan, path: str) -> Location:
     """Return a file of the plan, with the credentials of its URL."""
-    data = (
-        {name: value for name, value in plan.given.items() if name.startswith("data.")}
-        if is_url(path)
-        else {}
-    )
+    if not is_url(path):
+        return Location(path)
+    data = {name: value for name, value in plan.given.items() if name.startswith("data.")}
     return _loader(plan.project, plan.suite.env, data | ({"data.root": plan.root} if data else {})).location(
         path
     )
@@ -186,7 +186,7 @@ def work(plan: Plan, unit: Unit, session: str, variables: Mapping[str, str]) -> 
     """
     start = time.monotonic()
     if not plan.project.is_dir():  # another machine's
-        plan = Plan(**{**vars(plan), "project": _project()})
+        plan = replace(plan, project=_project())
     try:
         with hold(lock_location(plan, unit.cell.name), f"cell {unit.cell.name} of suite {plan.name}"):
             state, text = _work(plan, unit, session, variables)

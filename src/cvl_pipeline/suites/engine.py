@@ -216,11 +216,6 @@ def visible_devices() -> tuple[str, ...]:
     return tuple(map(str, range(torch.cuda.device_count())))
 
 
-def available_cores() -> int:
-    """Number of cores that this process may use; in a container, the machine may have more."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def shares(jobs: int | None, threads: int | None, devices: int, cores: int) -> tuple[int, int]:
     """Number of workers, and cores of each.
 

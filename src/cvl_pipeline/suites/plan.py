@@ -86,23 +86,31 @@ class Plan:
         given = {**self.suite.overrides, **self.given}
         return {name: value for name, value in given.items() if name.partition(".")[0] != "data"}
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks, or the names of the datasets."""
+        return self.suite.tasks or tuple(self.suite.datasets)
+
+    @property
+    def presets(self) -> tuple[str, ...]:
+        """The presets; LOGGED alone for datasets."""
+        return self.suite.presets or (LOGGED,)
+
     def cells(self) -> list[Cell]:
         """List the cells: all presets and tasks of a seed before the next seed."""
         suite = self.suite
-        tasks = suite.tasks or tuple(suite.datasets)
-        presets = suite.presets or (LOGGED,)
         return [
             Cell(seed, preset, task, suite.budget)
-            for seed in suite.seeds for preset in presets for task in tasks
+            for seed in suite.seeds for preset in self.presets for task in self.tasks
         ]  # fmt: skip
 
     def units(self) -> list[Unit]:
         """List the units in their order: all tasks of a preset before the next group of methods."""
         suite, units = self.suite, []
         for seed in suite.seeds:
-            for preset in suite.presets or (LOGGED,):
+            for preset in self.presets:
                 for group, methods in enumerate(suite.methods):
-                    for task in suite.tasks or tuple(suite.datasets):
+                    for task in self.tasks:
                         cell = Cell(seed, preset, task, suite.budget)
                         before = Unit(cell, group - 1, (), None).name if group else None
                         units.append(Unit(cell, group, tuple(dict.fromkeys((OWN, *methods))), before))

@@ -18,7 +18,7 @@ from cvl_pipeline.reports.markdown import markdown
 from cvl_pipeline.reports.page import suite_page
 from cvl_pipeline.reports.plots import COLOURS
 from cvl_pipeline.reports.statistics import Estimate, estimate, interquartile_mean
-from cvl_pipeline.suites.parameters import LOGGED, OWN, VARIANT
+from cvl_pipeline.suites.parameters import OWN, VARIANT
 from cvl_pipeline.suites.plan import Plan
 
 RESULTS = "results.parquet"
@@ -204,18 +204,15 @@ def write_report(records: Sequence[Mapping[str, Any]], plan: Plan, folder: Path)
     Returns:
         The tables as text, and the names of the files, the one to read last.
     """
-    suite, own = plan.suite, plan.suite.own_methods
-    axes = {
-        "seeds": suite.seeds,
-        "presets": suite.presets or (LOGGED,),
-        "tasks": suite.tasks or tuple(suite.datasets),
-    }
+    own = plan.suite.own_methods
+    axes = {"seeds": plan.suite.seeds, "presets": plan.presets, "tasks": plan.tasks}
     folder.mkdir(parents=True, exist_ok=True)
     results = episodes(records, own)
     write_atomically(folder / RESULTS, lambda path: results.to_parquet(path, index=False))
     rows = frame(records, own)
     table = Comparison(rows, plan.methods, axes)
-    parts = ["\n".join(protocol_lines(records, table))]
+    notes = protocol_lines(records, table)
+    parts = ["\n".join(notes)]
     files = [RESULTS]
     if table.places:
         parts += _of_success(table, rows)
@@ -233,7 +230,7 @@ def write_report(records: Sequence[Mapping[str, Any]], plan: Plan, folder: Path)
         pd.concat([results, rows[rows["method"] == BEHAVIOUR]], ignore_index=True),
         title=f"Suite {plan.name}",
         axes={**axes, "methods": plan.methods},
-        notes=[line.removeprefix("- ") for line in protocol_lines(records, table)],
+        notes=[line.removeprefix("- ") for line in notes],
     )
     write_atomically(folder / SCRIPT, lambda path: path.write_bytes(plotly_script()))
     write_atomically(folder / "report.html", lambda path: path.write_text(page))

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
     from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
 
-PLOTTED_OBSERVATIONS = 50_000
-
 
 def ingest(dataset: dict[str, Any], workers: int | None, seed: int) -> tuple[Transitions, Rewards]:
     """Collect, download or read the episodes, and check them."""
@@ -70,7 +68,7 @@ def report(episodes: pd.DataFrame, transitions: Transitions, rewards: Rewards) -
 
 def plot(transitions: Transitions, episodes: pd.DataFrame, normalisation: Normalisation, seed: int) -> Any:
     """Draw returns, lengths and coverage."""
-    from cvl_pipeline.episodes.preparation import coverage
+    from cvl_pipeline.episodes.preparation import PLOTTED_OBSERVATIONS, coverage
     from cvl_pipeline.reports import plots
 
     return plots.behaviour_data(episodes, coverage(transitions, normalisation, PLOTTED_OBSERVATIONS, seed))

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
 
-PLOTTED_OBSERVATIONS = 50_000
 BEHAVIOUR = "behaviour"
 """The row of the data that the policies learned from."""
 
@@ -158,7 +157,7 @@ def write_page(
 ) -> str:
     """Write one page about the run; ``others`` are tables and videos of the policies, and all parameters."""
     from cvl_pipeline.environments.video import ranked_episodes
-    from cvl_pipeline.episodes.preparation import coverage
+    from cvl_pipeline.episodes.preparation import PLOTTED_OBSERVATIONS, coverage
     from cvl_pipeline.parameters import StageParameters
     from cvl_pipeline.reports.page import RunResults, run_page, versions
     from cvl_pipeline.schema import effective
