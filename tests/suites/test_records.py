@@ -68,16 +68,6 @@ def test_a_record_of_other_settings_is_refused_and_so_is_a_damaged_one(location:
         read_record(plan, CELL, location)
 
 
-def test_records_of_the_former_benchmark_count() -> None:
-    """They were made by benchmarks/rivals.py."""
-    plan = make_plan(evaluation_episodes=50)
-    paths = sorted((PROJECT / "benchmarks/results/rivals").glob("*_mixed_seed0_x1.json"))
-    assert paths
-    for path in paths:
-        cell = replace(CELL, seed=0, task=path.name.partition("_")[0])
-        assert missing_methods(read_record(plan, cell, Location(str(path))), plan.methods) == []
-
-
 def test_seconds_of_nodes_are_those_of_the_last_run() -> None:
     run = "12:00:00 INFO     3/9 a.b -> c, d ({} s)   \n         INFO     4/9 e.f -> g ({} s, beside)\n"
     whole = f"# start now kedro run\n{run.format(1.5, 20.0)}# finished\n"

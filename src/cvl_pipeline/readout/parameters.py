@@ -96,10 +96,17 @@ class RegressionParameters(Strict):
 
     steps: int = Field(2000, ge=1, le=MOST_STEPS, description="Gradient steps of the network of Q.")
     value_steps: int = Field(
-        500,
+        2000,
         ge=1,
         le=MOST_STEPS,
-        description="Gradient steps of the network of V that it builds on.",
+        description="Gradient steps of the network of V that it builds on, in all rounds.",
+    )
+    rounds: int = Field(
+        8,
+        ge=1,
+        le=MOST_STEPS,
+        description="Rounds of V: the first is regressed on returns, each further one on the lambda-returns that "
+        "follow from the one before.",
     )
     hidden: Hidden = Field((256, 256), description="Sizes of both networks' hidden layers.")
     batch_size: int = Field(256, ge=1, le=MOST_ROWS, description="Size of a batch.")

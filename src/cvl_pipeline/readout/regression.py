@@ -38,6 +38,8 @@ JUDGED_SHARE = 0.2
 """Share of the training episodes on which the weights are fitted."""
 JUDGED = 32_768
 """Maximum number of their transitions that are used."""
+OTHER_ACTIONS = 4
+"""Number of actions, logged anywhere, that an advantage compares a judged one with."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,15 @@ def regress(
 ) -> Readout:
     """Fit a network to lambda-returns of the training episodes, and weigh it against the readout.
 
-    A network of V(s) is regressed on returns, and one of Q(s, a) on the lambda-returns that follow from it, with
-    lambda = c / gamma as in the readout. Returns themselves would credit an action with whatever its episode did later:
-    in a log of many operators, an action gives its operator away.
+    A network of V(s) is regressed on returns, then, in rounds, on the lambda-returns that follow from itself, with
+    lambda = c / gamma as in the readout; the states of all episodes share it, so it joins pieces of episodes. A network
+    of Q(s, a) is regressed on the last lambda-returns. Returns themselves would credit an action with whatever its
+    episode did later: in a log of many operators, an action gives its operator away.
+
+    The weights are found on episodes that neither network nor readout know. How much the one counts beside the other
+    is what their advantages say about the temporal-difference errors ``G - V(s)`` there: a policy needs the order of
+    actions in a state, and the variance of returns is nearly all between states. The scale of the sum, and a
+    constant, fit the returns.
 
     Args:
         critic: the trained critic.
@@ -168,32 +176,53 @@ def regress(
     if deviation < 1e-12:
         return readout
     mean = float((shares[index] @ returns[index]) / shares[index].sum())
+    # A critic that is conditioned on the horizon may look further ahead than the values.
+    short = min(discount, critic.shape.discount)
 
     def standard(values: Tensor) -> Tensor:
         return ((values - mean) / deviation).float()
 
+    def network(of_actions: bool, targets: Tensor, weights: Tensor) -> _Regression:
+        stream = stream_seed(seed, "regression", 1 + of_actions)
+        return _Regression(critic, transitions, index, parameters, of_actions, targets, weights, stream)
+
+    def followed(episodes: Tensor) -> Tensor:
+        arrived = mean + deviation * value.of_arrivals(transitions.transition_index(episodes))
+        return lambda_returns(labels.rewards, arrived, transitions, discount, short)
+
+    def renewed() -> tuple[Tensor, Tensor]:
+        targets = standard(followed(fitted))
+        return targets, torch.ones(len(targets))
+
     with progress_bar() as progress:
         task = progress.add_task("Regressing returns", total=parameters.all_steps)
-
-        def trained(of_actions: bool, steps: int, targets: Tensor, weights: Tensor) -> _Regression:
-            stream = stream_seed(seed, "regression", 1 + of_actions)
-            result = _Regression(critic, transitions, index, parameters, of_actions, targets, weights, stream)
-            result.train(steps, lambda taken: progress.advance(task, taken))
-            return result
-
-        value = trained(False, parameters.value_steps, standard(returns), shares.float())
-        arrived = mean + deviation * value.of_arrivals()
-        # A critic that is conditioned on the horizon may look further ahead than the values.
-        short = min(discount, critic.shape.discount)
-        targets = lambda_returns(labels.rewards, arrived, transitions, discount, short)
-        action_value = trained(True, parameters.steps, standard(targets), torch.ones(len(targets)))
+        value = network(False, standard(returns), shares.float())
+        value.train(
+            parameters.value_steps, lambda taken: progress.advance(task, taken), parameters.rounds, renewed
+        )
+        action_value = network(True, *renewed())
+        action_value.train(parameters.steps, lambda taken: progress.advance(task, taken))
     rows = transitions.transition_index(judged)
     rows = rows[torch.randperm(len(rows), generator=generator)[:JUDGED]]
     q = QFunction(critic, readout_without(judged))
-    estimate = (1.0 - discount) * q.of_transitions(transitions, rows)[0]
-    estimates = torch.stack([estimate, mean + deviation * action_value.outputs(rows)], dim=1)
-    constant, readout_weight, network_weight = stacking_weights(
-        estimates.double().numpy(), returns[rows].numpy(), shares[rows].numpy()
+
+    def estimated(actions: Tensor) -> Floats:
+        """Both estimates of the judged states' actions, (M,) int64 transitions that provide them -> (M, 2)."""
+        values = (1.0 - discount) * q.of_transitions(transitions, rows, actions)[0]
+        return (
+            torch.stack([values, mean + deviation * action_value.outputs(rows, actions)], dim=1)
+            .double()
+            .numpy()
+        )
+
+    logged = estimated(rows)
+    others = [
+        index[torch.randint(len(index), (len(rows),), generator=generator)] for _ in range(OTHER_ACTIONS)
+    ]
+    advantages = logged - np.mean([estimated(other) for other in others], axis=0)
+    errors = followed(judged)[rows].numpy() - (mean + deviation * value.outputs(rows).double().numpy())
+    constant, readout_weight, network_weight = mixture_weights(
+        logged, advantages, errors, returns[rows].numpy(), shares[rows].numpy()
     )
     if readout_weight == network_weight == 0.0:  # a constant would order no actions
         logger.info(
@@ -259,17 +288,30 @@ class _Regression:
         self._generator = Generator().manual_seed(seed)
 
     @torch.no_grad()
-    def _inputs(self, rows: Tensor) -> Tensor:
+    def _inputs(self, rows: Tensor, actions: Tensor | None = None) -> Tensor:
         states = self._transitions.states(rows)
         if not self._of_actions:
             encoded: Tensor = self._critic.encode_observation(states)
             return encoded.float()
-        actions = self._transitions.actions.index_select(0, rows)
-        return self._critic.inputs(states, actions).float()
+        taken = self._transitions.actions.index_select(0, rows if actions is None else actions)
+        return self._critic.inputs(states, taken).float()
 
-    def train(self, steps: int, progress: Callable[[int], None]) -> None:
-        """Take gradient steps on the weighted squared error; ``progress`` receives the steps of each block."""
-        batches = self._batches(steps, progress)
+    def train(
+        self,
+        steps: int,
+        progress: Callable[[int], None],
+        rounds: int = 1,
+        renewed: Callable[[], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        """Take gradient steps on the weighted squared error.
+
+        Args:
+            steps: in all rounds together.
+            progress: receives the steps of each block.
+            rounds: parts of the training, of equal length.
+            renewed: returns targets and weights, (N,) each, for the round that begins.
+        """
+        batches = self._batches(steps, progress, rounds, renewed)
         fit_least_squares(
             self.network,
             batches,
@@ -278,27 +320,68 @@ class _Regression:
             cosine_steps=steps,
         )
 
-    def _batches(self, steps: int, progress: Callable[[int], None]) -> Iterator[Batch]:
+    def _batches(
+        self,
+        steps: int,
+        progress: Callable[[int], None],
+        rounds: int,
+        renewed: Callable[[], tuple[Tensor, Tensor]] | None,
+    ) -> Iterator[Batch]:
         """Batches of that many steps, made in blocks: the inputs of many steps take hardly longer than those of one."""
         size = self._parameters.batch_size
-        for first in range(0, steps, block := max(1, CHUNK // size)):
-            count = min(block, steps - first)
-            rows = self._index[torch.randint(len(self._index), (count * size,), generator=self._generator)]
-            parts = self._inputs(rows), self._targets[rows], self._weights[rows]
-            yield from zip(*(torch.split(part, size) for part in parts), strict=True)
-            progress(count)
+        block = max(1, CHUNK // size)
+        ends = [steps * (place + 1) // rounds for place in range(rounds)]
+        for begin, end in pairwise([0, *ends]):
+            if begin and renewed is not None:
+                with torch.no_grad():
+                    self._targets, self._weights = renewed()
+            for first in range(begin, end, block):
+                count = min(block, end - first)
+                rows = self._index[
+                    torch.randint(len(self._index), (count * size,), generator=self._generator)
+                ]
+                parts = self._inputs(rows), self._targets[rows], self._weights[rows]
+                yield from zip(*(torch.split(part, size) for part in parts), strict=True)
+                progress(count)
 
-    def outputs(self, rows: Tensor) -> Tensor:
-        """Outputs for transitions, (M,) int64 -> (M,)."""
-        return torch.cat([self.network(self._inputs(part)).squeeze(-1) for part in torch.split(rows, CHUNK)])
+    def outputs(self, rows: Tensor, actions: Tensor | None = None) -> Tensor:
+        """Outputs for transitions, (M,) int64 -> (M,); ``actions`` are transitions that provide other actions."""
+        parts = (torch.split(rows, CHUNK), torch.split(rows if actions is None else actions, CHUNK))
+        return torch.cat([self.network(self._inputs(*part)).squeeze(-1) for part in zip(*parts, strict=True)])
 
-    def of_arrivals(self) -> Tensor:
-        """Outputs of a network of states for the state that every transition leads to, (N,); zero for others."""
+    def of_arrivals(self, index: Tensor) -> Tensor:
+        """Outputs of a network of states for the state that transitions lead to, (N,); zero outside ``index``."""
         result = torch.zeros(len(self._transitions))
-        for part in torch.split(self._index, CHUNK):
+        for part in torch.split(index, CHUNK):
             states = self._critic.encode_observation(self._transitions.arrivals(part)).float()
             result[part] = self.network(states).squeeze(-1)
         return result
+
+
+def mixture_weights(
+    values: Floats, advantages: Floats, errors: Floats, returns: Floats, weights: Floats
+) -> tuple[float, ...]:
+    """Constant and non-negative weights of a sum of estimates of Q that is meant to order actions.
+
+    The ratio of the weights has the least squared difference from the temporal-difference errors, their scale and the
+    constant from the returns. If no advantage predicts the errors, returns decide all.
+
+    Args:
+        values: (N, J), estimates of Q.
+        advantages: (N, J), the same minus those of other actions in the same states.
+        errors: (N,), what followed minus what V(s) expected.
+        returns: (N,).
+        weights: (N,) of the returns, non-negative.
+
+    Returns:
+        J + 1 numbers, the constant first.
+    """
+    ratio = np.array(stacking_weights(advantages, errors, np.ones(len(errors)))[1:])
+    if ratio.any():
+        constant, scale = stacking_weights((values @ ratio)[:, None], returns, weights)
+        if scale > 0.0:
+            return (constant, *(scale * float(part) for part in ratio))
+    return stacking_weights(values, returns, weights)
 
 
 def stacking_weights(estimates: Floats, returns: Floats, weights: Floats) -> tuple[float, ...]:

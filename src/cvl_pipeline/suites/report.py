@@ -226,8 +226,9 @@ def write_report(records: Sequence[Mapping[str, Any]], plan: Plan, folder: Path)
     text = "\n\n".join([*parts, *(["![profiles](report.png)"] if "report.png" in files else [])]) + "\n"
     write_atomically(folder / "report.md", lambda path: path.write_text(text))
     files.append("report.md")
+    shown = results[results["method"].isin(plan.methods)]  # records may have variants that nobody asks for
     page = suite_page(
-        pd.concat([results, rows[rows["method"] == BEHAVIOUR]], ignore_index=True),
+        pd.concat([shown, rows[rows["method"] == BEHAVIOUR]], ignore_index=True),
         title=f"Suite {plan.name}",
         axes={**axes, "methods": plan.methods},
         notes=[line.removeprefix("- ") for line in notes],
