@@ -57,7 +57,7 @@ def _tables(
 ) -> dict[str, pd.DataFrame]:
     """The tables of both policies."""
     return {
-        f"{name}_rollouts": evaluation.score(*rollouts, LABELS, dataset, None, reward, seed)
+        f"{name}_rollouts": evaluation.score(*rollouts, LABELS, dataset, None, False, reward, seed)
         for name, rollouts in _rollouts().items()
     }
 
@@ -94,11 +94,11 @@ def test_a_policy_that_never_succeeds_is_0_where_the_log_or_another_policy_shows
         rewards, successes=torch.zeros_like(rewards.successes), success_reported=torch.tensor(False)
     )
     collected = {"source": "gymnasium", "task": "CartPole-v1"}
-    table = evaluation.score(transitions, silent, LABELS, collected, None, SUCCESS, 4)
+    table = evaluation.score(transitions, silent, LABELS, collected, None, False, SUCCESS, 4)
     assert table["success"].tolist() == [False, False]
     assert table["return"].tolist() == [0.0, 0.0]
     # A log of another environment shows nothing: neither success nor a reward made of it is known.
-    unknown = evaluation.score(transitions, silent, LABELS, collected, "CartPole-v1", SUCCESS, 4)
+    unknown = evaluation.score(transitions, silent, LABELS, collected, "CartPole-v1", False, SUCCESS, 4)
     assert unknown["success"].isna().all()
     assert unknown["return"].isna().all()
     known = _tables(LOGGED)["cvl_rollouts"]
