@@ -143,6 +143,6 @@ def _goals_of(source: Source, dataset: SourceParameters, episode_steps: int | No
         expected="a function that makes one",
     )
     return EvaluationEnvironment(
-        partial(GoalEnvironment, factory), f"{source.environment_name} (goals)", source.goals, source.slow_to_build,
+        partial(GoalEnvironment, factory), f"goals of {dataset.label}", source.goals, source.slow_to_build,
         isinstance(source, SimulatedSource), goals=True,
     )  # fmt: skip

@@ -254,6 +254,13 @@ def _read(contents: Contents, place: str, present: Sequence[str]) -> dict[str, A
             raise InputError(f"{place}: {field} have type {values.dtype}; give numbers")
         if field != "observations" or values.dtype != np.uint8:
             arrays[field] = single_precision(values, f"{place}: {field}")
+            unknown = ~np.isfinite(arrays[field])
+            if unknown.any():
+                row = int(np.argwhere(unknown)[0][0])
+                raise InputError(
+                    f"{place}: {field} have {values[row][unknown[row]].flat[0]} in row {row}; remove or repair that "
+                    "episode"
+                )
     observations, actions, terminals = (arrays[name] for name in ("observations", "actions", "terminals"))
     if observations.ndim not in (2, 4) or (observations.ndim == 4) != (observations.dtype == np.uint8):
         raise InputError(
