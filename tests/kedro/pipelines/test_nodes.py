@@ -39,7 +39,7 @@ LABELS = make_rewards(make_transitions([1], [False]))
 LOGGED = {"source": "dataset", "name": None}
 SUCCESS = {"source": "success", "name": None}
 REACH = DATASET | {"task": "reach-v3"}
-PROTOCOL: dict[str, Any] = {"environment": None, "episode_steps": None, "confidence": 0.9}
+PROTOCOL: dict[str, Any] = {"environment": None, "episode_steps": None, "goals": False, "confidence": 0.9}
 
 
 def _rollouts() -> dict[str, tuple[Transitions, Rewards]]:
@@ -207,24 +207,24 @@ def test_the_data_report_counts_what_reading_dropped_and_changed() -> None:
 def test_all_tables_and_the_summary_name_the_tasks_of_a_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     rollouts = {}
     for name, (episodes, rewards) in _rollouts().items():
-        # The last ten numbers are the one-hot of the task: the second one first, then the first.
+        # The last ten numbers are the one-hot of the task; the tasks take turns, as in the seeds.
         observations = torch.zeros(len(episodes.observations), 12)
         first = int(episodes.lengths[0]) + 1
-        observations[:first, 3], observations[first:, 2] = 1.0, 1.0
+        observations[:first, 2], observations[first:, 3] = 1.0, 1.0
         rollouts[name] = (replace(episodes, observations=observations), rewards)
     monkeypatch.setitem(globals(), "_rollouts", lambda: rollouts)
     benchmark = DATASET | {"task": "MT10"}
     tables = _tables(LOGGED, benchmark)
     for table in tables.values():
-        assert table["task"].tolist() == ["push-v3", "reach-v3"]
+        assert table["task"].tolist() == ["reach-v3", "push-v3"]
         assert table["episode_seed"].tolist() == episode_seeds(4, "evaluation", 2, 10)
     behaviour, labels = rollouts["cvl"]
     table = data_ingestion.tabulate(behaviour, labels, split_first(behaviour, 1), benchmark)
-    assert table["task"].tolist() == ["push-v3", "reach-v3"]
+    assert table["task"].tolist() == ["reach-v3", "push-v3"]
     metrics = _summarise(labels, behaviour, dataset=benchmark, **tables)
     for policy, rate in (("cvl", 1.0), ("bc", 0.0), ("behaviour", 1.0)):
-        assert metrics[f"{policy}.success_rate.push-v3"] == rate
-        assert metrics[f"{policy}.success_rate.reach-v3"] == 0.0
+        assert metrics[f"{policy}.success_rate.reach-v3"] == rate
+        assert metrics[f"{policy}.success_rate.push-v3"] == 0.0
 
 
 SMALL: dict[str, Any] = {"hidden": (8,), "training": training_parameters().model_dump(mode="json")}
