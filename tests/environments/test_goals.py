@@ -49,7 +49,8 @@ def test_the_goal_of_the_episode_stands_beside_every_observation() -> None:
 
 def test_goals_of_images_are_more_channels() -> None:
     pairs, _ = GoalEnvironment(Images).reset(seed=0)
-    assert (pairs.shape, pairs.dtype) == ((4, 5, 6), np.uint8)
+    assert pairs.shape == (4, 5, 6)
+    assert pairs.dtype == np.uint8
     assert pairs[..., :3].max() == 0
     assert pairs[..., 3:].min() == 1
 

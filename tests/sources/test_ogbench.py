@@ -241,7 +241,7 @@ def test_published_files_are_downloaded_once_and_must_stay_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(source.pooch, "os_cache", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr("cvl_pipeline.sources.ogbench.pooch.os_cache", lambda name: tmp_path / "cache" / name)
     contents = [
         _write(tmp_path, _log(seed=seed), end).read_bytes() for seed, end in enumerate(("", source.HELD_OUT))
     ]
