@@ -86,6 +86,13 @@ def test_a_goal_decides_return_and_success_by_the_states_that_were_reached() -> 
     assert ours["return"][1] == pytest.approx(1.0, abs=0.2)
 
 
+def test_goals_of_the_episodes_are_judged_by_the_environment_alone() -> None:
+    transitions, rewards = _rollouts()["cvl"]
+    table = evaluation.score(transitions, rewards, LABELS, REACH, None, True, SUCCESS, 4)
+    assert table["return"].tolist() == [7.0, 1.0]
+    assert table["success"].tolist() == [True, False]
+
+
 def test_a_policy_that_never_succeeds_is_0_where_the_log_or_another_policy_shows_that_success_is_reported() -> (
     None
 ):

@@ -51,7 +51,7 @@ def score(
     reward: dict[str, Any],
     seed: int,
 ) -> pd.DataFrame:
-    """Compute return and success of every rollout under the reward in force.
+    """Compute return and success of every rollout under the reward in force; over goals, those of the environment.
 
     The labels of the log say whether its environment reports success. As they are an input,
     ``--from-nodes value_readout.label`` also scores policies that need no rewards.
@@ -61,8 +61,9 @@ def score(
 
     place = _environment(dataset, environment, goals=goals)
     rewards = place.with_known_success(rewards, labels)
-    scored = label_rollouts(transitions, rewards, REWARDS.validate(reward))  # type: ignore[arg-type]
-    return rollout_table(transitions, scored, seed, place.tasks)
+    if not goals:  # every episode has a goal of its own, which only the environment can judge
+        rewards = label_rollouts(transitions, rewards, REWARDS.validate(reward))  # type: ignore[arg-type]
+    return rollout_table(transitions, rewards, seed, place.tasks)
 
 
 def summarise(
