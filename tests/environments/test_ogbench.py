@@ -65,6 +65,12 @@ def test_names_of_no_dataset_are_refused(name: str, fault: str) -> None:
         DatasetName.parse(name)
 
 
+def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ogbench", None)
+    with pytest.raises(InputError, match=r"^ogbench needs ogbench: pip install 'cvl-pipeline\[ogbench\]'"):
+        DatasetName.parse("cube-single-play-v0")
+
+
 def test_no_graphics_library_is_needed_and_none_warns() -> None:
     program = (
         "import os; from cvl_pipeline.environments.ogbench import OGBenchEnvironment as E; "

@@ -115,9 +115,7 @@ def importing_ogbench() -> Iterator[None]:
     given = os.environ.get(_GL)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # glfw's, about displays, and Gymnasium's, about the precision of bounds
+            warnings.simplefilter("ignore")  # of glfw, about displays, and of Gymnasium, about rounded bounds
             try:
                 import mujoco
             except ModuleNotFoundError:
@@ -152,10 +150,17 @@ class OGBenchEnvironment(GymnasiumEnvironment):
             settings: arguments of the environment.
 
         Raises:
-            InputError: OGBench is not installed, or has no such environment.
+            InputError: OGBench is not installed, has no such environment, or cannot render its images.
         """
         with importing_ogbench():
-            super().__init__(environment_id, episode_steps, settings)
+            try:
+                super().__init__(environment_id, episode_steps, settings)
+            except InputError as error:
+                if not environment_id.startswith("visual-"):
+                    raise
+                raise InputError(
+                    f"{error}; images need graphics: set MUJOCO_GL, such as MUJOCO_GL=egl"
+                ) from error
             core = self.core
             space = core.action_space
             if core.action_space is not space:

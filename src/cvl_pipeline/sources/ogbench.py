@@ -185,11 +185,6 @@ class OGBench(Source):
         """The id of the environment."""
         return self._name.environment_id
 
-    @property
-    def slow_to_build(self) -> bool:
-        """A simulation takes a second to build."""
-        return True
-
     def files(self) -> list[Path]:
         """The local files."""
         return self._paths(self._name, download=False)
