@@ -32,6 +32,7 @@ from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.methods.cvl import CVL
 from cvl_pipeline.methods.job import PolicyJob
 from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.networks.goal_policy import ObservedGoal
 from cvl_pipeline.objectives.base import OBJECTIVES, ObjectiveParameters, TrainedPolicy
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.parameters import READOUTS, REWARDS, ReadoutParameters, RewardParameters
@@ -368,6 +369,8 @@ def roll_out(
     check_seed(seed)
     if episodes < 1:
         raise InputError(f"episodes is {episodes}; give at least 1")
+    if environment.goals:
+        policy = ObservedGoal(policy)
     with naming_what_to_lower("evaluation.workers, evaluation.episodes or evaluation.episode_steps"):
         return run_policy(
             policy, environment.make, episodes=episodes, seed=seed, workers=workers, name=name,

@@ -117,3 +117,28 @@ def test_a_preset_collects_into_a_folder_of_its_own(kedro: Forks, project: Proje
         "Error: parameters: 'dataset': dataset.preset noisy does not use dataset.window: leave it out, "
         "or set it to null\n"
     )
+
+
+def test_one_policy_is_evaluated_over_the_goals_of_a_maze(kedro: Forks, project: Project) -> None:
+    pytest.importorskip("ogbench")
+    task = "pointmaze-medium-navigate-singletask-v0"
+    parameters = (
+        f"dataset.source=ogbench,dataset.task={task},dataset.collect=true,dataset.episodes=8,dataset.episode_steps=100,"
+        "evaluation.goals=true,evaluation.episodes=5,evaluation.episode_steps=20,baselines.bc=null,"
+        "baselines.crl.method=crl,baselines.crl.goal_share=0.5,reward.source=goal_distance,reward.indices=0 1,"
+        "reward.target=20 20,reward.scale=4,reward.tolerance=1"
+    )
+    kedro.kedro(project, "run", "--params", parameters)
+    metrics = json.loads(project.artifact("metrics.json", f"{task}-smoke/seed_0/goal_distance").read_text())
+    assert metrics["environment"] == f"goals of {task}"
+    for method in ("cvl", "crl"):
+        rates = [metrics[f"{method}.success_rate.task{goal}"] for goal in range(1, 6)]
+        assert metrics[f"{method}.success_rate"] == pytest.approx(sum(rates) / 5)
+    assert not kedro.plan(project, "--params", parameters)
+    refusal = kedro.kedro(
+        project, "run", "--params", "evaluation.goals=true,evaluation.environment=CartPole-v1", status=1
+    )
+    assert refusal == (
+        "Error: evaluation.goals is true, but only the dataset's own environment has known goals; set "
+        "evaluation.environment to null\n"
+    )

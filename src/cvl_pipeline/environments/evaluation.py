@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from cvl_pipeline.environments.base import Array, Environment, checked
-from cvl_pipeline.environments.collection import episode_seeds
+from cvl_pipeline.environments.collection import episode_seeds, task_of_seed
 from cvl_pipeline.environments.rollouts import RolloutTask, run_episodes, stack_episodes
 from cvl_pipeline.episodes.container import Rewards, Transitions
-from cvl_pipeline.episodes.preparation import episode_summary, with_tasks
+from cvl_pipeline.episodes.preparation import episode_summary
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.actor import ActorShape
 
@@ -113,7 +113,8 @@ def rollout_table(
 ) -> pd.DataFrame:
     """One row per evaluation episode: seed, return (undiscounted), success at any step, length (steps).
 
-    With several ``tasks``, also the name of the task.
+    With several ``tasks``, or goals, also the name of the one that the seed selects.
     """
     seeds = episode_seeds(seed, "evaluation", transitions.episodes, max(1, len(tasks)))
-    return with_tasks(episode_summary(transitions, labels).assign(episode_seed=seeds), transitions, tasks)
+    table = episode_summary(transitions, labels).assign(episode_seed=seeds)
+    return table.assign(task=[tasks[task_of_seed(seed, len(tasks))] for seed in seeds]) if tasks else table

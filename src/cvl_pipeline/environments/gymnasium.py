@@ -46,7 +46,7 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
         """
         register_installed()
         try:
-            environment = gymnasium.make(environment_id, max_episode_steps=episode_steps, **(settings or {}))
+            environment = self._build(environment_id, max_episode_steps=episode_steps, **(settings or {}))
         except (Exception, SystemExit) as error:  # an id may name a module, and making it runs any code
             place = place_in_user_code(error)
             at = f" at {place[1]}" if place else ""
@@ -91,11 +91,14 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
         self._space = spaces[0]
         self.observation_space: gymnasium.spaces.Box = flat
 
+    def _build(self, environment_id: str, **settings: Any) -> gymnasium.Env[Any, Any]:
+        return gymnasium.make(environment_id, **settings)
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         """Start an episode; the seed determines it."""
-        observation, info = self._environment.reset(seed=seed)
+        observation, info = self._environment.reset(seed=seed, options=options)
         return self._flat(observation), info
 
     def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:

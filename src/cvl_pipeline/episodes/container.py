@@ -45,6 +45,8 @@ class Transitions:
         discrete: () bool, there are A discrete actions and each logged action is a one-hot vector.
         actions_out_of_bounds: () int64, logged actions beyond the bounds that reading clipped or widened.
         largest_excess: () float32, the largest distance of these actions from the bounds.
+        held_out: () int64, number of the last episodes that the source itself holds out from training; 0: a random
+            share of all episodes is held out.
     """
 
     observations: Tensor
@@ -57,6 +59,7 @@ class Transitions:
     discrete: Tensor = field(default_factory=lambda: torch.tensor(False))
     actions_out_of_bounds: Tensor = field(default_factory=_zero, metadata=UNLESS_ZERO)
     largest_excess: Tensor = field(default_factory=_zero_float, metadata=UNLESS_ZERO)
+    held_out: Tensor = field(default_factory=_zero, metadata=UNLESS_ZERO)
 
     @property
     def images(self) -> bool:

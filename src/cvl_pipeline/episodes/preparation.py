@@ -22,7 +22,7 @@ PLOTTED_OBSERVATIONS = 50_000
 
 
 def split_episodes(transitions: Transitions, validation_fraction: float, seed: int) -> Split:
-    """Hold out a random share of whole episodes, so that training never sees their states.
+    """Hold out whole episodes, so that training never sees their states: those of the source, or a random share.
 
     Raises:
         InputError: fewer than two episodes, so one part would be empty.
@@ -30,6 +30,14 @@ def split_episodes(transitions: Transitions, validation_fraction: float, seed: i
     episodes = transitions.episodes
     if episodes < 2:
         raise InputError(f"data_ingestion: {episodes} episode cannot be split; provide at least 2 episodes")
+    if transitions.held_out:
+        first = episodes - int(transitions.held_out)
+        if not 1 <= first < episodes:
+            raise InputError(
+                f"data_ingestion: the source holds out {int(transitions.held_out)} of {episodes} episodes; it "
+                "must leave some of both"
+            )
+        return Split(train=torch.arange(first), validation=torch.arange(first, episodes))
     held_out = min(max(1, round(validation_fraction * episodes)), episodes - 1)
     order = torch.from_numpy(np.random.default_rng([seed, 2]).permutation(episodes))
     return Split(train=order[held_out:].sort().values, validation=order[:held_out].sort().values)

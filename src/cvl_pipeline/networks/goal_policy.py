@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
 from cvl_pipeline.episodes.container import Normalisation, Transitions
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.networks.actor import Actor, Policy, make_actor
+from cvl_pipeline.networks.actor import Actor, ActorShape, Policy, make_actor
 from cvl_pipeline.networks.arrays import as_rows
 from cvl_pipeline.networks.critic import ContrastiveCritic
 
@@ -136,3 +136,28 @@ class GoalPolicy(Policy):
         f = self.critic.logits(self.critic.phi(states, actions), self._psi)  # (B, G, G)
         best = f.logsumexp(-1).argmax(1)
         return actions[torch.arange(len(actions), device=actions.device), best]
+
+
+class ObservedGoal(nn.Module):
+    """Any policy in a ``GoalEnvironment``, whose observations are a state and the goal of the episode, side by side.
+
+    A GoalPolicy pursues that goal instead of its own ones. Other policies do not see it.
+    """
+
+    def __init__(self, policy: nn.Module) -> None:
+        """Act with ``policy``, observations (B, O) to actions (B, A)."""
+        super().__init__()
+        self.policy = policy
+        shape = getattr(policy, "shape", None)
+        if isinstance(shape, ActorShape):
+            self.discrete = bool(getattr(policy, "discrete", False))
+            *space, last = shape.observation_shape
+            self.shape = replace(shape, observation_shape=(*space, 2 * last))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Actions, (B, 2 O) -> (B, A)."""
+        if isinstance(self.policy, GoalPolicy):
+            actions: Tensor = self.policy.actor(observations)
+        else:
+            actions = self.policy(observations.chunk(2, dim=-1)[0])
+        return actions

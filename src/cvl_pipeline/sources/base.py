@@ -126,6 +126,19 @@ class Source(ABC):
         """
         return None
 
+    def make_goal_environment(self, episode_steps: int | None = None) -> Callable[[], Environment] | None:
+        """Return a factory of an environment whose ``info["goal"]`` at the reset is the episode's goal, an observation.
+
+        None if no goals are known. Other processes must be able to import the factory.
+
+        Args:
+            episode_steps: as of ``make_environment``.
+
+        Raises:
+            InputError: an unknown task or id.
+        """
+        return None
+
     @property
     def may_have_environment(self) -> bool:
         """Whether an environment may be known, judged by the parameters alone."""
@@ -144,6 +157,11 @@ class Source(ABC):
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks of a multi-task source, in the order of the observations' one-hot vector; else empty."""
+        return ()
+
+    @property
+    def goals(self) -> tuple[str, ...]:
+        """Names of the goals of ``make_goal_environment``, in turns of episodes; empty if every episode has its own."""
         return ()
 
     @property
@@ -169,6 +187,7 @@ SOURCES: Registry[Source] = Registry(
         "pointmaze": "cvl_pipeline.sources.pointmaze:PointMaze",
         "gymnasium": "cvl_pipeline.sources.gymnasium:Gymnasium",
         "d4rl": "cvl_pipeline.sources.d4rl:D4RL",
+        "ogbench": "cvl_pipeline.sources.ogbench:OGBench",
         "minari": "cvl_pipeline.sources.minari:Minari",
         "files": "cvl_pipeline.sources.files:Files",
     },

@@ -56,6 +56,15 @@ class MetaWorld(SimulatedSource):
         kind = MultiTaskEnvironment if self._several else MetaWorldEnvironment
         return partial(kind, self.parameters.task, self.parameters.episode_steps)
 
+    def make_goal_environment(self, episode_steps: int | None = None) -> Callable[[], Environment] | None:
+        """Return a factory; a benchmark of several tasks has none."""
+        from cvl_pipeline.environments.metaworld import MetaWorldGoals, check_metaworld_task
+
+        if self._several:
+            return None
+        check_metaworld_task(self.parameters.task)
+        return partial(MetaWorldGoals, self.parameters.task, self.parameters.episode_steps)
+
     @property
     def slow_to_build(self) -> bool:
         """A simulation takes seconds to build."""

@@ -144,6 +144,7 @@ def test_a_policy_depends_on_its_own_objective_and_the_critic_on_none(objective:
 FILE_READERS = {
     "files": {"columns", "formats", "hdf5", "memory", "precision", "steps", "tables"},
     "d4rl": {"download", "hdf5", "memory", "precision", "steps"},
+    "ogbench": {"download", "formats", "hdf5", "memory", "precision"},
     "minari": {"hdf5", "memory", "precision"},
 }
 
