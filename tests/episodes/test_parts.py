@@ -92,6 +92,20 @@ def test_rows_are_written_to_given_memory_and_padded_with_zeros() -> None:
     assert layout.pack({"size": [[1.0]], "image": np.full((1, 3, 1, 1), 9)}).tolist()[0][7] == 0
 
 
+def test_arrays_of_any_memory_are_packed() -> None:
+    layout = Layout((STATE, WRIST))
+    state, wrist = np.arange(6.0).reshape(2, 3), np.arange(120).reshape(2, 5, 4, 3)
+    expected = layout.pack({"state": state, "images.wrist": wrist})
+    locked = np.array(wrist)
+    locked.setflags(write=False)
+    for one, other in (
+        (np.flip(np.flip(state)), locked),
+        (state.astype(">f8"), np.ascontiguousarray(wrist[:, ::-1])[:, ::-1]),
+        (state.astype(np.float16), wrist.astype(np.uint16)),
+    ):
+        assert torch.equal(layout.pack({"state": one, "images.wrist": other}), expected)
+
+
 def test_the_layout_of_arrays() -> None:
     layout = Layout.of(
         {"a": np.zeros((7, 8, 8, 3), np.uint8), "b": np.zeros((7, 2), np.uint8), "c": torch.zeros(7, 1)}

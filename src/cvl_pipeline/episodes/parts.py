@@ -242,6 +242,15 @@ class Layout:
         """All parts of packed rows, (..., B) -> (..., *shape) each, by name; see ``part``."""
         return {name: self.part(packed, name) for name in self.names}
 
+    def select(self, packed: Tensor, names: Iterable[str]) -> tuple[Layout, Tensor]:
+        """Layout and packed rows of some of the parts, (..., B) -> (..., B').
+
+        Raises:
+            InputError: there is no part of such a name.
+        """
+        chosen = Layout(tuple(self[name] for name in names))
+        return chosen, chosen.pack({name: self.part(packed, name) for name in chosen.names})
+
     @property
     def twice(self) -> Layout:
         """Layout of ``beside``: every part with twice the dimensions or channels."""
@@ -271,8 +280,6 @@ def _numbers(name: str, values: Any) -> np.ndarray[Any, Any]:
         array = array.astype(np.float32)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.float64)
-    return (
-        array
-        if array.flags.writeable and array.dtype.isnative
-        else np.array(array, array.dtype.newbyteorder("="))
-    )
+    # torch takes neither read-only nor foreign-endian arrays, nor negative strides, such as of a flipped picture.
+    whole = array.flags.writeable and array.dtype.isnative and min(array.strides, default=0) >= 0
+    return array if whole else np.array(array, array.dtype.newbyteorder("="), order="C")

@@ -57,7 +57,7 @@ class EvaluationEnvironment:
         with closing(checked(self.make())) as environment:
             if transitions is not None:
                 shape, size = tuple(transitions.observations.shape[1:]), transitions.actions.shape[1]
-                check_fit(environment, shape, size, bool(transitions.discrete))
+                check_fit(environment, shape, size, bool(transitions.discrete), transitions.parts)
 
 
 def environment_named(environment_id: str, episode_steps: int | None = None) -> EvaluationEnvironment:
