@@ -22,6 +22,7 @@ from torch import Generator, Tensor
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters, DynamicsTraining
 from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.episodes.shifts import random_shift
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.base import Method, MethodParameters
 from cvl_pipeline.methods.one_step import Phases
@@ -248,6 +249,7 @@ class GoalReaching(OfflineModule):
         self.graphable = not self.own_code
         self.crl = parameters
         self._data = data
+        self.augmentation = random_shift(data.transitions, parameters.training.random_shift)
         self.critic = copy.deepcopy(critic).requires_grad_(False)
         compares = parameters.extraction == "awr" and not data.transitions.discrete
         self._others = parameters.other_actions if compares else 0

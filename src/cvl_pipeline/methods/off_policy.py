@@ -20,6 +20,7 @@ from torch import Generator, Tensor, nn
 
 from cvl_pipeline.episodes.container import Normalisation
 from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.episodes.shifts import random_shift
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.base import Method, MethodParameters
 from cvl_pipeline.networks.actor import Actor, make_actor
@@ -184,6 +185,8 @@ class OffPolicy(OfflineModule):
         episodes = train.episode_of(index)
         ends = index == train.episode_starts[episodes + 1] - 1
         self._layout = data.transitions.parts
+        self.augmentation = random_shift(data.transitions, parameters.training.random_shift)
+        self._noise: Tensor | None = None
         self._observations, self._rows = train.observations, index + episodes
         self._actions = train.actions
         self._rewards = labels / labels.std().clamp(min=1e-6) if parameters.scale_rewards else labels
@@ -252,16 +255,30 @@ class OffPolicy(OfflineModule):
             torch.randint(count, (batches * size,), generator=generator, device=self.device), size
         )
 
+    def prepared(self, batch: Any) -> Any:
+        """What ``training_loss`` gets: an entry of ``draw``. The noise of its observations is for ``read_states``."""
+        if self.augmentation is None:
+            return batch
+        self._noise = own_share(batch.noise)
+        return batch.rows
+
+    def read_states(self, rows: Tensor, place: int = 0) -> Tensor:
+        """Observations of rows, (B,), augmented if that is asked for; ``place`` is 1 for next states."""
+        states = self._observations[rows]
+        if self.augmentation is None or self._noise is None:
+            return states
+        return self.augmentation.changed(states, self._noise, place)
+
     def steps(self, batch: Tensor) -> Steps:
         """Read this process's share of a batch of transitions, (B,) int64."""
         index = own_share(batch)
         rows, following = self._rows[index], (index + 1).clamp(max=len(self._rows) - 1)
         return Steps(
-            states=self._observations[rows],
+            states=self.read_states(rows),
             actions=self._actions[index],
             rewards=self._rewards[index],
             goes_on=self._goes_on[index],
-            next_states=self._observations[rows + 1],
+            next_states=self.read_states(rows + 1, 1),
             next_actions=self._actions[following],
             has_next=self._has_next[index],
         )

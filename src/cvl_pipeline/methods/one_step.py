@@ -196,7 +196,7 @@ class ReturnRegression(ValueLearning):
         """Return the weighted squared error, summed over the networks."""
         place = own_share(batch)
         pair = self._pairs[place]
-        values = self.q(self._observations[self._rows[pair]], self._actions[pair])
+        values = self.q(self.read_states(self._rows[pair]), self._actions[pair])
         errors = (values - self._targets[place]).square()
         return (self._weights[place] * errors).mean(1).sum(), {"q": self._targets[place].mean()}
 
