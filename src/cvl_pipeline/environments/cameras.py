@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Sequence
@@ -101,6 +102,7 @@ class _Canvas:
         else:
             from mujoco.gl_context import GLContext
         self._gl = GLContext(size, size)
+        atexit.register(self._gl.free)  # while the modules that it needs are there
         self._gl.make_current()
         samples, model.vis.quality.offsamples = model.vis.quality.offsamples, 0
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
