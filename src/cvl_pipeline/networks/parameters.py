@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -88,7 +87,7 @@ class EncodingParameters(Strict):
         "and vectors stay as they are.",
     )
     part_encoders: Annotated[
-        Mapping[str, EncoderParameters], Choice(ENCODERS, mapping=True, labels=r"\S(.*\S)?")
+        dict[str, EncoderParameters], Choice(ENCODERS, mapping=True, labels=r"\S(.*\S)?")
     ] = Field(
         {},
         description="Encoders of single parts of the observations, by the part's name, such as "
