@@ -20,6 +20,8 @@ BLOCK_NUMBERS = 1 << 22
 """Numbers per block in a pass over all images, in double precision: 32 MiB."""
 COARSE = 8
 """Side length, in pixels, of the downscaled images in ``coverage``."""
+COARSE_ROWS = 1024
+"""Observations that ``coverage`` reads at once."""
 PLOTTED_OBSERVATIONS = 50_000
 """Number of observations that pictures of ``coverage`` show."""
 
@@ -149,15 +151,8 @@ def coverage(transitions: Transitions, normalisation: Normalisation, count: int,
     """
     generator = torch.Generator().manual_seed(seed)
     index = torch.randperm(len(transitions.observations), generator=generator)[:count]
-    rows = transitions.observations.index_select(0, index)
-    mean, std = normalisation.observation_mean, normalisation.observation_std
-    layout = transitions.parts
-    if layout is None:
-        rows = _coarse(rows, mean, std)
-    else:
-        places = {name: layout.statistics_of(name) for name in layout.names}
-        parts = [_coarse(layout.part(rows, name), mean[at], std[at]) for name, at in places.items()]
-        rows = torch.cat(parts, dim=1)
+    coarse = [_coarse(transitions, normalisation, part) for part in torch.split(index, COARSE_ROWS)]
+    rows = torch.cat(coarse)
     centred = (rows - rows.mean(0)).double()
     _, directions = torch.linalg.eigh(centred.T @ centred)  # ascending
     components = (centred @ directions.flip(1)[:, :2]).numpy()
@@ -165,9 +160,19 @@ def coverage(transitions: Transitions, normalisation: Normalisation, count: int,
     return pd.DataFrame({"first": components[:, 0], "second": second})
 
 
-def _coarse(rows: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Standardised vectors, or mean colours of images on a coarse grid: they have too many dimensions. (N, D)."""
-    if rows.ndim == 4:
+def _coarse(transitions: Transitions, normalisation: Normalisation, index: Tensor) -> Tensor:
+    """Standardised observations of some rows, (B, D); images as mean colours on a coarse grid."""
+    rows = transitions.observations.index_select(0, index)
+    mean, std, layout = normalisation.observation_mean, normalisation.observation_std, transitions.parts
+    if layout is None:
+        return _standardised(rows, mean, std)
+    places = {name: layout.statistics_of(name) for name in layout.names}
+    parts = [_standardised(layout.part(rows, name), mean[at], std[at]) for name, at in places.items()]
+    return torch.cat(parts, dim=1)
+
+
+def _standardised(rows: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    if rows.ndim == 4:  # full images have too many dimensions
         pooled = functional.adaptive_avg_pool2d(rows.permute(0, 3, 1, 2).float(), COARSE)
         rows = pooled.permute(0, 2, 3, 1)
     return ((rows - mean) / std).flatten(1)
