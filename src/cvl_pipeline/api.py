@@ -5,6 +5,7 @@ The nodes of the Kedro pipelines call these functions, so a notebook and ``kedro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,14 +53,14 @@ if TYPE_CHECKING:
 
 
 def episodes_from_arrays(
-    observations: ArrayLike,
+    observations: ArrayLike | Mapping[str, ArrayLike],
     actions: ArrayLike,
     rewards: ArrayLike | None = None,
     *,
     terminated: ArrayLike | None = None,
     truncated: ArrayLike | None = None,
     successes: ArrayLike | None = None,
-    next_observations: ArrayLike | None = None,
+    next_observations: ArrayLike | Mapping[str, ArrayLike] | None = None,
     action_low: ArrayLike | None = None,
     action_high: ArrayLike | None = None,
     action_count: int | None = None,
@@ -74,7 +75,8 @@ def episodes_from_arrays(
     are refused.
 
     Args:
-        observations: (N, O) numbers, or (N, H, W, C) uint8 images; the action of the row was chosen from it.
+        observations: (N, O) numbers, or (N, H, W, C) uint8 images, or a dictionary of several such arrays; the action
+            of the row was chosen from it.
         actions: (N, A) numbers, or (N,) integers from 0 on where actions are choices.
         rewards: (N,), counted on arrival in the next observation.
         terminated: (N,) flags, the world stopped after this step.
@@ -356,7 +358,8 @@ def roll_out(
     """Record episodes of a policy, on episode seeds that collection never uses.
 
     Args:
-        policy: observations (B, O) to actions (B, A).
+        policy: observations (B, O) to actions (B, A). A module of your own gets observations of several parts as a
+            dictionary of tensors.
         environment: of ``environment_for``.
         episodes: how many.
         seed: determines the episodes.
@@ -390,7 +393,8 @@ def evaluate(
     """Judge a policy in an environment.
 
     Args:
-        policy: observations (B, O) to actions (B, A).
+        policy: observations (B, O) to actions (B, A). A module of your own gets observations of several parts as a
+            dictionary of tensors.
         environment: a Gymnasium id, or of ``environment_for``.
         episodes: how many.
         episode_steps: steps after which an episode of that id is truncated; None: its own limit.

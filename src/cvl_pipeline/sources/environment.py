@@ -60,8 +60,13 @@ class EvaluationEnvironment:
             if transitions is not None:
                 shape, size = tuple(transitions.observations.shape[1:]), transitions.actions.shape[1]
                 if self.goals:
+                    if transitions.parts is not None:
+                        raise InputError(
+                            "evaluation.goals is true, but observations have several parts, whose goals are not known; "
+                            "set it to false"
+                        )
                     shape = (*shape[:-1], 2 * shape[-1])
-                check_fit(environment, shape, size, bool(transitions.discrete))
+                check_fit(environment, shape, size, bool(transitions.discrete), transitions.parts)
 
 
 def environment_named(environment_id: str, episode_steps: int | None = None) -> EvaluationEnvironment:

@@ -146,7 +146,9 @@ def _concatenated(parts: list[Steps]) -> Steps:
         values = [getattr(part, field) for part in parts]
         return None if values[0] is None else np.concatenate(values)
 
-    arrays = {field.name: joined(field.name) for field in fields(Steps) if field.name != "discrete"}
+    arrays = {
+        field.name: joined(field.name) for field in fields(Steps) if field.name not in ("discrete", "parts")
+    }
     return Steps(**arrays, discrete=parts[0].discrete)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.precision import single_precision
 
@@ -28,7 +29,8 @@ class Steps:
     """A log of N steps, episode after episode.
 
     Attributes:
-        observations: (N, O) numbers or (N, H, W, C) uint8 images, before the action.
+        observations: (N, O) numbers or (N, H, W, C) uint8 images, before the action; or packed rows of parts, (N, B)
+            uint8.
         actions: (N, A), one-hot if discrete.
         terminated: (N,) bool, the environment ended the episode after this step.
         truncated: (N,) bool, the log ended after this step, but the environment did not end the episode.
@@ -37,6 +39,7 @@ class Steps:
         successes: (N,) bool, solved on arrival, or None.
         discrete: whether actions are discrete.
         ignored: (N,) bool, rows logged after the end of an episode, which are dropped, or None.
+        parts: layout of packed rows; None: observations are one vector or one image.
     """
 
     observations: Array
@@ -48,6 +51,7 @@ class Steps:
     successes: Array | None = None
     discrete: bool = False
     ignored: Array | None = None
+    parts: Layout | None = None
 
 
 def episodes_from_steps(
@@ -131,9 +135,9 @@ def episodes_from_steps(
     _refuse_loss(rewards, successes, dropped, source, prefix, unneeded)
     # Observation rows: those of the remaining steps, and after every episode its final observation.
     # Convert before numpy.insert, which casts inserted values to the type of the array.
-    rows = final = _observations(steps.observations, f"{source}: observations")
+    rows = final = _observations(steps.observations, f"{source}: observations", steps.parts)
     if steps.next_observations is not None:
-        final = _observations(steps.next_observations, f"{source}: next_observations")
+        final = _observations(steps.next_observations, f"{source}: next_observations", steps.parts)
     observations = np.insert(rows[index], lengths.cumsum(), final[last], axis=0)
     actions = torch.from_numpy(single_precision(steps.actions[index], f"{source}: actions"))
     if action_bounds is not None:
@@ -151,6 +155,7 @@ def episodes_from_steps(
         action_low=torch.from_numpy(low),
         action_high=torch.from_numpy(high),
         discrete=torch.tensor(steps.discrete),
+        parts=steps.parts,
     )
     return transitions, Rewards(
         torch.from_numpy(rewards[index]),
@@ -171,8 +176,8 @@ def _flags(values: Array | None, count: int, place: str) -> NDArray[np.bool_]:
     return values.astype(bool)
 
 
-def _observations(values: Array, place: str) -> Array:
-    return values if values.ndim == 4 else single_precision(values, place)
+def _observations(values: Array, place: str, layout: Layout | None) -> Array:
+    return values if layout is not None or values.ndim == 4 else single_precision(values, place)
 
 
 def _refuse_loss(
@@ -246,14 +251,14 @@ def first_gap(steps: Steps) -> tuple[int, int | None] | None:
     """Find the first step within an episode whose next observation is not the observation of the next row.
 
     Returns:
-        Its row, and the dimension that differs (None for images); None if all rows follow each other, or the log
-        has no ``next_observations``.
+        Its row, and the dimension that differs (None for images and parts); None if all rows follow each other, or the
+        log has no ``next_observations``.
     """
     observations, following = steps.observations, steps.next_observations
     if following is None:
         return None
     rows = np.flatnonzero(~np.logical_or(steps.terminated, steps.truncated)[:-1])
-    if observations.ndim == 4:  # images are equal or not; block by block
+    if observations.ndim == 4 or steps.parts is not None:  # images are equal or not; block by block
         for block in np.array_split(rows, max(1, len(rows) // 1024)):
             same = (following[block] == observations[block + 1]).reshape(len(block), -1).all(1)
             if not same.all():
