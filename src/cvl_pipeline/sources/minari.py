@@ -136,8 +136,9 @@ def save_minari(
 ) -> Path:
     """Write episodes as a Minari dataset, completely or not at all.
 
-    ``load_minari`` returns the same episodes. Successes, if reported, become ``infos["success"]``. As usual in
-    Minari, it has one more entry than the episode has steps; the first entry, for the reset, is False.
+    ``load_minari`` returns the same episodes. Observations of several parts become a Dict. Successes, if reported,
+    become ``infos["success"]``. As usual in Minari, it has one more entry than the episode has steps; the first entry,
+    for the reset, is False.
 
     Args:
         transitions: the episodes.
@@ -603,12 +604,10 @@ def _write(
     from minari.dataset.minari_storage import MinariStorage
 
     transitions = transitions.to("cpu")
-    actions, observation = transitions.actions.shape[1], tuple(transitions.observations.shape[1:])
+    actions = transitions.actions.shape[1]
     storage = MinariStorage.new(
         data,
-        observation_space=spaces.Box(0, 255, observation, np.uint8)
-        if transitions.images
-        else spaces.Box(-np.inf, np.inf, observation, np.float32),
+        observation_space=_observation_space(transitions),
         action_space=spaces.Discrete(actions)
         if transitions.discrete
         else spaces.Box(transitions.action_low.numpy(), transitions.action_high.numpy(), dtype=np.float32),
@@ -620,15 +619,29 @@ def _write(
     storage.update_episodes(_buffers(transitions, rewards))
 
 
+def _observation_space(transitions: Transitions) -> spaces.Space[Any]:
+    def box(shape: tuple[int, ...], images: bool) -> spaces.Box:
+        return (
+            spaces.Box(0, 255, shape, np.uint8) if images else spaces.Box(-np.inf, np.inf, shape, np.float32)
+        )
+
+    if transitions.parts is None:
+        return box(tuple(transitions.observations.shape[1:]), transitions.images)
+    return spaces.Dict([(part.name, box(part.shape, part.image)) for part in transitions.parts.parts])
+
+
 def _buffers(transitions: Transitions, rewards: Rewards) -> Iterator[EpisodeBuffer]:
     from minari.data_collector import EpisodeBuffer
 
     actions = transitions.actions.argmax(1) if transitions.discrete else transitions.actions
     for episode, (start, end) in enumerate(pairwise(transitions.episode_starts.tolist())):
         last = np.arange(start, end) == end - 1
+        observations = transitions.observations[start + episode : end + episode + 1]
         # Arrays instead of the annotated lists give the same files faster.
         columns: dict[str, Any] = {
-            "observations": transitions.observations[start + episode : end + episode + 1].numpy(),
+            "observations": observations.numpy()
+            if transitions.parts is None
+            else {name: part.numpy() for name, part in transitions.parts.unpack(observations).items()},
             "actions": actions[start:end].numpy(),
             "rewards": rewards.rewards[start:end].cpu().numpy(),
             "terminations": last & bool(transitions.terminated[episode]),
