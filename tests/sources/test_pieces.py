@@ -123,7 +123,7 @@ def test_blocks_do_not_change_groups_d4rl_and_minari(
 def test_an_array_by_columns_is_read_like_one_by_rows(tmp_path: Path, log: Log) -> None:
     results = []
     for order in ("C", "F"):
-        changed = {name: np.asarray(values, order=order) for name, values in log.items()}  # type: ignore[call-overload]
+        changed = {name: np.asarray(values, order=order) for name, values in log.items()}
         results.append(_both(partial(load_file, write(tmp_path / "log.npz", changed), mapping())))
     assert_equal(*results)
 

@@ -48,6 +48,9 @@ logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
+TOGETHER = 32
+"""Episodes that Minari is asked for together."""
+
 
 def load_minari(
     dataset_id: str, root: Path | None = None, download: bool = True
@@ -360,7 +363,9 @@ def _line(text: object) -> str:
 
 def _episodes_of(dataset: MinariDataset, folder: Path) -> Iterator[EpisodeData]:
     with _reading(folder):
-        yield from dataset.iterate_episodes()
+        indices = np.asarray(dataset.episode_indices)
+        for first in range(0, len(indices), TOGETHER):  # Minari reads ahead without limit
+            yield from dataset.iterate_episodes(indices[first : first + TOGETHER])
 
 
 def _in_recorded_order(space: spaces.Space[Any], described: Mapping[str, Any]) -> spaces.Space[Any]:
