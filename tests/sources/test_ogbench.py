@@ -197,12 +197,6 @@ def test_a_second_file_of_another_environment_is_refused(tmp_path: Path) -> None
         _load(task=FILE, path=str(tmp_path))
 
 
-def test_a_log_beyond_the_memory_limit_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    path = _write(tmp_path, _log())
-    with pytest.raises(InputError, match=r"dataset\.memory_limit"):
-        _load(task=FILE, path=str(path), memory_limit=1e-9)
-
-
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [

@@ -33,13 +33,14 @@ from cvl_pipeline.environments.ogbench import (
 )
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.pieces import Column, by_block, first_where, slices
 from cvl_pipeline.io.storage import shown
 from cvl_pipeline.paths import expanded
 from cvl_pipeline.schema import LONGEST_EPISODE, MOST_EPISODES, operational
-from cvl_pipeline.sources.base import LocalPath, LogParameters, Source, Task
+from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 from cvl_pipeline.sources.download import download_as_seen_first
 from cvl_pipeline.sources.formats import Contents, open_contents, reading
-from cvl_pipeline.sources.memory import check_memory
+from cvl_pipeline.sources.logs import progress
 from cvl_pipeline.sources.precision import single_precision
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ STATES = ("qpos", "button_states")
 class OGBench(Source):
     """A dataset of OGBench: its published file, a file of yours in its format, or one collected by its oracles."""
 
-    class Parameters(LogParameters):
+    class Parameters(SourceParameters):
         """The settings of ``ogbench``."""
 
         source: Literal["ogbench"] = Field(
@@ -116,7 +117,7 @@ class OGBench(Source):
         name = self._name
         if self.parameters.collect:
             return self._collect(name, seed, workers)
-        return load_ogbench(self._paths(name, download=True), name, self.parameters.memory_limit)
+        return load_ogbench(self._paths(name, download=True), name)
 
     def _paths(self, name: DatasetName, download: bool) -> list[Path]:
         """The file, and that of the held-out episodes if there is one."""
@@ -190,9 +191,7 @@ class OGBench(Source):
         return self._paths(self._name, download=False)
 
 
-def load_ogbench(
-    paths: Sequence[Path], name: DatasetName, memory_limit: float | None = None
-) -> tuple[Transitions, Rewards]:
+def load_ogbench(paths: Sequence[Path], name: DatasetName) -> tuple[Transitions, Rewards]:
     """Read the episodes of files in OGBench's format.
 
     No episode ends in the world: all are truncated. A single task gives rewards on arrival: OGBench's are those of the
@@ -201,7 +200,6 @@ def load_ogbench(
     Args:
         paths: the file, and if there is one that of the held-out episodes.
         name: of the dataset.
-        memory_limit: largest size of the arrays in memory, in GiB; None: a quarter of the machine's memory.
 
     Returns:
         The episodes and their rewards, all NaN without a single task. Action bounds are -1 and 1.
@@ -213,48 +211,65 @@ def load_ogbench(
     fields = ("observations", "actions", "terminals", *(STATES if name.single else ()))
     files = []
     for path in paths:
-        with open_contents(path, memory_limit=memory_limit) as contents, reading(shown(path)):
+        with open_contents(path) as contents, reading(shown(path)):
             present = [field for field in fields if field in contents.names]
-            check_memory(shown(path), sum(map(contents.size, present)), memory_limit)
-            files.append(_read(contents, shown(path), present))
+            files.append(_read(contents, path, present))
     if len({file["observations"].shape[1:] for file in files}) > 1:
         shapes = " and ".join(str(file["observations"].shape[1:]) for file in files)
         raise InputError(
             f"{shown(paths[1])}: observations have other shapes than in the first file: {shapes}"
         )
-    joined = {field: np.concatenate([file[field] for file in files]) for field in files[0]}
+    joined = {field: _joined([file[field] for file in files]) for field in files[0]}
     lengths = [_lengths(file["terminals"], shown(path)) for file, path in zip(files, paths, strict=True)]
     leads = joined.pop("terminals") == 0.0
+    actions = by_block(lambda rows, leads: rows[leads], joined.pop("actions"), leads)
+    steps = [length for part in lengths for length in part]
+    held_out = len(lengths[1]) if len(lengths) > 1 else 0
     try:
-        transitions, rewards = _episodes(
-            joined, joined.pop("actions")[leads], [length for part in lengths for length in part], name,
-            held_out=len(lengths[1]) if len(lengths) > 1 else 0,
-        )  # fmt: skip
+        transitions, rewards = _episodes(joined, actions, steps, name, held_out)
     except InputError as error:
         raise InputError(f"{shown(paths[0])}: {error}") from None
     return transitions, rewards
 
 
-def _read(contents: Contents, place: str, present: Sequence[str]) -> dict[str, Array]:
-    """Return the arrays of a file, after a check of their shapes."""
+def _joined(arrays: Sequence[Array]) -> Array:
+    """Arrays end to end; a single one is not copied."""
+    if len(arrays) == 1:
+        return arrays[0]
+    column = Column()
+    for array in arrays:
+        for rows in slices(array):
+            column.append(array[rows])
+    return column.array()
+
+
+def _read(contents: Contents, path: Path, present: Sequence[str]) -> dict[str, Array]:
+    """Return the arrays of a file, read block by block, after a check of their shapes."""
+    place = shown(path)
     for field in ("observations", "actions", "terminals"):
         if field not in present:
             raise InputError(
                 f"{place}: no array '{field}', the file contains {', '.join(sorted(contents.names)) or 'nothing'}; "
                 "OGBench's format needs observations, actions and terminals"
             )
-    arrays = {field: np.asarray(contents.read(field)) for field in present}
+    arrays: dict[str, Array] = {}
+    rows = sum(shape[0] for shape in map(contents.shape, present) if shape)
+    with progress(f"reading {place}", rows, path.stat().st_size) as advance:
+        for field in present:
+            column = Column()
+            for block in contents.blocks(field):
+                column.append(block)
+                advance(len(block))
+            arrays[field] = column.array() if len(column) else np.empty(contents.shape(field))
     for field, values in arrays.items():
         if values.dtype.kind not in "biuf":
             raise InputError(f"{place}: {field} have type {values.dtype}; give numbers")
         if field != "observations" or values.dtype != np.uint8:
             arrays[field] = single_precision(values, f"{place}: {field}")
-            unknown = ~np.isfinite(arrays[field])
-            if unknown.any():
-                row = int(np.argwhere(unknown)[0][0])
+            unknown = first_where(lambda part: ~np.isfinite(part), arrays[field])
+            if unknown is not None:
                 raise InputError(
-                    f"{place}: {field} have {values[row][unknown[row]].flat[0]} in row {row}; remove or repair that "
-                    "episode"
+                    f"{place}: {field} have {values[unknown]} in row {unknown[0]}; remove or repair that episode"
                 )
     observations, actions, terminals = (arrays[name] for name in ("observations", "actions", "terminals"))
     if observations.ndim not in (2, 4) or (observations.ndim == 4) != (observations.dtype == np.uint8):
