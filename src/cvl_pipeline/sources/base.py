@@ -170,6 +170,7 @@ SOURCES: Registry[Source] = Registry(
         "gymnasium": "cvl_pipeline.sources.gymnasium:Gymnasium",
         "d4rl": "cvl_pipeline.sources.d4rl:D4RL",
         "minari": "cvl_pipeline.sources.minari:Minari",
+        "lerobot": "cvl_pipeline.sources.lerobot:LeRobot",
         "files": "cvl_pipeline.sources.files:Files",
     },
 )

@@ -539,9 +539,9 @@ def _write(
     actions, observation = transitions.actions.shape[1], tuple(transitions.observations.shape[1:])
     storage = MinariStorage.new(
         data,
-        observation_space=spaces.Box(0, 255, observation, np.uint8)
-        if transitions.images
-        else spaces.Box(-np.inf, np.inf, observation, np.float32),
+        observation_space=_space(observation, transitions.images)
+        if transitions.parts is None
+        else spaces.Dict([(part.name, _space(part.shape, part.image)) for part in transitions.parts.parts]),
         action_space=spaces.Discrete(actions)
         if transitions.discrete
         else spaces.Box(transitions.action_low.numpy(), transitions.action_high.numpy(), dtype=np.float32),
@@ -553,15 +553,22 @@ def _write(
     storage.update_episodes(_buffers(transitions, rewards))
 
 
+def _space(shape: tuple[int, ...], image: bool) -> spaces.Box:
+    return spaces.Box(0, 255, shape, np.uint8) if image else spaces.Box(-np.inf, np.inf, shape, np.float32)
+
+
 def _buffers(transitions: Transitions, rewards: Rewards) -> Iterator[EpisodeBuffer]:
     from minari.data_collector import EpisodeBuffer
 
     actions = transitions.actions.argmax(1) if transitions.discrete else transitions.actions
     for episode, (start, end) in enumerate(pairwise(transitions.episode_starts.tolist())):
         last = np.arange(start, end) == end - 1
+        observations = transitions.unpacked(transitions.observations[start + episode : end + episode + 1])
         # Arrays instead of the annotated lists give the same files faster.
         columns: dict[str, Any] = {
-            "observations": transitions.observations[start + episode : end + episode + 1].numpy(),
+            "observations": {name: values.numpy() for name, values in observations.items()}
+            if transitions.parts is not None
+            else observations.numpy(),
             "actions": actions[start:end].numpy(),
             "rewards": rewards.rewards[start:end].cpu().numpy(),
             "terminations": last & bool(transitions.terminated[episode]),

@@ -128,7 +128,9 @@ def episodes_from_steps(
     rewards = unrewarded if steps.rewards is None else single_precision(steps.rewards, f"{source}: rewards")
     dropped = np.ones(count, dtype=bool)
     dropped[index] = False
-    _refuse_loss(rewards, successes, dropped, source, prefix, unneeded)
+    kept = rewards[~dropped], successes[~dropped]
+    lost = rewards[dropped], successes[dropped]
+    refuse_loss(kept, lost, source, prefix, _remedy(prefix, unneeded))
     # Observation rows: those of the remaining steps, and after every episode its final observation.
     # Convert before numpy.insert, which casts inserted values to the type of the array.
     rows = final = _observations(steps.observations, f"{source}: observations")
@@ -156,7 +158,7 @@ def episodes_from_steps(
         torch.from_numpy(rewards[index]),
         torch.from_numpy(successes[index]),
         torch.tensor(steps.successes is not None),
-        **_dropped(rewards[dropped], successes[dropped], int(unknown.sum()), int((~some).sum()), source),
+        **report_dropped(*lost, int(unknown.sum()), int((~some).sum()), source),
     )
 
 
@@ -175,39 +177,40 @@ def _observations(values: Array, place: str) -> Array:
     return values if values.ndim == 4 else single_precision(values, place)
 
 
-def _refuse_loss(
-    rewards: NDArray[Any],
-    successes: NDArray[np.bool_],
-    dropped: NDArray[np.bool_],
-    source: str,
-    prefix: str,
-    unneeded: str,
+def _remedy(prefix: str, unneeded: str) -> str:
+    return (
+        f"give {prefix}next_observations, or flag the last row of every episode that ended there, such as by solving "
+        f"the task, as {prefix}terminated; or {unneeded} if you do not need it"
+    )
+
+
+def refuse_loss(
+    kept: tuple[Array, Array], lost: tuple[Array, Array], source: str, prefix: str, remedy: str
 ) -> None:
     """Raise InputError if dropped steps have all rewards that differ from the rest, or all successes.
 
     Args:
-        rewards: (N,) of all logged steps; NaN where unknown.
-        successes: (N,) bool, likewise.
-        dropped: (N,) bool.
+        kept: rewards, (N,), NaN where unknown, and successes, (N,) bool, of the steps that are kept.
+        lost: likewise, of dropped steps.
         source: name of the log.
         prefix: of the names of columns.
-        unneeded: how to do without a column.
+        remedy: what to do, in the error.
     """
-    lost, kept = [], rewards[~dropped]
-    different = int((rewards[dropped] != kept[0]).sum()) - int(np.isnan(rewards[dropped]).sum())
-    if different and (kept == kept[0]).all():
-        lost.append(f"all {different} rewards other than {kept[0]:g} ({prefix}rewards)")
-    if successes[dropped].any() and not successes[~dropped].any():
-        lost.append(f"all {successes.sum()} successes ({prefix}successes)")
-    if lost:
+    rewards, successes = kept
+    faults, usual = [], rewards[0]
+    different = int((lost[0] != usual).sum()) - int(np.isnan(lost[0]).sum())
+    if different and (rewards == usual).all():
+        faults.append(f"all {different} rewards other than {usual:g} ({prefix}rewards)")
+    if lost[1].any() and not successes.any():
+        faults.append(f"all {lost[1].sum()} successes ({prefix}successes)")
+    if faults:
         raise InputError(
-            f"{source}: {' and '.join(lost)} are in the last step of an episode, which is dropped because nothing says "
-            f"where it led; give {prefix}next_observations, or flag the last row of every episode that ended there, "
-            f"such as by solving the task, as {prefix}terminated; or {unneeded} if you do not need it"
+            f"{source}: {' and '.join(faults)} are in the last step of an episode, which is dropped because nothing "
+            f"says where it led; {remedy}"
         )
 
 
-def _dropped(
+def report_dropped(
     rewards: NDArray[Any], successes: NDArray[np.bool_], unknown: int, episodes: int, source: str
 ) -> dict[str, Tensor]:
     """Count dropped steps, and log them.
