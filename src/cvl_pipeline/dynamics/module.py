@@ -51,7 +51,7 @@ class ContrastiveDynamics(OfflineModule):
         self.parameters_of_stage = parameters
         self._observer = observer
         self._loss = LOSSES.create(parameters.loss)
-        self.own_code = ":" in parameters.loss.name or ":" in parameters.encoder.name
+        self.own_code = ":" in parameters.loss.name or parameters.own_encoder
         self.graphable = observer is None and not self.own_code
         self._transitions, self._split = data.transitions, data.split
         transitions = self._transitions
@@ -68,7 +68,8 @@ class ContrastiveDynamics(OfflineModule):
                     learned_temperature=parameters.learned_temperature,
                     discount=parameters.discount,
                     horizon_conditioning=parameters.horizon_conditioning,
-                    encoder=parameters.encoder.model_dump(mode="json"),
+                    encoder=parameters.encoding,
+                    parts=transitions.parts,
                 ),
                 data.normalisation,
             )

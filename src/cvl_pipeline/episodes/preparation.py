@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch.nn import functional
 from cvl_pipeline.episodes.container import BLOCK, Normalisation, Rewards, Split, Transitions
 from cvl_pipeline.errors import InputError
 
+BLOCK_NUMBERS = 1 << 22
+"""Numbers per block in a pass over all images, in double precision: 32 MiB."""
 COARSE = 8
 """Side length, in pixels, of the downscaled images in ``coverage``."""
 PLOTTED_OBSERVATIONS = 50_000
@@ -47,13 +50,26 @@ def fit_normalisation(transitions: Transitions, split: Split, std_floor: float) 
     trains = torch.zeros(transitions.episodes, dtype=torch.bool)
     trains[split.train] = True
     first_rows = transitions.episode_starts + torch.arange(transitions.episodes + 1)
+    layout = transitions.parts
+    takes = [partial(layout.part, name=name) for name in layout.names] if layout else [_whole]
+    of_parts = [_moments(transitions.observations, first_rows, trains, std_floor, take) for take in takes]
+    mean, std = (torch.cat(values) for values in zip(*of_parts, strict=True))
     return Normalisation(
-        *_moments(transitions.observations, first_rows, trains, std_floor),
-        *_moments(transitions.actions, transitions.episode_starts, trains, std_floor),
+        mean, std, *_moments(transitions.actions, transitions.episode_starts, trains, std_floor)
     )
 
 
-def _moments(values: Tensor, starts: Tensor, trains: Tensor, std_floor: float) -> tuple[Tensor, Tensor]:
+def _whole(rows: Tensor) -> Tensor:
+    return rows
+
+
+def _moments(
+    values: Tensor,
+    starts: Tensor,
+    trains: Tensor,
+    std_floor: float,
+    take: Callable[[Tensor], Tensor] = _whole,
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over the rows of the training episodes, float32.
 
     Vectors (N, O) give statistics per dimension, (O,); images (N, H, W, C) per channel, (C,). The function
@@ -64,15 +80,18 @@ def _moments(values: Tensor, starts: Tensor, trains: Tensor, std_floor: float) -
         starts: (E + 1,) first row of each episode, then the number of rows.
         trains: (E,) bool, the episode is a training episode.
         std_floor: smallest standard deviation.
+        take: part of the rows whose moments are computed.
     """
+    one = take(values[:1])
+    size = BLOCK if one.ndim < 4 else max(1, BLOCK_NUMBERS // one.numel())
 
     def blocks() -> Iterator[Tensor]:
-        for first in range(0, len(values), BLOCK):
-            rows = torch.arange(first, min(first + BLOCK, len(values)))
+        for first in range(0, len(values), size):
+            rows = torch.arange(first, min(first + size, len(values)))
             mask = trains[torch.searchsorted(starts, rows, right=True) - 1]
-            yield values[first : first + BLOCK][mask].double().reshape(-1, values.shape[-1])
+            yield take(values[first : first + size])[mask].double().reshape(-1, one.shape[-1])
 
-    count, total = 0, torch.zeros(values.shape[-1], dtype=torch.float64)
+    count, total = 0, torch.zeros(one.shape[-1], dtype=torch.float64)
     for block in blocks():
         count, total = count + len(block), total + block.sum(0)
     mean = total / count
@@ -131,15 +150,27 @@ def coverage(transitions: Transitions, normalisation: Normalisation, count: int,
     generator = torch.Generator().manual_seed(seed)
     index = torch.randperm(len(transitions.observations), generator=generator)[:count]
     rows = transitions.observations.index_select(0, index)
-    if transitions.images:  # full images have too many dimensions, so use mean colours on a coarse grid
-        pooled = functional.adaptive_avg_pool2d(rows.permute(0, 3, 1, 2).float(), COARSE)
-        rows = pooled.permute(0, 2, 3, 1)
-    rows = ((rows - normalisation.observation_mean) / normalisation.observation_std).flatten(1)
+    mean, std = normalisation.observation_mean, normalisation.observation_std
+    layout = transitions.parts
+    if layout is None:
+        rows = _coarse(rows, mean, std)
+    else:
+        places = {name: layout.statistics_of(name) for name in layout.names}
+        parts = [_coarse(layout.part(rows, name), mean[at], std[at]) for name, at in places.items()]
+        rows = torch.cat(parts, dim=1)
     centred = (rows - rows.mean(0)).double()
     _, directions = torch.linalg.eigh(centred.T @ centred)  # ascending
     components = (centred @ directions.flip(1)[:, :2]).numpy()
     second = components[:, 1] if components.shape[1] > 1 else np.zeros(len(components))
     return pd.DataFrame({"first": components[:, 0], "second": second})
+
+
+def _coarse(rows: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Standardised vectors, or mean colours of images on a coarse grid: they have too many dimensions. (N, D)."""
+    if rows.ndim == 4:
+        pooled = functional.adaptive_avg_pool2d(rows.permute(0, 3, 1, 2).float(), COARSE)
+        rows = pooled.permute(0, 2, 3, 1)
+    return ((rows - mean) / std).flatten(1)
 
 
 def duplicate_episodes(transitions: Transitions) -> Tensor:
@@ -198,11 +229,15 @@ def with_tasks(table: pd.DataFrame, transitions: Transitions, tasks: Sequence[st
 
     Args:
         table: one row per episode.
-        transitions: the episodes; the observations end with a one-hot vector of the task.
+        transitions: the episodes; the observations end with a one-hot vector of the task, or have one as the part
+            ``task``.
         tasks: task names, in the order of the one-hot vector.
     """
     if not tasks:
         return table
     first = transitions.episode_starts[:-1] + torch.arange(transitions.episodes)  # rows of observations
-    one_hot = transitions.observations[first][:, -len(tasks) :]
+    observations = transitions.observations[first]
+    if transitions.parts is not None:
+        observations = transitions.parts.part(observations, "task")
+    one_hot = observations[:, -len(tasks) :]
     return table.assign(task=[tasks[index] for index in one_hot.argmax(1).tolist()])

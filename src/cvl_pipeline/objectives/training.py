@@ -54,7 +54,7 @@ class PolicyExtraction(OfflineModule):
         ):
             if need and given is None:
                 raise InputError(f"policy_extraction.objective '{parameters.objective}' needs {name}")
-        self.own_code = ":" in parameters.objective or ":" in parameters.encoder.name
+        self.own_code = ":" in parameters.objective or parameters.own_encoder
         self.graphable = not self.own_code
         self.own_read = ":" in parameters.objective
         self._data, self._values = data, values
@@ -64,7 +64,7 @@ class PolicyExtraction(OfflineModule):
                 data.transitions,
                 data.normalisation,
                 parameters.hidden,
-                parameters.encoder.model_dump(mode="json"),
+                parameters.encoding,
             )
 
     def on_fit_start(self) -> None:

@@ -76,7 +76,8 @@ def make_rewards(transitions: Transitions, seed: int = 1) -> Rewards:
 
 
 def identity_normalisation(transitions: Transitions) -> Normalisation:
-    observation, action = transitions.observations.shape[1], transitions.actions.shape[1]
+    layout, action = transitions.parts, transitions.actions.shape[1]
+    observation = layout.statistics if layout else transitions.observations.shape[-1]
     return Normalisation(
         torch.zeros(observation), torch.ones(observation), torch.zeros(action), torch.ones(action)
     )
