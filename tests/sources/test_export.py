@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.parts import Layout, Part
@@ -68,13 +69,8 @@ KINDS = {"vectors": _vectors, "choices": _choices, "pictures": _pictures, "parts
 
 
 def _read(parameters: dict[str, str]) -> tuple[Transitions, Rewards]:
-    values = {
-        name.removeprefix("dataset."): None if value == "null" else value
-        for name, value in parameters.items()
-    }
-    for name in ("columns.discrete", "columns.action_count"):
-        if name in values:
-            values[name] = {"true": True}.get(values[name]) or int(values[name])
+    # As the command line reads them.
+    values = {name.removeprefix("dataset."): yaml.safe_load(value) for name, value in parameters.items()}
     result: tuple[Transitions, Rewards] = SOURCES.create(SOURCES.validate(nested(values))).load(0, 1)
     return result
 
@@ -128,7 +124,7 @@ def test_videos_change_pictures_a_little(tmp_path: Path, monkeypatch: pytest.Mon
     folder, _ = export_dataset(
         before, rewards, "lerobot", tmp_path / "log", tasks=("left", "right"), videos=True
     )
-    assert len(list(folder.glob("videos/*/chunk-000/file-003.mp4"))) == 2
+    assert len(list(folder.glob("videos/*/chunk-000/file-001.mp4"))) == 2
     assert len(list(folder.glob("data/chunk-000/*.parquet"))) == 4
     after, _ = read(folder)
     assert after.parts is not None
