@@ -127,7 +127,6 @@ def episodes_from_file(
     action_low: ArrayLike | None = None,
     action_high: ArrayLike | None = None,
     actions_out_of_bounds: OutOfBounds = "refuse",
-    memory_limit: float | None = None,
     **columns: Any,
 ) -> EpisodeData:
     """Read a log of your own: HDF5, NPZ, Parquet or CSV, one row per step.
@@ -138,7 +137,6 @@ def episodes_from_file(
         action_low: (A,), the smallest action the environment accepts; None: the smallest in the log.
         action_high: (A,), the largest, likewise.
         actions_out_of_bounds: as in ``episodes_from_arrays``.
-        memory_limit: largest size of the log's arrays in memory, in GiB; None: a quarter of the machine's memory.
         columns: names of the log's columns, such as ``observations="obs_*"`` (docs/own-data.md).
 
     Raises:
@@ -149,7 +147,7 @@ def episodes_from_file(
     )
     return load_episodes(
         "files", seed, path=str(path), columns=columns, action_low=low, action_high=high,
-        actions_out_of_bounds=actions_out_of_bounds, memory_limit=memory_limit,
+        actions_out_of_bounds=actions_out_of_bounds,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from cvl_pipeline.episodes.container import BLOCK, Rewards, Transitions
 from cvl_pipeline.episodes.parameters import OutOfBounds
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.pieces import Column
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +111,20 @@ def bound_actions(
         largest_excess=torch.tensor(found.excess, dtype=torch.float32),
     )
     if rule == "clip":
-        return replace(counted, actions=torch.clamp(data.actions, data.action_low, data.action_high))
+        return replace(counted, actions=_clipped(data))
     return replace(
         counted,
         action_low=torch.minimum(data.action_low, data.actions.amin(0)),
         action_high=torch.maximum(data.action_high, data.actions.amax(0)),
     )
+
+
+def _clipped(data: Transitions) -> Tensor:
+    low, high = data.action_low, data.action_high
+    column = Column()
+    for start in range(0, len(data), BLOCK):
+        column.append(torch.clamp(data.actions[start : start + BLOCK], low, high).numpy())
+    return torch.from_numpy(column.array())
 
 
 def validate_transitions(transitions: Transitions) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from cvl_pipeline.episodes.parameters import OutOfBounds
 from cvl_pipeline.paths import UserPath
-from cvl_pipeline.schema import Registry, Strict, operational
+from cvl_pipeline.schema import Registry, Strict
 
 if TYPE_CHECKING:
     from cvl_pipeline.environments.base import Environment
@@ -58,6 +58,19 @@ class SourceParameters(Strict):
         "executed them; or `widen` the bounds to the smallest and largest action of the log.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_memory_limit(cls, values: Any) -> Any:
+        if (
+            isinstance(values, Mapping)
+            and "memory_limit" in values
+            and "memory_limit" not in cls.model_fields
+        ):
+            raise ValueError(
+                "memory_limit is no longer needed, because logs are read in pieces; leave it out"
+            )
+        return values
+
     @property
     def label(self) -> str:
         """Name of the task or the file in reports."""
@@ -72,17 +85,6 @@ class SourceParameters(Strict):
     def folder(self) -> str:
         """Name of the dataset's folder in every layer of ``data/``."""
         return self.name.replace("{task}", re.sub(r"[^\w.\-]", "-", self.stem.lstrip(".")))
-
-
-class LogParameters(SourceParameters):
-    """The settings of sources that read a log from a file or a folder."""
-
-    memory_limit: float | None = operational(
-        None,
-        gt=0,
-        description="Largest size of the log's arrays in memory, in GiB; a larger log is refused before it is read. "
-        "null: a quarter of the machine's memory, because reading takes up to four times as much.",
-    )
 
 
 class Source(ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +16,15 @@ from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.parameters import OutOfBounds
 from cvl_pipeline.episodes.validation import bound_actions, outside_bounds
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.pieces import Column, by_block, first_where, slices
 from cvl_pipeline.io.storage import shown
 from cvl_pipeline.paths import expanded
 from cvl_pipeline.schema import Floats, operational
-from cvl_pipeline.sources.base import LocalPath, LogParameters, Source
+from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters
 from cvl_pipeline.sources.columns import MOST_ACTIONS, Columns
 from cvl_pipeline.sources.formats import open_contents
 from cvl_pipeline.sources.hdf5 import log_files
-from cvl_pipeline.sources.memory import check_memory
+from cvl_pipeline.sources.logs import progress
 from cvl_pipeline.sources.precision import single_precision
 from cvl_pipeline.sources.steps import Steps, bounds_of, episodes_from_steps, first_gap
 from cvl_pipeline.sources.tables import Table, brief, place_of_row
@@ -36,7 +38,6 @@ def load_file(
     action_low: tuple[float, ...] | None = None,
     action_high: tuple[float, ...] | None = None,
     actions_out_of_bounds: OutOfBounds = "refuse",
-    memory_limit: float | None = None,
 ) -> tuple[Transitions, Rewards]:
     """Read a log with one row per step. The suffix names the format: .hdf5, .h5, .npz, .parquet, .csv, .csv.gz.
 
@@ -51,7 +52,6 @@ def load_file(
         action_low: (A,), the smallest action that the environment accepts; None: the smallest in the log.
         action_high: (A,), the largest action; None: the largest in the log.
         actions_out_of_bounds: see ``bound_actions``.
-        memory_limit: largest size of the columns in memory, in GiB; None: a quarter of the machine's memory.
 
     Returns:
         The episodes and their rewards, which are all NaN if the log has none.
@@ -61,12 +61,13 @@ def load_file(
     """
     path = expanded(path)
     ids = () if columns.episode is None else (columns.episode,)
-    with open_contents(path, ids, memory_limit) as contents:
+    with open_contents(path, ids) as contents:
         table = Table(shown(path), contents)
         tables = [table] if columns.groups is None else table.groups(columns.groups)
         _check_same_arrays(tables, columns)
-        check_memory(table.file, sum(part.size(columns) for part in tables), memory_limit)
-        log = _join([part.file for part in tables], [_read_steps(part, columns) for part in tables])
+        rows = sum(part.rows(columns) for part in tables)
+        with progress(f"reading {shown(path)}", rows, path.stat().st_size) as advance:
+            log = _read(tables, columns, advance)
         _check_large(tables, table)
     log = replace(log, steps=_single(log.steps, table.file))
     if columns.next_observations is not None:
@@ -118,36 +119,45 @@ def _check_same_arrays(tables: list[Table], columns: Columns) -> None:
                 )
 
 
-def _join(files: list[str], parts: list[Steps]) -> _Log:
-    first = parts[0]
-    for file, part in zip(files, parts, strict=True):
-        for field in ("observations", "actions"):
-            arrays = [getattr(steps, field) for steps in (part, first)]
-            if arrays[0].shape[1:] != arrays[1].shape[1:]:
-                raise InputError(
-                    f"{file}: dataset.columns.{field} are {_size(arrays[0])} per row, but {_size(arrays[1])} "
-                    f"in {files[0]}; save the same arrays in every group"
-                )
-        if (part.next_observations is None) != (first.next_observations is None):
+def _read(tables: list[Table], columns: Columns, advance: Callable[[int], None]) -> _Log:
+    """Read all tables, and put their steps end to end."""
+    joined = {field.name: Column() for field in fields(Steps) if field.name not in ("discrete", "ignored")}
+    files, starts, count = [table.file for table in tables], [], 0
+    first: Steps | None = None
+    for table in tables:
+        table.advance = advance
+        part = _read_steps(table, columns)
+        first = first or part
+        _check_alike(table.file, part, files[0], first)
+        if len(tables) == 1:  # a large table is not copied
+            return _Log(part, files, np.zeros(1, dtype=np.int64))
+        starts.append(count)
+        count += len(part.observations)
+        for field, column in joined.items():
+            values = getattr(part, field)
+            if values is not None:
+                column.append(values)
+    arrays: dict[str, Any] = {
+        field: column.array() if len(column) else None for field, column in joined.items()
+    }
+    return _Log(Steps(**arrays, discrete=columns.discrete), files, np.array(starts))
+
+
+def _check_alike(file: str, part: Steps, first_file: str, first: Steps) -> None:
+    """Refuse groups whose rows differ in their size from those of the first group."""
+    for field in ("observations", "actions"):
+        arrays = [getattr(steps, field) for steps in (part, first)]
+        if arrays[0].shape[1:] != arrays[1].shape[1:]:
             raise InputError(
-                f"{file}: dataset.columns.observations have {_ending(part)}, but in {files[0]} they have "
-                f"{_ending(first)}; save one more row of observations than of dataset.columns.actions in "
-                "every group, or in none"
+                f"{file}: dataset.columns.{field} are {_size(arrays[0])} per row, but {_size(arrays[1])} "
+                f"in {first_file}; save the same arrays in every group"
             )
-    lengths = [len(part.observations) for part in parts]
-    return _Log(_concatenated(parts), files, np.cumsum([0, *lengths[:-1]]))
-
-
-def _concatenated(parts: list[Steps]) -> Steps:
-    if len(parts) == 1:  # a large table is not copied
-        return parts[0]
-
-    def joined(field: str) -> Any:
-        values = [getattr(part, field) for part in parts]
-        return None if values[0] is None else np.concatenate(values)
-
-    arrays = {field.name: joined(field.name) for field in fields(Steps) if field.name != "discrete"}
-    return Steps(**arrays, discrete=parts[0].discrete)
+    if (part.next_observations is None) != (first.next_observations is None):
+        raise InputError(
+            f"{file}: dataset.columns.observations have {_ending(part)}, but in {first_file} they have "
+            f"{_ending(first)}; save one more row of observations than of dataset.columns.actions in "
+            "every group, or in none"
+        )
 
 
 def _check_large(groups: list[Table], table: Table) -> None:
@@ -196,7 +206,7 @@ def _read_steps(table: Table, columns: Columns) -> Steps:
         )
     terminated, truncated = _ends(table, columns, len(observations))
     if columns.step is not None:
-        _check_steps(table, columns.step, terminated | truncated)
+        _check_steps(table, columns.step, terminated, truncated)
     return Steps(
         observations=observations,
         actions=actions,
@@ -225,13 +235,13 @@ def _codes(table: Table, columns: Columns) -> Array:
             "discrete actions as integers from 0"
         )
     limit = columns.action_count or MOST_ACTIONS
-    outside = np.flatnonzero((codes < 0) | (codes >= limit))
-    if len(outside):
+    outside = first_where(lambda part: (part < 0) | (part >= limit), codes)
+    if outside is not None:
         raise InputError(
-            f"{place}: {codes[outside[0], 0]} at {place_of_row(outside[0])} is not an action code, 0 to "
+            f"{place}: {codes[outside]} at {place_of_row(outside[0])} is not an action code, 0 to "
             f"{limit - 1}; number the actions from 0, and see dataset.columns.action_count"
         )
-    return codes.astype(np.int64)
+    return by_block(lambda part: part.astype(np.int64), codes)
 
 
 def _one_hot(codes: Array, count: int | None, place: str) -> Array:
@@ -242,9 +252,7 @@ def _one_hot(codes: Array, count: int | None, place: str) -> Array:
             f"{place}: every action is 0, so there is nothing to choose; give the number of actions in "
             "dataset.columns.action_count"
         )
-    result = np.zeros((len(codes), size), dtype=np.float32)
-    result[np.arange(len(codes)), codes] = 1.0
-    return result
+    return by_block(lambda part: (part[:, None] == np.arange(size)).astype(np.float32), codes)
 
 
 def _ends(table: Table, columns: Columns, count: int) -> tuple[Array, Array]:
@@ -258,23 +266,30 @@ def _ends(table: Table, columns: Columns, count: int) -> tuple[Array, Array]:
         return terminated, truncated
     codes, ids = table.ids("episode", columns.episode)
     place = table.place("episode", columns.episode)
-    changes = codes[1:] != codes[:-1]
-    # New ids get increasing codes, so an id that returns has a smaller code than an earlier row.
-    returns = np.flatnonzero(codes < np.maximum.accumulate(codes))
-    if len(returns):
+    # New ids get increasing codes, so the first id that returns has a smaller code than the row before it.
+    returns = first_where(np.less, codes[1:], codes[:-1])
+    if returns is not None:
+        row = returns[0] + 1
         raise InputError(
-            f"{place}: {brief(ids[codes[returns[0]]])} returns at {place_of_row(returns[0])} after another "
+            f"{place}: {brief(ids[codes[row]])} returns at {place_of_row(row)} after another "
             "episode; sort the rows by episode and time, and give every episode its own id"
         )
-    within = np.flatnonzero((terminated | truncated)[:-1] & ~changes)
-    if len(within):
+    within = first_where(
+        lambda first, second, before, after: (first | second) & (before == after),
+        terminated[:-1], truncated[:-1], codes[:-1], codes[1:],
+    )  # fmt: skip
+    if within is not None:
         field = "terminated" if terminated[within[0]] else "truncated"
         raise InputError(
             f"{table.place(field, str(getattr(columns, field)))}: set at {place_of_row(within[0])}, but "
             f"episode {brief(ids[codes[within[0]]])} of '{columns.episode}' goes on after it; set the flag "
             "only in the last row of an episode, or give the following rows another id"
         )
-    return terminated, truncated | np.append(changes, False)
+    ends = Column()
+    for rows in slices(codes[:-1]):
+        ends.append(truncated[rows] | (codes[rows] != codes[rows.start + 1 : rows.stop + 1]))
+    ends.append(truncated[-1:])
+    return terminated, ends.array()
 
 
 def _end_of_group(table: Table, columns: Columns, terminated: Array, truncated: Array) -> Array:
@@ -290,17 +305,20 @@ def _end_of_group(table: Table, columns: Columns, terminated: Array, truncated: 
     return np.append(truncated[:-1], not terminated[-1])
 
 
-def _check_steps(table: Table, name: str, ends: Array) -> None:
+def _check_steps(table: Table, name: str, terminated: Array, truncated: Array) -> None:
     """Refuse a log with missing, repeated or misplaced steps within an episode."""
     count = table.numbers("step", name)
     if count.shape[1] != 1:
         raise InputError(f"{table.place('step', name)}: {count.shape[1]} numbers per row; it must be one")
     count = count[:, 0] if count.dtype.kind != "b" else count[:, 0].astype(np.int8)
-    before, after = count[:-1], count[1:]
-    # As stored: double precision cannot count beyond 2^53. Compared first, because integers wrap around.
-    wrong = np.flatnonzero(~((after > before) & (after - before == 1)) & ~ends[:-1]) + 1
-    if len(wrong):
-        row = wrong[0]
+
+    def broken(before: Array, after: Array, *ends: Array) -> Array:
+        # As stored: double precision cannot count beyond 2^53. Compared first, because integers wrap around.
+        return np.asarray(~((after > before) & (after - before == 1)) & ~np.logical_or(*ends))
+
+    wrong = first_where(broken, count[:-1], count[1:], terminated[:-1], truncated[:-1])
+    if wrong is not None:
+        row = wrong[0] + 1
         raise InputError(
             f"{table.place('step', name)}: {brief(count[row])} at {place_of_row(row)} after {brief(count[row - 1])}, "
             "within an episode; sort the rows by time, and flag the ends of episodes and the rows before gaps"
@@ -374,7 +392,7 @@ def _check_bounds(log: _Log, low: Array, high: Array) -> None:
 class Files(Source):
     """Your own log: HDF5, NPZ, Parquet or CSV, one row per step."""
 
-    class Parameters(LogParameters):
+    class Parameters(SourceParameters):
         """The settings of ``files``."""
 
         source: Literal["files"] = Field("files", description="Your own log, one row per step.")
@@ -399,9 +417,7 @@ class Files(Source):
         """Read the file."""
         p = self.parameters
         assert p.path is not None  # checked with the parameters
-        return load_file(
-            Path(p.path), p.columns, p.action_low, p.action_high, p.actions_out_of_bounds, p.memory_limit
-        )
+        return load_file(Path(p.path), p.columns, p.action_low, p.action_high, p.actions_out_of_bounds)
 
     @property
     def has_rewards(self) -> bool:

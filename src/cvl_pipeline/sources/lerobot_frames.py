@@ -319,7 +319,7 @@ class Filler:
             torch.from_numpy(kept[0]),
             torch.from_numpy(kept[1]),
             torch.tensor(log.successes is not None),
-            **report_dropped(*lost, len(lost[0]), int((~some).sum()), log.place),
+            **report_dropped(*lost, len(lost[0]), int((~some).sum()), log.place, cure=""),
         )
         return bound_actions(transitions, p.actions_out_of_bounds, log.place), rewards
 

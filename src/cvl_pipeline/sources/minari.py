@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,12 +30,13 @@ from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment, is_image_s
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError, unknown_name
+from cvl_pipeline.io.pieces import Column, by_block
 from cvl_pipeline.io.storage import files_below, kind_at, shown, unreadable, write_atomically
 from cvl_pipeline.paths import expanded
 from cvl_pipeline.schema import operational
-from cvl_pipeline.sources.base import LocalPath, LogParameters, Source, Task
+from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 from cvl_pipeline.sources.hdf5 import COPY, HDF5, open_hdf5
-from cvl_pipeline.sources.memory import check_memory
+from cvl_pipeline.sources.logs import progress
 from cvl_pipeline.sources.precision import single_precision
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ Array = NDArray[Any]
 
 
 def load_minari(
-    dataset_id: str, root: Path | None = None, download: bool = True, memory_limit: float | None = None
+    dataset_id: str, root: Path | None = None, download: bool = True
 ) -> tuple[Transitions, Rewards]:
     """Read a Minari dataset.
 
@@ -61,7 +63,6 @@ def load_minari(
         dataset_id: such as ``D4RL/pointmaze/umaze-v2``.
         root: folder of datasets; None: ``MINARI_DATASETS_PATH``, or Minari's folder in the home folder.
         download: whether to download a missing dataset.
-        memory_limit: largest size of the episodes in memory, in GiB; None: a quarter of the machine's memory.
 
     Returns:
         The episodes and their rewards.
@@ -80,21 +81,24 @@ def load_minari(
         raise InputError(f"{source}: action space {_line(action_space)}; only Box and Discrete are supported")
     if dataset.total_episodes == 0:
         raise InputError(f"{source}: no episode; delete the folder and record or download it again")
-    _check_data(dataset, folder, memory_limit)
-    episodes = [
-        _read_episode(data, observation_space, action_space, f"{source}: episode {data.id}")
-        for data in _episodes_of(dataset, folder)
-    ]
-    lengths = [len(episode.rewards) for episode in episodes]
-    if sum(lengths) != dataset.total_steps:
+    _check_data(folder)
+    episodes = _Episodes()
+    size = dataset.total_steps * (_bytes(dataset.observation_space) + _bytes(dataset.action_space))
+    with progress(f"reading {source}", dataset.total_steps, size) as advance:
+        for data in _episodes_of(dataset, folder):
+            place = f"{source}: episode {data.id}"
+            episodes.add(_read_episode(data, observation_space, action_space, place))
+            advance(episodes.lengths[-1])
+    steps = sum(episodes.lengths)
+    if steps != dataset.total_steps:
         raise InputError(
-            f"{source}: {sum(lengths)} steps, but its metadata says {dataset.total_steps}; it is damaged, so "
+            f"{source}: {steps} steps, but its metadata says {dataset.total_steps}; it is damaged, so "
             "delete the folder and download it again"
         )
-    silent = [episode.success_reported for episode in episodes].count(False)
-    if 0 < silent < len(episodes):
+    silent = episodes.reported.count(False)
+    if 0 < silent < len(episodes.reported):
         logger.warning(
-            f"{source}: {silent} of {len(episodes)} episodes do not report success; they count as not solved"
+            f"{source}: {silent} of {len(episodes.reported)} episodes do not report success; they count as not solved"
         )
     return _joined(episodes, action_space, source)
 
@@ -186,6 +190,33 @@ class _Episode:
     truncated: bool
 
 
+class _Episodes:
+    """Episodes end to end: a column per part of observations and of actions, rewards and successes."""
+
+    def __init__(self) -> None:
+        self.observations: dict[str, Column] = defaultdict(Column)
+        self.actions: dict[str, Column] = defaultdict(Column)
+        self.rewards, self.successes = Column(), Column()
+        self.lengths: list[int] = []
+        self.reported: list[bool] = []
+        self.terminated: list[bool] = []
+        self.truncated: list[bool] = []
+
+    def add(self, episode: _Episode) -> None:
+        for columns, parts in (
+            (self.observations, episode.observations),
+            (self.actions, episode.actions),
+        ):
+            for key, values in parts.items():
+                columns[key].append(values)
+        self.rewards.append(episode.rewards)
+        self.successes.append(episode.successes)
+        self.lengths.append(len(episode.rewards))
+        self.reported.append(episode.success_reported)
+        self.terminated.append(episode.terminated)
+        self.truncated.append(episode.truncated)
+
+
 def _place(dataset_id: str, root: Path | None) -> tuple[Path, Path]:
     """Return the folder of all datasets and the folder of this dataset."""
     try:
@@ -235,16 +266,13 @@ def _open(dataset_id: str, root: Path | None, download: bool) -> tuple[MinariDat
         return MinariDataset(data), folder, described
 
 
-def _check_data(dataset: MinariDataset, folder: Path, memory_limit: float | None) -> None:
-    """Refuse episodes that are too large, or HDF5 in which values are missing or from other files."""
+def _check_data(folder: Path) -> None:
+    """Refuse HDF5 in which values are missing or from other files."""
     with _reading(folder):
-        size = dataset.total_steps * (_bytes(dataset.observation_space) + _bytes(dataset.action_space))
         path = folder / "data" / "main_data.hdf5"
         if path.exists():
             with open_hdf5(path) as file:
                 _check_values(file, path)
-                size = max(size, sum(map(file.size, file.arrays)))
-        check_memory(shown(folder), size, memory_limit)
 
 
 def _bytes(space: spaces.Space[Any]) -> int:
@@ -461,40 +489,38 @@ def _successes(infos: Mapping[str, Any], steps: int, place: str) -> tuple[Array,
 
 
 def _joined(
-    episodes: list[_Episode], action_space: spaces.Box | spaces.Discrete, source: str
+    episodes: _Episodes, action_space: spaces.Box | spaces.Discrete, source: str
 ) -> tuple[Transitions, Rewards]:
-    def all_of(name: str) -> Array:
-        return np.concatenate([getattr(episode, name) for episode in episodes])
+    def singles(columns: Mapping[str, Column], name: str) -> Array:
+        parts = {key: column.array() for key, column in columns.items()}
+        arrays = [
+            values if values.ndim == 4 else single_precision(values, f"{source}: {name}{key}")
+            for key, values in parts.items()
+        ]
+        return (
+            arrays[0] if len(arrays) == 1 else by_block(lambda *part: np.concatenate(part, axis=1), *arrays)
+        )
 
-    def single(values: Array, name: str) -> Array:
-        return values if values.ndim == 4 else single_precision(values, f"{source}: {name}")
-
-    def singles(name: str) -> Array:
-        parts = [getattr(episode, name) for episode in episodes]
-        arrays = [single(np.concatenate([part[key] for part in parts]), name + key) for key in parts[0]]
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
-
-    actions = singles("actions")
+    actions = singles(episodes.actions, "actions")
     low, high = np.zeros_like(actions[0]), np.ones_like(actions[0])
     if isinstance(action_space, spaces.Box):
         low, high = action_space.low.reshape(-1), action_space.high.reshape(-1)
         # Where a bound is infinite, the log's; it must not cross the other bound.
         low = np.where(np.isfinite(low), low, np.minimum(actions.min(0), high))
         high = np.where(np.isfinite(high), high, np.maximum(actions.max(0), low))
-    starts = np.cumsum([0, *(len(episode.rewards) for episode in episodes)])
     transitions = Transitions(
-        observations=torch.from_numpy(singles("observations")),
+        observations=torch.from_numpy(singles(episodes.observations, "observations")),
         actions=torch.from_numpy(actions),
-        episode_starts=torch.from_numpy(starts.astype(np.int64)),
-        terminated=torch.tensor([episode.terminated for episode in episodes]),
-        truncated=torch.tensor([episode.truncated for episode in episodes]),
+        episode_starts=torch.from_numpy(np.cumsum([0, *episodes.lengths]).astype(np.int64)),
+        terminated=torch.tensor(episodes.terminated),
+        truncated=torch.tensor(episodes.truncated),
         action_low=torch.from_numpy(low.astype(np.float32)),
         action_high=torch.from_numpy(high.astype(np.float32)),
         discrete=torch.tensor(isinstance(action_space, spaces.Discrete)),
     )
-    rewards = torch.from_numpy(single(all_of("rewards"), "rewards"))
-    reported = any(episode.success_reported for episode in episodes)
-    return transitions, Rewards(rewards, torch.from_numpy(all_of("successes")), torch.tensor(reported))
+    rewards = single_precision(episodes.rewards.array(), f"{source}: rewards")
+    successes = torch.from_numpy(episodes.successes.array())
+    return transitions, Rewards(torch.from_numpy(rewards), successes, torch.tensor(any(episodes.reported)))
 
 
 def _registered(environment: str) -> EnvSpec:
@@ -582,7 +608,7 @@ def _buffers(transitions: Transitions, rewards: Rewards) -> Iterator[EpisodeBuff
 class Minari(Source):
     """A Minari dataset, published or your own."""
 
-    class Parameters(LogParameters):
+    class Parameters(SourceParameters):
         """The settings of ``minari``."""
 
         source: Literal["minari"] = Field("minari", description="A Minari dataset.")
@@ -605,7 +631,7 @@ class Minari(Source):
 
     def load(self, seed: int, workers: int | None) -> tuple[Transitions, Rewards]:
         """Read the dataset; download it first if it is missing."""
-        return load_minari(self.parameters.task, self._root, memory_limit=self.parameters.memory_limit)
+        return load_minari(self.parameters.task, self._root)
 
     def make_environment(self, episode_steps: int | None = None) -> Callable[[], Environment] | None:
         """Return a factory of the environment that the local dataset names."""

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.pieces import Column, by_block, first_where, slices
 from cvl_pipeline.sources.precision import single_precision
 
 logger = logging.getLogger(__name__)
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 GAP = 1e-3
 """Share of a dimension's range by which a next observation may differ from the row that follows it."""
@@ -25,7 +26,7 @@ GAP = 1e-3
 
 @dataclass(frozen=True)
 class Steps:
-    """A log of N steps, episode after episode.
+    """A log of N steps, episode after episode. Its arrays may be mapped files that are larger than memory.
 
     Attributes:
         observations: (N, O) numbers or (N, H, W, C) uint8 images, before the action.
@@ -106,38 +107,31 @@ def episodes_from_steps(
         raise InputError(f"{source}: no steps; log at least one")
     flags = (("terminated", steps.terminated), ("truncated", steps.truncated), ("successes", steps.successes))
     terminated, truncated, successes = (_flags(values, count, f"{source}: {name}") for name, values in flags)
-    belongs = np.arange(count) if steps.ignored is None else np.flatnonzero(~steps.ignored.astype(bool))
-    ends = (terminated | truncated)[belongs]
-    ends[-1] = True
-    last = np.flatnonzero(ends)
-    first = np.concatenate([[0], last[:-1] + 1])
-    fell = terminated[belongs][last]
+    last, rank = _ends(terminated, truncated, steps.ignored)
+    first = np.concatenate([[0], rank[:-1] + 1])
+    fell = terminated[last]
     unknown = ~fell if steps.next_observations is None else np.zeros(len(last), dtype=bool)
-    mask = np.ones(len(belongs), dtype=bool)
-    mask[last[unknown]] = False
-    lengths = last - first + 1 - unknown
+    lengths = rank - first + 1 - unknown
     some = lengths > 0
     if not some.any():
         raise InputError(
             f"{source}: every episode is one step long and the log has no next_observations, so no next state "
             "is known; add next_observations"
         )
-    last, lengths, fell = belongs[last[some]], lengths[some], fell[some]
-    index = belongs[mask]
-    unrewarded = np.full(count, np.nan, dtype=np.float32)
-    rewards = unrewarded if steps.rewards is None else single_precision(steps.rewards, f"{source}: rewards")
-    dropped = np.ones(count, dtype=bool)
-    dropped[index] = False
-    kept = rewards[~dropped], successes[~dropped]
-    lost = rewards[dropped], successes[dropped]
+    keep = _kept(terminated, last[unknown], steps.ignored)
+    last, lengths, fell = last[some], lengths[some], fell[some]
+    rewards: Array = np.broadcast_to(np.float32(np.nan), count)  # takes no memory
+    if steps.rewards is not None:
+        rewards = single_precision(steps.rewards, f"{source}: rewards")
+    kept = _selected(rewards, keep), _selected(successes, keep)
+    lost = _selected(rewards, keep, dropped=True), _selected(successes, keep, dropped=True)
     refuse_loss(kept, lost, source, prefix, _remedy(prefix, unneeded))
     # Observation rows: those of the remaining steps, and after every episode its final observation.
-    # Convert before numpy.insert, which casts inserted values to the type of the array.
     rows = final = _observations(steps.observations, f"{source}: observations")
     if steps.next_observations is not None:
         final = _observations(steps.next_observations, f"{source}: next_observations")
-    observations = np.insert(rows[index], lengths.cumsum(), final[last], axis=0)
-    actions = torch.from_numpy(single_precision(steps.actions[index], f"{source}: actions"))
+    observations = _with_final(rows, final, keep, last)
+    actions = torch.from_numpy(single_precision(_selected(steps.actions, keep), f"{source}: actions"))
     if action_bounds is not None:
         low, high = (np.array(bound, dtype=np.float32) for bound in action_bounds)
     elif steps.discrete:  # the log may lack some of the actions
@@ -155,8 +149,8 @@ def episodes_from_steps(
         discrete=torch.tensor(steps.discrete),
     )
     return transitions, Rewards(
-        torch.from_numpy(rewards[index]),
-        torch.from_numpy(successes[index]),
+        torch.from_numpy(kept[0]),
+        torch.from_numpy(kept[1]),
         torch.tensor(steps.successes is not None),
         **report_dropped(*lost, int(unknown.sum()), int((~some).sum()), source),
     )
@@ -165,16 +159,72 @@ def episodes_from_steps(
 def _flags(values: Array | None, count: int, place: str) -> NDArray[np.bool_]:
     if values is None:
         return np.zeros(count, dtype=bool)
-    wrong = np.flatnonzero((values != 0) & (values != 1)) if values.dtype.kind in "biuf" else np.arange(count)
-    if len(wrong):
+    if values.dtype == bool:
+        return values
+    wrong = (
+        first_where(lambda part: (part != 0) & (part != 1), values) if values.dtype.kind in "iuf" else (0,)
+    )
+    if wrong is not None:
         raise InputError(
             f"{place} have {values[wrong[0]]!s} at row {wrong[0]}; give flags, 0 and 1 or False and True"
         )
-    return values.astype(bool)
+    return by_block(lambda part: part.astype(bool), values)
 
 
 def _observations(values: Array, place: str) -> Array:
     return values if values.ndim == 4 else single_precision(values, place)
+
+
+def _ends(
+    terminated: NDArray[np.bool_], truncated: NDArray[np.bool_], ignored: Array | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Last row of each episode, (E,), and its number among the rows that are not ignored, (E,)."""
+    last, rank = [], []
+    count, final = 0, 0
+    for rows in slices(terminated):
+        ends = terminated[rows] | truncated[rows]
+        belongs = np.ones(len(ends), dtype=bool) if ignored is None else ~ignored[rows].astype(bool)
+        numbers = count + belongs.cumsum() - 1
+        found = np.flatnonzero(ends & belongs)
+        last.append(rows.start + found)
+        rank.append(numbers[found])
+        if belongs.any():
+            final = rows.start + int(np.flatnonzero(belongs)[-1])
+        count += int(belongs.sum())
+    if not len(last[-1]) or last[-1][-1] != final:
+        last.append(np.array([final]))
+        rank.append(np.array([count - 1]))
+    return np.concatenate(last), np.concatenate(rank)
+
+
+def _kept(log: Array, lost: NDArray[np.int64], ignored: Array | None) -> NDArray[np.bool_]:
+    """Whether each row of a log becomes a transition, (N,): it is neither ignored nor one of those that are lost."""
+    keep = Column()
+    for rows in slices(log):
+        part = np.ones(len(log[rows]), dtype=bool) if ignored is None else ~ignored[rows].astype(bool)
+        part[_within(lost, rows)] = False
+        keep.append(part)
+    return keep.array()
+
+
+def _within(ascending: NDArray[np.int64], rows: slice) -> NDArray[np.int64]:
+    """Those of the given rows that are in a block, counted from its start."""
+    first, end = np.searchsorted(ascending, [rows.start, rows.stop])
+    return np.asarray(ascending[first:end] - rows.start)
+
+
+def _selected(values: Array, keep: NDArray[np.bool_], dropped: bool = False) -> Array:
+    """The rows that are kept, or those that are dropped."""
+    return by_block(lambda part, mask: part[mask != dropped], values, keep)
+
+
+def _with_final(observations: Array, final: Array, keep: NDArray[np.bool_], last: NDArray[np.int64]) -> Array:
+    """The observations that are kept, and after each episode, which ends with row ``last``, its final one."""
+    result = Column()
+    for rows in slices(observations, final):
+        mask, ends = keep[rows], _within(last, rows)
+        result.append(np.insert(observations[rows][mask], mask.cumsum()[ends], final[rows][ends], axis=0))
+    return result.array()
 
 
 def _remedy(prefix: str, unneeded: str) -> str:
@@ -199,7 +249,7 @@ def refuse_loss(
     rewards, successes = kept
     faults, usual = [], rewards[0]
     different = int((lost[0] != usual).sum()) - int(np.isnan(lost[0]).sum())
-    if different and (rewards == usual).all():
+    if different and first_where(lambda part: part != usual, rewards) is None:
         faults.append(f"all {different} rewards other than {usual:g} ({prefix}rewards)")
     if lost[1].any() and not successes.any():
         faults.append(f"all {lost[1].sum()} successes ({prefix}successes)")
@@ -211,7 +261,12 @@ def refuse_loss(
 
 
 def report_dropped(
-    rewards: NDArray[Any], successes: NDArray[np.bool_], unknown: int, episodes: int, source: str
+    rewards: NDArray[Any],
+    successes: NDArray[np.bool_],
+    unknown: int,
+    episodes: int,
+    source: str,
+    cure: str = " (next_observations would keep them)",
 ) -> dict[str, Tensor]:
     """Count dropped steps, and log them.
 
@@ -221,6 +276,7 @@ def report_dropped(
         unknown: how many of them are dropped because their next observation is unknown.
         episodes: episodes of which no step is left.
         source: name of the log.
+        cure: how to keep these, in the message.
 
     Returns:
         The fields of ``Rewards``.
@@ -228,9 +284,7 @@ def report_dropped(
     if not len(rewards):
         return {}
     total = np.nansum(rewards, dtype=np.float64)
-    reasons = [f"{unknown} because nothing says where they led (next_observations would keep them)"] * (
-        unknown > 0
-    )
+    reasons = [f"{unknown} because nothing says where they led{cure}"] * (unknown > 0)
     others = len(rewards) - unknown
     reasons += [f"{others} because the episode was over"] * (others > 0)
     logger.warning(
@@ -255,17 +309,16 @@ def first_gap(steps: Steps) -> tuple[int, int | None] | None:
     observations, following = steps.observations, steps.next_observations
     if following is None:
         return None
-    rows = np.flatnonzero(~np.logical_or(steps.terminated, steps.truncated)[:-1])
-    if observations.ndim == 4:  # images are equal or not; block by block
-        for block in np.array_split(rows, max(1, len(rows) // 1024)):
-            same = (following[block] == observations[block + 1]).reshape(len(block), -1).all(1)
-            if not same.all():
-                return int(block[int(same.argmin())]), None
-        return None
-    spread = np.subtract(observations.max(0), observations.min(0), dtype=np.float64)
-    gaps = np.abs(np.subtract(following[rows], observations[rows + 1], dtype=np.float64))
-    broken = np.argwhere(gaps > GAP * spread)
-    return (int(rows[broken[0, 0]]), int(broken[0, 1])) if len(broken) else None
+    images = observations.ndim == 4  # equal or not
+    spread = 0.0 if images else np.subtract(observations.max(0), observations.min(0), dtype=np.float64)
+    for rows in slices(observations[:-1], following[:-1]):
+        inside = ~np.logical_or(steps.terminated[rows], steps.truncated[rows])
+        found, starts = following[rows][inside], observations[rows.start + 1 : rows.stop + 1][inside]
+        gaps = found != starts if images else abs(np.subtract(found, starts, dtype=np.float64)) > GAP * spread
+        if gaps.any():
+            row, dimension, *_ = np.argwhere(gaps)[0]
+            return int(rows.start + np.flatnonzero(inside)[row]), None if images else int(dimension)
+    return None
 
 
 def bounds_of(
