@@ -11,6 +11,10 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.kedro.parameters import check_parameters
 from cvl_pipeline.sources.base import SOURCES
 
+FORMATS_OF = {"name": ("lerobot", "minari"), "rate": ("lerobot",), "videos": ("lerobot",)}
+"""Formats that each option is for."""
+OPTIONS = {"name": "--name", "rate": "--fps", "videos": "--videos"}
+
 
 def export_command(
     env: str | None, params: dict[str, Any], conf_source: str | None, form: str, out: str, **options: Any
@@ -25,17 +29,24 @@ def export_command(
     """
     from cvl_pipeline.sources.export import export_dataset
 
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if form not in FORMATS_OF[name]:
+            raise InputError(
+                f"{OPTIONS[name]} is for --format {' and '.join(FORMATS_OF[name])}; leave it out"
+            )
+    if form == "minari" and "name" not in given:
+        raise InputError("--format minari needs --name, the id of the new dataset, such as mine/door-open-v0")
     with settings.SESSION_CLASS.create(env=env, conf_source=conf_source, runtime_params=params) as session:
         catalog = session.load_context().catalog
-        parameters = check_parameters(catalog.load("parameters"))
+        dataset = check_parameters(catalog.load("parameters")).dataset
         missing = [name for name in ("transitions", "rewards") if not catalog.exists(name)]
         if missing:
             raise InputError(
-                f"the {missing[0]} of {parameters.dataset.folder} are not ingested yet; run kedro run "
-                "--pipelines data_ingestion with the same --env and --params"
+                f"the {missing[0]} of {dataset.folder} are not ingested yet; run kedro run --pipelines data_ingestion "
+                "with the same --env and --params"
             )
         transitions, rewards = (catalog.load(name) for name in ("transitions", "rewards"))
-    options = {name: value for name, value in options.items() if value is not None}
-    options.setdefault("name", parameters.dataset.label)
-    tasks = SOURCES.create(parameters.dataset).tasks
-    return export_dataset(transitions, rewards, form, out, tasks=tasks, **options)
+    if form == "lerobot":
+        given = {"name": dataset.label, "tasks": SOURCES.create(dataset).tasks, **given}
+    return export_dataset(transitions, rewards, form, out, **given)

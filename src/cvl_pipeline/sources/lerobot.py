@@ -28,8 +28,8 @@ from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 from cvl_pipeline.sources.columns import MOST_ACTIONS
 from cvl_pipeline.sources.lerobot_format import NUMBERS, PICTURES, Episodes, Folder
 from cvl_pipeline.sources.lerobot_frames import Filler, Rows
+from cvl_pipeline.sources.logs import progress
 from cvl_pipeline.sources.pictures import Videos, import_av
-from cvl_pipeline.training.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ BLOCK_BYTES = 1 << 24
 """Size of the pictures that are decoded together."""
 BLOCK_ROWS = 1 << 14
 LISTED = 20
-"""Episodes from which reading shows a progress bar."""
+"""Tasks, at most, that an error lists."""
 
 
 def _size(value: Any) -> Any:
@@ -265,17 +265,13 @@ class Log:
 
     def _blocks(self, episodes: Episodes) -> Iterator[Rows]:
         """Yield the frames of the episodes block by block, with their pictures."""
-        total = int(episodes.lengths.sum())
         ends = np.cumsum(episodes.lengths)
-        first = 0
+        first, total = 0, int(ends[-1])
+        size = max(1, min(BLOCK_ROWS, BLOCK_BYTES // self._frame_bytes))
         with ExitStack() as stack:
             cameras = {name: stack.enter_context(Videos(self.folder.rate)) for name in self.cameras}
-            advance = None
-            if len(episodes.index) >= LISTED:  # a few episodes take no time
-                bar = stack.enter_context(progress_bar())
-                task = bar.add_task("read frames", total=total)
-                advance = bar.advance
-            for table in self.folder.batches(episodes, self._columns(), self._block_rows()):
+            advance = stack.enter_context(progress(f"read {self.place}", total, total * self._frame_bytes))
+            for table in self.folder.batches(episodes, self._columns(), size):
                 row = np.arange(first, first + len(table))
                 of = np.searchsorted(ends, row, side="right")
                 rows = Rows(self, table, episodes.index[of], row - ends[of] + episodes.lengths[of])
@@ -285,8 +281,7 @@ class Log:
                     rows.pictures[name] = self._pictures(name, videos, rows, episodes, of)
                 yield rows
                 first += len(table)
-                if advance is not None:
-                    advance(task, len(table))
+                advance(len(table))
 
     def _columns(self) -> list[str]:
         flags = ["is_last"] * self.final_frames + ["next.done"] * (self.ends == "done")
@@ -297,13 +292,15 @@ class Log:
             *["task_index"] * bool(self.tasks), *["timestamp"] * bool(self.cameras),
         ]  # fmt: skip
 
-    def _block_rows(self) -> int:
-        """Number of frames whose pictures are decoded together."""
-        pixels = 0
-        for feature in self.observed:
-            if feature.kind != "numbers":
-                pixels += int(np.prod(self.folder.features[feature.name]["shape"]))
-        return max(1, min(BLOCK_ROWS, BLOCK_BYTES // max(1, pixels)))
+    @property
+    def _frame_bytes(self) -> int:
+        """Bytes of the observation of a frame, as recorded; about, for numbers."""
+        sizes = [
+            (4 if feature.kind == "numbers" else 1)
+            * int(np.prod(self.folder.features[feature.name]["shape"]))
+            for feature in self.observed
+        ]
+        return sum(sizes)
 
     def _pictures(self, name: str, videos: Videos, rows: Rows, episodes: Episodes, of: Array) -> Array:
         times = rows.numbers("timestamp")[:, 0] + episodes.starts[name][of]
