@@ -6,6 +6,7 @@ no name: nothing is left of them when the arrays are gone, also after a crash.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import weakref
@@ -23,7 +24,9 @@ from cvl_pipeline.io.storage import refusal, shown
 Array = NDArray[Any]
 
 BLOCK_BYTES = 1 << 22
-"""Size of the blocks in which arrays are read, checked and converted."""
+"""Largest size of the blocks in which arrays are read, checked and converted."""
+BLOCK_ROWS = 1 << 17
+"""Most rows of such a block, because rows of one byte may become eight."""
 IN_MEMORY = 1 << 20
 """Size in bytes from which a column is a file."""
 
@@ -59,7 +62,8 @@ def writing() -> Iterator[None]:
 
 def block_rows(shape: tuple[int, ...], itemsize: int) -> int:
     """Rows of a block of an array."""
-    return max(1, BLOCK_BYTES // max(1, itemsize * int(np.prod(shape[1:], dtype=np.int64))))
+    size = itemsize * math.prod(shape[1:])
+    return max(1, min(BLOCK_ROWS, BLOCK_BYTES // max(1, size)))
 
 
 def slices(*arrays: Any) -> Iterator[slice]:

@@ -198,6 +198,6 @@ def _check_continuity(steps: Steps) -> None:
     gap = first_gap(steps)
     if gap is not None:
         raise InputError(
-            f"next_observations[{gap[0]}] differs from observations[{gap[0] + 1}], although no flag ends the "
+            f"next_observations[{gap.row}] differs from observations[{gap.row + 1}], although no flag ends the "
             "episode between them; sort the steps of an episode by time, and flag its last step"
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from pydantic import Field, model_validator
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.parameters import OutOfBounds
+from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.episodes.validation import bound_actions, outside_bounds
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.pieces import Column, by_block, first_where, slices
@@ -26,7 +28,7 @@ from cvl_pipeline.sources.formats import open_contents
 from cvl_pipeline.sources.hdf5 import log_files
 from cvl_pipeline.sources.logs import progress
 from cvl_pipeline.sources.precision import single_precision
-from cvl_pipeline.sources.steps import Steps, bounds_of, episodes_from_steps, first_gap
+from cvl_pipeline.sources.steps import Steps, bounds_of, episodes_from_steps, first_gap, packed
 from cvl_pipeline.sources.tables import Table, brief, place_of_row
 
 Array = NDArray[Any]
@@ -68,8 +70,6 @@ def load_file(
         rows = sum(part.rows(columns) for part in tables)
         with progress(f"reading {shown(path)}", rows, path.stat().st_size) as advance:
             log = _read(tables, columns, advance)
-        _check_large(tables, table)
-    log = replace(log, steps=_single(log.steps, table.file))
     if columns.next_observations is not None:
         _check_continuity(log)
     steps = log.steps
@@ -119,104 +119,136 @@ def _check_same_arrays(tables: list[Table], columns: Columns) -> None:
                 )
 
 
+Arrays = dict[tuple[str, str], Array]
+"""Arrays by field of ``Steps``, and by part of the observations, or ``""``."""
+
+
 def _read(tables: list[Table], columns: Columns, advance: Callable[[int], None]) -> _Log:
     """Read all tables, and put their steps end to end."""
-    joined = {field.name: Column() for field in fields(Steps) if field.name not in ("discrete", "ignored")}
+    joined: dict[tuple[str, str], Column] = defaultdict(Column)
     files, starts, count = [table.file for table in tables], [], 0
-    first: Steps | None = None
+    first: Arrays = {}
     for table in tables:
         table.advance = advance
         part = _read_steps(table, columns)
         first = first or part
         _check_alike(table.file, part, files[0], first)
-        if len(tables) == 1:  # a large table is not copied
-            return _Log(part, files, np.zeros(1, dtype=np.int64))
         starts.append(count)
-        count += len(part.observations)
-        for field, column in joined.items():
-            values = getattr(part, field)
-            if values is not None:
-                column.append(values)
-    arrays: dict[str, Any] = {
-        field: column.array() if len(column) else None for field, column in joined.items()
-    }
-    return _Log(Steps(**arrays, discrete=columns.discrete), files, np.array(starts))
+        count += len(part["actions", ""])
+        if len(tables) > 1:  # a large table is not copied
+            for key, values in part.items():
+                joined[key].append(values)
+    arrays = {key: column.array() for key, column in joined.items()} or first
+    _check_large(tables)
+    return _Log(_steps(arrays, columns, tables[0]), files, np.array(starts))
 
 
-def _check_alike(file: str, part: Steps, first_file: str, first: Steps) -> None:
+def _check_alike(file: str, part: Arrays, first_file: str, first: Arrays) -> None:
     """Refuse groups whose rows differ in their size from those of the first group."""
-    for field in ("observations", "actions"):
-        arrays = [getattr(steps, field) for steps in (part, first)]
-        if arrays[0].shape[1:] != arrays[1].shape[1:]:
-            raise InputError(
-                f"{file}: dataset.columns.{field} are {_size(arrays[0])} per row, but {_size(arrays[1])} "
-                f"in {first_file}; save the same arrays in every group"
-            )
-    if (part.next_observations is None) != (first.next_observations is None):
+    if part.keys() - first.keys() or first.keys() - part.keys():
+        ending = [
+            "one row" if ("next_observations", name) in arrays else "no row"
+            for arrays in (part, first)
+            for name in [next(key[1] for key in arrays if key[0] == "observations")]
+        ]
         raise InputError(
-            f"{file}: dataset.columns.observations have {_ending(part)}, but in {first_file} they have "
-            f"{_ending(first)}; save one more row of observations than of dataset.columns.actions in "
-            "every group, or in none"
+            f"{file}: dataset.columns.observations have {ending[0]} after the last action, but in {first_file} they "
+            f"have {ending[1]} after the last action; save one more row of observations than of "
+            "dataset.columns.actions in every group, or in none"
         )
+    for field, name in first:
+        if field in ("observations", "actions"):
+            sizes = [_size(arrays[field, name]) for arrays in (part, first)]
+            if sizes[0] != sizes[1]:
+                raise InputError(
+                    f"{file}: dataset.columns.{field} are {sizes[0]} per row, but {sizes[1]} "
+                    f"in {first_file}; save the same arrays in every group"
+                )
 
 
-def _check_large(groups: list[Table], table: Table) -> None:
+def _check_large(tables: list[Table]) -> None:
     """Compare integers from 2^53 on over all groups as stored: beside fractions, they are double precision."""
-    for field, name in dict.fromkeys(key for group in groups for key in group.large):
-        values = [group.large[field, name] for group in groups if (field, name) in group.large]
-        single_precision(np.concatenate(values), table.place(field, name))
+    for field, name in dict.fromkeys(key for table in tables for key in table.large):
+        values = [table.large[field, name] for table in tables if (field, name) in table.large]
+        single_precision(np.concatenate(values), tables[0].place(field, name))
 
 
-def _single(steps: Steps, file: str) -> Steps:
-    """Steps in single precision, compared over all groups."""
-    fields = ("observations", "next_observations", "rewards", *(() if steps.discrete else ("actions",)))
-    changes: dict[str, Any] = {
-        field: single_precision(values, f"{file}: dataset.columns.{field}")
-        for field in fields
-        if (values := getattr(steps, field)) is not None and values.ndim != 4
-    }
-    return replace(steps, **changes)
+def _steps(arrays: Arrays, columns: Columns, table: Table) -> Steps:
+    """Steps in single precision, compared over all groups, with packed observations if they have parts."""
+
+    def single(field: str, name: str = "") -> Array | None:
+        values = arrays.get((field, name))
+        if values is None or values.ndim == 4:
+            return values
+        return single_precision(values, _place(table.file, field, name))
+
+    def parts(field: str) -> tuple[Array | None, Layout | None]:
+        found = {name: single(field, name) for other, name in arrays if other == field}
+        return packed(found, table.file) if found else (None, None)  # type: ignore[arg-type]
+
+    observations, layout = parts("observations")
+    actions = arrays["actions", ""] if columns.discrete else single("actions")
+    assert observations is not None
+    assert actions is not None
+    return Steps(
+        observations=observations,
+        actions=actions,
+        terminated=arrays["terminated", ""],
+        truncated=arrays["truncated", ""],
+        next_observations=parts("next_observations")[0],
+        rewards=single("rewards"),
+        successes=arrays.get(("successes", "")),
+        discrete=columns.discrete,
+        parts=layout,
+    )
+
+
+def _place(file: str, field: str, part: str) -> str:
+    return f"{file}: dataset.columns.{field}" + f", part '{part}'" * bool(part)
 
 
 def _size(values: Array) -> str:
     return f"{values.shape[1]} numbers" if values.ndim == 2 else f"images {values.shape[1:]}"
 
 
-def _ending(steps: Steps) -> str:
-    return f"{'one row' if steps.next_observations is not None else 'no row'} after the last action"
-
-
-def _read_steps(table: Table, columns: Columns) -> Steps:
-    """Steps of one table, with discrete actions as codes, (N, 1)."""
+def _read_steps(table: Table, columns: Columns) -> Arrays:
+    """Arrays of one table, with discrete actions as codes, (N, 1)."""
     actions = _codes(table, columns) if columns.discrete else table.matrix("actions", columns)
-    observations = table.matrix("observations", columns)
-    following = table.matrix("next_observations", columns) if columns.next_observations else None
-    if len(observations) > len(actions):
-        if following is not None:
+    observations = table.observations("observations", columns)
+    following = table.observations("next_observations", columns) if columns.next_observations else {}
+    lengths = {name: len(values) for name, values in observations.items()}
+    if max(lengths.values()) > len(actions):
+        if following:
             raise InputError(
-                f"{table.file}: dataset.columns.observations has {len(observations)} rows and "
+                f"{table.file}: dataset.columns.observations has {max(lengths.values())} rows and "
                 f"dataset.columns.actions {len(actions)}, so they already contain the next observations; "
                 "set dataset.columns.next_observations to null (None in Python)"
             )
-        observations, following = observations[:-1], observations[1:]
-    if following is not None and following.shape != observations.shape:
+        following = {name: values[1:] for name, values in observations.items()}
+        observations = {name: values[:-1] for name, values in observations.items()}
+    if following and following.keys() != observations.keys():
+        odd = sorted(following.keys() ^ observations.keys())[0]
         raise InputError(
-            f"{table.file}: dataset.columns.next_observations are {_size(following)} per row and "
-            f"dataset.columns.observations {_size(observations)}; give both the same size"
+            f"{table.file}: dataset.columns.next_observations and dataset.columns.observations differ in part '{odd}', "
+            "which one of them does not have; name the same parts in both"
         )
-    terminated, truncated = _ends(table, columns, len(observations))
+    for name, values in following.items():
+        if values.shape != observations[name].shape:
+            raise InputError(
+                f"{_place(table.file, 'next_observations', name)} are {_size(values)} per row and "
+                f"dataset.columns.observations {_size(observations[name])}; give both the same size"
+            )
+    terminated, truncated = _ends(table, columns, len(actions))
     if columns.step is not None:
         _check_steps(table, columns.step, terminated, truncated)
-    return Steps(
-        observations=observations,
-        actions=actions,
-        terminated=terminated,
-        truncated=truncated,
-        next_observations=following,
-        rewards=None if columns.rewards is None else table.single("rewards", columns.rewards),
-        successes=None if columns.successes is None else table.flags("successes", columns.successes),
-        discrete=columns.discrete,
-    )
+    arrays: Arrays = {("observations", name): values for name, values in observations.items()}
+    arrays |= {("next_observations", name): following[name] for name in observations if following}
+    arrays |= {("actions", ""): actions, ("terminated", ""): terminated, ("truncated", ""): truncated}
+    if columns.rewards is not None:
+        arrays["rewards", ""] = table.single("rewards", columns.rewards)
+    if columns.successes is not None:
+        arrays["successes", ""] = table.flags("successes", columns.successes)
+    return arrays
 
 
 def _codes(table: Table, columns: Columns) -> Array:
@@ -330,19 +362,14 @@ def _check_continuity(log: _Log) -> None:
     gap = first_gap(log.steps)
     if gap is None:
         return
-    row, dimension = gap
-    file, place = log.locate(row)
+    file, place = log.locate(gap.row)
+    where = _place(file, "next_observations", gap.part)
     fix = "sort the rows of an episode by time, and flag its last row"
-    if dimension is None:
-        raise InputError(
-            f"{file}: dataset.columns.next_observations at {place} is not the image that the row after it starts "
-            f"from; {fix}"
-        )
-    observations: Any = log.steps.observations
-    following: Any = log.steps.next_observations
+    if gap.dimension is None:
+        raise InputError(f"{where} at {place} is not the image that the row after it starts from; {fix}")
     raise InputError(
-        f"{file}: dataset.columns.next_observations is {following[row, dimension]:g} at {place}, dimension "
-        f"{dimension}, but the row after it starts from {observations[row + 1, dimension]:g}; {fix}"
+        f"{where} is {gap.found:g} at {place}, dimension {gap.dimension}, but the row after it starts from "
+        f"{gap.expected:g}; {fix}"
     )
 
 

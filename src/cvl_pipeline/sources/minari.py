@@ -38,6 +38,7 @@ from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 from cvl_pipeline.sources.hdf5 import COPY, HDF5, open_hdf5
 from cvl_pipeline.sources.logs import progress
 from cvl_pipeline.sources.precision import single_precision
+from cvl_pipeline.sources.steps import packed
 
 if TYPE_CHECKING:
     from minari import EpisodeData, MinariDataset
@@ -53,7 +54,8 @@ def load_minari(
 ) -> tuple[Transitions, Rewards]:
     """Read a Minari dataset.
 
-    Observations are flattened by ``gymnasium.spaces.utils.flatten``, with subspaces in their recorded order. An
+    Observations are flattened by ``gymnasium.spaces.utils.flatten``, with subspaces in their recorded order. If one of
+    the entries of a Dict is an image, all entries are parts of the observation (``Transitions.parts``). An
     infinite bound of the action space becomes the smallest or largest action of the log. An episode counts as
     truncated if its last step is neither terminated nor truncated. Successes come from ``infos``, if it has one
     of ``SUCCESSES``; otherwise they are False, with a warning. If no episode has one, success is not reported.
@@ -76,6 +78,7 @@ def load_minari(
     observation_space = _in_recorded_order(dataset.observation_space, described)
     if not is_image_space(observation_space):
         _check_observation_space(observation_space, f"{source}: observation space")
+    labels = _labels(observation_space)
     action_space = dataset.action_space
     if not isinstance(action_space, spaces.Box | spaces.Discrete):
         raise InputError(f"{source}: action space {_line(action_space)}; only Box and Discrete are supported")
@@ -100,7 +103,7 @@ def load_minari(
         logger.warning(
             f"{source}: {silent} of {len(episodes.reported)} episodes do not report success; they count as not solved"
         )
-    return _joined(episodes, action_space, source)
+    return _joined(episodes, action_space, labels, source)
 
 
 def environment_spec(dataset_id: str, root: Path | None = None) -> EnvSpec | None:
@@ -370,18 +373,45 @@ def _in_recorded_order(space: spaces.Space[Any], described: Mapping[str, Any]) -
     return space
 
 
-def _check_observation_space(space: spaces.Space[Any], place: str) -> None:
+def _labels(space: spaces.Space[Any]) -> dict[str, str] | None:
+    """The part of the observations to which each key of ``_parts`` belongs; None if there are no images beside others.
+
+    Each entry of a Dict is a part, as in ``GymnasiumEnvironment``: ``outer.inner`` if Dicts are nested.
+    """
+    if not isinstance(space, spaces.Dict):
+        return None
+    labels: dict[str, str] = {}
+    images = []
+
+    def walk(part: spaces.Space[Any], key: str, label: str) -> None:
+        if isinstance(part, spaces.Dict | spaces.Tuple):
+            named = part.spaces.items() if isinstance(part, spaces.Dict) else enumerate(part.spaces)
+            within = f"{label}." if label else ""
+            apart = isinstance(part, spaces.Dict)
+            for name, inner in named:
+                walk(inner, f"{key}[{name!r}]", f"{within}{name}" if apart else label)
+            return
+        labels[key] = label
+        images.append(is_image_space(part))
+
+    walk(space, "", "")
+    return labels if any(images) else None
+
+
+def _check_observation_space(space: spaces.Space[Any], place: str, within_tuple: bool = False) -> None:
     match space:
         case spaces.Dict():
             for key, part in space.spaces.items():
-                _check_observation_space(part, f"{place}['{key}']")
+                _check_observation_space(part, f"{place}['{key}']", within_tuple)
         case spaces.Tuple():
             for index, part in enumerate(space.spaces):
-                _check_observation_space(part, f"{place}[{index}]")
+                _check_observation_space(part, f"{place}[{index}]", within_tuple=True)
+        case spaces.Box(dtype=np.uint8, shape=(_, _, _)) if not within_tuple:
+            pass
         case spaces.Box(dtype=np.uint8, shape=(_, _, *_)):
             raise InputError(
-                f"{place} contains images, {_line(space)}; images are read only if they are the whole "
-                "observation, (height, width, channels), not a part of it"
+                f"{place} contains images, {_line(space)}; images are read only if they are the whole observation, or "
+                "a part of a Dict, and (height, width, channels)"
             )
         case spaces.Box() | spaces.Discrete() | spaces.MultiDiscrete() | spaces.MultiBinary():
             pass
@@ -489,19 +519,24 @@ def _successes(infos: Mapping[str, Any], steps: int, place: str) -> tuple[Array,
 
 
 def _joined(
-    episodes: _Episodes, action_space: spaces.Box | spaces.Discrete, source: str
+    episodes: _Episodes,
+    action_space: spaces.Box | spaces.Discrete,
+    labels: Mapping[str, str] | None,
+    source: str,
 ) -> tuple[Transitions, Rewards]:
-    def singles(columns: Mapping[str, Column], name: str) -> Array:
+    def singles(columns: Mapping[str, Column], name: str) -> dict[str, Array]:
         parts = {key: column.array() for key, column in columns.items()}
-        arrays = [
-            values if values.ndim == 4 else single_precision(values, f"{source}: {name}{key}")
+        return {
+            key: values if values.ndim == 4 else single_precision(values, f"{source}: {name}{key}")
             for key, values in parts.items()
-        ]
-        return (
-            arrays[0] if len(arrays) == 1 else by_block(lambda *part: np.concatenate(part, axis=1), *arrays)
-        )
+        }
 
-    actions = singles(episodes.actions, "actions")
+    observed: dict[str, list[Array]] = defaultdict(list)
+    for key, values in singles(episodes.observations, "observations").items():
+        observed[labels[key] if labels else ""].append(values)
+    parts = {name: _beside(arrays) for name, arrays in observed.items()}
+    observations, layout = packed(parts, source)
+    actions = _beside([*singles(episodes.actions, "actions").values()])
     low, high = np.zeros_like(actions[0]), np.ones_like(actions[0])
     if isinstance(action_space, spaces.Box):
         low, high = action_space.low.reshape(-1), action_space.high.reshape(-1)
@@ -509,7 +544,7 @@ def _joined(
         low = np.where(np.isfinite(low), low, np.minimum(actions.min(0), high))
         high = np.where(np.isfinite(high), high, np.maximum(actions.max(0), low))
     transitions = Transitions(
-        observations=torch.from_numpy(singles(episodes.observations, "observations")),
+        observations=torch.from_numpy(observations),
         actions=torch.from_numpy(actions),
         episode_starts=torch.from_numpy(np.cumsum([0, *episodes.lengths]).astype(np.int64)),
         terminated=torch.tensor(episodes.terminated),
@@ -517,10 +552,16 @@ def _joined(
         action_low=torch.from_numpy(low.astype(np.float32)),
         action_high=torch.from_numpy(high.astype(np.float32)),
         discrete=torch.tensor(isinstance(action_space, spaces.Discrete)),
+        parts=layout,
     )
     rewards = single_precision(episodes.rewards.array(), f"{source}: rewards")
     successes = torch.from_numpy(episodes.successes.array())
     return transitions, Rewards(torch.from_numpy(rewards), successes, torch.tensor(any(episodes.reported)))
+
+
+def _beside(arrays: list[Array]) -> Array:
+    """Arrays of the same number of rows, side by side."""
+    return arrays[0] if len(arrays) == 1 else by_block(lambda *part: np.concatenate(part, axis=1), *arrays)
 
 
 def _registered(environment: str) -> EnvSpec:

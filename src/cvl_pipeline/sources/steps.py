@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.pieces import Column, by_block, first_where, slices
 from cvl_pipeline.sources.precision import single_precision
@@ -29,7 +31,7 @@ class Steps:
     """A log of N steps, episode after episode. Its arrays may be mapped files that are larger than memory.
 
     Attributes:
-        observations: (N, O) numbers or (N, H, W, C) uint8 images, before the action.
+        observations: (N, O) numbers, (N, H, W, C) uint8 images, or (N, B) uint8 packed rows, before the action.
         actions: (N, A), one-hot if discrete.
         terminated: (N,) bool, the environment ended the episode after this step.
         truncated: (N,) bool, the log ended after this step, but the environment did not end the episode.
@@ -38,6 +40,7 @@ class Steps:
         successes: (N,) bool, solved on arrival, or None.
         discrete: whether actions are discrete.
         ignored: (N,) bool, rows logged after the end of an episode, which are dropped, or None.
+        parts: what packed rows hold; None: observations are not packed.
     """
 
     observations: Array
@@ -49,6 +52,33 @@ class Steps:
     successes: Array | None = None
     discrete: bool = False
     ignored: Array | None = None
+    parts: Layout | None = None
+
+
+def packed(parts: Mapping[str, Array], place: str) -> tuple[Array, Layout | None]:
+    """Pack the parts of N observations, block by block.
+
+    Args:
+        parts: (N, K) numbers or (N, H, W, C) uint8 images by name; ``""`` alone is not packed.
+        place: name of the log in errors.
+
+    Returns:
+        (N, B) uint8 and their layout; the array itself and None if it is one without a name.
+
+    Raises:
+        InputError: a part is neither numbers nor images.
+    """
+    if list(parts) == [""]:
+        return parts[""], None
+    try:
+        layout = Layout.of(parts)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+    def pack(*rows: Array) -> Array:
+        return layout.pack(dict(zip(parts, rows, strict=True))).numpy()
+
+    return by_block(pack, *parts.values()), layout
 
 
 def episodes_from_steps(
@@ -127,10 +157,11 @@ def episodes_from_steps(
     lost = _selected(rewards, keep, dropped=True), _selected(successes, keep, dropped=True)
     refuse_loss(kept, lost, source, prefix, _remedy(prefix, unneeded))
     # Observation rows: those of the remaining steps, and after every episode its final observation.
-    rows = final = _observations(steps.observations, f"{source}: observations")
-    if steps.next_observations is not None:
-        final = _observations(steps.next_observations, f"{source}: next_observations")
-    observations = _with_final(rows, final, keep, last)
+    rows, final = steps.observations, steps.next_observations
+    if steps.parts is None and rows.ndim == 2:
+        rows = single_precision(rows, f"{source}: observations")
+        final = None if final is None else single_precision(final, f"{source}: next_observations")
+    observations = _with_final(rows, rows if final is None else final, keep, last)
     actions = torch.from_numpy(single_precision(_selected(steps.actions, keep), f"{source}: actions"))
     if action_bounds is not None:
         low, high = (np.array(bound, dtype=np.float32) for bound in action_bounds)
@@ -147,6 +178,7 @@ def episodes_from_steps(
         action_low=torch.from_numpy(low),
         action_high=torch.from_numpy(high),
         discrete=torch.tensor(steps.discrete),
+        parts=steps.parts,
     )
     return transitions, Rewards(
         torch.from_numpy(kept[0]),
@@ -169,10 +201,6 @@ def _flags(values: Array | None, count: int, place: str) -> NDArray[np.bool_]:
             f"{place} have {values[wrong[0]]!s} at row {wrong[0]}; give flags, 0 and 1 or False and True"
         )
     return by_block(lambda part: part.astype(bool), values)
-
-
-def _observations(values: Array, place: str) -> Array:
-    return values if values.ndim == 4 else single_precision(values, place)
 
 
 def _ends(
@@ -299,16 +327,37 @@ def report_dropped(
     }
 
 
-def first_gap(steps: Steps) -> tuple[int, int | None] | None:
+class Gap(NamedTuple):
+    """A next observation that is not the observation of the next row."""
+
+    row: int
+    dimension: int | None  # None for images
+    part: str  # name of the part; "" if there are no parts
+    found: float  # the next observation; the first number that differs
+    expected: float  # the same number of the next row
+
+
+def first_gap(steps: Steps) -> Gap | None:
     """Find the first step within an episode whose next observation is not the observation of the next row.
 
     Returns:
-        Its row, and the dimension that differs (None for images); None if all rows follow each other, or the log
-        has no ``next_observations``.
+        Where it is; None if all rows follow each other, or the log has no ``next_observations``.
     """
-    observations, following = steps.observations, steps.next_observations
-    if following is None:
+    if steps.next_observations is None:
         return None
+    if steps.parts is None:
+        return _gap(steps.observations, steps.next_observations, steps, "")
+    observations, following = (
+        steps.parts.unpack(torch.from_numpy(values))
+        for values in (steps.observations, steps.next_observations)
+    )
+    gaps = (
+        _gap(observations[name].numpy(), following[name].numpy(), steps, name) for name in steps.parts.names
+    )
+    return min((gap for gap in gaps if gap is not None), key=lambda gap: gap.row, default=None)
+
+
+def _gap(observations: Array, following: Array, steps: Steps, part: str) -> Gap | None:
     images = observations.ndim == 4  # equal or not
     spread = 0.0 if images else np.subtract(observations.max(0), observations.min(0), dtype=np.float64)
     for rows in slices(observations[:-1], following[:-1]):
@@ -316,8 +365,10 @@ def first_gap(steps: Steps) -> tuple[int, int | None] | None:
         found, starts = following[rows][inside], observations[rows.start + 1 : rows.stop + 1][inside]
         gaps = found != starts if images else abs(np.subtract(found, starts, dtype=np.float64)) > GAP * spread
         if gaps.any():
-            row, dimension, *_ = np.argwhere(gaps)[0]
-            return int(rows.start + np.flatnonzero(inside)[row]), None if images else int(dimension)
+            place = tuple(np.argwhere(gaps)[0])
+            row = int(rows.start + np.flatnonzero(inside)[place[0]])
+            dimension = None if images else int(place[1])
+            return Gap(row, dimension, part, float(found[place]), float(starts[place]))
     return None
 
 

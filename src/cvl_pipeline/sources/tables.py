@@ -24,8 +24,6 @@ Array = NDArray[Any]
 FLAGS = {"false": False, "0": False, "0.0": False, "true": True, "1": True, "1.0": True}
 LISTED = 30
 """Maximum number of columns that an error lists."""
-OBSERVED = ("observations", "next_observations")
-"""Fields that may be images."""
 
 
 class Table:
@@ -106,7 +104,11 @@ class Table:
         return names
 
     def _resolve(self, field: str, given: str, others: list[tuple[str, str]]) -> list[str]:
-        if given in self._names or not any(sign in given for sign in "*?["):
+        if given in self._names:
+            return [given]
+        if any(name.startswith(f"{given}/") for name in self._names):  # a folder: all that is in it
+            given = f"{given}/*"
+        if not any(sign in given for sign in "*?["):
             return [given]
         matches = sorted({name for name in self._names if fnmatchcase(name, given)}, key=_natural)
         if not matches:
@@ -139,14 +141,31 @@ class Table:
             shapes = [self._contents.shape(name) for name in names if name in self._names]
         return sum(shape[0] for shape in shapes if shape)
 
+    def observations(self, field: str, columns: Columns) -> dict[str, Array]:
+        """The parts of observations by name, (N, K) numbers or (N, H, W, C) uint8 images.
+
+        If one of several columns has images, each column is a part, named by its path below the folder that all share,
+        with dots. Otherwise, there is one part, ``""``: an image, or all columns side by side, as in ``matrix``.
+        """
+        names = self.choose(field, columns)
+        with reading(self.file):
+            images = any(len(self._contents.shape(name)) == 4 for name in names if name in self._names)
+        if not images:
+            return {"": self.matrix(field, columns)}
+        labels = [""] if len(names) == 1 else _labels(names)
+        parts: dict[str, Array] = {}
+        for label, name in zip(labels, names, strict=True):
+            found = self._images(field, name)
+            parts[label] = self._as_single(field, name) if found is None else found
+            self._check_rows(field, name, len(parts[label]), (names[0], len(parts[labels[0]])))
+        return parts
+
     def matrix(self, field: str, columns: Columns) -> Array:
-        """All columns of a field side by side, (N, K); images unchanged, (N, H, W, C) uint8.
+        """All columns of a field side by side, (N, K).
 
         The numbers are float32; in a group, as stored, but checked to fit float32.
         """
         names = self.choose(field, columns)
-        if len(names) == 1 and field in OBSERVED and (images := self._images(field, names[0])) is not None:
-            return images
         parts = [self._as_single(field, name) for name in names]
         for name, part in zip(names, parts, strict=True):  # only the longer field can differ here
             self._check_rows(field, name, len(part), (names[0], len(parts[0])))
@@ -206,7 +225,7 @@ class Table:
                 shape = (self._contents.shape(name)[0], *values.shape[1:])
                 raise InputError(
                     f"{place}: has shape {shape} and type {values.dtype}; a row must be one number, one "
-                    "vector (flatten it), or, as the only observation, one image, (height, width, channels) uint8"
+                    "vector (flatten it), or, in observations, one image, (height, width, channels) uint8"
                 )
             values = values.reshape(len(values), -1)
             self._refuse(
@@ -393,6 +412,16 @@ def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
     """Sorting key by which obs_2 comes before obs_10."""
     parts = enumerate(re.split("([0-9]+)", name))  # text and numbers in turn
     return [(int(part), "") if place % 2 else (-1, part) for place, part in parts], name
+
+
+def _labels(names: list[str]) -> list[str]:
+    """Names of parts: paths below the folder that all share, with dots, such as images.wrist."""
+    paths = [re.split("[/.]", name) for name in names]
+    shared = 0
+    while all(len(path) > shared + 1 and path[shared] == paths[0][shared] for path in paths):
+        shared += 1
+    labels = [".".join(path[shared:]) for path in paths]
+    return labels if len(set(labels)) == len(labels) else names
 
 
 def place_of_row(index: int) -> str:
