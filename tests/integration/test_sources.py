@@ -157,7 +157,7 @@ def test_cameras_and_a_state_of_lerobot_become_a_policy_and_a_dataset_again(
         (("--format", "hdf5", "--fps", "5"), "--fps is for --format lerobot; leave it out"),
         (("--format", "minari"), "--format minari needs --name, the id of the new dataset"),
         (
-            ("--format", "hdf5", "--params", "dataset.source=lerobot,dataset.path=point,dataset.name=no"),
+            ("--format", "hdf5", "--params", "dataset.source=lerobot,dataset.path=point,dataset.name=absent"),
             "not ingested yet",
         ),
     ):
