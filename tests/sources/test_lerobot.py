@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -406,3 +407,35 @@ def test_faulty_lists_of_version_2_are_one_line(tmp_path: Path, text: str, words
     (root / "meta/episodes.jsonl").write_text(text)
     with pytest.raises(InputError, match=words):
         read(root, observations=STATE)
+
+
+@contextmanager
+def _noting(lines: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        lines.append(str(error))
+
+
+@pytest.mark.parametrize("version", ["v30", "v21"])
+def test_a_damaged_file_is_one_line_or_changes_no_shape(tmp_path: Path, version: str) -> None:
+    """Cut files anywhere, and change bytes anywhere: a hundred inputs for each version."""
+    root = copied(tmp_path, version)
+    expected, _ = read(root)
+    rng = np.random.default_rng(7)
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and "stats" not in path.name]
+    lines: list[str] = []
+    for case in range(100):
+        path = files[case % len(files)]
+        content = path.read_bytes()
+        damaged = bytearray(content[: int(rng.integers(0, len(content)))] if case % 2 else content)
+        for place in rng.integers(0, max(1, len(damaged)), 3 * (1 - case % 2)):
+            damaged[place] = int(rng.integers(0, 256))
+        path.write_bytes(bytes(damaged))
+        observed = STATE if path.suffix != ".mp4" else TOP
+        with _noting(lines):
+            transitions, _ = read(root, observations=observed, tasks="ignore", actions_out_of_bounds="widen")
+            assert transitions.actions.shape[1] == expected.actions.shape[1]
+        path.write_bytes(content)
+    assert len(lines) > 60
+    assert all("\n" not in line and str(root) in line for line in lines)

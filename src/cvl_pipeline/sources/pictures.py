@@ -37,7 +37,9 @@ def import_av() -> Any:
         import av.logging
     except ImportError as error:
         raise missing_extra("lerobot", error) from error
-    av.logging.set_level(av.logging.PANIC)  # errors are raised too
+    # Without messages, which decoding threads could only write while Python runs: closing a damaged video waits for
+    # these threads, and would never end. Errors are raised all the same.
+    av.logging.set_level(None)
     return av
 
 
@@ -161,7 +163,6 @@ class Videos:
         if not self._container.streams.video:
             raise InputError(f"{shown(path)}: has no pictures; record the dataset again")
         stream = self._container.streams.video[0]
-        stream.thread_type = "AUTO"
         self._path, self._time, self._pictures = path, -np.inf, self._container.decode(stream)
 
     def _at(self, path: Path, time: float) -> Array:
