@@ -345,7 +345,8 @@ class Folder:
 
     def _blocks(self, path: Path, names: list[str], rows: int) -> Iterator[pa.Table]:
         def open_file(path: Path) -> Any:
-            file = pyarrow.parquet.ParquetFile(path)
+            # Pages are read one by one: a group of rows may be as large as the file.
+            file = pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
             missing = [name for name in names if name not in file.schema_arrow.names]
             return file, missing
 
@@ -356,7 +357,7 @@ class Folder:
                 raise InputError(
                     f"{shown(path)}: has no column '{missing[0]}', which info.json describes; {AGAIN}"
                 )
-            batches = file.iter_batches(batch_size=rows, columns=names)
+            batches = file.iter_batches(rows, columns=names, use_threads=False)
             while (batch := self._read(name, lambda _: next(batches, None))) is not None:
                 yield pa.Table.from_batches([batch])
 
