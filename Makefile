@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KEDRO := $(BIN)/kedro
 ARGS ?=
 
-.PHONY: help run smoke test test-unit test-slow lint viz benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas bench-sampling bench-large-log bench-speed bench-gpu bench-tuning faults lock clean
+.PHONY: help run smoke test test-unit test-slow lint viz benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas bench-sampling bench-reading bench-large-log bench-speed bench-gpu bench-tuning faults lock clean
 
 help:
 	@echo "make run        the whole pipeline: collect, train, evaluate (ARGS='--params dataset.task=reach-v3')"
@@ -26,6 +26,7 @@ help:
 	@echo "make goals      one dynamics model, eight goals (docs/benchmarks.md, minutes)"
 	@echo "make ideas      the effect of each idea for better action values (docs/tuning.md, hours)"
 	@echo "make bench-sampling  segments per second from 10^5 to 10^8 transitions (minutes, 12 GB of disk)"
+	@echo "make bench-reading   memory and rows per second of every source that reads a log (half an hour, 12 GB of disk)"
 	@echo "make bench-large-log training steps per second with a log in a mapped file (minutes, 6 GB of disk with a GPU)"
 	@echo "make bench-speed     training steps per second, compared with JAX and other libraries (half an hour, 5 GB in .venv-peers)"
 	@echo "make bench-gpu       the same on a GPU, beside JAX (less than eight minutes)"
@@ -103,6 +104,9 @@ bench-tuning: $(VENV)/installed
 # One thread: batches are too small for several.
 bench-sampling: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sampling $(ARGS)
+
+bench-reading: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reading $(ARGS)
 
 bench-large-log: $(VENV)/installed
 	$(BIN)/python -m benchmarks.large_log $(ARGS)

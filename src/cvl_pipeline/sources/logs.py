@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.io.pieces import Column
-from cvl_pipeline.sources.steps import Steps, episodes_from_steps
+from cvl_pipeline.io.pieces import Column, first_where
+from cvl_pipeline.sources.precision import single_precision
+from cvl_pipeline.sources.steps import Steps, episodes_from_steps, packed
 from cvl_pipeline.training.progress import progress_bar
 
 Array = NDArray[Any]
@@ -56,62 +57,70 @@ class Log:
             source: name of the log in errors, such as a file.
         """
         self._source = source
-        self._columns: dict[str, Column] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._columns: dict[tuple[str, str], Column] = {}
+        self._shapes: dict[tuple[str, str], tuple[int, ...]] = {}
+        self._count = 0
 
     def __len__(self) -> int:
         """Number of rows."""
-        return len(self._columns["observations"]) if self._columns else 0
+        return self._count
 
-    def add(self, place: str | None = None, **columns: ArrayLike) -> None:
+    def add(self, place: str | None = None, **columns: ArrayLike | Mapping[str, ArrayLike]) -> None:
         """Add rows; they are copied.
 
         Args:
             place: name of the rows in errors, such as ``episode 7``; None: their numbers.
             columns: (M, ...) numbers by name; ``observations``, ``actions``, ``terminated`` and ``truncated`` are
-                needed.
+                needed. ``observations`` and ``next_observations`` of several parts are arrays by name of the part.
 
         Raises:
             InputError: a column is missing, unknown, or has another number of rows or another shape than the rest;
                 values that are not numbers, or not finite; the disk is full.
         """
         place = f"{self._source}: {place or f'rows from {len(self)}'}"
-        known = [field.name for field in fields(Steps) if field.name != "discrete"]
-        needed = [*self._columns] or ["observations", "actions", "terminated", "truncated"]
-        for name in columns:
-            if name not in (self._columns or known):
+        given: dict[tuple[str, str], ArrayLike] = {}
+        for name, values in columns.items():
+            parts = values if isinstance(values, Mapping) else {"": values}
+            given |= {(name, part): array for part, array in parts.items()}
+        self._check_names(given, place)
+        arrays = {key: self._checked(f"{place}, {_label(key)}", key, values) for key, values in given.items()}
+        (first, count), *others = ((key, len(array)) for key, array in arrays.items())
+        for key, rows in others:
+            if rows != count:
                 raise InputError(
-                    f"{place}: column '{name}' is not one of {', '.join(self._columns or known)}"
+                    f"{place}: {rows} rows of {_label(key)}, but {count} of {_label(first)}; save the same number"
                 )
-        for name in needed:
-            if name not in columns:
-                raise InputError(f"{place}: no column '{name}'; give {', '.join(needed)}")
-        arrays = {name: self._checked(f"{place}, {name}", name, values) for name, values in columns.items()}
-        counts = {name: len(array) for name, array in arrays.items()}
-        for name, count in counts.items():
-            if count != counts["observations"]:
-                raise InputError(
-                    f"{place}: {count} rows of {name}, but {counts['observations']} of observations; save the same "
-                    "number"
-                )
-        for name, array in arrays.items():
-            self._shapes.setdefault(name, array.shape[1:])
-            self._columns.setdefault(name, Column()).append(array)
+        for key, array in arrays.items():
+            self._shapes.setdefault(key, array.shape[1:])
+            self._columns.setdefault(key, Column()).append(array)
+        self._count += count
 
-    def _checked(self, place: str, name: str, values: ArrayLike) -> Array:
+    def _check_names(self, given: Iterable[tuple[str, str]], place: str) -> None:
+        names = [field.name for field in fields(Steps) if field.name not in ("discrete", "parts")]
+        needed = {("observations", ""), ("actions", ""), ("terminated", ""), ("truncated", "")}
+        for key in given:
+            fits = key in self._columns if self._columns else key[0] in names
+            if not fits:
+                known = ", ".join(map(_label, self._columns)) or ", ".join(names)
+                raise InputError(f"{place}: column '{_label(key)}' is not one of {known}")
+        fields_given = {name for name, _ in given}
+        for key in self._columns or sorted(needed):
+            if key not in given and (self._columns or key[0] not in fields_given):
+                raise InputError(f"{place}: no column '{_label(key)}'; give it, as in the other rows")
+
+    def _checked(self, place: str, key: tuple[str, str], values: ArrayLike) -> Array:
         array = np.asarray(values)
         if array.dtype.kind not in "biuf" or array.ndim == 0:
             raise InputError(f"{place}: {array.dtype} of shape {array.shape}; give numbers, one row per step")
-        like = self._shapes.get(name, array.shape[1:])
+        like = self._shapes.get(key, array.shape[1:])
         if array.shape[1:] != like:
             raise InputError(
                 f"{place}: rows of shape {array.shape[1:]} after rows of shape {like}; save the same in every row"
             )
-        wrong = np.argwhere(~np.isfinite(array))
-        if len(wrong):
-            where = tuple(int(index) for index in wrong[0])
+        wrong = first_where(lambda part: ~np.isfinite(part), array) if array.dtype.kind == "f" else None
+        if wrong is not None:
             raise InputError(
-                f"{place}: {array[where]} at row {where[0]} (the first is 0) is not a finite number; repair that row"
+                f"{place}: {array[wrong]} at row {wrong[0]} (the first is 0) is not a finite number; repair that row"
             )
         return array
 
@@ -130,6 +139,24 @@ class Log:
         """
         if not len(self):
             raise InputError(f"{self._source}: no steps; log at least one")
-        arrays: dict[str, Any] = {name: column.array() for name, column in self._columns.items()}
-        steps = Steps(**arrays, discrete=discrete)
+        arrays: dict[str, Any] = {}
+        layout = None
+        for name in dict.fromkeys(name for name, _ in self._columns):
+            parts = {part: column.array() for (other, part), column in self._columns.items() if other == name}
+            if list(parts) == [""]:
+                arrays[name] = parts[""]
+                continue
+            single = {
+                part: values
+                if values.ndim == 4
+                else single_precision(values, f"{self._source}: {name}, part '{part}'")
+                for part, values in parts.items()
+            }
+            arrays[name], layout = packed(single, self._source)
+        steps = Steps(**arrays, discrete=discrete, parts=layout)
         return episodes_from_steps(steps, self._source, action_bounds, prefix=prefix, unneeded=unneeded)
+
+
+def _label(key: tuple[str, str]) -> str:
+    """Name of a column in errors."""
+    return f"{key[0]}, part '{key[1]}'" if key[1] else key[0]

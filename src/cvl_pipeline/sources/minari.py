@@ -48,6 +48,9 @@ logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
+TOGETHER = 32
+"""Episodes that Minari is asked for together."""
+
 
 def load_minari(
     dataset_id: str, root: Path | None = None, download: bool = True
@@ -136,8 +139,9 @@ def save_minari(
 ) -> Path:
     """Write episodes as a Minari dataset, completely or not at all.
 
-    ``load_minari`` returns the same episodes. Successes, if reported, become ``infos["success"]``. As usual in
-    Minari, it has one more entry than the episode has steps; the first entry, for the reset, is False.
+    ``load_minari`` returns the same episodes. Observations of several parts become a Dict. Successes, if reported,
+    become ``infos["success"]``. As usual in Minari, it has one more entry than the episode has steps; the first entry,
+    for the reset, is False.
 
     Args:
         transitions: the episodes.
@@ -359,7 +363,9 @@ def _line(text: object) -> str:
 
 def _episodes_of(dataset: MinariDataset, folder: Path) -> Iterator[EpisodeData]:
     with _reading(folder):
-        yield from dataset.iterate_episodes()
+        indices = np.asarray(dataset.episode_indices)
+        for first in range(0, len(indices), TOGETHER):  # Minari reads ahead without limit
+            yield from dataset.iterate_episodes(indices[first : first + TOGETHER])
 
 
 def _in_recorded_order(space: spaces.Space[Any], described: Mapping[str, Any]) -> spaces.Space[Any]:
@@ -603,12 +609,10 @@ def _write(
     from minari.dataset.minari_storage import MinariStorage
 
     transitions = transitions.to("cpu")
-    actions, observation = transitions.actions.shape[1], tuple(transitions.observations.shape[1:])
+    actions = transitions.actions.shape[1]
     storage = MinariStorage.new(
         data,
-        observation_space=_space(observation, transitions.images)
-        if transitions.parts is None
-        else spaces.Dict([(part.name, _space(part.shape, part.image)) for part in transitions.parts.parts]),
+        observation_space=_observation_space(transitions),
         action_space=spaces.Discrete(actions)
         if transitions.discrete
         else spaces.Box(transitions.action_low.numpy(), transitions.action_high.numpy(), dtype=np.float32),
@@ -620,8 +624,15 @@ def _write(
     storage.update_episodes(_buffers(transitions, rewards))
 
 
-def _space(shape: tuple[int, ...], image: bool) -> spaces.Box:
-    return spaces.Box(0, 255, shape, np.uint8) if image else spaces.Box(-np.inf, np.inf, shape, np.float32)
+def _observation_space(transitions: Transitions) -> spaces.Space[Any]:
+    def box(shape: tuple[int, ...], images: bool) -> spaces.Box:
+        return (
+            spaces.Box(0, 255, shape, np.uint8) if images else spaces.Box(-np.inf, np.inf, shape, np.float32)
+        )
+
+    if transitions.parts is None:
+        return box(tuple(transitions.observations.shape[1:]), transitions.images)
+    return spaces.Dict([(part.name, box(part.shape, part.image)) for part in transitions.parts.parts])
 
 
 def _buffers(transitions: Transitions, rewards: Rewards) -> Iterator[EpisodeBuffer]:
@@ -630,12 +641,12 @@ def _buffers(transitions: Transitions, rewards: Rewards) -> Iterator[EpisodeBuff
     actions = transitions.actions.argmax(1) if transitions.discrete else transitions.actions
     for episode, (start, end) in enumerate(pairwise(transitions.episode_starts.tolist())):
         last = np.arange(start, end) == end - 1
-        observations = transitions.unpacked(transitions.observations[start + episode : end + episode + 1])
+        observations = transitions.observations[start + episode : end + episode + 1]
         # Arrays instead of the annotated lists give the same files faster.
         columns: dict[str, Any] = {
-            "observations": {name: values.numpy() for name, values in observations.items()}
-            if transitions.parts is not None
-            else observations.numpy(),
+            "observations": observations.numpy()
+            if transitions.parts is None
+            else {name: part.numpy() for name, part in transitions.parts.unpack(observations).items()},
             "actions": actions[start:end].numpy(),
             "rewards": rewards.rewards[start:end].cpu().numpy(),
             "terminations": last & bool(transitions.terminated[episode]),

@@ -219,7 +219,8 @@ def _ends(
         if belongs.any():
             final = rows.start + int(np.flatnonzero(belongs)[-1])
         count += int(belongs.sum())
-    if not len(last[-1]) or last[-1][-1] != final:
+    ended = max((int(found[-1]) for found in last if len(found)), default=-1)
+    if ended != final:
         last.append(np.array([final]))
         rank.append(np.array([count - 1]))
     return np.concatenate(last), np.concatenate(rank)
