@@ -195,3 +195,11 @@ def test_pictures_that_are_not_rgb_are_refused_by_lerobot(tmp_path: Path) -> Non
             replace(data, observations=data.observations[..., :1]), rewards, "lerobot", tmp_path / "log"
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_minari_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = _vectors()
+    folder, parameters = export_dataset(*data, "minari", "sets", name=NAME)
+    assert (folder, parameters["dataset.path"]) == (tmp_path / "sets" / NAME, "sets")
+    _assert_equal(_read(parameters), data)
