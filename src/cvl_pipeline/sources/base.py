@@ -191,6 +191,7 @@ SOURCES: Registry[Source] = Registry(
         "d4rl": "cvl_pipeline.sources.d4rl:D4RL",
         "ogbench": "cvl_pipeline.sources.ogbench:OGBench",
         "minari": "cvl_pipeline.sources.minari:Minari",
+        "lerobot": "cvl_pipeline.sources.lerobot:LeRobot",
         "files": "cvl_pipeline.sources.files:Files",
     },
 )

@@ -240,7 +240,7 @@ def _place(dataset_id: str, root: Path | None) -> tuple[Path, Path]:
             f"Minari dataset '{dataset_id}': an id has the form name-v0 or namespace/name-v0, of letters, "
             "digits, '_' and '-', such as D4RL/pointmaze/umaze-v2"
         ) from error
-    root = expanded(get_dataset_path() if root is None else root)
+    root = expanded(get_dataset_path() if root is None else root).absolute()  # Minari needs it to write
     kind = kind_at(root)
     if kind not in ("folder", None):
         raise InputError(

@@ -155,7 +155,7 @@ def episodes_from_steps(
         rewards = single_precision(steps.rewards, f"{source}: rewards")
     kept = _selected(rewards, keep), _selected(successes, keep)
     lost = _selected(rewards, keep, dropped=True), _selected(successes, keep, dropped=True)
-    _refuse_loss(kept, lost, source, prefix, unneeded)
+    refuse_loss(kept, lost, source, prefix, _remedy(prefix, unneeded))
     # Observation rows: those of the remaining steps, and after every episode its final observation.
     rows, final = steps.observations, steps.next_observations
     if steps.parts is None and rows.ndim == 2:
@@ -184,7 +184,7 @@ def episodes_from_steps(
         torch.from_numpy(kept[0]),
         torch.from_numpy(kept[1]),
         torch.tensor(steps.successes is not None),
-        **_dropped(*lost, int(unknown.sum()), int((~some).sum()), source),
+        **report_dropped(*lost, int(unknown.sum()), int((~some).sum()), source),
     )
 
 
@@ -256,8 +256,15 @@ def _with_final(observations: Array, final: Array, keep: NDArray[np.bool_], last
     return result.array()
 
 
-def _refuse_loss(
-    kept: tuple[Array, Array], lost: tuple[Array, Array], source: str, prefix: str, unneeded: str
+def _remedy(prefix: str, unneeded: str) -> str:
+    return (
+        f"give {prefix}next_observations, or flag the last row of every episode that ended there, such as by solving "
+        f"the task, as {prefix}terminated; or {unneeded} if you do not need it"
+    )
+
+
+def refuse_loss(
+    kept: tuple[Array, Array], lost: tuple[Array, Array], source: str, prefix: str, remedy: str
 ) -> None:
     """Raise InputError if dropped steps have all rewards that differ from the rest, or all successes.
 
@@ -266,7 +273,7 @@ def _refuse_loss(
         lost: likewise, of dropped steps.
         source: name of the log.
         prefix: of the names of columns.
-        unneeded: how to do without a column.
+        remedy: what to do, in the error.
     """
     rewards, successes = kept
     faults, usual = [], rewards[0]
@@ -278,13 +285,17 @@ def _refuse_loss(
     if faults:
         raise InputError(
             f"{source}: {' and '.join(faults)} are in the last step of an episode, which is dropped because nothing "
-            f"says where it led; give {prefix}next_observations, or flag the last row of every episode that ended "
-            f"there, such as by solving the task, as {prefix}terminated; or {unneeded} if you do not need it"
+            f"says where it led; {remedy}"
         )
 
 
-def _dropped(
-    rewards: NDArray[Any], successes: NDArray[np.bool_], unknown: int, episodes: int, source: str
+def report_dropped(
+    rewards: NDArray[Any],
+    successes: NDArray[np.bool_],
+    unknown: int,
+    episodes: int,
+    source: str,
+    cure: str = " (next_observations would keep them)",
 ) -> dict[str, Tensor]:
     """Count dropped steps, and log them.
 
@@ -294,6 +305,7 @@ def _dropped(
         unknown: how many of them are dropped because their next observation is unknown.
         episodes: episodes of which no step is left.
         source: name of the log.
+        cure: how to keep these, in the message.
 
     Returns:
         The fields of ``Rewards``.
@@ -301,9 +313,7 @@ def _dropped(
     if not len(rewards):
         return {}
     total = np.nansum(rewards, dtype=np.float64)
-    reasons = [f"{unknown} because nothing says where they led (next_observations would keep them)"] * (
-        unknown > 0
-    )
+    reasons = [f"{unknown} because nothing says where they led{cure}"] * (unknown > 0)
     others = len(rewards) - unknown
     reasons += [f"{others} because the episode was over"] * (others > 0)
     logger.warning(
