@@ -10,6 +10,14 @@ from torch import Tensor
 from cvl_pipeline.errors import InputError
 
 
+def pieces(rows: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Split rows, (B, ...) -> at most ``size`` each, to limit the memory; a program that is exported has one piece.
+
+    Its number of rows is not known, so it could not be split.
+    """
+    return (rows,) if torch.compiler.is_exporting() else torch.split(rows, size)
+
+
 def as_rows(values: ArrayLike, shape: tuple[int, ...], name: str, network: str) -> Tensor:
     """Return numbers of any type as float32, and images as uint8.
 
