@@ -120,7 +120,7 @@ faults: $(VENV)/installed
 # One torch version without a build tag: pip chooses the build for the platform.
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools ".[metaworld,robotics,minari,s3,suites,tuning,videos,viz,dev]"
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools ".[export,metaworld,robotics,minari,s3,suites,tuning,videos,viz,dev]"
 	( sed -n '/^#/p' requirements.lock; .venv-lock/bin/pip freeze --all --exclude cvl-pipeline --exclude pip \
 		| sed -e 's/+cpu$$//' -e 's/^pgserver==.*/&; python_version < "3.13"/' ) > .venv-lock/requirements.lock
 	mv .venv-lock/requirements.lock requirements.lock

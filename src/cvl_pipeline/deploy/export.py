@@ -86,7 +86,8 @@ class _Judging(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         *parts, actions = inputs
-        return self.values(packed(parts), actions)
+        values: Tensor = self.values(packed(parts), actions)
+        return values
 
 
 def export_policy(
@@ -173,6 +174,7 @@ def _exported(
     batch = {0: torch.export.Dim("batch")}
     try:
         with _quiet(), torch.no_grad():
+            module(*rows)  # decides what depends on constants alone, which a trace cannot
             program = torch.export.export(
                 module.eval(), rows, dynamic_shapes=(tuple(batch for _ in rows),), strict=False
             )
@@ -206,11 +208,11 @@ def _exported(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep back torch's warnings about itself."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
-            logger.setLevel(logging.ERROR)
+            logger.setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
@@ -350,13 +352,13 @@ def _parity(
     if values is not None and judged is not None:
         with torch.no_grad():
             known = values(observations, actions).numpy()
-        error, scale = float(np.abs(judged - known).max()), max(float(np.abs(known).max()), 1e-6)
-        if not error <= parameters.tolerance * scale:
+        gap, scale = float(np.abs(judged - known).max()), max(float(np.abs(known).max()), 1e-6)
+        if not gap <= parameters.tolerance * scale:
             raise InputError(
-                f"the exported value differs by up to {error:.3g} on held-out pairs; allowed is "
+                f"the exported value differs by up to {gap:.3g} on held-out pairs; allowed is "
                 f"{parameters.tolerance * scale:.3g} (export.tolerance); export.value=false leaves it out"
             )
-        parity |= {"value_error": error, "largest_value": scale}
+        parity |= {"value_error": gap, "largest_value": scale}
     return parity, agreed
 
 

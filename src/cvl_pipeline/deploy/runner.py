@@ -21,10 +21,13 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 FORMAT = 1
 """Version of the contract that this file reads and the export writes."""
@@ -133,7 +136,7 @@ class ExportedPolicy:
         self._session = self._open(POLICY_FILE)
         self._value: Any = None
         # The first call of a session takes longer.
-        self._session.run([ACTION], {part.name: part.middle for part in self._parts})
+        self._run(self._session, ACTION, {part.name: part.middle for part in self._parts})
 
     def reset(self) -> None:
         """Start an episode: warn again of numbers outside of the range of the training data."""
@@ -203,7 +206,7 @@ class ExportedPolicy:
             raise PolicyError("the value is not a finite number")
         return values[0] if single else values
 
-    def _open(self, name: str) -> Any:
+    def _open(self, name: str) -> onnxruntime.InferenceSession:
         """Start a session; the content is that whose SHA-256 was checked."""
         try:
             import onnxruntime
@@ -222,12 +225,14 @@ class ExportedPolicy:
             ) from None
 
     @staticmethod
-    def _run(session: Any, output: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    def _run(
+        session: onnxruntime.InferenceSession, output: str, inputs: Mapping[str, NDArray[Any]]
+    ) -> NDArray[Any]:
         try:
-            result: NDArray[Any] = session.run([output], inputs)[0]
+            result: Any = session.run([output], dict(inputs))[0]
         except Exception as error:
             raise PolicyError(f"ONNX Runtime failed: {_line(error)}") from None
-        return result
+        return np.asarray(result)
 
     def _inputs(self, observation: Any) -> tuple[dict[str, NDArray[Any]], bool]:
         """Return (B, *shape) of each part, and whether the observation is a single one."""
@@ -284,12 +289,9 @@ class _Part:
             width = np.where(high > low, high - low, np.maximum(np.abs(low), 1.0))
             self.middle[0] = (low + high) / 2
             widest = np.finfo(np.float32).max
-            self._low, self._high = low - margin * width, high + margin * width
-            if outside == "ignore":
-                self._low, self._high = np.full_like(low, -widest), np.full_like(low, widest)
-            self._low, self._high = (
-                part.clip(-widest, widest).astype(np.float32) for part in (self._low, self._high)
-            )
+            width = np.full_like(low, np.inf) if outside == "ignore" else margin * width
+            ends = (low - width).clip(-widest, widest), (high + width).clip(-widest, widest)
+            self._low, self._high = (end.astype(np.float32) for end in ends)
 
     def rows(self, value: Any) -> tuple[NDArray[Any], bool]:
         """Return (B, *shape) of the part's type, and whether the value is a single row."""
