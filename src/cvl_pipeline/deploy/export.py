@@ -124,6 +124,7 @@ def export_policy(
         raise InputError(f"a policy of class {type(policy).__name__} cannot be exported: it is no Policy")
     policy = policy.eval()
     parts = parts_of(policy)
+    contract = _contract(policy, parts, transitions, parameters, values is not None, about or {})
     episodes = split.validation if len(split.validation) else split.train
     index = transitions.transition_index(episodes)
     index = index[torch.linspace(0, len(index) - 1, min(len(index), HELD_OUT)).long()]
@@ -143,7 +144,6 @@ def export_policy(
     files[RUNNER_FILE] = Path(runner.__file__).read_bytes()
     with torch.no_grad():
         wanted = _Acting(policy)(observations).numpy()
-    contract = _contract(policy, parts, transitions, parameters, values is not None, about or {})
     contract["parity"], agreed = _parity(
         policy, values, contract, files, (names[0], observations, actions, wanted), parameters
     )
