@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 KEDRO := $(BIN)/kedro
 ARGS ?=
 
-.PHONY: help run smoke test test-unit test-slow lint viz benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas bench-sampling bench-large-log bench-speed bench-gpu bench-tuning faults lock clean
+.PHONY: help run smoke test test-unit test-slow lint viz benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas bench-sampling bench-large-log bench-speed bench-gpu bench-tuning bench-deploy faults lock clean
 
 help:
 	@echo "make run        the whole pipeline: collect, train, evaluate (ARGS='--params dataset.task=reach-v3')"
@@ -30,6 +30,7 @@ help:
 	@echo "make bench-speed     training steps per second, compared with JAX and other libraries (half an hour, 5 GB in .venv-peers)"
 	@echo "make bench-gpu       the same on a GPU, beside JAX (less than eight minutes)"
 	@echo "make bench-tuning    a study of 30 trials; compare its best parameters with the defaults (docs/studies.md, 40 minutes)"
+	@echo "make bench-deploy    exported policies beside torch: microseconds, size, a million calls (docs/deploy.md, minutes)"
 	@echo "make faults     inject hundreds of faults in all stages and check the outcomes (docs/reliability.md, 15 minutes)"
 	@echo "make lock       update requirements.lock to the newest versions that pyproject.toml allows"
 	@echo "make clean      delete the virtual environment and caches, but no data"
@@ -99,6 +100,10 @@ truth-methods: $(VENV)/installed
 
 bench-tuning: $(VENV)/installed
 	$(BIN)/python -m benchmarks.tuning $(ARGS)
+
+# One thread: a robot has other work for the rest.
+bench-deploy: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.deploy $(ARGS)
 
 # One thread: batches are too small for several.
 bench-sampling: $(VENV)/installed
