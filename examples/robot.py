@@ -4,7 +4,7 @@
     python robot.py FOLDER SEEDS.json 200
 
 FOLDER is an exported one (docs/deploy.md). SEEDS.json is a list of episode seeds, 200 the steps of an episode. Prints
-one JSON object: success and return of each episode, which are those of the run on the seeds of ``cvl_rollouts.parquet``.
+one JSON object: success and return of each episode, on the seeds of ``cvl_rollouts.parquet`` those of the run.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def test_the_card_says_what_it_learned_from_and_how_it_was_judged(name: str) -> 
         "0.85 [0.70, 1.00], 95 % interval",
         "0.50 [0.40, 0.60], 95 % interval",
         "unknown",
-        "from -1, 0 to 1, 1",
+        "from -1, 0 to 1",
         "judged in door-open-v3 alone",
         "video.mp4",
     ):

@@ -229,10 +229,11 @@ class ExportedPolicy:
         session: onnxruntime.InferenceSession, output: str, inputs: Mapping[str, NDArray[Any]]
     ) -> NDArray[Any]:
         try:
-            result: Any = session.run([output], dict(inputs))[0]
+            result = session.run([output], dict(inputs))[0]
         except Exception as error:
             raise PolicyError(f"ONNX Runtime failed: {_line(error)}") from None
-        return np.asarray(result)
+        array: NDArray[Any] = np.asarray(result)
+        return array
 
     def _inputs(self, observation: Any) -> tuple[dict[str, NDArray[Any]], bool]:
         """Return (B, *shape) of each part, and whether the observation is a single one."""
