@@ -263,7 +263,8 @@ class ExportedPolicy:
             return actions
         if actions.shape != (rows, self._size) or not np.isfinite(actions).all():
             raise PolicyError("the policy's action is not a finite number")
-        return np.minimum(np.maximum(actions, self._low), self._high)
+        within: NDArray[Any] = np.minimum(np.maximum(actions, self._low), self._high)
+        return within
 
     def _watch(self, taken: float, allowed: float) -> None:
         if taken > allowed:
