@@ -17,6 +17,7 @@ from cvl_pipeline.kedro.pipeline_registry import plan_for, register_pipelines
 from cvl_pipeline.kedro.provenance import code
 from cvl_pipeline.kedro.provenance.code import Code, code_of, code_of_module, source_of
 from cvl_pipeline.kedro.provenance.states import Provenance
+from cvl_pipeline.kedro.workspace import PROVENANCE
 from cvl_pipeline.objectives.base import OBJECTIVES
 from cvl_pipeline.sources.base import SOURCES
 
@@ -61,7 +62,21 @@ ROOMS: dict[str, set[str]] = {
     "evaluation.summarise": SOURCES_OF_EPISODES | {"networks", "readout", "reports"},
     "evaluation.plot": {"reports"},
     "evaluation.write_page": PARAMETERS - {"tuning"} | {"reports"},
-    "tuning.search": PARAMETERS | {"api"},
+    "export.export_cvl": {
+        *BASE,
+        "deploy",
+        "environments",
+        "episodes",
+        "methods",
+        "networks",
+        "objectives",
+        "paths",
+        "readout",
+        "reports",
+        "sources",
+        "training",
+    },
+    "tuning.search": PARAMETERS | {"api", "deploy"},
     **{f"tuning.{name}": PARAMETERS for name in ("choose", "report", "history", "importance", "parallel")},
 }
 """The packages, and modules beside them, that each node depends on; ``kedro``, its own, has a test below."""
@@ -75,7 +90,7 @@ def _code_of_nodes(**parameters: Any) -> dict[str, Code]:
     pipelines = register_pipelines()
     catalog = DataCatalog()
     catalog["parameters"] = checked.model_dump(mode="json")
-    return Provenance(pipelines["__default__"] + pipelines["tuning"], catalog)._code
+    return Provenance(pipelines["__default__"] + pipelines["export"] + pipelines["tuning"], catalog)._code
 
 
 def _modules(code: Code, package: str) -> set[str]:
@@ -94,13 +109,16 @@ def test_every_node_depends_on_these_packages_and_no_others() -> None:
 
 def test_a_node_depends_on_its_own_function_and_what_it_names_in_kedros_package() -> None:
     pipelines = register_pipelines()
-    nodes = {node.name: node for node in (pipelines["__default__"] + pipelines["tuning"]).nodes}
+    nodes = {
+        node.name: node
+        for node in (pipelines["__default__"] + pipelines["export"] + pipelines["tuning"]).nodes
+    }
     for name, found in _code_of_nodes().items():
         function: Any = nodes[name].func
         function = function.func if isinstance(function, partial) else function
         used = {f"cvl_pipeline.kedro.{part}" for part in ("parameters", "workspace")}
         used = used if name == "tuning.search" else used - {"cvl_pipeline.kedro.parameters"}
-        used = used if "training" in nodes[name].tags or name == "evaluation.write_page" else set()
+        used = used if {"training", PROVENANCE} & nodes[name].tags else set()
         own = {part for part in found.hashes if part.startswith("cvl_pipeline.kedro.")}
         assert own == {f"{function.__module__}:{function.__name__}"} | used, name
 
