@@ -33,17 +33,17 @@ PARAMETERS = {
 }  # fmt: skip
 """The models of all parameters, with the default alternatives."""
 ROOMS: dict[str, set[str]] = {
-    "data_ingestion.ingest": SOURCES_OF_EPISODES | {"api"},
+    "data_ingestion.ingest": SOURCES_OF_EPISODES | {"api", "io"},
     "data_ingestion.split": {"errors", "episodes"},
     "data_ingestion.normalise": {"errors", "episodes"},
     "data_ingestion.tabulate": SOURCES_OF_EPISODES,
-    "data_ingestion.report": {"episodes"},
+    "data_ingestion.report": {"errors", "episodes"},
     "data_ingestion.plot": {"errors", "episodes", "reports"},
     "contrastive_dynamics.train": TRAINING | {"dynamics"},
     "contrastive_dynamics.report": set(),
     "contrastive_dynamics.plot": {"reports"},
-    "value_readout.label": {*BASE, "api", "episodes", "readout"},
-    "value_readout.read_out": READOUT | {"api"},
+    "value_readout.label": {*BASE, "api", "episodes", "io", "readout"},
+    "value_readout.read_out": READOUT | {"api", "io"},
     "value_readout.evaluate": READOUT,
     "value_readout.report": READOUT,
     "value_readout.plot": {"reports"},
@@ -56,10 +56,10 @@ ROOMS: dict[str, set[str]] = {
         for name in ("cvl", "bc", "iql")
     },
     **{
-        f"evaluation.score_{name}": SOURCES_OF_EPISODES | {"networks", "readout"}
+        f"evaluation.score_{name}": SOURCES_OF_EPISODES | {"io", "networks", "readout"}
         for name in ("cvl", "bc", "iql")
     },
-    "evaluation.summarise": SOURCES_OF_EPISODES | {"networks", "readout", "reports"},
+    "evaluation.summarise": SOURCES_OF_EPISODES | {"io", "networks", "readout", "reports"},
     "evaluation.plot": {"reports"},
     "evaluation.write_page": PARAMETERS - {"tuning"} | {"reports"},
     "export.export_cvl": {
@@ -67,6 +67,7 @@ ROOMS: dict[str, set[str]] = {
         "deploy",
         "environments",
         "episodes",
+        "io",
         "methods",
         "networks",
         "objectives",
@@ -160,10 +161,10 @@ def test_a_policy_depends_on_its_own_objective_and_the_critic_on_none(objective:
 
 
 FILE_READERS = {
-    "files": {"columns", "formats", "hdf5", "memory", "precision", "steps", "tables"},
-    "d4rl": {"download", "hdf5", "memory", "precision", "steps"},
-    "ogbench": {"download", "formats", "hdf5", "memory", "precision"},
-    "minari": {"hdf5", "memory", "precision"},
+    "files": {"columns", "formats", "hdf5", "logs", "precision", "steps", "tables"},
+    "d4rl": {"download", "hdf5", "logs", "precision", "steps"},
+    "ogbench": {"download", "formats", "hdf5", "logs", "precision", "steps"},
+    "minari": {"hdf5", "logs", "precision", "steps"},
     "lerobot": {"columns", "lerobot_format", "lerobot_frames", "logs", "pictures", "precision", "steps"},
 }
 
