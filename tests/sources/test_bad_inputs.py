@@ -272,7 +272,7 @@ def test_spoiled_parameters_give_a_one_line_error() -> None:
         while True:
             name = str(rng.choice(sorted(place)))
             path.append(name)
-            if not isinstance(place[name], dict):
+            if not (isinstance(place[name], dict) and place[name]):
                 break
             place = place[name]
         way = str(rng.choice(["typo", "type"]))
