@@ -39,13 +39,16 @@ def command_page() -> str:
     lines = [
         "# Commands",
         "",
-        "`kedro parameters write` generates this page from the commands; do not edit it. `kedro <command> --help` shows the",
-        "same in the terminal. Kedro's own commands, such as `kedro registry list`, and those of its plug-ins, such as",
-        "`kedro viz`, exist too. A mistake of yours ends a command with one line and status 1 or 2, SIGTERM with status 143.",
+        "`kedro parameters write` generates this page from the commands; do not edit it. `kedro <command> --help`",
+        "shows the same in the terminal. Kedro's own commands, such as `kedro registry list`, and those of its",
+        "plug-ins, such as `kedro viz`, exist too. A mistake of yours ends a command with one line and status 1 or 2,",
+        "SIGTERM with status 143.",
     ]
     for name, command in _leaves(cli, "kedro"):
         context = click.Context(command, info_name=name)
-        arguments = [part.make_metavar(context) for part in command.params if isinstance(part, click.Argument)]
+        arguments = [
+            part.make_metavar(context) for part in command.params if isinstance(part, click.Argument)
+        ]
         rows = [part.get_help_record(context) for part in command.params if isinstance(part, click.Option)]
         lines += ["", f"## {' '.join([name, *arguments])}", "", *_paragraphs(command.help or "")]
         if any(rows):
