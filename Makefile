@@ -8,7 +8,7 @@ VENV_DOCS := .venv-docs
 PAGES := LICENSE '*.md' '*.ipynb' '*.png' '*.svg' '*.webp' '*.css' examples 'src/*.py' tests/test_examples.py
 ARGS ?=
 
-.PHONY: help run smoke test test-unit test-slow lint viz docs benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas bench-sampling bench-large-log bench-speed bench-gpu bench-tuning faults lock clean
+.PHONY: help run smoke test test-unit test-slow lint viz docs benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas bench-sampling bench-reading bench-large-log bench-speed bench-gpu bench-tuning faults lock clean
 
 help:
 	@echo "make run        the whole pipeline: collect, train, evaluate (ARGS='--params dataset.task=reach-v3')"
@@ -30,6 +30,7 @@ help:
 	@echo "make goals      one dynamics model, eight goals (docs/benchmarks.md, minutes)"
 	@echo "make ideas      the effect of each idea for better action values (docs/tuning.md, hours)"
 	@echo "make bench-sampling  segments per second from 10^5 to 10^8 transitions (minutes, 12 GB of disk)"
+	@echo "make bench-reading   memory and rows per second of every source that reads a log (half an hour, 12 GB of disk)"
 	@echo "make bench-large-log training steps per second with a log in a mapped file (minutes, 6 GB of disk with a GPU)"
 	@echo "make bench-speed     training steps per second, compared with JAX and other libraries (half an hour, 5 GB in .venv-peers)"
 	@echo "make bench-gpu       the same on a GPU, beside JAX (less than eight minutes)"
@@ -122,6 +123,9 @@ bench-tuning: $(VENV)/installed
 bench-sampling: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sampling $(ARGS)
 
+bench-reading: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reading $(ARGS)
+
 bench-large-log: $(VENV)/installed
 	$(BIN)/python -m benchmarks.large_log $(ARGS)
 
@@ -138,9 +142,9 @@ faults: $(VENV)/installed
 # One torch version without a build tag: pip chooses the build for the platform.
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools ".[metaworld,robotics,minari,s3,suites,tuning,videos,viz,dev]"
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools ".[lerobot,metaworld,robotics,minari,ogbench,s3,suites,tuning,videos,viz,dev]"
 	( sed -n '/^#/p' requirements.lock; .venv-lock/bin/pip freeze --all --exclude cvl-pipeline --exclude pip \
-		| sed -e 's/+cpu$$//' -e 's/^pgserver==.*/&; python_version < "3.13"/' ) > .venv-lock/requirements.lock
+		| sed -e 's/+cpu$$//' -e '/^\(dm[-_]\|labmaze=\|lxml=\|ogbench=\|pgserver=\)/s/$$/; python_version < "3.13"/' ) > .venv-lock/requirements.lock
 	mv .venv-lock/requirements.lock requirements.lock
 	rm -rf .venv-lock build
 

@@ -14,13 +14,18 @@ from cvl_pipeline.objectives.best_of_n import BestOfN
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import ExactReadout, FeatureReadout, Readout
 from cvl_pipeline.readout.regression import RegressedReadout
-from cvl_pipeline.testing.builders import make_discrete_transitions, make_rewards, make_transitions
+from cvl_pipeline.testing.builders import (
+    make_discrete_transitions,
+    make_packed_transitions,
+    make_rewards,
+    make_transitions,
+)
 
 HORIZONS = torch.tensor([1, 4, 9])
 NO_HORIZONS = torch.zeros(0, dtype=torch.int64)
 
 NAMES = (
-    "transitions", "transitions, discrete", "rewards", "split", "normalisation",
+    "transitions", "transitions, discrete", "transitions, packed", "rewards", "split", "normalisation",
     "critic", "critic, of horizons",
     "readout", "readout, of horizons", "readout, fourier", "readout, positive",
     "readout, regressed", "readout, regressed of horizons",
@@ -41,6 +46,7 @@ def make_artifacts() -> dict[str, Any]:
     """One object of every class that is saved, by name."""
     transitions = make_transitions([5, 1, 7], [True, False, False])
     discrete = make_discrete_transitions([5, 1, 7], [True, False, False], action_size=2)
+    packed = make_packed_transitions([5, 1, 7], [True, False, False])
     split = split_episodes(transitions, 0.3, 0)
     normalisation = fit_normalisation(transitions, split, 1e-3)
     torch.manual_seed(0)
@@ -80,7 +86,7 @@ def make_artifacts() -> dict[str, Any]:
     goal_actors = [make_goal_actor(log, normalisation, (8, 4), {}) for log in (transitions, discrete)]
     goals = transitions.observations[2:6].clone()
     artifacts = (
-        transitions, discrete, make_rewards(transitions), split, normalisation,
+        transitions, discrete, packed, make_rewards(transitions), split, normalisation,
         critic, conditioned,
         exact, of_horizons, fourier, positive, regressed, regressed_of_horizons,
         gaussian, categorical,

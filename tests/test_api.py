@@ -722,8 +722,8 @@ def test_a_file_has_bounds_of_its_actions(tmp_path: Path) -> None:
         path, action_low=bounds[0], action_high=bounds[1], actions_out_of_bounds="clip", **columns
     ).transitions
     assert (data.action_low.item(), data.action_high.item(), data.actions.abs().max().item()) == (-1, 1, 1)
-    with pytest.raises(InputError, match=r"dataset\.memory_limit"):
-        cvl.episodes_from_file(path, memory_limit=1e-9, **columns)
+    with pytest.raises(InputError, match=r"memory_limit is no longer needed"):
+        cvl.load_episodes("files", path=str(path), memory_limit=1.0)
     with pytest.raises(InputError, match=r"set null \(None in Python\) if the log has none"):
         cvl.episodes_from_file(path, terminated="fell")
 

@@ -30,7 +30,7 @@ PAGES = sorted([
 SITE = yaml.safe_load((PROJECT / "mkdocs.yml").read_text())
 PROGRAMS = {
     "README.md": ["here"],
-    "docs/data.md": ["here", "here"],
+    "docs/data.md": ["here"] * 4,
     "docs/guides/add-a-baseline.md": ["tests/test_examples.py"] * 2,
     "docs/guides/add-a-source.md": ["tests/test_examples.py"] * 2,
     "docs/guides/add-an-encoder.md": ["tests/test_examples.py"] * 3,
@@ -51,6 +51,7 @@ NOT_CHECKED = {
     "export SRUN_CPUS_PER_TASK": "SLURM",
     "git clone": "the address is not in the project",
     "kedro registry list": "a command of Kedro's own",
+    "CVL_LEROBOT_PYTHON=": "it needs LeRobot's package, in an environment of its own",
     "kubectl ": "a cluster of the reader's",
     "python kubernetes_cluster.py": "a cluster of the reader's; tests/suites/test_pages.py runs the script",
     "source .venv/bin/activate": "it changes the reader's shell",
@@ -226,7 +227,7 @@ def test_the_page_on_own_data_reads_its_csv(tmp_path: Path, monkeypatch: pytest.
 def test_the_page_on_data_measures_presets_and_saves_for_minari(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    presets, minari = _blocks(PROJECT / "docs/data.md", "python")
+    presets, minari, *_ = _blocks(PROJECT / "docs/data.md", "python")
     small = re.sub(r"in \((\"\S+\"), .*\):", r"in (\1,):", presets).replace("episodes=100", "episodes=4")
     exec(small, {})
     assert re.search(r"^reach-v3 mixed 4 \d", capsys.readouterr().out, re.MULTILINE)
@@ -240,6 +241,29 @@ def test_the_page_on_data_measures_presets_and_saves_for_minari(
     cvl.save(make_rewards(transitions), f"{raw}/rewards.safetensors")
     exec(minari, {})
     assert (tmp_path / "minari/mine/pointmaze-v0/data").is_dir()
+
+
+def test_the_page_on_data_has_observations_of_several_parts() -> None:
+    *_, use, pack = _blocks(PROJECT / "docs/data.md", "python")
+    generator = np.random.default_rng(0)
+    names: dict[str, Any] = {
+        "states": generator.normal(size=(40, 2)).astype(np.float32),
+        "pictures": generator.integers(0, 255, (40, 8, 8, 3), dtype=np.uint8),
+        "actions": generator.uniform(-1.0, 1.0, (40, 2)),
+        "rewards": generator.normal(size=40),
+        "ends": np.arange(40) % 10 == 9,
+        "cvl": cvl,
+        "Transitions": dict,
+        "others": {},
+    }
+    names |= {"state": names["states"][0], "picture": names["pictures"][0]}
+    train, act = use.splitlines()
+    exec(train, names)
+    names["policy"] = cvl.train_method(names["data"], "bc", **SMALL).policy
+    exec(act, names)
+    assert names["action"].shape == (2,)
+    exec(pack, names)
+    assert names["rows"].shape == (40, 2 * 4 + 8 * 8 * 3)
 
 
 def test_every_program_of_a_page_runs_in_a_test() -> None:

@@ -5,6 +5,7 @@ The nodes of the Kedro pipelines call these functions, so a notebook and ``kedro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.methods.cvl import CVL
 from cvl_pipeline.methods.job import PolicyJob
 from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.networks.goal_policy import ObservedGoal
 from cvl_pipeline.objectives.base import OBJECTIVES, ObjectiveParameters, TrainedPolicy
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.parameters import READOUTS, REWARDS, ReadoutParameters, RewardParameters
@@ -51,14 +53,14 @@ if TYPE_CHECKING:
 
 
 def episodes_from_arrays(
-    observations: ArrayLike,
+    observations: ArrayLike | Mapping[str, ArrayLike],
     actions: ArrayLike,
     rewards: ArrayLike | None = None,
     *,
     terminated: ArrayLike | None = None,
     truncated: ArrayLike | None = None,
     successes: ArrayLike | None = None,
-    next_observations: ArrayLike | None = None,
+    next_observations: ArrayLike | Mapping[str, ArrayLike] | None = None,
     action_low: ArrayLike | None = None,
     action_high: ArrayLike | None = None,
     action_count: int | None = None,
@@ -73,7 +75,8 @@ def episodes_from_arrays(
     are refused.
 
     Args:
-        observations: (N, O) numbers, or (N, H, W, C) uint8 images; the action of the row was chosen from it.
+        observations: (N, O) numbers, or (N, H, W, C) uint8 images, or a dictionary of several such arrays; the action
+            of the row was chosen from it.
         actions: (N, A) numbers, or (N,) integers from 0 on where actions are choices.
         rewards: (N,), counted on arrival in the next observation.
         terminated: (N,) flags, the world stopped after this step.
@@ -127,7 +130,6 @@ def episodes_from_file(
     action_low: ArrayLike | None = None,
     action_high: ArrayLike | None = None,
     actions_out_of_bounds: OutOfBounds = "refuse",
-    memory_limit: float | None = None,
     **columns: Any,
 ) -> EpisodeData:
     """Read a log of your own: HDF5, NPZ, Parquet or CSV, one row per step.
@@ -138,7 +140,6 @@ def episodes_from_file(
         action_low: (A,), the smallest action the environment accepts; None: the smallest in the log.
         action_high: (A,), the largest, likewise.
         actions_out_of_bounds: as in ``episodes_from_arrays``.
-        memory_limit: largest size of the log's arrays in memory, in GiB; None: a quarter of the machine's memory.
         columns: names of the log's columns, such as ``observations="obs_*"`` (docs/own-data.md).
 
     Raises:
@@ -149,7 +150,7 @@ def episodes_from_file(
     )
     return load_episodes(
         "files", seed, path=str(path), columns=columns, action_low=low, action_high=high,
-        actions_out_of_bounds=actions_out_of_bounds, memory_limit=memory_limit,
+        actions_out_of_bounds=actions_out_of_bounds,
     )  # fmt: skip
 
 
@@ -355,7 +356,8 @@ def roll_out(
     """Record episodes of a policy, on episode seeds that collection never uses.
 
     Args:
-        policy: observations (B, O) to actions (B, A).
+        policy: observations (B, O) to actions (B, A). A module of your own gets observations of several parts as a
+            dictionary of tensors.
         environment: of ``environment_for``.
         episodes: how many.
         seed: determines the episodes.
@@ -368,6 +370,8 @@ def roll_out(
     check_seed(seed)
     if episodes < 1:
         raise InputError(f"episodes is {episodes}; give at least 1")
+    if environment.goals:
+        policy = ObservedGoal(policy)
     with naming_what_to_lower("evaluation.workers, evaluation.episodes or evaluation.episode_steps"):
         return run_policy(
             policy, environment.make, episodes=episodes, seed=seed, workers=workers, name=name,
@@ -387,7 +391,8 @@ def evaluate(
     """Judge a policy in an environment.
 
     Args:
-        policy: observations (B, O) to actions (B, A).
+        policy: observations (B, O) to actions (B, A). A module of your own gets observations of several parts as a
+            dictionary of tensors.
         environment: a Gymnasium id, or of ``environment_for``.
         episodes: how many.
         episode_steps: steps after which an episode of that id is truncated; None: its own limit.

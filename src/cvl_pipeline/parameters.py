@@ -118,7 +118,9 @@ def with_inherited(values: Mapping[str, Any]) -> dict[str, Any]:
         OBJECTIVES.validate(policy)
     except (ValidationError, PydanticCustomError):  # reported once, not for every baseline again
         return result
-    shared = {name: policy[name] for name in ("hidden", "encoder", "training") if name in policy}
+    shared = {
+        name: policy[name] for name in ("hidden", "encoder", "part_encoders", "training") if name in policy
+    }
     choice = Choice(METHODS, mapping=True)
     entries: dict[str, Any] = {}
     for label, value in baselines.items():

@@ -276,10 +276,12 @@ class Choice:
     Attributes:
         registry: of the alternatives.
         mapping: the field maps labels to alternatives; a label that names an alternative chooses it.
+        labels: what a label must match.
     """
 
     registry: Registry[Any]
     mapping: bool = False
+    labels: str = r"[a-z][a-z0-9_]*"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Validate by the registry; an alternative serialises itself."""
@@ -306,7 +308,7 @@ class Choice:
             if value is None:  # how an environment leaves out an entry of conf/base
                 continue
             try:
-                if not re.fullmatch(r"[a-z][a-z0-9_]*", str(label)):
+                if not re.fullmatch(self.labels, str(label)):
                     raise PydanticCustomError("label", "must be lower-case letters, digits and '_'")
                 default = self.default_for(label)
                 if isinstance(value, Mapping) and value.get(self.registry.field) is None and default is None:

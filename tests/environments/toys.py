@@ -108,6 +108,27 @@ class Dot(gymnasium.Env[Any, Any]):
         return picture
 
 
+def to_the_target(observation: Any) -> Array:
+    """Move to the target; for ``dataset.policy``."""
+    direction: Array = np.clip(Dot.TARGET - observation["place"], -1.0, 1.0)
+    return direction
+
+
+class SeenDot(Dot):
+    """The same, seen as a picture and as the place of the red dot, in a nested dictionary."""
+
+    def __init__(self, steps: int = 20) -> None:
+        super().__init__(steps)
+        place = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+        camera = gymnasium.spaces.Dict({"top": self.observation_space})
+        self.observation_space = gymnasium.spaces.Dict({"images": camera, "place": place})
+
+    def _picture(self) -> Any:
+        return {"images": {"top": super()._picture()}, "place": self._place}
+
+
+SEEN_DOT = "tests.environments.toys:tests/SeenDot-v0"
+gymnasium.register("tests/SeenDot-v0", "tests.environments.toys:SeenDot", max_episode_steps=20)
 DOT = "tests.environments.toys:tests/Dot-v0"
 """Its id with the module that registers it, which other processes need."""
 gymnasium.register("tests/Dot-v0", "tests.environments.toys:Dot", max_episode_steps=20)

@@ -202,3 +202,13 @@ def test_coverage_of_a_single_dimension_is_a_line() -> None:
     data = make_transitions([30], [False], observation_size=1)
     found = coverage(data, fit_normalisation(data, split_first(data, 1), 1e-3), count=10, seed=0)
     assert (found["second"] == 0.0).all()
+
+
+def test_a_source_can_hold_out_its_last_episodes() -> None:
+    transitions = replace(make_transitions([2, 3, 2, 4], [False] * 4), held_out=torch.tensor(1))
+    for seed in (0, 1):
+        split = split_episodes(transitions, 0.5, seed)
+        assert (split.train.tolist(), split.validation.tolist()) == ([0, 1, 2], [3])
+    for held_out in (-1, 4):
+        with pytest.raises(InputError, match=f"the source holds out {held_out} of 4 episodes"):
+            split_episodes(replace(transitions, held_out=torch.tensor(held_out)), 0.5, 0)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+import torch
 
+import cvl_pipeline as cvl
 from tests.integration.conftest import REUSE, Forks, Project, copy_project
 from tests.sources import logs
+from tests.sources.lerobot_sets import FIXTURE, read
 
 COLUMNS = (
     "dataset.columns.observations=obs_*,dataset.columns.actions=act_*,dataset.columns.rewards=reward,"
@@ -117,3 +121,70 @@ def test_a_preset_collects_into_a_folder_of_its_own(kedro: Forks, project: Proje
         "Error: parameters: 'dataset': dataset.preset noisy does not use dataset.window: leave it out, "
         "or set it to null\n"
     )
+
+
+def test_one_policy_is_evaluated_over_the_goals_of_a_maze(kedro: Forks, project: Project) -> None:
+    pytest.importorskip("ogbench")
+    task = "pointmaze-medium-navigate-singletask-v0"
+    parameters = (
+        f"dataset.source=ogbench,dataset.task={task},dataset.collect=true,dataset.episodes=8,dataset.episode_steps=100,"
+        "evaluation.goals=true,evaluation.episodes=5,evaluation.episode_steps=20,baselines.bc=null,"
+        "baselines.crl.method=crl,baselines.crl.goal_share=0.5,reward.source=goal_distance,reward.indices=0 1,"
+        "reward.target=20 20,reward.scale=4,reward.tolerance=1"
+    )
+    kedro.kedro(project, "run", "--params", parameters)
+    metrics = json.loads(project.artifact("metrics.json", f"{task}-smoke/seed_0/goal_distance").read_text())
+    assert metrics["environment"] == f"goals of {task}"
+    for method in ("cvl", "crl"):
+        rates = [metrics[f"{method}.success_rate.task{goal}"] for goal in range(1, 6)]
+        assert metrics[f"{method}.success_rate"] == pytest.approx(sum(rates) / 5)
+    assert not kedro.plan(project, "--params", parameters)
+    refusal = kedro.kedro(
+        project, "run", "--params", "evaluation.goals=true,evaluation.environment=CartPole-v1", status=1
+    )
+    assert refusal == (
+        "Error: evaluation.goals is true, but only the dataset's own environment has known goals; set "
+        "evaluation.environment to null\n"
+    )
+
+
+def test_cameras_and_a_state_of_lerobot_become_a_policy_and_a_dataset_again(
+    kedro: Forks, project: Project
+) -> None:
+    shutil.copytree(FIXTURE / "v30", project.root / "point")
+    parameters = (
+        "--params",
+        "dataset.source=lerobot,dataset.path=point,dataset.image_size=16,contrastive_dynamics.training.steps=20,"
+        "policy_extraction.training.steps=20,baselines.bc=null",
+    )
+    kedro.kedro(project, "run", "--to-nodes", "policy_extraction.train_cvl", *parameters)
+    transitions, rewards, policy = (
+        cvl.load(project.artifact(f"{name}.safetensors", "point-smoke/seed_0"))
+        for name in ("transitions", "rewards", "cvl_policy")
+    )
+    assert transitions.parts.names == ("state", "task", "images.top", "images.wrist")
+    observation = {
+        name: values.numpy() for name, values in transitions.unpacked(transitions.observations[0]).items()
+    }
+    action = policy.act(observation)
+    assert action.shape == (2,)
+    assert (transitions.action_low.numpy() <= action).all()
+    assert (action <= transitions.action_high.numpy()).all()
+
+    export = ("export-dataset", *parameters, "--format", "lerobot", "--out", "again/point")
+    output = kedro.kedro(project, *export, "--fps", "5")
+    assert output.splitlines()[-1] == "kedro run --params dataset.source=lerobot,dataset.path=again/point"
+    same, labels = read(project.root / "again/point")
+    assert torch.equal(same.observations, transitions.observations)
+    assert torch.equal(labels.rewards, rewards.rewards)
+    assert "again/point exists already; delete it first" in kedro.kedro(project, *export, status=1)
+    for options, words in (
+        (("--format", "hdf5", "--fps", "5"), "--fps is for --format lerobot; leave it out"),
+        (("--format", "minari"), "--format minari needs --name, the id of the new dataset"),
+        (
+            ("--format", "hdf5", "--params", "dataset.source=lerobot,dataset.path=point,dataset.name=absent"),
+            "not ingested yet",
+        ),
+    ):
+        command = ("export-dataset", *parameters, "--out", "other.hdf5", *options)
+        assert words in kedro.kedro(project, *command, status=1)

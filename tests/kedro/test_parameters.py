@@ -193,7 +193,7 @@ def test_an_unknown_field_without_a_close_one_lists_the_known_ones(base: dict[st
     [
         ("policy_extraction.proposals", "objective best_of_n"),
         ("value_readout.features", "method random_fourier or positive_random"),
-        ("dataset.path", "source d4rl or minari or files"),
+        ("dataset.path", "source d4rl or ogbench or minari or files"),
         ("reward.target", "source goal_distance"),
         ("baselines.bc.expectile", "method iql"),
         ("policy_extraction.state_value.steps", "name fitted_value"),
@@ -228,7 +228,7 @@ def test_every_field_has_a_default() -> None:
         ("seed", "many", ["valid integer"]),
         ("seed", None, ["valid integer"]),
         ("dataset", 3, ["must be a mapping"]),
-        ("dataset.source", "ogbench", ["known: metaworld, pointmaze", "or module:Class"]),
+        ("dataset.source", "robosuite", ["known: metaworld, pointmaze", "or module:Class"]),
         ("dataset.source", "json:dumps", ["is not a subclass of cvl_pipeline.sources.base.Source"]),
         ("dataset.source", "no_such:Source", ["cannot be imported", "on the Python path?"]),
         ("dataset.episodes", 1, ["greater than or equal to 2"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,14 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.methods.off_policy import OffPolicy, OffPolicyMethod
 from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
+from cvl_pipeline.networks.encoder import ConvolutionalEncoder
 from cvl_pipeline.testing.builders import make_rewards
+from cvl_pipeline.training.fit import fit
 from tests.methods.toys import (
     OFF_POLICY,
     check_resumption,
     make_episodes,
+    make_images,
     method_parameters,
     off_policy_module,
 )
@@ -155,14 +157,25 @@ def test_fingerprint_depends_on_the_rewards(name: str, monkeypatch: pytest.Monke
 
 
 @every_method
-def test_episodes_without_rewards_and_images_are_refused(name: str) -> None:
-    data = make_episodes()
+def test_episodes_without_rewards_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"method '{name}' needs rewards"):
-        _method(name).train(data.without_rewards(), 0)
-    images = torch.zeros((*data.transitions.observations.shape[:1], 8, 8, 3), dtype=torch.uint8)
-    pictures = replace(data, transitions=replace(data.transitions, observations=images))
-    with pytest.raises(InputError, match=f"method '{name}'.*images are not supported"):
-        _method(name).train(pictures, 0)
+        _method(name).train(make_episodes().without_rewards(), 0)
+
+
+@every_method
+@pytest.mark.parametrize("packed", [True, False])
+def test_values_and_policy_learn_from_images_by_encoders(name: str, packed: bool) -> None:
+    data = make_images(packed)
+    method = _method(name, 2)
+    module = method.module_for(data)(data, method.parameters, 0)
+    encoders = [part for part in module.modules() if isinstance(part, ConvolutionalEncoder)]
+    assert len(encoders) > 2  # of Q, its target and the policy
+    before = [next(encoder.parameters()).detach().clone() for encoder in encoders]
+    history = fit(module, description="", checkpoints=None, fingerprint="x")
+    after = [next(encoder.parameters()) for encoder in encoders]
+    changed = [not torch.equal(*pair) for pair in zip(before, after, strict=True)]
+    assert sum(changed) >= 2 * (1 + packed)
+    assert history["validation/action_error"].notna().all()
 
 
 @pytest.mark.parametrize("name", [name for name in OFF_POLICY if name not in DISCRETE])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from cvl_pipeline.objectives.training import PolicyExtraction, train_policy
 from cvl_pipeline.testing.builders import names_in, policy_parameters
 from cvl_pipeline.testing.finite_mdp import grid_world
 from cvl_pipeline.training.module import OfflineModule
-from tests.methods.toys import check_resumption, make_episodes, method_parameters, policy_value
+from tests.methods.toys import check_resumption, make_episodes, make_images, method_parameters, policy_value
 
 NAMES = ["mc_awr", "sarsa"]
 
@@ -154,10 +153,22 @@ def test_unfit_episodes_are_refused(name: str) -> None:
     data = make_episodes()
     with pytest.raises(InputError, match=f"method '{name}' needs rewards"):
         method(name).train(data.without_rewards(), 0)
-    images = torch.zeros((*data.transitions.observations.shape[:1], 8, 8, 3), dtype=torch.uint8)
-    pictures = replace(data, transitions=replace(data.transitions, observations=images))
-    with pytest.raises(InputError, match="images are not supported"):
-        method(name).train(pictures, 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("packed", [True, False])
+def test_methods_learn_from_images(name: str, packed: bool) -> None:
+    data = make_images(packed)
+    policy, _ = method(name, 4, training={"batch_size": 8, "validation_interval": 2}).train(data, 0)
+    actions = policy(data.transitions.states(torch.arange(3)))
+    assert actions.shape == (3, 2)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("name", ["mopo", "one_step_model"])
+def test_methods_that_predict_observations_refuse_images(name: str, packed: bool) -> None:
+    with pytest.raises(InputError, match=f"method '{name}' takes vectors: images and several parts are not"):
+        METHODS.create(method_parameters(name)).train(make_images(packed), 0)
 
 
 @pytest.mark.parametrize(("field", "value"), [("value_share", 1.0), ("discount", 1.0), ("beta", -1.0)])

@@ -21,7 +21,13 @@ from cvl_pipeline.methods.off_policy import OffPolicy, OffPolicyMethod
 from cvl_pipeline.objectives.base import TrainedPolicy
 from cvl_pipeline.objectives.bc import BehaviourCloning
 from cvl_pipeline.objectives.training import train_policy
-from cvl_pipeline.testing.builders import make_data, make_rewards, make_transitions, training_parameters
+from cvl_pipeline.testing.builders import (
+    make_data,
+    make_packed_transitions,
+    make_rewards,
+    make_transitions,
+    training_parameters,
+)
 from cvl_pipeline.testing.finite_mdp import FiniteMDP
 from cvl_pipeline.training.module import OfflineModule
 from tests.objectives.toys import TRAIN, episodes
@@ -34,6 +40,16 @@ def make_episodes(discrete: bool = False, rewards: bool = True) -> EpisodeData:
     """Six episodes, four of which train."""
     transitions = episodes(discrete)
     return make_data(transitions, TRAIN, make_rewards(transitions) if rewards else None)
+
+
+def make_images(packed: bool) -> EpisodeData:
+    """Six episodes, four of which train, of two cameras and a state, or of one camera."""
+    transitions = make_packed_transitions([5, 3, 7, 4, 6, 5], [False, True] * 3)
+    if not packed:
+        assert transitions.parts is not None
+        images = transitions.parts.part(transitions.observations, "images.wrist")
+        transitions = replace(transitions, observations=images.contiguous(), parts=None)
+    return make_data(transitions, TRAIN, make_rewards(transitions))
 
 
 OFF_POLICY = [

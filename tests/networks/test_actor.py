@@ -14,6 +14,7 @@ from torch.distributions import Normal
 from cvl_pipeline.episodes.container import Normalisation
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.actor import Actor, ActorShape, CategoricalActor, GaussianActor, make_actor
+from cvl_pipeline.networks.encoder import ObservationEncoder
 from cvl_pipeline.testing.builders import (
     identity_normalisation,
     make_discrete_transitions,
@@ -82,6 +83,7 @@ def test_observations_are_standardised() -> None:
     actor = _actor()
     plain = GaussianActor(ActorShape((3,), 2, (16,)))
     plain.load_state_dict(actor.state_dict())
+    assert isinstance(plain.encode_observation, ObservationEncoder)
     plain.encode_observation.standardise.fit(torch.zeros(3), torch.ones(3))
     scaled = (_observations() - NORMALISATION.observation_mean) / NORMALISATION.observation_std
     assert torch.equal(actor(_observations()), plain(scaled))

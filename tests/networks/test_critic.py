@@ -9,6 +9,7 @@ import torch
 from cvl_pipeline.episodes.container import Normalisation
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.critic import OFFSET_FREQUENCIES, ContrastiveCritic, CriticShape, offset_code
+from cvl_pipeline.networks.encoder import ObservationEncoder
 
 NORMALISATION = Normalisation(
     torch.tensor([0.5, -1.0, 2.0]),
@@ -81,6 +82,7 @@ def test_inputs_are_standardised_by_the_statistics_of_the_training_episodes() ->
     critic = _critic()
     plain = ContrastiveCritic(critic.shape)
     plain.load_state_dict(critic.state_dict())
+    assert isinstance(plain.encode_observation, ObservationEncoder)
     plain.encode_observation.standardise.fit(torch.zeros(3), torch.ones(3))
     plain.standardise_action.fit(torch.zeros(2), torch.ones(2))
     scaled = (observations - NORMALISATION.observation_mean) / NORMALISATION.observation_std

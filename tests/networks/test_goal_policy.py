@@ -10,7 +10,7 @@ from cvl_pipeline.episodes.container import Normalisation, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks import goal_policy
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
-from cvl_pipeline.networks.goal_policy import GoalPolicy, closeness, make_goal_actor
+from cvl_pipeline.networks.goal_policy import GoalPolicy, ObservedGoal, closeness, make_goal_actor
 from cvl_pipeline.testing.builders import identity_normalisation, make_discrete_transitions, make_transitions
 
 
@@ -112,3 +112,19 @@ def test_closeness_is_the_logit_of_state_action_and_goal() -> None:
     psi = critic.psi(transitions.arrivals(), torch.zeros(len(states), dtype=torch.bool))
     logits = critic.logits(critic.phi(states, actions), psi)
     torch.testing.assert_close(closeness(critic, states, actions, psi), logits.diagonal())
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_an_observed_goal_takes_the_place_of_the_policys_own(discrete: bool) -> None:
+    policy, transitions = _policy(discrete)
+    states, goals = transitions.observations[:6], transitions.observations[6:12]
+    pairs = torch.cat([states, goals], 1)
+    observed = ObservedGoal(policy)
+    each = torch.cat(
+        [policy.toward(goal.numpy())(state[None]) for state, goal in zip(states, goals, strict=True)]
+    )
+    torch.testing.assert_close(observed(pairs), each)
+    assert (tuple(observed.shape.observation_shape), observed.discrete) == ((6,), discrete)
+    # Others do not see it.
+    plain = torch.nn.Linear(3, 2)
+    torch.testing.assert_close(ObservedGoal(plain)(pairs), plain(states))

@@ -214,3 +214,45 @@ def test_rounded_next_observations_are_accepted() -> None:
     arrays = _arrays(data, make_rewards(data))
     rounded = arrays | {"next_observations": arrays["next_observations"].round(4)}
     assert len(load_arrays(**rounded)[0]) == 7
+
+
+def _parts(rows: slice) -> dict[str, Any]:
+    pictures = np.arange(7 * 5 * 4 * 3).reshape(7, 5, 4, 3).astype(np.uint8)
+    return {"wrist": pictures[rows], "state": np.arange(14.0).reshape(7, 2)[rows]}
+
+
+@pytest.mark.parametrize("following", [True, False])
+def test_dictionaries_of_arrays_are_packed(following: bool) -> None:
+    changes: dict[str, Any] = {"observations": _parts(slice(6))}
+    if following:
+        changes["next_observations"] = _parts(slice(1, 7))
+    transitions, _ = _load(**changes)
+    assert transitions.parts is not None
+    assert transitions.parts.names == ("state", "wrist")
+    parts = transitions.parts.unpack(transitions.observations)
+    expected = [0, 1, 2, 3, 3, 4, 5, 6] if following else range(6)
+    np.testing.assert_array_equal(parts["wrist"], _parts(slice(7))["wrist"][expected])
+    np.testing.assert_array_equal(parts["state"], _parts(slice(7))["state"][expected])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"observations": {"state": np.zeros((6, 2)), "wrist": np.zeros((5, 2))}}, "6 rows of state, 5 rows of wrist"),
+        ({"observations": {"state": np.zeros((6, 2, 2))}}, r"observations\['state'\] are float64 of shape"),
+        ({"observations": {"state": np.full((6, 2), np.nan)}}, r"observations\['state'\]\[0, 0\] is nan"),
+        ({"observations": {}}, "there are no parts"),
+        ({"next_observations": {"state": np.zeros((6, 2))}}, "next_observations are a dictionary, but observations"),
+        (
+            {"observations": _parts(slice(6)), "next_observations": {"state": np.zeros((6, 2))}},
+            r"next_observations have the parts state \(2,\), but observations state \(2,\), wrist",
+        ),
+        (
+            {"observations": _parts(slice(6)), "next_observations": np.zeros((6, 2))},
+            "observations are a dictionary, but next_observations are not",
+        ),
+    ],
+)  # fmt: skip
+def test_other_dictionaries_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _load(**changes)

@@ -61,6 +61,8 @@ def test_the_folder_is_the_name_with_the_task_filled_in(name: str, folder: str) 
         ({"source": "d4rl", "task": "hopper-x", "path": "/tmp/own.hdf5"}, "own.hdf5", "own.hdf5"),
         ({"source": "d4rl", "task": "hopper-medium-v2"}, "hopper-medium-v2", "hopper-medium-v2"),
         ({"source": "minari", "task": "a/b-v0", "path": "/tmp/x"}, "a/b-v0", "a-b-v0"),
+        ({"source": "lerobot", "path": "/tmp/recordings/pick cube"}, "pick cube", "pick-cube"),
+        ({"source": "lerobot", "task": "lerobot/pusht", "path": "/tmp/x"}, "lerobot/pusht", "lerobot-pusht"),
         ({"source": "gymnasium", "task": "ALE:Pong-v5"}, "ALE:Pong-v5", "ALE-Pong-v5"),
     ],
 )
@@ -98,13 +100,15 @@ def test_every_setting_of_a_source_has_a_default_and_a_description(source: str) 
     for name, field in own.Parameters.model_fields.items():
         assert field.description, name
         assert not field.is_required(), name
-    values = {"source": source} | ({"path": "log.csv"} if source == "files" else {})
+    values = {"source": source} | ({"path": "log"} if source in ("files", "lerobot") else {})
     assert _parameters(values).source == source
 
 
 def test_an_unknown_source_is_refused_with_the_known_ones() -> None:
-    message = _refusal({"source": "ogbench"})
-    assert message.startswith("parameters: 'dataset.source' is 'ogbench': unknown source 'ogbench': known: ")
+    message = _refusal({"source": "robosuite"})
+    assert message.startswith(
+        "parameters: 'dataset.source' is 'robosuite': unknown source 'robosuite': known: "
+    )
     for name in SOURCES.names:
         assert name in message
     assert "module:Class" in message

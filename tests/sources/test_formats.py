@@ -11,7 +11,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -251,44 +250,19 @@ def test_a_file_without_permission_is_not_called_damaged(
     assert text.endswith(f"{name}: cannot be read (Permission denied); make it readable for you")
 
 
-def test_the_metadata_of_a_parquet_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, asked = tmp_path / "log.parquet", []
-    frame = pd.DataFrame({f"x_{i}": np.arange(4.0) for i in range(5)})
-    frame["v"], frame["v.w"] = pd.Series([np.zeros(3)] * 4), np.arange(4, dtype=np.int32)
-    frame.to_parquet(path, row_group_size=2)
-    metadata = pyarrow.parquet.ParquetFile(path).metadata
-
-    class Spy:
-        num_row_groups = metadata.num_row_groups
-
-        def row_group(self, index: int) -> Any:
-            asked.append(index)
-            return metadata.row_group(index)
-
-    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "metadata", property(lambda _: Spy()))
-    with open_contents(path) as contents:
-        sizes = [contents.size(name) for name in (*contents.names, "none")]
-    assert sizes == [32] * 5 + [
-        4 * 3 * 8 + 4 * 4,
-        16,
-        0,
-    ]  # a column of vectors counts a name below its own too
-    assert asked == [0, 1]
-
-
 @pytest.mark.parametrize("name", ["x", "id"])
 def test_integers_of_a_csv_beyond_64_bits_do_not_merge(csv: Callable[[str], Path], name: str) -> None:
     large = 2**64
     cells = {"x": "0", "u": "0", "id": "1"}
     rows = [cells | {name: str(large + step)} for step in (0, 1)]
     path = csv("x,u,id\n" + "".join(",".join(row.values()) + "\n" for row in rows))
-    with open_contents(path, ["id"], None) as contents:
+    with open_contents(path, ["id"]) as contents:
         with pytest.raises(
             InputError, match=f"column '{name}': {large} and {large + 1} become the same number"
         ):
-            contents.read(name)
-        assert contents.read("u").tolist() == [0, 0]
+            list(contents.blocks(name))
+        assert np.concatenate([*contents.blocks("u")]).tolist() == [0, 0]
     others = csv(f"x,u,id\n{large},0,1e300\n{2 * large},0,2e300\n")
-    with open_contents(others, ["id"], None) as contents:
-        assert contents.read("x").tolist() == [float(large), float(2 * large)]
-        assert contents.read("id").tolist() == [1e300, 2e300]
+    with open_contents(others, ["id"]) as contents:
+        assert np.concatenate([*contents.blocks("x")]).tolist() == [float(large), float(2 * large)]
+        assert np.concatenate([*contents.blocks("id")]).tolist() == [1e300, 2e300]

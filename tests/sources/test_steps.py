@@ -154,8 +154,9 @@ def test_the_log_is_not_changed() -> None:
     arrays = [value for value in vars(log).values() if isinstance(value, np.ndarray)] + list(bounds)
     before = [array.copy() for array in arrays]
     data, rewards = episodes_from_steps(log, "log", bounds)
-    for tensor in (*vars(data).values(), *vars(rewards).values()):
-        tensor.zero_()
+    for value in (*vars(data).values(), *vars(rewards).values()):
+        if isinstance(value, torch.Tensor):
+            value.zero_()
     for array, kept in zip(arrays, before, strict=True):
         np.testing.assert_array_equal(array, kept)
 

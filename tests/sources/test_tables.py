@@ -174,12 +174,12 @@ def test_ragged_rows_are_refused(tmp_path: Path) -> None:
 
 def test_an_hdf5_group_or_an_array_without_data_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "log.h5", "w") as file:
-        file["x/place"], file["u"], file["end"] = np.ones(2), np.ones(2), np.array([0, 1])
+        file["deep/place"], file["u"], file["end"] = np.ones(2), np.ones(2), np.array([0, 1])
         file["void"] = h5py.Empty("f4")
         file["pair"] = np.zeros(2, dtype=[("a", "f4"), ("b", "f4")])
     text = refusal(tmp_path / "log.h5", mapping(**SMALL))
     assert "no array 'x' (dataset.columns.observations)" in text
-    assert "x/place" in text
+    assert "deep/place" in text
     text = refusal(tmp_path / "log.h5", mapping(**SMALL | {"observations": "void"}))
     assert "'void' (dataset.columns.observations): is a single value or empty" in text
     assert "not numbers" in refusal(tmp_path / "log.h5", mapping(**SMALL | {"observations": "pair"}))

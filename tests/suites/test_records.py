@@ -22,7 +22,6 @@ from cvl_pipeline.suites.records import (
     summary,
     write_record,
 )
-from tests.project import PROJECT
 from tests.suites.test_plan import CELL, make_plan
 
 RESULTS = {name: {"success": [1, 0], "returns": [1.0, 2.0]} for name in ("cvl", "bc")}

@@ -29,6 +29,7 @@ from cvl_pipeline.episodes.sampling import SegmentSampler
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.checked import read_checkpoint
 from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.networks.encoder import ObservationEncoder
 from cvl_pipeline.networks.mlp import MLP, SMALLEST_NORM
 from cvl_pipeline.training.callbacks import BestWeights
 from cvl_pipeline.training.fit import accelerator_of, fit, rounded, run_fingerprint
@@ -57,6 +58,7 @@ def check_fleet(parameters: DynamicsParameters) -> None:
         f"loss.name={loss.name}": loss.name != "symmetric_infonce",
         f"loss.logsumexp_penalty={loss.logsumexp_penalty}": loss.logsumexp_penalty != 0.0,
         f"encoder.name={encoder.name}": encoder.name not in ("auto", "identity"),
+        "part_encoders": bool(parameters.part_encoders),
         f"representation={parameters.representation}": parameters.representation != "unit_norm",
         f"temperature={parameters.temperature}": 2.0 / parameters.temperature >= SPREAD,
         "learned_temperature": parameters.learned_temperature,
@@ -273,7 +275,7 @@ class Fleet:
             sizes = [tuple(part.shape[1:]) for part in (log.observations, log.actions)]
             if not logs:
                 expected = sizes
-            if len(sizes[0]) != 1 or sizes != expected:
+            if len(sizes[0]) != 1 or sizes != expected or log.parts is not None:
                 raise InputError(
                     f"a fleet needs vectors of equal sizes: observations and actions of seed {module.seed} have the "
                     f"shapes {sizes[0]} and {sizes[1]}, those of seed {modules[0].seed} {expected[0]} and "
@@ -351,7 +353,9 @@ class Fleet:
 
 def _statistics_of(critic: ContrastiveCritic) -> list[Tensor]:
     """Means and deviations of observations and of actions."""
-    inputs = (critic.encode_observation.standardise, critic.standardise_action)
+    encoder = critic.encode_observation
+    assert isinstance(encoder, ObservationEncoder)  # a fleet has no parts
+    inputs = (encoder.standardise, critic.standardise_action)
     return [statistic for part in inputs for statistic in (part.mean, part.std)]
 
 

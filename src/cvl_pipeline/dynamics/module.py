@@ -14,6 +14,7 @@ from cvl_pipeline.dynamics.losses import SymmetricInfoNCE, contrastive_metrics, 
 from cvl_pipeline.dynamics.parameters import LOSSES, DynamicsParameters
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.episodes.sampling import Draws, Segments, SegmentSampler
+from cvl_pipeline.episodes.shifts import random_shift
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.training.callbacks import BestWeights, Watcher
 from cvl_pipeline.training.fit import fit, run_fingerprint
@@ -51,9 +52,10 @@ class ContrastiveDynamics(OfflineModule):
         self.parameters_of_stage = parameters
         self._observer = observer
         self._loss = LOSSES.create(parameters.loss)
-        self.own_code = ":" in parameters.loss.name or ":" in parameters.encoder.name
+        self.own_code = ":" in parameters.loss.name or parameters.own_encoder
         self.graphable = observer is None and not self.own_code
         self._transitions, self._split = data.transitions, data.split
+        self.augmentation = random_shift(data.transitions, parameters.training.random_shift)
         transitions = self._transitions
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "initialisation", 0))
@@ -68,7 +70,8 @@ class ContrastiveDynamics(OfflineModule):
                     learned_temperature=parameters.learned_temperature,
                     discount=parameters.discount,
                     horizon_conditioning=parameters.horizon_conditioning,
-                    encoder=parameters.encoder.model_dump(mode="json"),
+                    encoder=parameters.encoding,
+                    parts=transitions.parts,
                 ),
                 data.normalisation,
             )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cvl_pipeline.networks.parameters import ENCODERS, AutomaticEncoderParameters, EncoderParameters
+from cvl_pipeline.networks.parameters import EncodingParameters
 from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Choice, Hidden, Registry, Strict
 from cvl_pipeline.training.parameters import TrainingParameters
 
@@ -43,7 +43,7 @@ class DynamicsTraining(TrainingParameters):
     steps: int = Field(3000, ge=1, le=MOST_STEPS, description="Gradient steps.")
 
 
-class DynamicsParameters(Strict):
+class DynamicsParameters(EncodingParameters):
     """What the contrastive critic is and how it is trained."""
 
     discount: float = Field(
@@ -59,9 +59,6 @@ class DynamicsParameters(Strict):
     horizon_conditioning: bool = Field(
         False,
         description="phi also takes the offset k of the future state. One critic then serves any discount.",
-    )
-    encoder: Annotated[EncoderParameters, Choice(ENCODERS)] = Field(
-        AutomaticEncoderParameters(), description="What turns observations into features, in phi and psi."
     )
     representation: Literal["unit_norm", "raw"] = Field(
         "unit_norm", description="Whether phi and psi are on the unit sphere."

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.errors import InputError
 
 Array = NDArray[Any]
@@ -54,6 +55,9 @@ class Environment(Protocol):
 
     Videos also need one that is MuJoCo's, with Gymnasium's ``model`` and ``data``, or a method ``render`` that returns
     a picture, (H, W, 3) uint8. A wrapper has them in an attribute ``simulation``.
+
+    An environment whose observations have several parts packs them (see ``episodes.parts``), and has their layout in an
+    attribute ``parts``; its observations are rows of bytes, (B,) uint8.
     """
 
     observation_space: gymnasium.spaces.Box  # (O,)
@@ -78,6 +82,7 @@ class SuccessRewarded(Environment):
         self._environment = environment = checked(make())
         self.observation_space, self.action_space = environment.observation_space, environment.action_space
         self.discrete = environment.discrete
+        self.parts = parts_of(environment)
 
     @property
     def simulation(self) -> Any:
@@ -96,6 +101,12 @@ class SuccessRewarded(Environment):
     def close(self) -> None:
         """Free the environment."""
         self._environment.close()
+
+
+def parts_of(environment: Environment) -> Layout | None:
+    """The layout of an environment's packed observations; None if they are one vector or one image."""
+    layout: Layout | None = getattr(environment, "parts", None)
+    return layout
 
 
 def checked(environment: Environment) -> Environment:

@@ -6,17 +6,19 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
+import torch
 
-from cvl_pipeline.environments.base import Array, Environment
+from cvl_pipeline.environments.base import Array, Environment, parts_of
 from cvl_pipeline.environments.fragments import cut, third_of_a_solution
 from cvl_pipeline.environments.rollouts import RolloutTask, run_episodes, stack_episodes
 from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.parts import Layout
 
 Controller = Callable[[Array], Array]
-"""Maps an observation (O,) to an action (A,)."""
+"""Maps an observation (O,), or a dictionary of parts, to an action (A,)."""
 
 CLEAN_EPISODES = 10
 """Undisturbed episodes that measure how many steps a solution takes; at least one per task."""
@@ -128,6 +130,26 @@ class MixedQualityPolicy:
         ]
 
 
+class _OfParts:
+    """A controller that gets packed observations as a dictionary of arrays, or one part of them."""
+
+    def __init__(self, make: Callable[[], Controller], layout: Layout, part: str | None) -> None:
+        self._controller, self._layout, self._part = make(), layout, part
+
+    def __call__(self, observation: Array) -> Array:
+        return self._controller(self._seen(observation))
+
+    def other_goal(self, observation: Array, generator: np.random.Generator) -> Controller:
+        controller = cast("Player", self._controller).other_goal(self._seen(observation), generator)
+        return lambda observation: controller(self._seen(observation))
+
+    def _seen(self, observation: Array) -> Any:
+        parts = {
+            name: part.numpy() for name, part in self._layout.unpack(torch.from_numpy(observation)).items()
+        }
+        return parts if self._part is None else parts[self._part].astype(np.float64)
+
+
 class _Goals:
     """The goals that a player pursues in one episode, one after another."""
 
@@ -185,6 +207,7 @@ def collect(
     experts: float = 0.0,
     goal_steps: int | None = None,
     fragments: Fragments | None = None,
+    part: str | None = None,
 ) -> tuple[Transitions, Rewards]:
     """Collect episodes of a disturbed controller in a simulator.
 
@@ -202,6 +225,8 @@ def collect(
         experts: share of episodes without disturbances; unless it is 0, at least one per task.
         goal_steps: steps after which the controller, a Player, pursues another goal than the episode's; None: never.
         fragments: windows of the episodes to keep; None: whole episodes.
+        part: of the observations, which is all that the controller gets; None: everything, as a dictionary of arrays.
+            For observations of several parts.
 
     Returns:
         The episodes and their labels. Steps outside of windows are counted as dropped.
@@ -212,6 +237,9 @@ def collect(
     seeds = episode_seeds(seed, "collection", episodes, tasks)
     with closing(make_environment()) as environment:  # raises errors before any process starts
         bounds = environment.action_space.low, environment.action_space.high
+        layout = parts_of(environment)
+        if layout is not None:
+            make_controller = partial(_OfParts, make_controller, layout, part)
         run = partial(run_episodes, workers=workers, description=f"Collecting {name}")
         window = fragments.window if fragments else None
         if fragments and window is None:

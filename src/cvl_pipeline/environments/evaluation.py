@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from cvl_pipeline.environments.base import Array, Environment, checked
-from cvl_pipeline.environments.collection import episode_seeds
+from cvl_pipeline.environments.base import Array, Environment, checked, parts_of
+from cvl_pipeline.environments.collection import episode_seeds, task_of_seed
 from cvl_pipeline.environments.rollouts import RolloutTask, run_episodes, stack_episodes
 from cvl_pipeline.episodes.container import Rewards, Transitions
-from cvl_pipeline.episodes.preparation import episode_summary, with_tasks
+from cvl_pipeline.episodes.parts import Layout, unpacked
+from cvl_pipeline.episodes.preparation import episode_summary
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.actor import ActorShape
 
@@ -23,9 +24,15 @@ from cvl_pipeline.networks.actor import ActorShape
 class ActorPolicy:
     """A trained policy, for all running episodes in one forward pass."""
 
-    def __init__(self, policy: nn.Module) -> None:
-        """Act with ``policy``, observations (B, O) to actions (B, A), on the CPU."""
-        self._policy = policy.cpu().eval()
+    def __init__(self, policy: nn.Module, layout: Layout | None = None) -> None:
+        """Act with ``policy``, observations (B, O) to actions (B, A), on the CPU.
+
+        Args:
+            policy: the policy.
+            layout: of packed observations that the policy gets as a dictionary of tensors; None: it gets them as they
+                are.
+        """
+        self._policy, self._layout = policy.cpu().eval(), layout
 
     def start(self, seeds: Sequence[int]) -> None:
         """Do nothing: the mode is deterministic."""
@@ -35,7 +42,7 @@ class ActorPolicy:
         """Actions within the bounds, one per observation."""
         rows = np.stack(observations)
         batch = torch.from_numpy(rows if rows.dtype == np.uint8 else rows.astype(np.float32))
-        return list(self._policy(batch).numpy())
+        return list(self._policy(unpacked(batch, self._layout)).numpy())
 
 
 def evaluate(
@@ -51,7 +58,8 @@ def evaluate(
     """Record episodes of a policy, on episode seeds that collection never uses.
 
     Args:
-        policy: observations (B, O) to actions (B, A).
+        policy: observations (B, O) to actions (B, A). A module of your own gets observations of several parts as a
+            dictionary of tensors.
         make_environment: importable, so that other processes can call it.
         episodes: how many.
         seed: determines the episodes.
@@ -66,12 +74,13 @@ def evaluate(
         InputError: the environment's observations or actions are not the policy's.
     """
     with closing(checked(make_environment())) as environment:
-        shape = getattr(policy, "shape", None)
+        shape, layout = getattr(policy, "shape", None), parts_of(environment)
         if isinstance(shape, ActorShape):
             discrete = bool(getattr(policy, "discrete", environment.discrete))
-            check_fit(environment, tuple(shape.observation_shape), shape.action_size, discrete)
+            check_fit(environment, tuple(shape.observation_shape), shape.action_size, discrete, shape.parts)
+            layout = None  # our own networks take packed rows
         recorded = run_episodes(
-            RolloutTask(make_environment=make_environment, make_policy=partial(ActorPolicy, policy)),
+            RolloutTask(make_environment=make_environment, make_policy=partial(ActorPolicy, policy, layout)),
             episode_seeds(seed, "evaluation", episodes, tasks),
             workers=workers,
             description=f"Evaluating {name}",
@@ -80,7 +89,11 @@ def evaluate(
 
 
 def check_fit(
-    environment: Environment, observation_shape: tuple[int, ...], action_size: int, discrete: bool
+    environment: Environment,
+    observation_shape: tuple[int, ...],
+    action_size: int,
+    discrete: bool,
+    layout: Layout | None = None,
 ) -> None:
     """Raise InputError unless an environment has the observations and actions of a dataset.
 
@@ -89,7 +102,13 @@ def check_fit(
         observation_shape: of one observation in the dataset.
         action_size: of one action.
         discrete: whether actions are choices.
+        layout: of packed observations.
     """
+    if parts_of(environment) != layout:
+        raise InputError(
+            f"the environment does not fit: its observations {_described(parts_of(environment))}, the dataset's "
+            f"{_described(layout)}; name the environment of the log (evaluation.environment)"
+        )
     sizes = {
         "observations": (observation_shape, environment.observation_space.shape),
         "actions": ((action_size,), environment.action_space.shape),
@@ -108,12 +127,19 @@ def check_fit(
         )
 
 
+def _described(layout: Layout | None) -> str:
+    if layout is None:
+        return "have no parts"
+    return "have the parts " + ", ".join(f"{part.name} {part.shape}" for part in layout.parts)
+
+
 def rollout_table(
     transitions: Transitions, labels: Rewards, seed: int, tasks: Sequence[str] = ()
 ) -> pd.DataFrame:
     """One row per evaluation episode: seed, return (undiscounted), success at any step, length (steps).
 
-    With several ``tasks``, also the name of the task.
+    With several ``tasks``, or goals, also the name of the one that the seed selects.
     """
     seeds = episode_seeds(seed, "evaluation", transitions.episodes, max(1, len(tasks)))
-    return with_tasks(episode_summary(transitions, labels).assign(episode_seed=seeds), transitions, tasks)
+    table = episode_summary(transitions, labels).assign(episode_seed=seeds)
+    return table.assign(task=[tasks[task_of_seed(seed, len(tasks))] for seed in seeds]) if tasks else table

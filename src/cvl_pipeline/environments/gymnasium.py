@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 
 from cvl_pipeline.environments.base import Array
+from cvl_pipeline.episodes.parts import Layout, Part
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.imports import place_in_user_code
 
@@ -20,9 +21,11 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
     """Any registered Gymnasium environment with numeric observations or images.
 
     Observations are flattened by ``gymnasium.spaces.flatten``, in the order of a dictionary's space. Images,
-    (H, W, C) uint8, are not changed. Discrete actions are one-hot vectors, as in the episode container; the
-    environment receives the index of the largest entry. ``info`` is the environment's own. For Gymnasium-Robotics'
-    kitchen, which lists tasks, ``info["success"]`` is True when all of them are completed.
+    (H, W, C) uint8, are not changed. A dictionary with images among its entries is packed (see ``episodes.parts``):
+    its images and, flattened, its other entries are the parts, named ``outer.inner`` if dictionaries are nested.
+    Discrete actions are one-hot vectors, as in the episode container; the environment receives the index of the
+    largest entry. ``info`` is the environment's own. For Gymnasium-Robotics' kitchen, which lists tasks,
+    ``info["success"]`` is True when all of them are completed.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
         """
         register_installed()
         try:
-            environment = gymnasium.make(environment_id, max_episode_steps=episode_steps, **(settings or {}))
+            environment = self._build(environment_id, max_episode_steps=episode_steps, **(settings or {}))
         except (Exception, SystemExit) as error:  # an id may name a module, and making it runs any code
             place = place_in_user_code(error)
             at = f" at {place[1]}" if place else ""
@@ -62,8 +65,11 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
         spaces = (environment.observation_space, environment.action_space)
         self.discrete = isinstance(spaces[1], gymnasium.spaces.Discrete)
         self._images = is_image_space(spaces[0])
+        self.parts = self._parts_of(spaces[0], environment_id)
         flat: gymnasium.Space[Any] | None = spaces[0]
-        if not self._images:
+        if self.parts is not None:
+            flat = gymnasium.spaces.Box(0, 255, (self.parts.nbytes,), np.uint8)
+        elif not self._images:
             flat = gymnasium.spaces.flatten_space(spaces[0]) if spaces[0].is_np_flattenable else None
         if not isinstance(flat, gymnasium.spaces.Box):
             raise InputError(
@@ -91,11 +97,14 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
         self._space = spaces[0]
         self.observation_space: gymnasium.spaces.Box = flat
 
+    def _build(self, environment_id: str, **settings: Any) -> gymnasium.Env[Any, Any]:
+        return gymnasium.make(environment_id, **settings)
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         """Start an episode; the seed determines it."""
-        observation, info = self._environment.reset(seed=seed)
+        observation, info = self._environment.reset(seed=seed, options=options)
         return self._flat(observation), info
 
     def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
@@ -114,7 +123,36 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
         """Free the environment."""
         self._environment.close()
 
+    def _parts_of(self, space: gymnasium.Space[Any], environment_id: str) -> Layout | None:
+        """The layout of a dictionary that has images; raises InputError if another entry is no vector of numbers."""
+        self._entries = _entries(space)
+        if not isinstance(space, gymnasium.spaces.Dict) or not any(
+            map(is_image_space, self._entries.values())
+        ):
+            return None
+        parts = []
+        for name, entry in self._entries.items():
+            image = is_image_space(entry)
+            if not image and not entry.is_np_flattenable:
+                raise InputError(
+                    f"Gymnasium environment '{environment_id}': observation '{name}' is {entry}, neither numbers that "
+                    "make one vector nor an image, (height, width, channels) uint8"
+                )
+            shape = entry.shape if image else (gymnasium.spaces.flatdim(entry),)
+            assert shape is not None  # of a Box
+            parts.append(Part(name, shape, "uint8" if image else "float32"))
+        return Layout(tuple(parts))
+
     def _flat(self, observation: Any) -> Array:
+        if self.parts is not None:
+            values = _values(observation)
+            packed = {
+                name: values[name]
+                if self.parts[name].image
+                else gymnasium.spaces.flatten(entry, values[name])
+                for name, entry in self._entries.items()
+            }
+            return self.parts.pack(packed).numpy()
         flat = observation if self._images else gymnasium.spaces.flatten(self._space, observation)
         return np.array(flat)  # copy, because `flatten` returns a vector itself
 
@@ -126,6 +164,28 @@ def _has_time_limit(environment: gymnasium.Env[Any, Any]) -> bool:
             return True
         environment = environment.env
     return False
+
+
+def _entries(space: gymnasium.Space[Any], prefix: str = "") -> dict[str, gymnasium.Space[Any]]:
+    """Entries of a dictionary and of those in it, by name."""
+    if not isinstance(space, gymnasium.spaces.Dict):
+        return {prefix.removesuffix("."): space}
+    return {
+        full: entry
+        for name, inner in space.spaces.items()
+        for full, entry in _entries(inner, f"{prefix}{name}.").items()
+    }
+
+
+def _values(observation: Any, prefix: str = "") -> dict[str, Any]:
+    """Values of a dictionary and of those in it, by name."""
+    if not isinstance(observation, Mapping):
+        return {prefix.removesuffix("."): observation}
+    return {
+        full: value
+        for name, inner in observation.items()
+        for full, value in _values(inner, f"{prefix}{name}.").items()
+    }
 
 
 def is_image_space(space: gymnasium.Space[Any]) -> bool:

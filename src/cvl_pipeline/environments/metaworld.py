@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 import gymnasium
 import numpy as np
 
-from cvl_pipeline.environments.base import Array
+from cvl_pipeline.environments.base import Array, success_in
 from cvl_pipeline.environments.metaworld_speed import faster
 from cvl_pipeline.errors import InputError, unknown_name
 
@@ -101,6 +101,30 @@ class MetaWorldEnvironment(gymnasium.Env[Array, Array]):
     def close(self) -> None:
         """Free the simulation."""
         self._environment.close()
+
+
+class MetaWorldGoals(MetaWorldEnvironment):
+    """One Meta-World task that says what the goal looks like.
+
+    ``info["goal"]`` of the reset is the first observation in which the scripted policy has solved the same episode, or
+    its last one if it does not.
+    """
+
+    def __init__(self, task: str, episode_steps: int) -> None:
+        """Build the simulation; see ``MetaWorldEnvironment``."""
+        super().__init__(task, episode_steps)
+        self._expert = MetaWorldExpert(task)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Start the episode that ``seed`` determines."""
+        goal, info = super().reset(seed=seed)
+        truncated = False
+        while not (truncated or success_in(info)):
+            goal, _, _, truncated, info = self.step(self._expert(goal.copy()))
+        observation, info = super().reset(seed=seed)
+        return observation, {**info, "goal": goal}
 
 
 def metaworld_tasks() -> list[str]:

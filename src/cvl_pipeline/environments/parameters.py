@@ -35,6 +35,12 @@ class EvaluationParameters(Strict):
         description="Steps after which an episode of that environment is truncated. null: its own limit; one "
         "without a limit is refused. Simulators that collect keep `dataset.episode_steps`.",
     )
+    goals: bool = Field(
+        False,
+        description="Every episode has a goal of its own, an observation, which goal-conditioned policies (`crl`) "
+        "pursue; other policies do not see it. Sources with known goals: `metaworld` (single tasks), `pointmaze`, "
+        "`ogbench`.",
+    )
     episodes: int = Field(
         50, ge=1, le=MOST_EPISODES, description="Episodes per policy, on goals that collection never used."
     )

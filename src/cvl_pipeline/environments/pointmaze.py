@@ -10,13 +10,25 @@ import numpy as np
 
 from cvl_pipeline.environments.base import Array
 from cvl_pipeline.environments.collection import Controller
-from cvl_pipeline.environments.gymnasium import register_installed
+from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment, register_installed
 from cvl_pipeline.errors import InputError, unknown_name
 
 GAIN, DAMPING = 10.0, 3.0
 """Force per metre towards the waypoint, and per metre per second against the velocity."""
 NEAR = 0.35
 """Distance to a waypoint, in metres, within which the controller aims at the next; cells are 1 m wide."""
+
+
+class PointMazeGoals(GymnasiumEnvironment):
+    """A maze that says what the goal looks like: ``info["goal"]`` of the reset is a point that rests there."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Start the episode that ``seed`` determines."""
+        observation, info = super().reset(seed=seed, options=options)
+        # Achieved goal, desired goal, position, velocity.
+        return observation, {**info, "goal": np.concatenate([np.tile(observation[2:4], 3), np.zeros(2)])}
 
 
 def pointmaze_tasks() -> list[str]:

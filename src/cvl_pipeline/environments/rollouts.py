@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cvl_pipeline.environments.base import Array, Environment, success_in
+from cvl_pipeline.environments.base import Array, Environment, parts_of, success_in
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.imports import user_code
@@ -249,15 +249,15 @@ def _run_in_worker(seeds: Sequence[int]) -> list[Episode]:
 
 def stack_episodes(episodes: Sequence[Episode], environment: Environment) -> tuple[Transitions, Rewards]:
     """Concatenate recorded episodes in the container; the environment defines the action space."""
-    action_space = environment.action_space
+    action_space, layout = environment.action_space, parts_of(environment)
 
-    def joined(parts: list[list[Array]]) -> torch.Tensor:
+    def joined(parts: list[list[Array]], packed: bool = False) -> torch.Tensor:
         rows = np.concatenate([np.asarray(part) for part in parts])
-        return torch.from_numpy(rows if rows.ndim == 4 else rows.astype(np.float32))
+        return torch.from_numpy(rows if packed or rows.ndim == 4 else rows.astype(np.float32))
 
     lengths: NDArray[np.int64] = np.array([len(episode.actions) for episode in episodes], dtype=np.int64)
     transitions = Transitions(
-        observations=joined([episode.observations for episode in episodes]),
+        observations=joined([episode.observations for episode in episodes], layout is not None),
         actions=joined([episode.actions for episode in episodes]),
         episode_starts=torch.from_numpy(np.concatenate([[0], lengths.cumsum()])),
         terminated=torch.tensor([episode.terminated for episode in episodes]),
@@ -265,6 +265,7 @@ def stack_episodes(episodes: Sequence[Episode], environment: Environment) -> tup
         action_low=torch.from_numpy(np.asarray(action_space.low, dtype=np.float32)),
         action_high=torch.from_numpy(np.asarray(action_space.high, dtype=np.float32)),
         discrete=torch.tensor(environment.discrete),
+        parts=layout,
     )
     rewards = Rewards(
         rewards=torch.tensor([r for episode in episodes for r in episode.rewards], dtype=torch.float32),

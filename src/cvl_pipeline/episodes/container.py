@@ -6,16 +6,22 @@ The arrays may be a memory-mapped file that is larger than memory. Read only the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from cvl_pipeline.episodes.parts import Layout, unpacked
 
 BLOCK = 1 << 16
 """Rows per block in a pass over all rows."""
 
 UNLESS_ZERO = {"stored": "unless zero"}
 """Metadata of a field that a file leaves out while it is zero, so that files without it stay as they are."""
+
+UNLESS_NONE = {"stored": "unless none"}
+"""Metadata of a field that a file leaves out while it is None, for the same reason."""
 
 
 def _zero() -> Tensor:
@@ -35,7 +41,8 @@ class Transitions:
     ``n + e + 1``.
 
     Attributes:
-        observations: (N + E, O) float32, or images, (N + E, H, W, C) uint8.
+        observations: (N + E, O) float32; or images, (N + E, H, W, C) uint8; or packed rows of several parts,
+            (N + E, B) uint8.
         actions: (N, A) float32, as the environment executed them.
         episode_starts: (E + 1,) int64, first transition of each episode; the last entry is N.
         terminated: (E,) bool, the environment ended the episode (a fall, a goal that ends it).
@@ -45,6 +52,9 @@ class Transitions:
         discrete: () bool, there are A discrete actions and each logged action is a one-hot vector.
         actions_out_of_bounds: () int64, logged actions beyond the bounds that reading clipped or widened.
         largest_excess: () float32, the largest distance of these actions from the bounds.
+        held_out: () int64, number of the last episodes that the source itself holds out from training; 0: a random
+            share of all episodes is held out.
+        parts: what packed rows hold; None: observations are one vector or one image.
     """
 
     observations: Tensor
@@ -57,11 +67,22 @@ class Transitions:
     discrete: Tensor = field(default_factory=lambda: torch.tensor(False))
     actions_out_of_bounds: Tensor = field(default_factory=_zero, metadata=UNLESS_ZERO)
     largest_excess: Tensor = field(default_factory=_zero_float, metadata=UNLESS_ZERO)
+    held_out: Tensor = field(default_factory=_zero, metadata=UNLESS_ZERO)
+    parts: Layout | None = field(default=None, metadata=UNLESS_NONE)
 
     @property
     def images(self) -> bool:
-        """Whether observations are images."""
+        """Whether an observation is one image."""
         return self.observations.ndim == 4
+
+    @property
+    def wide(self) -> bool:
+        """Whether an observation is an image or has parts: it takes more memory than features of it."""
+        return self.images or self.parts is not None
+
+    def unpacked(self, observations: Tensor) -> Any:
+        """Observations by name of their part, ``{name: (..., *shape)}``; the tensor itself if they have no parts."""
+        return unpacked(observations, self.parts)
 
     def __len__(self) -> int:
         """Number of transitions, N."""
@@ -96,7 +117,11 @@ class Transitions:
 
     def to(self, device: torch.device | str) -> Transitions:
         """The same episodes on another device."""
-        return Transitions(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
     def select(self, episodes: Tensor) -> Transitions:
         """Copy the given episodes, in the given order.
@@ -123,6 +148,7 @@ class Transitions:
             action_low=self.action_low,
             action_high=self.action_high,
             discrete=self.discrete,
+            parts=self.parts,
         )
 
     def transition_index(self, episodes: Tensor) -> Tensor:
@@ -198,7 +224,8 @@ class Normalisation:
     """Per-dimension statistics of the training episodes.
 
     Attributes:
-        observation_mean: (O,) float32; for images, (C,), over all pixels.
+        observation_mean: (O,) float32; for images, (C,), over all pixels; for several parts, those of all parts, end to
+            end (see ``Layout.statistics_of``).
         observation_std: same shape, at least the ``std_floor`` of the fit.
         action_mean: (A,) float32.
         action_std: (A,) float32, at least the same floor.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -15,14 +16,18 @@ from torch.nn import functional
 from cvl_pipeline.episodes.container import BLOCK, Normalisation, Rewards, Split, Transitions
 from cvl_pipeline.errors import InputError
 
+BLOCK_NUMBERS = 1 << 22
+"""Numbers per block in a pass over all images, in double precision: 32 MiB."""
 COARSE = 8
 """Side length, in pixels, of the downscaled images in ``coverage``."""
+COARSE_ROWS = 1024
+"""Observations that ``coverage`` reads at once."""
 PLOTTED_OBSERVATIONS = 50_000
 """Number of observations that pictures of ``coverage`` show."""
 
 
 def split_episodes(transitions: Transitions, validation_fraction: float, seed: int) -> Split:
-    """Hold out a random share of whole episodes, so that training never sees their states.
+    """Hold out whole episodes, so that training never sees their states: those of the source, or a random share.
 
     Raises:
         InputError: fewer than two episodes, so one part would be empty.
@@ -30,6 +35,14 @@ def split_episodes(transitions: Transitions, validation_fraction: float, seed: i
     episodes = transitions.episodes
     if episodes < 2:
         raise InputError(f"data_ingestion: {episodes} episode cannot be split; provide at least 2 episodes")
+    if transitions.held_out:
+        first = episodes - int(transitions.held_out)
+        if not 1 <= first < episodes:
+            raise InputError(
+                f"data_ingestion: the source holds out {int(transitions.held_out)} of {episodes} episodes; it "
+                "must leave some of both"
+            )
+        return Split(train=torch.arange(first), validation=torch.arange(first, episodes))
     held_out = min(max(1, round(validation_fraction * episodes)), episodes - 1)
     order = torch.from_numpy(np.random.default_rng([seed, 2]).permutation(episodes))
     return Split(train=order[held_out:].sort().values, validation=order[:held_out].sort().values)
@@ -47,13 +60,26 @@ def fit_normalisation(transitions: Transitions, split: Split, std_floor: float) 
     trains = torch.zeros(transitions.episodes, dtype=torch.bool)
     trains[split.train] = True
     first_rows = transitions.episode_starts + torch.arange(transitions.episodes + 1)
+    layout = transitions.parts
+    takes = [partial(layout.part, name=name) for name in layout.names] if layout else [_whole]
+    of_parts = [_moments(transitions.observations, first_rows, trains, std_floor, take) for take in takes]
+    mean, std = (torch.cat(values) for values in zip(*of_parts, strict=True))
     return Normalisation(
-        *_moments(transitions.observations, first_rows, trains, std_floor),
-        *_moments(transitions.actions, transitions.episode_starts, trains, std_floor),
+        mean, std, *_moments(transitions.actions, transitions.episode_starts, trains, std_floor)
     )
 
 
-def _moments(values: Tensor, starts: Tensor, trains: Tensor, std_floor: float) -> tuple[Tensor, Tensor]:
+def _whole(rows: Tensor) -> Tensor:
+    return rows
+
+
+def _moments(
+    values: Tensor,
+    starts: Tensor,
+    trains: Tensor,
+    std_floor: float,
+    take: Callable[[Tensor], Tensor] = _whole,
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over the rows of the training episodes, float32.
 
     Vectors (N, O) give statistics per dimension, (O,); images (N, H, W, C) per channel, (C,). The function
@@ -64,15 +90,18 @@ def _moments(values: Tensor, starts: Tensor, trains: Tensor, std_floor: float) -
         starts: (E + 1,) first row of each episode, then the number of rows.
         trains: (E,) bool, the episode is a training episode.
         std_floor: smallest standard deviation.
+        take: part of the rows whose moments are computed.
     """
+    one = take(values[:1])
+    size = BLOCK if one.ndim < 4 else max(1, BLOCK_NUMBERS // one.numel())
 
     def blocks() -> Iterator[Tensor]:
-        for first in range(0, len(values), BLOCK):
-            rows = torch.arange(first, min(first + BLOCK, len(values)))
+        for first in range(0, len(values), size):
+            rows = torch.arange(first, min(first + size, len(values)))
             mask = trains[torch.searchsorted(starts, rows, right=True) - 1]
-            yield values[first : first + BLOCK][mask].double().reshape(-1, values.shape[-1])
+            yield take(values[first : first + size])[mask].double().reshape(-1, one.shape[-1])
 
-    count, total = 0, torch.zeros(values.shape[-1], dtype=torch.float64)
+    count, total = 0, torch.zeros(one.shape[-1], dtype=torch.float64)
     for block in blocks():
         count, total = count + len(block), total + block.sum(0)
     mean = total / count
@@ -130,16 +159,31 @@ def coverage(transitions: Transitions, normalisation: Normalisation, count: int,
     """
     generator = torch.Generator().manual_seed(seed)
     index = torch.randperm(len(transitions.observations), generator=generator)[:count]
-    rows = transitions.observations.index_select(0, index)
-    if transitions.images:  # full images have too many dimensions, so use mean colours on a coarse grid
-        pooled = functional.adaptive_avg_pool2d(rows.permute(0, 3, 1, 2).float(), COARSE)
-        rows = pooled.permute(0, 2, 3, 1)
-    rows = ((rows - normalisation.observation_mean) / normalisation.observation_std).flatten(1)
+    coarse = [_coarse(transitions, normalisation, part) for part in torch.split(index, COARSE_ROWS)]
+    rows = torch.cat(coarse)
     centred = (rows - rows.mean(0)).double()
     _, directions = torch.linalg.eigh(centred.T @ centred)  # ascending
     components = (centred @ directions.flip(1)[:, :2]).numpy()
     second = components[:, 1] if components.shape[1] > 1 else np.zeros(len(components))
     return pd.DataFrame({"first": components[:, 0], "second": second})
+
+
+def _coarse(transitions: Transitions, normalisation: Normalisation, index: Tensor) -> Tensor:
+    """Standardised observations of some rows, (B, D); images as mean colours on a coarse grid."""
+    rows = transitions.observations.index_select(0, index)
+    mean, std, layout = normalisation.observation_mean, normalisation.observation_std, transitions.parts
+    if layout is None:
+        return _standardised(rows, mean, std)
+    places = {name: layout.statistics_of(name) for name in layout.names}
+    parts = [_standardised(layout.part(rows, name), mean[at], std[at]) for name, at in places.items()]
+    return torch.cat(parts, dim=1)
+
+
+def _standardised(rows: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    if rows.ndim == 4:  # full images have too many dimensions
+        pooled = functional.adaptive_avg_pool2d(rows.permute(0, 3, 1, 2).float(), COARSE)
+        rows = pooled.permute(0, 2, 3, 1)
+    return ((rows - mean) / std).flatten(1)
 
 
 def duplicate_episodes(transitions: Transitions) -> Tensor:
@@ -198,11 +242,15 @@ def with_tasks(table: pd.DataFrame, transitions: Transitions, tasks: Sequence[st
 
     Args:
         table: one row per episode.
-        transitions: the episodes; the observations end with a one-hot vector of the task.
+        transitions: the episodes; the observations end with a one-hot vector of the task, or have one as the part
+            ``task``.
         tasks: task names, in the order of the one-hot vector.
     """
     if not tasks:
         return table
     first = transitions.episode_starts[:-1] + torch.arange(transitions.episodes)  # rows of observations
-    one_hot = transitions.observations[first][:, -len(tasks) :]
+    observations = transitions.observations[first]
+    if transitions.parts is not None:
+        observations = transitions.parts.part(observations, "task")
+    one_hot = observations[:, -len(tasks) :]
     return table.assign(task=[tasks[index] for index in one_hot.argmax(1).tolist()])

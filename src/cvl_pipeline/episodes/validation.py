@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from cvl_pipeline.episodes.container import BLOCK, Rewards, Transitions
 from cvl_pipeline.episodes.parameters import OutOfBounds
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.pieces import Column
 
 logger = logging.getLogger(__name__)
 
@@ -109,12 +111,20 @@ def bound_actions(
         largest_excess=torch.tensor(found.excess, dtype=torch.float32),
     )
     if rule == "clip":
-        return replace(counted, actions=torch.clamp(data.actions, data.action_low, data.action_high))
+        return replace(counted, actions=_clipped(data))
     return replace(
         counted,
         action_low=torch.minimum(data.action_low, data.actions.amin(0)),
         action_high=torch.maximum(data.action_high, data.actions.amax(0)),
     )
+
+
+def _clipped(data: Transitions) -> Tensor:
+    low, high = data.action_low, data.action_high
+    column = Column()
+    for start in range(0, len(data), BLOCK):
+        column.append(torch.clamp(data.actions[start : start + BLOCK], low, high).numpy())
+    return torch.from_numpy(column.array())
 
 
 def validate_transitions(transitions: Transitions) -> None:
@@ -136,23 +146,13 @@ def validate_transitions(transitions: Transitions) -> None:
             f"transitions.observations: {len(data.observations)} rows, but {steps} transitions in "
             f"{episodes} episodes need {steps + episodes} rows (one more than the steps of each episode)"
         )
-    vectors = data.observations.ndim == 2 and data.observations.dtype == torch.float32
-    if not vectors and not (data.images and data.observations.dtype == torch.uint8):
-        raise InputError(
-            f"transitions.observations: {data.observations.dtype} of shape {tuple(data.observations.shape)}; "
-            "use vectors, (rows, O) float32, or images, (rows, height, width, channels) uint8"
-        )
-    if data.images and data.observations.shape[3] > min(data.observations.shape[1:3]):
-        raise InputError(
-            f"transitions.observations: images of shape {tuple(data.observations.shape[1:])} have more "
-            "channels than rows or columns; transpose them to (height, width, channels)"
-        )
+    _check_kind(data)
     for name in ("terminated", "truncated"):
         if getattr(data, name).shape != (episodes,):
             raise InputError(
                 f"transitions.{name}: shape {tuple(getattr(data, name).shape)}; it must be ({episodes},)"
             )
-    _check_finite("transitions.observations", data.observations)
+    _check_observations(data)
     _check_actions(data)
     found = outside_bounds(data.actions, data.action_low, data.action_high)
     if found is not None:
@@ -179,6 +179,52 @@ def validate_rewards(rewards: Rewards, transitions: Transitions) -> None:
             )
     if not rewards.missing:
         _check_finite("rewards.rewards", rewards.rewards)
+
+
+def _check_kind(data: Transitions) -> None:
+    """Raise InputError unless observations are vectors, images, or packed rows of both."""
+    kind = f"transitions.observations: {data.observations.dtype} of shape {tuple(data.observations.shape)}"
+    if data.parts is not None:
+        if data.observations.dtype != torch.uint8 or data.observations.shape[1:] != (data.parts.nbytes,):
+            raise InputError(
+                f"{kind}; rows of the parts {', '.join(data.parts.names)} are packed in {data.parts.nbytes} bytes "
+                "each: make them with Layout.pack"
+            )
+        images = {f" of the part '{part.name}'": part.shape for part in data.parts.parts if part.image}
+    else:
+        vectors = data.observations.ndim == 2 and data.observations.dtype == torch.float32
+        if not vectors and not (data.images and data.observations.dtype == torch.uint8):
+            raise InputError(
+                f"{kind}; use vectors, (rows, O) float32, or images, (rows, height, width, channels) uint8"
+            )
+        images = {"": tuple(data.observations.shape[1:])} if data.images else {}
+    for name, shape in images.items():
+        if shape[2] > min(shape[:2]):
+            raise InputError(
+                f"transitions.observations: images{name} of shape {shape} have more channels than rows or columns; "
+                "transpose them to (height, width, channels)"
+            )
+
+
+def _check_observations(data: Transitions) -> None:
+    """Raise InputError unless every number of the observations is finite."""
+    layout = data.parts
+    if layout is None:
+        _check_finite("transitions.observations", data.observations)
+        return
+    for part in layout.parts:
+        take = partial(layout.part, name=part.name)
+        place = None if part.image else _first(data.observations, partial(_not_finite, take=take))
+        if place is not None:
+            row, dimension = place
+            raise InputError(
+                f"transitions.observations: {float(take(data.observations[row])[dimension])} in the part '{part.name}' "
+                f"at index {place}; remove or repair that episode"
+            )
+
+
+def _not_finite(rows: Tensor, take: Callable[[Tensor], Tensor]) -> Tensor:
+    return ~take(rows).isfinite()
 
 
 def _check_actions(data: Transitions) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 NORMALISATION, REWARDS, SPLIT, TRANSITIONS = (
     f"cvl_pipeline.episodes.container:{name}" for name in ("Normalisation", "Rewards", "Split", "Transitions")
 )
+LAYOUT = "cvl_pipeline.episodes.parts:Layout"
 CRITIC, CRITIC_SHAPE = (
     f"cvl_pipeline.networks.critic:{name}" for name in ("ContrastiveCritic", "CriticShape")
 )
@@ -42,27 +43,52 @@ POLICIES = {path.partition(":")[2]: path for path in (*ACTORS.values(), BEST_OF_
 def _pack_fields(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from torch import Tensor  # not above: artifacts are listed without torch
 
-    values = {
-        field.name: getattr(data, field.name)
-        for field in fields(data)
-        if field.metadata.get("stored") != "unless zero" or getattr(data, field.name) != 0
-    }
+    values = {field.name: getattr(data, field.name) for field in fields(data) if _is_stored(data, field)}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     return tensors, {name: value for name, value in values.items() if name not in tensors}
+
+
+def _is_stored(data: Any, field: Field[Any]) -> bool:
+    stored, value = field.metadata.get("stored"), getattr(data, field.name)
+    if stored == "unless zero":
+        return bool(value != 0)
+    return stored != "unless none" or value is not None
 
 
 def _unpack_fields(cls: str) -> Unpack:
     return lambda tensors, config: named(cls)(**tensors, **config)
 
 
+def _pack_transitions(transitions: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, config = _pack_fields(transitions)
+    return tensors, {name: layout.plain() for name, layout in config.items()}
+
+
+def _unpack_transitions(tensors: dict[str, Tensor], config: dict[str, Any]) -> Any:
+    return named(TRANSITIONS)(**tensors, **_with_layout(config))
+
+
+def _with_layout(config: dict[str, Any]) -> dict[str, Any]:
+    """Make the layout of observations from the plain values of a header, if it has one."""
+    parts = config.get("parts")
+    return config if parts is None else {**config, "parts": named(LAYOUT).from_plain(parts)}
+
+
 def _pack_module(module: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    return dict(module.state_dict()), asdict(module.shape)
+    shape = module.shape
+    config = {field.name: getattr(shape, field.name) for field in fields(shape) if _is_stored(shape, field)}
+    if "parts" in config:
+        config["parts"] = config["parts"].plain()
+    return dict(module.state_dict()), config
 
 
 def _unpack_module(cls: str, shape: str) -> Unpack:
     def unpack(tensors: dict[str, Tensor], config: dict[str, Any]) -> Any:
         # JSON turns the tuples of the shapes into lists.
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+        values = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in _with_layout(config).items()
+        }
         module = named(cls)(named(shape)(**values))
         module.load_state_dict(tensors)
         return module.eval()
@@ -136,7 +162,7 @@ def _unpack_policy(tensors: dict[str, Tensor], config: dict[str, Any]) -> Any:
 
 
 KINDS: dict[str, tuple[Pack, Unpack]] = {
-    "transitions": (_pack_fields, _unpack_fields(TRANSITIONS)),
+    "transitions": (_pack_transitions, _unpack_transitions),
     "rewards": (_pack_fields, _unpack_fields(REWARDS)),
     "split": (_pack_fields, _unpack_fields(SPLIT)),
     "normalisation": (_pack_fields, _unpack_fields(NORMALISATION)),

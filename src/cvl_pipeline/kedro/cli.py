@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import shlex
 import traceback
 from copy import copy
 from pathlib import Path
@@ -354,6 +355,50 @@ _SHARED = [
 ]
 artifacts.add_command(
     _AboutPipelines("status", params=[*_SHARED, _EXPLAIN], callback=_status, help=_status.__doc__)
+)
+
+
+def _export(
+    env: str | None, params: dict[str, Any], conf_source: str | None, form: str, out: str, **options: Any
+) -> None:
+    """Write the ingested episodes in another format, and print the parameters that read them again."""
+    from cvl_pipeline.kedro.export import export_command
+
+    place, parameters = export_command(env, params, conf_source, form, out, **options)
+    click.echo(f"wrote {shown(place)}; to read it:")
+    values = ",".join(f"{name}={value}" for name, value in parameters.items())
+    click.echo(shlex.join(["kedro", "run", "--params", values]))
+
+
+cli.add_command(
+    _Command(
+        "export-dataset",
+        params=[
+            *(option for option in kedro_run.params if option.name in ("env", "params", "conf_source")),
+            click.Option(
+                ["--format", "form"], required=True, type=click.Choice(["hdf5", "lerobot", "minari"])
+            ),
+            click.Option(
+                ["--out"],
+                required=True,
+                help="New file (hdf5), new folder (lerobot), or the folder of Minari's datasets.",
+            ),
+            click.Option(
+                ["--name"],
+                help="minari: id of the dataset, such as mine/door-v0. lerobot: text of the only task.",
+            ),
+            click.Option(
+                ["--fps", "rate"],
+                type=click.IntRange(1, 10000),
+                help="lerobot: steps per second (default: 10).",
+            ),
+            click.Option(
+                ["--videos"], is_flag=True, default=None, help="lerobot: AV1 videos instead of exact images."
+            ),
+        ],
+        callback=_export,
+        help=_export.__doc__,
+    )
 )
 
 

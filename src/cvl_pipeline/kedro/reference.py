@@ -187,10 +187,11 @@ def _nested(model: type[BaseModel], field: str, prefix: str) -> Iterator[str]:
         yield ""
         yield from _table(group, f"{prefix}{field}.", list(group.model_fields))
         return
+    start = f"{prefix}{field}.<name>." if choice.mapping else f"{prefix}{field}."
     names = ", ".join(f"`{name}`" for name in choice.registry.names)
-    yield f"`{prefix}{field}`: {info.description} One of {names}, by `{prefix}{field}.{choice.registry.field}`."
+    yield f"`{prefix}{field}`: {info.description} One of {names}, by `{start}{choice.registry.field}`."
     yield ""
-    for name in choice.registry.names:
+    for name in () if choice.mapping else choice.registry.names:
         parameters = choice.registry.parameters(name)
         own = [part for part in parameters.model_fields if part != choice.registry.field]
         if own:

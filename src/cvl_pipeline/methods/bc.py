@@ -40,6 +40,9 @@ class BC(Method):
         # Not above: it imports torch and Lightning, which only training needs to wait for.
         from cvl_pipeline.objectives.training import train_policy
 
-        settings = {name: getattr(self.parameters, name) for name in ("hidden", "encoder", "training")}
+        settings = {
+            name: getattr(self.parameters, name)
+            for name in ("hidden", "encoder", "part_encoders", "training")
+        }
         objective = BehaviourCloning.Parameters(**settings)
         return train_policy(data.without_rewards(), objective, seed, checkpoints=checkpoints, logs=logs)

@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.methods.off_policy import (
-    Ensemble,
     Fixed,
     OffPolicy,
     OffPolicyMethod,
@@ -41,9 +40,8 @@ class ConservativeActorCritic(OffPolicy):
 
     def networks(self) -> None:
         """Build both Q, the standard deviation and the temperature of the entropy."""
-        self.q = Ensemble(self.normalisation, self.settings.hidden)
-        observation, action = self.normalisation.observation_mean, self.normalisation.action_mean
-        self.log_std = MLP(len(observation), self.settings.hidden, len(action))
+        self.q = self.ensemble()
+        self.log_std = MLP(self.q.features, self.settings.hidden, len(self.normalisation.action_mean))
         self.log_temperature = nn.Parameter(torch.zeros(()))
 
     def finish(self) -> None:
@@ -67,7 +65,7 @@ class ConservativeActorCritic(OffPolicy):
 
     def sample(self, states: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions of the policy and their log densities, (B, O) and (B, N, A) -> (B, N, A) and (B, N)."""
-        log_std = self.log_std(self.q.standardise_observation(states)).clamp(*LOG_STD_RANGE).unsqueeze(1)
+        log_std = self.log_std(self.q.encode_observation(states)).clamp(*LOG_STD_RANGE).unsqueeze(1)
         outputs = self.actor.outputs(states).unsqueeze(1) + log_std.exp() * noise
         log_slope = 2.0 * (math.log(2.0) - outputs - functional.softplus(-2.0 * outputs))  # of tanh
         density = -0.5 * noise.square() - log_std - HALF_LOG_TWO_PI - log_slope
@@ -89,8 +87,7 @@ class ConservativeActorCritic(OffPolicy):
             candidates = torch.cat([logged, anywhere, later[:, :-1], actions[:, :-1]], 1)
             uniform_density = torch.full_like(uniform[..., 0], -math.log(2.0) * len(low))
             densities = torch.cat([uniform_density, later_log_probs[:, :-1], log_probs[:, :-1]], 1)
-        states = step.states.unsqueeze(1).expand(-1, candidates.shape[1], -1)
-        values = self.q(states, candidates)
+        values = self.q(step.states.unsqueeze(1), candidates)
         q = values[..., 0]
         # log of the integral of exp Q, by importance sampling (appendix F)
         log_integral = torch.logsumexp(values[..., 1:] - densities, -1) - math.log(densities.shape[1])

@@ -22,6 +22,7 @@ from torch import Generator, Tensor
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters, DynamicsTraining
 from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.episodes.shifts import random_shift
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.base import Method, MethodParameters
 from cvl_pipeline.methods.one_step import Phases
@@ -169,6 +170,7 @@ class CRL(Method):
             representation_size=own.representation_size,
             hidden=own.hidden,
             encoder=own.encoder,
+            part_encoders=own.part_encoders,
             training=DynamicsTraining.model_validate(training.model_dump()),
         )
 
@@ -243,10 +245,11 @@ class GoalReaching(OfflineModule):
     ) -> None:
         """Build the actor and hold the episodes, whose rewards are not read."""
         super().__init__(parameters.training, seed)
-        self.own_code = ":" in parameters.encoder.name
+        self.own_code = parameters.own_encoder
         self.graphable = not self.own_code
         self.crl = parameters
         self._data = data
+        self.augmentation = random_shift(data.transitions, parameters.training.random_shift)
         self.critic = copy.deepcopy(critic).requires_grad_(False)
         compares = parameters.extraction == "awr" and not data.transitions.discrete
         self._others = parameters.other_actions if compares else 0
@@ -256,7 +259,7 @@ class GoalReaching(OfflineModule):
                 data.transitions,
                 data.normalisation,
                 parameters.hidden,
-                parameters.encoder.model_dump(mode="json"),
+                parameters.encoding,
             )
 
     def on_fit_start(self) -> None:
@@ -312,7 +315,7 @@ class GoalReaching(OfflineModule):
     def training_loss(self, batch: Positions | HindsightBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of the extraction; the critic stays as it is."""
         rows = self.read(batch) if isinstance(batch, Positions) else batch
-        inputs = beside(rows.observations, rows.goals)
+        inputs = beside(rows.observations, rows.goals, self._data.transitions.parts)
         with torch.no_grad():
             psi = psi_of_goals(self.critic, rows.goals)
         loss = self._awr if self.crl.extraction == "awr" else self._ddpg_bc
@@ -353,7 +356,7 @@ class GoalReaching(OfflineModule):
         """Measure the policy on held-out states with goals that their episodes reached, and its gain in f."""
         rows = self._rows(self._positions(self._validation_index, VALIDATION_STATES, generator))
         held_out = HindsightBatch(*(column.to(self.device) for column in vars(rows).values()))
-        inputs = beside(held_out.observations, held_out.goals)
+        inputs = beside(held_out.observations, held_out.goals, self._data.transitions.parts)
         psi = psi_of_goals(self.critic, held_out.goals)
         actions = self.actor(inputs)
         f, logged_f = (

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cvl_pipeline.methods.off_policy import Ensemble, OffPolicy, OffPolicyMethod, ValueParameters, follow
+from cvl_pipeline.methods.off_policy import OffPolicy, OffPolicyMethod, ValueParameters, follow
 from cvl_pipeline.networks.mlp import MLP
 from cvl_pipeline.training.processes import gather
 
@@ -19,8 +19,8 @@ class ImplicitQLearning(OffPolicy):
 
     def networks(self) -> None:
         """Build Q and V."""
-        self.q = Ensemble(self.normalisation, self.settings.hidden)
-        self.v = MLP(len(self.normalisation.observation_mean), self.settings.hidden, 1)
+        self.q = self.ensemble()
+        self.v = MLP(self.q.features, self.settings.hidden, 1)
 
     def finish(self) -> None:
         """Build the target of Q."""
@@ -31,11 +31,11 @@ class ImplicitQLearning(OffPolicy):
         iql = self.settings
         follow(self.target_q, self.q, iql.target_rate)
         step = self.steps(batch)
-        standard = self.q.standardise_observation
-        value = self.v(standard(step.states)).squeeze(-1)
+        encoded = self.q.encode_observation
+        value = self.v(encoded(step.states)).squeeze(-1)
         with torch.no_grad():
             advantage = self.target_q(step.states, step.actions).amin(0) - value
-            next_value = self.v(standard(step.next_states)).squeeze(-1)
+            next_value = self.v(encoded(step.next_states)).squeeze(-1)
             target = step.rewards + iql.discount * step.goes_on * next_value
             spread = gather(advantage).std()  # of the whole batch, which several processes may share
             scale = spread.clamp(min=1e-6) if iql.scale_advantage else 1.0

@@ -227,6 +227,7 @@ class MOPO(OffPolicyMethod):
             return self
 
     title = "MOPO"
+    vectors_alone = True
     discrete_actions = False
 
     def train(

@@ -20,9 +20,11 @@ from torch import Generator, Tensor, nn
 
 from cvl_pipeline.episodes.container import Normalisation
 from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.episodes.shifts import random_shift
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.base import Method, MethodParameters
 from cvl_pipeline.networks.actor import Actor, make_actor
+from cvl_pipeline.networks.encoder import ObservationEncoder, PartsEncoder, observation_encoder
 from cvl_pipeline.networks.mlp import MLP, Standardise
 from cvl_pipeline.objectives.base import TrainedPolicy
 from cvl_pipeline.schema import Hidden, Strict
@@ -35,6 +37,10 @@ from cvl_pipeline.training.vector import Adam, Part
 
 if TYPE_CHECKING:
     from cvl_pipeline.readout.q_function import QFunction
+
+
+HELD_OUT_STATES = 2048
+"""Held-out images of one measurement, evenly spaced."""
 
 
 class ValueParameters(MethodParameters):
@@ -52,21 +58,46 @@ class ValueParameters(MethodParameters):
 
 
 class Ensemble(nn.Module):
-    """Several Q functions of standardised inputs."""
+    """Several Q functions of encoded observations and standardised actions."""
 
-    def __init__(self, normalisation: Normalisation, hidden: Hidden, members: int = 2) -> None:
-        """Build the networks; inputs are standardised by the given statistics."""
+    def __init__(
+        self,
+        normalisation: Normalisation,
+        hidden: Hidden,
+        members: int = 2,
+        encoder: ObservationEncoder | PartsEncoder | None = None,
+    ) -> None:
+        """Build the networks.
+
+        Args:
+            normalisation: statistics of the inputs.
+            hidden: sizes of the hidden layers.
+            members: number of Q functions.
+            encoder: of images or parts, which all members share; None: vectors, which are standardised.
+        """
         super().__init__()
-        observation, action = len(normalisation.observation_mean), len(normalisation.action_mean)
-        self.standardise_observation = Standardise(observation)
-        self.standardise_observation.fit(normalisation.observation_mean, normalisation.observation_std)
+        action = len(normalisation.action_mean)
+        self.features = len(normalisation.observation_mean) if encoder is None else encoder.features
+        self.encode_observation: nn.Module
+        if encoder is None:
+            standardise = Standardise(self.features)
+            standardise.fit(normalisation.observation_mean, normalisation.observation_std)
+            self.encode_observation = standardise
+        else:
+            self.encode_observation = encoder
         self.standardise_action = Standardise(action)
         self.standardise_action.fit(normalisation.action_mean, normalisation.action_std)
-        self.networks = nn.ModuleList(MLP(observation + action, hidden, 1) for _ in range(members))
+        self.networks = nn.ModuleList(MLP(self.features + action, hidden, 1) for _ in range(members))
 
     def forward(self, observations: Tensor, actions: Tensor, members: int | None = None) -> Tensor:
-        """Values of all members or of the first few, (..., O) and (..., A) -> (members, ...)."""
-        inputs = torch.cat([self.standardise_observation(observations), self.standardise_action(actions)], -1)
+        """Values of all members or of the first few, (..., O) and (..., A) -> (members, ...).
+
+        The leading axes are broadcast, so a state with many actions, (B, 1, O) and (B, M, A), is encoded once.
+        """
+        features = self.encode_observation(observations)
+        if features.shape[:-1] != actions.shape[:-1]:
+            features = features.expand(*actions.shape[:-1], -1)
+        inputs = torch.cat([features, self.standardise_action(actions)], -1)
         return torch.stack([network(inputs).squeeze(-1) for network in islice(self.networks, members)])
 
 
@@ -143,7 +174,7 @@ class OffPolicy(OfflineModule):
     def __init__(self, data: EpisodeData, parameters: Any, seed: int) -> None:
         """Build the actor and the method's networks, and hold the episodes, whose rewards are known."""
         super().__init__(parameters.training, seed)
-        self.own_code = ":" in parameters.encoder.name
+        self.own_code = parameters.own_encoder
         self.graphable = not self.own_code
         assert data.rewards is not None  # checked by the method
         self.settings = parameters
@@ -153,6 +184,9 @@ class OffPolicy(OfflineModule):
         index = torch.arange(len(train))
         episodes = train.episode_of(index)
         ends = index == train.episode_starts[episodes + 1] - 1
+        self._layout = data.transitions.parts
+        self.augmentation = random_shift(data.transitions, parameters.training.random_shift)
+        self._noise: Tensor | None = None
         self._observations, self._rows = train.observations, index + episodes
         self._actions = train.actions
         self._rewards = labels / labels.std().clamp(min=1e-6) if parameters.scale_rewards else labels
@@ -164,13 +198,21 @@ class OffPolicy(OfflineModule):
             self.networks()
             if self.has_actor:
                 self.actor: Actor = make_actor(
-                    train, data.normalisation, parameters.hidden, parameters.encoder.model_dump(mode="json")
+                    train, data.normalisation, parameters.hidden, parameters.encoding
                 )
         self.finish()
 
     def networks(self) -> None:
         """Build the networks besides the actor, from ``self.normalisation`` and ``self.settings``."""
         raise NotImplementedError
+
+    def ensemble(self, members: int = 2) -> Ensemble:
+        """Q functions, with an encoder if observations are images or have parts."""
+        shape = tuple(self._observations.shape[1:])
+        encoder = None
+        if self._layout is not None or len(shape) > 1:
+            encoder = observation_encoder(shape, self.normalisation, self.settings.encoding, self._layout)
+        return Ensemble(self.normalisation, self.settings.hidden, members, encoder)
 
     def finish(self) -> None:
         """Build what follows from all networks, such as targets."""
@@ -213,23 +255,42 @@ class OffPolicy(OfflineModule):
             torch.randint(count, (batches * size,), generator=generator, device=self.device), size
         )
 
+    def prepared(self, batch: Any) -> Any:
+        """What ``training_loss`` gets: an entry of ``draw``. The noise of its observations is for ``read_states``."""
+        if self.augmentation is None:
+            return batch
+        self._noise = own_share(batch.noise)
+        return batch.rows
+
+    def read_states(self, rows: Tensor, place: int = 0) -> Tensor:
+        """Observations of rows, (B,), augmented if that is asked for; ``place`` is 1 for next states."""
+        states = self._observations[rows]
+        if self.augmentation is None or self._noise is None:
+            return states
+        return self.augmentation.changed(states, self._noise, place)
+
     def steps(self, batch: Tensor) -> Steps:
         """Read this process's share of a batch of transitions, (B,) int64."""
         index = own_share(batch)
         rows, following = self._rows[index], (index + 1).clamp(max=len(self._rows) - 1)
         return Steps(
-            states=self._observations[rows],
+            states=self.read_states(rows),
             actions=self._actions[index],
             rewards=self._rewards[index],
             goes_on=self._goes_on[index],
-            next_states=self._observations[rows + 1],
+            next_states=self.read_states(rows + 1, 1),
             next_actions=self._actions[following],
             has_next=self._has_next[index],
         )
 
     def validation_metrics(self, generator: Generator) -> dict[str, Tensor]:
-        """Measure the policy on held-out states."""
-        states, logged = self._held_out.states(), self._held_out.actions
+        """Measure the policy on held-out states: all, or a share if they are images or have parts."""
+        index = None
+        if self._held_out.wide:  # their features take gigabytes
+            index = torch.arange(len(self._held_out), device=self._held_out.actions.device)
+            index = index[:: -(-len(index) // HELD_OUT_STATES)]
+        states = self._held_out.states(index)
+        logged = self._held_out.actions if index is None else self._held_out.actions[index]
         return {
             "action_error": (self.actor(states) - logged).square().mean(),
             "log_prob": self.actor.log_prob(states, logged).mean(),
@@ -244,6 +305,8 @@ class OffPolicyMethod(Method):
     module: ClassVar[type[OffPolicy]]
     discrete_actions: ClassVar[bool] = True
     """Whether it can learn from discrete actions."""
+    vectors_alone: ClassVar[bool] = False
+    """Whether an observation has to be one vector, such as of a method that predicts observations."""
 
     def train(
         self,
@@ -275,7 +338,7 @@ class OffPolicyMethod(Method):
         name = self.parameters.method
         if data.rewards is None:
             raise InputError(f"method '{name}' needs rewards")
-        if data.transitions.images:
-            raise InputError(f"method '{name}' takes vectors: images are not supported")
+        if data.transitions.wide and self.vectors_alone:
+            raise InputError(f"method '{name}' takes vectors: images and several parts are not supported")
         if data.transitions.discrete and not self.discrete_actions:
             raise InputError(f"method '{name}' takes continuous actions: these are discrete")

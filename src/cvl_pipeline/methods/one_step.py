@@ -97,11 +97,11 @@ class LearnedValues(ActionValues):
 
     def of_actions(self, observations: Tensor, actions: Tensor) -> Tensor:
         """Q of several actions per state, (B, O) and (B, M, A) -> (B, M)."""
-        return self(observations.unsqueeze(1).expand(-1, actions.shape[1], -1), actions)
+        return self(observations.unsqueeze(1), actions)
 
     def encode(self, observations: Tensor) -> Tensor:
-        """Standardised states, (B, O) -> (B, O)."""
-        states: Tensor = self.ensemble.standardise_observation(observations)
+        """Standardised or encoded states, (B, O) -> (B, F)."""
+        states: Tensor = self.ensemble.encode_observation(observations)
         return states
 
     def frozen(self, device: torch.device | str) -> Self:
@@ -140,7 +140,7 @@ class ValueLearning(OffPolicy):
 
     def networks(self) -> None:
         """Build Q."""
-        self.q = Ensemble(self.normalisation, self.settings.hidden)
+        self.q = self.ensemble()
 
     @property
     def values(self) -> LearnedValues:
@@ -196,7 +196,7 @@ class ReturnRegression(ValueLearning):
         """Return the weighted squared error, summed over the networks."""
         place = own_share(batch)
         pair = self._pairs[place]
-        values = self.q(self._observations[self._rows[pair]], self._actions[pair])
+        values = self.q(self.read_states(self._rows[pair]), self._actions[pair])
         errors = (values - self._targets[place]).square()
         return (self._weights[place] * errors).mean(1).sum(), {"q": self._targets[place].mean()}
 
@@ -308,6 +308,7 @@ class OneStep(OffPolicyMethod):
         extraction = AdvantageWeightedRegression.Parameters(
             hidden=own.hidden,
             encoder=own.encoder,
+            part_encoders=own.part_encoders,
             training=phases.of(own, 1.0 - own.value_share).training,
             beta=own.beta,
             max_weight=own.max_weight,

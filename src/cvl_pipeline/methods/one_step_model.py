@@ -78,6 +78,7 @@ class OneStepModel(OneStep):
             return self
 
     title = "1-step model + AWR"
+    vectors_alone = True
 
     def learn(self, data: EpisodeData, seed: int, phases: Phases) -> ActionValues:
         """Train model and clone, roll out, and regress Q."""
@@ -92,7 +93,10 @@ class OneStepModel(OneStep):
         )
         model = learning.trained()
         cloning = BehaviourCloning.Parameters(
-            hidden=own.hidden, encoder=own.encoder, training=phases.of(own, own.clone_share).training
+            hidden=own.hidden,
+            encoder=own.encoder,
+            part_encoders=own.part_encoders,
+            training=phases.of(own, own.clone_share).training,
         )
         clone = PolicyExtraction(data.without_rewards(), cloning, seed)
         phases.run(

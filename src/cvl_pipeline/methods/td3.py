@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from cvl_pipeline.methods.off_policy import Ensemble, Fixed, OffPolicy, Steps, ValueParameters, follow
+from cvl_pipeline.methods.off_policy import Fixed, OffPolicy, Steps, ValueParameters, follow
 from cvl_pipeline.networks.actor import GaussianActor
 from cvl_pipeline.schema import MOST_STEPS
 from cvl_pipeline.training.processes import own_share
@@ -48,7 +48,7 @@ class TD3(OffPolicy):
 
     def networks(self) -> None:
         """Build both Q."""
-        self.q = Ensemble(self.normalisation, self.settings.hidden)
+        self.q = self.ensemble()
 
     def finish(self) -> None:
         """Build the targets, and Q as the actor sees it."""

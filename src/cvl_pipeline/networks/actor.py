@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from cvl_pipeline.episodes.container import Normalisation, Transitions
+from cvl_pipeline.episodes.container import UNLESS_NONE, Normalisation, Transitions
+from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.networks.arrays import as_rows
-from cvl_pipeline.networks.encoder import ObservationEncoder
+from cvl_pipeline.networks.encoder import observation_encoder
 from cvl_pipeline.networks.mlp import MLP
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
@@ -26,10 +28,11 @@ HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 class ActorShape:
     """Sizes needed to rebuild an actor before its weights are loaded."""
 
-    observation_shape: tuple[int, ...]  # (O,), or (H, W, C) for images
+    observation_shape: tuple[int, ...]  # (O,), or (H, W, C) for images, or (B,) for packed parts
     action_size: int
     hidden: tuple[int, ...]
     encoder: dict[str, Any] = field(default_factory=dict)  # plain parameters
+    parts: Layout | None = field(default=None, metadata=UNLESS_NONE)
 
 
 class Policy(nn.Module):
@@ -39,21 +42,22 @@ class Policy(nn.Module):
     discrete: bool = False
     """Whether actions are discrete: one-hot vectors as tensors, and integers in ``act``."""
 
-    def act(self, observations: ArrayLike) -> Any:
+    def act(self, observations: ArrayLike | Mapping[str, ArrayLike]) -> Any:
         """Return the actions for one observation or many, as the environment takes them.
 
         Args:
-            observations: (O,) or (B, O) numbers of any type; images (H, W, C) or (B, H, W, C).
+            observations: (O,) or (B, O) numbers of any type; images (H, W, C) or (B, H, W, C); or such arrays by name
+                of the part, if observations have parts.
 
         Returns:
             (A,) or (B, A) float32 within the action bounds. Discrete actions are an integer, or (B,) int64.
 
         Raises:
-            InputError: the observations have another shape, are not finite numbers, or are images whose values
-                are not whole numbers from 0 to 255.
+            InputError: the observations lack a part, have another shape, are not finite numbers, or are images whose
+                values are not whole numbers from 0 to 255.
         """
         wanted = tuple(self.shape.observation_shape)
-        rows = as_rows(observations, wanted, "observations", "policy")
+        rows = as_rows(observations, wanted, "observations", "policy", self.shape.parts)
         single = rows.ndim == len(wanted)
         device = next(self.parameters()).device
         with torch.no_grad():
@@ -64,8 +68,8 @@ class Policy(nn.Module):
         return int(actions[0]) if self.discrete else actions[0]
 
     def __call__(self, observations: Any, *others: Any) -> Any:
-        """Act on tensors, (..., O) -> (..., A), or on NumPy arrays as ``act`` does."""
-        if isinstance(observations, np.ndarray):
+        """Act on tensors, (..., O) -> (..., A), or on NumPy arrays and parts as ``act`` does."""
+        if isinstance(observations, np.ndarray | Mapping):
             return self.act(observations)
         if isinstance(observations, Tensor) and observations.dtype == torch.float64:
             observations = observations.float()
@@ -84,7 +88,9 @@ class Actor(Policy, ABC):
         """
         super().__init__()
         self.shape = shape
-        self.encode_observation = ObservationEncoder(shape.observation_shape, normalisation, shape.encoder)
+        self.encode_observation = observation_encoder(
+            shape.observation_shape, normalisation, shape.encoder, shape.parts
+        )
         self.network = MLP(self.encode_observation.features, shape.hidden, shape.action_size)
 
     @abstractmethod
@@ -265,6 +271,7 @@ def make_actor(
         action_size=transitions.actions.shape[1],
         hidden=hidden,
         encoder=encoder or {},
+        parts=transitions.parts,
     )
     if transitions.discrete:
         return CategoricalActor(shape, normalisation)

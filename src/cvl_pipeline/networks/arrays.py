@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.errors import InputError
 
 
-def as_rows(values: ArrayLike, shape: tuple[int, ...], name: str, network: str) -> Tensor:
-    """Return numbers of any type as float32, and images as uint8.
+def as_rows(
+    values: ArrayLike | Mapping[str, ArrayLike],
+    shape: tuple[int, ...],
+    name: str,
+    network: str,
+    layout: Layout | None = None,
+) -> Tensor:
+    """Return numbers of any type as float32, images as uint8, and parts as packed rows.
 
     Args:
-        values: one row, of that shape, or many, (B, *shape).
+        values: one row, of that shape, or many, (B, *shape); or such arrays by name of the part.
         shape: of one row; three axes are an image.
         name: of the values, for errors, such as ``observations``.
         network: what takes them, for errors, such as ``policy``.
+        layout: the parts; None: there are none.
 
     Raises:
-        InputError: the values have another shape, are not finite numbers, or are images whose values are not whole
-            numbers from 0 to 255.
+        InputError: the values lack a part, have another shape, are not finite numbers, or are images whose values are
+            not whole numbers from 0 to 255.
     """
+    if isinstance(values, Mapping) != (layout is not None):
+        parts = f"give arrays by name of the part: {', '.join(layout.names)}" if layout else "give an array"
+        raise InputError(
+            f"{name} are {type(values).__name__}, but this {network} was trained on others; {parts}"
+        )
+    if layout is not None and isinstance(values, Mapping):
+        missing = [part for part in layout.names if part not in values]
+        if missing:
+            raise InputError(f"{name} lack {', '.join(missing)}; give the parts {', '.join(layout.names)}")
+        known = {part.name: part.shape for part in layout.parts}
+        return layout.pack(
+            {
+                part: as_rows(value, known[part], f"{name}['{part}']", network) if part in known else value
+                for part, value in values.items()
+            }
+        )
     rows = np.asarray(values)
     if rows.dtype.kind not in "biuf":
         raise InputError(f"{name} are {rows.dtype}, not numbers")

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cvl_pipeline.episodes.container import Normalisation
+from cvl_pipeline.episodes.container import UNLESS_NONE, Normalisation
+from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.errors import unknown_name
-from cvl_pipeline.networks.encoder import ObservationEncoder
+from cvl_pipeline.networks.encoder import observation_encoder
 from cvl_pipeline.networks.mlp import MLP, Standardise
 
 REPRESENTATIONS = ("unit_norm", "raw")
@@ -24,7 +25,7 @@ class CriticShape:
     """Shape of a critic, from which it is rebuilt before its weights are loaded.
 
     Attributes:
-        observation_shape: (O,), or (H, W, C) of images.
+        observation_shape: (O,), or (H, W, C) of images, or (B,) of packed parts.
         action_size: A.
         hidden: sizes of the hidden layers of both encoders.
         representation_size: D, size of phi and psi.
@@ -35,6 +36,7 @@ class CriticShape:
             must use the same.
         horizon_conditioning: phi also takes the offset k of the future state.
         encoder: parameters of the observation encoder, as plain values.
+        parts: of packed observations; None: an observation is one vector or one image.
     """
 
     observation_shape: tuple[int, ...]
@@ -47,6 +49,7 @@ class CriticShape:
     discount: float
     horizon_conditioning: bool
     encoder: dict[str, Any] = field(default_factory=dict)
+    parts: Layout | None = field(default=None, metadata=UNLESS_NONE)
 
     def __post_init__(self) -> None:
         """Raise InputError if the representation is unknown."""
@@ -90,7 +93,9 @@ class ContrastiveCritic(nn.Module):
         """
         super().__init__()
         self.shape = shape
-        self.encode_observation = ObservationEncoder(shape.observation_shape, normalisation, shape.encoder)
+        self.encode_observation = observation_encoder(
+            shape.observation_shape, normalisation, shape.encoder, shape.parts
+        )
         self.standardise_action = Standardise(shape.action_size)
         if normalisation is not None:
             self.standardise_action.fit(normalisation.action_mean, normalisation.action_std)

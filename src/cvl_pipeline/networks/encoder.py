@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cvl_pipeline.episodes.container import Normalisation
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.episodes.parts import Layout
+from cvl_pipeline.errors import InputError, unknown_name
 from cvl_pipeline.imports import check_return
 from cvl_pipeline.networks.mlp import Standardise
 from cvl_pipeline.networks.parameters import (
@@ -19,6 +23,8 @@ from cvl_pipeline.networks.parameters import (
     ConvolutionalEncoderParameters,
     EncoderParameters,
     IdentityEncoderParameters,
+    MLPEncoderParameters,
+    ResNetEncoderParameters,
 )
 
 SMALLEST = 6
@@ -76,7 +82,7 @@ class ConvolutionalEncoder(Encoder):
     """Convolutions of stride 2, for images.
 
     They halve the image until a side has at most SMALLEST pixels. A linear layer, LayerNorm and tanh give the
-    features a fixed size and scale (Yarats et al. 2021, section 4.1).
+    features a fixed size and scale.
     """
 
     Parameters = ConvolutionalEncoderParameters
@@ -94,18 +100,92 @@ class ConvolutionalEncoder(Encoder):
             layers += [nn.Conv2d(channels, parameters.channels, 3, stride=2, padding=1), nn.ReLU()]
             height, width, channels = math.ceil(height / 2), math.ceil(width / 2), parameters.channels
         self.features = parameters.features
-        self.layers = nn.Sequential(
-            *layers,
-            nn.Flatten(),
-            nn.Linear(height * width * channels, self.features),
-            nn.LayerNorm(self.features),
-            nn.Tanh(),
-        )
+        self.layers = nn.Sequential(*layers, *_head(height * width * channels, self.features))
 
     def forward(self, observations: Tensor) -> Tensor:
         """Return features, (B, H, W, C) -> (B, features)."""
-        channels_first = observations.permute(0, 3, 1, 2)
-        features: Tensor = self.layers(channels_first.to(memory_format=torch.channels_last))
+        return _of_images(self.layers, observations)
+
+
+class ResNetEncoder(Encoder):
+    """A residual network with GroupNorm, for images (He et al. 2016; Wu and He 2018).
+
+    A convolution of stride 2, then blocks of stride 2 until a side has at most SMALLEST pixels, and the features as in
+    ``convolutional``. GroupNorm, unlike BatchNorm, is the same in training and in use.
+    """
+
+    Parameters = ResNetEncoderParameters
+
+    def __init__(self, parameters: ResNetEncoderParameters, shape: tuple[int, ...]) -> None:
+        """Build the layers for images (H, W, C)."""
+        super().__init__(parameters, shape)
+        if len(shape) != 3:
+            raise InputError(f"encoder 'resnet' needs images, but observations have shape {shape}; use auto")
+        height, width, channels = shape
+        size = parameters.channels
+        layers: list[nn.Module] = [nn.Conv2d(channels, size, 3, stride=2, padding=1), _norm(size), nn.ReLU()]
+        height, width, channels = math.ceil(height / 2), math.ceil(width / 2), size
+        while min(height, width) > SMALLEST:
+            layers.append(_ResidualBlock(channels, size))
+            height, width, channels = math.ceil(height / 2), math.ceil(width / 2), size
+            size = min(2 * size, 4 * parameters.channels)
+        self.features = parameters.features
+        self.layers = nn.Sequential(*layers, *_head(height * width * channels, self.features))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return features, (B, H, W, C) -> (B, features)."""
+        return _of_images(self.layers, observations)
+
+
+class _ResidualBlock(nn.Module):
+    """Two convolutions, the first of stride 2, beside a convolution of one pixel, (B, C, H, W) -> (B, C', H/2, W/2)."""
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, size, 3, stride=2, padding=1), _norm(size), nn.ReLU(),
+            nn.Conv2d(size, size, 3, padding=1), _norm(size),
+        )  # fmt: skip
+        self.shortcut = nn.Conv2d(channels, size, 1, stride=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return functional.relu(self.layers(images) + self.shortcut(images))
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(8, channels), channels)
+
+
+def _head(size: int, features: int) -> list[nn.Module]:
+    """Give features a fixed size and scale (Yarats et al. 2021, section 4.1)."""
+    return [nn.Flatten(), nn.Linear(size, features), nn.LayerNorm(features), nn.Tanh()]
+
+
+def _of_images(layers: nn.Module, observations: Tensor) -> Tensor:
+    """Features of images with their channels last, (B, H, W, C) -> (B, features)."""
+    channels_first = observations.permute(0, 3, 1, 2)
+    features: Tensor = layers(channels_first.to(memory_format=torch.channels_last))
+    return features
+
+
+class MLPEncoder(Encoder):
+    """Layers of its own for a vector, whose features get the same scale as those of images."""
+
+    Parameters = MLPEncoderParameters
+
+    def __init__(self, parameters: MLPEncoderParameters, shape: tuple[int, ...]) -> None:
+        """Build the layers for vectors (O,)."""
+        super().__init__(parameters, shape)
+        if len(shape) != 1:
+            raise InputError(f"encoder 'mlp' needs vectors, but observations have shape {shape}; use auto")
+        sizes = [shape[0], *parameters.hidden]
+        hidden = [layer for before, size in pairwise(sizes) for layer in (nn.Linear(before, size), nn.ReLU())]
+        self.features = parameters.features
+        self.layers = nn.Sequential(*hidden, *_head(sizes[-1], self.features))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return features, (B, O) -> (B, features)."""
+        features: Tensor = self.layers(observations)
         return features
 
 
@@ -180,11 +260,16 @@ class ObservationEncoder(nn.Module):
             InputError: the encoder is unknown or does not support this shape.
         """
         super().__init__()
+        if encoder and encoder.get("parts"):
+            raise InputError(
+                f"part_encoders names {', '.join(encoder['parts'])}, but observations have no parts; set encoder"
+            )
         self.shape = shape
         self.standardise = Standardise(shape[-1])
         if normalisation is not None:
             self.standardise.fit(normalisation.observation_mean, normalisation.observation_std)
-        parameters: Any = ENCODERS.validate(encoder or {})
+        settings = {name: value for name, value in (encoder or {}).items() if name != "parts"}
+        parameters: Any = ENCODERS.validate(settings)
         self.encoder = _built(parameters, shape)
         self.features = self.encoder.features
         if ":" in parameters.name:
@@ -228,3 +313,72 @@ class ObservationEncoder(nn.Module):
                 f"encoder '{parameters.name}' would act differently each time it is loaded, because something that "
                 "its __init__ draws is not stored: use nn.Parameter, self.register_buffer or nn.ModuleList for it"
             )
+
+
+class PartsEncoder(nn.Module):
+    """Encodes every part of packed observations by itself, and joins the features in the order of the parts."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        normalisation: Normalisation | None = None,
+        encoder: dict[str, Any] | None = None,
+    ) -> None:
+        """Build an encoder for each part.
+
+        Args:
+            layout: the parts.
+            normalisation: statistics; None: ``load_state_dict`` sets them.
+            encoder: plain parameters of the encoder of images, with those of single parts, by name, in ``parts``.
+
+        Raises:
+            InputError: an unknown part, or an encoder that does not support the shape of its part.
+        """
+        super().__init__()
+        self.layout = layout
+        general = dict(encoder or {})
+        chosen = general.pop("parts", {})
+        for name in chosen:
+            if name not in layout.names:
+                raise unknown_name("part of the observations in part_encoders", name, list(layout.names))
+        if not layout.images and general.get("name", "auto") not in ("auto", "identity"):
+            raise InputError(
+                f"encoder '{general['name']}' is for the images among the parts of observations, and none of "
+                f"{', '.join(layout.names)} is one; name a part in part_encoders"
+            )
+        self.encoders = nn.ModuleList()
+        for part in layout.parts:
+            own = chosen.get(part.name, general if part.image else {})
+            statistics = normalisation and _statistics(normalisation, layout, part.name)
+            try:
+                self.encoders.append(ObservationEncoder(part.shape, statistics, own))
+            except InputError as error:
+                raise InputError(f"part '{part.name}' of the observations: {error}") from error
+        self.features = sum(encoder.features for encoder in self.encoders)  # type: ignore[misc]
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return features, (..., B) uint8 -> (..., features)."""
+        parts = self.layout.unpack(observations).values()
+        return torch.cat([encoder(part) for encoder, part in zip(self.encoders, parts, strict=True)], dim=-1)
+
+
+def _statistics(normalisation: Normalisation, layout: Layout, name: str) -> Normalisation:
+    """Statistics of one part."""
+    place = layout.statistics_of(name)
+    return replace(
+        normalisation,
+        observation_mean=normalisation.observation_mean[place],
+        observation_std=normalisation.observation_std[place],
+    )
+
+
+def observation_encoder(
+    shape: tuple[int, ...],
+    normalisation: Normalisation | None = None,
+    encoder: dict[str, Any] | None = None,
+    layout: Layout | None = None,
+) -> ObservationEncoder | PartsEncoder:
+    """Build the encoder of observations: one vector or image, or packed parts if there is a layout."""
+    if layout is None:
+        return ObservationEncoder(shape, normalisation, encoder)
+    return PartsEncoder(layout, normalisation, encoder)

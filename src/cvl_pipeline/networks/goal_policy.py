@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
 from cvl_pipeline.episodes.container import Normalisation, Transitions
+from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.networks.actor import Actor, Policy, make_actor
+from cvl_pipeline.networks.actor import Actor, ActorShape, Policy, make_actor
 from cvl_pipeline.networks.arrays import as_rows
 from cvl_pipeline.networks.critic import ContrastiveCritic
 
@@ -49,7 +51,8 @@ def make_goal_actor(
 ) -> Actor:
     """Build pi(a | s, g): an actor whose observation is a state and a goal, side by side.
 
-    Vectors (O,) become (2 O,), and images (H, W, C) become (H, W, 2 C), each half with the log's statistics.
+    Vectors (O,) become (2 O,), and images (H, W, C) become (H, W, 2 C), each half with the log's statistics. If
+    observations have parts, every part does.
 
     Args:
         transitions: the episodes, which define the shapes of observations and actions.
@@ -57,17 +60,23 @@ def make_goal_actor(
         hidden: sizes of the hidden layers.
         encoder: plain parameters of the encoder of both.
     """
-    mean, std = normalisation.observation_mean, normalisation.observation_std
-    twice = replace(
-        normalisation, observation_mean=torch.cat([mean, mean]), observation_std=torch.cat([std, std])
+    layout = transitions.parts
+    places = [layout.statistics_of(name) for name in layout.names] if layout else [slice(None)]
+    mean, std = (
+        torch.cat([values[place] for place in places for _ in range(2)])
+        for values in (normalisation.observation_mean, normalisation.observation_std)
     )
     first = transitions.observations[:1]
-    return make_actor(replace(transitions, observations=beside(first, first)), twice, hidden, encoder)
+    pairs = replace(
+        transitions, observations=beside(first, first, layout), parts=layout.twice if layout else None
+    )
+    statistics = replace(normalisation, observation_mean=mean, observation_std=std)
+    return make_actor(pairs, statistics, hidden, encoder)
 
 
-def beside(observations: Tensor, goals: Tensor) -> Tensor:
-    """The actor's input, (..., O) and (..., O) -> (..., 2 O)."""
-    return torch.cat([observations, goals], dim=-1)
+def beside(observations: Tensor, goals: Tensor, layout: Layout | None = None) -> Tensor:
+    """The actor's input, (..., O) and (..., O) -> (..., 2 O); packed rows if observations have parts."""
+    return torch.cat([observations, goals], dim=-1) if layout is None else layout.beside(observations, goals)
 
 
 class GoalPolicy(Policy):
@@ -97,26 +106,30 @@ class GoalPolicy(Policy):
         super().__init__()
         self.actor = actor
         self.critic = critic
-        self.shape = replace(actor.shape, observation_shape=tuple(critic.shape.observation_shape))
+        self.shape = replace(
+            actor.shape,
+            observation_shape=tuple(critic.shape.observation_shape),
+            parts=critic.shape.parts,
+        )
         self.discrete = actor.discrete
         self.register_buffer("goals", goals)
         with torch.no_grad():
             self.register_buffer("_psi", psi_of_goals(critic, goals), persistent=False)
 
-    def toward(self, goals: ArrayLike) -> GoalPolicy:
+    def toward(self, goals: ArrayLike | Mapping[str, ArrayLike]) -> GoalPolicy:
         """Return the policy that moves to goals of your own, with the same networks.
 
         It acts, is evaluated and is saved like this one.
 
         Args:
             goals: one observation of the log's kind, (O,), or several that are equally good, (G, O); images (H, W, C)
-                or (G, H, W, C).
+                or (G, H, W, C); or such arrays by name of the part.
 
         Raises:
             InputError: the goals have another shape, or are not finite numbers, or there are none or too many.
         """
         shape = tuple(self.shape.observation_shape)
-        rows = as_rows(goals, shape, "goals", "policy")
+        rows = as_rows(goals, shape, "goals", "policy", self.shape.parts)
         rows = rows.unsqueeze(0) if rows.ndim == len(shape) else rows
         if not 1 <= len(rows) <= MOST_GOALS:
             raise InputError(f"there are {len(rows)} goals; give at least 1 and at most {MOST_GOALS}")
@@ -131,8 +144,36 @@ class GoalPolicy(Policy):
     def _act(self, observations: Tensor) -> Tensor:
         rows = len(observations), len(self.goals)
         states = observations.unsqueeze(1)  # (B, 1, O)
-        pairs = beside(*(part.expand(*rows, *observations.shape[1:]) for part in (states, self.goals)))
+        states_of_pairs, goals = (
+            part.expand(*rows, *observations.shape[1:]) for part in (states, self.goals)
+        )
+        pairs = beside(states_of_pairs, goals, self.shape.parts)
         actions: Tensor = self.actor(pairs)  # (B, G, A)
         f = self.critic.logits(self.critic.phi(states, actions), self._psi)  # (B, G, G)
         best = f.logsumexp(-1).argmax(1)
         return actions[torch.arange(len(actions), device=actions.device), best]
+
+
+class ObservedGoal(nn.Module):
+    """Any policy in a ``GoalEnvironment``, whose observations are a state and the goal of the episode, side by side.
+
+    A GoalPolicy pursues that goal instead of its own ones. Other policies do not see it.
+    """
+
+    def __init__(self, policy: nn.Module) -> None:
+        """Act with ``policy``, observations (B, O) to actions (B, A)."""
+        super().__init__()
+        self.policy = policy
+        shape = getattr(policy, "shape", None)
+        if isinstance(shape, ActorShape):
+            self.discrete = bool(getattr(policy, "discrete", False))
+            *space, last = shape.observation_shape
+            self.shape = replace(shape, observation_shape=(*space, 2 * last))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Actions, (B, 2 O) -> (B, A)."""
+        if isinstance(self.policy, GoalPolicy):
+            actions: Tensor = self.policy.actor(observations)
+        else:
+            actions = self.policy(observations.chunk(2, dim=-1)[0])
+        return actions

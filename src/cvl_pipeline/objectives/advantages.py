@@ -72,7 +72,7 @@ class MarginalActions(StateValue):
                     lambda part: q.of_all_actions(transitions.states(part).to(device)) @ frequency,
                     parts,
                     device=device,
-                    wide=transitions.images,
+                    wide=transitions.wide,
                 )
             )
         generator = Generator(device=index.device).manual_seed(stream_seed(seed, "baseline", 0))
@@ -96,7 +96,7 @@ class MarginalActions(StateValue):
                 torch.split(index, rows),
                 torch.split(others, rows),
                 device=device,
-                wide=transitions.images,
+                wide=transitions.wide,
             )
         )
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.networks.parameters import ENCODERS, AutomaticEncoderParameters, EncoderParameters
-from cvl_pipeline.schema import MOST_STEPS, Choice, Hidden, Registry, Strict
+from cvl_pipeline.networks.parameters import EncodingParameters
+from cvl_pipeline.schema import MOST_STEPS, Hidden, Registry
 from cvl_pipeline.training.parameters import TrainingParameters
 
 if TYPE_CHECKING:
@@ -36,13 +36,10 @@ class PolicyTraining(TrainingParameters):
     steps: int = Field(2000, ge=1, le=MOST_STEPS, description="Gradient steps.")
 
 
-class ActorParameters(Strict):
+class ActorParameters(EncodingParameters):
     """The actor's network and its training, which every policy has."""
 
     hidden: Hidden = Field((256, 256), description="Sizes of the hidden layers of the actor.")
-    encoder: Annotated[EncoderParameters, Choice(ENCODERS)] = Field(
-        AutomaticEncoderParameters(), description="What turns observations into features, in the actor."
-    )
     training: PolicyTraining = Field(PolicyTraining(), description="How the policy is trained.")
 
 

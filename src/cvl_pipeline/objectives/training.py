@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.episodes.shifts import random_shift
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.imports import check_return
 from cvl_pipeline.networks.actor import Actor, make_actor
@@ -54,17 +55,18 @@ class PolicyExtraction(OfflineModule):
         ):
             if need and given is None:
                 raise InputError(f"policy_extraction.objective '{parameters.objective}' needs {name}")
-        self.own_code = ":" in parameters.objective or ":" in parameters.encoder.name
+        self.own_code = ":" in parameters.objective or parameters.own_encoder
         self.graphable = not self.own_code
         self.own_read = ":" in parameters.objective
         self._data, self._values = data, values
+        self.augmentation = random_shift(data.transitions, parameters.training.random_shift)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "initialisation", 1))
             self.actor: Actor = make_actor(
                 data.transitions,
                 data.normalisation,
                 parameters.hidden,
-                parameters.encoder.model_dump(mode="json"),
+                parameters.encoding,
             )
 
     def on_fit_start(self) -> None:
@@ -74,11 +76,18 @@ class PolicyExtraction(OfflineModule):
         self._values = self._values.frozen(self.device) if self._values else None
         log, own = self._data.transitions, type(self.objective)
         device = self.place(log.observations, log.actions)
-        if self._prefetch is not None and own.draw is not Objective.draw and own.read is Objective.read:
-            raise InputError(
-                f"the log does not fit the GPU, and {own.__name__} draws its own batches: define {own.__name__}.read, "
-                "or set policy_extraction.training.accelerator=cpu"
-            )
+        if own.draw is not Objective.draw and own.read is Objective.read:
+            name = own.__name__
+            if self._prefetch is not None:
+                raise InputError(
+                    f"the log does not fit the GPU, and {name} draws its own batches: define {name}.read, "
+                    "or set policy_extraction.training.accelerator=cpu"
+                )
+            if self.augmentation is not None:
+                raise InputError(
+                    f"{name} draws its own batches: define {name}.read, or set "
+                    "policy_extraction.training.random_shift=0"
+                )
         transitions = log.to(device)
         split = self._data.split
         self._transitions = transitions

@@ -86,7 +86,7 @@ class ActionValues(ABC):
             return self.in_batches(*(rows.to(device) for rows in pairs))
 
         parts = torch.split(index, rows), torch.split(actions, rows)
-        values, sizes = zip(*mapped(part, *parts, device=device, wide=transitions.images), strict=True)
+        values, sizes = zip(*mapped(part, *parts, device=device, wide=transitions.wide), strict=True)
         return torch.cat(values), torch.cat(sizes)
 
     def of_all_actions(self, observations: Tensor) -> Tensor:

@@ -64,6 +64,9 @@ class GoalDistanceReward(RewardParameters):
         "goal_distance",
         description="1 / (1 + (d / scale)^2) with the distance d between the state arrived in and a target.",
     )
+    part: str | None = Field(
+        None, description="Name of the part that is compared, if observations have several, such as `state`."
+    )
     indices: Integers | None = Field(None, description="Dimensions of the observation that are compared.")
     target: Floats | None = Field(
         None, description="Values of these dimensions at the goal, in the observation's units."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -31,13 +32,16 @@ class QFunction(ActionValues):
     def __call__(self, observations: Tensor, actions: Tensor) -> Tensor: ...
 
     @overload
-    def __call__(self, observations: Array, actions: Array) -> Array: ...
+    def __call__(self, observations: Array | Mapping[str, ArrayLike], actions: Array) -> Array: ...
 
-    def __call__(self, observations: Tensor | Array, actions: Tensor | Array) -> Tensor | Array:
+    def __call__(
+        self, observations: Tensor | Array | Mapping[str, ArrayLike], actions: Tensor | Array
+    ) -> Tensor | Array:
         """Q of state-action pairs, with actions as in ``Transitions``: one-hot if they are discrete.
 
         Args:
-            observations: tensor (B, O); or NumPy numbers of any type, (O,) or (B, O), images (H, W, C) or (B, H, W, C).
+            observations: tensor (B, O); or NumPy numbers of any type, (O,) or (B, O), images (H, W, C) or (B, H, W, C);
+                or such arrays by name of the part, if observations have parts.
             actions: tensor (B, A); or NumPy numbers of any type, (A,) or (B, A).
 
         Returns:
@@ -51,9 +55,9 @@ class QFunction(ActionValues):
         return self._of_arrays(observations, actions)
 
     @torch.no_grad()
-    def _of_arrays(self, observations: ArrayLike, actions: ArrayLike) -> Array:
+    def _of_arrays(self, observations: ArrayLike | Mapping[str, ArrayLike], actions: ArrayLike) -> Array:
         shape = self.critic.shape
-        states = as_rows(observations, tuple(shape.observation_shape), "observations", "critic")
+        states = as_rows(observations, tuple(shape.observation_shape), "observations", "critic", shape.parts)
         taken = as_rows(actions, (shape.action_size,), "actions", "critic")
         single = taken.ndim == 1
         if (states.ndim == len(shape.observation_shape)) != single or (

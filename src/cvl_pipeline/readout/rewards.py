@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +20,8 @@ from cvl_pipeline.readout.parameters import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cvl_pipeline.episodes.container import Rewards, Transitions
 
 logger = logging.getLogger(__name__)
@@ -144,12 +147,7 @@ class GoalDistance(Reward):
         assert goal.target is not None
         assert goal.scale is not None
         assert goal.tolerance is not None
-        if transitions.images:
-            raise InputError(
-                "reward.source goal_distance: observations are images, which have no distance to a target; "
-                "use your own module:function"
-            )
-        size = transitions.observations.shape[1]
+        take, size = self._vector(transitions)
         outside = [i for i in goal.indices if not -size <= i < size]
         if outside:
             raise InputError(
@@ -158,13 +156,33 @@ class GoalDistance(Reward):
         target = torch.tensor(goal.target)
         distance = torch.cat(
             [
-                (transitions.arrivals(part)[:, list(goal.indices)] - target).norm(dim=1)
+                (take(transitions.arrivals(part))[:, list(goal.indices)] - target).norm(dim=1)
                 for part in torch.split(torch.arange(len(transitions)), BLOCK)
             ]
         )
         return Rewards(
             rewards=1.0 / (1.0 + (distance / goal.scale).square()), successes=distance <= goal.tolerance
         )
+
+    def _vector(self, transitions: Transitions) -> tuple[Callable[[Tensor], Tensor], int]:
+        """How to take the vector from observations, and its size; raises InputError if there is none."""
+        layout, name = transitions.parts, self.parameters.part
+        images = "are images, which have no distance to a target; use your own module:function"
+        if layout is None:
+            if name is not None:
+                raise InputError(f"reward.part is {name}, but observations have no parts: leave it out")
+            if transitions.images:
+                raise InputError(f"reward.source goal_distance: observations {images}")
+            return lambda rows: rows, transitions.observations.shape[1]
+        if name is None:
+            raise InputError(
+                "reward.source goal_distance: observations have the parts "
+                f"{', '.join(layout.names)}; set reward.part to the one that has the goal"
+            )
+        part = layout[name]
+        if part.image:
+            raise InputError(f"reward.part {name}: observations of it {images}")
+        return lambda rows: layout.part(rows, name), part.shape[0]
 
 
 def warn_of_rare_goal(labels: Rewards) -> None:
@@ -184,7 +202,8 @@ class UserReward(Reward):
     """Your own function, such as ``my_rewards:low_hand``.
 
     It takes observations (N, O), actions (N, A) and next observations (N, O), and returns rewards (N,), on arrival
-    in the next observation, or a tuple of rewards and successes (N,) bool.
+    in the next observation, or a tuple of rewards and successes (N,) bool. Observations of several parts are a
+    dictionary of the parts, (N, O) or (N, H, W, C) each.
     """
 
     Parameters = FunctionReward
@@ -196,7 +215,6 @@ class UserReward(Reward):
     def labels(self, transitions: Transitions, logged: Rewards) -> Rewards:
         """Return the function's rewards, and its successes if it returns them."""
         import torch
-        from torch import Tensor
 
         from cvl_pipeline.episodes.container import Rewards
 
@@ -204,7 +222,8 @@ class UserReward(Reward):
         function = user_function("reward.source", source)
         states = transitions.states()
         try:
-            result = function(states, transitions.actions, transitions.arrivals())
+            arrivals = transitions.unpacked(transitions.arrivals())
+            result = function(transitions.unpacked(states), transitions.actions, arrivals)
         except (Exception, SystemExit) as error:
             place = place_in_user_code(error)
             at = f" at {place[1]}" if place else ""
@@ -215,8 +234,8 @@ class UserReward(Reward):
         both = isinstance(result, tuple) and len(result) == 2
         rewards, successes = result if both else (result, torch.zeros(len(states), dtype=torch.bool))
         for name, values in (("reward", rewards), ("success", successes)):
-            if not isinstance(values, Tensor) or values.shape != (len(states),):
-                returned = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            if not isinstance(values, torch.Tensor) or values.shape != (len(states),):
+                returned = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
                 raise InputError(
                     f"reward.source '{source}' returned {returned}, not a tensor of one {name} per transition, "
                     f"({len(states)},)"

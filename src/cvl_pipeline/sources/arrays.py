@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, get_args
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.parameters import OutOfBounds
+from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.episodes.validation import bound_actions, outside_bounds
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.sources.columns import MOST_ACTIONS
@@ -20,14 +22,14 @@ Array = NDArray[Any]
 
 
 def load_arrays(
-    observations: ArrayLike,
+    observations: ArrayLike | Mapping[str, ArrayLike],
     actions: ArrayLike,
     rewards: ArrayLike | None = None,
     *,
     terminated: ArrayLike | None = None,
     truncated: ArrayLike | None = None,
     successes: ArrayLike | None = None,
-    next_observations: ArrayLike | None = None,
+    next_observations: ArrayLike | Mapping[str, ArrayLike] | None = None,
     action_low: ArrayLike | None = None,
     action_high: ArrayLike | None = None,
     action_count: int | None = None,
@@ -38,11 +40,28 @@ def load_arrays(
     Raises:
         InputError: a fault in the arrays, with name, place and value.
     """
-    states = _observations("observations", observations)
+    layout = None
+    if isinstance(observations, Mapping):
+        states, layout = _packed("observations", observations)
+    elif isinstance(next_observations, Mapping):
+        raise InputError("next_observations are a dictionary, but observations are not; give both alike")
+    else:
+        states = _observations("observations", observations)
     count = len(states)
     if count == 0:
         raise InputError("observations have no rows; give one per step")
-    following = None if next_observations is None else _observations("next_observations", next_observations)
+    following = None
+    if next_observations is not None and not isinstance(next_observations, Mapping):
+        if layout is not None:
+            raise InputError("observations are a dictionary, but next_observations are not; give both alike")
+        following = _observations("next_observations", next_observations)
+    elif next_observations is not None:
+        following, other = _packed("next_observations", next_observations)
+        if other != layout:
+            raise InputError(
+                f"next_observations have the parts {_described(other)}, but observations {_described(layout)}; give "
+                "both the same"
+            )
     if following is not None and following.shape != states.shape:
         raise InputError(
             f"next_observations have shape {following.shape}, but observations {states.shape}; give both the same "
@@ -82,6 +101,7 @@ def load_arrays(
         rewards=None if rewards is None else _column("rewards", rewards, count),
         successes=None if successes is None else _flags("successes", successes, count),
         discrete=discrete,
+        parts=layout,
     )
     _check_continuity(steps)
     transitions, labels = episodes_from_steps(steps, "arrays", bounds)
@@ -96,6 +116,25 @@ def _numbers(name: str, values: ArrayLike) -> Array:
     if array.dtype.kind not in "biuf":
         raise InputError(f"{name} are {array.dtype}, not numbers")
     return array
+
+
+def _packed(name: str, values: Mapping[str, ArrayLike]) -> tuple[Array, Layout]:
+    """Pack the parts of observations, which are checked one by one."""
+    arrays = {}
+    for part, given in values.items():
+        array = _observations(f"{name}['{part}']", given)
+        arrays[str(part)] = single_precision(array, f"{name}['{part}']") if array.ndim == 2 else array
+    rows = {part: len(array) for part, array in arrays.items()}
+    if len(set(rows.values())) > 1:
+        raise InputError(
+            f"{name} have {', '.join(f'{count} rows of {part}' for part, count in rows.items())}; give the same number"
+        )
+    layout = Layout.of(arrays)
+    return layout.pack(arrays).numpy(), layout
+
+
+def _described(layout: Layout | None) -> str:
+    return ", ".join(f"{part.name} {part.shape}" for part in layout.parts) if layout else ""
 
 
 def _observations(name: str, values: ArrayLike) -> Array:
@@ -198,6 +237,6 @@ def _check_continuity(steps: Steps) -> None:
     gap = first_gap(steps)
     if gap is not None:
         raise InputError(
-            f"next_observations[{gap[0]}] differs from observations[{gap[0] + 1}], although no flag ends the "
+            f"next_observations[{gap.row}] differs from observations[{gap.row + 1}], although no flag ends the "
             "episode between them; sort the steps of an episode by time, and flag its last step"
         )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from cvl_pipeline.episodes.parameters import OutOfBounds
 from cvl_pipeline.paths import UserPath
-from cvl_pipeline.schema import Registry, Strict, operational
+from cvl_pipeline.schema import Registry, Strict
 
 if TYPE_CHECKING:
     from cvl_pipeline.environments.base import Environment
@@ -58,6 +58,19 @@ class SourceParameters(Strict):
         "executed them; or `widen` the bounds to the smallest and largest action of the log.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_memory_limit(cls, values: Any) -> Any:
+        if (
+            isinstance(values, Mapping)
+            and "memory_limit" in values
+            and "memory_limit" not in cls.model_fields
+        ):
+            raise ValueError(
+                "memory_limit is no longer needed, because logs are read in pieces; leave it out"
+            )
+        return values
+
     @property
     def label(self) -> str:
         """Name of the task or the file in reports."""
@@ -72,17 +85,6 @@ class SourceParameters(Strict):
     def folder(self) -> str:
         """Name of the dataset's folder in every layer of ``data/``."""
         return self.name.replace("{task}", re.sub(r"[^\w.\-]", "-", self.stem.lstrip(".")))
-
-
-class LogParameters(SourceParameters):
-    """The settings of sources that read a log from a file or a folder."""
-
-    memory_limit: float | None = operational(
-        None,
-        gt=0,
-        description="Largest size of the log's arrays in memory, in GiB; a larger log is refused before it is read. "
-        "null: a quarter of the machine's memory, because reading takes up to four times as much.",
-    )
 
 
 class Source(ABC):
@@ -126,6 +128,19 @@ class Source(ABC):
         """
         return None
 
+    def make_goal_environment(self, episode_steps: int | None = None) -> Callable[[], Environment] | None:
+        """Return a factory of an environment whose ``info["goal"]`` at the reset is the episode's goal, an observation.
+
+        None if no goals are known. Other processes must be able to import the factory.
+
+        Args:
+            episode_steps: as of ``make_environment``.
+
+        Raises:
+            InputError: an unknown task or id.
+        """
+        return None
+
     @property
     def may_have_environment(self) -> bool:
         """Whether an environment may be known, judged by the parameters alone."""
@@ -144,6 +159,11 @@ class Source(ABC):
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks of a multi-task source, in the order of the observations' one-hot vector; else empty."""
+        return ()
+
+    @property
+    def goals(self) -> tuple[str, ...]:
+        """Names of the goals of ``make_goal_environment``, in turns of episodes; empty if every episode has its own."""
         return ()
 
     @property
@@ -169,7 +189,9 @@ SOURCES: Registry[Source] = Registry(
         "pointmaze": "cvl_pipeline.sources.pointmaze:PointMaze",
         "gymnasium": "cvl_pipeline.sources.gymnasium:Gymnasium",
         "d4rl": "cvl_pipeline.sources.d4rl:D4RL",
+        "ogbench": "cvl_pipeline.sources.ogbench:OGBench",
         "minari": "cvl_pipeline.sources.minari:Minari",
+        "lerobot": "cvl_pipeline.sources.lerobot:LeRobot",
         "files": "cvl_pipeline.sources.files:Files",
     },
 )

@@ -36,13 +36,14 @@ from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError, look_up, one_line
 from cvl_pipeline.imports import package_file
+from cvl_pipeline.io.pieces import Column, by_block, first_where, slices
 from cvl_pipeline.io.storage import shown, unreadable
 from cvl_pipeline.paths import expanded
 from cvl_pipeline.schema import operational
-from cvl_pipeline.sources.base import LocalPath, LogParameters, Source, Task
+from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 from cvl_pipeline.sources.download import download
 from cvl_pipeline.sources.hdf5 import HDF5, check_log, log_files, open_hdf5
-from cvl_pipeline.sources.memory import check_memory
+from cvl_pipeline.sources.logs import progress
 from cvl_pipeline.sources.precision import single_precision
 from cvl_pipeline.sources.steps import Steps, episodes_from_steps
 
@@ -150,7 +151,6 @@ def load_d4rl(
     path: Path,
     dataset_id: str | None = None,
     success_reward: float | None = None,
-    memory_limit: float | None = None,
 ) -> tuple[Transitions, Rewards]:
     """Read the episodes of a file in D4RL's format, published or your own.
 
@@ -171,7 +171,6 @@ def load_d4rl(
             rewards count on arrival.
         success_reward: smallest reward of a step that solves the task. None: the task's own, which is 1 in
             antmaze and in maze2d with sparse rewards, and 4 in kitchen; other tasks have none.
-        memory_limit: largest size of the arrays in memory, in GiB; None: a quarter of the machine's memory.
 
     Returns:
         The episodes and their rewards. Action bounds are -1 and 1, as in all of D4RL's tasks;
@@ -184,25 +183,31 @@ def load_d4rl(
     path = expanded(path)
     source, dataset_id = shown(path), dataset_id or ""
     family = _family(dataset_id)
-    log = _read_log(path, memory_limit)
+    log = _read_log(path)
     terminated, truncated = log.terminals, _timeouts(log, dataset_id, source)
     rewards = log.rewards
     if family.start_rewards and log.next_observations is None:
-        # The next row has the reward of the state that a step leads to; the last step of an episode has no next row.
-        rewards = np.where(terminated | truncated, rewards, np.append(rewards[1:], rewards[-1:]))
+        rewards = _on_arrival(rewards, terminated, truncated)
     if family.terminal_anyway:
-        truncated = truncated | terminated
-        terminated = terminated & (rewards >= family.solved)
+        truncated = by_block(np.logical_or, truncated, terminated)
+        terminated = by_block(lambda end, reward: end & (reward >= family.solved), terminated, rewards)
     if family.start_rewards and log.next_observations is None:
         # Where the last step of a truncated episode led is unknown, and so is its reward. The step is dropped.
-        unknown = truncated | (np.arange(len(rewards)) == len(rewards) - 1)
-        rewards = np.where(unknown & ~terminated, np.float32(np.nan), rewards)
-    ignored = np.zeros(len(rewards), dtype=bool)
+        rewards = by_block(
+            lambda reward, cut, end: np.where(cut & ~end, np.float32(np.nan), reward),
+            rewards, truncated, terminated,
+        )  # fmt: skip
+        if not terminated[-1]:
+            rewards[-1] = np.nan
+    ignored = None
     if family.terminal_rows:
-        _check_ant(log.observations, terminated | truncated, source)
-        ignored[1:] = terminated[1:] & terminated[:-1] & ~truncated[:-1]
+        _check_ant(log.observations, terminated, truncated, source)
+        ignored = _after_terminal(terminated, truncated)
     if success_reward is None:
         success_reward = math.inf if "-dense-" in dataset_id else family.solved
+    successes = None
+    if math.isfinite(success_reward):
+        successes = by_block(lambda reward: reward >= success_reward, rewards)
     steps = Steps(
         observations=log.observations,
         actions=log.actions,
@@ -210,7 +215,7 @@ def load_d4rl(
         truncated=truncated,
         next_observations=log.next_observations,
         rewards=rewards,
-        successes=rewards >= success_reward if math.isfinite(success_reward) else None,
+        successes=successes,
         ignored=ignored,
     )
     # All of D4RL's tasks take actions from -1 to 1, even if a log does not reach these bounds.
@@ -237,15 +242,16 @@ class _Log:
 _ARRAYS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
 
 
-def _read_log(path: Path, memory_limit: float | None) -> _Log:
+def _read_log(path: Path) -> _Log:
     source = shown(path)
     check_log(path)
     try:
         if not path.is_file():
             raise InputError(f"{source} is not a file; correct dataset.path, or put the file there")
         with open_hdf5(path) as file:
-            check_memory(source, sum(map(file.size, _ARRAYS)), memory_limit)
-            log = _log(file, source)
+            rows = sum(shape[0] for shape in map(file.shape, _ARRAYS) if shape)
+            with progress(f"reading {source}", rows, path.stat().st_size) as advance:
+                log = _log(file, source, advance)
     except InputError:
         raise
     except PermissionError as error:
@@ -256,77 +262,115 @@ def _read_log(path: Path, memory_limit: float | None) -> _Log:
             f"{source} cannot be read as HDF5 ({one_line(error)}); if it is damaged or cut short, "
             "delete it and download it again"
         ) from error
-    if len(log.observations) == 0:
-        raise InputError(f"{source}: observations have no rows; give a file with at least one episode")
     return log
 
 
-def _log(file: HDF5, source: str) -> _Log:
-    observations = _vectors(file, "observations", source)
-    count = len(observations)
+def _log(file: HDF5, source: str, advance: Callable[[int], None]) -> _Log:
+    read = _Reader(file, source, advance)
+    observations = read.vectors("observations")
     return _Log(
         observations=observations,
-        actions=_vectors(file, "actions", source, count),
-        rewards=_numbers(file, "rewards", source, count),
-        terminals=_flags(file, "terminals", source, count),
-        timeouts=_flags(file, "timeouts", source, count) if "timeouts" in file.arrays else None,
-        next_observations=(
-            _vectors(file, "next_observations", source, count) if "next_observations" in file.arrays else None
-        ),
+        actions=read.vectors("actions"),
+        rewards=read.numbers("rewards"),
+        terminals=read.flags("terminals"),
+        timeouts=read.flags("timeouts") if "timeouts" in file.arrays else None,
+        next_observations=read.vectors("next_observations") if "next_observations" in file.arrays else None,
     )
 
 
-def _vectors(file: HDF5, name: str, source: str, count: int | None = None) -> Floats:
-    values = _array(file, name, source, count)
-    if values.ndim != 2:
-        raise InputError(
-            f"{source}: {name} have shape {values.shape}, not (steps, dimensions); save one vector "
-            "per step (images and discrete actions are not read from this format)"
-        )
-    return values
+@dataclass
+class _Reader:
+    """Reads the arrays of a file, all of which have as many rows as the first."""
+
+    file: HDF5
+    source: str
+    advance: Callable[[int], None]
+    count: int | None = None
+
+    def vectors(self, name: str) -> Floats:
+        """One vector per step, (N, K)."""
+        values = self._array(name)
+        if values.ndim != 2:
+            raise InputError(
+                f"{self.source}: {name} have shape {values.shape}, not (steps, dimensions); save one vector "
+                "per step (images and discrete actions are not read from this format)"
+            )
+        return values
+
+    def numbers(self, name: str) -> Floats:
+        """One number per step, (N,)."""
+        values = self._array(name)
+        # Replay buffers write (count, 1).
+        if values.shape not in ((self.count,), (self.count, 1)):
+            raise InputError(
+                f"{self.source}: {name} have shape {values.shape}, not ({self.count},); give one number per step"
+            )
+        return values.reshape(len(values))
+
+    def flags(self, name: str) -> Flags:
+        """One flag per step, (N,) bool."""
+        values = self.numbers(name)
+        other = first_where(lambda part: (part != 0.0) & (part != 1.0), values)
+        if other is not None:
+            raise InputError(f"{self.source}: {name} have {values[other]:g} at step {other[0]}; use 0 or 1")
+        return by_block(lambda part: part == 1.0, values)
+
+    def _array(self, name: str) -> Floats:
+        file, source = self.file, self.source
+        fault = file.fault(name)
+        if fault is not None:
+            raise InputError(f"{source}: array '{name}': {fault}")
+        node = file.array(name)
+        if node is None:
+            names = (
+                ", ".join(sorted({name.partition("/")[0] for name in (*file.arrays, *file.groups)}))
+                or "nothing"
+            )
+            raise InputError(
+                f"{source}: no array '{name}', the file contains {names}; D4RL's format needs observations, "
+                "actions, rewards and terminals"
+            )
+        if node.dtype.kind not in "biuf":
+            raise InputError(f"{source}: {name} have type {node.dtype}; give numbers")
+        if not node.shape:
+            raise InputError(f"{source}: {name} have no rows; give one per step")
+        if self.count is None:
+            self.count = len(node)
+        if len(node) != self.count:
+            raise InputError(
+                f"{source}: {len(node)} rows of {name}, but {self.count} of observations; give one of each per step"
+            )
+        if not len(node):
+            raise InputError(f"{source}: {name} have no rows; give a file with at least one episode")
+        column = Column()
+        for block in file.blocks(name):
+            column.append(block)
+            self.advance(len(block))
+        return single_precision(column.array(), f"{source}: {name}")
 
 
-def _numbers(file: HDF5, name: str, source: str, count: int) -> Floats:
-    values = _array(file, name, source, count)
-    # Replay buffers write (count, 1).
-    if values.shape not in ((count,), (count, 1)):
-        raise InputError(
-            f"{source}: {name} have shape {values.shape}, not ({count},); give one number per step"
-        )
-    return values.reshape(count)
+def _on_arrival(rewards: Floats, terminated: Flags, truncated: Flags) -> Floats:
+    """Rewards of the states that steps lead to, (N,), from those of the states in which they start.
+
+    The next row has it; the last step of an episode has no next row, and keeps its own.
+    """
+    result = Column()
+    for rows in slices(rewards):
+        after = rewards[rows.start + 1 : rows.stop + 1]
+        if rows.stop == len(rewards):
+            after = np.append(after, rewards[-1:])
+        result.append(np.where(terminated[rows] | truncated[rows], rewards[rows], after))
+    return result.array()
 
 
-def _flags(file: HDF5, name: str, source: str, count: int) -> Flags:
-    values = _numbers(file, name, source, count)
-    other = (values != 0.0) & (values != 1.0)
-    if other.any():
-        step = int(other.argmax())
-        raise InputError(f"{source}: {name} have {values[step]:g} at step {step}; use 0 or 1")
-    return np.asarray(values == 1.0)
-
-
-def _array(file: HDF5, name: str, source: str, count: int | None) -> Floats:
-    fault = file.fault(name)
-    if fault is not None:
-        raise InputError(f"{source}: array '{name}': {fault}")
-    node = file.array(name)
-    if node is None:
-        names = (
-            ", ".join(sorted({name.partition("/")[0] for name in (*file.arrays, *file.groups)})) or "nothing"
-        )
-        raise InputError(
-            f"{source}: no array '{name}', the file contains {names}; D4RL's format needs observations, "
-            "actions, rewards and terminals"
-        )
-    if node.dtype.kind not in "biuf":
-        raise InputError(f"{source}: {name} have type {node.dtype}; give numbers")
-    if not node.shape:
-        raise InputError(f"{source}: {name} have no rows; give one per step")
-    if count is not None and len(node) != count:
-        raise InputError(
-            f"{source}: {len(node)} rows of {name}, but {count} of observations; give one of each per step"
-        )
-    return single_precision(node[()], f"{source}: {name}")
+def _after_terminal(terminated: Flags, truncated: Flags) -> Flags:
+    """Whether the row before each row, (N,), ended the episode with a terminal, and the row is one too."""
+    ignored = Column()
+    ignored.append(np.zeros(1, dtype=bool))
+    for rows in slices(terminated[:-1]):
+        after = terminated[rows.start + 1 : rows.stop + 1]
+        ignored.append(after & terminated[rows] & ~truncated[rows])
+    return ignored.array()
 
 
 def _family(dataset_id: str) -> _Family:
@@ -337,11 +381,14 @@ def _family(dataset_id: str) -> _Family:
 
 def _timeouts(log: _Log, dataset_id: str, source: str) -> Flags:
     timeouts = np.zeros(len(log.rewards), dtype=bool) if log.timeouts is None else log.timeouts
-    flagged = bool((log.terminals | timeouts).any())
+    flagged = bool(log.terminals.any() or timeouts.any())
     words = dataset_id.split("-")
     limits = [MAZE2D_STEPS[word] for word in words if word in MAZE2D_STEPS and "maze2d" in words]
     if not flagged and limits:
-        return np.asarray(np.arange(1, len(timeouts) + 1) % limits[0] == 0)
+        ends = Column()
+        for rows in slices(log.rewards):
+            ends.append(np.arange(rows.start + 1, rows.stop + 1) % limits[0] == 0)
+        return ends.array()
     if not flagged or (log.timeouts is None and _family(dataset_id).needs_timeouts):
         fault = "there are no timeouts" if log.timeouts is None else "no step is a timeout"
         raise InputError(
@@ -352,13 +399,18 @@ def _timeouts(log: _Log, dataset_id: str, source: str) -> Flags:
     return timeouts
 
 
-def _check_ant(observations: Floats, ends: Flags, source: str) -> None:
-    distances = np.linalg.norm(np.diff(observations[:, :2], axis=0), axis=1)
-    jumps = np.flatnonzero((distances > _ANT_JUMP) & ~ends[:-1])
-    if len(jumps):
-        step = int(jumps[0])
+def _check_ant(observations: Floats, terminated: Flags, truncated: Flags, source: str) -> None:
+    count, first = 0, (0, 0.0)
+    for rows in slices(observations[:-1]):
+        moves = np.diff(observations[rows.start : rows.stop + 1, :2], axis=0)
+        distances = np.linalg.norm(moves, axis=1)
+        jumps = np.flatnonzero((distances > _ANT_JUMP) & ~terminated[rows] & ~truncated[rows])
+        if len(jumps) and not count:
+            first = rows.start + int(jumps[0]), float(distances[jumps[0]])
+        count += len(jumps)
+    if count:
         raise InputError(
-            f"{source}: the ant jumps {distances[step]:.1f} after step {step} ({len(jumps)} such steps), "
+            f"{source}: the ant jumps {first[1]:.1f} after step {first[0]} ({count} such steps), "
             "where neither a terminal nor a timeout ends the episode, as in D4RL's antmaze v0; use the v2 "
             "dataset of this maze, which has correct timeouts"
         )
@@ -383,7 +435,7 @@ returns are close to D4RL's, but not equal. In maze2d, antmaze and kitchen, the 
 class D4RL(Source):
     """A dataset in D4RL's format, published or your own."""
 
-    class Parameters(LogParameters):
+    class Parameters(SourceParameters):
         """The settings of ``d4rl``."""
 
         source: Literal["d4rl"] = Field("d4rl", description="A dataset in D4RL's HDF5 format.")
@@ -408,7 +460,7 @@ class D4RL(Source):
         """Read the file; download it first if it is missing."""
         p = self.parameters
         path = Path(p.path) if p.path else fetch_d4rl(p.task, Path(pooch.os_cache("d4rl")))
-        return load_d4rl(path, p.task, p.success_reward, p.memory_limit)
+        return load_d4rl(path, p.task, p.success_reward)
 
     def make_environment(self, episode_steps: int | None = None) -> Callable[[], Environment] | None:
         """Return a factory of the environment's successor, or of D4RL's own task."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -42,6 +43,32 @@ def download(url: str, folder: Path) -> Path:
         return target if target.is_file() else _fetch(url, target, ATTEMPTS)
     except OSError as error:  # includes the errors of requests
         raise InputError(f"cannot download {url} to {shown(target)}: {_reason(error)}") from error
+
+
+def download_as_seen_first(url: str, folder: Path) -> Path:
+    """Download a file that is published without a checksum, and record the SHA-256 of its first download beside it.
+
+    Whenever it is used again, it must have that checksum.
+
+    Args:
+        url: as of ``download``.
+        folder: as of ``download``.
+
+    Raises:
+        InputError: as of ``download``; or the file is no longer the one that was downloaded first.
+    """
+    target = download(url, folder)
+    with target.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    record = target.with_name(f"{target.name}.sha256")
+    if not record.exists():
+        write_atomically(record, lambda path: path.write_text(f"{digest}  {target.name}\n"))
+    elif record.read_text().split()[:1] != [digest]:
+        raise InputError(
+            f"{shown(target)}: its SHA-256 is {digest}, not that of its first download, in {shown(record)}; it is "
+            "damaged, or was replaced: delete it to download it again, and the record if you trust the new one"
+        )
+    return target
 
 
 def _fetch(url: str, target: Path, attempts: int) -> Path:

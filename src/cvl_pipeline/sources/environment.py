@@ -29,6 +29,7 @@ class EvaluationEnvironment:
         tasks: that episodes are shared among; empty for a single one.
         slow_to_build: building it only to check it takes too long.
         made_the_log: the log was collected in it.
+        goals: its observations are a state and the goal of the episode, side by side; see ``GoalEnvironment``.
     """
 
     make: Callable[[], Environment]
@@ -36,6 +37,7 @@ class EvaluationEnvironment:
     tasks: tuple[str, ...] = ()
     slow_to_build: bool = False
     made_the_log: bool = False
+    goals: bool = False
 
     def with_known_success(self, rollouts: Rewards, log: Rewards) -> Rewards:
         """Return the labels of a policy's rollouts, of which the log may say that success is reported.
@@ -57,7 +59,14 @@ class EvaluationEnvironment:
         with closing(checked(self.make())) as environment:
             if transitions is not None:
                 shape, size = tuple(transitions.observations.shape[1:]), transitions.actions.shape[1]
-                check_fit(environment, shape, size, bool(transitions.discrete))
+                if self.goals:
+                    if transitions.parts is not None:
+                        raise InputError(
+                            "evaluation.goals is true, but observations have several parts, whose goals are not known; "
+                            "set it to false"
+                        )
+                    shape = (*shape[:-1], 2 * shape[-1])
+                check_fit(environment, shape, size, bool(transitions.discrete), transitions.parts)
 
 
 def environment_named(environment_id: str, episode_steps: int | None = None) -> EvaluationEnvironment:
@@ -69,7 +78,7 @@ def environment_named(environment_id: str, episode_steps: int | None = None) -> 
 
 def has_environment(dataset: SourceParameters, evaluation: EvaluationParameters) -> bool:
     """Return whether policies can be evaluated, as far as the parameters alone can tell."""
-    if evaluation.environment is not None:
+    if evaluation.environment is not None or evaluation.goals:
         return True
     try:
         return SOURCES.create(dataset).may_have_environment
@@ -94,9 +103,16 @@ def environment_for(dataset: SourceParameters, evaluation: EvaluationParameters)
 
 
 def _environment_for(dataset: SourceParameters, evaluation: EvaluationParameters) -> EvaluationEnvironment:
+    if evaluation.environment is not None and evaluation.goals:
+        raise InputError(
+            "evaluation.goals is true, but only the dataset's own environment has known goals; set "
+            "evaluation.environment to null"
+        )
     if evaluation.environment is not None:
         return environment_named(evaluation.environment, evaluation.episode_steps)
     source: Source = SOURCES.create(dataset)
+    if evaluation.goals:
+        return _goals_of(source, dataset, evaluation.episode_steps)
     factory = source.make_environment(evaluation.episode_steps)
     if factory is None:
         raise InputError(
@@ -113,3 +129,25 @@ def _environment_for(dataset: SourceParameters, evaluation: EvaluationParameters
         source.slow_to_build,
         isinstance(source, SimulatedSource),
     )
+
+
+def _goals_of(source: Source, dataset: SourceParameters, episode_steps: int | None) -> EvaluationEnvironment:
+    from cvl_pipeline.environments.goals import GoalEnvironment
+
+    factory = source.make_goal_environment(episode_steps)
+    if factory is None:
+        raise InputError(
+            f"evaluation.goals is true, but no goals are known for dataset '{dataset.label}' (dataset.source "
+            f"{dataset.source}); set it to false"
+        )
+    check_return(
+        source,
+        "make_goal_environment",
+        factory,
+        valid=callable(factory),
+        expected="a function that makes one",
+    )
+    return EvaluationEnvironment(
+        partial(GoalEnvironment, factory), f"goals of {dataset.label}", source.goals, source.slow_to_build,
+        isinstance(source, SimulatedSource), goals=True,
+    )  # fmt: skip

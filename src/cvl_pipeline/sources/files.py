@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,18 +15,20 @@ from pydantic import Field, model_validator
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.parameters import OutOfBounds
+from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.episodes.validation import bound_actions, outside_bounds
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.pieces import Column, by_block, first_where, slices
 from cvl_pipeline.io.storage import shown
 from cvl_pipeline.paths import expanded
 from cvl_pipeline.schema import Floats, operational
-from cvl_pipeline.sources.base import LocalPath, LogParameters, Source
+from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters
 from cvl_pipeline.sources.columns import MOST_ACTIONS, Columns
 from cvl_pipeline.sources.formats import open_contents
 from cvl_pipeline.sources.hdf5 import log_files
-from cvl_pipeline.sources.memory import check_memory
+from cvl_pipeline.sources.logs import progress
 from cvl_pipeline.sources.precision import single_precision
-from cvl_pipeline.sources.steps import Steps, bounds_of, episodes_from_steps, first_gap
+from cvl_pipeline.sources.steps import Steps, bounds_of, episodes_from_steps, first_gap, packed
 from cvl_pipeline.sources.tables import Table, brief, place_of_row
 
 Array = NDArray[Any]
@@ -36,7 +40,6 @@ def load_file(
     action_low: tuple[float, ...] | None = None,
     action_high: tuple[float, ...] | None = None,
     actions_out_of_bounds: OutOfBounds = "refuse",
-    memory_limit: float | None = None,
 ) -> tuple[Transitions, Rewards]:
     """Read a log with one row per step. The suffix names the format: .hdf5, .h5, .npz, .parquet, .csv, .csv.gz.
 
@@ -51,7 +54,6 @@ def load_file(
         action_low: (A,), the smallest action that the environment accepts; None: the smallest in the log.
         action_high: (A,), the largest action; None: the largest in the log.
         actions_out_of_bounds: see ``bound_actions``.
-        memory_limit: largest size of the columns in memory, in GiB; None: a quarter of the machine's memory.
 
     Returns:
         The episodes and their rewards, which are all NaN if the log has none.
@@ -61,14 +63,13 @@ def load_file(
     """
     path = expanded(path)
     ids = () if columns.episode is None else (columns.episode,)
-    with open_contents(path, ids, memory_limit) as contents:
+    with open_contents(path, ids) as contents:
         table = Table(shown(path), contents)
         tables = [table] if columns.groups is None else table.groups(columns.groups)
         _check_same_arrays(tables, columns)
-        check_memory(table.file, sum(part.size(columns) for part in tables), memory_limit)
-        log = _join([part.file for part in tables], [_read_steps(part, columns) for part in tables])
-        _check_large(tables, table)
-    log = replace(log, steps=_single(log.steps, table.file))
+        rows = sum(part.rows(columns) for part in tables)
+        with progress(f"reading {shown(path)}", rows, path.stat().st_size) as advance:
+            log = _read(tables, columns, advance)
     if columns.next_observations is not None:
         _check_continuity(log)
     steps = log.steps
@@ -118,95 +119,136 @@ def _check_same_arrays(tables: list[Table], columns: Columns) -> None:
                 )
 
 
-def _join(files: list[str], parts: list[Steps]) -> _Log:
-    first = parts[0]
-    for file, part in zip(files, parts, strict=True):
-        for field in ("observations", "actions"):
-            arrays = [getattr(steps, field) for steps in (part, first)]
-            if arrays[0].shape[1:] != arrays[1].shape[1:]:
+Arrays = dict[tuple[str, str], Array]
+"""Arrays by field of ``Steps``, and by part of the observations, or ``""``."""
+
+
+def _read(tables: list[Table], columns: Columns, advance: Callable[[int], None]) -> _Log:
+    """Read all tables, and put their steps end to end."""
+    joined: dict[tuple[str, str], Column] = defaultdict(Column)
+    files, starts, count = [table.file for table in tables], [], 0
+    first: Arrays = {}
+    for table in tables:
+        table.advance = advance
+        part = _read_steps(table, columns)
+        first = first or part
+        _check_alike(table.file, part, files[0], first)
+        starts.append(count)
+        count += len(part["actions", ""])
+        if len(tables) > 1:  # a large table is not copied
+            for key, values in part.items():
+                joined[key].append(values)
+    arrays = {key: column.array() for key, column in joined.items()} or first
+    _check_large(tables)
+    return _Log(_steps(arrays, columns, tables[0]), files, np.array(starts))
+
+
+def _check_alike(file: str, part: Arrays, first_file: str, first: Arrays) -> None:
+    """Refuse groups whose rows differ in their size from those of the first group."""
+    if part.keys() - first.keys() or first.keys() - part.keys():
+        ending = [
+            "one row" if ("next_observations", name) in arrays else "no row"
+            for arrays in (part, first)
+            for name in [next(key[1] for key in arrays if key[0] == "observations")]
+        ]
+        raise InputError(
+            f"{file}: dataset.columns.observations have {ending[0]} after the last action, but in {first_file} they "
+            f"have {ending[1]} after the last action; save one more row of observations than of "
+            "dataset.columns.actions in every group, or in none"
+        )
+    for field, name in first:
+        if field in ("observations", "actions"):
+            sizes = [_size(arrays[field, name]) for arrays in (part, first)]
+            if sizes[0] != sizes[1]:
                 raise InputError(
-                    f"{file}: dataset.columns.{field} are {_size(arrays[0])} per row, but {_size(arrays[1])} "
-                    f"in {files[0]}; save the same arrays in every group"
+                    f"{file}: dataset.columns.{field} are {sizes[0]} per row, but {sizes[1]} "
+                    f"in {first_file}; save the same arrays in every group"
                 )
-        if (part.next_observations is None) != (first.next_observations is None):
-            raise InputError(
-                f"{file}: dataset.columns.observations have {_ending(part)}, but in {files[0]} they have "
-                f"{_ending(first)}; save one more row of observations than of dataset.columns.actions in "
-                "every group, or in none"
-            )
-    lengths = [len(part.observations) for part in parts]
-    return _Log(_concatenated(parts), files, np.cumsum([0, *lengths[:-1]]))
 
 
-def _concatenated(parts: list[Steps]) -> Steps:
-    if len(parts) == 1:  # a large table is not copied
-        return parts[0]
-
-    def joined(field: str) -> Any:
-        values = [getattr(part, field) for part in parts]
-        return None if values[0] is None else np.concatenate(values)
-
-    arrays = {field.name: joined(field.name) for field in fields(Steps) if field.name != "discrete"}
-    return Steps(**arrays, discrete=parts[0].discrete)
-
-
-def _check_large(groups: list[Table], table: Table) -> None:
+def _check_large(tables: list[Table]) -> None:
     """Compare integers from 2^53 on over all groups as stored: beside fractions, they are double precision."""
-    for field, name in dict.fromkeys(key for group in groups for key in group.large):
-        values = [group.large[field, name] for group in groups if (field, name) in group.large]
-        single_precision(np.concatenate(values), table.place(field, name))
+    for field, name in dict.fromkeys(key for table in tables for key in table.large):
+        values = [table.large[field, name] for table in tables if (field, name) in table.large]
+        single_precision(np.concatenate(values), tables[0].place(field, name))
 
 
-def _single(steps: Steps, file: str) -> Steps:
-    """Steps in single precision, compared over all groups."""
-    fields = ("observations", "next_observations", "rewards", *(() if steps.discrete else ("actions",)))
-    changes: dict[str, Any] = {
-        field: single_precision(values, f"{file}: dataset.columns.{field}")
-        for field in fields
-        if (values := getattr(steps, field)) is not None and values.ndim != 4
-    }
-    return replace(steps, **changes)
+def _steps(arrays: Arrays, columns: Columns, table: Table) -> Steps:
+    """Steps in single precision, compared over all groups, with packed observations if they have parts."""
+
+    def single(field: str, name: str = "") -> Array | None:
+        values = arrays.get((field, name))
+        if values is None or values.ndim == 4:
+            return values
+        return single_precision(values, _place(table.file, field, name))
+
+    def parts(field: str) -> tuple[Array | None, Layout | None]:
+        found = {name: single(field, name) for other, name in arrays if other == field}
+        return packed(found, table.file) if found else (None, None)  # type: ignore[arg-type]
+
+    observations, layout = parts("observations")
+    actions = arrays["actions", ""] if columns.discrete else single("actions")
+    assert observations is not None
+    assert actions is not None
+    return Steps(
+        observations=observations,
+        actions=actions,
+        terminated=arrays["terminated", ""],
+        truncated=arrays["truncated", ""],
+        next_observations=parts("next_observations")[0],
+        rewards=single("rewards"),
+        successes=arrays.get(("successes", "")),
+        discrete=columns.discrete,
+        parts=layout,
+    )
+
+
+def _place(file: str, field: str, part: str) -> str:
+    return f"{file}: dataset.columns.{field}" + f", part '{part}'" * bool(part)
 
 
 def _size(values: Array) -> str:
     return f"{values.shape[1]} numbers" if values.ndim == 2 else f"images {values.shape[1:]}"
 
 
-def _ending(steps: Steps) -> str:
-    return f"{'one row' if steps.next_observations is not None else 'no row'} after the last action"
-
-
-def _read_steps(table: Table, columns: Columns) -> Steps:
-    """Steps of one table, with discrete actions as codes, (N, 1)."""
+def _read_steps(table: Table, columns: Columns) -> Arrays:
+    """Arrays of one table, with discrete actions as codes, (N, 1)."""
     actions = _codes(table, columns) if columns.discrete else table.matrix("actions", columns)
-    observations = table.matrix("observations", columns)
-    following = table.matrix("next_observations", columns) if columns.next_observations else None
-    if len(observations) > len(actions):
-        if following is not None:
+    observations = table.observations("observations", columns)
+    following = table.observations("next_observations", columns) if columns.next_observations else {}
+    lengths = {name: len(values) for name, values in observations.items()}
+    if max(lengths.values()) > len(actions):
+        if following:
             raise InputError(
-                f"{table.file}: dataset.columns.observations has {len(observations)} rows and "
+                f"{table.file}: dataset.columns.observations has {max(lengths.values())} rows and "
                 f"dataset.columns.actions {len(actions)}, so they already contain the next observations; "
                 "set dataset.columns.next_observations to null (None in Python)"
             )
-        observations, following = observations[:-1], observations[1:]
-    if following is not None and following.shape != observations.shape:
+        following = {name: values[1:] for name, values in observations.items()}
+        observations = {name: values[:-1] for name, values in observations.items()}
+    if following and following.keys() != observations.keys():
+        odd = sorted(following.keys() ^ observations.keys())[0]
         raise InputError(
-            f"{table.file}: dataset.columns.next_observations are {_size(following)} per row and "
-            f"dataset.columns.observations {_size(observations)}; give both the same size"
+            f"{table.file}: dataset.columns.next_observations and dataset.columns.observations differ in part '{odd}', "
+            "which one of them does not have; name the same parts in both"
         )
-    terminated, truncated = _ends(table, columns, len(observations))
+    for name, values in following.items():
+        if values.shape != observations[name].shape:
+            raise InputError(
+                f"{_place(table.file, 'next_observations', name)} are {_size(values)} per row and "
+                f"dataset.columns.observations {_size(observations[name])}; give both the same size"
+            )
+    terminated, truncated = _ends(table, columns, len(actions))
     if columns.step is not None:
-        _check_steps(table, columns.step, terminated | truncated)
-    return Steps(
-        observations=observations,
-        actions=actions,
-        terminated=terminated,
-        truncated=truncated,
-        next_observations=following,
-        rewards=None if columns.rewards is None else table.single("rewards", columns.rewards),
-        successes=None if columns.successes is None else table.flags("successes", columns.successes),
-        discrete=columns.discrete,
-    )
+        _check_steps(table, columns.step, terminated, truncated)
+    arrays: Arrays = {("observations", name): values for name, values in observations.items()}
+    arrays |= {("next_observations", name): following[name] for name in observations if following}
+    arrays |= {("actions", ""): actions, ("terminated", ""): terminated, ("truncated", ""): truncated}
+    if columns.rewards is not None:
+        arrays["rewards", ""] = table.single("rewards", columns.rewards)
+    if columns.successes is not None:
+        arrays["successes", ""] = table.flags("successes", columns.successes)
+    return arrays
 
 
 def _codes(table: Table, columns: Columns) -> Array:
@@ -225,13 +267,13 @@ def _codes(table: Table, columns: Columns) -> Array:
             "discrete actions as integers from 0"
         )
     limit = columns.action_count or MOST_ACTIONS
-    outside = np.flatnonzero((codes < 0) | (codes >= limit))
-    if len(outside):
+    outside = first_where(lambda part: (part < 0) | (part >= limit), codes)
+    if outside is not None:
         raise InputError(
-            f"{place}: {codes[outside[0], 0]} at {place_of_row(outside[0])} is not an action code, 0 to "
+            f"{place}: {codes[outside]} at {place_of_row(outside[0])} is not an action code, 0 to "
             f"{limit - 1}; number the actions from 0, and see dataset.columns.action_count"
         )
-    return codes.astype(np.int64)
+    return by_block(lambda part: part.astype(np.int64), codes)
 
 
 def _one_hot(codes: Array, count: int | None, place: str) -> Array:
@@ -242,9 +284,7 @@ def _one_hot(codes: Array, count: int | None, place: str) -> Array:
             f"{place}: every action is 0, so there is nothing to choose; give the number of actions in "
             "dataset.columns.action_count"
         )
-    result = np.zeros((len(codes), size), dtype=np.float32)
-    result[np.arange(len(codes)), codes] = 1.0
-    return result
+    return by_block(lambda part: (part[:, None] == np.arange(size)).astype(np.float32), codes)
 
 
 def _ends(table: Table, columns: Columns, count: int) -> tuple[Array, Array]:
@@ -258,23 +298,30 @@ def _ends(table: Table, columns: Columns, count: int) -> tuple[Array, Array]:
         return terminated, truncated
     codes, ids = table.ids("episode", columns.episode)
     place = table.place("episode", columns.episode)
-    changes = codes[1:] != codes[:-1]
-    # New ids get increasing codes, so an id that returns has a smaller code than an earlier row.
-    returns = np.flatnonzero(codes < np.maximum.accumulate(codes))
-    if len(returns):
+    # New ids get increasing codes, so the first id that returns has a smaller code than the row before it.
+    returns = first_where(np.less, codes[1:], codes[:-1])
+    if returns is not None:
+        row = returns[0] + 1
         raise InputError(
-            f"{place}: {brief(ids[codes[returns[0]]])} returns at {place_of_row(returns[0])} after another "
+            f"{place}: {brief(ids[codes[row]])} returns at {place_of_row(row)} after another "
             "episode; sort the rows by episode and time, and give every episode its own id"
         )
-    within = np.flatnonzero((terminated | truncated)[:-1] & ~changes)
-    if len(within):
+    within = first_where(
+        lambda first, second, before, after: (first | second) & (before == after),
+        terminated[:-1], truncated[:-1], codes[:-1], codes[1:],
+    )  # fmt: skip
+    if within is not None:
         field = "terminated" if terminated[within[0]] else "truncated"
         raise InputError(
             f"{table.place(field, str(getattr(columns, field)))}: set at {place_of_row(within[0])}, but "
             f"episode {brief(ids[codes[within[0]]])} of '{columns.episode}' goes on after it; set the flag "
             "only in the last row of an episode, or give the following rows another id"
         )
-    return terminated, truncated | np.append(changes, False)
+    ends = Column()
+    for rows in slices(codes[:-1]):
+        ends.append(truncated[rows] | (codes[rows] != codes[rows.start + 1 : rows.stop + 1]))
+    ends.append(truncated[-1:])
+    return terminated, ends.array()
 
 
 def _end_of_group(table: Table, columns: Columns, terminated: Array, truncated: Array) -> Array:
@@ -290,17 +337,20 @@ def _end_of_group(table: Table, columns: Columns, terminated: Array, truncated: 
     return np.append(truncated[:-1], not terminated[-1])
 
 
-def _check_steps(table: Table, name: str, ends: Array) -> None:
+def _check_steps(table: Table, name: str, terminated: Array, truncated: Array) -> None:
     """Refuse a log with missing, repeated or misplaced steps within an episode."""
     count = table.numbers("step", name)
     if count.shape[1] != 1:
         raise InputError(f"{table.place('step', name)}: {count.shape[1]} numbers per row; it must be one")
     count = count[:, 0] if count.dtype.kind != "b" else count[:, 0].astype(np.int8)
-    before, after = count[:-1], count[1:]
-    # As stored: double precision cannot count beyond 2^53. Compared first, because integers wrap around.
-    wrong = np.flatnonzero(~((after > before) & (after - before == 1)) & ~ends[:-1]) + 1
-    if len(wrong):
-        row = wrong[0]
+
+    def broken(before: Array, after: Array, *ends: Array) -> Array:
+        # As stored: double precision cannot count beyond 2^53. Compared first, because integers wrap around.
+        return np.asarray(~((after > before) & (after - before == 1)) & ~np.logical_or(*ends))
+
+    wrong = first_where(broken, count[:-1], count[1:], terminated[:-1], truncated[:-1])
+    if wrong is not None:
+        row = wrong[0] + 1
         raise InputError(
             f"{table.place('step', name)}: {brief(count[row])} at {place_of_row(row)} after {brief(count[row - 1])}, "
             "within an episode; sort the rows by time, and flag the ends of episodes and the rows before gaps"
@@ -312,19 +362,14 @@ def _check_continuity(log: _Log) -> None:
     gap = first_gap(log.steps)
     if gap is None:
         return
-    row, dimension = gap
-    file, place = log.locate(row)
+    file, place = log.locate(gap.row)
+    where = _place(file, "next_observations", gap.part)
     fix = "sort the rows of an episode by time, and flag its last row"
-    if dimension is None:
-        raise InputError(
-            f"{file}: dataset.columns.next_observations at {place} is not the image that the row after it starts "
-            f"from; {fix}"
-        )
-    observations: Any = log.steps.observations
-    following: Any = log.steps.next_observations
+    if gap.dimension is None:
+        raise InputError(f"{where} at {place} is not the image that the row after it starts from; {fix}")
     raise InputError(
-        f"{file}: dataset.columns.next_observations is {following[row, dimension]:g} at {place}, dimension "
-        f"{dimension}, but the row after it starts from {observations[row + 1, dimension]:g}; {fix}"
+        f"{where} is {gap.found:g} at {place}, dimension {gap.dimension}, but the row after it starts from "
+        f"{gap.expected:g}; {fix}"
     )
 
 
@@ -374,7 +419,7 @@ def _check_bounds(log: _Log, low: Array, high: Array) -> None:
 class Files(Source):
     """Your own log: HDF5, NPZ, Parquet or CSV, one row per step."""
 
-    class Parameters(LogParameters):
+    class Parameters(SourceParameters):
         """The settings of ``files``."""
 
         source: Literal["files"] = Field("files", description="Your own log, one row per step.")
@@ -399,9 +444,7 @@ class Files(Source):
         """Read the file."""
         p = self.parameters
         assert p.path is not None  # checked with the parameters
-        return load_file(
-            Path(p.path), p.columns, p.action_low, p.action_high, p.actions_out_of_bounds, p.memory_limit
-        )
+        return load_file(Path(p.path), p.columns, p.action_low, p.action_high, p.actions_out_of_bounds)
 
     @property
     def has_rewards(self) -> bool:

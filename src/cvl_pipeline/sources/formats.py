@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-import io
+import math
+import mmap
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -20,9 +21,9 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from cvl_pipeline.errors import InputError, one_line
+from cvl_pipeline.io.pieces import BLOCK_BYTES, Column, block_rows, slices, temporary_file, writing
 from cvl_pipeline.io.storage import shown
 from cvl_pipeline.sources.hdf5 import check_log, open_hdf5
-from cvl_pipeline.sources.memory import GIB, allowed_bytes, array_bytes, too_large
 
 Array = NDArray[Any]
 
@@ -36,29 +37,27 @@ class Contents(NamedTuple):
 
     noun: str  # the format's word for a column
     names: list[str]  # column names; a table may have the same name twice
-    read: Callable[[str], Array]  # returns a column as stored
-    size: Callable[[str], int]  # returns the bytes of a column in memory, before it is read
+    blocks: Callable[[str], Iterator[Array]]  # reads a column as stored, block by block
+    shape: Callable[
+        [str], tuple[int, ...]
+    ]  # of a column: rows and, if the format says, those of a cell; () if single
     groups: Sequence[str] = ()  # folders of columns, at any depth
     fault: Callable[[str], str | None] = _no_fault  # says why a column or a group cannot be read
-    text: Callable[[str], Array] | None = (
-        None  # returns a column of identifiers as text, as the file writes them
+    text: Callable[[str], Iterator[Array]] | None = (
+        None  # reads a column of identifiers as text, as the file writes them
     )
 
 
 @contextmanager
-def open_contents(
-    path: Path, ids: Collection[str] = (), memory_limit: float | None = None
-) -> Iterator[Contents]:
+def open_contents(path: Path, ids: Collection[str] = ()) -> Iterator[Contents]:
     """Open a log by its suffix: .hdf5, .h5, .npz, .parquet, .csv or .csv.gz.
 
     Args:
         path: the file.
         ids: columns of identifiers.
-        memory_limit: see ``check_memory``; CSV is read as a whole here.
 
     Raises:
-        InputError: the file is missing, a folder, a pipe, empty or damaged, has an unknown suffix, or is CSV and too
-            large.
+        InputError: the file is missing, a folder, a pipe, empty or damaged, or has an unknown suffix.
     """
     suffix = next((known for known in OPENERS if path.name.lower().endswith(known)), None)
     check_log(path)
@@ -72,7 +71,7 @@ def open_contents(
         raise InputError(f"dataset.path: {shown(path)} is empty")
     with ExitStack() as stack:
         with reading(shown(path)):
-            contents = stack.enter_context(OPENERS[suffix](path, ids, memory_limit))
+            contents = stack.enter_context(OPENERS[suffix](path, ids))
         yield contents
 
 
@@ -101,113 +100,172 @@ def reading(place: str) -> Iterator[None]:
 
 
 @contextmanager
-def _open_hdf5(path: Path, ids: Collection[str], memory_limit: float | None) -> Iterator[Contents]:
+def _open_hdf5(path: Path, ids: Collection[str]) -> Iterator[Contents]:
     with open_hdf5(path) as file:
-        yield Contents("array", file.arrays, file.read, file.size, file.groups, file.fault)
+        yield Contents("array", file.arrays, file.blocks, file.shape, file.groups, file.fault)
 
 
 @contextmanager
-def _open_npz(path: Path, ids: Collection[str], memory_limit: float | None) -> Iterator[Contents]:
+def _open_npz(path: Path, ids: Collection[str]) -> Iterator[Contents]:
     # Not numpy.load: it reports every file that is not an archive as a pickle.
     with path.open("rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as file:
+        archive: Any = file.zip
 
-        def size(name: str) -> int:
-            archive: Any = file.zip
+        @contextmanager
+        def opened(name: str) -> Iterator[tuple[Any, tuple[int, ...], bool, np.dtype[Any]]]:
             with archive.open(name if name in archive.namelist() else f"{name}.npy") as entry:
                 version = np.lib.format.read_magic(entry)
-                if version == (1, 0):
-                    shape, _, dtype = np.lib.format.read_array_header_1_0(entry)
-                else:
-                    shape, _, dtype = np.lib.format.read_array_header_2_0(entry)
-            return array_bytes(shape, dtype)
+                header = np.lib.format
+                read = header.read_array_header_1_0 if version == (1, 0) else header.read_array_header_2_0
+                yield entry, *read(entry)
 
-        yield Contents("array", list(file.files), file.__getitem__, size)
+        def shape(name: str) -> tuple[int, ...]:
+            with opened(name) as (_, found, _, _):
+                return found
+
+        def blocks(name: str) -> Iterator[Array]:
+            with opened(name) as (entry, whole, by_column, dtype):
+                if dtype.hasobject:
+                    raise ValueError("Python objects cannot be loaded when allow_pickle=False")
+                if not by_column:
+                    rows = block_rows(whole, dtype.itemsize)
+                    for first in range(0, whole[0], rows):
+                        yield _from_bytes(entry, (min(rows, whole[0] - first), *whole[1:]), dtype)
+                    return
+                column = Column()
+                flat = math.prod(whole)
+                for first in range(0, flat, BLOCK_BYTES):
+                    column.append(_from_bytes(entry, (min(BLOCK_BYTES, flat - first),), dtype))
+            values = column.array().reshape(whole, order="F")
+            yield from (values[part] for part in slices(values))
+
+        yield Contents("array", list(file.files), blocks, shape)
 
 
-_BYTES = {"BOOLEAN": 4, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 64}
-"""Bytes in memory of a value of Parquet's types; of others 8."""
+def _from_bytes(entry: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    size = math.prod(shape) * dtype.itemsize
+    data = entry.read(size)
+    if len(data) != size:
+        raise ValueError(f"{size - len(data)} bytes are missing")
+    return np.frombuffer(data, dtype).reshape(shape)
 
 
 @contextmanager
-def _open_parquet(path: Path, ids: Collection[str], memory_limit: float | None) -> Iterator[Contents]:
-    with pyarrow.parquet.ParquetFile(path) as file:
-
-        def read(name: str) -> Array:
-            return _from_arrow(file.read(columns=[name]).column(name))
+def _open_parquet(path: Path, ids: Collection[str]) -> Iterator[Contents]:
+    # Pages are read one by one: a group of rows may be as large as the file.
+    with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+        count = file.metadata.num_rows
 
         @cache
         def sizes() -> Counter[str]:
-            """Bytes of each column; one of vectors or structures is the sum of its parts, such as x.list.element."""
+            """Numbers of each column; one of vectors or structures is the sum of its parts, such as x.list.element."""
             found: Counter[str] = Counter()
             for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
                 for column in map(group.column, range(group.num_columns)):
                     parts = column.path_in_schema.split(".")
                     for end in range(1, len(parts) + 1):
-                        found[".".join(parts[:end])] += column.num_values * _BYTES.get(
-                            column.physical_type, 8
-                        )
+                        found[".".join(parts[:end])] += column.num_values
             return found
 
-        yield Contents("column", file.schema_arrow.names, read, lambda name: sizes()[name])
+        def blocks(name: str) -> Iterator[Array]:
+            width = -(-sizes()[name] // max(1, count))
+            for batch in file.iter_batches(block_rows((count, width), 8), columns=[name], use_threads=False):
+                yield _from_arrow(batch.column(name))
+
+        yield Contents("column", file.schema_arrow.names, blocks, lambda name: (count,))
 
 
-class _Cells(io.RawIOBase):
-    """A stream of CSV that counts cells and ends with an InputError beyond a number."""
-
-    def __init__(self, stream: Any, place: str, allowed: float) -> None:
-        self._stream, self._place, self._allowed = stream, place, allowed
-        self._cells = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        block: bytes = self._stream.read(size)
-        self._cells += block.count(b",") + block.count(b"\n")
-        if self._cells * _CELL_BYTES > self._allowed:
-            raise too_large(self._place, f"more than {self._allowed / GIB:.3g}", self._allowed)
-        return block
-
-
-_CELL_BYTES = 8
+CSV_BYTES = 1 << 22
+"""Size of the blocks in which a file of text is parsed."""
 
 
 @contextmanager
-def _open_csv(path: Path, ids: Collection[str], memory_limit: float | None) -> Iterator[Contents]:
-    compression = "gzip" if path.name.lower().endswith(".gz") else None
-    with pa.input_stream(str(path), compression=compression) as stream:
-        header = pyarrow.csv.open_csv(stream).schema.names
+def _open_csv(path: Path, ids: Collection[str]) -> Iterator[Contents]:
+    """Parse a file once, block by block, and keep its tables in a temporary file, one after the other."""
     options = pyarrow.csv.ConvertOptions(
         strings_can_be_null=True,
         quoted_strings_can_be_null=False,  # "NA" in quotes is text
-        # Identifiers are text: 007 is not 7. As bytes, because any bytes can be an identifier.
-        column_types={name: pa.binary() for name in header if name.strip() in ids},
     )
-    with pa.input_stream(str(path), compression=compression) as stream:
-        cells = _Cells(stream, shown(path), allowed_bytes(memory_limit))
-        table = pyarrow.csv.read_csv(cells, convert_options=options)
-    names = [name.strip() for name in table.column_names]  # spaces after a comma do not belong to the name
+    raw: list[str] = []
+    places: list[int] = []
+    count = 0
+    with temporary_file() as file:
+        for table in _parsed(path, options, ids):
+            raw = table.column_names
+            count += len(table)
+            places.append(file.tell())
+            with writing(), pa.ipc.new_stream(file, table.schema) as writer:
+                writer.write_table(table)
+        with writing():
+            file.flush()
+        data = pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    names = [name.strip() for name in raw]  # spaces after a comma do not belong to the name
 
-    def column(name: str) -> Any:
-        return table.column(names.index(name))
+    def columns(name: str) -> Iterator[Any]:
+        for place in places:
+            with pa.ipc.open_stream(data.slice(place)) as reader:
+                yield reader.read_all().column(names.index(name))
 
-    def texts(name: str) -> Any:
+    def check(name: str) -> None:
+        """Refuse integers of the whole column that become the same fraction."""
         if name in ids:
-            return column(name).cast(pa.string())
-        raw = table.column_names[names.index(name)]
-        as_text = pyarrow.csv.ConvertOptions(include_columns=[raw], column_types={raw: pa.string()})
-        with pa.input_stream(str(path), compression=compression) as stream:
-            return pyarrow.csv.read_csv(stream, convert_options=as_text).column(0)
+            texts = (column.cast(pa.string()) for column in columns(name))
+        else:
+            column_name = raw[names.index(name)]
+            as_text = pyarrow.csv.ConvertOptions(
+                include_columns=[column_name], column_types={column_name: pa.string()}
+            )
+            texts = (table.column(0) for table in _parsed(path, as_text))
+        cells = (cell for column in texts for cell in column.to_pylist())
+        _check_integers(cells, f"{shown(path)}: column '{name}'")
 
-    def read(name: str) -> Array:
-        values = _from_arrow(_inferred(column(name)) if name in ids else column(name))
-        if values.dtype.kind == "f" and (abs(values) >= 2.0**63).any():
-            _check_integers(texts(name).to_pylist(), f"{shown(path)}: column '{name}'")
-        return values
+    def blocks(name: str) -> Iterator[Array]:
+        checked = False
+        for column in columns(name):
+            values = _from_arrow(_inferred(column) if name in ids else column)
+            if not checked and values.dtype.kind == "f" and (abs(values) >= 2.0**63).any():
+                check(name)
+                checked = True
+            yield values
 
-    yield Contents(
-        "column", names, read, lambda name: column(name).nbytes, text=lambda name: _from_arrow(column(name))
-    )
+    def text(name: str) -> Iterator[Array]:
+        return map(_from_arrow, columns(name))
+
+    yield Contents("column", names, blocks, lambda name: (count,), text=text)
+
+
+def _parsed(path: Path, options: Any, ids: Collection[str] = ()) -> Iterator[Any]:
+    """Tables of the rows of a file, block by block; the type of a column may differ between them."""
+    names: list[str] | None = None
+    for block in _lines(path):
+        first = names is None
+        if names is None:
+            names = list(pyarrow.csv.open_csv(pa.BufferReader(block)).schema.names)
+            # Identifiers are text: 007 is not 7. As bytes, because any bytes can be an identifier.
+            types = {name: pa.binary() for name in names if name.strip() in ids}
+            options.column_types = {**options.column_types, **types}
+        table = pyarrow.csv.read_csv(
+            pa.BufferReader(block),
+            read_options=pyarrow.csv.ReadOptions(column_names=None if first else names),
+            convert_options=options,
+        )
+        if first or len(table):
+            yield table
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Whole lines of a file, block by block."""
+    compression = "gzip" if path.name.lower().endswith(".gz") else None
+    rest = b""
+    with pa.input_stream(str(path), compression=compression) as stream:
+        while block := stream.read(CSV_BYTES):
+            rest += block
+            end = rest.rfind(b"\n") + 1 or rest.rfind(b"\r", 0, len(rest) - 1) + 1
+            if end and len(rest) >= CSV_BYTES:
+                yield rest[:end]
+                rest = rest[end:]
+    if rest:
+        yield rest
 
 
 def _inferred(column: Any) -> Any:
@@ -218,13 +276,16 @@ def _inferred(column: Any) -> Any:
     return column
 
 
-def _check_integers(texts: list[str | None], place: str) -> None:
+def _check_integers(texts: Iterable[str | None], place: str) -> None:
     """Refuse integers that do not fit 64 bits, which were read as fractions, if two of them became the same."""
-    integers = {int(text) for text in texts if text and re.fullmatch(r"\s*[+-]?[0-9]{1,300}\s*", text)}
     by_value: dict[float, int] = {}
-    for integer in sorted(integers):
+    for text in texts:
+        if not text or not re.fullmatch(r"\s*[+-]?[0-9]{1,300}\s*", text):
+            continue
+        integer = int(text)
         other = by_value.setdefault(float(integer), integer)
         if other != integer:
+            other, integer = sorted((other, integer))
             raise InputError(
                 f"{place}: {other} and {integer} become the same number; subtract the smallest number, rescale the "
                 "column, or leave it out if it is an id"
@@ -235,7 +296,7 @@ def _from_arrow(column: Any) -> Array:
     return np.asarray(column.to_pandas())
 
 
-OPENERS: dict[str, Callable[[Path, Collection[str], float | None], AbstractContextManager[Contents]]] = {
+OPENERS: dict[str, Callable[[Path, Collection[str]], AbstractContextManager[Contents]]] = {
     ".hdf5": _open_hdf5,
     ".h5": _open_hdf5,
     ".npz": _open_npz,

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvl_pipeline.errors import InputError, one_line
+from cvl_pipeline.io.pieces import block_rows, slices
 from cvl_pipeline.io.storage import kind_at, shown
-from cvl_pipeline.sources.memory import array_bytes
 
 Array = NDArray[Any]
 
@@ -274,17 +274,26 @@ class HDF5:
         node = self._arrays.get(name)
         return None if node is None else h5py.Dataset(self._opened(node))
 
-    def read(self, name: str) -> Array:
-        """Return an array; text that is not UTF-8 keeps its bytes as lone surrogates."""
-        item = h5py.Dataset(self._opened(self._arrays[name]))
-        text = h5py.check_string_dtype(item.dtype) is not None
-        values: Array = (item.asstr("utf-8", "surrogateescape") if text else item)[()]
-        return values
-
-    def size(self, name: str) -> int:
-        """Return the bytes of an array in memory."""
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of an array; () for a single value, or none."""
         item = self.array(name)
-        return 0 if item is None or item.shape is None else array_bytes(item.shape, item.dtype)
+        return () if item is None or item.shape is None else tuple(item.shape)
+
+    def blocks(self, name: str) -> Iterator[Array]:
+        """Read an array of at least one axis, block by block; text that is not UTF-8 keeps its bytes as surrogates.
+
+        Whole chunks are read, because each would be decompressed again for every block with a part of it.
+        """
+        item = h5py.Dataset(self._opened(self._arrays[name]))
+        count, chunks = item.shape[0], item.chunks
+        rows = block_rows(item.shape, item.dtype.itemsize)
+        if chunks is not None:
+            rows = max(1, rows // chunks[0]) * chunks[0]
+        for first in range(0, count, rows):
+            item = h5py.Dataset(self._opened(self._arrays[name]))  # other arrays may have closed its file
+            text = h5py.check_string_dtype(item.dtype) is not None
+            values: Array = (item.asstr("utf-8", "surrogateescape") if text else item)[first : first + rows]
+            yield from (values[part] for part in slices(values))  # a chunk may be very large
 
 
 def _fault(array: h5py.Dataset) -> str | None:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
+from cvl_pipeline.schema import listed
 from cvl_pipeline.sources.base import Task
 from cvl_pipeline.sources.simulated import SimulatedParameters, SimulatedSource
 
 if TYPE_CHECKING:
     from cvl_pipeline.environments.base import Environment
     from cvl_pipeline.environments.collection import Controller
+    from cvl_pipeline.episodes.container import Rewards, Transitions
 
+CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
+"""Cameras of Meta-World's models."""
+Cameras = Annotated[
+    tuple[Literal["topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV"], ...],
+    BeforeValidator(listed),
+]
 LONGEST = 500
 """Longest episode that Meta-World's simulation allows."""
 
@@ -34,8 +43,59 @@ class MetaWorld(SimulatedSource):
             "door-open-v3", description="A task, such as `reach-v3`, or a benchmark of several: MT10, MT50."
         )
         episode_steps: int = Field(200, ge=1, le=LONGEST, description="Length of an episode.")
+        cameras: Cameras = Field(
+            (),
+            description="Cameras whose pictures are observed, such as `corner` and `gripperPOV`, one part of the "
+            "observations each (docs/data.md). None: only the state.",
+        )
+        image_size: int | None = Field(
+            None, ge=16, le=512, description="Height and width of the pictures, in pixels. null: 64."
+        )
+        state: bool = Field(
+            True,
+            description="Whether the state, with the goal, is observed beside the pictures. The scripted policy sees "
+            "it in any case.",
+        )
+
+        @model_validator(mode="after")
+        def _cameras_fit(self) -> MetaWorld.Parameters:
+            if not self.cameras and (self.image_size is not None or not self.state):
+                field = "image_size" if self.image_size is not None else "state=false"
+                raise ValueError(
+                    f"dataset.{field} needs dataset.cameras: name one or more of {', '.join(CAMERAS)}"
+                )
+            if self.cameras and self.task in ("MT10", "MT50"):
+                raise ValueError(f"dataset.cameras is for single tasks, and dataset.task is {self.task}")
+            if len(set(self.cameras)) < len(self.cameras):
+                raise ValueError(f"dataset.cameras names one twice: {', '.join(self.cameras)}")
+            return self
+
+        @property
+        def stem(self) -> str:
+            """The task, the preset unless it is ``mixed``, and ``images`` with or without ``state``."""
+            if not self.cameras:
+                return super().stem
+            return f"{super().stem}-images{'-state' if self.state else ''}"
 
     parameters: Parameters
+
+    def load(self, seed: int, workers: int | None) -> tuple[Transitions, Rewards]:
+        """Collect the episodes, with the state, and leave it out afterwards if it is not observed."""
+        transitions, rewards = super().load(seed, workers)
+        if self.parameters.state or transitions.parts is None:
+            return transitions, rewards
+        names = [part.name for part in transitions.parts.parts if part.image]
+        layout, observations = transitions.parts.select(transitions.observations, names)
+        return replace(transitions, observations=observations, parts=layout), rewards
+
+    @property
+    def controller_part(self) -> str | None:
+        """The scripted policy sees the state."""
+        return "state" if self.parameters.cameras else None
+
+    def collection_environment(self) -> Callable[[], Environment]:
+        """Return a factory of the environment that also observes the state."""
+        return self._environment(state=True)
 
     @property
     def _several(self) -> bool:
@@ -45,6 +105,9 @@ class MetaWorld(SimulatedSource):
 
     def make_environment(self, episode_steps: int | None = None) -> Callable[[], Environment]:
         """Return a factory; episodes keep the length of the collection."""
+        return self._environment(self.parameters.state)
+
+    def _environment(self, state: bool) -> Callable[[], Environment]:
         from cvl_pipeline.environments.metaworld import (
             BENCHMARKS,
             MetaWorldEnvironment,
@@ -53,8 +116,22 @@ class MetaWorld(SimulatedSource):
         from cvl_pipeline.environments.multitask import MultiTaskEnvironment
 
         check_metaworld_task(self.parameters.task, BENCHMARKS)  # before any process starts
+        p = self.parameters
+        if p.cameras:
+            from cvl_pipeline.environments.cameras import MetaWorldCameras
+
+            return partial(MetaWorldCameras, p.task, p.episode_steps, p.cameras, p.image_size or 64, state)
         kind = MultiTaskEnvironment if self._several else MetaWorldEnvironment
         return partial(kind, self.parameters.task, self.parameters.episode_steps)
+
+    def make_goal_environment(self, episode_steps: int | None = None) -> Callable[[], Environment] | None:
+        """Return a factory; a benchmark of several tasks has none."""
+        from cvl_pipeline.environments.metaworld import MetaWorldGoals, check_metaworld_task
+
+        if self._several:
+            return None
+        check_metaworld_task(self.parameters.task)
+        return partial(MetaWorldGoals, self.parameters.task, self.parameters.episode_steps)
 
     @property
     def slow_to_build(self) -> bool:

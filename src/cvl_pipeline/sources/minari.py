@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,13 +30,15 @@ from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment, is_image_s
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError, unknown_name
+from cvl_pipeline.io.pieces import Column, by_block
 from cvl_pipeline.io.storage import files_below, kind_at, shown, unreadable, write_atomically
 from cvl_pipeline.paths import expanded
 from cvl_pipeline.schema import operational
-from cvl_pipeline.sources.base import LocalPath, LogParameters, Source, Task
+from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 from cvl_pipeline.sources.hdf5 import COPY, HDF5, open_hdf5
-from cvl_pipeline.sources.memory import check_memory
+from cvl_pipeline.sources.logs import progress
 from cvl_pipeline.sources.precision import single_precision
+from cvl_pipeline.sources.steps import packed
 
 if TYPE_CHECKING:
     from minari import EpisodeData, MinariDataset
@@ -45,13 +48,17 @@ logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
+TOGETHER = 32
+"""Episodes that Minari is asked for together."""
+
 
 def load_minari(
-    dataset_id: str, root: Path | None = None, download: bool = True, memory_limit: float | None = None
+    dataset_id: str, root: Path | None = None, download: bool = True
 ) -> tuple[Transitions, Rewards]:
     """Read a Minari dataset.
 
-    Observations are flattened by ``gymnasium.spaces.utils.flatten``, with subspaces in their recorded order. An
+    Observations are flattened by ``gymnasium.spaces.utils.flatten``, with subspaces in their recorded order. If one of
+    the entries of a Dict is an image, all entries are parts of the observation (``Transitions.parts``). An
     infinite bound of the action space becomes the smallest or largest action of the log. An episode counts as
     truncated if its last step is neither terminated nor truncated. Successes come from ``infos``, if it has one
     of ``SUCCESSES``; otherwise they are False, with a warning. If no episode has one, success is not reported.
@@ -61,7 +68,6 @@ def load_minari(
         dataset_id: such as ``D4RL/pointmaze/umaze-v2``.
         root: folder of datasets; None: ``MINARI_DATASETS_PATH``, or Minari's folder in the home folder.
         download: whether to download a missing dataset.
-        memory_limit: largest size of the episodes in memory, in GiB; None: a quarter of the machine's memory.
 
     Returns:
         The episodes and their rewards.
@@ -75,28 +81,32 @@ def load_minari(
     observation_space = _in_recorded_order(dataset.observation_space, described)
     if not is_image_space(observation_space):
         _check_observation_space(observation_space, f"{source}: observation space")
+    labels = _labels(observation_space)
     action_space = dataset.action_space
     if not isinstance(action_space, spaces.Box | spaces.Discrete):
         raise InputError(f"{source}: action space {_line(action_space)}; only Box and Discrete are supported")
     if dataset.total_episodes == 0:
         raise InputError(f"{source}: no episode; delete the folder and record or download it again")
-    _check_data(dataset, folder, memory_limit)
-    episodes = [
-        _read_episode(data, observation_space, action_space, f"{source}: episode {data.id}")
-        for data in _episodes_of(dataset, folder)
-    ]
-    lengths = [len(episode.rewards) for episode in episodes]
-    if sum(lengths) != dataset.total_steps:
+    _check_data(folder)
+    episodes = _Episodes()
+    size = dataset.total_steps * (_bytes(dataset.observation_space) + _bytes(dataset.action_space))
+    with progress(f"reading {source}", dataset.total_steps, size) as advance:
+        for data in _episodes_of(dataset, folder):
+            place = f"{source}: episode {data.id}"
+            episodes.add(_read_episode(data, observation_space, action_space, place))
+            advance(episodes.lengths[-1])
+    steps = sum(episodes.lengths)
+    if steps != dataset.total_steps:
         raise InputError(
-            f"{source}: {sum(lengths)} steps, but its metadata says {dataset.total_steps}; it is damaged, so "
+            f"{source}: {steps} steps, but its metadata says {dataset.total_steps}; it is damaged, so "
             "delete the folder and download it again"
         )
-    silent = [episode.success_reported for episode in episodes].count(False)
-    if 0 < silent < len(episodes):
+    silent = episodes.reported.count(False)
+    if 0 < silent < len(episodes.reported):
         logger.warning(
-            f"{source}: {silent} of {len(episodes)} episodes do not report success; they count as not solved"
+            f"{source}: {silent} of {len(episodes.reported)} episodes do not report success; they count as not solved"
         )
-    return _joined(episodes, action_space, source)
+    return _joined(episodes, action_space, labels, source)
 
 
 def environment_spec(dataset_id: str, root: Path | None = None) -> EnvSpec | None:
@@ -129,8 +139,9 @@ def save_minari(
 ) -> Path:
     """Write episodes as a Minari dataset, completely or not at all.
 
-    ``load_minari`` returns the same episodes. Successes, if reported, become ``infos["success"]``. As usual in
-    Minari, it has one more entry than the episode has steps; the first entry, for the reset, is False.
+    ``load_minari`` returns the same episodes. Observations of several parts become a Dict. Successes, if reported,
+    become ``infos["success"]``. As usual in Minari, it has one more entry than the episode has steps; the first entry,
+    for the reset, is False.
 
     Args:
         transitions: the episodes.
@@ -186,6 +197,33 @@ class _Episode:
     truncated: bool
 
 
+class _Episodes:
+    """Episodes end to end: a column per part of observations and of actions, rewards and successes."""
+
+    def __init__(self) -> None:
+        self.observations: dict[str, Column] = defaultdict(Column)
+        self.actions: dict[str, Column] = defaultdict(Column)
+        self.rewards, self.successes = Column(), Column()
+        self.lengths: list[int] = []
+        self.reported: list[bool] = []
+        self.terminated: list[bool] = []
+        self.truncated: list[bool] = []
+
+    def add(self, episode: _Episode) -> None:
+        for columns, parts in (
+            (self.observations, episode.observations),
+            (self.actions, episode.actions),
+        ):
+            for key, values in parts.items():
+                columns[key].append(values)
+        self.rewards.append(episode.rewards)
+        self.successes.append(episode.successes)
+        self.lengths.append(len(episode.rewards))
+        self.reported.append(episode.success_reported)
+        self.terminated.append(episode.terminated)
+        self.truncated.append(episode.truncated)
+
+
 def _place(dataset_id: str, root: Path | None) -> tuple[Path, Path]:
     """Return the folder of all datasets and the folder of this dataset."""
     try:
@@ -202,7 +240,7 @@ def _place(dataset_id: str, root: Path | None) -> tuple[Path, Path]:
             f"Minari dataset '{dataset_id}': an id has the form name-v0 or namespace/name-v0, of letters, "
             "digits, '_' and '-', such as D4RL/pointmaze/umaze-v2"
         ) from error
-    root = expanded(get_dataset_path() if root is None else root)
+    root = expanded(get_dataset_path() if root is None else root).absolute()  # Minari needs it to write
     kind = kind_at(root)
     if kind not in ("folder", None):
         raise InputError(
@@ -235,16 +273,13 @@ def _open(dataset_id: str, root: Path | None, download: bool) -> tuple[MinariDat
         return MinariDataset(data), folder, described
 
 
-def _check_data(dataset: MinariDataset, folder: Path, memory_limit: float | None) -> None:
-    """Refuse episodes that are too large, or HDF5 in which values are missing or from other files."""
+def _check_data(folder: Path) -> None:
+    """Refuse HDF5 in which values are missing or from other files."""
     with _reading(folder):
-        size = dataset.total_steps * (_bytes(dataset.observation_space) + _bytes(dataset.action_space))
         path = folder / "data" / "main_data.hdf5"
         if path.exists():
             with open_hdf5(path) as file:
                 _check_values(file, path)
-                size = max(size, sum(map(file.size, file.arrays)))
-        check_memory(shown(folder), size, memory_limit)
 
 
 def _bytes(space: spaces.Space[Any]) -> int:
@@ -328,7 +363,9 @@ def _line(text: object) -> str:
 
 def _episodes_of(dataset: MinariDataset, folder: Path) -> Iterator[EpisodeData]:
     with _reading(folder):
-        yield from dataset.iterate_episodes()
+        indices = np.asarray(dataset.episode_indices)
+        for first in range(0, len(indices), TOGETHER):  # Minari reads ahead without limit
+            yield from dataset.iterate_episodes(indices[first : first + TOGETHER])
 
 
 def _in_recorded_order(space: spaces.Space[Any], described: Mapping[str, Any]) -> spaces.Space[Any]:
@@ -342,18 +379,45 @@ def _in_recorded_order(space: spaces.Space[Any], described: Mapping[str, Any]) -
     return space
 
 
-def _check_observation_space(space: spaces.Space[Any], place: str) -> None:
+def _labels(space: spaces.Space[Any]) -> dict[str, str] | None:
+    """The part of the observations to which each key of ``_parts`` belongs; None if there are no images beside others.
+
+    Each entry of a Dict is a part, as in ``GymnasiumEnvironment``: ``outer.inner`` if Dicts are nested.
+    """
+    if not isinstance(space, spaces.Dict):
+        return None
+    labels: dict[str, str] = {}
+    images = []
+
+    def walk(part: spaces.Space[Any], key: str, label: str) -> None:
+        if isinstance(part, spaces.Dict | spaces.Tuple):
+            named = part.spaces.items() if isinstance(part, spaces.Dict) else enumerate(part.spaces)
+            within = f"{label}." if label else ""
+            apart = isinstance(part, spaces.Dict)
+            for name, inner in named:
+                walk(inner, f"{key}[{name!r}]", f"{within}{name}" if apart else label)
+            return
+        labels[key] = label
+        images.append(is_image_space(part))
+
+    walk(space, "", "")
+    return labels if any(images) else None
+
+
+def _check_observation_space(space: spaces.Space[Any], place: str, within_tuple: bool = False) -> None:
     match space:
         case spaces.Dict():
             for key, part in space.spaces.items():
-                _check_observation_space(part, f"{place}['{key}']")
+                _check_observation_space(part, f"{place}['{key}']", within_tuple)
         case spaces.Tuple():
             for index, part in enumerate(space.spaces):
-                _check_observation_space(part, f"{place}[{index}]")
+                _check_observation_space(part, f"{place}[{index}]", within_tuple=True)
+        case spaces.Box(dtype=np.uint8, shape=(_, _, _)) if not within_tuple:
+            pass
         case spaces.Box(dtype=np.uint8, shape=(_, _, *_)):
             raise InputError(
-                f"{place} contains images, {_line(space)}; images are read only if they are the whole "
-                "observation, (height, width, channels), not a part of it"
+                f"{place} contains images, {_line(space)}; images are read only if they are the whole observation, or "
+                "a part of a Dict, and (height, width, channels)"
             )
         case spaces.Box() | spaces.Discrete() | spaces.MultiDiscrete() | spaces.MultiBinary():
             pass
@@ -461,40 +525,49 @@ def _successes(infos: Mapping[str, Any], steps: int, place: str) -> tuple[Array,
 
 
 def _joined(
-    episodes: list[_Episode], action_space: spaces.Box | spaces.Discrete, source: str
+    episodes: _Episodes,
+    action_space: spaces.Box | spaces.Discrete,
+    labels: Mapping[str, str] | None,
+    source: str,
 ) -> tuple[Transitions, Rewards]:
-    def all_of(name: str) -> Array:
-        return np.concatenate([getattr(episode, name) for episode in episodes])
+    def singles(columns: Mapping[str, Column], name: str) -> dict[str, Array]:
+        parts = {key: column.array() for key, column in columns.items()}
+        return {
+            key: values if values.ndim == 4 else single_precision(values, f"{source}: {name}{key}")
+            for key, values in parts.items()
+        }
 
-    def single(values: Array, name: str) -> Array:
-        return values if values.ndim == 4 else single_precision(values, f"{source}: {name}")
-
-    def singles(name: str) -> Array:
-        parts = [getattr(episode, name) for episode in episodes]
-        arrays = [single(np.concatenate([part[key] for part in parts]), name + key) for key in parts[0]]
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
-
-    actions = singles("actions")
+    observed: dict[str, list[Array]] = defaultdict(list)
+    for key, values in singles(episodes.observations, "observations").items():
+        observed[labels[key] if labels else ""].append(values)
+    parts = {name: _beside(arrays) for name, arrays in observed.items()}
+    observations, layout = packed(parts, source)
+    actions = _beside([*singles(episodes.actions, "actions").values()])
     low, high = np.zeros_like(actions[0]), np.ones_like(actions[0])
     if isinstance(action_space, spaces.Box):
         low, high = action_space.low.reshape(-1), action_space.high.reshape(-1)
         # Where a bound is infinite, the log's; it must not cross the other bound.
         low = np.where(np.isfinite(low), low, np.minimum(actions.min(0), high))
         high = np.where(np.isfinite(high), high, np.maximum(actions.max(0), low))
-    starts = np.cumsum([0, *(len(episode.rewards) for episode in episodes)])
     transitions = Transitions(
-        observations=torch.from_numpy(singles("observations")),
+        observations=torch.from_numpy(observations),
         actions=torch.from_numpy(actions),
-        episode_starts=torch.from_numpy(starts.astype(np.int64)),
-        terminated=torch.tensor([episode.terminated for episode in episodes]),
-        truncated=torch.tensor([episode.truncated for episode in episodes]),
+        episode_starts=torch.from_numpy(np.cumsum([0, *episodes.lengths]).astype(np.int64)),
+        terminated=torch.tensor(episodes.terminated),
+        truncated=torch.tensor(episodes.truncated),
         action_low=torch.from_numpy(low.astype(np.float32)),
         action_high=torch.from_numpy(high.astype(np.float32)),
         discrete=torch.tensor(isinstance(action_space, spaces.Discrete)),
+        parts=layout,
     )
-    rewards = torch.from_numpy(single(all_of("rewards"), "rewards"))
-    reported = any(episode.success_reported for episode in episodes)
-    return transitions, Rewards(rewards, torch.from_numpy(all_of("successes")), torch.tensor(reported))
+    rewards = single_precision(episodes.rewards.array(), f"{source}: rewards")
+    successes = torch.from_numpy(episodes.successes.array())
+    return transitions, Rewards(torch.from_numpy(rewards), successes, torch.tensor(any(episodes.reported)))
+
+
+def _beside(arrays: list[Array]) -> Array:
+    """Arrays of the same number of rows, side by side."""
+    return arrays[0] if len(arrays) == 1 else by_block(lambda *part: np.concatenate(part, axis=1), *arrays)
 
 
 def _registered(environment: str) -> EnvSpec:
@@ -535,13 +608,15 @@ def _write(
     import minari
     from minari.dataset.minari_storage import MinariStorage
 
+    if transitions.parts is not None:
+        raise InputError(
+            f"{dataset_id}: observations of several parts cannot be saved as a Minari dataset yet"
+        )
     transitions = transitions.to("cpu")
-    actions, observation = transitions.actions.shape[1], tuple(transitions.observations.shape[1:])
+    actions = transitions.actions.shape[1]
     storage = MinariStorage.new(
         data,
-        observation_space=spaces.Box(0, 255, observation, np.uint8)
-        if transitions.images
-        else spaces.Box(-np.inf, np.inf, observation, np.float32),
+        observation_space=_observation_space(transitions),
         action_space=spaces.Discrete(actions)
         if transitions.discrete
         else spaces.Box(transitions.action_low.numpy(), transitions.action_high.numpy(), dtype=np.float32),
@@ -553,15 +628,29 @@ def _write(
     storage.update_episodes(_buffers(transitions, rewards))
 
 
+def _observation_space(transitions: Transitions) -> spaces.Space[Any]:
+    def box(shape: tuple[int, ...], images: bool) -> spaces.Box:
+        return (
+            spaces.Box(0, 255, shape, np.uint8) if images else spaces.Box(-np.inf, np.inf, shape, np.float32)
+        )
+
+    if transitions.parts is None:
+        return box(tuple(transitions.observations.shape[1:]), transitions.images)
+    return spaces.Dict([(part.name, box(part.shape, part.image)) for part in transitions.parts.parts])
+
+
 def _buffers(transitions: Transitions, rewards: Rewards) -> Iterator[EpisodeBuffer]:
     from minari.data_collector import EpisodeBuffer
 
     actions = transitions.actions.argmax(1) if transitions.discrete else transitions.actions
     for episode, (start, end) in enumerate(pairwise(transitions.episode_starts.tolist())):
         last = np.arange(start, end) == end - 1
+        observations = transitions.observations[start + episode : end + episode + 1]
         # Arrays instead of the annotated lists give the same files faster.
         columns: dict[str, Any] = {
-            "observations": transitions.observations[start + episode : end + episode + 1].numpy(),
+            "observations": observations.numpy()
+            if transitions.parts is None
+            else {name: part.numpy() for name, part in transitions.parts.unpack(observations).items()},
             "actions": actions[start:end].numpy(),
             "rewards": rewards.rewards[start:end].cpu().numpy(),
             "terminations": last & bool(transitions.terminated[episode]),
@@ -575,7 +664,7 @@ def _buffers(transitions: Transitions, rewards: Rewards) -> Iterator[EpisodeBuff
 class Minari(Source):
     """A Minari dataset, published or your own."""
 
-    class Parameters(LogParameters):
+    class Parameters(SourceParameters):
         """The settings of ``minari``."""
 
         source: Literal["minari"] = Field("minari", description="A Minari dataset.")
@@ -598,7 +687,7 @@ class Minari(Source):
 
     def load(self, seed: int, workers: int | None) -> tuple[Transitions, Rewards]:
         """Read the dataset; download it first if it is missing."""
-        return load_minari(self.parameters.task, self._root, memory_limit=self.parameters.memory_limit)
+        return load_minari(self.parameters.task, self._root)
 
     def make_environment(self, episode_steps: int | None = None) -> Callable[[], Environment] | None:
         """Return a factory of the environment that the local dataset names."""

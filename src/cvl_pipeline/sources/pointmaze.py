@@ -11,7 +11,7 @@ from pydantic import Field
 from cvl_pipeline.environments.base import Environment
 from cvl_pipeline.environments.collection import Controller
 from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
-from cvl_pipeline.environments.pointmaze import WaypointController, check_pointmaze_task
+from cvl_pipeline.environments.pointmaze import PointMazeGoals, WaypointController, check_pointmaze_task
 from cvl_pipeline.sources.base import Task
 from cvl_pipeline.sources.simulated import SimulatedParameters, SimulatedSource
 
@@ -33,11 +33,17 @@ class PointMaze(SimulatedSource):
 
     def make_environment(self, episode_steps: int | None = None) -> Callable[[], Environment]:
         """Return a factory; episodes keep the length of the collection."""
+        return self._factory(GymnasiumEnvironment)
+
+    def make_goal_environment(self, episode_steps: int | None = None) -> Callable[[], Environment]:
+        """Return a factory."""
+        return self._factory(PointMazeGoals)
+
+    def _factory(self, kind: type[GymnasiumEnvironment]) -> Callable[[], Environment]:
         check_pointmaze_task(self.parameters.task)
         return partial(
-            GymnasiumEnvironment, self.parameters.task, self.parameters.episode_steps,
-            limit_field="dataset.episode_steps",
-        )  # fmt: skip
+            kind, self.parameters.task, self.parameters.episode_steps, limit_field="dataset.episode_steps"
+        )
 
     def make_controller(self) -> Callable[[], Controller]:
         """Return the waypoint controller."""

@@ -143,8 +143,7 @@ class SimulatedSource(Source):
         from cvl_pipeline.environments.collection import Fragments, collect  # not above: it imports torch
 
         p = self.parameters
-        make_environment = self.make_environment()
-        assert make_environment is not None  # every simulated source has an environment
+        make_environment = self.collection_environment()
         transitions, rewards = collect(
             p.rewarded(make_environment),
             self.make_controller(),
@@ -153,6 +152,7 @@ class SimulatedSource(Source):
             experts=EXPERTS if p.preset == "expert_few" else 0.0,
             goal_steps=p.setting("goal_steps"),
             fragments=Fragments(p.window) if p.preset == "fragments" else None,
+            part=self.controller_part,
         )  # fmt: skip
         if p.preset == "sparse" and not rewards.reports_success:
             raise InputError(
@@ -165,6 +165,17 @@ class SimulatedSource(Source):
     def may_have_environment(self) -> bool:
         """Always."""
         return True
+
+    @property
+    def controller_part(self) -> str | None:
+        """Part of the observations that the controller gets; None: all of them."""
+        return None
+
+    def collection_environment(self) -> Callable[[], Environment]:
+        """Return a factory of the environment that episodes are collected in: that of the evaluation."""
+        make = self.make_environment()
+        assert make is not None  # every simulated source has an environment
+        return make
 
     def disturbances(self) -> Disturbances:
         """Return the disturbances of the controller's actions."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.pieces import Column, by_block
 from cvl_pipeline.sources.columns import Columns
 from cvl_pipeline.sources.formats import Contents, reading
 from cvl_pipeline.sources.precision import DOUBLE, single_precision
@@ -22,22 +24,27 @@ Array = NDArray[Any]
 FLAGS = {"false": False, "0": False, "0.0": False, "true": True, "1": True, "1.0": True}
 LISTED = 30
 """Maximum number of columns that an error lists."""
-OBSERVED = ("observations", "next_observations")
-"""Fields that may be images."""
 
 
 class Table:
     """The columns of an open file. Columns are checked when they are read; all methods raise InputError."""
 
-    def __init__(self, file: str, contents: Contents, longer: str | None = None) -> None:
+    def __init__(
+        self,
+        file: str,
+        contents: Contents,
+        longer: str | None = None,
+        advance: Callable[[int], None] = lambda rows: None,
+    ) -> None:
         """Wrap the contents of an open file.
 
         Args:
             file: name of the file in errors.
             contents: columns of the file.
             longer: field that may have one row more than the first column read.
+            advance: called with the number of rows of each block that was read.
         """
-        self.file = file
+        self.file, self.advance = file, advance
         self._contents = contents
         self._noun, self._names = contents.noun, contents.names
         self._longer = longer
@@ -78,9 +85,9 @@ class Table:
 
         whole = self._contents
         contents = Contents(
-            self._noun, names, inside(whole.read), inside(whole.size), fault=inside(whole.fault)
+            self._noun, names, inside(whole.blocks), inside(whole.shape), fault=inside(whole.fault)
         )
-        return Table(f"{self.file}, group '{group}'", contents, longer="observations")
+        return Table(f"{self.file}, group '{group}'", contents, longer="observations", advance=self.advance)
 
     def place(self, field: str, name: str) -> str:
         """Name of a column in errors."""
@@ -97,7 +104,11 @@ class Table:
         return names
 
     def _resolve(self, field: str, given: str, others: list[tuple[str, str]]) -> list[str]:
-        if given in self._names or not any(sign in given for sign in "*?["):
+        if given in self._names:
+            return [given]
+        if any(name.startswith(f"{given}/") for name in self._names):  # a folder: all that is in it
+            given = f"{given}/*"
+        if not any(sign in given for sign in "*?["):
             return [given]
         matches = sorted({name for name in self._names if fnmatchcase(name, given)}, key=_natural)
         if not matches:
@@ -123,26 +134,54 @@ class Table:
             f"{self.file}: {what} '{name}' (dataset.columns.{field}); {near}there is {names}{more}{optional}"
         )
 
-    def size(self, columns: Columns) -> int:
-        """Bytes of all named columns in memory, where a number takes at least single precision."""
-        names = {name for field in columns.named() for name in self.choose(field, columns)}
+    def rows(self, columns: Columns) -> int:
+        """Rows of all named columns together."""
+        names = [name for field in columns.named() for name in self.choose(field, columns)]
         with reading(self.file):
-            return sum(self._contents.size(name) for name in names.intersection(self._names))
+            shapes = [self._contents.shape(name) for name in names if name in self._names]
+        return sum(shape[0] for shape in shapes if shape)
+
+    def observations(self, field: str, columns: Columns) -> dict[str, Array]:
+        """The parts of observations by name, (N, K) numbers or (N, H, W, C) uint8 images.
+
+        If one of several columns has images, each column is a part, named by its path below the folder that all share,
+        with dots. Otherwise, there is one part, ``""``: an image, or all columns side by side, as in ``matrix``.
+        """
+        names = self.choose(field, columns)
+        with reading(self.file):
+            images = any(len(self._contents.shape(name)) == 4 for name in names if name in self._names)
+        if not images:
+            return {"": self.matrix(field, columns)}
+        labels = [""] if len(names) == 1 else _labels(names)
+        parts: dict[str, Array] = {}
+        for label, name in zip(labels, names, strict=True):
+            found = self._images(field, name)
+            parts[label] = self._as_single(field, name) if found is None else found
+            self._check_rows(field, name, len(parts[label]), (names[0], len(parts[labels[0]])))
+        return parts
 
     def matrix(self, field: str, columns: Columns) -> Array:
-        """All columns of a field side by side, (N, K); images unchanged, (N, H, W, C) uint8.
+        """All columns of a field side by side, (N, K).
 
         The numbers are float32; in a group, as stored, but checked to fit float32.
         """
         names = self.choose(field, columns)
-        first = self._cells(field, names[0])
-        if len(names) == 1 and field in OBSERVED and first.ndim == 4 and first.dtype == np.uint8:
-            return first
-        parts = [self._as_single(field, names[0], first)]
-        parts += [self._as_single(field, name) for name in names[1:]]
+        parts = [self._as_single(field, name) for name in names]
         for name, part in zip(names, parts, strict=True):  # only the longer field can differ here
             self._check_rows(field, name, len(part), (names[0], len(parts[0])))
-        return np.concatenate(parts, axis=1)
+        return parts[0] if len(parts) == 1 else by_block(lambda *block: np.concatenate(block, axis=1), *parts)
+
+    def _images(self, field: str, name: str) -> Array | None:
+        """A column of images, (N, H, W, C) uint8; None if it is something else."""
+        with reading(f"{self.file}, '{name}'"):
+            if name not in self._names or len(self._contents.shape(name)) != 4:
+                return None
+        images = Column()
+        for _, block in self._cells(field, name):
+            if block.dtype != np.uint8:
+                return None
+            images.append(block)
+        return images.array()
 
     def single(self, field: str, name: str) -> Array:
         """A column of one number per row, (N,)."""
@@ -151,11 +190,15 @@ class Table:
             raise InputError(f"{self.place(field, name)}: {values.shape[1]} numbers per row; it must be one")
         return values[:, 0]
 
-    def _as_single(self, field: str, name: str, cells: Array | None = None) -> Array:
-        wide = self.numbers(field, name, cells)
-        with np.errstate(over="ignore"):
-            singles = wide.astype(np.float32)
-        self._refuse(np.isinf(singles), wide, field, name, "is too large for single precision; rescale it")
+    def _as_single(self, field: str, name: str) -> Array:
+        fault = "is too large for single precision; rescale it"
+        column = Column()
+        for first, block in self._numbers(field, name):
+            with np.errstate(over="ignore"):
+                singles = block.astype(np.float32)
+            self._refuse(np.isinf(singles), block, first, field, name, fault)
+            column.append(block)
+        wide = column.array()
         singles = single_precision(wide, self.place(field, name))
         if self._longer is None:
             return singles
@@ -163,86 +206,96 @@ class Table:
             self.large[field, name] = wide
         return wide  # numbers of different groups are compared later
 
-    def numbers(self, field: str, name: str, cells: Array | None = None) -> Array:
-        """A column of finite numbers as stored, (N, K); pass ``cells`` if the column is already read."""
-        values = self._cells(field, name) if cells is None else cells
-        place = self.place(field, name)
-        if values.dtype.kind in "OSU":
-            raise self._no_number(values, place)
-        if values.dtype.kind not in "biuf":
-            raise InputError(f"{place}: holds {values.dtype}, not numbers; convert the column or omit it")
-        if values.ndim > 2 or 0 in values.shape:
-            raise InputError(
-                f"{place}: has shape {values.shape} and type {values.dtype}; a row must be one number, one "
-                "vector (flatten it), or, as the only observation, one image, (height, width, channels) uint8"
-            )
-        values = values.reshape(len(values), -1)
-        self._refuse(~np.isfinite(values), values, field, name, "is not a finite number; repair that row")
-        return values
+    def numbers(self, field: str, name: str) -> Array:
+        """A column of finite numbers as stored, (N, K)."""
+        column = Column()
+        for _, block in self._numbers(field, name):
+            column.append(block)
+        return column.array()
 
-    def _refuse(self, bad: Array, values: Array, field: str, name: str, fault: str) -> None:
-        """Raise InputError at the first bad value, if there is one; both arrays are (N, K)."""
+    def _numbers(self, field: str, name: str) -> Iterator[tuple[int, Array]]:
+        """First row and finite numbers as stored, (M, K), of each block of a column."""
+        place = self.place(field, name)
+        for first, values in self._cells(field, name):
+            if values.dtype.kind in "OSU":
+                raise self._no_number(values, first, place)
+            if values.dtype.kind not in "biuf":
+                raise InputError(f"{place}: holds {values.dtype}, not numbers; convert the column or omit it")
+            if values.ndim > 2 or 0 in values.shape:
+                shape = (self._contents.shape(name)[0], *values.shape[1:])
+                raise InputError(
+                    f"{place}: has shape {shape} and type {values.dtype}; a row must be one number, one "
+                    "vector (flatten it), or, in observations, one image, (height, width, channels) uint8"
+                )
+            values = values.reshape(len(values), -1)
+            self._refuse(
+                ~np.isfinite(values), values, first, field, name, "is not a finite number; repair that row"
+            )
+            yield first, values
+
+    def _refuse(self, bad: Array, values: Array, start: int, field: str, name: str, fault: str) -> None:
+        """Raise InputError at the first bad value of a block, (M, K) both, which begins at row ``start``."""
         if bad.any():
             row, entry = np.argwhere(bad)[0]
             within = f", entry {entry}" if values.shape[1] > 1 else ""
             raise InputError(
-                f"{self.place(field, name)}: {values[row, entry]} at {place_of_row(row)}{within} {fault}"
+                f"{self.place(field, name)}: {values[row, entry]} at {place_of_row(start + row)}{within} {fault}"
             )
 
-    def _no_number(self, values: Array, place: str) -> InputError:
+    def _no_number(self, values: Array, first: int, place: str) -> InputError:
         missing = np.argwhere(pd.isna(values))
         if len(missing):
-            return InputError(f"{place}: nothing at {place_of_row(missing[0, 0])}; repair that row")
+            return InputError(f"{place}: nothing at {place_of_row(first + missing[0, 0])}; repair that row")
         width = max(1, values.size // len(values))
         wrong = next((index for index, cell in enumerate(values.flat) if not _is_number(cell)), None)
         if wrong is not None:
             return InputError(
-                f"{place}: {brief(values.flat[wrong])} at {place_of_row(wrong // width)} is not a number; "
+                f"{place}: {brief(values.flat[wrong])} at {place_of_row(first + wrong // width)} is not a number; "
                 "repair that row"
             )
         return InputError(f"{place}: holds text such as {brief(values.flat[0])}; save it as numbers")
 
     def flags(self, field: str, name: str) -> Array:
         """A column of flags, (N,) bool."""
-        codes, categories = self._categories(field, name, self._cells(field, name))
-        truths = [FLAGS.get(str(value).lower()) for value in categories]
-        if None in truths:
-            row = np.flatnonzero(codes == truths.index(None))[0]
-            raise InputError(
-                f"{self.place(field, name)}: {brief(categories[codes[row]])} at {place_of_row(row)} is not a "
-                "flag; write 0 and 1, or false and true"
-            )
-        return np.array(truths, dtype=bool)[codes]
+        column = Column()
+        for first, block in self._cells(field, name):
+            codes, categories = self._categories(field, name, first, block)
+            truths = [FLAGS.get(str(value).lower()) for value in categories]
+            if None in truths:
+                row = np.flatnonzero(codes == truths.index(None))[0]
+                raise InputError(
+                    f"{self.place(field, name)}: {brief(categories[codes[row]])} at {place_of_row(first + row)} is not "
+                    "a flag; write 0 and 1, or false and true"
+                )
+            column.append(np.array(truths, dtype=bool)[codes])
+        return column.array()
 
     def ids(self, field: str, name: str) -> tuple[Array, list[Any]]:
         """A column of identifiers: codes, (N,) int64, in order of appearance, and the identifiers.
 
         In a file of text, identifiers are text: 7, 07 and 7.0 are three of them.
         """
-        values = self._cells(field, name, self._contents.text)
-        codes, ids = self._categories(field, name, values)
-        place = self.place(field, name)
-        known: dict[Any, Any] = {}
-        for code, ident in enumerate(ids):
-            fault = ""
-            bare = ident.strip() if isinstance(ident, str) else ident
-            other = known.setdefault(bare, ident)
-            if bare == "":
-                fault = "is no identifier; repair that row"
-            elif isinstance(ident, str) and other != ident:
-                fault = f"differs from {brief(other)} only in blanks; write both alike"
-            elif values.dtype.kind == "f" and abs(ident) >= 2.0 ** (np.finfo(values.dtype).nmant + 1):
-                fault = f"is too large for {values.dtype}, in which other numbers are the same; save integers or text"
-            if fault:
-                row = place_of_row(np.flatnonzero(codes == code)[0])
-                raise InputError(f"{place}: {brief(ident)} at {row} {fault}")
-        return codes, ids
+        column = Column()
+        known: dict[Any, int] = {}
+        by_text: dict[Any, Any] = {}
+        for first, block in self._cells(field, name, self._contents.text):
+            codes, ids = self._categories(field, name, first, block)
+            for code, ident in enumerate(ids):
+                if ident not in known:
+                    fault = _fault_of_id(ident, block.dtype, by_text)
+                    if fault:
+                        row = place_of_row(first + np.flatnonzero(codes == code)[0])
+                        raise InputError(f"{self.place(field, name)}: {brief(ident)} at {row} {fault}")
+                    known[ident] = len(known)
+            column.append(np.array([known[ident] for ident in ids], dtype=np.int64)[codes])
+        return column.array(), list(known)
 
-    def _categories(self, field: str, name: str, values: Array) -> tuple[Array, list[Any]]:
-        """Codes of the values of a column, (N,) int64, in order of appearance, and the values."""
+    def _categories(self, field: str, name: str, first: int, values: Array) -> tuple[Array, list[Any]]:
+        """Codes of the values of a block, (M,) int64, in order of appearance, and the values."""
         place = self.place(field, name)
         if values.size != len(values):
-            raise InputError(f"{place}: has shape {values.shape}; save one value per row")
+            shape = (self._contents.shape(name)[0], *values.shape[1:])
+            raise InputError(f"{place}: has shape {shape}; save one value per row")
         values = values.reshape(-1)
         try:
             # Numbers are compared as they are; everything else as objects.
@@ -253,8 +306,8 @@ class Table:
         missing = np.flatnonzero(codes < 0)
         if len(missing):
             raise InputError(
-                f"{place}: nothing at {place_of_row(missing[0])}; repair that row (in CSV, NA, null and nan mean "
-                "nothing, unless they are in quotes)"
+                f"{place}: nothing at {place_of_row(first + missing[0])}; repair that row (in CSV, NA, null and nan "
+                "mean nothing, unless they are in quotes)"
             )
         # Any bytes are text, and different bytes different text.
         return codes, [
@@ -262,8 +315,10 @@ class Table:
             for value in categories
         ]
 
-    def _cells(self, field: str, name: str, read: Callable[[str], Array] | None = None) -> Array:
-        """A column as stored, checked to have as many rows as the others."""
+    def _cells(
+        self, field: str, name: str, read: Callable[[str], Iterator[Array]] | None = None
+    ) -> Iterator[tuple[int, Array]]:
+        """First row and values as stored of each block of a column, checked to have as many rows as the others."""
         if name not in self._names:
             raise self._unknown(field, name, f"no {self._noun}", self._names)
         place = self.place(field, name)
@@ -273,15 +328,28 @@ class Table:
             fault = self._contents.fault(name)
             if fault is not None:
                 raise InputError(f"{place}: {fault}")
-            values = (read or self._contents.read)(name)
-        if not isinstance(values, np.ndarray) or values.ndim == 0:
+            shape = self._contents.shape(name)
+        if not shape:
             raise InputError(f"{place}: is a single value or empty; save one row per step")
-        if len(values) == 0:
+        if shape[0] == 0:
             raise InputError(f"{place}: has no rows; log at least one step")
-        self._first = self._first or (name, len(values))
-        if field != self._longer or len(values) != self._first[1] + 1:
-            self._check_rows(field, name, len(values), self._first)
-        return _stacked(values, place)
+        self._first = self._first or (name, shape[0])
+        if field != self._longer or shape[0] != self._first[1] + 1:
+            self._check_rows(field, name, shape[0], self._first)
+        first, like = 0, None
+        blocks = (read or self._contents.blocks)(name)
+        while True:
+            with reading(f"{self.file}, '{name}'"):
+                block = next(blocks, None)
+            if block is None:
+                return
+            if not len(block):
+                continue
+            values = _stacked(block, place, first, like)
+            like = like or values.shape[1:]
+            yield first, values
+            first += len(values)
+            self.advance(len(values))
 
     def _check_rows(self, field: str, name: str, rows: int, other: tuple[str, int]) -> None:
         if rows != other[1]:
@@ -292,17 +360,38 @@ class Table:
             )
 
 
-def _stacked(values: Array, place: str) -> Array:
-    """Stack cells that are arrays into one array; return everything else unchanged."""
+def _stacked(values: Array, place: str, first: int, like: tuple[int, ...] | None) -> Array:
+    """Stack cells that are arrays into one array; return everything else unchanged.
+
+    Args:
+        values: a block of a column.
+        place: name of the column.
+        first: row of the log with which the block begins.
+        like: shape of the cells of earlier blocks.
+    """
     if values.dtype.kind != "O" or values.ndim > 1 or not isinstance(values[0], np.ndarray):
         return values
+    like = like or values[0].shape
     for row, cell in enumerate(values):
-        if np.shape(cell) != values[0].shape:
+        if np.shape(cell) != like:
             raise InputError(
-                f"{place}: {np.size(cell)} values at {place_of_row(row)}, but {values[0].size} in the first; "
+                f"{place}: {np.size(cell)} values at {place_of_row(first + row)}, but {math.prod(like)} in the first; "
                 "save the same number in every row"
             )
     return np.stack(values.tolist())
+
+
+def _fault_of_id(ident: Any, dtype: np.dtype[Any], by_text: dict[Any, Any]) -> str:
+    """Why an identifier, in a column of a type, cannot be one; ``by_text`` has those so far by their text."""
+    bare = ident.strip() if isinstance(ident, str) else ident
+    other = by_text.setdefault(bare, ident)
+    if bare == "":
+        return "is no identifier; repair that row"
+    if isinstance(ident, str) and other != ident:
+        return f"differs from {brief(other)} only in blanks; write both alike"
+    if dtype.kind == "f" and abs(ident) >= 2.0 ** (np.finfo(dtype).nmant + 1):
+        return f"is too large for {dtype}, in which other numbers are the same; save integers or text"
+    return ""
 
 
 def _is_number(cell: Any) -> bool:
@@ -323,6 +412,16 @@ def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
     """Sorting key by which obs_2 comes before obs_10."""
     parts = enumerate(re.split("([0-9]+)", name))  # text and numbers in turn
     return [(int(part), "") if place % 2 else (-1, part) for place, part in parts], name
+
+
+def _labels(names: list[str]) -> list[str]:
+    """Names of parts: paths below the folder that all share, with dots, such as images.wrist."""
+    paths = [re.split("[/.]", name) for name in names]
+    shared = 0
+    while all(len(path) > shared + 1 and path[shared] == paths[0][shared] for path in paths):
+        shared += 1
+    labels = [".".join(path[shared:]) for path in paths]
+    return labels if len(set(labels)) == len(labels) else names
 
 
 def place_of_row(index: int) -> str:

@@ -14,6 +14,7 @@ import torch
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
 from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.objectives.base import OBJECTIVES, ObjectiveParameters
 from cvl_pipeline.readout.parameters import READOUTS, REWARDS, ReadoutParameters, RewardParameters
 from cvl_pipeline.training.parameters import TrainingParameters
@@ -75,7 +76,8 @@ def make_rewards(transitions: Transitions, seed: int = 1) -> Rewards:
 
 
 def identity_normalisation(transitions: Transitions) -> Normalisation:
-    observation, action = transitions.observations.shape[1], transitions.actions.shape[1]
+    layout, action = transitions.parts, transitions.actions.shape[1]
+    observation = layout.statistics if layout else transitions.observations.shape[-1]
     return Normalisation(
         torch.zeros(observation), torch.ones(observation), torch.zeros(action), torch.ones(action)
     )
@@ -168,3 +170,17 @@ def make_data(
 def names_in(folder: Path) -> list[str]:
     """Everything in a folder, hidden files too."""
     return sorted(path.name for path in folder.iterdir())
+
+
+def make_packed_transitions(
+    lengths: Sequence[int], terminated: Sequence[bool], size: int = 12, seed: int = 0
+) -> Transitions:
+    """Random episodes whose observations are a state (3,), a camera, and a smaller one."""
+    data = make_transitions(lengths, terminated, seed=seed)
+    rows, generator = len(data.observations), torch.Generator().manual_seed(seed + 2)
+    parts = {"state": data.observations} | {
+        f"images.{name}": torch.randint(0, 256, (rows, side, side, 3), generator=generator, dtype=torch.uint8)
+        for name, side in (("wrist", size), ("top", size // 2))
+    }
+    layout = Layout.of(parts)
+    return replace(data, observations=layout.pack(parts), parts=layout)

@@ -176,7 +176,7 @@ def operations_of_a_step(module: OfflineModule) -> float:
     """
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with FlopCounterMode(display=False) as counter, torch.enable_grad():
-        loss, _ = module.training_loss(module.batch(0))
+        loss, _ = module.training_loss(module.prepared(module.batch(0)))
         loss.backward()  # type: ignore[no-untyped-call]
     module.zero_grad(set_to_none=True)
     module.load_state_dict(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import math
 import shutil
@@ -203,7 +204,7 @@ def tensors_of(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Collect all tensors and numbers of inputs, by input and own name, for a fingerprint.
 
     Args:
-        inputs: dataclasses of tensors, numbers and other such dataclasses, modules, or None.
+        inputs: dataclasses of tensors, numbers, layouts and other such dataclasses, modules, or None.
     """
     tensors: dict[str, Tensor] = {}
     for prefix, value in inputs.items():
@@ -211,7 +212,11 @@ def tensors_of(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
             continue
         parts = value.state_dict() if isinstance(value, torch.nn.Module) else vars(value)
         for name, part in parts.items():
-            if is_dataclass(part):
+            if part is None:
+                continue
+            if hasattr(part, "plain"):  # the layout of observations
+                tensors[f"{prefix}.{name}"] = torch.tensor(list(json.dumps(part.plain()).encode()))
+            elif is_dataclass(part):
                 tensors |= tensors_of({f"{prefix}.{name}": part})
             else:
                 tensors[f"{prefix}.{name}"] = torch.as_tensor(part)

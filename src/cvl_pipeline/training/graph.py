@@ -91,7 +91,7 @@ class StepGraph:
     def _step(self) -> None:
         module = self._module
         batch = mapped(self._block, lambda column: column.index_select(0, self._place).squeeze(0))
-        loss, metrics = module.gradient_step(batch)
+        loss, metrics = module.gradient_step(module.prepared(batch))
         self._optimizer.update(self._rates.index_select(0, self._turn).squeeze(0))
         self._losses.index_copy_(0, self._turn, loss.detach().reshape(1).float())
         for name, value in metrics.items():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import lightning
 import torch
@@ -17,7 +18,7 @@ from cvl_pipeline.training.batches import mapped, stacked
 from cvl_pipeline.training.graph import StepGraph
 from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.prefetch import Prefetch, batches_in_block, fits
-from cvl_pipeline.training.processes import average, gather, rank, world_size
+from cvl_pipeline.training.processes import average, gather, own_share, rank, world_size
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.training.vector import Adam, ParameterVector
 
@@ -28,6 +29,28 @@ CHUNK = 25
 paid once for many. A constant: it changes no result, only the overhead."""
 DRAWN = 64
 """Batches sampled at once: locating them in the log is cheap for many together, but not one by one."""
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """An entry of ``draw``, or its rows, with the noise of an augmentation, (B, ...)."""
+
+    rows: Any
+    noise: Tensor
+
+
+OBSERVATIONS = ("observations", "futures", "goals")
+"""Names of the fields of rows that are observations."""
+
+
+class Augmentation(Protocol):
+    """Random changes of the observations of a batch, such as ``episodes.shifts.RandomShift``."""
+
+    def draw(self, count: int, generator: Generator) -> Tensor:
+        """Draw the noise of ``count`` rows, (count, ...), with ``generator`` only."""
+
+    def changed(self, observations: Tensor, noise: Tensor, place: int) -> Tensor:
+        """Change observations, (B, ...); ``place`` is 0, or 1 for the second ones of the same rows."""
 
 
 class OfflineModule(lightning.LightningModule):
@@ -65,6 +88,7 @@ class OfflineModule(lightning.LightningModule):
         self._graph: StepGraph | None = None
         self._prefetch: Prefetch | None = None  # if the log stays on the CPU
         self._drawn_on: str | None = None  # before a resumption
+        self.augmentation: Augmentation | None = None
 
     def draw(self, batches: int, generator: Generator) -> Sequence[Any]:
         """Sample the places of the next batches in the data, one entry per batch, with ``generator`` only."""
@@ -77,6 +101,26 @@ class OfflineModule(lightning.LightningModule):
         joins those of several batches.
         """
         raise NotImplementedError
+
+    def prepared(self, batch: Any) -> Any:
+        """What ``training_loss`` gets: an entry of a block, whose rows are read and augmented if that is asked for."""
+        if self.augmentation is None:
+            return batch
+        if self._prefetch is None:
+            batch = self._read_entry(batch)
+        rows, noise = batch.rows, batch.noise
+        names = [name for name in OBSERVATIONS if hasattr(rows, name)]
+        changes = {
+            name: self.augmentation.changed(getattr(rows, name), noise, place)
+            for place, name in enumerate(names)
+        }
+        return replace(rows, **changes)
+
+    def _read_entry(self, batch: Any) -> Any:
+        """Rows of this process's share of an entry of a block."""
+        if self.augmentation is None:
+            return self.read(batch)
+        return Noisy(self.read(batch.rows), own_share(batch.noise))
 
     def training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one entry of ``draw``, or of what ``read`` made of it, and scalar metrics to record."""
@@ -149,7 +193,7 @@ class OfflineModule(lightning.LightningModule):
         """Take ``count`` steps from step ``first`` and return their losses, (count,)."""
         losses = []
         for step in range(first, first + count):
-            loss, metrics = self.gradient_step(self.batch(step))
+            loss, metrics = self.gradient_step(self.prepared(self.batch(step)))
             optimizer.param_groups[0]["lr"] = self.learning_rate(step)
             optimizer.step()
             self._count(1)
@@ -268,14 +312,18 @@ class OfflineModule(lightning.LightningModule):
     def _draw_block(self, number: int) -> Sequence[Any]:
         generator = Generator(device=self.data_device)
         generator.manual_seed(stream_seed(self.seed, "training", number))
-        return self.draw(DRAWN, generator)
+        entries = self.draw(DRAWN, generator)
+        if self.augmentation is None:
+            return entries
+        noise = self.augmentation.draw(DRAWN * self.training_parameters.batch_size, generator)
+        return [Noisy(*pair) for pair in zip(entries, noise.chunk(DRAWN), strict=True)]
 
     def _read_from(self, step: int) -> Iterator[tuple[int, Any]]:
         """Yield the blocks of rows from that of a step on; see ``Prefetch``."""
         size = 0
         for number in count(step // DRAWN):
             entries = self._draw_block(number)
-            size = size or batches_in_block(DRAWN, self.read(entries[0]))
+            size = size or batches_in_block(DRAWN, self._read_entry(entries[0]))
             for place in range(0, DRAWN, size):
                 first = number * DRAWN + place
                 if first + size > step:
@@ -284,13 +332,13 @@ class OfflineModule(lightning.LightningModule):
     def _read_block(self, entries: Sequence[Any]) -> Any:
         """Rows of this process's shares of some entries, as ``Prefetch`` takes them."""
         if self.own_read:
-            return tuple(self.read(entry) for entry in entries)
+            return tuple(self._read_entry(entry) for entry in entries)
         # One entry, with the first process's shares of all entries before the second's. So its share joins theirs.
         joined = mapped(
             stacked(entries), lambda column: torch.cat(column.chunk(world_size(), dim=1)).flatten(0, 1)
         )
         parts = (len(entries), -1)
-        return mapped(self.read(joined), lambda column: column.unflatten(0, parts))  # type: ignore[no-untyped-call]
+        return mapped(self._read_entry(joined), lambda column: column.unflatten(0, parts))  # type: ignore[no-untyped-call]
 
     def _check(self, losses: Tensor, first: int) -> None:
         """Add up the losses of a chunk; raise FloatingPointError if one is not finite."""

@@ -34,6 +34,13 @@ class TrainingParameters(Strict):
     validation_interval: int = Field(
         500, ge=1, le=MOST_STEPS, description="Gradient steps between held-out measurements."
     )
+    random_shift: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Largest shift of images in training, in pixels down and right, drawn for each image of a batch: "
+        "DrQ's augmentation. 0: none.",
+    )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32",
         description="Precision of the networks' matrix products. `tf32` rounds their factors to 10 bits, on GPUs that "

@@ -167,7 +167,8 @@ class Bench:
             )  # fmt: skip
             assert self.data.rewards is not None  # a study has the log's rewards
             rewards = environment.with_known_success(rewards, self.data.rewards)
-            labels = label_rollouts(transitions, rewards, stages.reward)
+            goals = stages.evaluation.goals  # of the episodes, which only the environment can judge
+            labels = rewards if goals else label_rollouts(transitions, rewards, stages.reward)
             table = rollout_table(transitions, labels, seed, environment.tasks)
             measured = {} if labels.missing else {"return_mean": float(table["return"].mean())}
             if labels.reports_success:

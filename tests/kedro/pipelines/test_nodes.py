@@ -39,7 +39,7 @@ LABELS = make_rewards(make_transitions([1], [False]))
 LOGGED = {"source": "dataset", "name": None}
 SUCCESS = {"source": "success", "name": None}
 REACH = DATASET | {"task": "reach-v3"}
-PROTOCOL: dict[str, Any] = {"environment": None, "episode_steps": None, "confidence": 0.9}
+PROTOCOL: dict[str, Any] = {"environment": None, "episode_steps": None, "goals": False, "confidence": 0.9}
 
 
 def _rollouts() -> dict[str, tuple[Transitions, Rewards]]:
@@ -57,7 +57,7 @@ def _tables(
 ) -> dict[str, pd.DataFrame]:
     """The tables of both policies."""
     return {
-        f"{name}_rollouts": evaluation.score(*rollouts, LABELS, dataset, None, reward, seed)
+        f"{name}_rollouts": evaluation.score(*rollouts, LABELS, dataset, None, False, reward, seed)
         for name, rollouts in _rollouts().items()
     }
 
@@ -86,6 +86,13 @@ def test_a_goal_decides_return_and_success_by_the_states_that_were_reached() -> 
     assert ours["return"][1] == pytest.approx(1.0, abs=0.2)
 
 
+def test_goals_of_the_episodes_are_judged_by_the_environment_alone() -> None:
+    transitions, rewards = _rollouts()["cvl"]
+    table = evaluation.score(transitions, rewards, LABELS, REACH, None, True, SUCCESS, 4)
+    assert table["return"].tolist() == [7.0, 1.0]
+    assert table["success"].tolist() == [True, False]
+
+
 def test_a_policy_that_never_succeeds_is_0_where_the_log_or_another_policy_shows_that_success_is_reported() -> (
     None
 ):
@@ -94,11 +101,11 @@ def test_a_policy_that_never_succeeds_is_0_where_the_log_or_another_policy_shows
         rewards, successes=torch.zeros_like(rewards.successes), success_reported=torch.tensor(False)
     )
     collected = {"source": "gymnasium", "task": "CartPole-v1"}
-    table = evaluation.score(transitions, silent, LABELS, collected, None, SUCCESS, 4)
+    table = evaluation.score(transitions, silent, LABELS, collected, None, False, SUCCESS, 4)
     assert table["success"].tolist() == [False, False]
     assert table["return"].tolist() == [0.0, 0.0]
     # A log of another environment shows nothing: neither success nor a reward made of it is known.
-    unknown = evaluation.score(transitions, silent, LABELS, collected, "CartPole-v1", SUCCESS, 4)
+    unknown = evaluation.score(transitions, silent, LABELS, collected, "CartPole-v1", False, SUCCESS, 4)
     assert unknown["success"].isna().all()
     assert unknown["return"].isna().all()
     known = _tables(LOGGED)["cvl_rollouts"]
@@ -207,24 +214,24 @@ def test_the_data_report_counts_what_reading_dropped_and_changed() -> None:
 def test_all_tables_and_the_summary_name_the_tasks_of_a_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     rollouts = {}
     for name, (episodes, rewards) in _rollouts().items():
-        # The last ten numbers are the one-hot of the task: the second one first, then the first.
+        # The last ten numbers are the one-hot of the task; the tasks take turns, as in the seeds.
         observations = torch.zeros(len(episodes.observations), 12)
         first = int(episodes.lengths[0]) + 1
-        observations[:first, 3], observations[first:, 2] = 1.0, 1.0
+        observations[:first, 2], observations[first:, 3] = 1.0, 1.0
         rollouts[name] = (replace(episodes, observations=observations), rewards)
     monkeypatch.setitem(globals(), "_rollouts", lambda: rollouts)
     benchmark = DATASET | {"task": "MT10"}
     tables = _tables(LOGGED, benchmark)
     for table in tables.values():
-        assert table["task"].tolist() == ["push-v3", "reach-v3"]
+        assert table["task"].tolist() == ["reach-v3", "push-v3"]
         assert table["episode_seed"].tolist() == episode_seeds(4, "evaluation", 2, 10)
     behaviour, labels = rollouts["cvl"]
     table = data_ingestion.tabulate(behaviour, labels, split_first(behaviour, 1), benchmark)
-    assert table["task"].tolist() == ["push-v3", "reach-v3"]
+    assert table["task"].tolist() == ["reach-v3", "push-v3"]
     metrics = _summarise(labels, behaviour, dataset=benchmark, **tables)
     for policy, rate in (("cvl", 1.0), ("bc", 0.0), ("behaviour", 1.0)):
-        assert metrics[f"{policy}.success_rate.push-v3"] == rate
-        assert metrics[f"{policy}.success_rate.reach-v3"] == 0.0
+        assert metrics[f"{policy}.success_rate.reach-v3"] == rate
+        assert metrics[f"{policy}.success_rate.push-v3"] == 0.0
 
 
 SMALL: dict[str, Any] = {"hidden": (8,), "training": training_parameters().model_dump(mode="json")}

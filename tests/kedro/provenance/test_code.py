@@ -144,13 +144,16 @@ def test_a_policy_depends_on_its_own_objective_and_the_critic_on_none(objective:
 FILE_READERS = {
     "files": {"columns", "formats", "hdf5", "memory", "precision", "steps", "tables"},
     "d4rl": {"download", "hdf5", "memory", "precision", "steps"},
+    "ogbench": {"download", "formats", "hdf5", "memory", "precision"},
     "minari": {"hdf5", "memory", "precision"},
+    "lerobot": {"columns", "lerobot_format", "lerobot_frames", "logs", "pictures", "precision", "steps"},
 }
 
 
 @pytest.mark.parametrize("source", SOURCES.names)
 def test_episodes_depend_on_their_own_source(source: str) -> None:
-    settings = {"files": {"path": "x.csv"}, "d4rl": {"task": "hopper-medium-v2"}}.get(source, {})
+    path = {"path": "x.csv"}
+    settings = {"files": path, "lerobot": path, "d4rl": {"task": "hopper-medium-v2"}}.get(source, {})
     codes = _code_of_nodes(dataset={"source": source, **settings}, evaluation={"environment": "Hopper-v5"})
     simulated = {"simulated"} if source in ("metaworld", "pointmaze", "gymnasium") else set()
     behind = {"base", source} | simulated | FILE_READERS.get(source, set())
@@ -160,7 +163,7 @@ def test_episodes_depend_on_their_own_source(source: str) -> None:
         environments = _modules(codes[f"data_ingestion.{node}"], "environments")
         assert ("metaworld" in environments) == (source == "metaworld")
         assert ("pointmaze" in environments) == (source == "pointmaze")
-        assert bool(environments) == (source != "files")
+        assert bool(environments) == (source not in ("files", "lerobot"))
     assert "metaworld" not in codes["contrastive_dynamics.train"].packages
     assert ("metaworld" in codes["evaluation.roll_out_cvl"].packages) == (source == "metaworld")
 

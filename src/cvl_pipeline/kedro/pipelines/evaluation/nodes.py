@@ -29,6 +29,7 @@ def roll_out(
     dataset: dict[str, Any],
     environment: str | None,
     episode_steps: int | None,
+    goals: bool,
     episodes: int,
     workers: int | None,
     seed: int,
@@ -36,7 +37,7 @@ def roll_out(
     """Run a policy on goals that collection never used, the same goals for every policy."""
     from cvl_pipeline.api import roll_out as run_policy
 
-    place = _environment(dataset, environment, episode_steps)
+    place = _environment(dataset, environment, episode_steps, goals)
     return run_policy(policy, place, episodes=episodes, seed=seed, workers=workers, name=title)
 
 
@@ -46,10 +47,11 @@ def score(
     labels: Rewards,
     dataset: dict[str, Any],
     environment: str | None,
+    goals: bool,
     reward: dict[str, Any],
     seed: int,
 ) -> pd.DataFrame:
-    """Compute return and success of every rollout under the reward in force.
+    """Compute return and success of every rollout under the reward in force; over goals, those of the environment.
 
     The labels of the log say whether its environment reports success. As they are an input,
     ``--from-nodes value_readout.label`` also scores policies that need no rewards.
@@ -57,10 +59,11 @@ def score(
     from cvl_pipeline.environments.evaluation import rollout_table
     from cvl_pipeline.readout.rewards import label_rollouts
 
-    place = _environment(dataset, environment)
+    place = _environment(dataset, environment, goals=goals)
     rewards = place.with_known_success(rewards, labels)
-    scored = label_rollouts(transitions, rewards, REWARDS.validate(reward))  # type: ignore[arg-type]
-    return rollout_table(transitions, scored, seed, place.tasks)
+    if not goals:  # every episode has a goal of its own, which only the environment can judge
+        rewards = label_rollouts(transitions, rewards, REWARDS.validate(reward))  # type: ignore[arg-type]
+    return rollout_table(transitions, rewards, seed, place.tasks)
 
 
 def summarise(
@@ -73,6 +76,7 @@ def summarise(
     reward: dict[str, Any],
     environment: str | None,
     episode_steps: int | None,
+    goals: bool,
     confidence: float,
     seed: int,
     **tables: pd.DataFrame,
@@ -104,7 +108,7 @@ def summarise(
         "reward": reward["source"],
         **({"reward_name": reward["name"]} if reward.get("name") else {}),
         "seed": seed,
-        "environment": _environment(dataset, environment, episode_steps).name,
+        "environment": _environment(dataset, environment, episode_steps, goals).name,
         "confidence": confidence,
         "protocol": "deterministic policy; success at any step of an episode; seeds unseen in collection",
     }
@@ -132,12 +136,13 @@ def record(
     dataset: dict[str, Any],
     environment: str | None,
     episode_steps: int | None,
+    goals: bool,
     videos: dict[str, Any],
 ) -> tuple[bytes, ...]:
     """Record the best, the median and the worst evaluation episode; those that cannot be recorded are empty."""
     from cvl_pipeline.environments.video import record as record_videos
 
-    place = _environment(dataset, environment, episode_steps)
+    place = _environment(dataset, environment, episode_steps, goals)
     settings = VideoParameters.model_validate(videos)
     recorded = record_videos(place.make, transitions, rollouts, settings, title)
     return tuple(recorded.get(rank, b"") for rank in RANKS)
@@ -194,7 +199,7 @@ def write_page(
 
 
 def _environment(
-    dataset: dict[str, Any], environment: str | None, episode_steps: int | None = None
+    dataset: dict[str, Any], environment: str | None, episode_steps: int | None = None, goals: bool = False
 ) -> EvaluationEnvironment:
-    evaluation = EvaluationParameters(environment=environment, episode_steps=episode_steps)
+    evaluation = EvaluationParameters(environment=environment, episode_steps=episode_steps, goals=goals)
     return environment_for(SOURCES.validate(dataset), evaluation)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ def create_pipeline(plan: Plan) -> Pipeline:
                     **{name: f"params:{name}" for name in ("dataset", "reward", "seed")},
                     **{
                         name: f"params:evaluation.{name}"
-                        for name in ("environment", "episode_steps", "confidence")
+                        for name in ("environment", "episode_steps", "goals", "confidence")
                     },
                     **{f"{row.name}_rollouts": f"{row.name}_rollouts" for row in plan.rows},
                 },
@@ -57,7 +57,7 @@ def _roll_out(row: Row) -> Node:
             "seed": "params:seed",
             **{
                 name: f"params:evaluation.{name}"
-                for name in ("environment", "episode_steps", "episodes", "workers")
+                for name in ("environment", "episode_steps", "goals", "episodes", "workers")
             },
         },
         [row.dataset("rollout_transitions"), row.dataset("rollout_rewards")],
@@ -74,7 +74,7 @@ def _score(row: Row) -> Node:
             "rewards": row.dataset("rollout_rewards"),
             "labels": "labels",
             **{name: f"params:{name}" for name in ("dataset", "reward", "seed")},
-            "environment": "params:evaluation.environment",
+            **{name: f"params:evaluation.{name}" for name in ("environment", "goals")},
         },
         f"{row.name}_rollouts",
         name=f"score_{row.name}",
@@ -88,7 +88,10 @@ def _record(row: Row) -> Node:
             "transitions": row.dataset("rollout_transitions"),
             "rollouts": f"{row.name}_rollouts",
             "dataset": "params:dataset",
-            **{name: f"params:evaluation.{name}" for name in ("environment", "episode_steps", "videos")},
+            **{
+                name: f"params:evaluation.{name}"
+                for name in ("environment", "episode_steps", "goals", "videos")
+            },
         },
         [f"{row.name}_video_{rank}" for rank in RANKS],
         name=f"record_{row.name}",
