@@ -87,7 +87,7 @@ docs: $(VENV_DOCS)/installed
 	rm -rf build/pages build/site && mkdir -p build/pages
 	git ls-files -z --cached --others --exclude-standard $(PAGES) | xargs -0 tar -c | tar -x -C build/pages
 	$(VENV_DOCS)/bin/zensical build --strict --clean
-	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/mkdocs build --strict
 	@echo "The site: build/site/index.html"
 
 benchmark: $(VENV)/installed
