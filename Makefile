@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 KEDRO := $(BIN)/kedro
 VENV_DOCS := .venv-docs
 # What README and docs link to.
-PAGES := LICENSE '*.md' '*.ipynb' '*.png' '*.svg' '*.webp' '*.css' examples 'src/*.py' tests/test_examples.py
+PAGES := LICENSE '*.md' '*.ipynb' '*.png' '*.svg' '*.webp' '*.css' examples 'src/*.py' tests/test_examples.py \
+	benchmarks/results/deploy.json
 ARGS ?=
 
-.PHONY: help run smoke test test-unit test-slow lint viz docs benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas bench-sampling bench-reading bench-large-log bench-speed bench-gpu bench-tuning faults lock clean
+.PHONY: help run smoke test test-unit test-slow lint viz docs benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas bench-sampling bench-reading bench-large-log bench-speed bench-gpu bench-tuning bench-deploy faults lock clean
 
 help:
 	@echo "make run        the whole pipeline: collect, train, evaluate (ARGS='--params dataset.task=reach-v3')"
@@ -35,6 +36,7 @@ help:
 	@echo "make bench-speed     training steps per second, compared with JAX and other libraries (half an hour, 5 GB in .venv-peers)"
 	@echo "make bench-gpu       the same on a GPU, beside JAX (less than eight minutes)"
 	@echo "make bench-tuning    a study of 30 trials; compare its best parameters with the defaults (docs/studies.md, 40 minutes)"
+	@echo "make bench-deploy    exported policies beside torch: microseconds, size, a million calls (docs/deploy.md, minutes)"
 	@echo "make faults     inject hundreds of faults in all stages and check the outcomes (docs/reliability.md, 15 minutes)"
 	@echo "make lock       update requirements.lock to the newest versions that pyproject.toml allows"
 	@echo "make clean      delete the virtual environment and caches, but no data"
@@ -119,6 +121,10 @@ truth-methods: $(VENV)/installed
 bench-tuning: $(VENV)/installed
 	$(BIN)/python -m benchmarks.tuning $(ARGS)
 
+# One thread: a robot has other work for the rest.
+bench-deploy: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.deploy $(ARGS)
+
 # One thread: batches are too small for several.
 bench-sampling: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sampling $(ARGS)
@@ -142,7 +148,7 @@ faults: $(VENV)/installed
 # One torch version without a build tag: pip chooses the build for the platform.
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools ".[lerobot,metaworld,robotics,minari,ogbench,s3,suites,tuning,videos,viz,dev]"
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools ".[export,lerobot,metaworld,robotics,minari,ogbench,s3,suites,tuning,videos,viz,dev]"
 	( sed -n '/^#/p' requirements.lock; .venv-lock/bin/pip freeze --all --exclude cvl-pipeline --exclude pip \
 		| sed -e 's/+cpu$$//' -e '/^\(dm[-_]\|labmaze=\|lxml=\|ogbench=\|pgserver=\)/s/$$/; python_version < "3.13"/' ) > .venv-lock/requirements.lock
 	mv .venv-lock/requirements.lock requirements.lock

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -31,6 +32,7 @@ SITE = yaml.safe_load((PROJECT / "mkdocs.yml").read_text())
 PROGRAMS = {
     "README.md": ["here"],
     "docs/data.md": ["here"] * 4,
+    "docs/deploy.md": ["here"],
     "docs/guides/add-a-baseline.md": ["tests/test_examples.py"] * 2,
     "docs/guides/add-a-source.md": ["tests/test_examples.py"] * 2,
     "docs/guides/add-an-encoder.md": ["tests/test_examples.py"] * 3,
@@ -264,6 +266,22 @@ def test_the_page_on_data_has_observations_of_several_parts() -> None:
     assert names["action"].shape == (2,)
     exec(pack, names)
     assert names["rows"].shape == (40, 2 * 4 + 8 * 8 * 3)
+
+
+def test_the_program_of_the_page_on_robots_acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from cvl_pipeline.deploy import runner
+    from tests.deploy import models
+
+    (program,) = _blocks(PROJECT / "docs/deploy.md", "python")
+    models.write_folder(tmp_path / "cvl_exported", models.linear(), value=models.sum_of_action())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "runner", runner)  # the folder of a real export has this very file
+    names: dict[str, Any] = {"observation": np.array([0.1, 0.2, 0.3])}
+    exec(program.replace("latency_ms=20.0", "latency_ms=1e6"), names)
+    assert names["action"].tolist() == pytest.approx([0.4, -0.1])
+    assert float(names["q"]) == pytest.approx(0.3)
 
 
 def test_every_program_of_a_page_runs_in_a_test() -> None:

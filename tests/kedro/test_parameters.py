@@ -446,3 +446,10 @@ def test_a_node_counts_only_the_parameters_that_it_is_given() -> None:
     assert found == {"reward.source": "dataset"}
     assert is_given("baselines.bc.training.steps", ["params:baselines.bc"])
     assert not is_given("baselines.bc2", ["params:baselines.bc"])
+
+
+def test_only_methods_in_force_are_exported(base: dict[str, Any]) -> None:
+    message = _refusal(_changed(base, "export.methods", ["cvl", "iql"]))
+    assert "there is no method 'iql'; in force are cvl, bc" in message
+    assert "twice" in _refusal(_changed(base, "export.methods", ["bc", "bc"]))
+    assert check_parameters(_changed(base, "export.methods", "cvl bc")).export.methods == ("cvl", "bc")

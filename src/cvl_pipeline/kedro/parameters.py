@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from cvl_pipeline.deploy.parameters import ExportParameters
 from cvl_pipeline.errors import has_secret
 from cvl_pipeline.io.location import is_url
 from cvl_pipeline.parameters import RENAMED, StageParameters
@@ -69,6 +70,20 @@ class RunParameters(StageParameters):
         TuningParameters(),
         description="Settings of the search: space, objectives and trials. See docs/studies.md.",
     )
+
+    export: ExportParameters = Field(
+        ExportParameters(), description="What `kedro run --pipelines export` exports. See docs/deploy.md."
+    )
+
+    @model_validator(mode="after")
+    def _exported_methods_are_in_force(self) -> RunParameters:
+        known = ["cvl", *self.baselines]
+        for name in self.export.methods:
+            if name not in known:
+                raise ValueError(
+                    f"export.methods: there is no method '{name}'; in force are {', '.join(known)}"
+                )
+        return self
 
     @property
     def stages(self) -> StageParameters:

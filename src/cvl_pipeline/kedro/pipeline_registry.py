@@ -14,6 +14,7 @@ from cvl_pipeline.kedro.pipelines import (
     contrastive_dynamics,
     data_ingestion,
     evaluation,
+    export,
     policy_extraction,
     tuning,
     value_readout,
@@ -48,11 +49,12 @@ def register_stages() -> dict[str, Pipeline]:
 
 
 def register_pipelines() -> dict[str, Pipeline]:
-    """Return the stages, ``__default__``, which is all of them, and ``tuning``, which searches parameters."""
+    """Return the stages, ``__default__``, which is all of them, ``export`` of policies, and ``tuning``, the search."""
     stages = register_stages()
     pipelines = {
         "__default__": sum(stages.values(), start=Pipeline([])),
         **stages,
+        "export": export.create_pipeline(current_plan()),
         "tuning": tuning.create_pipeline(),
     }
     for node in {node for pipeline in pipelines.values() for node in pipeline.nodes}:

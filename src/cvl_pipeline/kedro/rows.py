@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from cvl_pipeline.deploy.parameters import ExportParameters
 from cvl_pipeline.kedro.parameters import RunParameters
 from cvl_pipeline.methods.base import METHODS, Method
 from cvl_pipeline.methods.cvl import CVL
@@ -60,11 +61,13 @@ class Plan:
         rows: the methods in force, CVL first.
         evaluates: whether policies can be evaluated in an environment.
         records: whether videos of the evaluation are wanted.
+        export: which policies the export pipeline exports, and whether with values.
     """
 
     rows: tuple[Row, ...]
     evaluates: bool = True
     records: bool = False
+    export: ExportParameters = field(default_factory=ExportParameters)
 
     @staticmethod
     def of(parameters: RunParameters) -> Plan:
@@ -75,7 +78,7 @@ class Plan:
             for name, chosen in parameters.baselines.items()
         ]
         evaluates = has_environment(parameters.dataset, parameters.evaluation)
-        return Plan(tuple(rows), evaluates, parameters.evaluation.videos is not None)
+        return Plan(tuple(rows), evaluates, parameters.evaluation.videos is not None, parameters.export)
 
 
 def bound(function: Callable[..., Any], *values: object) -> Callable[..., Any]:

@@ -13,6 +13,14 @@ from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.errors import InputError
 
 
+def pieces(rows: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Split rows, (B, ...) -> at most ``size`` each, to limit the memory; a program that is exported has one piece.
+
+    Its number of rows is not known, so it could not be split.
+    """
+    return (rows,) if torch.compiler.is_exporting() else torch.split(rows, size)
+
+
 def as_rows(
     values: ArrayLike | Mapping[str, ArrayLike],
     shape: tuple[int, ...],

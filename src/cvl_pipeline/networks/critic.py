@@ -69,7 +69,9 @@ def offset_code(offsets: Tensor) -> Tensor:
 
 def _joined(first: Tensor, second: Tensor) -> Tensor:
     """Join the last axes of two tensors, whose leading axes are broadcast, (..., I) and (..., J) -> (..., I + J)."""
-    if first.shape[:-1] != second.shape[:-1]:
+    # Not the shapes alone: of different lengths, they may still have a first size to compare, which is unknown in an
+    # exported program.
+    if first.ndim != second.ndim or first.shape[:-1] != second.shape[:-1]:
         rows = torch.broadcast_shapes(first.shape[:-1], second.shape[:-1])  # type: ignore[no-untyped-call]
         first, second = first.expand(*rows, -1), second.expand(*rows, -1)
     return torch.cat([first, second], dim=-1)

@@ -285,7 +285,7 @@ class ObservationEncoder(nn.Module):
     def _encoded(self, encoder: Encoder, observations: Tensor) -> Tensor:
         """Return an encoder's features, (B, O) or (B, H, W, C) -> (B, features)."""
         features: Any = encoder(observations)
-        wanted = (len(observations), self.features)
+        wanted = (observations.shape[0], self.features)  # not len: torch.export would take it for a constant
         if not (isinstance(features, Tensor) and features.shape == wanted):
             expected = f"a tensor of shape {wanted}: rows, self.features"
             check_return(encoder, "forward", features, valid=False, expected=expected)

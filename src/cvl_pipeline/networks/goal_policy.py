@@ -13,7 +13,7 @@ from cvl_pipeline.episodes.container import Normalisation, Transitions
 from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.actor import Actor, ActorShape, Policy, make_actor
-from cvl_pipeline.networks.arrays import as_rows
+from cvl_pipeline.networks.arrays import as_rows, pieces
 from cvl_pipeline.networks.critic import ContrastiveCritic
 
 PAIRS = 1024
@@ -138,11 +138,11 @@ class GoalPolicy(Policy):
     @torch.no_grad()
     def forward(self, observations: Tensor) -> Tensor:
         """Actions, (B, O) -> (B, A)."""
-        parts = torch.split(observations, max(1, PAIRS // len(self.goals)))
+        parts = pieces(observations, max(1, PAIRS // len(self.goals)))
         return torch.cat([self._act(part) for part in parts])
 
     def _act(self, observations: Tensor) -> Tensor:
-        rows = len(observations), len(self.goals)
+        rows = observations.shape[0], len(self.goals)
         states = observations.unsqueeze(1)  # (B, 1, O)
         states_of_pairs, goals = (
             part.expand(*rows, *observations.shape[1:]) for part in (states, self.goals)
@@ -151,7 +151,7 @@ class GoalPolicy(Policy):
         actions: Tensor = self.actor(pairs)  # (B, G, A)
         f = self.critic.logits(self.critic.phi(states, actions), self._psi)  # (B, G, G)
         best = f.logsumexp(-1).argmax(1)
-        return actions[torch.arange(len(actions), device=actions.device), best]
+        return actions[torch.arange(actions.shape[0], device=actions.device), best]
 
 
 class ObservedGoal(nn.Module):

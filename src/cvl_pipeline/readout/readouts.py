@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Generator, Tensor
 
+from cvl_pipeline.networks.arrays import pieces
 from cvl_pipeline.readout.references import CHUNK, References
 
 QUERY_TILE, REFERENCE_TILE = 1024, 512
@@ -130,7 +131,7 @@ class ExactReadout(Readout):
         The weights of a query are relative to its largest one.
         """
         queries, log_weights = phi * (LOG2_E / self.temperature), self.log_weights * LOG2_E
-        tiles = [self._sums_of_tile(tile, log_weights, squares) for tile in torch.split(queries, QUERY_TILE)]
+        tiles = [self._sums_of_tile(tile, log_weights, squares) for tile in pieces(queries, QUERY_TILE)]
         return [torch.cat(parts) for parts in zip(*tiles, strict=True)]
 
     def _sums_of_tile(self, queries: Tensor, log_weights: Tensor, squares: bool) -> list[Tensor]:

@@ -79,7 +79,7 @@ class RegressedReadout(Readout):
             ValueError: no ``inputs``.
         """
         # A readout without weight need not be computed, which takes nearly all of the time.
-        return self._mixed(phi.new_zeros(len(phi)) if self._unused else self.base.values(phi), inputs)
+        return self._mixed(phi.new_zeros(phi.shape[0]) if self._unused else self.base.values(phi), inputs)
 
     @cached_property
     def _unused(self) -> bool:

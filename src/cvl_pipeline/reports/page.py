@@ -143,7 +143,7 @@ def run_page(results: RunResults) -> str:
     errors = figures.histories(results.histories, titled, "validation/action_error", "squared distance")
     if errors["data"]:
         curves.append(Chart("Held-out distance to logged actions", errors))
-    return _render(
+    return render(
         "run.html",
         title=title,
         facts=facts,
@@ -236,7 +236,7 @@ def suite_page(
     improvement = None
     if table.places and len(table.methods) > 1:
         improvement = _estimates(f"{ours} beats", table.improvement(ours))
-    return _render(
+    return render(
         "suite.html",
         title=title,
         facts=facts,
@@ -256,7 +256,14 @@ def suite_page(
     )  # fmt: skip
 
 
-def _render(template: str, **content: Any) -> str:
+def render(template: str, script: str | None = SCRIPT, **content: Any) -> str:
+    """Fill in a template of a page.
+
+    Args:
+        template: file in ``templates``.
+        script: address of plotly's script; None: the page has no charts.
+        content: of the template.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -267,7 +274,7 @@ def _render(template: str, **content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "allow_nan": False}
-    return environment.get_template(template).render(preview=PREVIEW, script=SCRIPT, **content)
+    return environment.get_template(template).render(preview=PREVIEW, script=script, **content)
 
 
 def _text(value: Any) -> Cell:

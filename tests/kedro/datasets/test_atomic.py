@@ -14,7 +14,14 @@ from kedro.io import DatasetError
 from matplotlib.figure import Figure
 from plotly import graph_objects
 
-from cvl_pipeline.kedro.datasets import FigureDataset, JSONDataset, PageDataset, ParquetDataset, VideoDataset
+from cvl_pipeline.kedro.datasets import (
+    ExportDataset,
+    FigureDataset,
+    JSONDataset,
+    PageDataset,
+    ParquetDataset,
+    VideoDataset,
+)
 from cvl_pipeline.kedro.datasets.interactive import PlotlyDataset
 from cvl_pipeline.reports.html import PREVIEW, SCRIPT, plotly_script
 from cvl_pipeline.testing.builders import names_in
@@ -156,6 +163,34 @@ def test_a_video_is_its_bytes_and_plays_in_the_preview(tmp_path: Path) -> None:
 
 
 PAGE = f'<script src="{SCRIPT}" defer></script>left out {PREVIEW[0]}<table>ü</table>{PREVIEW[1]} left out'
+
+
+def test_an_exported_folder_is_written_with_its_contract_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files(*names: str) -> dict[str, bytes]:
+        contract = json.dumps({"files": dict.fromkeys(names, "sum")}).encode()
+        return {**{name: name.encode() for name in names}, "policy.json": contract}
+
+    folder = tmp_path / "cvl_exported"
+    export = ExportDataset(filepath=str(folder / "policy.json"), metadata={"description": "It acts."})
+    assert not export.exists()
+    export.save(files("a", "b/1/c"))
+    assert export.exists()
+    assert (folder / "b/1/c").read_bytes() == b"b/1/c"
+    assert json.loads(export.preview())["description"] == "It acts."
+    (folder / "mine.txt").write_text("notes")
+    export.save(files("a", "d"))
+    assert names_in(folder) == ["a", "b", "d", "mine.txt", "policy.json"]
+    assert names_in(folder / "b/1") == []  # what a former export left
+    written: list[str] = []
+    monkeypatch.setattr(
+        ExportDataset, "_write_at", staticmethod(lambda place, _: written.append(place.path.name))
+    )
+    export.save({**files("a", "d"), "e": b""})
+    assert written == ["a", "d", "e", "policy.json"]
+    (folder / "d").unlink()
+    assert not export.exists()
 
 
 def test_pages_share_one_script_and_find_it(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_there_are_five_stages_in_the_order_that_data_flows(parameters: dict[str
         assert needed <= made, stage
         made |= pipeline.all_outputs()
     pipelines = register_pipelines()
-    assert set(pipelines) == {"__default__", *stages, "tuning"}
+    assert set(pipelines) == {"__default__", *stages, "export", "tuning"}
     assert {node.name for node in pipelines["__default__"].nodes} == {
         node.name for stage in stages.values() for node in stage.nodes
     }
@@ -166,7 +166,7 @@ def test_only_artifacts_that_depend_on_the_reward_are_filed_under_it() -> None:
     assert {"labels", "readout", "cvl_policy", "iql_policy", "metrics", "bc_rollouts"} <= dependent
     assert not any(name.startswith("reward_free") or name == "critic" for name in dependent)
     study = register_pipelines()["tuning"].all_outputs()
-    assert moved == dependent | study
+    assert moved == dependent | study | register_pipelines()["export"].all_outputs()
 
 
 def test_rollouts_are_scored_by_the_reward_in_force_without_the_simulator() -> None:
@@ -203,7 +203,8 @@ def test_every_dataset_has_an_entry_with_a_description_and_the_layer_of_its_fold
         kind = type(dataset).__name__
         assert kind in datasets.__all__ or hasattr(interactive, kind), name
         place = path_of(catalog, name)
-        assert place.stem == name.removeprefix("reward_free_")
+        # An exported policy is a folder.
+        assert name.removeprefix("reward_free_") in (place.stem, place.parent.name)
         assert place.parts[1].partition("_")[2] == dataset.metadata["kedro-viz"]["layer"], name
         description = dataset.metadata["description"]
         assert re.fullmatch(r"[^{}]{10,}\.", description), name
@@ -226,3 +227,21 @@ def test_parameters_that_nodes_ask_for_exist(parameters: dict[str, Any]) -> None
             value: Any = given
             for part in name.removeprefix("params:").split("."):
                 value = value[part]
+
+
+def test_the_export_has_a_node_for_each_method_that_is_named_and_takes_what_there_is() -> None:
+    def inputs() -> dict[str, set[str]]:
+        nodes = register_pipelines()["export"].nodes
+        return {node.outputs[0]: {name for name in node.inputs if not _is_parameter(name)} for node in nodes}
+
+    _loader()
+    episodes = {"transitions", "split"}
+    assert inputs() == {"cvl_exported": {*episodes, "critic", "readout", "metrics", "cvl_policy"}}
+    _loader(baselines={"bc": {}, "iql": {}}, export={"methods": "bc iql", "value": False})
+    assert inputs() == {
+        "bc_exported": {*episodes, "metrics", "reward_free_bc_policy"},
+        "iql_exported": {*episodes, "metrics", "iql_policy"},
+    }
+    _loader(evaluation={"videos": {}}, export={"value": False})
+    assert inputs()["cvl_exported"] == {*episodes, "metrics", "cvl_policy", "cvl_video_median"}
+    assert "export" not in {tag for node in register_pipelines()["__default__"].nodes for tag in node.tags}

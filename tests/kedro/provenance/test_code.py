@@ -17,6 +17,7 @@ from cvl_pipeline.kedro.pipeline_registry import plan_for, register_pipelines
 from cvl_pipeline.kedro.provenance import code
 from cvl_pipeline.kedro.provenance.code import Code, code_of, code_of_module, source_of
 from cvl_pipeline.kedro.provenance.states import Provenance
+from cvl_pipeline.kedro.workspace import PROVENANCE
 from cvl_pipeline.objectives.base import OBJECTIVES
 from cvl_pipeline.sources.base import SOURCES
 
@@ -32,17 +33,17 @@ PARAMETERS = {
 }  # fmt: skip
 """The models of all parameters, with the default alternatives."""
 ROOMS: dict[str, set[str]] = {
-    "data_ingestion.ingest": SOURCES_OF_EPISODES | {"api"},
+    "data_ingestion.ingest": SOURCES_OF_EPISODES | {"api", "io"},
     "data_ingestion.split": {"errors", "episodes"},
     "data_ingestion.normalise": {"errors", "episodes"},
     "data_ingestion.tabulate": SOURCES_OF_EPISODES,
-    "data_ingestion.report": {"episodes"},
+    "data_ingestion.report": {"errors", "episodes"},
     "data_ingestion.plot": {"errors", "episodes", "reports"},
     "contrastive_dynamics.train": TRAINING | {"dynamics"},
     "contrastive_dynamics.report": set(),
     "contrastive_dynamics.plot": {"reports"},
-    "value_readout.label": {*BASE, "api", "episodes", "readout"},
-    "value_readout.read_out": READOUT | {"api"},
+    "value_readout.label": {*BASE, "api", "episodes", "io", "readout"},
+    "value_readout.read_out": READOUT | {"api", "io"},
     "value_readout.evaluate": READOUT,
     "value_readout.report": READOUT,
     "value_readout.plot": {"reports"},
@@ -55,13 +56,28 @@ ROOMS: dict[str, set[str]] = {
         for name in ("cvl", "bc", "iql")
     },
     **{
-        f"evaluation.score_{name}": SOURCES_OF_EPISODES | {"networks", "readout"}
+        f"evaluation.score_{name}": SOURCES_OF_EPISODES | {"io", "networks", "readout"}
         for name in ("cvl", "bc", "iql")
     },
-    "evaluation.summarise": SOURCES_OF_EPISODES | {"networks", "readout", "reports"},
+    "evaluation.summarise": SOURCES_OF_EPISODES | {"io", "networks", "readout", "reports"},
     "evaluation.plot": {"reports"},
     "evaluation.write_page": PARAMETERS - {"tuning"} | {"reports"},
-    "tuning.search": PARAMETERS | {"api"},
+    "export.export_cvl": {
+        *BASE,
+        "deploy",
+        "environments",
+        "episodes",
+        "io",
+        "methods",
+        "networks",
+        "objectives",
+        "paths",
+        "readout",
+        "reports",
+        "sources",
+        "training",
+    },
+    "tuning.search": PARAMETERS | {"api", "deploy"},
     **{f"tuning.{name}": PARAMETERS for name in ("choose", "report", "history", "importance", "parallel")},
 }
 """The packages, and modules beside them, that each node depends on; ``kedro``, its own, has a test below."""
@@ -75,7 +91,7 @@ def _code_of_nodes(**parameters: Any) -> dict[str, Code]:
     pipelines = register_pipelines()
     catalog = DataCatalog()
     catalog["parameters"] = checked.model_dump(mode="json")
-    return Provenance(pipelines["__default__"] + pipelines["tuning"], catalog)._code
+    return Provenance(pipelines["__default__"] + pipelines["export"] + pipelines["tuning"], catalog)._code
 
 
 def _modules(code: Code, package: str) -> set[str]:
@@ -94,13 +110,16 @@ def test_every_node_depends_on_these_packages_and_no_others() -> None:
 
 def test_a_node_depends_on_its_own_function_and_what_it_names_in_kedros_package() -> None:
     pipelines = register_pipelines()
-    nodes = {node.name: node for node in (pipelines["__default__"] + pipelines["tuning"]).nodes}
+    nodes = {
+        node.name: node
+        for node in (pipelines["__default__"] + pipelines["export"] + pipelines["tuning"]).nodes
+    }
     for name, found in _code_of_nodes().items():
         function: Any = nodes[name].func
         function = function.func if isinstance(function, partial) else function
         used = {f"cvl_pipeline.kedro.{part}" for part in ("parameters", "workspace")}
         used = used if name == "tuning.search" else used - {"cvl_pipeline.kedro.parameters"}
-        used = used if "training" in nodes[name].tags or name == "evaluation.write_page" else set()
+        used = used if {"training", PROVENANCE} & nodes[name].tags else set()
         own = {part for part in found.hashes if part.startswith("cvl_pipeline.kedro.")}
         assert own == {f"{function.__module__}:{function.__name__}"} | used, name
 
@@ -142,10 +161,10 @@ def test_a_policy_depends_on_its_own_objective_and_the_critic_on_none(objective:
 
 
 FILE_READERS = {
-    "files": {"columns", "formats", "hdf5", "memory", "precision", "steps", "tables"},
-    "d4rl": {"download", "hdf5", "memory", "precision", "steps"},
-    "ogbench": {"download", "formats", "hdf5", "memory", "precision"},
-    "minari": {"hdf5", "memory", "precision"},
+    "files": {"columns", "formats", "hdf5", "logs", "precision", "steps", "tables"},
+    "d4rl": {"download", "hdf5", "logs", "precision", "steps"},
+    "ogbench": {"download", "formats", "hdf5", "logs", "precision", "steps"},
+    "minari": {"hdf5", "logs", "precision", "steps"},
     "lerobot": {"columns", "lerobot_format", "lerobot_frames", "logs", "pictures", "precision", "steps"},
 }
 

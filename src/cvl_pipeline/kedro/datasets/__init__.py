@@ -2,6 +2,7 @@
 
 from cvl_pipeline.kedro.datasets.artifacts import ArtifactDataset
 from cvl_pipeline.kedro.datasets.atomic import (
+    ExportDataset,
     FigureDataset,
     JSONDataset,
     PageDataset,
@@ -9,4 +10,12 @@ from cvl_pipeline.kedro.datasets.atomic import (
     VideoDataset,
 )
 
-__all__ = ["ArtifactDataset", "FigureDataset", "JSONDataset", "PageDataset", "ParquetDataset", "VideoDataset"]
+__all__ = [
+    "ArtifactDataset",
+    "ExportDataset",
+    "FigureDataset",
+    "JSONDataset",
+    "PageDataset",
+    "ParquetDataset",
+    "VideoDataset",
+]

@@ -20,7 +20,7 @@ from kedro_datasets.pandas import parquet_dataset
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.checked import read_table, write_table
-from cvl_pipeline.io.location import CACHE
+from cvl_pipeline.io.location import CACHE, Location
 from cvl_pipeline.io.storage import shown, write_atomically
 from cvl_pipeline.kedro.datasets.located import Located
 from cvl_pipeline.reports.html import plotly_script, preview, video_address, with_script
@@ -201,6 +201,53 @@ class VideoDataset(FileDataset):
         content = self.load()
         video = f"<video controls loop muted style='max-width: 100%' src='{video_address(content)}'></video>"
         return HTMLPreview(self.html(video if content else "<p>It could not be recorded.</p>"))
+
+
+class ExportDataset(FileDataset):
+    """The folder of an exported policy, whose contract is the dataset's file.
+
+    The contract has the checksums of all other files and is written last. So a reader who finds one of a killed run
+    beside files of another one sees that they do not fit.
+    """
+
+    def save(self, data: Any) -> None:
+        """Write the files, the contract last, and delete those of the former export that are no longer there."""
+        former = self._files()
+        files = dict(data)
+        contract = files.pop(self.location.path.name)
+        for name, content in files.items():
+            self._write_at(self.location.sibling(name), content)
+        self._write_at(self.location, contract)
+        for name in former - files.keys():
+            old = self.location.sibling(name)
+            old.path.unlink(missing_ok=True)
+            if old.is_remote:
+                old.remove()
+
+    @staticmethod
+    def _write_at(place: Location, content: bytes) -> None:
+        write_atomically(place.path, lambda partial: partial.write_bytes(content))
+        place.publish()
+
+    def _write(self, data: Any, path: Path) -> None:
+        raise NotImplementedError("it is several files")
+
+    def _files(self) -> set[str]:
+        """Names of the files that the contract in place has; none if there is no contract."""
+        self.location.fetch()
+        try:
+            names = json.loads(self.location.path.read_bytes())["files"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return set()
+        # It may have been edited: nothing outside of the folder is ours.
+        return {name for name in names if ".." not in name.split("/") and not name.startswith("/")}
+
+    def _exists(self) -> bool:
+        return super()._exists() and all(self.location.sibling(name).exists() for name in self._files())
+
+    def preview(self) -> JSONPreview:
+        """Description and contract, for kedro-viz."""
+        return JSONPreview(json.dumps({"description": self.description, **json.loads(self.load())}, indent=2))
 
 
 class PageDataset(FileDataset):

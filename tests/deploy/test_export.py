@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cvl_pipeline.deploy import export
+from cvl_pipeline.deploy.export import export_policy
+from cvl_pipeline.deploy.parameters import ExportParameters
+from cvl_pipeline.deploy.runner import CONTRACT, POLICY_FILE, VALUE_FILE, load_policy, self_test
+from cvl_pipeline.episodes.container import Normalisation, Transitions
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.networks.actor import Policy, make_actor
+from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
+from cvl_pipeline.networks.goal_policy import GoalPolicy, make_goal_actor
+from cvl_pipeline.objectives.best_of_n import BestOfN
+from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.readout.readouts import ExactReadout
+from cvl_pipeline.readout.regression import RegressedReadout
+from cvl_pipeline.testing.builders import (
+    identity_normalisation,
+    make_discrete_transitions,
+    make_transitions,
+    split_first,
+)
+
+LENGTHS, ENDS = [30, 20], [False, False]
+PIXELS = Normalisation(torch.full((3,), 100.0), torch.full((3,), 50.0), torch.zeros(2), torch.ones(2))
+
+
+def _images() -> Transitions:
+    pixels = torch.randint(
+        0, 256, (52, 12, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    return replace(make_transitions(LENGTHS, ENDS), observations=pixels)
+
+
+def _normalisation(data: Transitions) -> Normalisation:
+    return PIXELS if data.images else identity_normalisation(data)
+
+
+def _critic(data: Transitions, horizons: bool = False) -> ContrastiveCritic:
+    shape = CriticShape(
+        tuple(data.observations.shape[1:]),
+        data.actions.shape[1],
+        (8,),
+        4,
+        "unit_norm",
+        0.2,
+        False,
+        0.9,
+        horizons,
+    )
+    return ContrastiveCritic(shape, _normalisation(data)).requires_grad_(False).eval()
+
+
+def _values(data: Transitions, horizons: tuple[int, ...] = (), regressed: bool = True) -> QFunction:
+    """The regressed exact readout, over more references than a tile has."""
+    critic, count = _critic(data, bool(horizons)), 600
+    shared: dict[str, Any] = {
+        "temperature": torch.tensor(0.2), "horizons": torch.tensor(horizons, dtype=torch.int64), "discount": 0.9,
+        "self_normalised": True,
+    }  # fmt: skip
+    exact = ExactReadout(
+        **shared, psi=nn.functional.normalize(torch.randn(count, 4), dim=-1), rewards=torch.rand(count),
+        log_weights=torch.full((count,), -np.log(count)),
+    )  # fmt: skip
+    if not regressed:
+        return QFunction(critic, exact)
+    size = data.observations.shape[1] + data.actions.shape[1]
+    network = torch.randn(8 * size + 8 + 8 + 8 + 8 + 1)
+    mixture = torch.tensor([0.1, 0.5, 0.5])
+    return QFunction(
+        critic, RegressedReadout(**shared, base=exact, network=network, sizes=(size, 8, 1), mixture=mixture)
+    )
+
+
+def _policy(kind: str, data: Transitions) -> Policy:
+    if "goal" in kind:
+        actor = make_goal_actor(data, _normalisation(data), (8,), {})
+        return GoalPolicy(actor, _critic(data), data.observations[:4].clone())
+    actor = make_actor(data, _normalisation(data), (8,))
+    if "best" in kind:
+        noise = actor.noise(6, torch.Generator().manual_seed(1))
+        return BestOfN(actor, _values(data), noise)
+    return actor
+
+
+def _data(kind: str) -> Transitions:
+    if "image" in kind:
+        return _images()
+    make = make_discrete_transitions if "discrete" in kind else make_transitions
+    return make(LENGTHS, ENDS)
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gaussian() -> tuple[Policy, Transitions, QFunction, dict[str, bytes]]:
+    """A Gaussian actor with its values, exported."""
+    torch.manual_seed(0)
+    data = _data("vector")
+    policy, values = _policy("vector", data).eval(), _values(data)
+    parameters = ExportParameters(
+        control_hz=20.0, observation_names=("x[m]", "y[m]", "grip"), action_names=("dx", "dy")
+    )
+    files = export_policy(
+        policy, data, split_first(data, 1), parameters, values=values, about={"method": "CVL"},
+        card=lambda contract: {"README.md": contract["about"]["method"].encode()}, extra={"video.mp4": b"1"},
+    )  # fmt: skip
+    return policy, data, values, files
+
+
+def test_the_contract_says_what_goes_in_and_what_comes_out(gaussian: Any) -> None:
+    _, data, _, files = gaussian
+    assert list(files)[-1] == CONTRACT
+    contract = json.loads(files[CONTRACT])
+    (state,) = contract["observations"]
+    assert {key: state[key] for key in ("name", "shape", "dtype", "names")} == {
+        "name": "state", "shape": [3], "dtype": "float32", "names": ["x[m]", "y[m]", "grip"],
+    }  # fmt: skip
+    np.testing.assert_allclose(state["low"], data.observations.amin(0))
+    np.testing.assert_allclose(state["high"], data.observations.amax(0))
+    assert contract["action"] == {
+        "discrete": False, "size": 2, "dtype": "float32", "names": ["dx", "dy"], "low": [-1.0, -1.0],
+        "high": [1.0, 1.0],
+    }  # fmt: skip
+    assert (contract["control_hz"], contract["about"]) == (20.0, {"method": "CVL"})
+    assert set(contract["files"]) == set(files) - {CONTRACT}
+    assert {"policy.pt2", "runner.py", "README.md", "video.mp4", POLICY_FILE, VALUE_FILE} <= set(files)
+    assert contract["parity"]["observations"] == 20  # of the held-out episode
+    assert 0.0 <= contract["parity"]["largest_error"] < 1e-5
+    assert contract["versions"]["torch"] == torch.__version__
+    for model, sizes in (("policy", ["[ 3 ]", "[ 2 ]"]), ("value", ["[ 3 ]", "[ 2 ]", "[ 1 ]"])):
+        text = files[f"{model}/config.pbtxt"].decode()
+        assert f'default_model_filename: "{model}.onnx"' in text
+        assert all(f"dims: {size}" in text for size in sizes)
+
+
+def test_the_runner_acts_and_judges_as_the_trained_policy(gaussian: Any, tmp_path: Path) -> None:
+    policy, data, values, files = gaussian
+    folder = _write(tmp_path, files)
+    loaded = load_policy(folder, outside="ignore")
+    states, actions = data.states(), data.actions
+    for rows in (slice(0, 1), slice(0, 2), slice(None)):
+        with torch.no_grad():
+            np.testing.assert_allclose(loaded.select_action(states[rows]), policy(states[rows]), atol=1e-6)
+            known = values(states[rows], actions[rows])
+        np.testing.assert_allclose(loaded.value(states[rows], actions[rows]), known, rtol=1e-5, atol=1e-5)
+    assert self_test(folder).startswith("4 actions as exported")
+
+
+def test_no_file_holds_a_path_of_this_machine(gaussian: Any) -> None:
+    places = [str(Path(export.__file__).parents[2]), str(Path(torch.__file__).parents[1])]
+    for name, content in gaussian[3].items():
+        assert not any(place.encode() in content for place in places), name
+
+
+def test_the_torch_program_takes_any_number_of_rows(gaussian: Any, tmp_path: Path) -> None:
+    policy, data, _, files = gaussian
+    program = torch.export.load(_write(tmp_path, files) / "policy.pt2").module()
+    for count in (1, 2, 9):
+        rows = data.observations[:count]
+        torch.testing.assert_close(program(rows), policy(rows))
+
+
+def test_a_model_that_acts_differently_is_not_published(
+    gaussian: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, data, _, files = gaussian
+    other = make_actor(data, identity_normalisation(data), (8,)).eval()
+    model = files[POLICY_FILE]
+    monkeypatch.setattr(export, "_exported", lambda *_: (model, b""))
+    split = split_first(data, 1)
+    export_policy(policy, data, split, ExportParameters())
+    with pytest.raises(InputError, match=r"acts differently on \d+ of 20 held-out .* nothing was published"):
+        export_policy(other, data, split, ExportParameters())
+    monkeypatch.setattr(export, "_exported", lambda *_: (b"no model", b""))
+    with pytest.raises(InputError, match=r"does not run: exported/policy/1/policy\.onnx"):
+        export_policy(policy, data, split, ExportParameters())
+
+
+class _Branching(Policy):
+    """Decides in Python by a number of the observation, which no program can record."""
+
+    def __init__(self, inner: Policy) -> None:
+        super().__init__()
+        self.inner, self.shape = inner, inner.shape
+
+    def forward(self, observations: Tensor) -> Tensor:
+        actions: Tensor = self.inner(observations)
+        return actions if observations[0, 0] > 0 else -actions
+
+
+def test_what_cannot_be_exported_is_one_line(gaussian: Any) -> None:
+    policy, data, *_ = gaussian
+    split = split_first(data, 1)
+    with pytest.raises(InputError, match=r"the policy cannot be exported: torch\.export") as caught:
+        export_policy(_Branching(policy), data, split, ExportParameters())
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="class Linear cannot be exported"):
+        export_policy(nn.Linear(3, 2), data, split, ExportParameters())
+    for names, words in (
+        ({"observation_names": ("x",)}, "observation_names has 1 names"),
+        ({"action_names": ("a", "b", "c")}, "action_names has 3 names, but there are 2"),
+    ):
+        with pytest.raises(InputError, match=words):
+            export_policy(policy, data, split, ExportParameters(**names))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "best discrete",
+        "goal",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("discrete", "best", "goal discrete", "image", "goal image")
+        ),
+    ],
+)
+def test_every_policy_acts_the_same_with_any_number_of_rows(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = _data(kind)
+    policy = _policy(kind, data).eval()
+    loaded = load_policy(
+        _write(tmp_path, export_policy(policy, data, split_first(data, 1), ExportParameters())),
+        outside="ignore",
+    )
+    for count in (1, 2, 7):
+        states = data.observations[:count].numpy()
+        np.testing.assert_allclose(loaded.select_action(states), policy.act(states), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["discrete", "image", "horizons"])
+def test_every_value_is_exported(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = _data(kind)
+    policy = make_actor(data, _normalisation(data), (8,)).eval()
+    values = _values(data, (1, 3) if kind == "horizons" else (), regressed=kind == "discrete")
+    files = export_policy(policy, data, split_first(data, 1), ExportParameters(), values=values)
+    loaded = load_policy(_write(tmp_path, files), outside="ignore")
+    states, actions = data.states()[:5], data.actions[:5]
+    known = values(states, actions)
+    given = actions.argmax(-1) if kind == "discrete" else actions
+    np.testing.assert_allclose(loaded.value(states.numpy(), given.numpy()), known, rtol=1e-4)
