@@ -3,9 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 KEDRO := $(BIN)/kedro
+VENV_DOCS := .venv-docs
+# What README and docs link to.
+PAGES := LICENSE '*.md' '*.ipynb' '*.png' '*.svg' '*.webp' '*.css' examples 'src/*.py' tests/test_examples.py \
+	benchmarks/results/deploy.json
 ARGS ?=
 
-.PHONY: help run smoke test test-unit test-slow lint viz benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas bench-sampling bench-reading bench-large-log bench-speed bench-gpu bench-tuning bench-deploy faults lock clean
+.PHONY: help run smoke test test-unit test-slow lint viz docs benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas bench-sampling bench-reading bench-large-log bench-speed bench-gpu bench-tuning bench-deploy faults lock clean
 
 help:
 	@echo "make run        the whole pipeline: collect, train, evaluate (ARGS='--params dataset.task=reach-v3')"
@@ -15,6 +19,7 @@ help:
 	@echo "make test-slow  tests that take minutes, such as training that is killed at random times"
 	@echo "make lint       check style, types and import contracts"
 	@echo "make viz        open the pipeline in Kedro-Viz in a browser"
+	@echo "make docs       README and docs as a site, in build/site"
 	@echo "make benchmark  CVL, BC and IQL on four tasks with three seeds (docs/benchmarks.md, about an hour)"
 	@echo "make baselines  all methods on one task (15 minutes with two cores)"
 	@echo "make suite      five methods on two tasks, in minutes (docs/suites.md)"
@@ -72,6 +77,20 @@ lint: $(VENV)/installed
 
 viz: $(VENV)/installed
 	$(KEDRO) viz run $(ARGS)
+
+$(VENV_DOCS)/installed: docs/requirements.txt
+	$(PYTHON) -m venv $(VENV_DOCS)
+	$(VENV_DOCS)/bin/pip install --quiet --disable-pip-version-check --requirement docs/requirements.txt
+	@touch $@
+
+# Pages keep their places, so links work on the site as in the repository. Zensical builds it first, to see that it can:
+# Material for MkDocs ends in 2027.
+docs: $(VENV_DOCS)/installed
+	rm -rf build/pages build/site && mkdir -p build/pages
+	git ls-files -z --cached --others --exclude-standard $(PAGES) | xargs -0 tar -c | tar -x -C build/pages
+	$(VENV_DOCS)/bin/zensical build --strict --clean
+	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/mkdocs build --strict
+	@echo "The site: build/site/index.html"
 
 benchmark: $(VENV)/installed
 	$(BIN)/python -m benchmarks.success $(ARGS)
@@ -136,4 +155,4 @@ lock:
 	rm -rf .venv-lock build
 
 clean:
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV_DOCS) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,12 +1,17 @@
-"""The README and docs: their programs run, their commands parse, their English is plain."""
+"""The README and docs: programs run, commands and settings are valid, links lead somewhere, the English is plain."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
+import sys
+import tomllib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import yaml
@@ -14,10 +19,48 @@ import yaml
 import cvl_pipeline as cvl
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.kedro import cli
-from cvl_pipeline.testing.builders import names_in
+from cvl_pipeline.kedro.parameters import RunParameters
+from cvl_pipeline.schema import validated
+from cvl_pipeline.testing.builders import make_data, make_rewards, make_transitions, names_in
 from tests.project import PROJECT, copy_conf
 
-PAGES = sorted([PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *(PROJECT / "docs").rglob("*.md")])
+PAGES = sorted([
+    *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "conf/README.md", "data/README.md")),
+    *(PROJECT / "docs").rglob("*.md"),
+])  # fmt: skip
+SITE = yaml.safe_load((PROJECT / "mkdocs.yml").read_text())
+PROGRAMS = {
+    "README.md": ["here"],
+    "docs/data.md": ["here"] * 4,
+    "docs/deploy.md": ["here"],
+    "docs/guides/add-a-baseline.md": ["tests/test_examples.py"] * 2,
+    "docs/guides/add-a-source.md": ["tests/test_examples.py"] * 2,
+    "docs/guides/add-an-encoder.md": ["tests/test_examples.py"] * 3,
+    "docs/guides/add-an-objective.md": ["tests/test_examples.py"] * 2,
+    "docs/method.md": ["here"],
+    "docs/own-data.md": ["here", "tests/sources/test_own_data.py", "here"],
+    "docs/python.md": ["here", "here", "here"],
+    "docs/report.md": ["here"],
+    "docs/suites.md": ["tests/suites/test_pages.py"] * 2,
+}
+"""The file of the test that runs each Python block of a page."""
+NOT_CHECKED = {
+    "#!/bin/bash": "a job file of SLURM, which these tests do not have; its kedro run is checked",
+    ".venv/bin/pre-commit install": "it would change the checkout",
+    "cd ": "a folder of the reader's",
+    "CUDA_VISIBLE_DEVICES=0 dask worker": "as dask scheduler",
+    "dask ": "a cluster of the reader's; tests/suites starts a scheduler and workers with distributed",
+    "export SRUN_CPUS_PER_TASK": "SLURM",
+    "git clone": "the address is not in the project",
+    "kedro registry list": "a command of Kedro's own",
+    "CVL_LEROBOT_PYTHON=": "it needs LeRobot's package, in an environment of its own",
+    "kubectl ": "a cluster of the reader's",
+    "python kubernetes_cluster.py": "a cluster of the reader's; tests/suites/test_pages.py runs the script",
+    "source .venv/bin/activate": "it changes the reader's shell",
+    "trap ": "SLURM",
+    "wait ": "SLURM",
+}
+"""How commands begin that no test checks, and why."""
 RIDDLES = (
     "what follows from another reward",
     "are not Optuna's heartbeats' to end",
@@ -40,18 +83,41 @@ RIDDLES = (
 """Wordings that readers had to read twice; each has been replaced by a plain sentence."""
 
 
+SMALL: dict[str, Any] = {
+    "hidden": (8,),
+    "training": {"steps": 8, "batch_size": 16, "accelerator": "cpu", "loggers": ()},
+}
+"""Settings of a training that takes no time."""
+
+
 def _blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
+def _lines(page: Path) -> list[str]:
+    """The commands of a page, one line each."""
+    lines = [line for block in _blocks(page, "bash") for line in block.replace("\\\n", "").splitlines()]
+    return [line for line in lines if line.strip() and not line.startswith(("#SBATCH", "# "))]
+
+
+def _words(line: str) -> list[str]:
+    """A command and its arguments; that of ``make run ARGS=...`` is ``kedro run ...``."""
+    words = [word for word in shlex.split(line, comments=True) if word != "&"]
+    while words and re.match(r"[A-Z_]+=", words[0]):
+        words = words[1:]
+    if words[:2] == ["make", "run"]:
+        words = [
+            "kedro",
+            "run",
+            *(part for word in words[2:] for part in shlex.split(word.removeprefix("ARGS="))),
+        ]
+    return words
+
+
 def _commands(page: Path) -> list[list[str]]:
     """The arguments of every ``kedro run`` of a page."""
-    lines = [line for block in _blocks(page, "bash") for line in block.replace("\\\n", "").splitlines()]
-    commands = []
-    for words in (shlex.split(line, comments=True) for line in lines):
-        places = [i for i, word in enumerate(words) if Path(word).name == "kedro" and words[i + 1] == "run"]
-        commands += [[word for word in words[i + 2 :] if word != "&"] for i in places]
-    return commands
+    commands = [_words(line) for line in _lines(page)]
+    return [words[2:] for words in commands if words and Path(words[0]).name == "kedro" and words[1] == "run"]
 
 
 COMMANDS = [(page, command) for page in PAGES for command in _commands(page)]
@@ -68,7 +134,7 @@ def test_the_program_of_the_page_on_reports_writes_a_page(
 
 
 def test_the_program_of_the_readme_trains_and_acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = next(block for block in _blocks(PROJECT / "README.md", "python") if "extract_policy" in block)
+    (program,) = _blocks(PROJECT / "README.md", "python")
     assert len([line for line in program.splitlines() if line.strip()]) <= 12
     generator = np.random.default_rng(0)
     steps = np.arange(400)
@@ -81,6 +147,14 @@ def test_the_program_of_the_readme_trains_and_acts(tmp_path: Path, monkeypatch: 
     )
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
+    advice = (
+        (PROJECT / "docs/python.md").read_text().partition("For a first try, pass")[2].partition("\n\n")[0]
+    )
+    training, regression = re.findall(r"`(\w+=\{.*?\})`", advice)
+    program = program.replace("train_critic(data", f"train_critic(data, {training}")
+    program = program.replace("read_out(critic, data", f"read_out(critic, data, {regression}")
+    program = program.replace("policy(critic, readout, data", f"policy(critic, readout, data, {training}")
+    assert program.count("steps") == 4
     exec(program, names)
     action = names["action"]
     assert isinstance(action, np.ndarray)
@@ -89,11 +163,16 @@ def test_the_program_of_the_readme_trains_and_acts(tmp_path: Path, monkeypatch: 
     assert (np.abs(action) <= 1.0).all()
 
 
-def test_the_readme_reads_a_csv_by_the_names_of_its_columns(
+def test_the_page_on_python_has_the_program_of_the_readme() -> None:
+    (program,) = _blocks(PROJECT / "README.md", "python")
+    assert _blocks(PROJECT / "docs/python.md", "python")[0] == program
+
+
+def test_the_page_on_python_reads_a_csv_by_the_names_of_its_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = next(
-        block for block in _blocks(PROJECT / "README.md", "python") if "episodes_from_file" in block
+        block for block in _blocks(PROJECT / "docs/python.md", "python") if "episodes_from_file" in block
     )
     rows = [f"{t},{-t},{t % 3},{t % 2},{t // 5}" for t in range(20)]
     (tmp_path / "log.csv").write_text("\n".join(["obs_0,obs_1,torque,reward,run", *rows]))
@@ -103,9 +182,119 @@ def test_the_readme_reads_a_csv_by_the_names_of_its_columns(
     assert names["data"].transitions.lengths.tolist() == [4, 4, 4, 4]  # each loses its last step
 
 
+def test_the_page_on_python_loads_the_artifacts_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = make_data(make_transitions([30] * 5, [False] * 5), train=4)
+    data = data.with_rewards(make_rewards(data.transitions))
+    critic, _ = cvl.train_critic(data, **SMALL)
+    readout = cvl.read_out(critic, data, regression=None)
+    policy, _ = cvl.train_method(data, "bc", **SMALL)
+    for name, artifact in (("critic", critic), ("readout", readout), ("cvl_policy", policy)):
+        cvl.save(artifact, f"data/06_models/door-open-v3/seed_0/{name}.safetensors")
+    names: dict[str, Any] = {}
+    exec(_blocks(PROJECT / "docs/python.md", "python")[2], names)
+    transitions = data.transitions
+    assert names["q"](transitions.observations[:7], transitions.actions[:7]).shape == (7,)
+    assert names["policy"].act(transitions.observations[0].numpy()).shape == (transitions.actions.shape[1],)
+
+
+def test_the_program_of_the_page_on_the_method_acts_for_a_goal() -> None:
+    (program,) = _blocks(PROJECT / "docs/method.md", "python")
+    data = make_data(make_transitions([30] * 5, [False] * 5), train=4)
+    data = data.with_rewards(make_rewards(data.transitions))
+    states = data.transitions.observations.numpy()
+    names = {"cvl": cvl, "data": data, "goal": states[9], "observation": states[0]}
+    exec(program.replace('training={"steps": 9000}', "**SMALL"), names | {"SMALL": SMALL}, names)
+    assert np.shape(names["action"]) == (data.transitions.actions.shape[1],)
+
+
+def test_the_page_on_own_data_reads_its_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, _, reward = _blocks(PROJECT / "docs/own-data.md", "python")
+    header = "run,t,x,y,joint_2,joint_10,torque_0,torque_1,reward,fell"
+    rows = [f"{t // 5},{t % 5},1,2,3,4,0.5,-0.5,{t},{int(t % 5 == 4)}" for t in range(20)]
+    (tmp_path / "robot.csv").write_text("\n".join([header, *rows]))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(program + reward, names)
+    transitions = names["data"].transitions
+    assert transitions.lengths.tolist() == [5] * 4
+    assert transitions.observations[0].tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert names["fast"](None, None, transitions.observations).tolist() == [4.0] * len(
+        transitions.observations
+    )
+
+
+def test_the_page_on_data_measures_presets_and_saves_for_minari(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    presets, minari, *_ = _blocks(PROJECT / "docs/data.md", "python")
+    small = re.sub(r"in \((\"\S+\"), .*\):", r"in (\1,):", presets).replace("episodes=100", "episodes=4")
+    exec(small, {})
+    assert re.search(r"^reach-v3 mixed 4 \d", capsys.readouterr().out, re.MULTILINE)
+
+    pytest.importorskip("gymnasium_robotics")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    transitions = make_transitions([5, 5], [False, False])
+    raw = "data/01_raw/PointMaze_Medium-v3/seed_0"
+    cvl.save(transitions, f"{raw}/transitions.safetensors")
+    cvl.save(make_rewards(transitions), f"{raw}/rewards.safetensors")
+    exec(minari, {})
+    assert (tmp_path / "minari/mine/pointmaze-v0/data").is_dir()
+
+
+def test_the_page_on_data_has_observations_of_several_parts() -> None:
+    *_, use, pack = _blocks(PROJECT / "docs/data.md", "python")
+    generator = np.random.default_rng(0)
+    names: dict[str, Any] = {
+        "states": generator.normal(size=(40, 2)).astype(np.float32),
+        "pictures": generator.integers(0, 255, (40, 8, 8, 3), dtype=np.uint8),
+        "actions": generator.uniform(-1.0, 1.0, (40, 2)),
+        "rewards": generator.normal(size=40),
+        "ends": np.arange(40) % 10 == 9,
+        "cvl": cvl,
+        "Transitions": dict,
+        "others": {},
+    }
+    names |= {"state": names["states"][0], "picture": names["pictures"][0]}
+    train, act = use.splitlines()
+    exec(train, names)
+    names["policy"] = cvl.train_method(names["data"], "bc", **SMALL).policy
+    exec(act, names)
+    assert names["action"].shape == (2,)
+    exec(pack, names)
+    assert names["rows"].shape == (40, 2 * 4 + 8 * 8 * 3)
+
+
+def test_the_program_of_the_page_on_robots_acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from cvl_pipeline.deploy import runner
+    from tests.deploy import models
+
+    (program,) = _blocks(PROJECT / "docs/deploy.md", "python")
+    models.write_folder(tmp_path / "cvl_exported", models.linear(), value=models.sum_of_action())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "runner", runner)  # the folder of a real export has this very file
+    names: dict[str, Any] = {"observation": np.array([0.1, 0.2, 0.3])}
+    exec(program.replace("latency_ms=20.0", "latency_ms=1e6"), names)
+    assert names["action"].tolist() == pytest.approx([0.4, -0.1])
+    assert float(names["q"]) == pytest.approx(0.3)
+
+
+def test_every_program_of_a_page_runs_in_a_test() -> None:
+    for page in PAGES:
+        name = str(page.relative_to(PROJECT))
+        assert len(_blocks(page, "python")) == len(PROGRAMS.get(name, [])), name
+    for test in {test for tests in PROGRAMS.values() for test in tests} - {"here"}:
+        assert (PROJECT / test).exists()
+
+
 def test_there_are_commands_to_check() -> None:
     assert len(COMMANDS) > 20
-    assert {page.name for page, _ in COMMANDS} >= {"README.md", "own-data.md", "training.md", "studies.md"}
+    assert {page.name for page, _ in COMMANDS} >= {"start.md", "own-data.md", "training.md", "studies.md"}
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +327,96 @@ def test_commands_are_accepted_as_printed(
             cli.run.check(context.params)
     else:
         cli.run.check(context.params)
+
+
+def _check_command(words: list[str]) -> None:
+    """Fail if a command, which is not ``kedro run``, or an option of it does not exist."""
+    program, *arguments = words
+    if program == "make":
+        targets = re.findall(r"^([\w -]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+        assert arguments[0] in " ".join(targets).split()
+    elif program == "pip":
+        extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert set(re.findall(r"[\w-]+", arguments[-1].partition("[")[2])) <= set(extras)
+    elif program == "python":
+        assert importlib.util.find_spec(arguments[1]), arguments
+    else:
+        assert Path(program).name == "kedro", words
+        command: click.Command = cli.cli
+        while isinstance(command, click.Group):
+            command, *arguments = command.commands[arguments[0]], *arguments[1:]
+        context = command.make_context(command.name, arguments)
+        if "suite" in words:
+            assert (PROJECT / f"conf/suites/{context.params['name']}.yml").exists()
+
+
+def test_all_other_commands_exist() -> None:
+    used = Counter[str]()
+    for page in PAGES:
+        for line in _lines(page):
+            reasons = [start for start in NOT_CHECKED if line.startswith(start)]
+            used.update(reasons)
+            words = _words(line)
+            if not reasons and not (words[1:2] == ["run"] and Path(words[0]).name == "kedro"):
+                _check_command(words)
+    assert set(used) == set(NOT_CHECKED), "a reason is superfluous"
+
+
+def test_the_error_that_the_page_on_the_first_run_shows(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    text = (PROJECT / "docs/start.md").read_text()
+    match = re.search(r"\$ kedro run (.*)\nError: (.*), \.\.\.\n", text)
+    assert match
+    with pytest.raises(InputError, match=re.escape(match[2])):
+        cli.run.check(cli.run.make_context("run", match[1].split()).params)
+
+
+def test_the_settings_of_pages_are_valid() -> None:
+    """Blocks of YAML are files of parameters; those of credentials and suites have readers of their own."""
+    checked = 0
+    for page in PAGES:
+        for block in _blocks(page, "yaml"):
+            values = yaml.safe_load(block)
+            if set(values) <= set(RunParameters.model_fields):
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.syspath_prepend(PROJECT / "examples")
+                    validated(RunParameters, values)
+                checked += 1
+            else:
+                assert page.name in ("README.md", "remote.md", "studies.md", "suites.md"), (page.name, values)
+    assert checked >= 9
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site write them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("http"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in _anchors(target), link
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    listed = re.findall(r"[\w/-]+\.md", str(SITE["nav"]))
+    pages = [str(page.relative_to(PROJECT)) for page in [*PAGES, PROJECT / "CHANGELOG.md"]]
+    assert sorted(listed) == sorted(pages), "add the page to nav in mkdocs.yml"
+
+
+def test_the_page_on_the_python_interface_lists_every_name() -> None:
+    listed = re.findall(r"^::: \S+\.(\w+)$", (PROJECT / "docs/api.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(cvl.__all__)
 
 
 def test_the_english_is_plain() -> None:

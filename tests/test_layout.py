@@ -20,12 +20,11 @@ PAGES += sorted((PROJECT / "docs/guides").glob("*.md"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
-def test_links_of_page_lead_to_files_and_lines_are_short(page: Path) -> None:
-    text = page.read_text()
-    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-        assert (page.parent / link).exists(), link
+def test_lines_of_page_are_short(page: Path) -> None:
     exempt = ("|", "    PYTHONPATH=")  # rows of tables, and commands that you can copy
-    assert [line for line in text.splitlines() if len(line) > 120 and not line.startswith(exempt)] == []
+    assert [
+        line for line in page.read_text().splitlines() if len(line) > 120 and not line.startswith(exempt)
+    ] == []
 
 
 def test_data_readme_lists_every_file_of_the_catalog_under_its_layer() -> None:
@@ -35,7 +34,9 @@ def test_data_readme_lists_every_file_of_the_catalog_under_its_layer() -> None:
     catalog = make_loader(env="smoke")["catalog"]
     used = set()
     for name, entry in catalog.items():
-        _, layer, *_, file = entry["filepath"].split("/")
+        _, layer, *_, folder, file = entry["filepath"].split("/")
+        if folder.endswith("_exported"):  # a folder is one artifact
+            file = f"{folder}/"
         assert f"`{file.replace('{method}', 'cvl')}`" in rows[layer], name
         used.add(layer)
     assert {layer for layer, row in rows.items() if "| empty" in row} == set(LAYERS) - used

@@ -9,7 +9,15 @@ import pytest
 import yaml
 
 from cvl_pipeline.kedro.parameters import RunParameters
-from cvl_pipeline.kedro.reference import PAGE, SCHEMA, parameter_page, parameter_schema, write_reference
+from cvl_pipeline.kedro.reference import (
+    COMMANDS,
+    PAGE,
+    SCHEMA,
+    command_page,
+    parameter_page,
+    parameter_schema,
+    write_reference,
+)
 from cvl_pipeline.schema import flattened
 from tests.project import CONF, PROJECT
 
@@ -19,16 +27,17 @@ VALIDATOR = jsonschema.validators.validator_for(json.loads(parameter_schema()))(
 )
 
 
-def test_the_reference_page_and_the_schema_are_up_to_date() -> None:
+def test_the_reference_pages_and_the_schema_are_up_to_date() -> None:
     """If not: ``kedro parameters write``."""
     assert (PROJECT / PAGE).read_text() == parameter_page()
     assert (PROJECT / SCHEMA).read_text() == parameter_schema()
+    assert (PROJECT / COMMANDS).read_text() == command_page()
 
 
-def test_both_files_are_written_into_a_project(tmp_path: Path) -> None:
+def test_the_files_are_written_into_a_project(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "conf").mkdir()
-    assert write_reference(tmp_path) == [tmp_path / PAGE, tmp_path / SCHEMA]
+    assert write_reference(tmp_path) == [tmp_path / PAGE, tmp_path / SCHEMA, tmp_path / COMMANDS]
     assert (tmp_path / PAGE).read_text() == parameter_page()
     assert (tmp_path / SCHEMA).read_text() == parameter_schema()
 

@@ -337,12 +337,12 @@ def _status(env: str, params: dict[str, Any], pipelines: list[str], conf_source:
 
 @cli.group()
 def parameters() -> None:
-    """The reference of all parameters."""
+    """The references of parameters and commands."""
 
 
 @parameters.command(cls=_Command)
 def write() -> None:
-    """Write docs/parameters.md and conf/parameters.schema.json from the models."""
+    """Write docs/parameters.md, docs/commands.md and conf/parameters.schema.json from the code."""
     from cvl_pipeline.kedro.reference import write_reference
 
     for path in write_reference(project_folder()):

@@ -1,4 +1,4 @@
-"""The parameter reference and the JSON Schema for editors, generated from the models."""
+"""References that are generated: of parameters and the JSON Schema for editors, from the models; of the commands."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
 
+import click
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -19,15 +20,61 @@ from cvl_pipeline.schema import choice_of, group_of, is_operational
 
 PAGE = Path("docs/parameters.md")
 SCHEMA = Path("conf/parameters.schema.json")
+COMMANDS = Path("docs/commands.md")
 BOUNDS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
 
 
 def write_reference(project: Path) -> list[Path]:
-    """Write both files of a project; returns their paths."""
-    texts = {PAGE: parameter_page(), SCHEMA: parameter_schema()}
+    """Write the three files of a project; returns their paths."""
+    texts = {PAGE: parameter_page(), SCHEMA: parameter_schema(), COMMANDS: command_page()}
     for path, text in texts.items():
         write_atomically(project / path, lambda partial, text=text: partial.write_text(text))  # type: ignore[misc]
     return [project / path for path in texts]
+
+
+def command_page() -> str:
+    """Return the page of all commands of this project, each with its arguments and options."""
+    from cvl_pipeline.kedro.cli import cli  # it imports this module when it writes
+
+    lines = [
+        "# Commands",
+        "",
+        "`kedro parameters write` generates this page from the commands; do not edit it. `kedro <command> --help`",
+        "shows the same in the terminal. Kedro's own commands, such as `kedro registry list`, and those of its",
+        "plug-ins, such as `kedro viz`, exist too. A mistake of yours ends a command with one line and status 1 or 2,",
+        "SIGTERM with status 143.",
+    ]
+    for name, command in _leaves(cli, "kedro"):
+        context = click.Context(command, info_name=name)
+        arguments = [
+            part.make_metavar(context) for part in command.params if isinstance(part, click.Argument)
+        ]
+        rows = [part.get_help_record(context) for part in command.params if isinstance(part, click.Option)]
+        lines += ["", f"## {' '.join([name, *arguments])}", "", *_paragraphs(command.help or "")]
+        if any(rows):
+            lines += ["", "| option | meaning |", "|---|---|"]
+            lines += [f"| `{_cell(row[0])}` | {_cell(row[1])} |" for row in rows if row]
+    return "\n".join(lines) + "\n"
+
+
+def _leaves(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    """Yield every command below a group, with its full name."""
+    if not isinstance(command, click.Group):
+        yield name, command
+        return
+    for part, child in command.commands.items():
+        yield from _leaves(child, f"{name} {part}")
+
+
+def _paragraphs(text: str) -> list[str]:
+    """Return the text of a docstring as lines of Markdown."""
+    paragraphs = [" ".join(part.split()).replace("``", "`") for part in text.split("\n\n")]
+    return "\n\n".join(paragraphs).splitlines()
+
+
+def _cell(text: str) -> str:
+    """Return the text for a cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|").replace("__", "\\_\\_")
 
 
 def parameter_schema() -> str:
