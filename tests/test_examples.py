@@ -292,7 +292,9 @@ def _blocks(page: Path) -> list[str]:
 
 def test_every_guide_has_its_example() -> None:
     assert [guide.stem for guide in GUIDES] == sorted(EXAMPLE_OF)
-    assert sorted(EXAMPLE_OF.values()) == sorted(path.stem for path in (PROJECT / "examples").glob("*.py"))
+    of_robots = set(re.findall(r"examples/(\w+)\.py", (PROJECT / "docs/deploy.md").read_text()))
+    assert of_robots
+    assert {*EXAMPLE_OF.values(), *of_robots} == {path.stem for path in (PROJECT / "examples").glob("*.py")}
 
 
 def test_guide_of_sources_lists_every_field_of_steps() -> None:

@@ -389,7 +389,8 @@ def self_test(path: str | Path) -> str:
     """
     policy = load_policy(path, outside="ignore")
     folder = Path(path).parent if Path(path).name == CONTRACT else Path(path)
-    with np.load(folder / EXAMPLES, allow_pickle=False) as file:
+    # Not numpy.load: it reports every file that is not an archive as a pickle.
+    with (folder / EXAMPLES).open("rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as file:
         examples = dict(file)
     wanted = examples.pop(ACTION)
     names = [part["name"] for part in policy.contract["observations"]]
