@@ -42,9 +42,9 @@ SIZES = [1_000, 10_000, 100_000, 1_000_000]
 LARGE = 1_000_000
 """Size of a log from which on a cell waits until all others are finished."""
 TASKS = ["reach-v3", "push-v3"]
-STEPS = 9000
-"""Gradient steps of a default run of CVL: 3000 of the critic, 4000 of the regression and 2000 of the policy."""
-CRITIC_SHARE, REGRESSION_SHARE = 3000 / 9000, 4000 / 9000
+STEPS = 7500
+"""Gradient steps of a default run of CVL: 3000 of the critic, 2500 of the regression and 2000 of the policy."""
+CRITIC_SHARE, REGRESSION_SHARE = 3000 / 7500, 2500 / 7500
 
 CVL, READOUT, REGRESSION = "CVL", "readout alone", "regression alone"
 ONE_STEP = ("mc_awr", "sarsa", "one_step_model")
@@ -53,8 +53,8 @@ SCORES = ["within", "correlation", "error", "greedy_agreement"]
 
 
 def regression_parameters(steps: int) -> RegressionParameters:
-    """Parameters of CVL's regression with a number of steps, half of them for V, as by default."""
-    value_steps = max(1, round(steps / 2))
+    """Parameters of CVL's regression with a number of steps, a fifth of them for V, as by default."""
+    value_steps = max(1, round(steps / 5))
     return RegressionParameters(steps=max(1, steps - value_steps), value_steps=value_steps)
 
 
@@ -63,7 +63,7 @@ def learned_values(
 ) -> Iterator[tuple[str, ActionValues, float]]:
     """Learn Q of the behaviour by every method.
 
-    No policy is trained, so each method takes the share of the steps that a default CVL has for Q, 7000 of 9000. The
+    No policy is trained, so each method takes the share of the steps that a default CVL has for Q, 5500 of 7500. The
     readout alone is the one beside CVL's regression: its critic has 3000 of these steps.
 
     Args:

@@ -155,7 +155,7 @@ def test_iql_takes_the_steps_of_critic_regression_and_policy_together() -> None:
     total = defaults.contrastive_dynamics.training.steps + defaults.policy_extraction.training.steps
     regression = defaults.value_readout.regression
     assert regression is not None
-    assert defaults.baselines["iql"].training.steps == total + regression.all_steps == 9000
+    assert defaults.baselines["iql"].training.steps == total + regression.all_steps == 7500
     # A method that learns no values takes those of the policy alone.
     both = _baselines({"iql": {}, "bc": {}}, contrastive_dynamics=critic)
     assert both["bc"].training.steps == 70

@@ -322,8 +322,8 @@ def test_rounds_carry_values_through_pieces_of_episodes() -> None:
     critic = ContrastiveCritic(shape, identity_normalisation(data)).requires_grad_(False)
     far = torch.eye(cells)[: cells - piece - 1]  # no piece from here reaches the reward
 
-    def preferred(rounds: int) -> float:
-        regression = {"steps": 500, "value_steps": 1000, "rounds": rounds, "hidden": (64,)}
+    def preferred(rounds: int | None) -> float:
+        regression = {"steps": 500, "value_steps": 150, "rounds": rounds, "hidden": (64,)}
         parameters = readout_parameters(references=None, discount=0.95, regression=regression)
         readout = build_readout(critic, data, Rewards(rewarded.float(), rewarded), split, parameters, seed=0)
         assert isinstance(readout, RegressedReadout)
@@ -334,7 +334,7 @@ def test_rounds_carry_values_through_pieces_of_episodes() -> None:
         return float((forward > back).float().mean())
 
     assert preferred(1) < 0.8
-    assert preferred(10) == 1.0
+    assert preferred(None) == 1.0  # the pieces are short, so there are several
 
 
 def test_a_harmful_estimate_gets_no_weight() -> None:

@@ -46,7 +46,7 @@ class OneStepParameters(MethodParameters):
     scale_rewards: ClassVar[bool] = False  # Q has a unit of its own, see Unit
     discount: float = Field(0.97, gt=0.0, lt=1.0, description="Discount of the values.")
     value_share: float = Field(
-        0.78,
+        0.75,
         gt=0.0,
         lt=1.0,
         description="Share of `training.steps` before the policy's own, as of a default CVL: critic and regression.",

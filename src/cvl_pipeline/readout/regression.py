@@ -38,6 +38,8 @@ JUDGED_SHARE = 0.2
 """Share of the training episodes on which the weights are fitted."""
 JUDGED = 32_768
 """Maximum number of their transitions that are used."""
+CUT_SHARE, CUT_ROUNDS = 0.6, 8
+"""Share of the discounted future that must be in the log, on average, for one round of V to do, and the rounds else."""
 OTHER_ACTIONS = 4
 """Number of actions, logged anywhere, that an advantage compares a judged one with."""
 
@@ -140,10 +142,11 @@ def regress(
 ) -> Readout:
     """Fit a network to lambda-returns of the training episodes, and weigh it against the readout.
 
-    A network of V(s) is regressed on returns, then, in rounds, on the lambda-returns that follow from itself, with
-    lambda = c / gamma as in the readout; the states of all episodes share it, so it joins pieces of episodes. A network
-    of Q(s, a) is regressed on the last lambda-returns. Returns themselves would credit an action with whatever its
-    episode did later: in a log of many operators, an action gives its operator away.
+    A network of V(s) is regressed on returns, and one of Q(s, a) on the lambda-returns that follow from it, with
+    lambda = c / gamma as in the readout. Returns themselves would credit an action with whatever its episode did later:
+    in a log of many operators, an action gives its operator away. If the log consists of windows too short for returns,
+    V is regressed in further rounds on the lambda-returns that follow from itself; the states of all windows share it,
+    so values pass from one to another.
 
     The weights are found on episodes that neither network nor readout know. How much the one counts beside the other
     is what their advantages say about the temporal-difference errors ``G - V(s)`` there: a policy needs the order of
@@ -194,12 +197,19 @@ def regress(
         targets = standard(followed(fitted))
         return targets, torch.ones(len(targets))
 
+    logged = float(shares[index].mean())
+    rounds = parameters.rounds or (1 if logged >= CUT_SHARE else CUT_ROUNDS)
+    if rounds > 1 and parameters.rounds is None:
+        logger.info(
+            "value_readout: the log holds %.0f %% of the discounted future of its steps, so V is fitted in %d rounds, "
+            "to targets of its own (value_readout.regression.rounds)",
+            100.0 * logged, rounds,
+        )  # fmt: skip
+    value_steps = rounds * parameters.value_steps
     with progress_bar() as progress:
-        task = progress.add_task("Regressing returns", total=parameters.all_steps)
+        task = progress.add_task("Regressing returns", total=value_steps + parameters.steps)
         value = network(False, standard(returns), shares.float())
-        value.train(
-            parameters.value_steps, lambda taken: progress.advance(task, taken), parameters.rounds, renewed
-        )
+        value.train(value_steps, lambda taken: progress.advance(task, taken), rounds, renewed)
         action_value = network(True, *renewed())
         action_value.train(parameters.steps, lambda taken: progress.advance(task, taken))
     rows = transitions.transition_index(judged)
@@ -215,14 +225,14 @@ def regress(
             .numpy()
         )
 
-    logged = estimated(rows)
+    taken = estimated(rows)
     others = [
         index[torch.randint(len(index), (len(rows),), generator=generator)] for _ in range(OTHER_ACTIONS)
     ]
-    advantages = logged - np.mean([estimated(other) for other in others], axis=0)
+    advantages = taken - np.mean([estimated(other) for other in others], axis=0)
     errors = followed(judged)[rows].numpy() - (mean + deviation * value.outputs(rows).double().numpy())
     constant, readout_weight, network_weight = mixture_weights(
-        logged, advantages, errors, returns[rows].numpy(), shares[rows].numpy()
+        taken, advantages, errors, returns[rows].numpy(), shares[rows].numpy()
     )
     if readout_weight == network_weight == 0.0:  # a constant would order no actions
         logger.info(
