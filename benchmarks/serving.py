@@ -24,6 +24,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pandas as pd
+import psutil
 from numpy.typing import NDArray
 
 from benchmarks.common import RESULTS, markdown, write_record
@@ -118,6 +119,12 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
     return {"p50, ms": round(float(p50), 3), "p99, ms": round(float(p99), 3)}
 
 
+def cpu_seconds(server: subprocess.Popen[bytes]) -> float:
+    """CPU seconds of the server since its start."""
+    used = psutil.Process(server.pid).cpu_times()
+    return used.user + used.system
+
+
 def directly(policy: ExportedPolicy, observations: list[dict[str, Array]], calls: int) -> dict[str, float]:
     """The same calls without a server."""
     seconds = []
@@ -125,7 +132,7 @@ def directly(policy: ExportedPolicy, observations: list[dict[str, Array]], calls
         begin = time.perf_counter()
         policy.select_action(observation)
         seconds.append(time.perf_counter() - begin)
-    return percentiles(seconds)
+    return {**percentiles(seconds), "actions/s": round(len(seconds) / sum(seconds))}
 
 
 def examples(policy: ExportedPolicy, count: int = 100) -> list[dict[str, Array]]:
@@ -154,19 +161,21 @@ def main() -> None:
     observations = examples(policy)
     messages = [request(observation) for observation in observations]
     wanted = [np.asarray(policy.select_action(observation)) for observation in observations]
-    rows = [{"": "the runner alone", **directly(policy, observations, options.calls)}]
+    rows: list[dict[str, Any]] = [{"": "the runner alone", **directly(policy, observations, options.calls)}]
     with tempfile.TemporaryDirectory() as temporary:
         server, port = start(options.server, options.folder.resolve(), Path(temporary))
         try:
             asyncio.run(clients(port, 1, 200, messages))  # the first calls take longer
             different = 0
             for count in CLIENTS:
-                begin = time.perf_counter()
+                begin, used = time.perf_counter(), cpu_seconds(server)
                 seconds, answers = asyncio.run(clients(port, count, options.calls, messages))
-                rate = len(seconds) / (time.perf_counter() - begin)
-                rows.append(
-                    {"": f"MLServer, clients: {count}", **percentiles(seconds), "actions/s": round(rate)}
-                )
+                calls, used = len(seconds), cpu_seconds(server) - used
+                rates = {
+                    "actions/s": round(calls / (time.perf_counter() - begin)),
+                    "CPU of the server per action, ms": round(1e3 * used / calls, 2),
+                }
+                rows.append({"": f"MLServer, clients: {count}", **percentiles(seconds), **rates})
                 for client in answers:
                     for answer, action in zip(client, itertools.cycle(wanted), strict=False):
                         (output,) = json.loads(answer)["outputs"]
@@ -179,7 +188,8 @@ def main() -> None:
         RESULTS / "serving.json", policy={key: about[key] for key in ("task", "method")}, calls=options.calls,
         different_actions=different, rows=rows,
     )  # fmt: skip
-    print(markdown(pd.DataFrame(rows)), f"actions that differ from the runner's: {different}", sep="\n")  # noqa: T201
+    table = markdown(pd.DataFrame(rows).fillna(""))
+    print(table, f"actions that differ from the runner's: {different}", sep="\n")  # noqa: T201
 
 
 if __name__ == "__main__":

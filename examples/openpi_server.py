@@ -3,8 +3,8 @@
     pip install numpy onnxruntime openpi-client
     python openpi_server.py FOLDER 8000
 
-FOLDER is an exported one (docs/deploy.md). The client sends the parts of one observation by name, and gets a chunk of one
-action:
+FOLDER is an exported one (docs/deploy.md). The client sends the parts of one observation by name, and gets a chunk of
+one action:
 
     WebsocketClientPolicy("localhost", 8000).infer({"state": state})["actions"]  # (1, A)
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import numpy as np
 from openpi_client import msgpack_numpy
 from openpi_client.base_policy import BasePolicy
 from websockets.sync.server import Server, ServerConnection, serve
@@ -30,8 +31,8 @@ class OpenPiPolicy(BasePolicy):  # type: ignore[misc]
         self.policy, self.refusal = load_policy(folder, **options), PolicyError
 
     def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
-        """Act on one observation, the parts by name; returns ``actions``, (1, A)."""
-        return {"actions": self.policy.select_action(obs)[None]}
+        """Act on one observation, the parts by name; returns ``actions``, (1, A), or (1,) if they are discrete."""
+        return {"actions": np.asarray(self.policy.select_action(obs))[None]}
 
     def reset(self) -> None:
         """Start an episode."""
