@@ -32,6 +32,7 @@ from cvl_pipeline.deploy.runner import ExportedPolicy, load_policy
 
 CLIENTS, CALLS = (1, 8, 64), 4000
 PATH = "/v2/models/policy"
+SERVER = "CPU of the server per action, ms"
 Array = NDArray[Any]
 
 
@@ -132,7 +133,7 @@ def directly(policy: ExportedPolicy, observations: list[dict[str, Array]], calls
         begin = time.perf_counter()
         policy.select_action(observation)
         seconds.append(time.perf_counter() - begin)
-    return {**percentiles(seconds), "actions/s": round(len(seconds) / sum(seconds))}
+    return {**percentiles(seconds), "actions/s": round(len(seconds) / sum(seconds)), SERVER: 0.0}
 
 
 def examples(policy: ExportedPolicy, count: int = 100) -> list[dict[str, Array]]:
@@ -173,7 +174,7 @@ def main() -> None:
                 calls, used = len(seconds), cpu_seconds(server) - used
                 rates = {
                     "actions/s": round(calls / (time.perf_counter() - begin)),
-                    "CPU of the server per action, ms": round(1e3 * used / calls, 2),
+                    SERVER: round(1e3 * used / calls, 2),
                 }
                 rows.append({"": f"MLServer, clients: {count}", **percentiles(seconds), **rates})
                 for client in answers:
@@ -188,7 +189,7 @@ def main() -> None:
         RESULTS / "serving.json", policy={key: about[key] for key in ("task", "method")}, calls=options.calls,
         different_actions=different, rows=rows,
     )  # fmt: skip
-    table = markdown(pd.DataFrame(rows).fillna(""))
+    table = markdown(pd.DataFrame(rows))
     print(table, f"actions that differ from the runner's: {different}", sep="\n")  # noqa: T201
 
 

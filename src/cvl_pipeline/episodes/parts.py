@@ -148,11 +148,11 @@ class Layout:
 
     @cached_property
     def _places(self) -> dict[str, _Place]:
-        places, ends = {}, (0, 0, 0)
+        places, first, number, value = {}, 0, 0, 0
         for part in self.parts:
-            sizes = part.nbytes, part.shape[-1], math.prod(part.shape)
-            starts, ends = ends, tuple(start + size for start, size in zip(ends, sizes, strict=True))
-            places[part.name] = _Place(part, *map(slice, starts, ends))
+            end, after, last = first + part.nbytes, number + part.shape[-1], value + math.prod(part.shape)
+            places[part.name] = _Place(part, slice(first, end), slice(number, after), slice(value, last))
+            first, number, value = end, after, last
         return places
 
     def __getitem__(self, name: str) -> Part:
