@@ -5,6 +5,7 @@ This file is copied into exported folders. It needs MLServer and the runner besi
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 try:
@@ -13,7 +14,6 @@ try:
     from mlserver.errors import InferenceError
     from mlserver.types import InferenceResponse
     from mlserver.utils import get_model_uri
-    from runner import PolicyError, load_policy
 except ImportError:  # where policies are exported, there is no server
     MLModel = object
 
@@ -27,9 +27,11 @@ class ServedPolicy(MLModel):  # type: ignore[misc]
 
     async def load(self) -> bool:
         """Load the policy from the folder of the settings."""
-        self.policy = load_policy(
-            await get_model_uri(self.settings), **(self.settings.parameters.extra or {})
-        )
+        folder = await get_model_uri(self.settings)
+        sys.path.insert(0, folder)
+        from runner import PolicyError, load_policy
+
+        self.policy, self.refusal = load_policy(folder, **(self.settings.parameters.extra or {})), PolicyError
         return True
 
     async def predict(self, payload: Any) -> Any:
@@ -41,7 +43,7 @@ class ServedPolicy(MLModel):  # type: ignore[misc]
                 name, answer = "value", self.policy.value(inputs, action)
             else:
                 name, answer = "action", self.policy.select_action(inputs)
-        except PolicyError as error:
+        except self.refusal as error:
             raise InferenceError(str(error)) from None
         return InferenceResponse(
             model_name=self.name, id=payload.id, outputs=[NumpyCodec.encode_output(name, answer)]
