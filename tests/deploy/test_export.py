@@ -15,6 +15,7 @@ from cvl_pipeline.deploy.export import export_policy
 from cvl_pipeline.deploy.parameters import ExportParameters
 from cvl_pipeline.deploy.runner import CONTRACT, POLICY_FILE, VALUE_FILE, load_policy, self_test
 from cvl_pipeline.episodes.container import Normalisation, Transitions
+from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.actor import Policy, make_actor
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
@@ -26,6 +27,7 @@ from cvl_pipeline.readout.regression import RegressedReadout
 from cvl_pipeline.testing.builders import (
     identity_normalisation,
     make_discrete_transitions,
+    make_packed_transitions,
     make_transitions,
     split_first,
 )
@@ -42,6 +44,9 @@ def _images() -> Transitions:
 
 
 def _normalisation(data: Transitions) -> Normalisation:
+    if data.parts is not None:
+        size = data.parts.statistics
+        return replace(PIXELS, observation_mean=torch.zeros(size), observation_std=torch.full((size,), 50.0))
     return PIXELS if data.images else identity_normalisation(data)
 
 
@@ -56,6 +61,7 @@ def _critic(data: Transitions, horizons: bool = False) -> ContrastiveCritic:
         False,
         0.9,
         horizons,
+        parts=data.parts,
     )
     return ContrastiveCritic(shape, _normalisation(data)).requires_grad_(False).eval()
 
@@ -95,6 +101,8 @@ def _policy(kind: str, data: Transitions) -> Policy:
 def _data(kind: str) -> Transitions:
     if "image" in kind:
         return _images()
+    if "parts" in kind:
+        return make_packed_transitions(LENGTHS, ENDS)
     make = make_discrete_transitions if "discrete" in kind else make_transitions
     return make(LENGTHS, ENDS)
 
@@ -256,3 +264,52 @@ def test_every_value_is_exported(kind: str, tmp_path: Path) -> None:
     known = values(states, actions)
     given = actions.argmax(-1) if kind == "discrete" else actions
     np.testing.assert_allclose(loaded.value(states.numpy(), given.numpy()), known, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["parts", pytest.param("goal parts", marks=pytest.mark.slow)])
+def test_each_part_of_an_observation_is_an_input(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = _data(kind)
+    assert data.parts is not None
+    policy, values = _policy(kind, data).eval(), _values(data, regressed=False)
+    parameters = ExportParameters(observation_names=("x", "y", "z"))
+    files = export_policy(policy, data, split_first(data, 1), parameters, values=values)
+    contract = json.loads(files[CONTRACT])
+    state, *images = contract["observations"]
+    assert (state["name"], state["shape"], state["names"]) == ("state", [3], ["x", "y", "z"])
+    logged = data.parts.unpack(data.observations)
+    np.testing.assert_allclose(state["low"], logged["state"].amin(0))
+    assert [(part["name"], part["shape"], part["dtype"]) for part in images] == [
+        ("images.wrist", [12, 12, 3], "uint8"),
+        ("images.top", [6, 6, 3], "uint8"),
+    ]
+    assert contract["value"]["inputs"] == ["state", "images.wrist", "images.top", "action"]
+    assert files["policy/config.pbtxt"].count(b"TYPE_UINT8") == 2
+
+    loaded = load_policy(_write(tmp_path, files), outside="ignore")
+    for count in (1, 2, 7):
+        given = {name: part[:count].numpy() for name, part in logged.items()}
+        actions = policy.act(given)
+        np.testing.assert_allclose(loaded.select_action(given), actions, atol=1e-5)
+        np.testing.assert_allclose(loaded.value(given, actions), values(given, actions), rtol=1e-4)
+    alone = loaded.select_action({name: part[0].numpy() for name, part in logged.items()})
+    changed = logged["images.top"][0] ^ 255
+    other = loaded.select_action(
+        {name: part[0].numpy() for name, part in logged.items()} | {"images.top": changed}
+    )
+    assert not np.allclose(alone, other)
+    assert self_test(tmp_path).startswith("4 actions as exported")
+
+
+def test_a_part_whose_name_is_taken_is_one_line() -> None:
+    data = make_packed_transitions(LENGTHS, ENDS)
+    assert data.parts is not None
+    layout = Layout(
+        tuple(replace(part, name=part.name.replace("state", "value")) for part in data.parts.parts)
+    )
+    data = replace(data, parts=layout)
+    policy = make_actor(data, _normalisation(data), (8,)).eval()
+    with pytest.raises(
+        InputError, match="part 'value' of the observations cannot be exported: the name is taken"
+    ):
+        export_policy(policy, data, split_first(data, 1), ExportParameters())

@@ -148,3 +148,15 @@ def test_other_values_are_refused(values: dict[str, Any], message: str) -> None:
 def test_other_layouts_are_refused(make: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+@given(LAYOUTS, ROWS)
+def test_rows_of_numbers_have_the_same_parts(layout: Layout, rows: tuple[int, ...]) -> None:
+    first, second = random_parts(layout, rows), random_parts(layout, rows, seed=1)
+    numbers = layout.numbers(first)
+    assert numbers.shape[:-1] == rows
+    for name, part in layout.unpack(numbers).items():
+        assert torch.equal(part, first[name].float())
+    pairs = layout.beside(numbers, layout.numbers(second))
+    for name, part in layout.twice.unpack(pairs).items():
+        assert torch.equal(part, torch.cat([first[name], second[name]], dim=-1).float())

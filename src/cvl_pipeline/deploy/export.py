@@ -1,6 +1,6 @@
 """Export of a policy as ONNX and as a program of torch, with a contract that says what goes in and what comes out.
 
-The files are a model repository of the Triton Inference Server, and of other servers with the KServe protocol.
+The files are a model repository of the Triton Inference Server, and a model of MLServer.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cvl_pipeline.deploy import runner
+from cvl_pipeline.deploy import mlserver_policy, runner
 from cvl_pipeline.deploy.parameters import ExportParameters
 from cvl_pipeline.deploy.runner import ACTION, CONTRACT, EXAMPLES, POLICY_FILE, VALUE, VALUE_FILE
 from cvl_pipeline.episodes.container import BLOCK, Split, Transitions
+from cvl_pipeline.episodes.parts import Part
 from cvl_pipeline.errors import InputError, missing_extra, one_line
 from cvl_pipeline.networks.actor import Actor, Policy
+from cvl_pipeline.networks.goal_policy import GoalPolicy
 from cvl_pipeline.readout.action_values import ActionValues
 
-PROGRAM_FILE, RUNNER_FILE = "policy.pt2", "runner.py"
+PROGRAM_FILE, RUNNER_FILE, SERVER_FILE = "policy.pt2", "runner.py", "mlserver_policy.py"
 HELD_OUT = 1024
 """Held-out observations on which the exported policy is compared with the trained one."""
 EXAMPLE_ROWS = 4
@@ -41,52 +43,75 @@ KINDS = {"float32": "FP32", "uint8": "UINT8", "int64": "INT64"}
 """Types as the KServe protocol names them."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """One named input of an exported policy: a vector, (O,) float32, or an image, (H, W, C) uint8."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
+RESERVED = (ACTION, VALUE, "file")
+"""Names that no part can have: of other inputs and outputs, and one that NumPy's files do not take."""
 
 
-def parts_of(policy: Policy) -> tuple[Part, ...]:
-    """Return the parts of a policy's observation. Parts get their names here and nowhere else."""
-    shape = tuple(policy.shape.observation_shape)
-    image = len(shape) == 3
-    return (Part("image" if image else "state", shape, "uint8" if image else "float32"),)
+class _Inputs:
+    """The parts of a policy's observation: one input of an exported policy each.
 
+    Attributes:
+        parts: in the order of the inputs. One vector is called ``state``, and one image ``image``.
+    """
 
-def packed(parts: Sequence[Tensor]) -> Tensor:
-    """Return the observations that the networks take, of the parts in their order, (B, *shape) each."""
-    (observations,) = parts
-    return observations
+    parts: tuple[Part, ...]
+
+    def __init__(self, policy: Policy) -> None:
+        """Raise InputError if the name of a part is taken."""
+        self._layout = policy.shape.parts
+        if self._layout is None:
+            shape = tuple(policy.shape.observation_shape)
+            self.parts = (
+                Part("image", shape, "uint8") if len(shape) == 3 else Part("state", shape, "float32"),
+            )
+            return
+        self.parts = self._layout.parts
+        for part in self.parts:
+            if part.name in RESERVED:
+                raise InputError(
+                    f"part '{part.name}' of the observations cannot be exported: the name is taken; rename it"
+                )
+
+    def separated(self, observations: Tensor) -> dict[str, Tensor]:
+        """Return the parts of observations as in the log, (B, *shape) each, by name."""
+        if self._layout is None:
+            return {self.parts[0].name: observations}
+        return self._layout.unpack(observations)
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the observations that the networks take, of the parts in their order."""
+        if self._layout is None:
+            return parts[0]
+        return self._layout.numbers({part.name: value for part, value in zip(self.parts, parts, strict=True)})
 
 
 class _Acting(nn.Module):
     """The parts of observations to actions, as the environment takes them."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, inputs: _Inputs) -> None:
         super().__init__()
-        self.policy = policy
+        if isinstance(policy, GoalPolicy):  # its goals are rows like the observations
+            goals = inputs.joined(list(inputs.separated(policy.goals).values()))
+            policy = GoalPolicy(policy.actor, policy.critic, goals)
+        self.policy, self.inputs = policy, inputs
 
     def forward(self, *parts: Tensor) -> Tensor:
-        actions: Tensor = self.policy(packed(parts))
+        actions: Tensor = self.policy(self.inputs.joined(parts))
         return actions.argmax(-1) if self.policy.discrete else actions
 
 
 class _Judging(nn.Module):
     """The parts of observations, and actions (B, A), to values (B,)."""
 
-    def __init__(self, values: ActionValues) -> None:
+    def __init__(self, values: ActionValues, inputs: _Inputs) -> None:
         super().__init__()
-        self.values = values
+        self.values, self.inputs = values, inputs
         # The parameters of networks inside, which are then stored as parameters of the program.
         self.networks = nn.ModuleList(part for part in values.parts if isinstance(part, nn.Module))
 
     def forward(self, *inputs: Tensor) -> Tensor:
         *parts, actions = inputs
-        values: Tensor = self.values(packed(parts), actions)
+        values: Tensor = self.values(self.inputs.joined(parts), actions)
         return values
 
 
@@ -123,32 +148,40 @@ def export_policy(
     if not isinstance(policy, Policy):
         raise InputError(f"a policy of class {type(policy).__name__} cannot be exported: it is no Policy")
     policy = policy.eval()
-    parts = parts_of(policy)
+    inputs = _Inputs(policy)
+    parts = inputs.parts
     contract = _contract(policy, parts, transitions, parameters, values is not None, about or {})
     episodes = split.validation if len(split.validation) else split.train
     index = transitions.transition_index(episodes)
     index = index[torch.linspace(0, len(index) - 1, min(len(index), HELD_OUT)).long()]
     observations = transitions.states(index)
     actions = transitions.actions[index]
+    given = inputs.separated(observations)
     files = dict(extra or {})
-    names = [part.name for part in parts]
+    names = list(given)
     files[POLICY_FILE], files[PROGRAM_FILE] = _exported(
-        _Acting(policy), [observations], names, ACTION, "policy"
+        _Acting(policy, inputs), list(given.values()), names, ACTION, "policy"
     )
     files["policy/config.pbtxt"] = _triton("policy", parts, (), (ACTION, *_action_type(policy)))
     if values is not None:
-        judged = [observations, actions]
-        files[VALUE_FILE], _ = _exported(_Judging(values), judged, [*names, ACTION], VALUE, "value")
+        judged = [*given.values(), actions]
+        files[VALUE_FILE], _ = _exported(_Judging(values, inputs), judged, [*names, ACTION], VALUE, "value")
         action = Part(ACTION, (policy.shape.action_size,), "float32")
         files["value/config.pbtxt"] = _triton("value", parts, (action,), (VALUE, "float32", ()))
     files[RUNNER_FILE] = Path(runner.__file__).read_bytes()
+    files[SERVER_FILE] = Path(mlserver_policy.__file__).read_bytes()
+    files["model-settings.json"] = _mlserver(parts, (ACTION, *_action_type(policy)))
     with torch.no_grad():
-        wanted = _Acting(policy)(observations).numpy()
+        wanted = policy(observations).numpy()
+        wanted = wanted.argmax(-1) if policy.discrete else wanted
+        known = None if values is None else values(observations, actions).numpy()
+    arrays = {name: part.numpy() for name, part in given.items()}
+    taken = (actions.argmax(-1) if policy.discrete else actions).numpy()
     contract["parity"], agreed = _parity(
-        policy, values, contract, files, (names[0], observations, actions, wanted), parameters
+        policy, contract, files, (arrays, taken), (wanted, known), parameters
     )
     rows = np.flatnonzero(agreed)[:EXAMPLE_ROWS]
-    files[EXAMPLES] = _arrays({names[0]: observations.numpy()[rows], ACTION: wanted[rows]})
+    files[EXAMPLES] = _arrays({name: array[rows] for name, array in arrays.items()} | {ACTION: wanted[rows]})
     files |= card(contract) if card else {}
     return {**files, CONTRACT: _sealed(contract, files)}
 
@@ -247,6 +280,23 @@ def _triton(
     ).encode()
 
 
+def _mlserver(parts: Sequence[Part], output: tuple[str, str, tuple[int, ...]]) -> bytes:
+    """Return the settings by which MLServer finds, loads and describes the policy."""
+
+    def tensor(name: str, dtype: str, shape: tuple[int, ...]) -> dict[str, Any]:
+        # Like Triton, it gives every tensor an axis beside that of the rows.
+        return {"name": name, "datatype": KINDS[dtype], "shape": [-1, *(shape or (1,))]}
+
+    settings = {
+        "name": "policy",
+        "implementation": f"{Path(SERVER_FILE).stem}.{mlserver_policy.ServedPolicy.__name__}",
+        "inputs": [tensor(part.name, part.dtype, part.shape) for part in parts],
+        "outputs": [tensor(*output)],
+        "parameters": {"uri": ".", "extra": {}},
+    }
+    return (json.dumps(settings, indent=2) + "\n").encode()
+
+
 def _contract(
     policy: Policy,
     parts: Sequence[Part],
@@ -257,25 +307,29 @@ def _contract(
 ) -> dict[str, Any]:
     """Return all of the contract that is known before the exported policy is compared with the trained one."""
     size = policy.shape.action_size
-    (part,) = parts
-    width = part.shape[0]
-    if parameters.observation_names and (part.dtype == "uint8" or len(parameters.observation_names) != width):
+    names = iter(parameters.observation_names)
+    width = sum(part.shape[0] for part in parts if not part.image)
+    if parameters.observation_names and len(parameters.observation_names) != width:
         raise InputError(
-            f"export.observation_names has {len(parameters.observation_names)} names, but observations have the shape "
-            f"{part.shape}: give one name per number, or none"
+            f"export.observation_names has {len(parameters.observation_names)} names, but observations have {width} "
+            f"numbers beside images ({', '.join(f'{part.name} {part.shape}' for part in parts)}): give one name per "
+            "number, or none"
         )
     if parameters.action_names and len(parameters.action_names) != size:
         raise InputError(
             f"export.action_names has {len(parameters.action_names)} names, but there are {size} "
             f"{'actions' if policy.discrete else 'numbers in an action'}: give one name each, or none"
         )
-    observation: dict[str, Any] = {"name": part.name, "shape": list(part.shape), "dtype": part.dtype}
-    if part.dtype == "float32":
-        low, high = _range(transitions.observations)
-        observation |= {"names": list(parameters.observation_names) or None, "low": low, "high": high}
+    observations: list[dict[str, Any]] = []
+    for part in parts:
+        observations.append({"name": part.name, "shape": list(part.shape), "dtype": part.dtype})
+        if not part.image:
+            low, high = _range(transitions, part.name)
+            named = list(islice(names, part.shape[0])) or None
+            observations[-1] |= {"names": named, "low": low, "high": high}
     return {
         "format": runner.FORMAT,
-        "observations": [observation],
+        "observations": observations,
         "action": {
             "discrete": policy.discrete,
             "size": size,
@@ -284,7 +338,7 @@ def _contract(
             "low": transitions.action_low.tolist(),
             "high": transitions.action_high.tolist(),
         },
-        "value": {"inputs": [part.name, ACTION]} if has_value else None,
+        "value": {"inputs": [*(part.name for part in parts), ACTION]} if has_value else None,
         "normalisation": "inside: observations are as in the log",
         "policy": type(policy).__name__,
         "control_hz": parameters.control_hz,
@@ -293,26 +347,33 @@ def _contract(
     }
 
 
-def _range(rows: Tensor) -> tuple[list[float], list[float]]:
-    """Return the smallest and the largest value of each number, (N, O), in one pass."""
-    blocks = [(block.amin(0), block.amax(0)) for block in torch.split(rows, BLOCK)]
+def _range(transitions: Transitions, name: str) -> tuple[list[float], list[float]]:
+    """Return the smallest and the largest value of each number of a vector, (O,) each, in one pass."""
+    layout = transitions.parts
+    rows = (
+        layout.part(block, name) if layout else block
+        for block in torch.split(transitions.observations, BLOCK)
+    )
+    blocks = [(block.amin(0), block.amax(0)) for block in rows]
     lows, highs = zip(*blocks, strict=True)
     return torch.stack(lows).amin(0).tolist(), torch.stack(highs).amax(0).tolist()
 
 
 def _parity(
     policy: Policy,
-    values: ActionValues | None,
     contract: Mapping[str, Any],
     files: Mapping[str, bytes],
-    held_out: tuple[str, Tensor, Tensor, NDArray[Any]],
+    held_out: tuple[Mapping[str, NDArray[Any]], NDArray[Any]],
+    trained: tuple[NDArray[Any], NDArray[Any] | None],
     parameters: ExportParameters,
 ) -> tuple[dict[str, Any], NDArray[np.bool_]]:
     """Run the exported files with the runner, and compare; raise InputError if they differ too much.
 
-    Returns the entry of the contract, and which observations got the same action, (B,).
+    ``held_out`` are parts of observations, and actions in the log; ``trained`` are actions of the trained policy, and
+    values of the pairs, if values are exported. Returns the entry of the contract, and which observations got the
+    same action, (B,).
     """
-    name, observations, actions, wanted = held_out
+    (observations, actions), (wanted, known) = held_out, trained
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         for file, content in {**files, CONTRACT: _sealed(contract, files)}.items():
@@ -320,12 +381,9 @@ def _parity(
             (place / file).write_bytes(content)
         try:
             loaded = runner.load_policy(place, outside="ignore")
-            given = {name: observations.numpy()}
-            acted = loaded.select_action(given)
-            alone = loaded.select_action({name: observations.numpy()[0]})
-            # Of few pairs: the trained values split many, and differ in the last digits then.
-            taken = actions.argmax(-1) if policy.discrete else actions
-            judged = loaded.value(given, taken.numpy()) if values is not None else None
+            acted = loaded.select_action(observations)
+            alone = loaded.select_action({name: part[0] for name, part in observations.items()})
+            judged = None if known is None else loaded.value(observations, actions)
         except runner.PolicyError as error:
             raise InputError(
                 f"the exported policy does not run: {error}".replace(str(place), "exported")
@@ -349,9 +407,7 @@ def _parity(
         "tolerance": tolerance,
         "other_choices": int(off.sum()),
     }
-    if values is not None and judged is not None:
-        with torch.no_grad():
-            known = values(observations, actions).numpy()
+    if known is not None:
         gap, scale = float(np.abs(judged - known).max()), max(float(np.abs(known).max()), 1e-6)
         if not gap <= parameters.tolerance * scale:
             raise InputError(

@@ -38,7 +38,8 @@ class ExportParameters(Strict):
     )
     observation_names: Words = Field(
         (),
-        description="Names of the numbers of an observation, in their order, such as `x[m]`. Empty: unknown.",
+        description="Names of the numbers of an observation, in their order, such as `x[m]`; of all its "
+        "vectors, if it has several parts. Empty: unknown.",
     )
     action_names: Words = Field(
         (), description="Names of the numbers of an action, in their order. Empty: unknown."

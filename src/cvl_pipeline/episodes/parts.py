@@ -64,6 +64,7 @@ class _Place(NamedTuple):
     part: Part
     bytes: slice
     statistics: slice
+    numbers: slice
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,11 @@ class Layout:
 
     @cached_property
     def _places(self) -> dict[str, _Place]:
-        places, first, number = {}, 0, 0
+        places, first, number, value = {}, 0, 0, 0
         for part in self.parts:
-            end, after = first + part.nbytes, number + part.shape[-1]
-            places[part.name] = _Place(part, slice(first, end), slice(number, after))
-            first, number = end, after
+            end, after, last = first + part.nbytes, number + part.shape[-1], value + math.prod(part.shape)
+            places[part.name] = _Place(part, slice(first, end), slice(number, after), slice(value, last))
+            first, number, value = end, after, last
         return places
 
     def __getitem__(self, name: str) -> Part:
@@ -188,7 +189,7 @@ class Layout:
             )
             raise InputError(f"observations {fault}; the parts are {', '.join(self.names)}")
         values = {
-            name: self._converted(part, observations[name]) for name, (part, _, _) in self._places.items()
+            name: self._converted(part, observations[name]) for name, (part, *_) in self._places.items()
         }
         leading = {name: value.shape[: value.ndim - len(self[name].shape)] for name, value in values.items()}
         first = self.names[0]
@@ -201,7 +202,7 @@ class Layout:
         if out is None:
             out = torch.zeros((*leading[first], self.nbytes), dtype=torch.uint8)
         for name, value in values.items():
-            part, place, _ = self._places[name]
+            part, place, *_ = self._places[name]
             flat = value.reshape(*leading[first], math.prod(part.shape)).contiguous()
             if flat.numel():  # strides of empty arrays may be 0
                 out[..., place] = flat.view(torch.uint8)
@@ -226,10 +227,14 @@ class Layout:
     def part(self, packed: Tensor, name: str) -> Tensor:
         """One part of packed rows, (..., B) -> (..., *shape); a view where the memory of a vector is aligned.
 
+        Rows of ``numbers``, (..., N), have the same parts, with images as float32.
+
         Raises:
             InputError: there is no part of that name.
         """
-        part, place, _ = self._place(name)
+        part, place, _, numbers = self._place(name)
+        if packed.is_floating_point():
+            return packed[..., numbers].unflatten(-1, part.shape)  # type: ignore[no-untyped-call, no-any-return]
         values = packed[..., place]
         if part.image:
             return values.unflatten(-1, part.shape)  # type: ignore[no-untyped-call, no-any-return]
@@ -237,6 +242,15 @@ class Layout:
         if values.stride(-1) != 1 or any(step % ALIGNMENT for step in steps):
             values = values.clone(memory_format=torch.contiguous_format)
         return values.view(torch.float32)
+
+    def numbers(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """Rows of float32 instead of bytes, of all parts, (..., *shape) -> (..., N).
+
+        Networks take them as they take packed rows, with the same results. An exported program needs them, because it
+        cannot read bytes as float32.
+        """
+        parts = (observations[part.name].flatten(-len(part.shape)).float() for part in self.parts)
+        return torch.cat(list(parts), dim=-1)
 
     def unpack(self, packed: Tensor) -> dict[str, Tensor]:
         """All parts of packed rows, (..., B) -> (..., *shape) each, by name; see ``part``."""
@@ -258,10 +272,12 @@ class Layout:
         return Layout(tuple(parts))
 
     def beside(self, first: Tensor, second: Tensor) -> Tensor:
-        """Packed rows with the parts of two side by side, (..., B) and (..., B) -> (..., B')."""
+        """Rows with the parts of two side by side, (..., B) and (..., B) -> (..., B'), packed or of ``numbers``."""
         pairs = {
             name: torch.cat([self.part(first, name), self.part(second, name)], dim=-1) for name in self.names
         }
+        if first.is_floating_point():
+            return self.twice.numbers(pairs)
         rows = next(iter(pairs.values())).shape[: first.ndim - 1]
         out = torch.zeros((*rows, self.twice.nbytes), dtype=torch.uint8, device=first.device)
         return self.twice.pack(pairs, out)

@@ -357,7 +357,7 @@ class PartsEncoder(nn.Module):
         self.features = sum(encoder.features for encoder in self.encoders)  # type: ignore[misc]
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Return features, (..., B) uint8 -> (..., features)."""
+        """Return features, (..., B) uint8 -> (..., features); or of rows of ``Layout.numbers``, (..., N) float32."""
         parts = self.layout.unpack(observations).values()
         return torch.cat([encoder(part) for encoder, part in zip(self.encoders, parts, strict=True)], dim=-1)
 
