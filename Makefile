@@ -9,7 +9,7 @@ PAGES := LICENSE '*.md' '*.ipynb' '*.png' '*.svg' '*.webp' '*.css' examples 'src
 	benchmarks/results/deploy.json
 ARGS ?=
 
-.PHONY: help run smoke test test-unit test-slow lint viz docs benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas bench-sampling bench-reading bench-large-log bench-speed bench-gpu bench-tuning bench-deploy faults lock clean
+.PHONY: help run smoke test test-unit test-slow lint viz docs benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas bench-sampling bench-reading bench-large-log bench-speed bench-gpu bench-tuning bench-deploy faults wheel lock clean
 
 help:
 	@echo "make run        the whole pipeline: collect, train, evaluate (ARGS='--params dataset.task=reach-v3')"
@@ -38,6 +38,7 @@ help:
 	@echo "make bench-tuning    a study of 30 trials; compare its best parameters with the defaults (docs/studies.md, 40 minutes)"
 	@echo "make bench-deploy    exported policies beside torch: microseconds, size, a million calls (docs/deploy.md, minutes)"
 	@echo "make faults     inject hundreds of faults in all stages and check the outcomes (docs/reliability.md, 15 minutes)"
+	@echo "make wheel      build the package into dist/ and check it"
 	@echo "make lock       update requirements.lock to the newest versions that pyproject.toml allows"
 	@echo "make clean      delete the virtual environment and caches, but no data"
 
@@ -144,6 +145,13 @@ bench-gpu: $(VENV)/installed
 # One thread: a process with several threads cannot be forked.
 faults: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(ARGS)
+
+# The wheel is built from the sdist, so both are complete. twine is not in requirements.lock: nothing else needs it.
+wheel: $(VENV)/installed
+	rm -rf dist && $(BIN)/python -m build --no-isolation
+	$(PYTHON) -m venv .venv-wheel && .venv-wheel/bin/pip install --quiet --disable-pip-version-check twine
+	.venv-wheel/bin/twine check --strict dist/*
+	rm -rf .venv-wheel
 
 # One torch version without a build tag: pip chooses the build for the platform.
 lock:
