@@ -169,7 +169,9 @@ def write_log(folder: Path, episodes: int = EPISODES, steps: int = STEPS) -> Non
     train = transitions.select(split.train)
     advantages, rewards = torch.randn(2, len(train), generator=generator)
     arrays = {**vars(train), **vars(normalisation), "advantages": advantages, "rewards": rewards}
-    np.savez(folder / "log.npz", **{name: value.numpy() for name, value in arrays.items()})
+    np.savez(
+        folder / "log.npz", **{name: value.numpy() for name, value in arrays.items() if value is not None}
+    )
 
 
 def operations_of_a_step(configuration: Configuration) -> int:

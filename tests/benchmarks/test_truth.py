@@ -116,6 +116,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Non
     truth.main()
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_ends_with_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,6 +175,7 @@ def test_curves_vary_steps_or_the_log_of_every_family_and_nothing_twice() -> Non
         assert len({log for family, log, steps in places if (family, steps) == (name, 3000)}) >= 3
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_plots_the_curves_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

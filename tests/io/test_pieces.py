@@ -49,6 +49,7 @@ def test_a_large_column_is_a_file_without_a_name_that_closes_with_it(
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
+    gc.collect()  # what earlier tests left open
     before = _open_files()
     column = Column()
     for first in range(0, 100, 10):

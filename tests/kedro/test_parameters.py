@@ -193,7 +193,7 @@ def test_an_unknown_field_without_a_close_one_lists_the_known_ones(base: dict[st
     [
         ("policy_extraction.proposals", "objective best_of_n"),
         ("value_readout.features", "method random_fourier or positive_random"),
-        ("dataset.path", "source d4rl or ogbench or minari or files"),
+        ("dataset.path", "source d4rl or ogbench or minari or lerobot or files"),
         ("reward.target", "source goal_distance"),
         ("baselines.bc.expectile", "method iql"),
         ("policy_extraction.state_value.steps", "name fitted_value"),
@@ -228,7 +228,7 @@ def test_every_field_has_a_default() -> None:
         ("seed", "many", ["valid integer"]),
         ("seed", None, ["valid integer"]),
         ("dataset", 3, ["must be a mapping"]),
-        ("dataset.source", "robosuite", ["known: metaworld, pointmaze", "or module:Class"]),
+        ("dataset.source", "xyz", ["known: metaworld, pointmaze", "or module:Class"]),
         ("dataset.source", "json:dumps", ["is not a subclass of cvl_pipeline.sources.base.Source"]),
         ("dataset.source", "no_such:Source", ["cannot be imported", "on the Python path?"]),
         ("dataset.episodes", 1, ["greater than or equal to 2"]),
@@ -407,7 +407,9 @@ def test_all_faults_are_reported_at_once(base: dict[str, Any]) -> None:
 def test_every_effective_field_counts_for_some_node(values: dict[str, Any]) -> None:
     parameters = check_parameters(values)
     plan_for(parameters)
-    inputs = {name for node in register_pipelines()["__default__"].nodes for name in node.inputs}
+    pipelines = register_pipelines()
+    nodes = (pipelines["__default__"] + pipelines["export"]).nodes
+    inputs = {name for node in nodes for name in node.inputs}
     counted = counted_parameters(inputs, parameters)
     operational = {name for name in flattened(parameters.model_dump()) if operational_at_any(name)}
     assert counted.keys().isdisjoint(operational)

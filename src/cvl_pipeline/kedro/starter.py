@@ -102,7 +102,7 @@ def write_project(folder: Path) -> list[str]:
         )
         # The pages of docs/ are not in the package, so their names stay, but no links.
         page = folder / "conf/README.md"
-        page.write_text(re.sub(r"\[([^]]+)\]\(\.\./docs/[^)]*\)", r"\1", page.read_text()))
+        page.write_text(re.sub(r"\[([^]]+)\]\(\.\./[^)]*\)", r"\1", page.read_text()))
         kept = []
         for name, content in FILES.items():
             path = folder / name

@@ -608,10 +608,6 @@ def _write(
     import minari
     from minari.dataset.minari_storage import MinariStorage
 
-    if transitions.parts is not None:
-        raise InputError(
-            f"{dataset_id}: observations of several parts cannot be saved as a Minari dataset yet"
-        )
     transitions = transitions.to("cpu")
     actions = transitions.actions.shape[1]
     storage = MinariStorage.new(
