@@ -6,7 +6,7 @@ KEDRO := $(BIN)/kedro
 VENV_DOCS := .venv-docs
 # What README and docs link to.
 PAGES := LICENSE '*.md' '*.ipynb' '*.png' '*.svg' '*.webp' '*.css' examples 'src/*.py' tests/test_examples.py \
-	benchmarks/results/deploy.json
+	benchmarks/results/deploy.json benchmarks/results/serving.json
 ARGS ?=
 
 .PHONY: help run smoke test test-unit test-slow lint viz docs benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas bench-sampling bench-reading bench-large-log bench-speed bench-gpu bench-tuning bench-deploy faults wheel lock clean
