@@ -420,7 +420,9 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 
 def test_every_page_is_in_the_navigation_of_the_site() -> None:
     listed = re.findall(r"[\w/-]+\.md", str(SITE["nav"]))
-    pages = [str(page.relative_to(PROJECT)) for page in [*PAGES, PROJECT / "CHANGELOG.md"]]
+    pages = [
+        str(page.relative_to(PROJECT)) for page in [*PAGES, PROJECT / "CHANGELOG.md", PROJECT / "SECURITY.md"]
+    ]
     assert sorted(listed) == sorted(pages), "add the page to nav in mkdocs.yml"
 
 
