@@ -189,13 +189,12 @@ def regress(
         stream = stream_seed(seed, "regression", 1 + of_actions)
         return _Regression(critic, transitions, index, parameters, of_actions, targets, weights, stream)
 
-    def followed(episodes: Tensor) -> Tensor:
-        arrived = mean + deviation * value.of_arrivals(transitions.transition_index(episodes))
+    def followed() -> Tensor:
+        """Lambda-returns of all training episodes, judged ones included."""
+        arrived = mean + deviation * value.of_arrivals(transitions.transition_index(split.train))
         return lambda_returns(labels.rewards, arrived, transitions, discount, short)
 
-    def renewed() -> tuple[Tensor, Tensor]:
-        targets = standard(followed(fitted))
-        return targets, torch.ones(len(targets))
+    alike = torch.ones(len(transitions))
 
     logged = float(shares[index].mean())
     rounds = parameters.rounds or (1 if logged >= CUT_SHARE else CUT_ROUNDS)
@@ -209,8 +208,14 @@ def regress(
     with progress_bar() as progress:
         task = progress.add_task("Regressing returns", total=value_steps + parameters.steps)
         value = network(False, standard(returns), shares.float())
-        value.train(value_steps, lambda taken: progress.advance(task, taken), rounds, renewed)
-        action_value = network(True, *renewed())
+        value.train(
+            value_steps,
+            lambda taken: progress.advance(task, taken),
+            rounds,
+            lambda: (standard(followed()), alike),
+        )
+        following = followed()
+        action_value = network(True, standard(following), alike)
         action_value.train(parameters.steps, lambda taken: progress.advance(task, taken))
     rows = transitions.transition_index(judged)
     rows = rows[torch.randperm(len(rows), generator=generator)[:JUDGED]]
@@ -230,7 +235,7 @@ def regress(
         index[torch.randint(len(index), (len(rows),), generator=generator)] for _ in range(OTHER_ACTIONS)
     ]
     advantages = taken - np.mean([estimated(other) for other in others], axis=0)
-    errors = followed(judged)[rows].numpy() - (mean + deviation * value.outputs(rows).double().numpy())
+    errors = following[rows].numpy() - (mean + deviation * value.outputs(rows).double().numpy())
     constant, readout_weight, network_weight = mixture_weights(
         taken, advantages, errors, returns[rows].numpy(), shares[rows].numpy()
     )
