@@ -39,7 +39,9 @@ def read_data(folder: Path) -> EpisodeData:
 
 def write_record(path: Path, **values: Any) -> dict[str, Any]:
     """Write a benchmark's results as JSON, with the command and the machine, and return them."""
-    command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    # A path of this machine says nothing elsewhere.
+    arguments = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *arguments])
     record = {"command": command, "machine": machine(), **values}
     text = json.dumps(record, indent=2) + "\n"
     write_atomically(path, lambda partial: partial.write_text(text))

@@ -15,7 +15,7 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.methods.bc import BC
 from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
-from cvl_pipeline.objectives.base import OBJECTIVES, ObjectiveParameters, PolicyTraining
+from cvl_pipeline.objectives.base import OBJECTIVES, ActorParameters, ObjectiveParameters, PolicyTraining
 from cvl_pipeline.readout.parameters import (
     READOUTS,
     REWARDS,
@@ -118,9 +118,7 @@ def with_inherited(values: Mapping[str, Any]) -> dict[str, Any]:
         OBJECTIVES.validate(policy)
     except (ValidationError, PydanticCustomError):  # reported once, not for every baseline again
         return result
-    shared = {
-        name: policy[name] for name in ("hidden", "encoder", "part_encoders", "training") if name in policy
-    }
+    shared = {name: policy[name] for name in ActorParameters.model_fields if name in policy}
     choice = Choice(METHODS, mapping=True)
     entries: dict[str, Any] = {}
     for label, value in baselines.items():

@@ -31,6 +31,14 @@ def test_a_record_has_the_command_and_the_machine(tmp_path: Path, monkeypatch: p
     }  # fmt: skip
 
 
+def test_a_record_has_no_path_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["benchmarks/serving.py", str(tmp_path / "exported"), "--server", "bin/serve"]
+    )
+    command = common.write_record(tmp_path / "serving.json")["command"]
+    assert command == "python -m benchmarks.serving exported --server bin/serve"
+
+
 def test_a_table_shows_intervals_beside_their_means() -> None:
     table = pd.DataFrame({"loss": ["nce"], "error": [0.25], "error_ci": [0.125]})
     assert common.markdown(table, digits=2).splitlines()[2] == "| nce | 0.25 ± 0.12 |"

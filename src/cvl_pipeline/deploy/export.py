@@ -27,7 +27,7 @@ from cvl_pipeline.deploy import mlserver_policy, runner
 from cvl_pipeline.deploy.parameters import ExportParameters
 from cvl_pipeline.deploy.runner import ACTION, CONTRACT, EXAMPLES, POLICY_FILE, VALUE, VALUE_FILE
 from cvl_pipeline.episodes.container import BLOCK, Split, Transitions
-from cvl_pipeline.episodes.parts import Part
+from cvl_pipeline.episodes.parts import Part, named_parts
 from cvl_pipeline.errors import InputError, missing_extra, one_line
 from cvl_pipeline.networks.actor import Actor, Policy
 from cvl_pipeline.networks.goal_policy import GoalPolicy
@@ -59,13 +59,7 @@ class _Inputs:
     def __init__(self, policy: Policy) -> None:
         """Raise InputError if the name of a part is taken."""
         self._layout = policy.shape.parts
-        if self._layout is None:
-            shape = tuple(policy.shape.observation_shape)
-            self.parts = (
-                Part("image", shape, "uint8") if len(shape) == 3 else Part("state", shape, "float32"),
-            )
-            return
-        self.parts = self._layout.parts
+        self.parts = named_parts(tuple(policy.shape.observation_shape), self._layout)
         for part in self.parts:
             if part.name in RESERVED:
                 raise InputError(

@@ -278,8 +278,8 @@ def task_rewards(name: DatasetName, states: Mapping[str, Array]) -> tuple[Array,
 class OracleEnvironment(Environment):
     """A simulation in which a scripted oracle of OGBench pursues random goals, one after another.
 
-    The oracle needs more than an observation, so it runs here. An observation is what is logged and, after it, the
-    action that the oracle takes next, which ``follow`` reads.
+    The oracle needs more than an observation, so it runs here. An observation ends with the oracle's next action, which
+    ``Follower`` reads; all numbers before it are logged.
 
     Attributes:
         sizes: how many numbers of an observation are the environment's ``observations``, the simulation's ``qpos``, the

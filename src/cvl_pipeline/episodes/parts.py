@@ -283,6 +283,13 @@ class Layout:
         return self.twice.pack(pairs, out)
 
 
+def named_parts(shape: tuple[int, ...], layout: Layout | None) -> tuple[Part, ...]:
+    """The parts of observations of a shape. Without a layout it is one, called ``image`` or ``state``."""
+    if layout is not None:
+        return layout.parts
+    return (Part("image", shape, "uint8") if len(shape) == 3 else Part("state", shape, "float32"),)
+
+
 def unpacked(observations: Tensor, layout: Layout | None) -> Any:
     """Observations as users see them: a dictionary of parts, or the tensor itself if there is no layout."""
     return observations if layout is None else layout.unpack(observations)

@@ -40,9 +40,5 @@ class BC(Method):
         # Not above: it imports torch and Lightning, which only training needs to wait for.
         from cvl_pipeline.objectives.training import train_policy
 
-        settings = {
-            name: getattr(self.parameters, name)
-            for name in ("hidden", "encoder", "part_encoders", "training")
-        }
-        objective = BehaviourCloning.Parameters(**settings)
+        objective = BehaviourCloning.Parameters(**self.parameters.actor_settings)
         return train_policy(data.without_rewards(), objective, seed, checkpoints=checkpoints, logs=logs)

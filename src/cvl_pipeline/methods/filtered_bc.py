@@ -55,13 +55,9 @@ class FilteredBC(Method):
         # Not above: it imports torch and Lightning, which only training needs to wait for.
         from cvl_pipeline.objectives.training import train_policy
 
-        settings = {
-            name: getattr(self.parameters, name)
-            for name in ("hidden", "encoder", "part_encoders", "training")
-        }
         split = replace(data.split, train=self.episodes(data))
         best = replace(data, split=split).without_rewards()
-        objective = BehaviourCloning.Parameters(**settings)
+        objective = BehaviourCloning.Parameters(**self.parameters.actor_settings)
         return train_policy(best, objective, seed, checkpoints=checkpoints, logs=logs)
 
     def episodes(self, data: EpisodeData) -> Tensor:

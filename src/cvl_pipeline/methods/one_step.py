@@ -306,10 +306,7 @@ class OneStep(OffPolicyMethod):
         learned = self.learn(data, seed, phases)
         own = self.parameters
         extraction = AdvantageWeightedRegression.Parameters(
-            hidden=own.hidden,
-            encoder=own.encoder,
-            part_encoders=own.part_encoders,
-            training=phases.of(own, 1.0 - own.value_share).training,
+            **phases.of(own, 1.0 - own.value_share).actor_settings,
             beta=own.beta,
             max_weight=own.max_weight,
             state_value=own.state_value,

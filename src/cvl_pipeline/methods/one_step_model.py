@@ -92,12 +92,7 @@ class OneStepModel(OneStep):
             self.fingerprint(model_parameters, seed, data),
         )
         model = learning.trained()
-        cloning = BehaviourCloning.Parameters(
-            hidden=own.hidden,
-            encoder=own.encoder,
-            part_encoders=own.part_encoders,
-            training=phases.of(own, own.clone_share).training,
-        )
+        cloning = BehaviourCloning.Parameters(**phases.of(own, own.clone_share).actor_settings)
         clone = PolicyExtraction(data.without_rewards(), cloning, seed)
         phases.run(
             "clone",

@@ -59,6 +59,13 @@ class Encoder(nn.Module, ABC):
         """Encode standardised observations, (B, O) or (B, H, W, C) -> (B, features)."""
 
 
+def _check_axes(name: str, shape: tuple[int, ...], axes: int) -> None:
+    """Raise InputError unless an observation has as many axes: one of a vector, or three of an image."""
+    if len(shape) != axes:
+        kind = "images" if axes == 3 else "vectors"
+        raise InputError(f"encoder '{name}' needs {kind}, but observations have shape {shape}; use auto")
+
+
 class IdentityEncoder(Encoder):
     """Identity, for vectors."""
 
@@ -67,10 +74,7 @@ class IdentityEncoder(Encoder):
     def __init__(self, parameters: IdentityEncoderParameters, shape: tuple[int, ...]) -> None:
         """Check the shape."""
         super().__init__(parameters, shape)
-        if len(shape) != 1:
-            raise InputError(
-                f"encoder 'identity' needs vectors, but observations have shape {shape}; use auto"
-            )
+        _check_axes("identity", shape, 1)
         self.features = shape[0]
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -90,10 +94,7 @@ class ConvolutionalEncoder(Encoder):
     def __init__(self, parameters: ConvolutionalEncoderParameters, shape: tuple[int, ...]) -> None:
         """Build the layers for images (H, W, C)."""
         super().__init__(parameters, shape)
-        if len(shape) != 3:
-            raise InputError(
-                f"encoder 'convolutional' needs images, but observations have shape {shape}; use auto"
-            )
+        _check_axes("convolutional", shape, 3)
         height, width, channels = shape
         layers: list[nn.Module] = []
         while min(height, width) > SMALLEST:
@@ -119,8 +120,7 @@ class ResNetEncoder(Encoder):
     def __init__(self, parameters: ResNetEncoderParameters, shape: tuple[int, ...]) -> None:
         """Build the layers for images (H, W, C)."""
         super().__init__(parameters, shape)
-        if len(shape) != 3:
-            raise InputError(f"encoder 'resnet' needs images, but observations have shape {shape}; use auto")
+        _check_axes("resnet", shape, 3)
         height, width, channels = shape
         size = parameters.channels
         layers: list[nn.Module] = [nn.Conv2d(channels, size, 3, stride=2, padding=1), _norm(size), nn.ReLU()]
@@ -176,8 +176,7 @@ class MLPEncoder(Encoder):
     def __init__(self, parameters: MLPEncoderParameters, shape: tuple[int, ...]) -> None:
         """Build the layers for vectors (O,)."""
         super().__init__(parameters, shape)
-        if len(shape) != 1:
-            raise InputError(f"encoder 'mlp' needs vectors, but observations have shape {shape}; use auto")
+        _check_axes("mlp", shape, 1)
         sizes = [shape[0], *parameters.hidden]
         hidden = [layer for before, size in pairwise(sizes) for layer in (nn.Linear(before, size), nn.ReLU())]
         self.features = parameters.features

@@ -42,6 +42,11 @@ class ActorParameters(EncodingParameters):
     hidden: Hidden = Field((256, 256), description="Sizes of the hidden layers of the actor.")
     training: PolicyTraining = Field(PolicyTraining(), description="How the policy is trained.")
 
+    @property
+    def actor_settings(self) -> dict[str, Any]:
+        """What every policy's parameters have, by name, for those of another one."""
+        return {name: getattr(self, name) for name in ActorParameters.model_fields}
+
 
 class ObjectiveParameters(ActorParameters):
     """The settings that every objective has. An objective adds its own."""

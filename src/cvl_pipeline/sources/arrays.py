@@ -15,7 +15,7 @@ from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.episodes.validation import bound_actions, outside_bounds
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.sources.columns import MOST_ACTIONS
-from cvl_pipeline.sources.precision import single_precision
+from cvl_pipeline.sources.precision import numbers_or_images, single_precision
 from cvl_pipeline.sources.steps import Steps, bounds_of, episodes_from_steps, first_gap
 
 Array = NDArray[Any]
@@ -123,7 +123,7 @@ def _packed(name: str, values: Mapping[str, ArrayLike]) -> tuple[Array, Layout]:
     arrays = {}
     for part, given in values.items():
         array = _observations(f"{name}['{part}']", given)
-        arrays[str(part)] = single_precision(array, f"{name}['{part}']") if array.ndim == 2 else array
+        arrays[str(part)] = numbers_or_images(array, f"{name}['{part}']")
     rows = {part: len(array) for part, array in arrays.items()}
     if len(set(rows.values())) > 1:
         raise InputError(

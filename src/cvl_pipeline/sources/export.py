@@ -17,7 +17,7 @@ from cvl_pipeline.errors import InputError, look_up
 from cvl_pipeline.io.storage import kind_at, shown, write_atomically
 from cvl_pipeline.paths import expanded
 from cvl_pipeline.sources.lerobot_frames import TASK_PART
-from cvl_pipeline.sources.lerobot_writer import write_lerobot
+from cvl_pipeline.sources.lerobot_writer import LeRobotWriter
 from cvl_pipeline.sources.minari import save_minari
 
 FORMATS = ("hdf5", "lerobot", "minari")
@@ -75,7 +75,10 @@ def export_dataset(
     numbers, left_out = _task_of(transitions, tasks)
     texts = list(tasks) or [name]
     _write(
-        out, lambda path: write_lerobot(path, transitions, rewards, texts, numbers, rate, videos, left_out)
+        out,
+        lambda path: LeRobotWriter(
+            path, transitions, rewards, texts, numbers, rate, videos, left_out
+        ).write(),
     )
     return out, {"dataset.source": "lerobot", "dataset.path": shown(out)} | (
         {"dataset.tasks": "ignore"} if tasks and left_out is None else {}

@@ -27,7 +27,7 @@ from cvl_pipeline.sources.columns import MOST_ACTIONS, Columns
 from cvl_pipeline.sources.formats import open_contents
 from cvl_pipeline.sources.hdf5 import log_files
 from cvl_pipeline.sources.logs import progress
-from cvl_pipeline.sources.precision import single_precision
+from cvl_pipeline.sources.precision import numbers_or_images, single_precision
 from cvl_pipeline.sources.steps import Steps, bounds_of, episodes_from_steps, first_gap, packed
 from cvl_pipeline.sources.tables import Table, brief, place_of_row
 
@@ -178,9 +178,7 @@ def _steps(arrays: Arrays, columns: Columns, table: Table) -> Steps:
 
     def single(field: str, name: str = "") -> Array | None:
         values = arrays.get((field, name))
-        if values is None or values.ndim == 4:
-            return values
-        return single_precision(values, _place(table.file, field, name))
+        return None if values is None else numbers_or_images(values, _place(table.file, field, name))
 
     def parts(field: str) -> tuple[Array | None, Layout | None]:
         found = {name: single(field, name) for other, name in arrays if other == field}

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
-from cvl_pipeline.episodes.parts import Layout, Part
+from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.episodes.validation import bound_actions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.pieces import Column
@@ -237,12 +237,7 @@ class Filler:
             if only.shape[1:] != self._shape:
                 raise log.changed(log.observed[0].name, only.shape[1:], self._shape)
             return only
-        layout = Layout(
-            tuple(
-                Part(name, array.shape[1:], "uint8" if array.ndim == 4 else "float32")
-                for name, array in values.items()
-            )
-        )
+        layout = Layout.of(values)
         self._layout = self._layout or layout
         if layout != self._layout:
             raise InputError(f"{log.place}: pictures of a camera change their size; set dataset.image_size")

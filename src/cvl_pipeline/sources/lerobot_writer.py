@@ -23,7 +23,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
-from cvl_pipeline.episodes.parts import Layout, Part
+from cvl_pipeline.episodes.parts import Layout, named_parts
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.sources.pictures import encode_image, import_av
 
@@ -40,35 +40,6 @@ VIDEO = {"g": "2", "crf": "30", "preset": "12"}
 """Settings of AV1, those of LeRobot's package."""
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 INDICES = ("frame_index", "episode_index", "index", "task_index")
-
-
-def write_lerobot(
-    folder: Path,
-    transitions: Transitions,
-    rewards: Rewards,
-    tasks: Sequence[str],
-    task_of: Array,
-    rate: int,
-    videos: bool = False,
-    left_out: str | None = None,
-) -> None:
-    """Write a dataset to a folder that does not exist.
-
-    Args:
-        folder: the new folder.
-        transitions: the episodes.
-        rewards: their rewards and successes.
-        tasks: texts of the tasks.
-        task_of: (E,) int64, each episode's number in ``tasks``.
-        rate: frames per second.
-        videos: whether pictures become AV1 videos, which change them a little, or PNG images, which do not.
-        left_out: name of a part that is not written, such as the one-hot vector of the task.
-
-    Raises:
-        InputError: pictures are not RGB or cannot be encoded; PyAV is not installed.
-        OSError: the folder cannot be written.
-    """
-    _Writer(folder, transitions, rewards, tasks, task_of, rate, videos, left_out).write()
 
 
 @dataclass
@@ -134,7 +105,9 @@ class _Camera:
             self.container = None
 
 
-class _Writer:
+class LeRobotWriter:
+    """Writes episodes as a dataset of LeRobot, v3.0."""
+
     def __init__(
         self,
         folder: Path,
@@ -143,19 +116,28 @@ class _Writer:
         tasks: Sequence[str],
         task_of: Array,
         rate: int,
-        videos: bool,
-        left_out: str | None,
+        videos: bool = False,
+        left_out: str | None = None,
     ) -> None:
+        """Describe the dataset.
+
+        Args:
+            folder: a folder that does not exist.
+            transitions: the episodes.
+            rewards: their rewards and successes.
+            tasks: texts of the tasks.
+            task_of: (E,) int64, each episode's number in ``tasks``.
+            rate: frames per second.
+            videos: whether pictures become AV1 videos, which change them a little, or PNG images, which do not.
+            left_out: name of a part that is not written, such as the one-hot vector of the task.
+
+        Raises:
+            InputError: pictures are not RGB; PyAV is not installed.
+        """
         self.folder, self.transitions, self.rewards = folder, transitions.to("cpu"), rewards.to("cpu")
         self.tasks, self.task_of, self.rate, self.videos = tasks, task_of, rate, videos
-        if transitions.parts is not None:
-            self.parts = {
-                f"observation.{part.name}": part for part in transitions.parts.parts if part.name != left_out
-            }
-        else:
-            shape = tuple(transitions.observations.shape[1:])
-            only = Part("image", shape, "uint8") if transitions.images else Part("state", shape, "float32")
-            self.parts = {f"observation.{only.name}": only}
+        parts = named_parts(tuple(transitions.observations.shape[1:]), transitions.parts)
+        self.parts = {f"observation.{part.name}": part for part in parts if part.name != left_out}
         self.data = _File()
         self.cameras = {
             name: _Camera(name, folder, rate, (part.shape[0], part.shape[1]))
@@ -201,6 +183,12 @@ class _Writer:
         }
 
     def write(self) -> None:
+        """Write the folder.
+
+        Raises:
+            InputError: pictures cannot be encoded.
+            OSError: the folder cannot be written.
+        """
         (self.folder / "meta").mkdir(parents=True)
         rows = [self._write_episode(*episode) for episode in enumerate(self._episodes())]
         self.parquet.close()

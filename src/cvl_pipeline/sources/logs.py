@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.pieces import Column, first_where
-from cvl_pipeline.sources.precision import single_precision
+from cvl_pipeline.sources.precision import numbers_or_images
 from cvl_pipeline.sources.steps import Steps, episodes_from_steps, packed
 from cvl_pipeline.training.progress import progress_bar
 
@@ -147,9 +147,7 @@ class Log:
                 arrays[name] = parts[""]
                 continue
             single = {
-                part: values
-                if values.ndim == 4
-                else single_precision(values, f"{self._source}: {name}, part '{part}'")
+                part: numbers_or_images(values, f"{self._source}: {name}, part '{part}'")
                 for part, values in parts.items()
             }
             arrays[name], layout = packed(single, self._source)

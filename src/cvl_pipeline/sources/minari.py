@@ -37,7 +37,7 @@ from cvl_pipeline.schema import operational
 from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 from cvl_pipeline.sources.hdf5 import COPY, HDF5, open_hdf5
 from cvl_pipeline.sources.logs import progress
-from cvl_pipeline.sources.precision import single_precision
+from cvl_pipeline.sources.precision import numbers_or_images, single_precision
 from cvl_pipeline.sources.steps import packed
 
 if TYPE_CHECKING:
@@ -532,10 +532,7 @@ def _joined(
 ) -> tuple[Transitions, Rewards]:
     def singles(columns: Mapping[str, Column], name: str) -> dict[str, Array]:
         parts = {key: column.array() for key, column in columns.items()}
-        return {
-            key: values if values.ndim == 4 else single_precision(values, f"{source}: {name}{key}")
-            for key, values in parts.items()
-        }
+        return {key: numbers_or_images(values, f"{source}: {name}{key}") for key, values in parts.items()}
 
     observed: dict[str, list[Array]] = defaultdict(list)
     for key, values in singles(episodes.observations, "observations").items():

@@ -70,6 +70,11 @@ def single_precision(values: Array, place: str) -> Array:
     return result
 
 
+def numbers_or_images(values: Array, place: str) -> Array:
+    """Numbers in single precision, see ``single_precision``; images, (N, H, W, C) uint8, as they are."""
+    return values if values.ndim == 4 else single_precision(values, place)
+
+
 def _check_size(values: Array, singles: Array, first: int, place: str) -> None:
     """Raise InputError if a finite number of a block, which begins at row ``first``, has become infinite."""
     lost = np.isinf(singles) & np.isfinite(values)

@@ -16,7 +16,7 @@ from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.pieces import Column, by_block, first_where, slices
-from cvl_pipeline.sources.precision import single_precision
+from cvl_pipeline.sources.precision import numbers_or_images, single_precision
 
 logger = logging.getLogger(__name__)
 
@@ -158,9 +158,9 @@ def episodes_from_steps(
     refuse_loss(kept, lost, source, prefix, _remedy(prefix, unneeded))
     # Observation rows: those of the remaining steps, and after every episode its final observation.
     rows, final = steps.observations, steps.next_observations
-    if steps.parts is None and rows.ndim == 2:
-        rows = single_precision(rows, f"{source}: observations")
-        final = None if final is None else single_precision(final, f"{source}: next_observations")
+    if steps.parts is None:
+        rows = numbers_or_images(rows, f"{source}: observations")
+        final = None if final is None else numbers_or_images(final, f"{source}: next_observations")
     observations = _with_final(rows, rows if final is None else final, keep, last)
     actions = torch.from_numpy(single_precision(_selected(steps.actions, keep), f"{source}: actions"))
     if action_bounds is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import os
 from abc import ABC, abstractmethod
@@ -20,7 +21,7 @@ from kedro_datasets.pandas import parquet_dataset
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.checked import read_table, write_table
-from cvl_pipeline.io.location import CACHE, Location
+from cvl_pipeline.io.location import CACHE
 from cvl_pipeline.io.storage import shown, write_atomically
 from cvl_pipeline.kedro.datasets.located import Located
 from cvl_pipeline.reports.html import plotly_script, preview, video_address, with_script
@@ -216,21 +217,18 @@ class ExportDataset(FileDataset):
         files = dict(data)
         contract = files.pop(self.location.path.name)
         for name, content in files.items():
-            self._write_at(self.location.sibling(name), content)
-        self._write_at(self.location, contract)
+            place = self.location.sibling(name)
+            write_atomically(place.path, functools.partial(Path.write_bytes, data=content))
+            place.publish()
+        super().save(contract)
         for name in former - files.keys():
             old = self.location.sibling(name)
             old.path.unlink(missing_ok=True)
             if old.is_remote:
                 old.remove()
 
-    @staticmethod
-    def _write_at(place: Location, content: bytes) -> None:
-        write_atomically(place.path, lambda partial: partial.write_bytes(content))
-        place.publish()
-
     def _write(self, data: Any, path: Path) -> None:
-        raise NotImplementedError("it is several files")
+        path.write_bytes(data)
 
     def _files(self) -> set[str]:
         """Names of the files that the contract in place has; none if there is no contract."""
