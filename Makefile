@@ -1,7 +1,17 @@
-# Every target first installs the versions of requirements.lock into a virtual environment.
+# Every target first installs the versions of requirements.lock into a virtual environment: what a run needs for the
+# targets of a first hour, and everything for the others.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Extras of pyproject.toml that run, smoke, viz and suite install; the docs name those of other commands.
+EXTRAS ?= metaworld,robotics,suites,tuning,viz
+# uv installs faster than pip. UV= takes pip although there is uv.
+UV ?= $(shell command -v uv)
+# Modules are compiled at their first import: most never are.
+INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/pip install --disable-pip-version-check --no-compile)
+# PyPI's build of PyTorch for Linux brings several GB of CUDA, so machines without an NVIDIA driver take the one for CPUs.
+DEVICE ?= $(shell test "$$(uname)" = Linux && ! command -v nvidia-smi > /dev/null && echo cpu || echo cuda)
+CPU_TORCH = $(if $(UV),--torch-backend cpu,--index-url https://download.pytorch.org/whl/cpu)
 KEDRO := $(BIN)/kedro
 VENV_DOCS := .venv-docs
 # What README and docs link to.
@@ -42,22 +52,32 @@ help:
 	@echo "make lock       update requirements.lock to the newest versions that pyproject.toml allows"
 	@echo "make clean      delete the virtual environment and caches, but no data"
 
-# Reinstalled if requirements.lock or pyproject.toml changes.
-$(VENV)/installed: requirements.lock pyproject.toml
+# Reinstalled if requirements.lock or pyproject.toml changes. What cannot be had from PyTorch's index comes from PyPI.
+$(VENV)/installed-to-run: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit( \
 		f"requirements.lock needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}; choose one: make PYTHON=python3.11 ...")'
-	@echo "Installing into $(VENV); this takes a few minutes, once."
+	@echo "Installing into $(VENV) what a run needs; this takes a few minutes, once."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@# For D4RL's tables of datasets and scores; its own requirements (gym, mujoco_py) are not needed.
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps d4rl==1.1
+	$(INSTALL) --quiet "$$(grep '^setuptools==' requirements.lock)"
+ifeq ($(DEVICE),cpu)
+	@echo "PyTorch is its build for CPUs, because there is no NVIDIA driver. For a GPU: make clean, then make DEVICE=cuda ..."
+	$(INSTALL) --no-deps $(CPU_TORCH) "$$(grep '^torch==' requirements.lock)" \
+		|| echo "PyTorch's own index has failed; the build that PyPI has is installed instead."
+endif
+	$(INSTALL) --no-build-isolation --constraint requirements.lock --editable ".[$(EXTRAS)]"
 	@touch $@
 
-run: $(VENV)/installed
+$(VENV)/installed: $(VENV)/installed-to-run
+	@echo "Installing into $(VENV) what the other targets need, such as tests; this takes a few minutes, once."
+	$(INSTALL) --requirement requirements.lock
+	@# For D4RL's tables of datasets and scores; its own requirements (gym, mujoco_py) are not needed.
+	$(INSTALL) --quiet --no-deps d4rl==1.1
+	@touch $@
+
+run: $(VENV)/installed-to-run
 	$(KEDRO) run $(ARGS)
 
-smoke: $(VENV)/installed
+smoke: $(VENV)/installed-to-run
 	$(KEDRO) run --env smoke $(ARGS)
 
 # One process per file, because tests of a file share fixtures.
@@ -76,7 +96,7 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-viz: $(VENV)/installed
+viz: $(VENV)/installed-to-run
 	$(KEDRO) viz run $(ARGS)
 
 $(VENV_DOCS)/installed: docs/requirements.txt
@@ -96,7 +116,7 @@ docs: $(VENV_DOCS)/installed
 benchmark: $(VENV)/installed
 	$(BIN)/python -m benchmarks.success $(ARGS)
 
-suite: $(VENV)/installed
+suite: $(VENV)/installed-to-run
 	$(KEDRO) suite run quick $(ARGS)
 
 # Records and data of its own, so that all methods run here. A step of cql with its 10 samples takes as long as those of
