@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.kedro import silence
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.hooks import (
     OLD_ARTIFACTS,
@@ -34,6 +36,7 @@ from cvl_pipeline.testing.builders import (
 from tests.kedro.sessions import make_catalog, make_loader, path_of
 from tests.project import CONF, copy_conf
 from tests.reports.test_plots import METRICS
+from tests.training.processes import wait_for
 
 LOG = {"source": "files", "path": "mine.csv"}
 
@@ -251,6 +254,42 @@ def test_every_finished_node_is_logged_in_one_line(caplog: pytest.LogCaptureFixt
     assert len(caplog.messages) == len(pipeline.nodes)
     assert re.fullmatch(r"1/5 value_readout\.label -> labels \(\d+\.\d s\)", caplog.messages[0])
     assert caplog.messages[-1].startswith("5/5 ")
+
+
+def test_what_takes_long_is_logged_before_it_is_done(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(silence, "PATIENCE", 0.01)
+    node = _pipeline("value_readout").nodes[0]
+    hook = ReportNodes()
+    with caplog.at_level(logging.INFO, logger="cvl_pipeline.kedro"):
+        silence.begin(silence.START, "loading")
+        hook.before_dataset_loaded("rewards", node)
+        wait_for(lambda: len(caplog.messages) == 1)
+        hook.before_node_run(node)
+        wait_for(lambda: len(caplog.messages) == 2)
+        hook.after_node_run(node)
+        hook.before_dataset_saved("labels", node)
+        wait_for(lambda: len(caplog.messages) == 4)
+    reading, running, done, writing = caplog.messages
+    assert reading == "value_readout.label reads rewards"
+    assert running == "value_readout.label is running"
+    assert done.startswith("1/0 value_readout.label -> labels")
+    assert writing == "value_readout.label writes labels"
+
+
+@pytest.mark.parametrize("event", ["after_pipeline_run", "on_pipeline_error"])
+def test_what_has_ended_is_not_logged(
+    event: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(silence, "PATIENCE", 0.2)
+    node = _pipeline("value_readout").nodes[0]
+    hook = ReportNodes()
+    with caplog.at_level(logging.INFO, logger="cvl_pipeline.kedro"):
+        hook.before_node_run(node)
+        getattr(hook, event)()
+        time.sleep(0.4)
+    assert not caplog.messages
 
 
 Table = Callable[..., str]

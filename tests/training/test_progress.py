@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from cvl_pipeline.training.progress import progress_bar
@@ -12,3 +14,21 @@ def test_description_of_a_bar_is_no_markup(
     with progress_bar() as progress:
         progress.add_task("[bold]ns:dog:x[/]", total=1)
     assert "[bold]ns:dog:x[/]" in capsys.readouterr().out
+
+
+def test_a_pipe_receives_lines_of_a_long_bar_more_and_more_rarely(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("cvl_pipeline.training.progress.time.monotonic", lambda: now)
+    with progress_bar() as progress:
+        task = progress.add_task("Learning", total=200)
+        for _ in range(200):
+            now += 1.0
+            progress.advance(task)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert [re.search(r"(\d+)/200", line)[1] for line in lines] == [  # type: ignore[index]
+        "2", "6", "14", "30", "62", "122", "182", "200",
+    ]  # fmt: skip
+    assert all(line.startswith("Learning ") for line in lines)

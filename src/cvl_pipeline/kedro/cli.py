@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from cvl_pipeline.errors import TERMINATED, InputError, missing_extra, one_line, printable, unknown_name
 from cvl_pipeline.imports import fault_of_user_code
 from cvl_pipeline.io.storage import shown
+from cvl_pipeline.kedro import silence
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.hooks import check_reward_of
 from cvl_pipeline.kedro.mistakes import mistake
@@ -87,6 +88,8 @@ class _Command(click.Command):
             if error.code == TERMINATED:
                 raise
             raise click.ClickException(printable(str(fault_of_user_code(error)))) from error
+        finally:
+            silence.end()
 
 
 def _unreadable(args: list[str]) -> str:
@@ -107,6 +110,7 @@ class _AboutPipelines(_Command):
     """Lets the pipelines follow the parameters, and refuses names that do not exist."""
 
     def check(self, options: dict[str, Any]) -> None:
+        silence.begin(silence.START, "loading libraries, which takes longest the first time")
         parameters = _follow(options)
         asked = _asked_names(options)
         _check_evaluates(parameters, asked)

@@ -23,6 +23,7 @@ from rich.table import Table
 from cvl_pipeline.errors import InputError, causes, missing_extra, one_line
 from cvl_pipeline.io.location import is_url
 from cvl_pipeline.io.storage import FULL, check_file, shown
+from cvl_pipeline.kedro import silence
 from cvl_pipeline.kedro.commands import kedro_run, keep_options
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.parameters import RunParameters, check_parameters
@@ -189,7 +190,10 @@ def _check_tuning(parameters: RunParameters) -> None:
 
 
 class ReportNodes:
-    """Logs every finished node in one line: how many are done, its outputs, its seconds."""
+    """Logs every finished node in one line: how many are done, its outputs, its seconds.
+
+    What takes long is logged before it is done (see ``silence``).
+    """
 
     def __init__(self) -> None:
         """Start with nothing counted."""
@@ -208,18 +212,46 @@ class ReportNodes:
         self._total, self._done = len(nodes), count(1)
 
     @hook_impl
+    def before_dataset_loaded(self, dataset_name: str, node: Node) -> None:
+        """Begin the reading of an input."""
+        silence.end(silence.START)
+        silence.begin(node.name, f"{node.name} reads {dataset_name}")
+
+    @hook_impl
     def before_node_run(self, node: Node) -> None:
         """Start the node's clock."""
+        silence.begin(node.name, f"{node.name} is running")
         self._starts[node.name] = time.perf_counter()
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
         """Log the node."""
+        silence.end(node.name)
         seconds = time.perf_counter() - self._starts.pop(node.name)
         logger.info(
             "%d/%d %s -> %s (%.1f s%s)", next(self._done), self._total, node.name, ", ".join(node.outputs), seconds,
             ", beside" if beside.get() else "",
         )  # fmt: skip
+
+    @hook_impl
+    def before_dataset_saved(self, dataset_name: str, node: Node) -> None:
+        """Begin the writing of an output."""
+        silence.begin(node.name, f"{node.name} writes {dataset_name}")
+
+    @hook_impl
+    def after_dataset_saved(self, node: Node) -> None:
+        """End the writing of an output."""
+        silence.end(node.name)
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        """End what is being logged."""
+        silence.end()
+
+    @hook_impl
+    def on_pipeline_error(self) -> None:
+        """End what is being logged."""
+        silence.end()
 
 
 class ReportResults:
