@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -46,9 +47,8 @@ def make_loggers(names: Sequence[str], folder: Path, runs: Mapping[str, str] | N
     if "tensorboard" in names and find_spec("tensorboard") is not None:
         loggers.append(_TensorBoard(folder, name="", version="tensorboard"))
     if "mlflow" in names:
-        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        address = os.environ.get("MLFLOW_TRACKING_URI") or database(folder)
-        loggers.append(_MLflow(experiment, run, address, {"group": group}, run_id=runs.get("mlflow")))
+        with naming("MLflow"):
+            loggers.append(_MLflow(folder, run, {"group": group}, runs.get("mlflow")))
     if "wandb" in names:
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         loggers.append(_WeightsAndBiases(run, folder, project=project, group=group, id=runs.get("wandb")))
@@ -67,15 +67,15 @@ def run_name(folder: Path) -> str:
     return "/".join(parts[-2:])
 
 
-def database(folder: Path) -> str:
-    """Address of the database for MLflow without a server: one file for all trainings of a project.
+def database(folder: Path) -> Path:
+    """File of MLflow's database without a server: one for all trainings of a project.
 
     Args:
         folder: of the logs; the file is in ``08_reporting``, or in the folder itself if that is elsewhere.
     """
     place = folder.absolute()
     shared = next((parent for parent in place.parents if parent.name == REPORTING), place)
-    return f"sqlite:///{shared / 'mlflow.db'}"
+    return shared / "mlflow.db"
 
 
 @rank_zero_only
@@ -122,14 +122,15 @@ def run_ids(loggers: Sequence[Logger]) -> dict[str, str]:
 
 
 @contextmanager
-def naming(logger: Logger) -> Iterator[None]:
-    """Report any error, each logger having kinds of its own, as one line that names the logger."""
+def naming(logger: Logger | str) -> Iterator[None]:
+    """Report errors, of which each logger has kinds of its own, as one line that names the logger."""
+    name = logger if isinstance(logger, str) else type(logger).__name__.lstrip("_")
     try:
         yield
     except Exception as error:
         raise InputError(
-            f"training.loggers: {type(logger).__name__.lstrip('_')} cannot write ({one_line(error)[:300]}); "
-            "repair it, or leave it out, and run the same command to resume"
+            f"training.loggers: {name} cannot write ({one_line(error)[:300]}); repair it, "
+            "or leave it out, and run the same command to resume"
         ) from error
 
 
@@ -159,14 +160,34 @@ class _TensorBoard(TensorBoardLogger):
 
 
 class _MLflow(MLFlowLogger):
-    """Marks a run that goes on as running."""
+    """Creates database and experiment, which another process may do at the same time."""
 
     key = "mlflow"
 
+    def __init__(self, folder: Path, run: str, tags: dict[str, str], run_id: str | None) -> None:
+        address = os.environ.get("MLFLOW_TRACKING_URI")
+        self._is_resumed = run_id is not None
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        file = database(folder)
+        shared: AbstractContextManager[Any] = nullcontext()
+        if not address:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            address, shared = f"sqlite:///{file}", FileLock(file.with_suffix(".lock"))
+        with shared:
+            super().__init__(experiment, run, address, tags, run_id=run_id)
+
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
-        resumed = self._run_id is not None and not self._initialized
+        """Log the parameters as the first thing of a run."""
+        from mlflow.exceptions import MlflowException
+
+        if self._mlflow_client.get_experiment_by_name(self._experiment_name) is None:
+            try:
+                self._mlflow_client.create_experiment(self._experiment_name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
         super().log_hyperparams(params)
-        if resumed:
+        if self._is_resumed:
             self.experiment.update_run(self.run_id, status="RUNNING")
 
 
