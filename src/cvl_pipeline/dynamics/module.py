@@ -48,7 +48,7 @@ class ContrastiveDynamics(OfflineModule):
             seed: seed of the initial weights and the batches.
             observer: receives every training batch.
         """
-        super().__init__(parameters.training, seed)
+        super().__init__(parameters.training, seed, parameters)
         self.parameters_of_stage = parameters
         self._observer = observer
         self._loss = LOSSES.create(parameters.loss)

@@ -244,7 +244,7 @@ class GoalReaching(OfflineModule):
         self, data: EpisodeData, parameters: CRL.Parameters, seed: int, critic: ContrastiveCritic
     ) -> None:
         """Build the actor and hold the episodes, whose rewards are not read."""
-        super().__init__(parameters.training, seed)
+        super().__init__(parameters.training, seed, parameters)
         self.own_code = parameters.own_encoder
         self.graphable = not self.own_code
         self.crl = parameters

@@ -173,7 +173,7 @@ class OffPolicy(OfflineModule):
 
     def __init__(self, data: EpisodeData, parameters: Any, seed: int) -> None:
         """Build the actor and the method's networks, and hold the episodes, whose rewards are known."""
-        super().__init__(parameters.training, seed)
+        super().__init__(parameters.training, seed, parameters)
         self.own_code = parameters.own_encoder
         self.graphable = not self.own_code
         assert data.rewards is not None  # checked by the method

@@ -47,7 +47,7 @@ class PolicyExtraction(OfflineModule):
         Raises:
             InputError: an objective that lacks what it needs.
         """
-        super().__init__(parameters.training, seed)
+        super().__init__(parameters.training, seed, parameters)
         self.objective = OBJECTIVES.create(parameters)
         for need, given, name in (
             (self.objective.needs_critic, values, "a critic and a readout"),

@@ -14,13 +14,13 @@ import pandas as pd
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cvl_pipeline.errors import InputError, one_line
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.storage import shown, write_atomically
+from cvl_pipeline.training.loggers import naming, run_ids
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.processes import any_of, rank, world_size
 from cvl_pipeline.training.progress import progress_bar
@@ -104,7 +104,11 @@ class Throughput(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the operations of a step and measure the machine."""
         assert isinstance(pl_module, OfflineModule)
-        self._rows += pl_module.rows[len(self._rows) :]  # from a run that started without logs
+        missing = pl_module.rows[len(self._rows) :]  # from a run that started without logs, such as a fleet
+        self._rows += missing
+        if trainer.is_global_zero:
+            for row in missing:
+                self._log(trainer, row)
         self._operations = operations_of_a_step(pl_module) * world_size()
         narrow = pl_module.training_parameters.precision == "bfloat16"
         rate = product_rate(pl_module.device, torch.bfloat16 if narrow else torch.float32)
@@ -146,8 +150,19 @@ class Throughput(Checkpoint):
         table = pd.DataFrame(self._rows)
         write_atomically(self._path, lambda partial: table.to_csv(partial, index=False))
         self._written = True
+        self._log(trainer, row)
+
+    @staticmethod
+    def _log(trainer: Trainer, row: dict[str, float]) -> None:
         for logger in trainer.loggers:
-            _log(logger, row)
+            with naming(logger):
+                logger.log_metrics(row, step=int(row["step"]))
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Store the runs of the loggers, so that resumed training goes on in them."""
+        checkpoint["runs"] = run_ids(trainer.loggers)
 
     def state_dict(self) -> dict[str, Any]:
         """The rows, which a resumed run writes again, and the measurements of the next row so far."""
@@ -157,16 +172,6 @@ class Throughput(Checkpoint):
         """Restore the state."""
         self._rows = state_dict["rows"]
         self._seconds, self._steps = state_dict["seconds"], state_dict["steps"]
-
-
-def _log(logger: Logger, row: dict[str, float]) -> None:
-    try:
-        logger.log_metrics(row, step=int(row["step"]))
-    except Exception as error:  # of its own kind, such as mlflow's when the server is gone
-        raise InputError(
-            f"training.loggers: {type(logger).__name__.lstrip('_')} cannot write ({one_line(error)[:300]}); "
-            "repair it, or leave it out, and run the same command to resume"
-        ) from error
 
 
 def operations_of_a_step(module: OfflineModule) -> float:

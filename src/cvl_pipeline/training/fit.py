@@ -41,7 +41,7 @@ from cvl_pipeline.training.callbacks import (
     Watch,
     Watcher,
 )
-from cvl_pipeline.training.loggers import make_loggers
+from cvl_pipeline.training.loggers import make_loggers, start
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.processes import rank
@@ -90,7 +90,7 @@ def fit(
         interval) and ``validation/...``.
 
     Raises:
-        InputError: the checkpoint to resume from cannot be read, or a logger is not installed.
+        InputError: the checkpoint to resume from cannot be read, or a logger is not installed or cannot write.
         FloatingPointError: the loss is not finite.
         SystemExit: SIGTERM arrived; the training is saved.
     """
@@ -104,7 +104,7 @@ def fit(
     callbacks.insert(0, Threads())
     if watch is not None:
         callbacks.append(Watch(watch))
-    resume = _resumable(saver.path) if saver.path is not None else None
+    resume, runs = _resumable(saver.path) if saver.path is not None else (None, {})
     accelerator = accelerator_of(parameters)
     for name in ("lightning.pytorch", "lightning.fabric"):
         # Lightning's reports (devices, loops) do not help the reader of a pipeline log.
@@ -114,6 +114,8 @@ def fit(
         warnings.simplefilter("ignore", PossibleUserWarning)  # "no logger configured", "few batches"
         # Lightning uses a name that torch has deprecated.
         warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+        loggers = make_loggers(parameters.loggers, logs, runs) if logs is not None else []
+        start(loggers, {**effective(module.stage_parameters), "seed": module.seed})
         trainer = lightning.Trainer(
             accelerator=accelerator,
             devices=parameters.devices,
@@ -124,7 +126,7 @@ def fit(
             max_epochs=math.ceil(parameters.steps / module.interval) * module.chunks,
             check_val_every_n_epoch=module.chunks,
             callbacks=callbacks,
-            logger=make_loggers(parameters.loggers, logs) if logs is not None else False,
+            logger=loggers,
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -223,15 +225,15 @@ def tensors_of(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-def _resumable(path: Path) -> Path | None:
-    """The checkpoint to resume from, if any; raises InputError if it is damaged."""
+def _resumable(path: Path) -> tuple[Path | None, dict[str, str]]:
+    """The checkpoint to resume from, if any, and the runs of its loggers; raises InputError if it is damaged."""
     if not path.exists():
-        return None
+        return None, {}
     state = read_checkpoint(path)
     if state["training"] != path.parent.name:
         raise InputError(f"{shown(path)} belongs to another training; delete it to start again")
     logger.info("Resuming from step %d (%s)", state["global_step"], shown(path))
-    return path
+    return path, state.get("runs", {})
 
 
 class _Replicas(DDPStrategy):

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import lightning
 import torch
+from pydantic import BaseModel
 from torch import Generator, Tensor
 
 from cvl_pipeline.errors import InputError, one_line
@@ -75,10 +76,19 @@ class OfflineModule(lightning.LightningModule):
     own_read = False
     """Whether ``read`` is code of the user's own, which gets batches one by one, not a block of them as one."""
 
-    def __init__(self, training: TrainingParameters, seed: int) -> None:
-        """Set the parameters. No batch has been sampled yet."""
+    def __init__(
+        self, training: TrainingParameters, seed: int, stage_parameters: BaseModel | None = None
+    ) -> None:
+        """Set the parameters; no batch has been sampled yet.
+
+        Args:
+            training: how to train.
+            seed: of the initial weights and the batches.
+            stage_parameters: all parameters of the stage, for loggers; None: those of the training alone.
+        """
         super().__init__()
         self.training_parameters = training
+        self.stage_parameters = stage_parameters or training
         self.seed = seed
         self.automatic_optimization = False
         self.rows: list[dict[str, float]] = []  # one per validation interval
