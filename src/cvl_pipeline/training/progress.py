@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
+from rich import get_console
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,7 +19,8 @@ from rich.progress import (
 def progress_bar() -> Progress:
     """Create a Rich progress bar: description, done of total, elapsed and remaining time.
 
-    A terminal shows it in place; a file or a pipe receives only its last state.
+    A terminal shows it in place, and so does a notebook with ``ipywidgets``. A file, a pipe or another notebook
+    receives only its last state.
     """
     return Progress(
         TextColumn("{task.description}", markup=False),
@@ -23,4 +28,13 @@ def progress_bar() -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        console=_console(),
     )
+
+
+def _console() -> Console:
+    """The console of Rich; in a notebook without widgets, one that writes text: Rich would warn and show nothing."""
+    console = get_console()
+    if console.is_jupyter and find_spec("ipywidgets") is None:
+        return Console(force_jupyter=False)
+    return console
