@@ -90,6 +90,9 @@ $(VENV_DOCS)/installed: docs/requirements.txt
 docs: $(VENV_DOCS)/installed
 	rm -rf build/pages build/site && mkdir -p build/pages
 	git ls-files -z --cached --others --exclude-standard $(PAGES) | xargs -0 tar -c | tar -x -C build/pages
+	@# Neither of them reads notebooks, so these become pages of Markdown, and links lead to the pages.
+	cd build/pages/notebooks && $(CURDIR)/$(VENV_DOCS)/bin/jupyter nbconvert --log-level=WARN --to markdown *.ipynb
+	find build/pages -name '*.md' -exec sed -i.links 's/\.ipynb)/.md)/g' {} + && find build/pages -name '*.links' -delete
 	$(VENV_DOCS)/bin/zensical build --strict --clean
 	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/mkdocs build --strict
 	@echo "The site: build/site/index.html"

@@ -20,7 +20,9 @@ FOLDER = Path(__file__).parent
 LARGEST = 300_000
 """Bytes of a notebook, with its pictures."""
 _MACHINE_PATH = re.compile(r"(?<![\w.:/<])/(?:home|root|tmp|work|usr|opt|mnt|var|Users|private)/[\w.-]+|[A-Z]:\\\\")
-_TERMINAL_CODE = re.compile(r"\x1b(?:\[[0-9;]*m|\]8;[^\x1b]*\x1b\\)")
+_TERMINAL_CODE = re.compile(r"\x1b(?:\[[?0-9;]*[a-zA-Z]|\]8;[^\x1b]*\x1b\\)")
+_OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")
+"""Earlier states of a progress bar."""
 
 
 def execute(path: Path, folder: Path | None = None, timeout: int = 1800) -> NotebookNode:
@@ -89,7 +91,8 @@ def _tidy(outputs: list[NotebookNode]) -> list[NotebookNode]:
 
 
 def _plain(text: str) -> str:
-    lines = (line.rstrip() for line in _TERMINAL_CODE.sub("", text).split("\n"))
+    text = _OVERWRITTEN.sub("", _TERMINAL_CODE.sub("", text))
+    lines = (line.rstrip() for line in text.split("\n"))
     return "\n".join(lines)
 
 

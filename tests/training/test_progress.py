@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from rich.console import Console
 
 from cvl_pipeline.training.progress import progress_bar
 
@@ -12,3 +13,14 @@ def test_description_of_a_bar_is_no_markup(
     with progress_bar() as progress:
         progress.add_task("[bold]ns:dog:x[/]", total=1)
     assert "[bold]ns:dog:x[/]" in capsys.readouterr().out
+
+
+def test_a_notebook_without_widgets_gets_text_and_no_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rich would warn in one, and warnings are errors here."""
+    monkeypatch.setattr("rich._console", Console(force_jupyter=True))
+    monkeypatch.setattr("cvl_pipeline.training.progress.find_spec", lambda name: None)
+    with progress_bar() as progress:
+        progress.update(progress.add_task("Training", total=2), completed=2)
+    assert "Training" in capsys.readouterr().out

@@ -19,8 +19,7 @@ from rich.progress import (
 def progress_bar() -> Progress:
     """Create a Rich progress bar: description, done of total, elapsed and remaining time.
 
-    A terminal shows it in place, and so does a notebook with ``ipywidgets``. A file, a pipe or another notebook
-    receives only its last state.
+    A terminal and a notebook show it in place; a file or a pipe receives only its last state.
     """
     return Progress(
         TextColumn("{task.description}", markup=False),
@@ -33,7 +32,7 @@ def progress_bar() -> Progress:
 
 
 def _console() -> Console:
-    """The console of Rich; in a notebook without widgets, one that writes text: Rich would warn and show nothing."""
+    """The console of Rich; in a notebook without widgets, one that writes text: Rich's would warn, and show nothing."""
     console = get_console()
     if console.is_jupyter and find_spec("ipywidgets") is None:
         return Console(force_jupyter=False)
