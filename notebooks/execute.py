@@ -70,7 +70,7 @@ def write(notebook: NotebookNode, path: Path) -> None:
 
 def _tidy(outputs: list[NotebookNode]) -> list[NotebookNode]:
     """Turn Rich's HTML into text, join texts that follow each other, and remove empty outputs."""
-    tidy: list[NotebookNode] = []
+    joined: list[NotebookNode] = []
     for output in outputs:
         data = output.get("data", {})
         if data.get("text/html", "").startswith("<pre"):  # Rich's
@@ -79,15 +79,15 @@ def _tidy(outputs: list[NotebookNode]) -> list[NotebookNode]:
             data["text/plain"] = _plain(data["text/plain"])
         if output.output_type == "display_data" and list(data) == ["text/plain"]:
             output = nbformat.v4.new_output("stream", name="stdout", text=data["text/plain"])  # type: ignore[no-untyped-call]
+        before = joined[-1] if joined else {}
+        if output.output_type == "stream" and before.get("name") == output.name:
+            before["text"] += output.text
+        else:
+            joined.append(output)
+    for output in joined:
         if output.output_type == "stream":
             output.text = _plain(output.text)
-            if not output.text.strip():
-                continue
-            if tidy and tidy[-1].output_type == "stream" and tidy[-1].name == output.name:
-                tidy[-1].text += output.text
-                continue
-        tidy.append(output)
-    return tidy
+    return [output for output in joined if output.get("text", "text").strip()]
 
 
 def _plain(text: str) -> str:
