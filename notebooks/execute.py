@@ -19,7 +19,9 @@ from cvl_pipeline.io.storage import write_atomically
 FOLDER = Path(__file__).parent
 LARGEST = 300_000
 """Bytes of a notebook, with its pictures."""
-_MACHINE_PATH = re.compile(r"(?<![\w.:/<])/(?:home|root|tmp|work|usr|opt|mnt|var|Users|private)/[\w.-]+|[A-Z]:\\\\")
+_MACHINE_PATH = re.compile(
+    r"(?<![\w.:/<])/(?:home|root|tmp|work|usr|opt|mnt|var|Users|private)/[\w.-]+|[A-Z]:\\\\"
+)
 _TERMINAL_CODE = re.compile(r"\x1b(?:\[[?0-9;]*[a-zA-Z]|\]8;[^\x1b]*\x1b\\)")
 _OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")
 """Earlier states of a progress bar."""
@@ -62,7 +64,9 @@ def write(notebook: NotebookNode, path: Path) -> None:
     """
     text: str = nbformat.writes(notebook)  # type: ignore[no-untyped-call]
     if paths := machine_paths(notebook):
-        raise ValueError(f"{path.name}: an output has the path '{paths[0]}' of this machine; print relative paths")
+        raise ValueError(
+            f"{path.name}: an output has the path '{paths[0]}' of this machine; print relative paths"
+        )
     if len(text) > LARGEST:
         raise ValueError(f"{path.name}: {len(text)} bytes are more than {LARGEST}; make its pictures smaller")
     write_atomically(path, lambda unfinished: unfinished.write_text(text + "\n"))

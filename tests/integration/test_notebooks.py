@@ -9,8 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat import NotebookNode
-
 from notebooks.execute import LARGEST, execute, machine_paths, write
+
 from tests.integration.conftest import copy_project
 from tests.project import PROJECT
 
@@ -68,7 +68,9 @@ def test_a_stored_notebook_has_its_outputs_and_no_path_of_a_machine(path: Path) 
     assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
 
 
-@pytest.mark.parametrize("text", ["saved in /home/me/log.h5", "File '/work/x.py'", r"C:\\Users\\me", "/tmp/a"])
+@pytest.mark.parametrize(
+    "text", ["saved in /home/me/log.h5", "File '/work/x.py'", r"C:\\Users\\me", "/tmp/a"]
+)
 def test_paths_of_a_machine_and_large_notebooks_are_refused(text: str, tmp_path: Path) -> None:
     output = nbformat.v4.new_output("stream", name="stdout", text=text)  # type: ignore[no-untyped-call]
     cell = nbformat.v4.new_code_cell("1", outputs=[output])  # type: ignore[no-untyped-call]
