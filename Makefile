@@ -19,7 +19,7 @@ PAGES := LICENSE '*.md' '*.ipynb' '*.png' '*.svg' '*.webp' '*.css' examples 'src
 	benchmarks/results/deploy.json benchmarks/results/serving.json
 ARGS ?=
 
-.PHONY: help run smoke test test-unit test-slow lint viz docs benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas bench-sampling bench-reading bench-large-log bench-speed bench-gpu bench-tuning bench-deploy faults wheel lock clean
+.PHONY: help run smoke test test-unit test-slow lint viz docs notebooks benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas bench-sampling bench-reading bench-large-log bench-speed bench-gpu bench-tuning bench-deploy faults wheel lock clean
 
 help:
 	@echo "make run        the whole pipeline: collect, train, evaluate (ARGS='--params dataset.task=reach-v3')"
@@ -30,6 +30,7 @@ help:
 	@echo "make lint       check style, types and import contracts"
 	@echo "make viz        open the pipeline in Kedro-Viz in a browser"
 	@echo "make docs       README and docs as a site, in build/site"
+	@echo "make notebooks  run the notebooks and write them with their outputs (minutes; ARGS=quick_start: one)"
 	@echo "make benchmark  CVL, BC and IQL on four tasks with three seeds (docs/benchmarks.md, about an hour)"
 	@echo "make baselines  all methods on one task (15 minutes with two cores)"
 	@echo "make suite      five methods on two tasks, in minutes (docs/suites.md)"
@@ -109,9 +110,15 @@ $(VENV_DOCS)/installed: docs/requirements.txt
 docs: $(VENV_DOCS)/installed
 	rm -rf build/pages build/site && mkdir -p build/pages
 	git ls-files -z --cached --others --exclude-standard $(PAGES) | xargs -0 tar -c | tar -x -C build/pages
+	@# Neither of them reads notebooks, so these become pages of Markdown, and links lead to the pages.
+	cd build/pages/notebooks && $(CURDIR)/$(VENV_DOCS)/bin/jupyter nbconvert --log-level=WARN --to markdown *.ipynb
+	find build/pages -name '*.md' -exec sed -i.links 's/\.ipynb)/.md)/g' {} + && find build/pages -name '*.links' -delete
 	$(VENV_DOCS)/bin/zensical build --strict --clean
 	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/mkdocs build --strict
 	@echo "The site: build/site/index.html"
+
+notebooks: $(VENV)/installed
+	$(BIN)/python -m notebooks.execute $(ARGS)
 
 benchmark: $(VENV)/installed
 	$(BIN)/python -m benchmarks.success $(ARGS)

@@ -423,6 +423,7 @@ def test_every_page_is_in_the_navigation_of_the_site() -> None:
     pages = [
         str(page.relative_to(PROJECT)) for page in [*PAGES, PROJECT / "CHANGELOG.md", PROJECT / "SECURITY.md"]
     ]
+    pages += [f"notebooks/{path.stem}.md" for path in (PROJECT / "notebooks").glob("*.ipynb")]
     assert sorted(listed) == sorted(pages), "add the page to nav in mkdocs.yml"
 
 

@@ -1,38 +1,96 @@
-"""The notebooks run unchanged, at small size."""
+"""The notebooks: they run unchanged, at small size, and are stored with outputs that every reader can see."""
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from nbformat import NotebookNode
+from notebooks.execute import LARGEST, execute, machine_paths, write
 
+from tests.integration.conftest import copy_project
 from tests.project import PROJECT
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
+def _read(path: Path) -> NotebookNode:
+    notebook: NotebookNode = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
+    return notebook
+
+
+def _pictures(notebook: NotebookNode) -> int:
+    return sum(
+        "image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])
+    )
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project, whose run the notebooks share."""
+    root = tmp_path_factory.mktemp("notebooks")
+    copy_project(root)
+    (root / "notebooks").mkdir()
+    results = "benchmarks/results/success.json"
+    (root / results).parent.mkdir(parents=True)
+    shutil.copy(PROJECT / results, root / results)
+    return root
+
+
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # jupyter_client leaves sockets open
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@each
 def test_a_notebook_runs_from_top_to_bottom(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CVL_NOTEBOOK_STEPS", "40")
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT / "src"))
-    notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute()
-    figures = [
-        output
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-        if "image/png" in output.get("data", {})
-    ]
-    assert figures
+    monkeypatch.setenv("CVL_NOTEBOOK_ENV", "smoke")
+    monkeypatch.setenv("IPYTHONDIR", str(project))
+    monkeypatch.setenv("PYTHONPATH", str(project / "src"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    notebook = execute(path, project / "notebooks", timeout=300)
+    assert _pictures(notebook)
+    assert machine_paths(notebook) == []
 
 
-def test_there_is_a_notebook() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["reward_swap"]
+@each
+def test_a_stored_notebook_has_its_outputs_and_no_path_of_a_machine(path: Path) -> None:
+    notebook = _read(path)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert _pictures(notebook)
+    assert machine_paths(notebook) == []
+    assert path.stat().st_size <= LARGEST
+    assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
+
+
+@pytest.mark.parametrize(
+    "text", ["saved in /home/me/log.h5", "File '/work/x.py'", r"C:\\Users\\me", "/tmp/a"]
+)
+def test_paths_of_a_machine_and_large_notebooks_are_refused(text: str, tmp_path: Path) -> None:
+    output = nbformat.v4.new_output("stream", name="stdout", text=text)  # type: ignore[no-untyped-call]
+    cell = nbformat.v4.new_code_cell("1", outputs=[output])  # type: ignore[no-untyped-call]
+    notebook = nbformat.v4.new_notebook(cells=[cell])  # type: ignore[no-untyped-call]
+    with pytest.raises(ValueError, match="of this machine; print relative paths"):
+        write(notebook, tmp_path / "a.ipynb")
+    output.text = "data/08_reporting/x " * LARGEST
+    with pytest.raises(ValueError, match="make its pictures smaller"):
+        write(notebook, tmp_path / "a.ipynb")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_on_notebooks_lists_all() -> None:
+    page = (PROJECT / "docs/notebooks.md").read_text()
+    assert sorted(set(re.findall(r"notebooks/(\w+)\.ipynb", page))) == [path.stem for path in NOTEBOOKS]
+
+
+@each
+def test_links_of_a_notebook_lead_to_files(path: Path) -> None:
+    for cell in _read(path).cells:
+        if cell.cell_type == "markdown":
+            for link in re.findall(r"\]\(([^)\s#]+)", cell.source):
+                assert link.startswith("http") or (path.parent / link).exists(), link

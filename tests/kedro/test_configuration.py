@@ -253,7 +253,7 @@ def test_the_result_of_a_study_is_a_layer_between_the_environment_and_params(
     assert ("beta" in extraction) == (expected["objective"] == "awr")
 
 
-@pytest.mark.parametrize("env", [None, "smoke", "pointmaze"])
+@pytest.mark.parametrize("env", [None, "smoke", "pointmaze", "notebook"])
 def test_the_parameter_files_of_every_environment_are_valid(env: str | None) -> None:
     parameters = make_loader(env=env)["parameters"]
     assert parameters["contrastive_dynamics"]["loss"] == {

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from rich.console import Console
 
 from cvl_pipeline.training.progress import progress_bar
 
@@ -32,3 +33,14 @@ def test_a_pipe_receives_lines_of_a_long_bar_more_and_more_rarely(
         "2", "6", "14", "30", "62", "122", "182", "200",
     ]  # fmt: skip
     assert all(line.startswith("Learning ") for line in lines)
+
+
+def test_a_notebook_without_widgets_gets_text_and_no_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rich would warn in one, and warnings are errors here."""
+    monkeypatch.setattr("rich._console", Console(force_jupyter=True))
+    monkeypatch.setattr("cvl_pipeline.training.progress.find_spec", lambda name: None)
+    with progress_bar() as progress:
+        progress.update(progress.add_task("Training", total=2), completed=2)
+    assert "Training" in capsys.readouterr().out

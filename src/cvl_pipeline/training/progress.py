@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 from typing import Any
 
+from rich import get_console
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -50,8 +53,8 @@ class _Bar(Progress):
 def progress_bar() -> Progress:
     """Create a Rich progress bar: description, done of total, elapsed and remaining time.
 
-    A terminal shows it in place. A file or a pipe receives a line after two seconds, then more and more rarely, and
-    its last state.
+    A terminal and a notebook show it in place. A file or a pipe receives a line after two seconds, then more and more
+    rarely, and its last state.
     """
     return _Bar(
         TextColumn("{task.description}", markup=False),
@@ -59,4 +62,13 @@ def progress_bar() -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        console=_console(),
     )
+
+
+def _console() -> Console:
+    """The console of Rich; in a notebook without widgets, one that writes text: Rich's would warn, and show nothing."""
+    console = get_console()
+    if console.is_jupyter and find_spec("ipywidgets") is None:
+        return Console(force_jupyter=False)
+    return console
