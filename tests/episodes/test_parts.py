@@ -78,9 +78,10 @@ def test_a_layout_survives_json(layout: Layout) -> None:
 @given(LAYOUTS)
 def test_two_observations_beside_each_other_are_joined_by_part(layout: Layout) -> None:
     first, second = random_parts(layout, (2,)), random_parts(layout, (2,), seed=1)
-    both = layout.twice.unpack(layout.beside(layout.pack(first), layout.pack(second)))
-    for name, part in both.items():
+    pairs = layout.beside(layout.pack(first), layout.pack(second))
+    for name, part in layout.twice.unpack(pairs).items():
         assert torch.equal(part, torch.cat([first[name], second[name]], dim=-1))
+    assert torch.equal(layout.first_of(pairs), layout.pack(first))
 
 
 def test_rows_are_written_to_given_memory_and_padded_with_zeros() -> None:
@@ -160,3 +161,4 @@ def test_rows_of_numbers_have_the_same_parts(layout: Layout, rows: tuple[int, ..
     pairs = layout.beside(numbers, layout.numbers(second))
     for name, part in layout.twice.unpack(pairs).items():
         assert torch.equal(part, torch.cat([first[name], second[name]], dim=-1).float())
+    assert torch.equal(layout.first_of(pairs), numbers)

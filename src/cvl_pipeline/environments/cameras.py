@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 
 from cvl_pipeline.environments.base import Array, Environment
-from cvl_pipeline.environments.metaworld import MetaWorldEnvironment
+from cvl_pipeline.environments.metaworld import MetaWorldEnvironment, MetaWorldGoals
 from cvl_pipeline.environments.video import MISSING_GL
 from cvl_pipeline.episodes.parts import Layout, Part
 from cvl_pipeline.errors import InputError, one_line
@@ -30,7 +30,13 @@ class MetaWorldCameras(Environment):
     """
 
     def __init__(
-        self, task: str, episode_steps: int, cameras: Sequence[str], size: int, state: bool = True
+        self,
+        task: str,
+        episode_steps: int,
+        cameras: Sequence[str],
+        size: int,
+        state: bool = True,
+        goals: bool = False,
     ) -> None:
         """Build the simulation; pictures need graphics only from the first reset on.
 
@@ -40,11 +46,17 @@ class MetaWorldCameras(Environment):
             cameras: names of the model's cameras, such as ``corner``.
             size: height and width of the pictures, in pixels.
             state: whether the state is a part, beside the pictures.
+            goals: whether ``info["goal"]`` of the reset is what is seen when the goal is reached; see
+                ``MetaWorldGoals``.
 
         Raises:
             InputError: unknown task.
         """
-        self._environment = MetaWorldEnvironment(task, episode_steps)
+        self._environment = (
+            MetaWorldGoals(task, episode_steps, self._packed)
+            if goals
+            else MetaWorldEnvironment(task, episode_steps)
+        )
         self.simulation = self._environment.simulation
         self._task, self._cameras, self._size = task, tuple(cameras), size
         numbers = self._environment.observation_space.shape
