@@ -114,7 +114,6 @@ def test_the_layout_of_arrays() -> None:
     expected = (Part("b", (2,), "float32"), Part("c", (1,), "float32"), Part("a", (8, 8, 3), "uint8"))
     assert layout.parts == expected
     assert [layout.statistics_of(name) for name in "bca"] == [slice(0, 2), slice(2, 3), slice(3, 6)]
-    assert layout.statistics == 6
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 
 from cvl_pipeline.environments.base import Array, Environment
 from cvl_pipeline.environments.metaworld import MetaWorldEnvironment, MetaWorldGoals
-from cvl_pipeline.environments.video import MISSING_GL
+from cvl_pipeline.environments.video import MISSING_GL, render_plainly
 from cvl_pipeline.episodes.parts import Layout, Part
 from cvl_pipeline.errors import InputError, one_line
 
@@ -121,8 +121,7 @@ class _Canvas:
         model.vis.quality.offsamples = samples
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=2000)
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self._scene.flags[flag] = 0
+        render_plainly(self._scene)
         self._options, self._camera = mujoco.MjvOption(), mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._frame = mujoco.MjrRect(0, 0, size, size)

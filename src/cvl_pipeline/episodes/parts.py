@@ -142,11 +142,6 @@ class Layout:
         return -(-sum(part.nbytes for part in self.parts) // ALIGNMENT) * ALIGNMENT
 
     @cached_property
-    def statistics(self) -> int:
-        """Numbers of a mean or standard deviation: one per dimension of vectors, and one per channel of images."""
-        return sum(part.shape[-1] for part in self.parts)
-
-    @cached_property
     def _places(self) -> dict[str, _Place]:
         places, first, number, value = {}, 0, 0, 0
         for part in self.parts:
@@ -165,7 +160,10 @@ class Layout:
         return self._places[name]
 
     def statistics_of(self, name: str) -> slice:
-        """Where the mean or standard deviation of a part is among those of all parts, see ``statistics``."""
+        """Where the mean or standard deviation of a part is among those of all parts.
+
+        It has one number per dimension of a vector, and one per channel of an image.
+        """
         return self._place(name).statistics
 
     def pack(self, observations: Mapping[str, Any], out: Tensor | None = None) -> Tensor:
