@@ -294,8 +294,11 @@ class Choice:
         name = {"type": "string", "description": f"one of {', '.join(self.registry.names)}, or module:Class"}
         parts: list[dict[str, Any]] = []
         for alternative in self.registry.names:
-            model = self.registry.parameters(alternative)
-            parts.append(handler(model.__pydantic_core_schema__))
+            model: Any = self.registry.parameters(alternative)
+            # With a reference, and in a union, Pydantic writes an alternative once, under `$defs`, for all fields.
+            reference = re.sub(r"\W", "_", f"{self.registry.kind}_{alternative}")
+            known: Any = {**model.__pydantic_core_schema__, "ref": reference}
+            parts.append(handler(core_schema.union_schema([known])))
         one: dict[str, Any] = {"anyOf": [*parts, name, {"type": "object"}]}
         return {"type": "object", "additionalProperties": one} if self.mapping else one
 

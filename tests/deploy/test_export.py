@@ -44,10 +44,10 @@ def _images() -> Transitions:
 
 
 def _normalisation(data: Transitions) -> Normalisation:
-    if data.parts is not None:
-        size = data.parts.statistics
-        return replace(PIXELS, observation_mean=torch.zeros(size), observation_std=torch.full((size,), 50.0))
-    return PIXELS if data.images else identity_normalisation(data)
+    if data.parts is None:
+        return PIXELS if data.images else identity_normalisation(data)
+    identity = identity_normalisation(data)
+    return replace(identity, observation_std=50.0 * identity.observation_std)
 
 
 def _critic(data: Transitions, horizons: bool = False) -> ContrastiveCritic:

@@ -55,6 +55,22 @@ def test_goals_of_images_are_more_channels() -> None:
     assert pairs[..., 3:].min() == 1
 
 
+@pytest.mark.parametrize(
+    ("info", "fault"),
+    [
+        ({}, r"info\['goal'\] of the environment's reset is missing; give an observation, of shape \(2,\)"),
+        ({"goal": [1.0]}, r"reset has shape \(1,\); give an observation, of shape \(2,\)"),
+    ],
+)
+def test_an_environment_that_does_not_say_its_goal_is_refused(info: dict[str, Any], fault: str) -> None:
+    class Other(Walk):
+        def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
+            return super().reset(seed=seed)[0], info
+
+    with pytest.raises(InputError, match=fault):
+        GoalEnvironment(Other).reset(seed=0)
+
+
 def test_the_maze_shows_a_point_that_rests_at_the_goal() -> None:
     environment = PointMazeGoals("PointMaze_UMaze-v3")
     observation, info = environment.reset(seed=1)

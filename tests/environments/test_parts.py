@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from gymnasium.spaces import Box, Dict, Sequence
 
 from cvl_pipeline import api
-from cvl_pipeline.environments.base import SuccessRewarded
+from cvl_pipeline.environments.base import SuccessRewarded, parts_of
+from cvl_pipeline.environments.goals import GoalEnvironment
 from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
+from cvl_pipeline.environments.metaworld import MetaWorldGoals
+from cvl_pipeline.environments.parameters import EvaluationParameters
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.episodes.parts import Part
 from cvl_pipeline.episodes.preparation import coverage, episode_table
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.base import SOURCES
-from cvl_pipeline.sources.environment import environment_named
-from tests.environments.toys import DOT, SEEN_DOT, SeenDot
+from cvl_pipeline.sources.environment import EvaluationEnvironment, environment_for, environment_named
+from tests.environments.toys import DOT, SEEN_DOT, SeenDot, SeenDotGoals
 
 POLICY = "tests.environments.toys:to_the_target"
 TOP, PLACE = Part("images.top", (16, 16, 3), "uint8"), Part("place", (2,), "float32")
@@ -127,6 +132,33 @@ def test_a_policy_of_your_own_gets_dictionaries() -> None:
     )
 
 
+def test_a_policy_reaches_goals_of_several_parts(data: EpisodeData) -> None:
+    """Training, rollouts and the policies that do not see the goal."""
+    small: dict[str, Any] = {
+        "hidden": (32,),
+        "encoder": {"name": "convolutional", "channels": 4, "features": 8},
+        "representation_size": 8,
+        "discount": 0.8,
+    }
+    training = {"steps": 160, "batch_size": 64, "validation_interval": 80}
+    policy, _ = api.train_method(data, "crl", training=training, **small)
+    place = EvaluationEnvironment(partial(GoalEnvironment, SeenDotGoals), "dots", goals=True)
+    place.check(data.transitions)
+    recorded, _ = api.roll_out(policy, place, episodes=4, workers=1)
+    layout = recorded.parts
+    assert layout is not None
+    assert [(part.name, part.shape) for part in layout.parts] == [
+        ("place", (4,)),
+        ("images.top", (16, 16, 6)),
+    ]
+    assert (layout.part(recorded.observations, "place")[:, 2:] == torch.tensor([12.0, 4.0])).all()
+    assert api.evaluate(policy, place, episodes=10)["success"].mean() >= 0.5
+    cloned, _ = api.train_method(data, "bc", training={"steps": 2, "batch_size": 8, "validation_interval": 2})
+    for blind, alone in ((Direct(), Direct()), (cloned, cloned)):
+        over_goals = api.evaluate(blind, place, episodes=3)
+        pd.testing.assert_frame_equal(over_goals, api.evaluate(alone, SEEN_DOT, episodes=3))
+
+
 def near(observations: Any, actions: torch.Tensor, arrivals: Any) -> torch.Tensor:
     """A reward of the user's own, from dictionaries."""
     moved: torch.Tensor = arrivals["place"][:, 0] - observations["place"][:, 0]
@@ -156,6 +188,34 @@ def test_rewards_see_the_parts(data: EpisodeData) -> None:
 def _cameras(**settings: Any) -> Any:
     chosen = {"source": "metaworld", "task": "reach-v3", "episodes": 12, "episode_steps": 3, "image_size": 16}
     return SOURCES.validate(chosen | {"cameras": "corner gripperPOV"} | settings)
+
+
+def test_cameras_see_the_goal_of_the_episode() -> None:
+    settings = _cameras(episode_steps=200)
+    place = environment_for(settings, EvaluationParameters(goals=True))
+    alone = SOURCES.create(settings).make_environment()
+    assert alone is not None
+    with (
+        closing(place.make()) as environment,
+        closing(alone()) as cameras,
+        closing(MetaWorldGoals("reach-v3", 200)) as states,
+    ):
+        try:
+            seen, _ = cameras.reset(seed=3)
+        except InputError as error:
+            if "cannot render" in str(error):
+                pytest.skip("no usable GL on this machine")
+            raise
+        pairs, _ = environment.reset(seed=3)
+        layout, whole = parts_of(cameras), parts_of(environment)
+        assert layout is not None
+        assert whole == layout.twice
+        assert torch.equal(layout.first_of(torch.from_numpy(pairs)), torch.from_numpy(seen))
+        _, info = states.reset(seed=3)
+        goal = whole.part(torch.from_numpy(pairs), "state")[39:]
+        np.testing.assert_array_equal(goal, info["goal"].astype(np.float32))
+        before, solved = whole.part(torch.from_numpy(pairs), "images.corner").int().chunk(2, dim=-1)
+        assert (before - solved).abs().max() > 50, "the arm is elsewhere"
 
 
 def test_metaworld_is_seen_by_cameras_the_same_in_any_number_of_processes() -> None:

@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 
 from cvl_pipeline.environments.base import Array, Environment
+from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 
 
 class Walk(Environment):
@@ -125,6 +126,21 @@ class SeenDot(Dot):
 
     def _picture(self) -> Any:
         return {"images": {"top": super()._picture()}, "place": self._place}
+
+
+class SeenDotGoals(GymnasiumEnvironment):
+    """The same, with a goal: the observation of the red dot on the green one."""
+
+    def __init__(self) -> None:
+        super().__init__(SEEN_DOT)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        observation, info = super().reset(seed=seed, options=options)
+        solved = SeenDot()
+        solved._place = Dot.TARGET
+        return observation, {**info, "goal": self._flat(solved._picture())}
 
 
 SEEN_DOT = "tests.environments.toys:tests/SeenDot-v0"

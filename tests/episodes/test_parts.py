@@ -78,9 +78,10 @@ def test_a_layout_survives_json(layout: Layout) -> None:
 @given(LAYOUTS)
 def test_two_observations_beside_each_other_are_joined_by_part(layout: Layout) -> None:
     first, second = random_parts(layout, (2,)), random_parts(layout, (2,), seed=1)
-    both = layout.twice.unpack(layout.beside(layout.pack(first), layout.pack(second)))
-    for name, part in both.items():
+    pairs = layout.beside(layout.pack(first), layout.pack(second))
+    for name, part in layout.twice.unpack(pairs).items():
         assert torch.equal(part, torch.cat([first[name], second[name]], dim=-1))
+    assert torch.equal(layout.first_of(pairs), layout.pack(first))
 
 
 def test_rows_are_written_to_given_memory_and_padded_with_zeros() -> None:
@@ -113,7 +114,6 @@ def test_the_layout_of_arrays() -> None:
     expected = (Part("b", (2,), "float32"), Part("c", (1,), "float32"), Part("a", (8, 8, 3), "uint8"))
     assert layout.parts == expected
     assert [layout.statistics_of(name) for name in "bca"] == [slice(0, 2), slice(2, 3), slice(3, 6)]
-    assert layout.statistics == 6
 
 
 @pytest.mark.parametrize(
@@ -160,3 +160,4 @@ def test_rows_of_numbers_have_the_same_parts(layout: Layout, rows: tuple[int, ..
     pairs = layout.beside(numbers, layout.numbers(second))
     for name, part in layout.twice.unpack(pairs).items():
         assert torch.equal(part, torch.cat([first[name], second[name]], dim=-1).float())
+    assert torch.equal(layout.first_of(pairs), numbers)

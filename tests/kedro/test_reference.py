@@ -55,8 +55,9 @@ def test_the_page_lists_every_parameter_with_its_default() -> None:
         assert value is None or f"| `{json.dumps(value)}` |" in page, name
 
 
-def test_the_schema_is_valid() -> None:
+def test_the_schema_is_valid_and_describes_each_alternative_once() -> None:
     VALIDATOR.check_schema(VALIDATOR.schema)
+    assert parameter_schema().count('"title": "ConvolutionalEncoderParameters"') == 1
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cvl_pipeline.episodes.container import Normalisation, Transitions
+from cvl_pipeline.episodes.parts import beside
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks import goal_policy
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
@@ -38,7 +39,7 @@ def test_actor_standardises_state_and_goal_alike() -> None:
     actor = make_goal_actor(transitions, statistics, (8,), {})
     assert tuple(actor.shape.observation_shape) == (6,)
     states = torch.tensor([[3.0, 6.0, 11.0]])
-    features = actor.encode_observation(goal_policy.beside(states, states))
+    features = actor.encode_observation(beside(states, states))
     torch.testing.assert_close(features, torch.ones(1, 6))
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from cvl_pipeline.methods.base import METHODS
-from cvl_pipeline.reports import figures
+from cvl_pipeline.reports import figures, series
 from cvl_pipeline.reports.page import RunResults, run_page, suite_page
 from tests.reports.pages import Page, check_numbers
 from tests.reports.test_plots import METRICS
@@ -111,7 +111,7 @@ def test_secrets_of_addresses_are_masked() -> None:
 def test_every_method_has_a_colour_of_its_own_that_never_changes() -> None:
     colours = [figures.colour(name) for name in METHODS.names]
     assert len(set(colours)) == len(colours)
-    assert figures.colour("mine") == figures.colour("mine") != figures.BEHAVIOUR
+    assert figures.colour("mine") == figures.colour("mine") != series.BEHAVIOUR
     run, suite = Page(run_page(RESULTS)), Page(suite_page(_results(), title="x"))
     (of_run,) = [trace for trace in run.figures["Success rate"]["data"] if trace["name"] == "BC"]
     (of_suite,) = [trace for trace in suite.figures["Score against time"]["data"] if trace["name"] == "bc"]

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from cvl_pipeline.reports import plots
+from cvl_pipeline.reports import figures, plots
 
 METRICS: dict[str, Any] = {
     "dataset": "reach-v3",
@@ -24,6 +24,10 @@ METRICS: dict[str, Any] = {
         for end, shift in (("", 0.0), ("_ci_low", -0.1), ("_ci_high", 0.05))
     },
 }
+
+
+TITLES = {"cvl": "CVL", "bc": "BC", "iql": "IQL", "own": "own"}
+COLOURS = {name: figures.colour(name) for name in TITLES}
 
 
 def _draw(figure: Figure) -> None:
@@ -126,7 +130,7 @@ def test_values_of_few_episodes_and_undefined_correlations_can_be_drawn(episodes
 
 def test_policy_histories_show_every_policy() -> None:
     history = pd.DataFrame({"step": [5, 10], "train/loss": [2.0, 1.0], "validation/action_error": [0.4, 0.3]})
-    figure = plots.policy_histories({"CVL": history, "BC": history + 1})
+    figure = plots.policy_histories({"cvl": history, "bc": history + 1}, TITLES, COLOURS)
     _draw(figure)
     assert _lines(figure, 0)["CVL"].tolist() == [2.0, 1.0]
     assert _lines(figure, 1)["BC"].tolist() == [3.0, 2.0]
@@ -136,13 +140,13 @@ def test_policy_histories_show_every_policy() -> None:
 def test_a_method_need_not_measure_the_distance_to_logged_actions() -> None:
     history = pd.DataFrame({"step": [5, 10], "train/loss": [2.0, 1.0], "validation/action_error": [0.4, 0.3]})
     own = history.drop(columns="validation/action_error")
-    figure = plots.policy_histories({"CVL": history, "IQL": history + 1, "own": own})
+    figure = plots.policy_histories({"cvl": history, "iql": history + 1, "own": own}, TITLES, COLOURS)
     _draw(figure)
     assert [list(_lines(figure, axis)) for axis in range(4)] == [["CVL"], ["IQL"], ["own"], ["CVL", "IQL"]]
 
 
 def test_comparison_shows_means_and_intervals() -> None:
-    figure = plots.comparison(METRICS)
+    figure = plots.comparison(METRICS, COLOURS)
     _draw(figure)
     for axis in figure.axes:
         bars = [patch.get_height() for patch in axis.patches]  # type: ignore[attr-defined]
@@ -163,7 +167,7 @@ def _missing(*names: str, metric: str) -> dict[str, None]:
 
 
 def test_comparison_shows_na_where_success_is_not_reported() -> None:
-    figure = plots.comparison(METRICS | _missing("cvl", "bc", "behaviour", metric="success_rate"))
+    figure = plots.comparison(METRICS | _missing("cvl", "bc", "behaviour", metric="success_rate"), COLOURS)
     _draw(figure)
     success, returns = figure.axes
     assert [text.get_text() for text in success.texts] == ["n/a"] * 3
@@ -176,7 +180,7 @@ def test_comparison_shows_na_where_success_is_not_reported() -> None:
 
 
 def test_comparison_shows_na_for_the_one_row_that_is_missing() -> None:
-    figure = plots.comparison(METRICS | _missing("behaviour", metric="return_mean"))
+    figure = plots.comparison(METRICS | _missing("behaviour", metric="return_mean"), COLOURS)
     _draw(figure)
     success, returns = figure.axes
     assert [patch.get_height() for patch in returns.patches] == [0.8, 0.5]  # type: ignore[attr-defined]
@@ -187,7 +191,7 @@ def test_comparison_shows_na_for_the_one_row_that_is_missing() -> None:
 def test_comparison_shows_all_methods_in_their_order() -> None:
     more = {name.replace("bc.", "iql."): value for name, value in METRICS.items() if name.startswith("bc.")}
     titles = {"cvl": "CVL", "iql": "IQL", "bc": "BC (control)"}
-    figure = plots.comparison(METRICS | more | {"methods": titles})
+    figure = plots.comparison(METRICS | more | {"methods": titles}, COLOURS)
     _draw(figure)
     for axis in figure.axes:
         labels = [label.get_text() for label in axis.get_xticklabels()]
@@ -198,4 +202,4 @@ def test_comparison_shows_all_methods_in_their_order() -> None:
 
 def test_the_name_of_a_dataset_is_no_formula() -> None:
     # As a formula, it could not be drawn.
-    _draw(plots.comparison(METRICS | {"dataset": r"a$\notmath$"}))
+    _draw(plots.comparison(METRICS | {"dataset": r"a$\notmath$"}, COLOURS))

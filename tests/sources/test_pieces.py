@@ -26,7 +26,6 @@ from cvl_pipeline.sources import formats, precision
 from cvl_pipeline.sources.columns import Columns
 from cvl_pipeline.sources.d4rl import load_d4rl
 from cvl_pipeline.sources.files import load_file
-from cvl_pipeline.sources.logs import Log as Filled
 from cvl_pipeline.sources.minari import load_minari, save_minari
 from tests.sources.rows import (
     Log,
@@ -317,68 +316,6 @@ def test_nested_spaces_of_minari_become_parts(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         parts["robot.arm"], np.concatenate([arm.reshape(4, 4), np.eye(3)[held]], axis=1).astype(np.float32)
     )
-
-
-def test_a_log_that_is_filled_by_episodes_is_the_log_of_its_rows(log: Log) -> None:
-    names = {
-        "observations": "observation",
-        "actions": "action",
-        "next_observations": "next",
-        "rewards": "reward",
-    }
-    columns: dict[str, Any] = {name: log[of] for name, of in names.items()} | {
-        name: log[name] for name in ("terminated", "truncated")
-    }
-    whole, pieced = Filled("log"), Filled("log")
-    whole.add(**columns)
-    for first in range(0, len(log["action"]), 3):
-        pieced.add(**{name: values[first : first + 3] for name, values in columns.items()})
-    assert len(whole) == len(pieced) == len(log["action"])
-    assert_equal(pieced.episodes(), whole.episodes())
-
-
-def test_a_log_may_be_filled_with_parts() -> None:
-    groups = _arrays(np.random.default_rng(0))
-    log = Filled("mine")
-    for arrays in groups.values():
-        parts = {
-            name.removeprefix("obs/").replace("/", "."): arrays[name] for name in arrays if name[0] == "o"
-        }
-        log.add(
-            observations={name: values[:-1] for name, values in parts.items()},
-            next_observations={name: values[1:] for name, values in parts.items()},
-            actions=arrays["actions"], terminated=np.zeros(T), truncated=np.arange(T) == T - 1,
-        )  # fmt: skip
-    _assert_parts(log.episodes()[0], groups)
-
-
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        ({"actions": None}, "no column 'actions'; give it"),
-        ({"reward": np.zeros(2)}, "column 'reward' is not one of observations, actions"),
-        ({"actions": np.zeros((3, 1))}, "3 rows of actions, but 2 of observations"),
-        ({"actions": np.array([[0.0], [np.nan]])}, r"actions: nan at row 1 .* is not a finite number"),
-        ({"actions": np.array([["a"], ["b"]])}, r"actions: <U1 of shape \(2, 1\); give numbers"),
-        ({"observations": np.zeros((2, 4))}, r"rows of shape \(4,\) after rows of shape \(3,\)"),
-        ({"observations": {"state": np.zeros((2, 3))}}, "column 'observations, part 'state'' is not one of"),
-        ({"place": "episode 7", "truncated": np.zeros((2, 2))}, r"log: episode 7, truncated: rows of shape"),
-    ],
-)
-def test_rows_that_do_not_fit_a_log_are_refused(changes: dict[str, Any], part: str) -> None:
-    columns: dict[str, Any] = {
-        "observations": np.zeros((2, 3)), "actions": np.zeros((2, 1)), "terminated": np.zeros(2),
-        "truncated": np.zeros(2),
-    }  # fmt: skip
-    log = Filled("log")
-    log.add(**columns)
-    with pytest.raises(InputError, match=part):
-        log.add(**{name: value for name, value in (columns | changes).items() if value is not None})
-
-
-def test_a_log_without_rows_is_refused() -> None:
-    with pytest.raises(InputError, match="log: no steps"):
-        Filled("log").episodes()
 
 
 def _group(groups: dict[str, Arrays], rng: np.random.Generator) -> Arrays:

@@ -13,8 +13,8 @@ import gymnasium
 import numpy as np
 
 from cvl_pipeline.environments.base import Array, Environment
-from cvl_pipeline.environments.metaworld import MetaWorldEnvironment
-from cvl_pipeline.environments.video import MISSING_GL
+from cvl_pipeline.environments.metaworld import MetaWorldEnvironment, MetaWorldGoals
+from cvl_pipeline.environments.video import MISSING_GL, render_plainly
 from cvl_pipeline.episodes.parts import Layout, Part
 from cvl_pipeline.errors import InputError, one_line
 
@@ -30,7 +30,13 @@ class MetaWorldCameras(Environment):
     """
 
     def __init__(
-        self, task: str, episode_steps: int, cameras: Sequence[str], size: int, state: bool = True
+        self,
+        task: str,
+        episode_steps: int,
+        cameras: Sequence[str],
+        size: int,
+        state: bool = True,
+        goals: bool = False,
     ) -> None:
         """Build the simulation; pictures need graphics only from the first reset on.
 
@@ -40,11 +46,17 @@ class MetaWorldCameras(Environment):
             cameras: names of the model's cameras, such as ``corner``.
             size: height and width of the pictures, in pixels.
             state: whether the state is a part, beside the pictures.
+            goals: whether ``info["goal"]`` of the reset is what is seen when the goal is reached; see
+                ``MetaWorldGoals``.
 
         Raises:
             InputError: unknown task.
         """
-        self._environment = MetaWorldEnvironment(task, episode_steps)
+        self._environment = (
+            MetaWorldGoals(task, episode_steps, self._packed)
+            if goals
+            else MetaWorldEnvironment(task, episode_steps)
+        )
         self.simulation = self._environment.simulation
         self._task, self._cameras, self._size = task, tuple(cameras), size
         numbers = self._environment.observation_space.shape
@@ -109,8 +121,7 @@ class _Canvas:
         model.vis.quality.offsamples = samples
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=2000)
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-            self._scene.flags[flag] = 0
+        render_plainly(self._scene)
         self._options, self._camera = mujoco.MjvOption(), mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._frame = mujoco.MjrRect(0, 0, size, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
@@ -110,10 +111,18 @@ class MetaWorldGoals(MetaWorldEnvironment):
     its last one if it does not.
     """
 
-    def __init__(self, task: str, episode_steps: int) -> None:
-        """Build the simulation; see ``MetaWorldEnvironment``."""
+    def __init__(
+        self, task: str, episode_steps: int, observe: Callable[[Array], Array] | None = None
+    ) -> None:
+        """Build the simulation.
+
+        Args:
+            task: see ``MetaWorldEnvironment``.
+            episode_steps: likewise.
+            observe: makes the goal of a state, (39,), in which the simulation is; None: the goal is the state.
+        """
         super().__init__(task, episode_steps)
-        self._expert = MetaWorldExpert(task)
+        self._expert, self._observe = MetaWorldExpert(task), observe
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -123,6 +132,7 @@ class MetaWorldGoals(MetaWorldEnvironment):
         truncated = False
         while not (truncated or success_in(info)):
             goal, _, _, truncated, info = self.step(self._expert(goal.copy()))
+        goal = self._observe(goal) if self._observe else goal
         observation, info = super().reset(seed=seed)
         return observation, {**info, "goal": goal}
 

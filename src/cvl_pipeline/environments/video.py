@@ -177,6 +177,17 @@ def _frames(
     ends.append(observation)
 
 
+def render_plainly(scene: Any) -> None:
+    """Leave shadows and reflections out of a scene of MuJoCo; a software renderer takes twenty times as long with them.
+
+    Multisampling takes as long. Models switch it off: ``model.vis.quality.offsamples = 0``.
+    """
+    import mujoco
+
+    for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+        scene.flags[flag] = 0
+
+
 class Camera:
     """Takes pictures of an environment in its present state."""
 
@@ -205,8 +216,7 @@ class Camera:
     def _mujoco(self, model: Any, size: int) -> Any:
         import mujoco
 
-        # A software renderer takes twenty times as long with multisampling, shadows and reflections.
-        model.vis.quality.offsamples = 0
+        model.vis.quality.offsamples = 0  # see render_plainly
         model.vis.global_.offwidth = max(size, model.vis.global_.offwidth)
         model.vis.global_.offheight = max(size, model.vis.global_.offheight)
         renderer = mujoco.Renderer(model, size, size)
@@ -233,11 +243,8 @@ class Camera:
     def picture(self) -> Array:
         """Return a picture, (H, W, 3) uint8; raises RenderingError."""
         if self._renderer is not None:
-            import mujoco
-
             self._renderer.update_scene(self._inner.data, self._view)
-            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-                self._renderer.scene.flags[flag] = 0
+            render_plainly(self._renderer.scene)
             picture: Any = self._renderer.render()
         else:
             picture = self._outer.render()

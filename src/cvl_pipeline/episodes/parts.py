@@ -142,11 +142,6 @@ class Layout:
         return -(-sum(part.nbytes for part in self.parts) // ALIGNMENT) * ALIGNMENT
 
     @cached_property
-    def statistics(self) -> int:
-        """Numbers of a mean or standard deviation: one per dimension of vectors, and one per channel of images."""
-        return sum(part.shape[-1] for part in self.parts)
-
-    @cached_property
     def _places(self) -> dict[str, _Place]:
         places, first, number, value = {}, 0, 0, 0
         for part in self.parts:
@@ -165,7 +160,10 @@ class Layout:
         return self._places[name]
 
     def statistics_of(self, name: str) -> slice:
-        """Where the mean or standard deviation of a part is among those of all parts, see ``statistics``."""
+        """Where the mean or standard deviation of a part is among those of all parts.
+
+        It has one number per dimension of a vector, and one per channel of an image.
+        """
         return self._place(name).statistics
 
     def pack(self, observations: Mapping[str, Any], out: Tensor | None = None) -> Tensor:
@@ -265,7 +263,7 @@ class Layout:
         chosen = Layout(tuple(self[name] for name in names))
         return chosen, chosen.pack({name: self.part(packed, name) for name in chosen.names})
 
-    @property
+    @cached_property
     def twice(self) -> Layout:
         """Layout of ``beside``: every part with twice the dimensions or channels."""
         parts = (Part(part.name, (*part.shape[:-1], 2 * part.shape[-1]), part.dtype) for part in self.parts)
@@ -281,6 +279,38 @@ class Layout:
         rows = next(iter(pairs.values())).shape[: first.ndim - 1]
         out = torch.zeros((*rows, self.twice.nbytes), dtype=torch.uint8, device=first.device)
         return self.twice.pack(pairs, out)
+
+    def first_of(self, pairs: Tensor) -> Tensor:
+        """The first of the rows that ``beside`` put together, (..., B') -> (..., B), packed or of ``numbers``."""
+        parts = {
+            name: self.twice.part(pairs, name)[..., : self[name].shape[-1]].contiguous()
+            for name in self.names
+        }
+        if pairs.is_floating_point():
+            return self.numbers(parts)
+        out = torch.zeros((*pairs.shape[:-1], self.nbytes), dtype=torch.uint8, device=pairs.device)
+        return self.pack(parts, out)
+
+
+def beside(first: Tensor, second: Tensor, layout: Layout | None = None) -> Tensor:
+    """Two observations side by side, such as a state and a goal.
+
+    Vectors (..., O) become (..., 2 O), and images (..., H, W, C) become (..., H, W, 2 C). With a layout, every part
+    does.
+
+    Args:
+        first: an observation, or many.
+        second: as many.
+        layout: of packed observations; None: they are one vector or one image.
+    """
+    return torch.cat([first, second], dim=-1) if layout is None else layout.beside(first, second)
+
+
+def shape_beside(shape: tuple[int, ...], layout: Layout | None) -> tuple[tuple[int, ...], Layout | None]:
+    """Shape and layout of ``beside``, for observations of a shape and a layout."""
+    if layout is None:
+        return (*shape[:-1], 2 * shape[-1]), None
+    return (layout.twice.nbytes,), layout.twice
 
 
 def named_parts(shape: tuple[int, ...], layout: Layout | None) -> tuple[Part, ...]:

@@ -31,6 +31,7 @@ from cvl_pipeline.kedro.pipeline_registry import current_plan, plan_for, registe
 from cvl_pipeline.kedro.provenance.states import Provenance
 from cvl_pipeline.kedro.provenance.status import print_status
 from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
+from cvl_pipeline.sources import FORMATS
 from cvl_pipeline.sources.environment import environment_for
 from cvl_pipeline.tuning.storage import StudyLocation
 
@@ -379,9 +380,7 @@ cli.add_command(
         "export-dataset",
         params=[
             *(option for option in kedro_run.params if option.name in ("env", "params", "conf_source")),
-            click.Option(
-                ["--format", "form"], required=True, type=click.Choice(["hdf5", "lerobot", "minari"])
-            ),
+            click.Option(["--format", "form"], required=True, type=click.Choice(FORMATS)),
             click.Option(
                 ["--out"],
                 required=True,

@@ -22,6 +22,7 @@ from torch import Generator, Tensor
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters, DynamicsTraining
 from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.episodes.parts import beside
 from cvl_pipeline.episodes.shifts import random_shift
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.base import Method, MethodParameters
@@ -31,7 +32,6 @@ from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.goal_policy import (
     MOST_GOALS,
     GoalPolicy,
-    beside,
     closeness,
     make_goal_actor,
     psi_of_goals,

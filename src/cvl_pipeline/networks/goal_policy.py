@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from cvl_pipeline.episodes.container import Normalisation, Transitions
-from cvl_pipeline.episodes.parts import Layout
+from cvl_pipeline.episodes.parts import beside, shape_beside
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.actor import Actor, ActorShape, Policy, make_actor
 from cvl_pipeline.networks.arrays import as_rows, pieces
@@ -67,16 +67,10 @@ def make_goal_actor(
         for values in (normalisation.observation_mean, normalisation.observation_std)
     )
     first = transitions.observations[:1]
-    pairs = replace(
-        transitions, observations=beside(first, first, layout), parts=layout.twice if layout else None
-    )
+    _, parts = shape_beside(tuple(first.shape[1:]), layout)
+    pairs = replace(transitions, observations=beside(first, first, layout), parts=parts)
     statistics = replace(normalisation, observation_mean=mean, observation_std=std)
     return make_actor(pairs, statistics, hidden, encoder)
-
-
-def beside(observations: Tensor, goals: Tensor, layout: Layout | None = None) -> Tensor:
-    """The actor's input, (..., O) and (..., O) -> (..., 2 O); packed rows if observations have parts."""
-    return torch.cat([observations, goals], dim=-1) if layout is None else layout.beside(observations, goals)
 
 
 class GoalPolicy(Policy):
@@ -157,7 +151,8 @@ class GoalPolicy(Policy):
 class ObservedGoal(nn.Module):
     """Any policy in a ``GoalEnvironment``, whose observations are a state and the goal of the episode, side by side.
 
-    A GoalPolicy pursues that goal instead of its own ones. Other policies do not see it.
+    A GoalPolicy pursues that goal instead of its own ones. Other policies do not see it. Observations of several parts
+    are packed, or a dictionary for a module of your own.
     """
 
     def __init__(self, policy: nn.Module) -> None:
@@ -167,13 +162,20 @@ class ObservedGoal(nn.Module):
         shape = getattr(policy, "shape", None)
         if isinstance(shape, ActorShape):
             self.discrete = bool(getattr(policy, "discrete", False))
-            *space, last = shape.observation_shape
-            self.shape = replace(shape, observation_shape=(*space, 2 * last))
+            observation_shape, parts = shape_beside(tuple(shape.observation_shape), shape.parts)
+            self.shape = replace(shape, observation_shape=observation_shape, parts=parts)
 
-    def forward(self, observations: Tensor) -> Tensor:
+    def forward(self, observations: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Actions, (B, 2 O) -> (B, A)."""
+        actions: Tensor
         if isinstance(self.policy, GoalPolicy):
-            actions: Tensor = self.policy.actor(observations)
+            actions = self.policy.actor(observations)
         else:
-            actions = self.policy(observations.chunk(2, dim=-1)[0])
+            actions = self.policy(self._states(observations))
         return actions
+
+    def _states(self, pairs: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        if isinstance(pairs, Mapping):
+            return {name: values.chunk(2, dim=-1)[0] for name, values in pairs.items()}
+        layout = getattr(getattr(self.policy, "shape", None), "parts", None)
+        return pairs.chunk(2, dim=-1)[0] if layout is None else layout.first_of(pairs)

@@ -11,17 +11,11 @@ import numpy as np
 import pandas as pd
 
 from cvl_pipeline.methods.base import METHODS
+from cvl_pipeline.reports.series import BAD, BEHAVIOUR, CRITIC, PALETTE, edges, extremes, groups
 
 Figure = dict[str, Any]
 """``data`` and ``layout`` of plotly. The page adds fonts and the colours of the background."""
 
-BEHAVIOUR = "#8b939c"
-"""Colour of the behaviour data; readable on white and on black, like the others."""
-PALETTE = (
-    "#2f7fd0", "#e08214", "#2f9e5b", "#9a67d8", "#d9534f", "#1fa3a3", "#cf6a9c", "#9c9a2a", "#a9744f", "#6b7fe3",
-    "#6fae2f", "#c44fc4", "#4aa9dc", "#c98b5a", "#5fae8e", "#b06a6a",
-)  # fmt: skip
-GOOD, MIDDLE, BAD = "#2f9e5b", "#e08214", "#d9534f"
 SHOWN_VALUES = 2000
 """Points of a scatter plot; more would fill the page."""
 CELLS = 40
@@ -119,14 +113,6 @@ def histories(
 def critic(history: pd.DataFrame) -> list[tuple[str, Figure]]:
     """Loss, accuracy and bound of the contrastive critic."""
     step = history["step"]
-    columns = {
-        "Contrastive loss": ({"train/loss": "training", "validation/loss": "held out"}, "nats"),
-        "Held-out accuracy": (
-            {f"validation/categorical_accuracy_{part}": f"which {part}?" for part in ("future", "anchor")},
-            "share of the batch",
-        ),
-        "Held-out mutual-information bound": ({"validation/mutual_information_bound": "bound"}, "nats"),
-    }
     return [
         (
             title,
@@ -141,29 +127,20 @@ def critic(history: pd.DataFrame) -> list[tuple[str, Figure]]:
                 showlegend=len(lines) > 1,
             ),
         )
-        for title, (lines, unit) in columns.items()
+        for title, (lines, unit) in CRITIC.items()
     ]
 
 
 def histogram(episodes: pd.DataFrame, column: str, title: str) -> Figure:
     """Count episodes, the solved ones apart if success is known."""
-    parts = [("all episodes", BEHAVIOUR, episodes)]
-    if not episodes["success"].isna().any():
-        solved = episodes["success"].astype(bool)
-        parts = [("solved", GOOD, episodes[solved]), ("not solved", BAD, episodes[~solved])]
-    edges = (
-        np.histogram_bin_edges(episodes[column].dropna(), bins=20)
-        if episodes[column].notna().any()
-        else [0, 1]
-    )
+    ends = edges(episodes, column)
     data = [
         {
-            "type": "bar", "name": f"{name} ({len(part)})", "marker": {"color": shade, "opacity": 0.85},
-            "x": numbers((np.asarray(edges[1:]) + np.asarray(edges[:-1])) / 2),
-            "width": float(edges[1] - edges[0]),
-            "y": np.histogram(part[column].dropna(), bins=edges)[0].tolist(),
+            "type": "bar", "name": name, "marker": {"color": shade, "opacity": 0.85},
+            "x": numbers((ends[1:] + ends[:-1]) / 2), "width": float(ends[1] - ends[0]),
+            "y": np.histogram(values, bins=ends)[0].tolist(),
         }
-        for name, shade, part in parts
+        for name, shade, values in groups(episodes, column)
     ]  # fmt: skip
     return figure(data, title, "episodes", barmode="stack", bargap=0, showlegend=True)
 
@@ -200,12 +177,8 @@ def values_against_returns(values: pd.DataFrame, report: Mapping[str, float | No
 
 def values_in_episodes(values: pd.DataFrame) -> Figure:
     """Draw Q and return along the worst, the middle and the best held-out episode."""
-    ranked = values.groupby("episode")["return"].mean().sort_values().index
-    shades = {0: BAD, len(ranked) // 2: MIDDLE, len(ranked) - 1: GOOD}
     data = []
-    for position, shade in shades.items():
-        part = values[values["episode"] == ranked[position]]
-        name = f"episode {ranked[position]}"
+    for name, shade, part in extremes(values):
         data += [
             line(part["step"], part["q"], f"{name}, Q", shade, mode="lines"),
             line(part["step"], part["return"], f"{name}, return", shade, mode="lines", line={"dash": "dot"}),

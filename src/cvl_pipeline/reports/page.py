@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from cvl_pipeline.errors import masked
-from cvl_pipeline.reports import figures
+from cvl_pipeline.reports import figures, series
 from cvl_pipeline.reports.comparison import BEHAVIOUR, OURS, THRESHOLDS, Comparison, interval
 from cvl_pipeline.reports.figures import Figure
 from cvl_pipeline.reports.html import PREVIEW, SCRIPT, video_address
@@ -288,7 +288,7 @@ def _number(value: float | None, digits: int = 2) -> Cell:
 
 
 def _method(name: str, title: str | None = None) -> Cell:
-    shade = figures.BEHAVIOUR if name in (DATA, BEHAVIOUR) else figures.colour(name)
+    shade = series.BEHAVIOUR if name in (DATA, BEHAVIOUR) else figures.colour(name)
     return Cell(title or name, title or name, shade)
 
 
@@ -343,7 +343,7 @@ def _interval_rows(
     return [
         (
             title,
-            figures.BEHAVIOUR if key == DATA else figures.colour(key),
+            series.BEHAVIOUR if key == DATA else figures.colour(key),
             metrics[f"{key}.{metric}"], metrics[f"{key}.{metric}_ci_low"], metrics[f"{key}.{metric}_ci_high"],
         )
         for key, title in names.items()

@@ -43,8 +43,8 @@ from cvl_pipeline.schema import operational
 from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 from cvl_pipeline.sources.download import download
 from cvl_pipeline.sources.hdf5 import HDF5, check_log, log_files, open_hdf5
-from cvl_pipeline.sources.logs import progress
 from cvl_pipeline.sources.precision import single_precision
+from cvl_pipeline.sources.progress import progress
 from cvl_pipeline.sources.steps import Steps, episodes_from_steps
 
 Floats = NDArray[np.float32]

@@ -55,18 +55,15 @@ class EvaluationEnvironment:
         # Not above: they import torch and gymnasium, and the pipelines are built without.
         from cvl_pipeline.environments.base import checked
         from cvl_pipeline.environments.evaluation import check_fit
+        from cvl_pipeline.episodes.parts import shape_beside
 
         with closing(checked(self.make())) as environment:
             if transitions is not None:
-                shape, size = tuple(transitions.observations.shape[1:]), transitions.actions.shape[1]
+                shape, layout = tuple(transitions.observations.shape[1:]), transitions.parts
                 if self.goals:
-                    if transitions.parts is not None:
-                        raise InputError(
-                            "evaluation.goals is true, but observations have several parts, whose goals are not known; "
-                            "set it to false"
-                        )
-                    shape = (*shape[:-1], 2 * shape[-1])
-                check_fit(environment, shape, size, bool(transitions.discrete), transitions.parts)
+                    shape, layout = shape_beside(shape, layout)
+                size = transitions.actions.shape[1]
+                check_fit(environment, shape, size, bool(transitions.discrete), layout)
 
 
 def environment_named(environment_id: str, episode_steps: int | None = None) -> EvaluationEnvironment:

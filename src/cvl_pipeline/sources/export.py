@@ -16,11 +16,10 @@ from cvl_pipeline.episodes.validation import validate_rewards, validate_transiti
 from cvl_pipeline.errors import InputError, look_up
 from cvl_pipeline.io.storage import kind_at, shown, write_atomically
 from cvl_pipeline.paths import expanded
+from cvl_pipeline.sources import FORMATS
 from cvl_pipeline.sources.lerobot_frames import TASK_PART
 from cvl_pipeline.sources.lerobot_writer import LeRobotWriter
 from cvl_pipeline.sources.minari import save_minari
-
-FORMATS = ("hdf5", "lerobot", "minari")
 
 
 def export_dataset(
@@ -41,7 +40,7 @@ def export_dataset(
     Args:
         transitions: the episodes.
         rewards: their rewards and successes.
-        form: one of ``FORMATS``.
+        form: one of ``sources.FORMATS``.
         out: ``hdf5``: a file that does not exist; ``lerobot``: a folder that does not exist; ``minari``: the folder of
             Minari's datasets.
         tasks: texts of several tasks, whose one-hot vector is a part ``task`` of the observations, or at their end.

@@ -26,8 +26,8 @@ from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters
 from cvl_pipeline.sources.columns import MOST_ACTIONS, Columns
 from cvl_pipeline.sources.formats import open_contents
 from cvl_pipeline.sources.hdf5 import log_files
-from cvl_pipeline.sources.logs import progress
 from cvl_pipeline.sources.precision import numbers_or_images, single_precision
+from cvl_pipeline.sources.progress import progress
 from cvl_pipeline.sources.steps import Steps, bounds_of, episodes_from_steps, first_gap, packed
 from cvl_pipeline.sources.tables import Table, brief, place_of_row
 

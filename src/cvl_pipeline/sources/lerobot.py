@@ -28,8 +28,8 @@ from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 from cvl_pipeline.sources.columns import MOST_ACTIONS
 from cvl_pipeline.sources.lerobot_format import NUMBERS, PICTURES, Episodes, Folder
 from cvl_pipeline.sources.lerobot_frames import Filler, Rows
-from cvl_pipeline.sources.logs import progress
 from cvl_pipeline.sources.pictures import Videos, import_av
+from cvl_pipeline.sources.progress import progress
 
 logger = logging.getLogger(__name__)
 

@@ -107,10 +107,11 @@ class MetaWorld(SimulatedSource):
         """Return a factory; episodes keep the length of the collection."""
         return self._environment(self.parameters.state)
 
-    def _environment(self, state: bool) -> Callable[[], Environment]:
+    def _environment(self, state: bool, goals: bool = False) -> Callable[[], Environment]:
         from cvl_pipeline.environments.metaworld import (
             BENCHMARKS,
             MetaWorldEnvironment,
+            MetaWorldGoals,
             check_metaworld_task,
         )
         from cvl_pipeline.environments.multitask import MultiTaskEnvironment
@@ -120,18 +121,14 @@ class MetaWorld(SimulatedSource):
         if p.cameras:
             from cvl_pipeline.environments.cameras import MetaWorldCameras
 
-            return partial(MetaWorldCameras, p.task, p.episode_steps, p.cameras, p.image_size or 64, state)
-        kind = MultiTaskEnvironment if self._several else MetaWorldEnvironment
-        return partial(kind, self.parameters.task, self.parameters.episode_steps)
+            size = p.image_size or 64
+            return partial(MetaWorldCameras, p.task, p.episode_steps, p.cameras, size, state, goals)
+        single = MetaWorldGoals if goals else MetaWorldEnvironment
+        return partial(MultiTaskEnvironment if self._several else single, p.task, p.episode_steps)
 
     def make_goal_environment(self, episode_steps: int | None = None) -> Callable[[], Environment] | None:
         """Return a factory; a benchmark of several tasks has none."""
-        from cvl_pipeline.environments.metaworld import MetaWorldGoals, check_metaworld_task
-
-        if self._several:
-            return None
-        check_metaworld_task(self.parameters.task)
-        return partial(MetaWorldGoals, self.parameters.task, self.parameters.episode_steps)
+        return None if self._several else self._environment(self.parameters.state, goals=True)
 
     @property
     def slow_to_build(self) -> bool:

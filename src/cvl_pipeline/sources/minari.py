@@ -36,8 +36,8 @@ from cvl_pipeline.paths import expanded
 from cvl_pipeline.schema import operational
 from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 from cvl_pipeline.sources.hdf5 import COPY, HDF5, open_hdf5
-from cvl_pipeline.sources.logs import progress
 from cvl_pipeline.sources.precision import numbers_or_images, single_precision
+from cvl_pipeline.sources.progress import progress
 from cvl_pipeline.sources.steps import packed
 
 if TYPE_CHECKING:

@@ -40,8 +40,8 @@ from cvl_pipeline.schema import LONGEST_EPISODE, MOST_EPISODES, operational
 from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 from cvl_pipeline.sources.download import download_as_seen_first
 from cvl_pipeline.sources.formats import Contents, open_contents, reading
-from cvl_pipeline.sources.logs import progress
 from cvl_pipeline.sources.precision import single_precision
+from cvl_pipeline.sources.progress import progress
 
 if TYPE_CHECKING:
     Array = NDArray[Any]

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from cvl_pipeline.io.storage import write_atomically
 from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.reports.comparison import BEHAVIOUR, THRESHOLDS, Comparison, interval
+from cvl_pipeline.reports.figures import colour
 from cvl_pipeline.reports.html import SCRIPT, plotly_script
 from cvl_pipeline.reports.markdown import markdown
 from cvl_pipeline.reports.page import suite_page
-from cvl_pipeline.reports.plots import COLOURS
 from cvl_pipeline.reports.statistics import Estimate, estimate, interquartile_mean
 from cvl_pipeline.suites.parameters import OWN, VARIANT
 from cvl_pipeline.suites.plan import Plan
@@ -131,19 +131,16 @@ def picture(table: Comparison, rows: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(11.0, 4.2), layout="constrained")
     profiles, times = figure.subplots(1, 2)
     seconds = rows.groupby("method")["seconds"].median()
-    for position, name in enumerate(table.methods):
-        style: dict[str, Any] = {
-            "color": COLOURS[position % len(COLOURS)], "ls": "-" if position < len(COLOURS) else "--"
-        }  # fmt: skip
+    for name in table.methods:
         scores = table.scores(name)
         profile = table.profile(name)
-        profiles.plot(THRESHOLDS, profile.value, label=name, **style)
-        profiles.fill_between(THRESHOLDS, profile.low, profile.high, color=style["color"], alpha=0.12, lw=0)
+        profiles.plot(THRESHOLDS, profile.value, label=name, color=colour(name))
+        profiles.fill_between(THRESHOLDS, profile.low, profile.high, color=colour(name), alpha=0.12, lw=0)
         value, low, high = map(float, estimate(interquartile_mean, scores))
         if seconds[name] == seconds[name]:
             times.errorbar(
                 seconds[name], value, yerr=[[max(0.0, value - low)], [max(0.0, high - value)]], fmt="o",
-                color=style["color"],
+                color=colour(name),
             )  # fmt: skip
             times.annotate(
                 name, (seconds[name], value), xytext=(5, 4), textcoords="offset points", fontsize=8

@@ -77,7 +77,8 @@ def make_rewards(transitions: Transitions, seed: int = 1) -> Rewards:
 
 def identity_normalisation(transitions: Transitions) -> Normalisation:
     layout, action = transitions.parts, transitions.actions.shape[1]
-    observation = layout.statistics if layout else transitions.observations.shape[-1]
+    last = transitions.observations.shape[-1]
+    observation = sum(part.shape[-1] for part in layout.parts) if layout else last
     return Normalisation(
         torch.zeros(observation), torch.ones(observation), torch.zeros(action), torch.ones(action)
     )

@@ -32,6 +32,8 @@ PARAMETERS = {
     "paths", "readout", "sources", "training", "tuning",
 }  # fmt: skip
 """The models of all parameters, with the default alternatives."""
+COLOURS = {*BASE, "methods", "networks", "objectives", "reports", "training"}
+"""The methods that there are, which have colours of their own."""
 ROOMS: dict[str, set[str]] = {
     "data_ingestion.ingest": SOURCES_OF_EPISODES | {"api", "io"},
     "data_ingestion.split": {"errors", "episodes"},
@@ -50,7 +52,7 @@ ROOMS: dict[str, set[str]] = {
     "policy_extraction.train_cvl": TRAINING | {"methods", "objectives", "readout"},
     "policy_extraction.train_bc": TRAINING | {"methods", "objectives"},
     "policy_extraction.train_iql": TRAINING | {"methods", "objectives"},
-    "policy_extraction.plot": {"reports"},
+    "policy_extraction.plot": COLOURS,
     **{
         f"evaluation.roll_out_{name}": SOURCES_OF_EPISODES | {"api", "networks"}
         for name in ("cvl", "bc", "iql")
@@ -60,7 +62,7 @@ ROOMS: dict[str, set[str]] = {
         for name in ("cvl", "bc", "iql")
     },
     "evaluation.summarise": SOURCES_OF_EPISODES | {"io", "networks", "readout", "reports"},
-    "evaluation.plot": {"reports"},
+    "evaluation.plot": COLOURS,
     "evaluation.write_page": PARAMETERS - {"tuning"} | {"reports"},
     "export.export_cvl": {
         *BASE,
@@ -161,11 +163,11 @@ def test_a_policy_depends_on_its_own_objective_and_the_critic_on_none(objective:
 
 
 FILE_READERS = {
-    "files": {"columns", "formats", "hdf5", "logs", "precision", "steps", "tables"},
-    "d4rl": {"download", "hdf5", "logs", "precision", "steps"},
-    "ogbench": {"download", "formats", "hdf5", "logs", "precision", "steps"},
-    "minari": {"hdf5", "logs", "precision", "steps"},
-    "lerobot": {"columns", "lerobot_format", "lerobot_frames", "logs", "pictures", "precision", "steps"},
+    "files": {"columns", "formats", "hdf5", "progress", "precision", "steps", "tables"},
+    "d4rl": {"download", "hdf5", "progress", "precision", "steps"},
+    "ogbench": {"download", "formats", "hdf5", "progress", "precision", "steps"},
+    "minari": {"hdf5", "progress", "precision", "steps"},
+    "lerobot": {"columns", "lerobot_format", "lerobot_frames", "progress", "pictures", "precision", "steps"},
 }
 
 

@@ -123,9 +123,9 @@ def _with_known_success(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.Data
 
 def plot(metrics: dict[str, Any]) -> Any:
     """Draw success and return, side by side."""
-    from cvl_pipeline.reports import plots
+    from cvl_pipeline.reports import figures, plots
 
-    return plots.comparison(metrics)
+    return plots.comparison(metrics, {name: figures.colour(name) for name in metrics["methods"]})
 
 
 def record(

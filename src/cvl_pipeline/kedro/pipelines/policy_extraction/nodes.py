@@ -72,6 +72,6 @@ def train_baseline_with_critic(
 
 def plot(titles: Mapping[str, str], /, **histories: pd.DataFrame) -> Any:
     """Draw the losses of all policies over training."""
-    from cvl_pipeline.reports import plots
+    from cvl_pipeline.reports import figures, plots
 
-    return plots.policy_histories({titles[name]: history for name, history in histories.items()})
+    return plots.policy_histories(histories, titles, {name: figures.colour(name) for name in histories})
