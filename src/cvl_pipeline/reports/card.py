@@ -153,7 +153,7 @@ def _parity(parity: Mapping[str, Any]) -> Rows:
         ("Held-out observations", str(parity["observations"])),
         (
             "Largest difference of an action",
-            f"{parity['largest_error']:.2g} (allowed: {parity['tolerance']:.2g})",
+            f"{parity['largest_error']:.2g} of its range (allowed: {parity['tolerance']:.2g})",
         ),
     ]
     if parity["other_choices"]:
