@@ -211,7 +211,10 @@ def test_the_watchdog_warns_or_raises(folder: Path) -> None:
         ({"latency_ms": 0.0}, "latency_ms is 0.0"),
         ({"margin": -1.0}, "margin is -1.0"),
         ({"threads": 0}, "threads is 0; give a whole number from 1 on"),
-        ({"providers": ["CUDAExecutionProvider"]}, "does not have CUDAExecutionProvider; .*CPUExecutionProvider"),
+        (
+            {"providers": ["CUDAExecutionProvider"]},
+            "does not have CUDAExecutionProvider; .*CPUExecutionProvider",
+        ),
     ],
 )
 def test_options_that_do_not_exist_are_refused(folder: Path, options: dict[str, Any], words: str) -> None:

@@ -198,7 +198,10 @@ def _check(policy: Any, transitions: Transitions) -> None:
         bool(transitions.discrete),
     )  # fmt: skip
     for name, own, other in zip(
-        ("observations of shape", "parts", "actions of size", "discrete actions:"), of_policy, of_episodes, strict=True
+        ("observations of shape", "parts", "actions of size", "discrete actions:"),
+        of_policy,
+        of_episodes,
+        strict=True,
     ):
         if own != other:
             raise InputError(

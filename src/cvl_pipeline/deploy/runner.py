@@ -60,7 +60,9 @@ def checksum(contract: Mapping[str, Any]) -> str:
     return digest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
 
 
-def differences(contract: Mapping[str, Any], actions: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
+def differences(
+    contract: Mapping[str, Any], actions: NDArray[Any], others: NDArray[Any]
+) -> NDArray[np.float64]:
     """Compare actions, (B, A) or (B,), with others; the numbers of an action may have different units.
 
     Args:
