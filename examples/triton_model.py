@@ -5,7 +5,8 @@
     tritonserver --model-repository REPOSITORY --backend-directory BACKENDS --http-address 127.0.0.1
 
 FOLDER is an exported one (docs/deploy.md), and stays where it is. REPOSITORY gets one model, ``policy``: this file, and
-the folder's ``config.pbtxt`` with another backend. The server's Python needs numpy and onnxruntime alone.
+the folder's ``config.pbtxt`` with another backend. The server's Python needs numpy and onnxruntime alone. With NumPy 2,
+the backend of nvidia-pytriton 0.7 (Triton 2.51) answers with empty arrays: keep its own requirement, ``numpy<2``.
 """
 
 from __future__ import annotations

@@ -467,7 +467,7 @@ def export_policy(
     parameters = validated(ExportParameters, settings)
     about = {
         "task": task, "dataset": task, "seed": seed, "reward": reward, "provenance": {},
-        "method": METHODS.classes[method].title if method in METHODS.names else method,
+        "method": METHODS[method].title if method in METHODS.names else method,
         "judged": None if rollouts is None else judged_by(rollouts, data, environment, seed),
     }  # fmt: skip
     files = exported_files(policy, data.transitions, data.split, parameters, values=values, about=about)

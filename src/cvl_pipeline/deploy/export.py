@@ -212,7 +212,8 @@ def _check(policy: Any, transitions: Transitions) -> None:
 def _acted(policy: Policy, observations: Tensor) -> NDArray[np.float32]:
     """Return the policy's actions, (B, A); raise InputError if they are not a function of the observation alone."""
     with torch.no_grad():
-        first, second = (policy(observations).numpy().copy() for _ in range(2))
+        first: NDArray[np.float32] = policy(observations).numpy().copy()
+        second: NDArray[np.float32] = policy(observations).numpy()
     wanted = (len(observations), policy.shape.action_size)
     if first.shape != wanted:
         raise InputError(
