@@ -1,10 +1,10 @@
-"""An exported door-open policy, run by the runner in an environment without torch, beside its evaluation in the pipeline.
+"""An exported door-open policy, run without torch in an environment of its own, beside the evaluation of the pipeline.
 
     python -m benchmarks.door_open
 
-Trains, evaluates and exports the policy of CVL with the default settings (``kedro run``; what is fresh is kept), makes an
-environment with numpy, onnxruntime and metaworld in ``.venv-peers``, and runs ``examples/robot.py`` there on the seeds of
-the evaluation. Both have the same start and goal in every episode, so success should be the same.
+Trains, evaluates and exports the policy of CVL with the default settings (``kedro run``; fresh artifacts are kept), makes
+an environment with numpy, onnxruntime and metaworld in ``.venv-peers``, and runs ``examples/robot.py`` there on the
+seeds of the evaluation. Both have the same start and goal in every episode, so success should be the same.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ PACKAGES = ("numpy", "onnxruntime", "metaworld", "mujoco")
 ROBOT = Contender(
     "robot", "examples/robot.py", (), "", environment="robot",
     requirements=(
-        ("numpy", "onnxruntime", f"metaworld=={metadata.version('metaworld')}", f"mujoco=={metadata.version('mujoco')}"),
+        ("numpy", "onnxruntime", *(f"{name}=={metadata.version(name)}" for name in ("metaworld", "mujoco"))),
     ),
 )  # fmt: skip
-VERSIONS = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
+VERSIONS = (
+    "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
+)
 
 
 def robot(folder: Path, seeds: list[int]) -> dict[str, Any]:
@@ -63,7 +65,9 @@ def main() -> None:
     seeds = [int(seed) for seed in pipeline["episode_seed"]]
     alone = robot(PROJECT / f"data/06_models/{run}/cvl_exported", seeds)
     if alone["torch_imported"]:
-        raise SystemExit("torch was imported beside the runner: the environment is not the one that was asked for")
+        raise SystemExit(
+            "torch was imported beside the runner: the environment is not the one that was asked for"
+        )
     successes = pipeline["success"].to_numpy(bool), np.array(alone["successes"])
     gaps = np.abs(pipeline["return"].to_numpy() - np.array(alone["returns"]))
     record = write_record(
@@ -77,8 +81,8 @@ def main() -> None:
         same_success=int((successes[0] == successes[1]).sum()), largest_difference_of_return=float(gaps.max()),
     )  # fmt: skip
     print(  # noqa: T201
-        f"success in the pipeline {successes[0].sum()}, by the runner alone {successes[1].sum()} of {len(seeds)}; the same "
-        f"in {record['same_success']} episodes; returns differ by at most {gaps.max():.3g}"
+        f"success in the pipeline {successes[0].sum()}, by the runner alone {successes[1].sum()} of {len(seeds)}; the "
+        f"same in {record['same_success']} episodes; returns differ by at most {gaps.max():.3g}"
     )
 
 

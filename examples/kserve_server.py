@@ -32,7 +32,9 @@ class KServePolicy(Model):  # type: ignore[misc]
     async def predict(self, payload: Any, *_: Any, **__: Any) -> Any:
         """Act on the parts of observations, (B, *shape). The client gets the runner's line for what it refuses."""
         try:
-            actions = np.asarray(self.policy.select_action({one.name: one.as_numpy() for one in payload.inputs}))
+            actions = np.asarray(
+                self.policy.select_action({one.name: one.as_numpy() for one in payload.inputs})
+            )
         except self.refusal as error:
             raise InvalidInput(str(error)) from None
         answer = InferOutput("action", list(actions.shape), "INT64" if actions.dtype.kind == "i" else "FP32")

@@ -2,8 +2,8 @@
 
     python kserve_client.py FOLDER HOST:PORT
 
-Runs where numpy, onnxruntime and tritonclient[grpc] are installed. FOLDER is the exported one that is served. Prints one
-JSON object: how many actions differ, and what the server answers to an observation that is not a number.
+Runs where numpy, onnxruntime and tritonclient[grpc] are installed. FOLDER is the exported one that is served. Prints
+one JSON object: how many actions differ, and what the server answers to an observation that is not a number.
 """
 
 from __future__ import annotations
