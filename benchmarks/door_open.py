@@ -2,7 +2,7 @@
 
     python -m benchmarks.door_open
 
-Trains, evaluates and exports the policy of CVL with the default settings (``kedro run``; fresh artifacts are kept), makes
+Trains, evaluates and exports the policy of CVL with the default settings (``kedro run``; fresh artifacts stay), makes
 an environment with numpy, onnxruntime and metaworld in ``.venv-peers``, and runs ``examples/robot.py`` there on the
 seeds of the evaluation. Both have the same start and goal in every episode, so success should be the same.
 """
