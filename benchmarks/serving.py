@@ -3,7 +3,8 @@
     python -m benchmarks.serving FOLDER
 
 FOLDER is an exported one (docs/deploy.md). MLServer is installed from PyPI into ``.venv-peers`` on first use.
-Clients ask one after another over connections that stay open (KServe v2, JSON). ``benchmarks.deploy`` does this for every actor.
+Clients ask one after another over connections that stay open (KServe v2, JSON).
+``benchmarks.deploy`` does this for every actor.
 """
 
 from __future__ import annotations

@@ -652,7 +652,8 @@ def test_other_objects_and_files_are_refused(continuous: Run, tmp_path: Path) ->
 
 
 def test_a_policy_is_exported_with_its_values_and_a_card(continuous: Run, tmp_path: Path) -> None:
-    policy, data = continuous.trained.policy, continuous.data
+    policy: Any = continuous.trained.policy
+    data = continuous.data
     rollouts = cvl.evaluate(policy, environment_named("Pendulum-v1", STEPS), episodes=2)
     folder = cvl.export_policy(
         policy, data, tmp_path / "exported", values=cvl.QFunction(continuous.critic, continuous.readout),
@@ -675,7 +676,8 @@ def test_a_policy_is_exported_with_its_values_and_a_card(continuous: Run, tmp_pa
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(
     continuous: Run, discrete: Run, tmp_path: Path
 ) -> None:
-    trained, data, folder = continuous.trained, continuous.data, tmp_path / "exported"
+    trained: Any = continuous.trained
+    data, folder = continuous.data, tmp_path / "exported"
     calls: list[tuple[Any, str]] = [
         (lambda: cvl.export_policy(trained, data, folder), "TrainedPolicy .* give its field `policy`"),
         (

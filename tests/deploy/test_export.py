@@ -256,7 +256,7 @@ class _Own(Policy):
         ("chunk", r"actions of shape \(20, 2, 2\); .* no chunks of actions"),
         ("count", "acts differently on the same observations again"),
         ("noise", "acts differently on the same observations again"),
-        ("buffer", "it has memory, because a call changes its buffers"),
+        ("buffer", "the policy has memory: acting changes its buffers memory"),
     ],
 )
 def test_a_policy_with_memory_or_chunks_is_refused(gaussian: Any, how: str, words: str) -> None:

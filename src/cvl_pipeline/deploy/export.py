@@ -211,9 +211,16 @@ def _check(policy: Any, transitions: Transitions) -> None:
 
 def _acted(policy: Policy, observations: Tensor) -> NDArray[np.float32]:
     """Return the policy's actions, (B, A); raise InputError if they are not a function of the observation alone."""
+    before = {name: buffer.clone() for name, buffer in policy.named_buffers()}
     with torch.no_grad():
         first: NDArray[np.float32] = policy(observations).numpy().copy()
         second: NDArray[np.float32] = policy(observations).numpy()
+    changed = [name for name, buffer in policy.named_buffers() if not torch.equal(buffer, before[name])]
+    if changed:
+        raise InputError(
+            f"the policy has memory: acting changes its buffers {', '.join(changed)}; make its action a function of the "
+            "observation alone"
+        )
     wanted = (len(observations), policy.shape.action_size)
     if first.shape != wanted:
         raise InputError(
@@ -253,12 +260,6 @@ def _exported(
             program = torch.export.export(
                 module.eval(), rows, dynamic_shapes=(tuple(batch for _ in rows),), strict=False
             )
-            changed = program.graph_signature.buffers_to_mutate
-            if changed:
-                raise InputError(
-                    f"the {kind} cannot be exported: it has memory, because a call changes its buffers "
-                    f"({', '.join(changed.values())})"
-                )
             for part in program.graph_module.modules():  # of branches and blocks, too
                 for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
                     node.meta.pop("stack_trace", None)
@@ -268,8 +269,6 @@ def _exported(
                 program, (), input_names=names, output_names=[output], external_data=False, verbose=False
             )
             model = exported.model_proto
-    except InputError:
-        raise
     except Exception as error:  # of a class per fault, from any code of the policy
         raise InputError(
             f"the {kind} cannot be exported: torch.export or torch.onnx refuses it ({one_line(error)[:400]})"
