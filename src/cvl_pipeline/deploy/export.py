@@ -218,8 +218,8 @@ def _acted(policy: Policy, observations: Tensor) -> NDArray[np.float32]:
     changed = [name for name, buffer in policy.named_buffers() if not torch.equal(buffer, before[name])]
     if changed:
         raise InputError(
-            f"the policy has memory: acting changes its buffers {', '.join(changed)}; make its action a function of the "
-            "observation alone"
+            f"the policy has memory: acting changes its buffers {', '.join(changed)}; make its action a function of "
+            "the observation alone"
         )
     wanted = (len(observations), policy.shape.action_size)
     if first.shape != wanted:
