@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -35,6 +36,15 @@ def read_data(folder: Path) -> EpisodeData:
     return EpisodeData(
         *(load(folder / f"{kind}.safetensors") for kind in ("transitions", "split", "normalisation"))
     )
+
+
+def write_section(page: Path, name: str, text: str) -> None:
+    """Replace what a page has between the mark ``<!-- name: ... -->`` and the mark ``<!-- end of name -->``."""
+    pattern = re.compile(rf"(<!-- {name}: [^\n]* -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+    content, count = pattern.subn(lambda marks: f"{marks[1]}\n{text}\n\n{marks[2]}", page.read_text())
+    if count != 1:
+        raise SystemExit(f"{page} must have the marks of '{name}' once, and has them {count} times")
+    page.write_text(content)
 
 
 def write_record(path: Path, **values: Any) -> dict[str, Any]:

@@ -1,14 +1,17 @@
-"""Exported policies beside torch: parity, CPU time, size, start-up, and a million calls (docs/deploy.md).
+"""Exported policies beside torch: parity, CPU time, size, start-up, a million calls, and MLServer (docs/deploy.md).
 
-Actors have the default sizes and random weights. One thread. The fastest of several rounds counts.
+Actors have the default sizes and random weights. One thread. The fastest of several rounds counts. MLServer is
+installed from PyPI into ``.venv-peers`` on first use. The tables of docs/deploy.md are written from the record.
 
     python -m benchmarks.deploy
+    python -m benchmarks.deploy --write-docs    # only the tables, from the record that exists
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -24,11 +27,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from benchmarks.common import RESULTS, markdown, write_record
+from benchmarks.common import PROJECT, RESULTS, markdown, write_record, write_section
+from benchmarks.serving import CLIENTS, mlserver
+from benchmarks.serving import measure as serve
+from cvl_pipeline.api import save
 from cvl_pipeline.deploy.export import export_policy
 from cvl_pipeline.deploy.parameters import ExportParameters
 from cvl_pipeline.deploy.runner import CONTRACT, POLICY_FILE, load_policy
 from cvl_pipeline.episodes.container import Normalisation, Transitions
+from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.networks.actor import Policy, make_actor
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.networks.goal_policy import GoalPolicy, make_goal_actor
@@ -41,12 +48,18 @@ OBSERVATION, ACTION, HIDDEN, PIXELS = 39, 4, (256, 256), 64
 REFERENCES, PROPOSALS, GOALS = 4096, 32, 16
 SECONDS, ROUNDS = 0.3, 5
 CALLS = 10**6
+ACTORS = ("gaussian", "categorical", "best of 32", "goals", "image", "parts")
+SERVED = 1000
+"""Calls of a served policy, for each number of clients; slow policies get a quarter."""
+DOCS = PROJECT / "docs/deploy.md"
 
 
 def _data(kind: str) -> Transitions:
     lengths, ends = [200] * 6, [False] * 6
     if kind == "categorical":
         return make_discrete_transitions(lengths, ends, ACTION)
+    if kind == "parts":
+        return _with_camera(lengths)
     data = make_transitions(lengths, ends, OBSERVATION, ACTION)
     if "image" not in kind:
         return data
@@ -55,8 +68,20 @@ def _data(kind: str) -> Transitions:
     return replace(data, observations=pixels)
 
 
+def _with_camera(lengths: list[int]) -> Transitions:
+    """Numbers, and a camera."""
+    data = make_transitions(lengths, [False] * len(lengths), OBSERVATION, ACTION)
+    rows = len(data.observations)
+    generator = torch.Generator().manual_seed(0)
+    camera = torch.randint(0, 256, (rows, PIXELS, PIXELS, 3), dtype=torch.uint8, generator=generator)
+    parts = {"state": data.observations, "image": camera}
+    layout = Layout.of(parts)
+    return replace(data, observations=layout.pack(parts), parts=layout)
+
+
 def _policy(kind: str, data: Transitions) -> Policy:
-    size, actions = data.observations.shape[-1], data.actions.shape[1]
+    size = data.parts.statistics if data.parts else data.observations.shape[-1]
+    actions = data.actions.shape[1]
     scale = 60.0 if data.images else 1.0
     normalisation = Normalisation(
         torch.full((size,), 128.0 if data.images else 0.0), torch.full((size,), scale), torch.zeros(actions),
@@ -95,6 +120,10 @@ def _microseconds(function: Callable[[], object]) -> float:
     return 1e6 * best
 
 
+RUNNER_START = "import sys; sys.path.insert(0, sys.argv[1]); import runner; runner.load_policy(sys.argv[1])"
+TORCH_START = "import sys; import cvl_pipeline as cvl; cvl.load(sys.argv[1])"
+
+
 def _startup(code: str, *arguments: str) -> float:
     """CPU seconds of a process that runs code."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -124,11 +153,22 @@ def measure(kind: str, folder: Path) -> dict[str, Any]:
         "actor": kind, "largest error": f"{parity['largest_error']:.1e}", "other choices": parity["other_choices"],
         "kB": round(len(files[POLICY_FILE]) / 1000), "export, CPU s": round(seconds, 1),
     }  # fmt: skip
+    saved = folder.with_suffix(".safetensors")
+    save(policy, saved)
+    row["runner, start, CPU s"] = round(_startup(RUNNER_START, str(folder)), 2)
+    row["torch, start, CPU s"] = round(_startup(TORCH_START, str(saved)), 2)
     for batch in (1, 64):
-        states = data.observations[:batch].numpy()
+        states = _rows(data, batch)
         for name, function in (("runner", loaded.select_action), ("torch", policy.act)):
             row[f"{name}, us, batch {batch}"] = round(_microseconds(lambda f=function, s=states: f(s)))  # type: ignore[misc]
     return row
+
+
+def _rows(data: Transitions, count: int) -> Any:
+    """The first observations, as a runner takes them."""
+    if data.parts is None:
+        return data.observations[:count].numpy()
+    return {name: part.numpy() for name, part in data.parts.unpack(data.observations[:count]).items()}
 
 
 def endurance(folder: Path, calls: int) -> dict[str, Any]:
@@ -153,30 +193,75 @@ def endurance(folder: Path, calls: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def tables(record: dict[str, Any]) -> dict[str, str]:
+    """Return the tables of docs/deploy.md, by the names of their marks."""
+    actors, served = [], []
+    for row in record["actors"]:
+        actors.append({
+            "actor": row["actor"], "largest error": row["largest error"], "kB": row["kB"],
+            **{
+                f"{name}, {count} row{'s' if count > 1 else ''}": row[f"{name}, us, batch {count}"]
+                for count in (1, 64) for name in ("runner", "torch")
+            },
+            **{f"{name}, start, s": row[f"{name}, start, CPU s"] for name in ("runner", "torch")},
+        })  # fmt: skip
+        alone, *clients = record["served"][row["actor"]]["rows"]
+        served.append({"actor": row["actor"], "the runner alone": _p50_p99(alone)} | {
+            f"{count} client{'s' if count > 1 else ''}": _p50_p99(one)
+            for count, one in zip(CLIENTS, clients, strict=True)
+        } | {"actions/s, 64 clients": clients[-1]["actions/s"]})  # fmt: skip
+    return {
+        "exported": markdown(pd.DataFrame(actors)).strip(), "served": markdown(pd.DataFrame(served)).strip(),
+    }  # fmt: skip
+
+
+def _p50_p99(row: dict[str, Any]) -> str:
+    return f"{row['p50, ms']:.3g} / {row['p99, ms']:.3g}"
+
+
+def write_docs(record: dict[str, Any]) -> None:
+    """Write the tables of docs/deploy.md."""
+    for name, table in tables(record).items():
+        write_section(DOCS, name, table)
+
+
 def main() -> None:
-    """Measure all, and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure all, and write the record and the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--calls", type=int, default=CALLS, help="calls of the endurance test")
+    parser.add_argument(
+        "--write-docs", action="store_true", help="write the tables from the record, measure nothing"
+    )
     options = parser.parse_args()
+    path = RESULTS / "deploy.json"
+    if options.write_docs:
+        write_docs(json.loads(path.read_text()))
+        return
     torch.set_num_threads(1)
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(f"other work is running (load {load:.1f}); it affects all results", flush=True)  # noqa: T201
+    command, begin = mlserver(), time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
-        rows = []
-        for kind in ("gaussian", "categorical", "best of 32", "goals", "image"):
+        rows, served = [], {}
+        for kind in ACTORS:
             rows.append(measure(kind, place / kind))
-            print(rows[-1], flush=True)  # noqa: T201
-        folder = str(place / "gaussian")
-        save = "from cvl_pipeline.api import load; import torch"
-        startup = {
-            "runner_cpu_seconds": _startup(
-                "import sys; sys.path.insert(0, sys.argv[1]); import runner; runner.load_policy(sys.argv[1])",
-                folder,
-            ),
-            "torch_cpu_seconds": _startup(save),
-        }
+            asked = SERVED if kind in ("gaussian", "categorical") else SERVED // 4
+            latencies, answers = serve(place / kind, command, asked)
+            served[kind] = {"calls": asked, "rows": latencies, **answers}
+            print(rows[-1], served[kind], flush=True)  # noqa: T201
         calls = endurance(place / "gaussian", options.calls)
-    write_record(RESULTS / "deploy.json", actors=rows, startup=startup, endurance=calls)
-    print(markdown(pd.DataFrame(rows)), startup, calls, sep="\n")  # noqa: T201
+    record = write_record(
+        path,
+        load=load,
+        seconds=round(time.perf_counter() - begin),
+        actors=rows,
+        served=served,
+        endurance=calls,
+    )
+    write_docs(record)
+    print(*tables(record).values(), calls, sep="\n\n")  # noqa: T201
 
 
 if __name__ == "__main__":

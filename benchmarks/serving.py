@@ -1,9 +1,10 @@
 """Serve an exported policy with MLServer on this machine: the same actions, and how long they take.
 
-    python -m benchmarks.serving FOLDER --server MLSERVER
+    python -m benchmarks.serving FOLDER
 
-FOLDER is an exported one (docs/deploy.md), MLSERVER the command `mlserver` of an environment that has it, such as
-`~/served/bin/mlserver`. Clients ask one after another over connections that stay open (KServe v2, JSON).
+FOLDER is an exported one (docs/deploy.md). MLServer is installed from PyPI into ``.venv-peers`` on first use.
+Clients ask one after another over connections that stay open (KServe v2, JSON).
+``benchmarks.deploy`` does this for every actor.
 """
 
 from __future__ import annotations
@@ -27,13 +28,18 @@ import pandas as pd
 import psutil
 from numpy.typing import NDArray
 
-from benchmarks.common import RESULTS, markdown, write_record
+from benchmarks.common import PROJECT, markdown
+from benchmarks.speed import Contender, python_of
 from cvl_pipeline.deploy.runner import ExportedPolicy, load_policy
 
 CLIENTS, CALLS = (1, 8, 64), 4000
 PATH = "/v2/models/policy"
 SERVER = "CPU of the server per action, ms"
 Array = NDArray[Any]
+MLSERVER = Contender(
+    "MLServer", "mlserver", (), "", environment="mlserver",
+    requirements=(("mlserver==1.7.1", "onnxruntime", "tritonclient[grpc]"),),
+)  # fmt: skip
 
 
 def free_ports(count: int) -> list[int]:
@@ -45,8 +51,13 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def start(command: str, folder: Path, place: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """Start the server, and return it with its port when it answers."""
+def mlserver() -> str:
+    """Return the command ``mlserver``; create its environment if it is missing."""
+    return str(python_of(MLSERVER).with_name("mlserver"))
+
+
+def start(command: str, folder: Path, place: Path) -> tuple[subprocess.Popen[bytes], int, int]:
+    """Start the server, and return it with its ports of HTTP and gRPC when it answers."""
     names = ("MLSERVER_HTTP_PORT", "MLSERVER_GRPC_PORT", "MLSERVER_METRICS_PORT")
     ports = dict(zip(names, map(str, free_ports(3)), strict=True))
     settings = {"MLSERVER_HOST": "127.0.0.1", "MLSERVER_PARALLEL_WORKERS": "0", "MLSERVER_DEBUG": "false"}
@@ -60,8 +71,8 @@ def start(command: str, folder: Path, place: Path) -> tuple[subprocess.Popen[byt
     for _ in range(600):
         try:
             urlopen(f"http://127.0.0.1:{port}{PATH}/ready").close()
-            return server, port
-        except URLError:
+            return server, port, int(ports[names[1]])
+        except (URLError, ConnectionError):
             if server.poll() is not None:
                 break
             time.sleep(0.2)
@@ -151,46 +162,67 @@ def examples(policy: ExportedPolicy, count: int = 100) -> list[dict[str, Array]]
     return found
 
 
-def main() -> None:
-    """Measure, and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="an exported folder")
-    parser.add_argument("--server", required=True, help="the command mlserver")
-    parser.add_argument("--calls", type=int, default=CALLS, help="calls of all clients together")
-    options = parser.parse_args()
-    policy = load_policy(options.folder, outside="ignore")
+def grpc_answers(command: str, folder: Path, port: int) -> dict[str, Any]:
+    """Ask over gRPC, by the environment of the server; return what ``peers/kserve_client.py`` prints."""
+    client = str(PROJECT / "benchmarks/peers/kserve_client.py")
+    python = str(Path(command).with_name("python"))
+    result = subprocess.run(
+        [python, "-I", client, str(folder.resolve()), f"127.0.0.1:{port}"],
+        check=True, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def measure(folder: Path, command: str, calls: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Serve a folder with MLServer; return a row for the runner alone and for each number of clients, and the answers.
+
+    Args:
+        folder: an exported one.
+        command: ``mlserver`` of an environment that has tritonclient[grpc] as well.
+        calls: of all clients together, for each row.
+
+    Returns:
+        The rows, and how many actions differ from the runner's over HTTP and over gRPC.
+    """
+    policy = load_policy(folder, outside="ignore")
     observations = examples(policy)
     messages = [request(observation) for observation in observations]
     wanted = [np.asarray(policy.select_action(observation)) for observation in observations]
-    rows: list[dict[str, Any]] = [{"": "the runner alone", **directly(policy, observations, options.calls)}]
+    rows: list[dict[str, Any]] = [{"": "the runner alone", **directly(policy, observations, calls)}]
     with tempfile.TemporaryDirectory() as temporary:
-        server, port = start(options.server, options.folder.resolve(), Path(temporary))
+        server, port, grpc = start(command, folder.resolve(), Path(temporary))
         try:
-            asyncio.run(clients(port, 1, 200, messages))  # the first calls take longer
+            asyncio.run(clients(port, 1, 100, messages))  # the first calls take longer
             different = 0
             for count in CLIENTS:
                 begin, used = time.perf_counter(), cpu_seconds(server)
-                seconds, answers = asyncio.run(clients(port, count, options.calls, messages))
-                calls, used = len(seconds), cpu_seconds(server) - used
+                seconds, answers = asyncio.run(clients(port, count, max(calls, count), messages))
+                asked, used = len(seconds), cpu_seconds(server) - used
                 rates = {
-                    "actions/s": round(calls / (time.perf_counter() - begin)),
-                    SERVER: round(1e3 * used / calls, 2),
+                    "actions/s": round(asked / (time.perf_counter() - begin)),
+                    SERVER: round(1e3 * used / asked, 2),
                 }
                 rows.append({"": f"MLServer, clients: {count}", **percentiles(seconds), **rates})
                 for client in answers:
                     for answer, action in zip(client, itertools.cycle(wanted), strict=False):
                         (output,) = json.loads(answer)["outputs"]
                         different += not np.array_equal(np.float32(output["data"]), action.ravel())
+            over_grpc = grpc_answers(command, folder, grpc)
         finally:
             server.terminate()
             server.wait()
-    about = policy.contract["about"]
-    write_record(
-        RESULTS / "serving.json", policy={key: about[key] for key in ("task", "method")}, calls=options.calls,
-        different_actions=different, rows=rows,
-    )  # fmt: skip
-    table = markdown(pd.DataFrame(rows))
-    print(table, f"actions that differ from the runner's: {different}", sep="\n")  # noqa: T201
+    return rows, {"different_actions_http": different, "grpc": over_grpc}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path, help="an exported folder")
+    parser.add_argument("--calls", type=int, default=CALLS, help="calls of all clients together")
+    options = parser.parse_args()
+    rows, answers = measure(options.folder, mlserver(), options.calls)
+    print(markdown(pd.DataFrame(rows)), answers, sep="\n")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from torch import Tensor
 
 import cvl_pipeline as cvl
 from cvl_pipeline import api
+from cvl_pipeline.deploy.runner import load_policy
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.environments.parameters import EvaluationParameters
 from cvl_pipeline.episodes.container import Rewards
@@ -648,6 +649,49 @@ def test_other_objects_and_files_are_refused(continuous: Run, tmp_path: Path) ->
 
 
 # Unknown names and settings.
+
+
+def test_a_policy_is_exported_with_its_values_and_a_card(continuous: Run, tmp_path: Path) -> None:
+    policy: Any = continuous.trained.policy
+    data = continuous.data
+    rollouts = cvl.evaluate(policy, environment_named("Pendulum-v1", STEPS), episodes=2)
+    folder = cvl.export_policy(
+        policy, data, tmp_path / "exported", values=cvl.QFunction(continuous.critic, continuous.readout),
+        rollouts=rollouts, environment="Pendulum-v1", task="swing up", control_hz=20.0, action_names=("torque",),
+    )  # fmt: skip
+    loaded = load_policy(folder, outside="ignore")
+    states = _pendulum()["observations"]
+    np.testing.assert_allclose(loaded.select_action(states), policy.act(states), atol=1e-5)
+    assert np.isfinite(loaded.value(states[0], [0.5]))
+    assert (loaded.contract["control_hz"], loaded.contract["action"]["names"]) == (20.0, ["torque"])
+    assert loaded.contract["about"]["judged"]["policy"]["return_mean"] == pytest.approx(
+        rollouts["return"].mean()
+    )
+    card = (folder / "README.md").read_text()
+    assert all(
+        words in card for words in ("# CVL for swing up", "judged in Pendulum-v1 alone", "6 logged episodes")
+    )
+
+
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(
+    continuous: Run, discrete: Run, tmp_path: Path
+) -> None:
+    trained: Any = continuous.trained
+    data, folder = continuous.data, tmp_path / "exported"
+    calls: list[tuple[Any, str]] = [
+        (lambda: cvl.export_policy(trained, data, folder), "TrainedPolicy .* give its field `policy`"),
+        (
+            lambda: cvl.export_policy(trained.policy, discrete.data, folder),
+            r"observations of shape \(3,\), and the episodes have \(4,\)",
+        ),
+        (lambda: cvl.export_policy(trained.policy, data, "s3://lab/exported"), "s3://lab/exported is a URL"),
+        (lambda: cvl.export_policy(trained.policy, data, folder, methods=("bc",)), "give method"),
+        (lambda: cvl.export_policy(trained.policy, data, folder, control_hz=0.0), "control_hz"),
+    ]
+    for call, words in calls:
+        with pytest.raises(InputError, match=words):
+            call()
+    assert not folder.exists()
 
 
 def test_unknown_names_and_settings_give_one_clear_line(continuous: Run) -> None:

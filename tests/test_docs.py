@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 import cvl_pipeline as cvl
+from benchmarks import deploy
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.kedro import cli
 from cvl_pipeline.kedro.parameters import RunParameters
@@ -32,7 +34,7 @@ SITE = yaml.safe_load((PROJECT / "mkdocs.yml").read_text())
 PROGRAMS = {
     "README.md": ["here"],
     "docs/data.md": ["here"] * 4,
-    "docs/deploy.md": ["here"],
+    "docs/deploy.md": ["here", "here"],
     "docs/guides/add-a-baseline.md": ["tests/test_examples.py"] * 2,
     "docs/guides/add-a-source.md": ["tests/test_examples.py"] * 2,
     "docs/guides/add-an-encoder.md": ["tests/test_examples.py"] * 3,
@@ -281,7 +283,7 @@ def test_the_program_of_the_page_on_robots_acts(tmp_path: Path, monkeypatch: pyt
     from cvl_pipeline.deploy import runner
     from tests.deploy import models
 
-    (program,) = _blocks(PROJECT / "docs/deploy.md", "python")
+    _, program = _blocks(PROJECT / "docs/deploy.md", "python")
     models.write_folder(tmp_path / "cvl_exported", models.linear(), value=models.sum_of_action())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "runner", runner)  # the folder of a real export has this very file
@@ -289,6 +291,27 @@ def test_the_program_of_the_page_on_robots_acts(tmp_path: Path, monkeypatch: pyt
     exec(program.replace("latency_ms=20.0", "latency_ms=1e6"), names)
     assert names["action"].tolist() == pytest.approx([0.4, -0.1])
     assert float(names["q"]) == pytest.approx(0.3)
+
+
+def test_the_page_on_robots_exports_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript")
+    from cvl_pipeline.deploy.runner import load_policy
+
+    program, _ = _blocks(PROJECT / "docs/deploy.md", "python")
+    data = make_data(make_transitions([30] * 5, [False] * 5), train=4)
+    data = data.with_rewards(make_rewards(data.transitions))
+    critic, _ = cvl.train_critic(data, **SMALL)
+    readout = cvl.read_out(critic, data, regression=None)
+    policy, _ = cvl.train_method(data, "bc", **SMALL)
+    monkeypatch.chdir(tmp_path)
+    exec(program, {"policy": policy, "data": data, "critic": critic, "readout": readout})
+    assert load_policy("cvl_exported").contract["about"]["task"] == "open the door"
+
+
+@pytest.mark.parametrize("name", ["exported", "served"])
+def test_the_tables_of_the_page_on_robots_are_those_of_the_record(name: str) -> None:
+    record = json.loads((PROJECT / "benchmarks/results/deploy.json").read_text())
+    assert deploy.tables(record)[name] in (PROJECT / "docs/deploy.md").read_text()
 
 
 def test_every_program_of_a_page_runs_in_a_test() -> None:

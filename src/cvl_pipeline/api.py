@@ -14,6 +14,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from torch import nn
 
+from cvl_pipeline.deploy.folder import write_folder
+from cvl_pipeline.deploy.parameters import ExportParameters
+from cvl_pipeline.deploy.runner import CONTRACT
 from cvl_pipeline.dynamics.job import CriticJob
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.environments.evaluation import evaluate as run_policy
@@ -29,6 +32,7 @@ from cvl_pipeline.episodes.validation import (
 from cvl_pipeline.errors import InputError, naming_what_to_lower
 from cvl_pipeline.imports import check_return
 from cvl_pipeline.io.artifacts import kind_of, load_artifact, save_artifact
+from cvl_pipeline.io.location import Location, is_url
 from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.methods.cvl import CVL
 from cvl_pipeline.methods.job import PolicyJob
@@ -40,6 +44,7 @@ from cvl_pipeline.readout.parameters import READOUTS, REWARDS, ReadoutParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout
 from cvl_pipeline.readout.rewards import label, warn_of_rare_goal
+from cvl_pipeline.reports.exported import exported_files, judged_by
 from cvl_pipeline.schema import Strict, check_seed, validated
 from cvl_pipeline.sources.arrays import load_arrays
 from cvl_pipeline.sources.base import SOURCES, SourceParameters
@@ -414,6 +419,62 @@ def evaluate(
     return rollout_table(*recorded, seed, environment.tasks)
 
 
+def export_policy(
+    policy: nn.Module,
+    data: EpisodeData,
+    folder: Path | str,
+    *,
+    values: QFunction | None = None,
+    rollouts: pd.DataFrame | None = None,
+    environment: str = "an environment of the user's own",
+    task: str = "a log of the user's own",
+    method: str = "cvl",
+    reward: str = "dataset",
+    seed: int = 0,
+    **settings: Any,
+) -> Path:
+    """Export a policy for robots and servers, as ``kedro run --pipelines export`` does (docs/deploy.md).
+
+    Nothing is written unless the exported policy acts as the trained one on held-out observations.
+
+    Args:
+        policy: such as ``extract_policy`` returns; of a policy for goals, also ``policy.toward(goals)``.
+        data: the episodes it learned from.
+        folder: a folder on this machine. A former export in it is replaced.
+        values: critic and readout, whose Q is exported beside the policy; None: no value is exported.
+        rollouts: of ``evaluate``, for the card; None: the card says that nobody has judged the policy.
+        environment: name of the environment of the rollouts, for the card.
+        task: what the policy does, for the card.
+        method: how it was trained, for the card: the name of a method, or any other.
+        reward: what it was trained for, for the card.
+        seed: of its training, for the card.
+        settings: fields of ExportParameters, such as ``control_hz=20.0`` or ``action_names=("dx", "dy")``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: a policy that cannot be exported, or one whose exported actions differ; episodes that are not those
+            of the policy; an unknown setting; the extra ``export`` is not installed.
+    """
+    if is_url(str(folder)):
+        raise InputError(
+            f"{folder} is a URL; export into a folder of this machine, or by kedro run with data.root"
+        )
+    for name, instead in (("methods", "method"), ("value", "values")):
+        if name in settings:
+            raise InputError(f"export_policy: {name} is a parameter of the pipeline; give {instead}")
+    parameters = validated(ExportParameters, settings)
+    about = {
+        "task": task, "dataset": task, "seed": seed, "reward": reward, "provenance": {},
+        "method": METHODS[method].title if method in METHODS.names else method,
+        "judged": None if rollouts is None else judged_by(rollouts, data, environment, seed),
+    }  # fmt: skip
+    files = exported_files(policy, data.transitions, data.split, parameters, values=values, about=about)
+    write_folder(Location(str(Path(folder) / CONTRACT)), files)
+    return Path(folder)
+
+
 def save(artifact: Any, path: Path | str) -> None:
     """Write episodes, rewards, a critic, a readout or a policy to a ``.safetensors`` file, atomically.
 
@@ -459,6 +520,7 @@ __all__ = [
     "episodes_from_arrays",
     "episodes_from_file",
     "evaluate",
+    "export_policy",
     "extract_policy",
     "ingest",
     "label_rewards",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cvl_pipeline.deploy import export
 from cvl_pipeline.deploy.export import export_policy
 from cvl_pipeline.deploy.parameters import ExportParameters
-from cvl_pipeline.deploy.runner import CONTRACT, POLICY_FILE, VALUE_FILE, load_policy, self_test
+from cvl_pipeline.deploy.runner import CONTRACT, POLICY_FILE, VALUE_FILE, differences, load_policy, self_test
 from cvl_pipeline.episodes.container import Normalisation, Transitions
 from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.errors import InputError
@@ -225,6 +225,56 @@ def test_what_cannot_be_exported_is_one_line(gaussian: Any) -> None:
     ):
         with pytest.raises(InputError, match=words):
             export_policy(policy, data, split, ExportParameters(**names))
+
+
+class _Own(Policy):
+    """A policy of the user's own, whose action is that of another one, changed by some numbers."""
+
+    memory: Tensor
+
+    def __init__(self, inner: Policy, how: str) -> None:
+        super().__init__()
+        self.inner, self.shape, self.how, self.calls = inner, inner.shape, how, 0
+        self.register_buffer("memory", torch.zeros(()))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        actions: Tensor = self.inner(observations)
+        self.calls += 1
+        if self.how == "chunk":
+            return torch.stack([actions, actions], dim=1)
+        if self.how == "count":
+            return actions + 0.01 * self.calls
+        if self.how == "noise":
+            return actions + 0.01 * torch.randn_like(actions)
+        self.memory.copy_(actions.mean())
+        return actions
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("chunk", r"actions of shape \(20, 2, 2\); .* no chunks of actions"),
+        ("count", "acts differently on the same observations again"),
+        ("noise", "acts differently on the same observations again"),
+        ("buffer", "the policy has memory: acting changes its buffers memory"),
+    ],
+)
+def test_a_policy_with_memory_or_chunks_is_refused(gaussian: Any, how: str, words: str) -> None:
+    policy, data, *_ = gaussian
+    with pytest.raises(InputError, match=words):
+        export_policy(_Own(policy, how), data, split_first(data, 1), ExportParameters())
+
+
+def test_each_number_of_an_action_is_compared_in_its_own_range() -> None:
+    contract = {"discrete": False, "low": [0.0, -100.0, 5.0], "high": [0.01, 100.0, 5.0]}
+    wanted = np.array([[0.005, 50.0, 5.0]], np.float32)
+    for change, share in (((0.001, 0.0, 0.0), 0.1), ((0.0, 0.02, 0.0), 1e-4), ((0.0, 0.0, 0.5), 0.1)):
+        found = differences(contract, wanted + np.array(change), wanted)
+        np.testing.assert_allclose(found, [share], rtol=0.01)
+    rounded = np.nextafter(wanted, np.float32(1e9))
+    assert differences(contract, rounded, wanted).tolist() == [0.0]
+    discrete = {"discrete": True}
+    assert differences(discrete, np.array([0, 2]), np.array([0, 7])).tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cvl_pipeline.deploy.runner import load_policy, self_test
 from tests.artifacts import with_flipped_bit
 from tests.integration.conftest import DATASET, REUSE, FinishedRun, Forks, Project, copy_project
 from tests.kedro.provenance.holders import lease_holder
@@ -153,6 +154,20 @@ def test_a_killed_run_is_continued_and_a_running_one_is_respected(kedro: Forks, 
         assert output.startswith("Error: data of dataset 'reach-v3-smoke', seed 0, is in use by another run")
         assert f"process {holder.pid} on" in output
         assert "30 fresh" in kedro.kedro(remote.project, "artifacts", "status", *remote.parameters)
+
+
+def test_a_policy_is_exported_to_the_url(kedro: Forks, remote: Remote, tmp_path: Path) -> None:
+    assert kedro.run(remote.project, "run", "--pipelines", "export", *remote.parameters) == {
+        "export.export_cvl"
+    }
+    folder = f"{remote.bucket.url}/me/06_models/{DATASET}/cvl_exported/"
+    remote.bucket.files.get(folder, str(tmp_path / "copy"), recursive=True)
+    assert self_test(tmp_path / "copy").startswith("4 actions as exported")
+    contract = load_policy(tmp_path / "copy").contract
+    assert all((tmp_path / "copy" / name).exists() for name in contract["files"])
+    assert "Nothing to run" in kedro.kedro(
+        remote.project, *REUSE, "--pipelines", "export", *remote.parameters
+    )
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def _contract(discrete: bool = False, metrics: dict[str, Any] | None = METRICS) 
         "about": {
             "method": "CVL", "task": "door <open>", "dataset": "door-open-v3", "seed": 0, "reward": "dataset",
             "training_episodes": 90, "held_out_episodes": 10, "transitions": 5000, "judged": judged(metrics, "cvl"),
+            "goals": None,
         },
     }  # fmt: skip
 
@@ -63,3 +64,12 @@ def test_a_policy_that_nobody_judged_says_so() -> None:
     text = card(_contract(discrete=True, metrics=None))[MARKDOWN].decode()
     assert "Nobody has judged it in an environment." in text
     assert "one of 2, as a whole number from 0 on" in text
+
+
+def test_a_policy_for_goals_is_not_the_one_that_was_judged_on_them() -> None:
+    assert "goals" not in card(_contract())[MARKDOWN].decode()
+    contract = _contract(metrics={**METRICS, "environment": "goals of door"})
+    contract["about"]["goals"] = 16
+    text = card(contract)[MARKDOWN].decode()
+    assert "It moves to 16 goals of the log's kind" in text
+    assert "The exported one does not see it" in text

@@ -139,8 +139,7 @@ def export_policy(
         InputError: a policy that cannot be exported, or one whose exported actions differ; names that do not fit; the
             extra ``export`` is not installed.
     """
-    if not isinstance(policy, Policy):
-        raise InputError(f"a policy of class {type(policy).__name__} cannot be exported: it is no Policy")
+    _check(policy, transitions)
     policy = policy.eval()
     inputs = _Inputs(policy)
     parts = inputs.parts
@@ -150,6 +149,7 @@ def export_policy(
     index = index[torch.linspace(0, len(index) - 1, min(len(index), HELD_OUT)).long()]
     observations = transitions.states(index)
     actions = transitions.actions[index]
+    acted = _acted(policy, observations)
     given = inputs.separated(observations)
     files = dict(extra or {})
     names = list(given)
@@ -166,8 +166,7 @@ def export_policy(
     files[SERVER_FILE] = Path(mlserver_policy.__file__).read_bytes()
     files["model-settings.json"] = _mlserver(parts, (ACTION, *_action_type(policy)))
     with torch.no_grad():
-        wanted = policy(observations).numpy()
-        wanted = wanted.argmax(-1) if policy.discrete else wanted
+        wanted = acted.argmax(-1) if policy.discrete else acted
         known = None if values is None else values(observations, actions).numpy()
     arrays = {name: part.numpy() for name, part in given.items()}
     taken = (actions.argmax(-1) if policy.discrete else actions).numpy()
@@ -178,6 +177,62 @@ def export_policy(
     files[EXAMPLES] = _arrays({name: array[rows] for name, array in arrays.items()} | {ACTION: wanted[rows]})
     files |= card(contract) if card else {}
     return {**files, CONTRACT: _sealed(contract, files)}
+
+
+def _check(policy: Any, transitions: Transitions) -> None:
+    """Raise InputError unless the policy can be exported, and the episodes are such as it learned from."""
+    if not isinstance(policy, Policy):
+        raise InputError(
+            f"a policy of class {type(policy).__name__} cannot be exported: it is no Policy"
+            + ("; give its field `policy`" if hasattr(policy, "policy") else "")
+        )
+    places = {str(tensor.device) for tensor in (*policy.parameters(), *policy.buffers())}
+    if places - {"cpu"}:
+        raise InputError(
+            f"the policy is on {', '.join(sorted(places - {'cpu'}))}; export it from the CPU: policy.cpu()"
+        )
+    shape = policy.shape
+    of_policy = (tuple(shape.observation_shape), shape.parts, shape.action_size, bool(policy.discrete))
+    of_episodes = (
+        tuple(transitions.observations.shape[1:]), transitions.parts, transitions.actions.shape[1],
+        bool(transitions.discrete),
+    )  # fmt: skip
+    for name, own, other in zip(
+        ("observations of shape", "parts", "actions of size", "discrete actions:"),
+        of_policy,
+        of_episodes,
+        strict=True,
+    ):
+        if own != other:
+            raise InputError(
+                f"the policy has {name} {own}, and the episodes have {other}; give the episodes it learned from"
+            )
+
+
+def _acted(policy: Policy, observations: Tensor) -> NDArray[np.float32]:
+    """Return the policy's actions, (B, A); raise InputError if they are not a function of the observation alone."""
+    before = {name: buffer.clone() for name, buffer in policy.named_buffers()}
+    with torch.no_grad():
+        first: NDArray[np.float32] = policy(observations).numpy().copy()
+        second: NDArray[np.float32] = policy(observations).numpy()
+    changed = [name for name, buffer in policy.named_buffers() if not torch.equal(buffer, before[name])]
+    if changed:
+        raise InputError(
+            f"the policy has memory: acting changes its buffers {', '.join(changed)}; make its action a function of "
+            "the observation alone"
+        )
+    wanted = (len(observations), policy.shape.action_size)
+    if first.shape != wanted:
+        raise InputError(
+            f"the policy answers {len(observations)} observations with actions of shape {first.shape}; an exported "
+            f"policy gives one action for one observation, {wanted}: no chunks of actions, and no sequences"
+        )
+    if not np.array_equal(first, second):
+        raise InputError(
+            "the policy acts differently on the same observations again: an exported policy has no memory and draws no "
+            "random numbers; make its action a function of the observation alone"
+        )
+    return first
 
 
 def _action_type(policy: Policy) -> tuple[str, tuple[int, ...]]:
@@ -382,17 +437,17 @@ def _parity(
             raise InputError(
                 f"the exported policy does not run: {error}".replace(str(place), "exported")
             ) from error
-    span = 1.0 if policy.discrete else float(_span(contract).max())
-    errors = np.abs(np.asarray(acted, np.float64) - wanted).reshape(len(wanted), -1).max(1)
-    first = float(np.abs(np.asarray(alone, np.float64) - wanted[0]).max())
-    tolerance = parameters.tolerance * span
-    off = errors > tolerance
+    errors = runner.differences(contract["action"], np.asarray(acted), wanted)
+    first = float(runner.differences(contract["action"], np.asarray(alone)[None], wanted[:1])[0])
+    tolerance = parameters.tolerance
+    off = ~(errors <= tolerance)
     chooses = policy.discrete or not isinstance(policy, Actor)
     allowed = math.ceil(parameters.ties * len(off)) if chooses else 0
-    if off.sum() > allowed or (first > tolerance and not off[0] and not chooses) or np.isnan(errors).any():
+    if off.sum() > allowed or off.all() or (first > tolerance and not off[0] and not chooses):
         raise InputError(
             f"the exported policy acts differently on {int(off.sum())} of {len(off)} held-out observations, by up to "
-            f"{max(errors.max(), first):.3g}; allowed is {tolerance:.3g} (export.tolerance): nothing was published"
+            f"{max(errors.max(), first):.3g} of the range of actions; allowed is {tolerance:.3g} (export.tolerance): "
+            "nothing was published"
         )
     agreed = ~off
     parity: dict[str, Any] = {
@@ -410,12 +465,6 @@ def _parity(
             )
         parity |= {"value_error": gap, "largest_value": scale}
     return parity, agreed
-
-
-def _span(contract: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Width of the range of each number of an action, (A,)."""
-    low, high = (np.array(contract["action"][end], np.float64) for end in ("low", "high"))
-    return high - low
 
 
 def _sealed(contract: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:

@@ -23,8 +23,8 @@ class ExportParameters(Strict):
         1e-4,
         gt=0.0,
         le=1.0,
-        description="Largest difference of an action on held-out observations, as a share of the range of actions; "
-        "of a value, as a share of the largest value.",
+        description="Largest difference of an action on held-out observations, as a share of the range of each of its "
+        "numbers; of a value, as a share of the largest value.",
     )
     ties: float = Field(
         0.01,

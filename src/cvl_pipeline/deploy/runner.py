@@ -60,6 +60,30 @@ def checksum(contract: Mapping[str, Any]) -> str:
     return digest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
 
 
+def differences(
+    contract: Mapping[str, Any], actions: NDArray[Any], others: NDArray[Any]
+) -> NDArray[np.float64]:
+    """Compare actions, (B, A) or (B,), with others; the numbers of an action may have different units.
+
+    Args:
+        contract: the entry ``action`` of the contract.
+        actions: some actions.
+        others: those that they should be.
+
+    Returns:
+        (B,), the largest difference of any number as a share of that number's range, beyond the rounding of numbers of
+        that size in single precision. Discrete actions differ by 0 or 1.
+    """
+    if contract["discrete"]:
+        return np.asarray(np.asarray(actions) != others, np.float64)
+    low, high = (np.array(contract[end], np.float64) for end in ("low", "high"))
+    size = np.maximum(np.abs(low), np.abs(high))
+    width = np.where(high > low, high - low, np.maximum(size, 1.0))
+    gaps = np.abs(np.asarray(actions, np.float64) - others) - 4.0 * np.finfo(np.float32).eps * size
+    shares: NDArray[np.float64] = np.maximum(gaps / width, 0.0).max(-1)
+    return shares
+
+
 def load_policy(
     path: str | Path,
     *,
@@ -82,7 +106,8 @@ def load_policy(
         margin: how far outside counts, as a share of the width of that range.
 
     Raises:
-        PolicyError: a missing, changed or unreadable file, or an option that does not exist.
+        PolicyError: a missing, changed or unreadable file, an option that does not exist, or a provider that this
+            installation of ONNX Runtime does not have.
     """
     for name, value, known in (
         ("late", late, ("warn", "raise")),
@@ -94,6 +119,10 @@ def load_policy(
         raise PolicyError(f"latency_ms is {latency_ms!r}; give a number above 0, or None")
     if not margin >= 0:
         raise PolicyError(f"margin is {margin!r}; give a number from 0 on")
+    if not (isinstance(threads, int) and threads > 0):
+        raise PolicyError(f"threads is {threads!r}; give a whole number from 1 on")
+    if "://" in str(path):
+        raise PolicyError(f"{path} is a URL; download the folder, and name the copy")
     folder = Path(path)
     folder = folder.parent if folder.name == CONTRACT else folder
     contract = _contract(folder)
@@ -201,7 +230,7 @@ class ExportedPolicy:
         actions = np.ascontiguousarray(actions.reshape(rows, self._size), np.float32)
         if not np.isfinite(actions).all():
             raise PolicyError("action holds a value that is not a finite number")
-        values = self._run(self._value, VALUE, inputs | {ACTION: actions})
+        values = self._run(self._value, VALUE, {**inputs, ACTION: actions})
         if values.shape != (rows,) or not np.isfinite(values).all():
             raise PolicyError("the value is not a finite number")
         return values[0] if single else values
@@ -212,6 +241,12 @@ class ExportedPolicy:
             import onnxruntime
         except ImportError as error:
             raise PolicyError(f"onnxruntime is missing ({error}): pip install onnxruntime") from None
+        missing = [name for name in self._providers if name not in onnxruntime.get_available_providers()]
+        if missing:  # it would take another one, and hardly say so
+            raise PolicyError(
+                f"this installation of ONNX Runtime does not have {', '.join(missing)}; give providers of "
+                f"{', '.join(onnxruntime.get_available_providers())}"
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
         options.log_severity_level = 3
@@ -398,11 +433,11 @@ def self_test(path: str | Path) -> str:
     start = time.perf_counter()
     actions = [policy.select_action(row) for row in rows]
     taken = (time.perf_counter() - start) / len(rows)
-    error = float(np.abs(np.array(actions, np.float64) - wanted).max())
+    error = float(differences(policy.contract["action"], np.array(actions), wanted).max())
     allowed = policy.contract["parity"]["tolerance"]
     if not error <= allowed:
         raise PolicyError(
-            f"{folder}: actions differ from the exported policy's by {error:g}; allowed is {allowed:g}"
+            f"{folder}: actions differ from the exported policy's by {error:g} of their range; allowed is {allowed:g}"
         )
     return f"{len(rows)} actions as exported, largest error {error:.2g}, {1e6 * taken:.0f} microseconds per action"
 

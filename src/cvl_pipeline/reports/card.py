@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cvl_pipeline.reports.page import DATA, Cell, Table, render
+from cvl_pipeline.sources.environment import GOALS_OF
 
 MARKDOWN, PAGE, VIDEO = "README.md", "policy.html", "video.mp4"
 """Files of the exported folder. Hubs show README.md as the card of a model."""
@@ -112,10 +113,10 @@ def _judged(found: Mapping[str, Any] | None) -> Rows:
         ("Episodes", f"{found['episodes']}; {found['protocol']}"),
     ]
     for key, (name, digits) in JUDGED.items():
-        for part, who in (
-            ("policy", "this policy"),
-            ("behaviour", f"{found['behaviour_episodes']} logged episodes"),
-        ):
+        logged = f"{found['behaviour_episodes']} logged episodes"
+        for part, who in (("policy", "this policy"), ("behaviour", logged))[
+            : 2 if found["behaviour_episodes"] else 1
+        ]:
             mean, low, high = (found[part].get(f"{key}{end}") for end in ("", "_ci_low", "_ci_high"))
             text = "unknown"
             if mean is not None and low is not None and high is not None:
@@ -153,7 +154,7 @@ def _parity(parity: Mapping[str, Any]) -> Rows:
         ("Held-out observations", str(parity["observations"])),
         (
             "Largest difference of an action",
-            f"{parity['largest_error']:.2g} (allowed: {parity['tolerance']:.2g})",
+            f"{parity['largest_error']:.2g} of its range (allowed: {parity['tolerance']:.2g})",
         ),
     ]
     if parity["other_choices"]:
@@ -179,6 +180,16 @@ def _limits(contract: Mapping[str, Any]) -> list[str]:
         limits.append(
             f"It was judged in {about['judged']['environment']} alone; nothing is known of other machines, sensors or "
             "tasks. The interval covers the episodes of this one policy, not other seeds of training."
+        )
+    if about["goals"] is not None:
+        limits.append(
+            f"It moves to {about['goals']} goals, observations of the log's kind that are stored in it. For others, "
+            "export it again (`policy.toward(goals)`)."
+        )
+    if about["judged"] is not None and about["judged"]["environment"].startswith(GOALS_OF):
+        limits.append(
+            "It was judged as a policy that sees the goal of each episode. The exported one does not see it: nobody "
+            "has judged that."
         )
     if contract["control_hz"] is None:
         limits.append(

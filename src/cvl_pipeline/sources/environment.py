@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from cvl_pipeline.environments.base import Environment
     from cvl_pipeline.episodes.container import Rewards, Transitions
 
+GOALS_OF = "goals of "
+"""How the name of an environment begins whose episodes have a goal each."""
+
 
 @dataclass(frozen=True)
 class EvaluationEnvironment:
@@ -145,6 +148,6 @@ def _goals_of(source: Source, dataset: SourceParameters, episode_steps: int | No
         expected="a function that makes one",
     )
     return EvaluationEnvironment(
-        partial(GoalEnvironment, factory), f"goals of {dataset.label}", source.goals, source.slow_to_build,
+        partial(GoalEnvironment, factory), f"{GOALS_OF}{dataset.label}", source.goals, source.slow_to_build,
         isinstance(source, SimulatedSource), goals=True,
     )  # fmt: skip

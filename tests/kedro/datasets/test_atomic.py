@@ -185,7 +185,7 @@ def test_an_exported_folder_is_written_with_its_contract_last(
     assert names_in(folder / "b/1") == []  # what a former export left
     written: list[str] = []
     monkeypatch.setattr(
-        "cvl_pipeline.kedro.datasets.atomic.write_atomically", lambda path, _: written.append(path.name)
+        "cvl_pipeline.deploy.folder.write_atomically", lambda path, _: written.append(path.name)
     )
     export.save({**files("a", "d"), "e": b""})
     assert written == ["a", "d", "e", "policy.json"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import json
 import os
 from abc import ABC, abstractmethod
@@ -19,6 +18,7 @@ from kedro_datasets._typing import HTMLPreview, JSONPreview
 from kedro_datasets.json import json_dataset
 from kedro_datasets.pandas import parquet_dataset
 
+from cvl_pipeline.deploy.folder import file_names, write_folder
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.checked import read_table, write_table
 from cvl_pipeline.io.location import CACHE
@@ -205,43 +205,19 @@ class VideoDataset(FileDataset):
 
 
 class ExportDataset(FileDataset):
-    """The folder of an exported policy, whose contract is the dataset's file.
-
-    The contract has the checksums of all other files and is written last. So a reader who finds one of a killed run
-    beside files of another one sees that they do not fit.
-    """
+    """The folder of an exported policy, whose contract is the dataset's file (see ``deploy.folder``)."""
 
     def save(self, data: Any) -> None:
-        """Write the files, the contract last, and delete those of the former export that are no longer there."""
-        former = self._files()
-        files = dict(data)
-        contract = files.pop(self.location.path.name)
-        for name, content in files.items():
-            place = self.location.sibling(name)
-            write_atomically(place.path, functools.partial(Path.write_bytes, data=content))
-            place.publish()
-        super().save(contract)
-        for name in former - files.keys():
-            old = self.location.sibling(name)
-            old.path.unlink(missing_ok=True)
-            if old.is_remote:
-                old.remove()
+        """Write the files, the contract last."""
+        write_folder(self.location, data)
 
     def _write(self, data: Any, path: Path) -> None:
         path.write_bytes(data)
 
-    def _files(self) -> set[str]:
-        """Names of the files that the contract in place has; none if there is no contract."""
-        self.location.fetch()
-        try:
-            names = json.loads(self.location.path.read_bytes())["files"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return set()
-        # It may have been edited: nothing outside of the folder is ours.
-        return {name for name in names if ".." not in name.split("/") and not name.startswith("/")}
-
     def _exists(self) -> bool:
-        return super()._exists() and all(self.location.sibling(name).exists() for name in self._files())
+        return super()._exists() and all(
+            self.location.sibling(name).exists() for name in file_names(self.location)
+        )
 
     def preview(self) -> JSONPreview:
         """Description and contract, for kedro-viz."""

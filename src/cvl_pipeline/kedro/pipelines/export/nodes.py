@@ -5,7 +5,6 @@ torch's exporter and ONNX Runtime come with the extra ``export``. They are impor
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cvl_pipeline.deploy.parameters import ExportParameters
@@ -37,9 +36,9 @@ def export(
     video: bytes | None = None,
 ) -> dict[str, bytes]:
     """Export a policy as the files of a folder, checked on held-out observations."""
-    from cvl_pipeline.deploy.export import export_policy
     from cvl_pipeline.readout.q_function import QFunction
-    from cvl_pipeline.reports.card import VIDEO, card, judged
+    from cvl_pipeline.reports.card import judged
+    from cvl_pipeline.reports.exported import exported_files
 
     chosen: Any = SOURCES.validate(dataset)
     about = {
@@ -48,14 +47,16 @@ def export(
         "seed": seed,
         "reward": reward.get("name") or reward["source"],
         "method": title,
-        "training_episodes": len(split.train),
-        "held_out_episodes": len(split.validation),
-        "transitions": len(transitions),
         "judged": judged(metrics, name),
         "provenance": dict(workspace.get().fingerprints),
     }
     values = None if critic is None or readout is None else QFunction(critic, readout)
-    return export_policy(
-        policy, transitions, split, ExportParameters.model_validate(export),
-        values=values, about=about, card=partial(card, video=bool(video)), extra={VIDEO: video} if video else {},
-    )  # fmt: skip
+    return exported_files(
+        policy,
+        transitions,
+        split,
+        ExportParameters.model_validate(export),
+        values=values,
+        about=about,
+        video=video,
+    )
