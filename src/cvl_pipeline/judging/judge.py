@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -180,3 +179,8 @@ class Judge:
 
     def _estimate(self, values: Tensor, episodes: Tensor) -> Estimate:
         return estimate(values, episodes, self.parameters.confidence, self.seed)
+
+
+def swapped(split: Split) -> Split:
+    """A split whose training episodes are the held-out ones, and the reverse."""
+    return Split(train=split.validation, validation=split.train)

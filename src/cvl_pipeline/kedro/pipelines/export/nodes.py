@@ -34,12 +34,13 @@ def export(
     critic: ContrastiveCritic | None = None,
     readout: Readout | None = None,
     metrics: dict[str, Any] | None = None,
+    judgement: dict[str, Any] | None = None,
     video: bytes | None = None,
 ) -> dict[str, bytes]:
     """Export a policy as the files of a folder, checked on held-out observations."""
     from cvl_pipeline.deploy.export import export_policy
     from cvl_pipeline.readout.q_function import QFunction
-    from cvl_pipeline.reports.card import VIDEO, card, judged
+    from cvl_pipeline.reports.card import VIDEO, card, judged, judged_from_log
 
     chosen: Any = SOURCES.validate(dataset)
     about = {
@@ -52,6 +53,7 @@ def export(
         "held_out_episodes": len(split.validation),
         "transitions": len(transitions),
         "judged": judged(metrics, name),
+        "judged_from_log": judged_from_log(judgement, name),
         "provenance": dict(workspace.get().fingerprints),
     }
     values = None if critic is None or readout is None else QFunction(critic, readout)
