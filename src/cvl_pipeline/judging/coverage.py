@@ -102,7 +102,8 @@ def coverage(
     rows = torch.randperm(len(held_out), generator=generator)[: parameters.compared_states]
     _, places = near.of(held_out.encoded.states(rows))
     own, logged = (
-        near.nearest_actions(places, standard(taken[rows]))[0] for taken in (actions, held_out.encoded.actions)
+        near.nearest_actions(places, standard(taken[rows]))[0]
+        for taken in (actions, held_out.encoded.actions)
     )
     action_rank, action_outside = rank_of(own, logged)
     numbers: dict[str, float | None] = {

@@ -61,9 +61,7 @@ def regress_critics(
             followed = mean + std * value(arrivals).squeeze(-1)
             targets = ((lambda_returns(rewards, followed, log, discount, short) - mean) / std).float()
             network = fresh(pairs.shape[1], parameters, stream_seed(seed, "judging", 2 * member + 1))
-            fit(
-                network, pairs, targets.__getitem__, weights, parameters.critic_steps, parameters, generator
-            )
+            fit(network, pairs, targets.__getitem__, weights, parameters.critic_steps, parameters, generator)
             networks.append(network)
             progress.advance(bar)
     return joined(networks, pairs.shape[1], parameters, mean=mean, std=std, discount=discount)

@@ -58,7 +58,9 @@ def fit_q_of_policy(
             network = fresh(pairs.shape[1], parameters, stream_seed(seed, "judging", 1001 + 2 * member))
             target = copy.deepcopy(network).requires_grad_(False)
 
-            def targets(rows: Tensor, network: torch.nn.Module = network, target: torch.nn.Module = target) -> Tensor:
+            def targets(
+                rows: Tensor, network: torch.nn.Module = network, target: torch.nn.Module = target
+            ) -> Tensor:
                 for mine, theirs in zip(target.parameters(), network.parameters(), strict=True):
                     mine.lerp_(theirs, parameters.target_rate)
                 after = target(following[rows]).squeeze(-1).clamp(low, high)

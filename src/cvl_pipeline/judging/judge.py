@@ -60,9 +60,7 @@ class Judge:
 
     def _sample(self, episodes: Tensor, part: int) -> Sample:
         seed = stream_seed(self.seed, "judging", 3000 + part)
-        return sample(
-            self.critic, self.transitions, self.labels, episodes, self.parameters.transitions, seed
-        )
+        return sample(self.critic, self.transitions, self.labels, episodes, self.parameters.transitions, seed)
 
     def behaviour_value(self) -> Estimate:
         """Mean discounted return of held-out episodes from their first step (see ``observed_returns``)."""

@@ -58,10 +58,16 @@ class JudgingParameters(Strict):
         description="Most transitions of each part, training and held out, that are used, in whole episodes.",
     )
     neighbours: int = Field(
-        16, ge=1, le=MOST_UNITS, description="Nearest training states whose actions an action is compared with."
+        16,
+        ge=1,
+        le=MOST_UNITS,
+        description="Nearest training states whose actions an action is compared with.",
     )
     compared_states: int = Field(
-        2000, ge=1, le=MOST_ROWS, description="Held-out states at which actions are compared with the neighbours'."
+        2000,
+        ge=1,
+        le=MOST_ROWS,
+        description="Held-out states at which actions are compared with the neighbours'.",
     )
     rollouts: int = Field(
         32, ge=1, le=MOST_ROWS, description="Held-out episodes from whose first states policies are followed."

@@ -56,7 +56,12 @@ class Sample:
 
 @torch.no_grad()
 def sample(
-    critic: ContrastiveCritic, transitions: Transitions, labels: Rewards, episodes: Tensor, most: int, seed: int
+    critic: ContrastiveCritic,
+    transitions: Transitions,
+    labels: Rewards,
+    episodes: Tensor,
+    most: int,
+    seed: int,
 ) -> Sample:
     """Encode whole episodes by the observation encoder of the critic, which has never seen a reward.
 

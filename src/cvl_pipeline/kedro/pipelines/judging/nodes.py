@@ -88,13 +88,17 @@ def judge(
     return _judge(**log).judge(policy, critics)
 
 
-def summarise(titles: Mapping[str, str], /, dataset: dict[str, Any], reward: dict[str, Any], **others: Any) -> dict[str, Any]:
+def summarise(
+    titles: Mapping[str, str], /, dataset: dict[str, Any], reward: dict[str, Any], **others: Any
+) -> dict[str, Any]:
     """Report all policies side by side, with the value of the behaviour and what each measure says."""
     judgements = {name: others.pop(f"{name}_judgement") for name in titles}
     judge = _judge(**others)
     parameters: Any = SOURCES.validate(dataset)
     return {
-        **{f"{name}.{key}": number for name, numbers in judgements.items() for key, number in numbers.items()},
+        **{
+            f"{name}.{key}": number for name, numbers in judgements.items() for key, number in numbers.items()
+        },
         **judge.behaviour_value().named("behaviour.value"),
         "methods": dict(titles),
         "training_episodes": len(judge.split.train),
