@@ -16,9 +16,9 @@ import pandas as pd
 
 from cvl_pipeline.errors import masked
 from cvl_pipeline.reports import figures
+from cvl_pipeline.reports import judgement as judged
 from cvl_pipeline.reports.comparison import BEHAVIOUR, OURS, THRESHOLDS, Comparison, interval
 from cvl_pipeline.reports.figures import Figure
-from cvl_pipeline.reports import judgement as judged
 from cvl_pipeline.reports.html import PREVIEW, SCRIPT, video_address
 from cvl_pipeline.reports.statistics import Estimate, estimate, interquartile_mean
 
