@@ -60,7 +60,7 @@ def rank_of(distances: Tensor, logged: Tensor) -> tuple[float, float]:
     """
     ordered = np.sort(logged.numpy())
     values = distances.numpy()
-    below, up_to = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))  # type: ignore[call-overload]
+    below, up_to = (np.searchsorted(ordered, values, side=side) for side in ("left", "right"))
     limit = np.quantile(ordered, BEYOND)
     return float((below + up_to).mean() / 2.0 / len(ordered)), float((values > limit).mean())
 
@@ -80,8 +80,8 @@ def coverage(
 
     The distance of an action is that to the nearest of the actions taken in the nearest training states. States that a
     policy would visit follow from a model without parameters: in the nearest training states, the logged step with the
-    most similar action tells how the state changes. They are compared with the states to which the logged actions of the
-    same held-out episodes lead in the same model. Images and observations of several parts have no such model.
+    most similar action tells how the state changes. They are compared with the states to which the logged actions of
+    the same held-out episodes lead in the same model. Images and observations of several parts have no such model.
 
     Args:
         policy: observations (B, O) to actions (B, A).
