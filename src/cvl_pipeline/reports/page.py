@@ -83,7 +83,6 @@ class RunResults:
 
     Attributes:
         metrics: content of ``metrics.json``; None: no environment is known.
-        judgement: content of ``judgement.json``; None: policies were not judged from the log. One of both is given.
         episodes: one row per logged episode: ``return``, ``length``, ``success``.
         places: of observations in their first two principal components, ``first`` and ``second``.
         critic: history of the critic's training.
@@ -97,10 +96,10 @@ class RunResults:
         defaults: of these parameters.
         provenance: fingerprints of the artifacts that the page is made from, by name; empty if unknown.
         packages: versions, by name.
+        judgement: content of ``judgement.json``; None: policies were not judged from the log, and there are metrics.
     """
 
     metrics: Mapping[str, Any] | None
-    judgement: Mapping[str, Any] | None
     episodes: pd.DataFrame
     places: pd.DataFrame
     critic: pd.DataFrame
@@ -113,6 +112,7 @@ class RunResults:
     defaults: Mapping[str, Any]
     provenance: Mapping[str, str]
     packages: Mapping[str, str]
+    judgement: Mapping[str, Any] | None = None
 
 
 def versions() -> dict[str, str]:
