@@ -11,7 +11,10 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -36,7 +39,7 @@ World = FiniteMDP | LinearGaussian
 
 HELD_OUT = 0.25
 """Share of the episodes that are held out."""
-MEMBERS, STEPS, HIDDEN = 2, 1000, (64, 64)
+MEMBERS, STEPS, HIDDEN = 2, 600, (64, 64)
 RANDOM_GAINS = 40
 """Random changes of the behaviour's gain, of which the best and the worst are policies."""
 ROLLOUTS, LENGTH = 16, 80
@@ -149,8 +152,14 @@ def made_policies(world: World, starts: Tensor) -> dict[str, nn.Module]:
     return {name: Gain(gain) for name, gain in chosen.items()}
 
 
-def study(setting: Setting, steps: int, seed: int) -> list[dict[str, Any]]:
-    """Judge all policies of a setting; one row per policy with its true value and all numbers."""
+def study(name: str, steps: int, seed: int) -> tuple[list[dict[str, Any]], float]:
+    """Judge all policies of a setting; one row per policy with its true value and all numbers.
+
+    Also return the processor seconds.
+    """
+    torch.set_num_threads(1)
+    start = time.process_time()
+    setting = settings()[name]
     world = setting.world
     transitions, rewards = logged(setting, seed)
     data = api.EpisodeData.prepare(
@@ -164,10 +173,10 @@ def study(setting: Setting, steps: int, seed: int) -> list[dict[str, Any]]:
     readout = api.read_out(
         critic, data, seed=seed, discount=world.discount, references=1024, regression=regression
     )
-    settings: dict[str, Any] = {"hidden": HIDDEN, "training": training}
+    actor: dict[str, Any] = {"hidden": HIDDEN, "training": training}
     policies: dict[str, nn.Module] = {
-        "cvl": api.extract_policy(critic, readout, data, seed=seed, **settings).policy,
-        "bc": api.train_method(data, "bc", seed, **settings).policy,
+        "cvl": api.extract_policy(critic, readout, data, seed=seed, **actor).policy,
+        "bc": api.train_method(data, "bc", seed, **actor).policy,
     }
     parameters = JudgingParameters(members=MEMBERS, hidden=HIDDEN, critic_steps=steps, fqe_steps=steps)
     judge = Judge(
@@ -191,7 +200,7 @@ def study(setting: Setting, steps: int, seed: int) -> list[dict[str, Any]]:
                 "advantage, same episodes": judge.advantage(policy, own)["advantage"],
             }
         )
-    return rows
+    return rows, time.process_time() - start
 
 
 MEASURES: dict[str, Callable[[pd.DataFrame], Any]] = {
@@ -220,11 +229,17 @@ def main() -> None:
     parser.add_argument("--worlds", nargs="+", choices=list(settings()), default=list(settings()))
     parser.add_argument("--steps", type=int, default=STEPS, help="gradient steps of every network")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="processes, each with a world of its own")
     options = parser.parse_args()
-    start = time.process_time()
-    tables = {name: study(settings()[name], options.steps, options.seed) for name in options.worlds}
+    rest = repeat(options.steps), repeat(options.seed)
+    if options.jobs == 1:
+        studies = list(map(study, options.worlds, *rest))
+    else:
+        with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+            studies = list(pool.map(study, options.worlds, *rest))
+    tables = {name: rows for name, (rows, _) in zip(options.worlds, studies, strict=True)}
+    seconds = round(sum(seconds for _, seconds in studies))
     correlations = [{"world": name} | summary(pd.DataFrame(rows)) for name, rows in tables.items()]
-    seconds = round(time.process_time() - start)
     write_record(
         RESULTS / "judging.json", processor_seconds=seconds, correlations=correlations, policies=tables
     )
@@ -232,5 +247,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     main()

@@ -318,7 +318,12 @@ def test_a_run_without_an_environment_ends_with_the_places_of_its_results(
     assert capsys.readouterr().out == ""
     monkeypatch.setenv("COLUMNS", "160")
     numbers = {"cvl.advantage": 0.25, "cvl.advantage_ci_low": -1.0, "cvl.advantage_ci_high": 1.5}
-    shared = {"methods": {"cvl": "CVL"}, "dataset": "mine.csv", "seed": 0, "measures": {"advantage": "It says."}}
+    shared = {
+        "methods": {"cvl": "CVL"},
+        "dataset": "mine.csv",
+        "seed": 0,
+        "measures": {"advantage": "It says."},
+    }
     catalog.save("judgement", numbers | shared)
     ReportResults().after_pipeline_run(_pipeline("judging"), catalog)
     out = capsys.readouterr().out

@@ -13,7 +13,14 @@ from cvl_pipeline.kedro.datasets import interactive
 from cvl_pipeline.kedro.pipeline_registry import current_plan, plan_for, register_pipelines, register_stages
 from tests.kedro.sessions import make_loader, path_of
 
-STAGES = ["data_ingestion", "contrastive_dynamics", "value_readout", "policy_extraction", "judging", "evaluation"]
+STAGES = [
+    "data_ingestion",
+    "contrastive_dynamics",
+    "value_readout",
+    "policy_extraction",
+    "judging",
+    "evaluation",
+]
 PLANS: list[dict[str, Any]] = [
     {},
     {"baselines": {"bc": None}},
@@ -238,7 +245,9 @@ def test_no_entry_of_the_catalog_is_left_over() -> None:
     made = set()
     for critic in ("regression", "contrastive"):
         judging = {"enabled": True, "critic": critic}
-        config = _loader(baselines={"bc": {}, "iql": {}}, evaluation={"videos": {}}, judging=judging)["catalog"]
+        config = _loader(baselines={"bc": {}, "iql": {}}, evaluation={"videos": {}}, judging=judging)[
+            "catalog"
+        ]
         made |= _outputs()
     for entry in config:
         pattern = re.sub(r"\\{\w+\\}", r"\\w+", re.escape(entry))
