@@ -57,7 +57,7 @@ def make_judge(log: Transitions, labels: Rewards, train: int, discount: float = 
     normalisation = identity_normalisation(log)
     shape = CriticShape(
         tuple(log.observations.shape[1:]), log.actions.shape[1], (8,), 4, "unit_norm", 0.1, False, 0.7, False,
-        {"channels": 4, "features": 5} if log.wide else {}, log.parts,
+        {"name": "convolutional", "channels": 4, "features": 5} if log.wide else {}, log.parts,
     )  # fmt: skip
     critic = ContrastiveCritic(shape, normalisation)
     parameters = JudgingParameters(**{**SMALL, **changes})
