@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks import judging
+from cvl_pipeline.testing.linear_gaussian import LinearGaussian
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_the_command_tabulates_and_records_what_it_judged(
 
 def test_true_values_of_a_linear_world_are_those_of_its_equation() -> None:
     world = judging.settings()["linear"].world
-    assert isinstance(world, judging.LinearGaussian)
+    assert isinstance(world, LinearGaussian)
     starts = np.random.default_rng(1).standard_normal((40, world.size))
     policy = replace(world, spread=0.0)
     exact = policy.q(starts, starts @ world.gain.T).mean()
