@@ -19,7 +19,7 @@ PAGES := LICENSE '*.md' '*.ipynb' '*.png' '*.svg' '*.webp' '*.css' examples 'src
 	benchmarks/results/deploy.json benchmarks/results/deploy_success.json
 ARGS ?=
 
-.PHONY: help run smoke test test-unit test-slow lint viz docs notebooks benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas bench-sampling bench-reading bench-large-log bench-speed bench-gpu bench-tuning bench-deploy bench-door faults wheel lock clean
+.PHONY: help run smoke test test-unit test-slow lint viz docs notebooks benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas judging bench-sampling bench-reading bench-large-log bench-speed bench-gpu bench-tuning bench-deploy bench-door faults wheel lock clean
 
 help:
 	@echo "make run        the whole pipeline: collect, train, evaluate (ARGS='--params dataset.task=reach-v3')"
@@ -39,6 +39,7 @@ help:
 	@echo "make truth-simulators  compare critics with returns of tried actions in Meta-World and a maze (25 minutes)"
 	@echo "make truth-methods  the same worlds and tasks for all methods that learn Q, logs of 10^3 to 10^6 (hours; run it again to go on)"
 	@echo "make readouts   error of readouts at equal cost per query (docs/truth.md, minutes)"
+	@echo "make judging    order policies from the log alone, compare with true values (docs/deploy.md, minutes)"
 	@echo "make goals      one dynamics model, eight goals (docs/benchmarks.md, minutes)"
 	@echo "make ideas      the effect of each idea for better action values (docs/tuning.md, hours)"
 	@echo "make bench-sampling  segments per second from 10^5 to 10^8 transitions (minutes, 12 GB of disk)"
@@ -136,7 +137,7 @@ baselines: $(VENV)/installed
 rivals: $(VENV)/installed
 	$(KEDRO) suite run rivals $(ARGS)
 
-truth readouts goals ideas: $(VENV)/installed
+truth readouts goals ideas judging: $(VENV)/installed
 	$(BIN)/python -m benchmarks.$@ $(ARGS)
 
 # One thread: two processes simulate and train.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from cvl_pipeline.episodes.preparation import fit_normalisation, split_episodes
+from cvl_pipeline.judging.networks import ValueNetworks
 from cvl_pipeline.networks.actor import ActorShape, CategoricalActor, GaussianActor
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.networks.goal_policy import GoalPolicy, make_goal_actor
@@ -32,7 +33,7 @@ NAMES = (
     "policy", "policy, categorical",
     "policy, best of n", "policy, best of n of horizons", "policy, best of n categorical",
     "policy, best of n regressed",
-    "policy, goals", "policy, goals categorical",
+    "policy, goals", "policy, goals categorical", "judging_critics",
 )  # fmt: skip
 """Names of ``make_artifacts``; the part before the comma is the kind."""
 
@@ -95,6 +96,7 @@ def make_artifacts() -> dict[str, Any]:
         BestOfN(categorical, QFunction(critic, positive).frozen("cpu"), proposals),
         BestOfN(gaussian, QFunction(conditioned, regressed_of_horizons).frozen("cpu"), proposals),
         *(GoalPolicy(actor, QFunction(critic, exact).frozen("cpu").critic, goals) for actor in goal_actors),
+        ValueNetworks(torch.randn(3, 64), (5, 7, 1), mean=0.5, std=2.0, discount=0.9),
     )  # fmt: skip
     return dict(zip(NAMES, artifacts, strict=True))
 

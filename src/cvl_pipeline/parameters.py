@@ -12,6 +12,7 @@ from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.environments.parameters import EvaluationParameters
 from cvl_pipeline.episodes.parameters import IngestionParameters
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.judging.parameters import JudgingParameters
 from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.methods.bc import BC
 from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
@@ -77,6 +78,9 @@ class StageParameters(Strict):
     evaluation: EvaluationParameters = Field(
         EvaluationParameters(), description="How policies are judged in the real environment."
     )
+    judging: JudgingParameters = Field(
+        JudgingParameters(), description="How policies are judged from the log alone. See docs/deploy.md."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -91,6 +95,18 @@ class StageParameters(Strict):
                 f"value_readout.discount is {wanted}, but contrastive_dynamics.discount is {dynamics.discount}, which "
                 "is longer: lower that, raise value_readout.discount (null: the same), or set "
                 "contrastive_dynamics.horizon_conditioning=true, for any discount"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _judging_critic_is_no_more_far_sighted_than_its_values(self) -> StageParameters:
+        wanted, dynamics = self.judging.discount, self.contrastive_dynamics
+        contrastive = self.judging.critic == "contrastive"
+        if contrastive and wanted and wanted < dynamics.discount and not dynamics.horizon_conditioning:
+            raise ValueError(
+                f"judging.discount is {wanted}, but contrastive_dynamics.discount, which judging.critic=contrastive "
+                f"uses, is {dynamics.discount}, which is longer: raise judging.discount, or take "
+                "judging.critic=regression"
             )
         return self
 

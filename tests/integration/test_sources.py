@@ -64,24 +64,33 @@ def test_a_log_without_an_environment_ends_with_policies_and_offline_figures(
         "BC (control): data/06_models/alone/seed_0/bc_policy.safetensors",
         "Offline figures: data/08_reporting/alone/seed_0/value_report.json (explained in docs/metrics.md)",
         "Pictures: data/08_reporting/alone/seed_0/value_plot.png, data/08_reporting/alone/seed_0/policy_plot.png",
+        "All on one page: data/08_reporting/alone/seed_0/page.html",
     ]
     for command, nodes in (
-        (("run",), 17),
-        (("run", "--from-nodes", "value_readout.label"), 7),
+        (("run",), 22),
+        (("run", "--from-nodes", "value_readout.label"), 12),
         (REUSE, 0),
     ):
         output = kedro.kedro(project, *command, *parameters)
-        assert output.splitlines()[-5:] == places, command
+        assert output.splitlines()[-6:] == places, command
+        assert "judged from the log alone" in output
         assert output.count(" -> ") == nodes, command
         assert "WARNING" not in output
     for name in ("value_report.json", "value_plot.png", "policy_plot.png", "cvl_policy.safetensors"):
         assert project.artifact(name, "alone/seed_0").exists()
+    judgement = json.loads(project.artifact("judgement.json", "alone/seed_0").read_text())
+    for name in ("cvl", "bc"):
+        for measure in ("action_error", "advantage", "fqe_value", "fqe_gain"):
+            low, high = (judgement[f"{name}.{measure}_ci_{end}"] for end in ("low", "high"))
+            assert low <= judgement[f"{name}.{measure}"] <= high, measure
+        assert all(0.0 <= judgement[f"{name}.{part}_rank"] <= 1.0 for part in ("action", "visited"))
+    assert judgement["held_out_episodes"] == 1
     refusal = kedro.kedro(project, "run", "--pipelines", "evaluation", *parameters, status=1)
     assert refusal == (
         "Error: no environment is known for dataset 'hopper.csv' (dataset.source files); name a Gymnasium id in "
         "evaluation.environment to evaluate policies\n"
     )
-    assert "21 artifacts: 21 fresh" in kedro.kedro(project, "artifacts", "status", *parameters)
+    assert "26 artifacts: 26 fresh" in kedro.kedro(project, "artifacts", "status", *parameters)
     # With one, only the evaluation is missing.
     plan = kedro.plan(project, "--params", f"{parameters[1]},evaluation.environment={logs.ENVIRONMENT}")
     assert {name.partition(".")[0] for name in plan} == {"evaluation"}

@@ -67,7 +67,8 @@ def test_the_pipelines_follow_the_parameters() -> None:
     assert [row.name for row in current_plan().rows] == ["cvl", "bc", "iql"]
     _follow(dataset=LOG)
     assert not current_plan().evaluates
-    assert not register_pipelines()["evaluation"].nodes
+    assert current_plan().judges
+    assert [node.name for node in register_pipelines()["evaluation"].nodes] == ["evaluation.write_page"]
     with pytest.raises(InputError, match="unknown field 'sed'"):
         _follow(sed=1)
 
@@ -355,8 +356,22 @@ def test_a_run_without_an_environment_ends_with_the_places_of_its_results(
     for stage in ("data_ingestion", "contrastive_dynamics", "value_readout"):
         ReportResults().after_pipeline_run(_pipeline(stage), catalog)
     assert capsys.readouterr().out == ""
+    monkeypatch.setenv("COLUMNS", "160")
+    numbers = {"cvl.advantage": 0.25, "cvl.advantage_ci_low": -1.0, "cvl.advantage_ci_high": 1.5}
+    shared = {
+        "methods": {"cvl": "CVL"},
+        "dataset": "mine.csv",
+        "seed": 0,
+        "measures": {"advantage": "It says."},
+    }
+    catalog.save("judgement", numbers | shared)
+    ReportResults().after_pipeline_run(_pipeline("judging"), catalog)
+    out = capsys.readouterr().out
+    assert "mine.csv, seed 0, judged from the log alone" in re.sub(r"\s+", " ", out)
+    assert re.search(r"CVL +│ 0\.25 \[-1, 1\.5\]", out)
+    assert out.splitlines()[-1] == "It says."
     ReportResults().after_pipeline_run(_pipeline("__default__"), catalog)
-    assert capsys.readouterr().out.splitlines() == [
+    assert capsys.readouterr().out.removeprefix(out).splitlines() == [
         "No environment is known for 'mine.csv', so the policies were not run in one; to do so, name a Gymnasium "
         "id: --params evaluation.environment=ID",
         "CVL: data/06_models/mine.csv/seed_0/cvl_policy.safetensors",
@@ -365,6 +380,7 @@ def test_a_run_without_an_environment_ends_with_the_places_of_its_results(
         "Offline figures: data/08_reporting/mine.csv/seed_0/value_report.json (explained in docs/metrics.md)",
         "Pictures: data/08_reporting/mine.csv/seed_0/value_plot.png, "
         "data/08_reporting/mine.csv/seed_0/policy_plot.png",
+        "All on one page: data/08_reporting/mine.csv/seed_0/page.html",
     ]
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from cvl_pipeline.reports.card import MARKDOWN, PAGE, card, judged
+from cvl_pipeline.reports.card import MARKDOWN, PAGE, card, judged, judged_from_log
+from tests.reports.test_page import JUDGEMENT
 
 METRICS = {
     "environment": "door-open-v3", "episodes": 20, "behaviour_episodes": 100, "confidence": 0.95,
@@ -58,6 +59,18 @@ def test_names_of_the_users_own_break_neither_the_page_nor_a_table() -> None:
     assert "y\\|z" in files[MARKDOWN].decode()
     assert "<script src" not in files[PAGE].decode()
     assert "video" not in files[MARKDOWN].decode()
+
+
+@pytest.mark.parametrize("name", [MARKDOWN, PAGE])
+def test_the_card_has_the_judgement_from_the_log_and_its_limits(name: str) -> None:
+    contract = _contract(metrics=None)
+    contract["about"]["judged_from_log"] = judged_from_log(JUDGEMENT, "cvl")
+    text = card(contract)[name].decode()
+    assert "Judged from the log alone" in text
+    assert "0.25 [-0.125, 0.5]" in text
+    assert "It says; it cannot say." in text
+    assert "Nobody has judged it in an environment." in text
+    assert judged_from_log(None, "cvl") is None
 
 
 def test_a_policy_that_nobody_judged_says_so() -> None:

@@ -19,14 +19,15 @@ STEPS = pd.DataFrame({"step": [10, 20], "train/loss": [2.0, math.nan], "validati
 ROLLOUTS = pd.DataFrame(
     {"return": [3.0, 1.0, 2.0], "success": pd.array([True, None, False], "boolean"), "length": [7, 8, 9]}
 )
+RUN_METRICS: dict[str, Any] = {
+    **METRICS,
+    "behaviour_episodes": 180,
+    "task": "reach",
+    "environment": "reach",
+    "protocol": "strict",
+}
 RESULTS = RunResults(
-    metrics={
-        **METRICS,
-        "behaviour_episodes": 180,
-        "task": "reach",
-        "environment": "reach",
-        "protocol": "strict",
-    },
+    metrics=RUN_METRICS,
     episodes=pd.DataFrame({"return": [1.0, 2.0, 5.0], "length": [3, 3, 4], "success": [True, False, True]}),
     places=pd.DataFrame({"first": [0.0, 1.0, 1.0], "second": [0.0, 2.0, -2.0]}),
     critic=pd.DataFrame({"step": [10], "train/loss": [3.0], "validation/loss": [4.0]}),
@@ -46,7 +47,7 @@ RESULTS = RunResults(
 
 def test_numbers_of_a_run_are_those_of_its_metrics() -> None:
     page = Page(run_page(RESULTS))
-    check_numbers(page, dict(RESULTS.metrics))
+    check_numbers(page, RUN_METRICS)
     assert page.table("Figure")["Pearson correlation"] == [("0.25", "0.25")]
     success = {trace["name"]: trace["x"] for trace in page.figures["Success rate"]["data"]}
     assert success == {"CVL": [0.8], "BC": [0.5], "behaviour data": [0.6]}
@@ -54,8 +55,8 @@ def test_numbers_of_a_run_are_those_of_its_metrics() -> None:
 
 
 def test_unknown_success_and_a_score_of_d4rl_are_in_the_table() -> None:
-    unknown = {name: None for name in RESULTS.metrics if ".success_rate" in name}
-    metrics = {**RESULTS.metrics, **unknown, "cvl.normalised_score": 93.25}
+    unknown = {name: None for name in RUN_METRICS if ".success_rate" in name}
+    metrics = {**RUN_METRICS, **unknown, "cvl.normalised_score": 93.25}
     page = Page(run_page(replace(RESULTS, metrics=metrics)))
     check_numbers(page, metrics)
     assert page.table("Policy")["CVL"][3] == ("93.2", "93.25")
@@ -64,9 +65,35 @@ def test_unknown_success_and_a_score_of_d4rl_are_in_the_table() -> None:
 
 
 def test_success_by_task_is_shown_if_there_are_several() -> None:
-    metrics = {**RESULTS.metrics, "cvl.success_rate.push-v3": 0.25, "behaviour.success_rate.push-v3": 1.0}
+    metrics = {**RUN_METRICS, "cvl.success_rate.push-v3": 0.25, "behaviour.success_rate.push-v3": 1.0}
     table = Page(run_page(replace(RESULTS, metrics=metrics))).table("Task")
     assert table["push-v3"] == [("0.25", "0.25"), ("n/a", None), ("1.00", "1.0")]
+
+
+JUDGEMENT: dict[str, Any] = {
+    "methods": {"cvl": "CVL", "bc": "BC"}, "dataset": "log", "task": "log", "reward": "dataset", "seed": 3,
+    "confidence": 0.9, "discount": 0.97, "held_out_episodes": 4, "measures": {"advantage": "It says; it cannot say."},
+    "cvl.advantage": 0.25, "cvl.advantage_ci_low": -0.125, "cvl.advantage_ci_high": 0.5,
+    "bc.advantage": None, "bc.advantage_ci_low": None, "bc.advantage_ci_high": None,
+    "cvl.fqe_value": 12.0, "bc.fqe_value": 11.0, "behaviour.value": 10.0, "cvl.visited_rank": None,
+}  # fmt: skip
+
+
+def test_without_an_environment_the_page_has_the_judgement_and_what_it_says() -> None:
+    page = Page(run_page(replace(RESULTS, metrics=None, rollouts={}, videos={}, judgement=JUDGEMENT)))
+    assert page.table("Policy") == {
+        "CVL": [("0.25 [-0.125, 0.5]", "0.25"), ("12", "12.0")],
+        "BC": [("n/a", None), ("11", "11.0")],
+        "behaviour data": [("", None), ("10", "10.0")],
+    }
+    assert "It says; it cannot say." in page.text
+    assert "none is known" in page.text
+    assert "judgement" in page.ids
+    assert "results" not in page.ids
+    both = Page(run_page(replace(RESULTS, judgement=JUDGEMENT)))
+    assert {"results", "judgement"} <= set(both.ids)
+    with pytest.raises(ValueError, match="metrics or a judgement"):
+        run_page(replace(RESULTS, metrics=None))
 
 
 def test_videos_have_captions_and_need_no_file() -> None:
@@ -92,7 +119,7 @@ def test_parameters_that_differ_from_the_defaults_are_listed_first() -> None:
 
 
 def test_names_are_shown_and_never_run() -> None:
-    metrics = {**RESULTS.metrics, "dataset": ODD, "task": ODD, "methods": {"cvl": ODD, "bc": "BC"}}
+    metrics = {**RUN_METRICS, "dataset": ODD, "task": ODD, "methods": {"cvl": ODD, "bc": "BC"}}
     odd = {ODD: ODD}
     source = run_page(replace(RESULTS, metrics=metrics, parameters=odd, provenance=odd, packages=odd))
     page = Page(source)

@@ -37,6 +37,7 @@ READOUTS = {
 Q_FUNCTION = "cvl_pipeline.readout.q_function:QFunction"
 BEST_OF_N = "cvl_pipeline.objectives.best_of_n:BestOfN"
 GOAL_POLICY = "cvl_pipeline.networks.goal_policy:GoalPolicy"
+JUDGING_CRITICS = "cvl_pipeline.judging.networks:ValueNetworks"
 POLICIES = {path.partition(":")[2]: path for path in (*ACTORS.values(), BEST_OF_N, GOAL_POLICY)}
 
 
@@ -62,6 +63,10 @@ def _unpack_fields(cls: str) -> Unpack:
 def _pack_transitions(transitions: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, config = _pack_fields(transitions)
     return tensors, {name: layout.plain() for name, layout in config.items()}
+
+
+def _unpack_networks(tensors: dict[str, Tensor], config: dict[str, Any]) -> Any:
+    return named(JUDGING_CRITICS)(**tensors, **{**config, "sizes": tuple(config["sizes"])})
 
 
 def _unpack_transitions(tensors: dict[str, Tensor], config: dict[str, Any]) -> Any:
@@ -169,13 +174,14 @@ KINDS: dict[str, tuple[Pack, Unpack]] = {
     "critic": (_pack_module, _unpack_module(CRITIC, CRITIC_SHAPE)),
     "readout": (_pack_readout, _unpack_readout),
     "policy": (_pack_policy, _unpack_policy),
+    "judging_critics": (_pack_fields, _unpack_networks),
 }
 """Functions that convert each kind of artifact to tensors and plain values, and back."""
 
 CLASSES = {
     TRANSITIONS: "transitions", REWARDS: "rewards", SPLIT: "split", NORMALISATION: "normalisation",
     CRITIC: "critic", **dict.fromkeys(READOUTS.values(), "readout"),
-    **dict.fromkeys(POLICIES.values(), "policy"),
+    **dict.fromkeys(POLICIES.values(), "policy"), JUDGING_CRITICS: "judging_critics",
 }  # fmt: skip
 """The kind of artifact that each class is."""
 

@@ -27,7 +27,7 @@ from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.hooks import check_reward_of
 from cvl_pipeline.kedro.mistakes import mistake
 from cvl_pipeline.kedro.parameters import RunParameters, check_parameters
-from cvl_pipeline.kedro.pipeline_registry import current_plan, plan_for, register_pipelines
+from cvl_pipeline.kedro.pipeline_registry import current_plan, plan_for, register_pipelines, register_stages
 from cvl_pipeline.kedro.provenance.states import Provenance
 from cvl_pipeline.kedro.provenance.status import print_status
 from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
@@ -139,7 +139,8 @@ def _follow(options: dict[str, Any]) -> RunParameters:
 
 def _check_evaluates(parameters: RunParameters, asked: dict[str, list[str]]) -> None:
     """Raise InputError if an option asks for the evaluation and no environment is known."""
-    names = [name for group in asked.values() for name in group]
+    nodes = {node.name for node in register_stages()["evaluation"].nodes}  # the page, if policies are judged
+    names = [name for group in asked.values() for name in group if name not in nodes]
     if not current_plan().evaluates and any(name.partition(".")[0] == "evaluation" for name in names):
         environment_for(parameters.dataset, parameters.evaluation)  # says why there is none
 

@@ -31,6 +31,7 @@ from cvl_pipeline.kedro.pipeline_registry import current_plan, plan_for, registe
 from cvl_pipeline.kedro.workspace import beside
 from cvl_pipeline.readout.parameters import REWARDS
 from cvl_pipeline.readout.rewards import NO_REWARDS, check_reward
+from cvl_pipeline.reports.judgement import judgement_table, sentences
 from cvl_pipeline.sources.base import SOURCES
 from cvl_pipeline.sources.environment import EvaluationEnvironment, environment_for
 from cvl_pipeline.tuning.objectives import OBJECTIVES
@@ -260,15 +261,18 @@ class ReportResults:
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Print the comparison if this run made one."""
-        if "metrics" in pipeline.all_outputs():
+        made = pipeline.all_outputs()
+        if "judgement" in made:
+            _print_judgement(catalog.load("judgement"))
+        page = vars(catalog["page"])["location"] if "page" in made else None
+        if "metrics" in made:
             place, _, _ = str(vars(catalog["metrics"])["location"]).rpartition("/")
-            page = vars(catalog["page"])["location"] if "page" in pipeline.all_outputs() else None
             _print_comparison(catalog.load("metrics"), place, page)
         elif "policy_plot" in pipeline.all_outputs() and not current_plan().evaluates:
-            _print_places(catalog)
+            _print_places(catalog, page)
 
 
-def _print_places(catalog: DataCatalog) -> None:
+def _print_places(catalog: DataCatalog, page: object) -> None:
     """Say that nothing was evaluated, and where the policies, their figures and pictures are."""
     console = Console()
     parameters = check_parameters(catalog.load("parameters"))
@@ -282,8 +286,25 @@ def _print_places(catalog: DataCatalog) -> None:
     place, _, _ = str(vars(catalog["value_report"])["location"]).rpartition("/")
     lines.append(f"Offline figures: {place}/value_report.json (explained in docs/metrics.md)")
     lines.append(f"Pictures: {place}/value_plot.png, {place}/policy_plot.png")
+    if page is not None:
+        lines.append(f"All on one page: {page}")
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _print_judgement(judgement: Mapping[str, Any]) -> None:
+    title = f"{judgement['dataset']}, seed {judgement['seed']}, judged from the log alone"
+    table = Table(title=escape(title), title_justify="left")
+    headings, rows = judgement_table(judgement)
+    for heading in ["policy", *(heading[0].lower() + heading[1:] for heading in headings)]:
+        table.add_column(heading)
+    titles = {**judgement["methods"], "behaviour": "behaviour data"}
+    for name, numbers in rows:
+        table.add_row(escape(titles[name]), *(number.text for number in numbers))
+    console = Console()
+    console.print(table)
+    for sentence in sentences(judgement):
+        console.print(sentence, highlight=False, markup=False)
 
 
 def _print_comparison(metrics: Mapping[str, Any], place: str, page: object) -> None:

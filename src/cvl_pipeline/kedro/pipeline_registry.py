@@ -1,6 +1,7 @@
 """The pipelines that ``kedro run --pipelines`` knows.
 
-They follow the parameters: one row of nodes per method in force, and no evaluation where no environment is known.
+They follow the parameters: one row of nodes per method in force, and no evaluation where no environment is known, but a
+judgement from the log.
 A hook sets the plan when Kedro has read the parameters, before it asks for the pipelines.
 """
 
@@ -15,6 +16,7 @@ from cvl_pipeline.kedro.pipelines import (
     data_ingestion,
     evaluation,
     export,
+    judging,
     policy_extraction,
     tuning,
     value_readout,
@@ -44,6 +46,7 @@ def register_stages() -> dict[str, Pipeline]:
         "contrastive_dynamics": contrastive_dynamics.create_pipeline(),
         "value_readout": value_readout.create_pipeline(),
         "policy_extraction": policy_extraction.create_pipeline(plan),
+        "judging": judging.create_pipeline(plan),
         "evaluation": evaluation.create_pipeline(plan),
     }
 

@@ -61,12 +61,16 @@ class Plan:
         rows: the methods in force, CVL first.
         evaluates: whether policies can be evaluated in an environment.
         records: whether videos of the evaluation are wanted.
+        judges: whether policies are judged from the log.
+        judging_critic: kind of the critic that judges them.
         export: which policies the export pipeline exports, and whether with values.
     """
 
     rows: tuple[Row, ...]
     evaluates: bool = True
     records: bool = False
+    judges: bool = False
+    judging_critic: str = "regression"
     export: ExportParameters = field(default_factory=ExportParameters)
 
     @staticmethod
@@ -78,7 +82,15 @@ class Plan:
             for name, chosen in parameters.baselines.items()
         ]
         evaluates = has_environment(parameters.dataset, parameters.evaluation)
-        return Plan(tuple(rows), evaluates, parameters.evaluation.videos is not None, parameters.export)
+        judging = parameters.judging
+        return Plan(
+            rows=tuple(rows),
+            evaluates=evaluates,
+            records=parameters.evaluation.videos is not None,
+            judges=not evaluates if judging.enabled is None else judging.enabled,
+            judging_critic=judging.critic,
+            export=parameters.export,
+        )
 
 
 def bound(function: Callable[..., Any], *values: object) -> Callable[..., Any]:

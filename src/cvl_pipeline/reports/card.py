@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cvl_pipeline.reports.judgement import numbers_of, sentences
 from cvl_pipeline.reports.page import DATA, Cell, Table, render
 from cvl_pipeline.sources.environment import GOALS_OF
 
@@ -28,6 +29,13 @@ def judged(metrics: Mapping[str, Any] | None, name: str) -> dict[str, Any] | Non
     }
 
 
+def judged_from_log(judgement: Mapping[str, Any] | None, name: str) -> dict[str, Any] | None:
+    """Return what ``judgement.json`` says about one policy, in words; None if it was not judged from the log."""
+    if judgement is None:
+        return None
+    return {"numbers": dict(numbers_of(judgement, name)), "measures": list(sentences(judgement))}
+
+
 def card(contract: Mapping[str, Any], video: bool = False) -> dict[str, bytes]:
     """Return the card's files.
 
@@ -37,9 +45,11 @@ def card(contract: Mapping[str, Any], video: bool = False) -> dict[str, bytes]:
     """
     about = contract["about"]
     title = f"{about['method']} for {about['task']}"
+    from_log = about.get("judged_from_log")  # contracts of earlier versions do not have it
     sections = [
         ("Trained on", _trained_on(contract)),
         ("Judged", _judged(about["judged"])),
+        *([("Judged from the log alone", list(from_log["numbers"].items()))] if from_log else []),
         ("Input and output", _interface(contract)),
         ("Compared with the trained policy", _parity(contract["parity"])),
         ("Versions", list(contract["versions"].items())),
@@ -191,6 +201,7 @@ def _limits(contract: Mapping[str, Any]) -> list[str]:
             "It was judged as a policy that sees the goal of each episode. The exported one does not see it: nobody "
             "has judged that."
         )
+    limits += (about.get("judged_from_log") or {}).get("measures", [])
     if contract["control_hz"] is None:
         limits.append(
             "The control rate of the log is unknown. At another rate, the same actions do something else."

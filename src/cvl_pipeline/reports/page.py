@@ -16,6 +16,7 @@ import pandas as pd
 
 from cvl_pipeline.errors import masked
 from cvl_pipeline.reports import figures, series
+from cvl_pipeline.reports import judgement as judged
 from cvl_pipeline.reports.comparison import BEHAVIOUR, OURS, THRESHOLDS, Comparison, interval
 from cvl_pipeline.reports.figures import Figure
 from cvl_pipeline.reports.html import PREVIEW, SCRIPT, video_address
@@ -81,7 +82,7 @@ class RunResults:
     """What the page of a run shows; all tables are artifacts of the run.
 
     Attributes:
-        metrics: content of ``metrics.json``.
+        metrics: content of ``metrics.json``; None: no environment is known.
         episodes: one row per logged episode: ``return``, ``length``, ``success``.
         places: of observations in their first two principal components, ``first`` and ``second``.
         critic: history of the critic's training.
@@ -95,9 +96,10 @@ class RunResults:
         defaults: of these parameters.
         provenance: fingerprints of the artifacts that the page is made from, by name; empty if unknown.
         packages: versions, by name.
+        judgement: content of ``judgement.json``; None: policies were not judged from the log, and there are metrics.
     """
 
-    metrics: Mapping[str, Any]
+    metrics: Mapping[str, Any] | None
     episodes: pd.DataFrame
     places: pd.DataFrame
     critic: pd.DataFrame
@@ -110,6 +112,7 @@ class RunResults:
     defaults: Mapping[str, Any]
     provenance: Mapping[str, str]
     packages: Mapping[str, str]
+    judgement: Mapping[str, Any] | None = None
 
 
 def versions() -> dict[str, str]:
@@ -120,18 +123,23 @@ def versions() -> dict[str, str]:
 def run_page(results: RunResults) -> str:
     """Return the page of a run, as HTML; its charts need ``html.SCRIPT`` beside it."""
     metrics = results.metrics
-    title = f"{metrics['dataset']}, seed {metrics['seed']}"
-    names = {**metrics["methods"], DATA: "behaviour data"}
+    about = results.judgement if metrics is None else metrics
+    if about is None:
+        raise ValueError("a page needs metrics or a judgement")
+    title = f"{about['dataset']}, seed {about['seed']}"
+    names = {**about["methods"], DATA: "behaviour data"}
     titled = {name: names[name] for name in results.histories}
     facts = {
-        "Task": metrics["task"],
-        "Dataset": metrics["dataset"],
-        "Seed": metrics["seed"],
-        "Policies": ", ".join(metrics["methods"].values()),
-        "Environment": metrics["environment"],
-        "Reward": metrics.get("reward_name", metrics["reward"]),
-        "Evaluation": f"{metrics['episodes']} episodes per policy; {metrics['protocol']}",
-        "Logged data": f"{metrics['behaviour_episodes']} episodes",
+        "Task": about["task"],
+        "Dataset": about["dataset"],
+        "Seed": about["seed"],
+        "Policies": ", ".join(about["methods"].values()),
+        "Environment": "none is known" if metrics is None else metrics["environment"],
+        "Reward": about.get("reward_name", about["reward"]),
+        "Evaluation": "from the log alone"
+        if metrics is None
+        else f"{metrics['episodes']} episodes per policy; {metrics['protocol']}",
+        "Logged data": f"{len(results.episodes)} episodes",
     }
     curves = [Chart(*pair) for pair in figures.critic(results.critic)]
     curves += [
@@ -147,15 +155,11 @@ def run_page(results: RunResults) -> str:
         "run.html",
         title=title,
         facts=facts,
-        results=_results_table(metrics, names),
-        by_task=_task_table(metrics, names),
-        comparison=[
-            Chart(text, figures.intervals(_interval_rows(metrics, names, metric), text, limits))
-            for metric, text, limits in (
-                ("success_rate", "Success rate", (-0.03, 1.03)),
-                ("return_mean", "Return, undiscounted", None),
-            )
-        ],
+        results=None if metrics is None else _results_table(metrics, names),
+        by_task=None if metrics is None else _task_table(metrics, names),
+        comparison=[] if metrics is None else _comparison(metrics, names),
+        judgement=None if results.judgement is None else _judgement_table(results.judgement, names),
+        sentences=[] if results.judgement is None else judged.sentences(results.judgement),
         videos={
             names[name]: [
                 Video(_caption(rank, results.rollouts[name].iloc[episode]), video_address(content))
@@ -308,6 +312,26 @@ def _results_table(metrics: Mapping[str, Any], names: Mapping[str, str]) -> Tabl
             row.append(_number(metrics.get(f"{key}.normalised_score"), 1))
         rows.append(row)
     return Table([*headings, *(["D4RL score"] if scored else [])], rows)
+
+
+def _comparison(metrics: Mapping[str, Any], names: Mapping[str, str]) -> list[Chart]:
+    return [
+        Chart(text, figures.intervals(_interval_rows(metrics, names, metric), text, limits))
+        for metric, text, limits in (
+            ("success_rate", "Success rate", (-0.03, 1.03)),
+            ("return_mean", "Return, undiscounted", None),
+        )
+    ]
+
+
+def _judgement_table(judgement: Mapping[str, Any], names: Mapping[str, str]) -> Table:
+    headings, rows = judged.judgement_table(judgement)
+    level = f"{100 * judgement['confidence']:g} %"
+    return Table(
+        ["Policy", *headings],
+        [[_method(name, names[name]), *(Cell(*entry) for entry in row)] for name, row in rows],
+        f"{level} intervals; discount {judgement['discount']:g}; {judgement['held_out_episodes']} held-out episodes",
+    )
 
 
 def _task_table(metrics: Mapping[str, Any], names: Mapping[str, str]) -> Table | None:

@@ -6,7 +6,7 @@ import numpy as np
 
 STREAMS = (
     "training", "validation", "initialisation", "references", "baseline", "proposals", "tuning", "regression",
-    "goals", "rollouts",
+    "goals", "rollouts", "judging",
 )  # fmt: skip
 
 

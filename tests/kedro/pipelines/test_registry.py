@@ -13,13 +13,22 @@ from cvl_pipeline.kedro.datasets import interactive
 from cvl_pipeline.kedro.pipeline_registry import current_plan, plan_for, register_pipelines, register_stages
 from tests.kedro.sessions import make_loader, path_of
 
-STAGES = ["data_ingestion", "contrastive_dynamics", "value_readout", "policy_extraction", "evaluation"]
+STAGES = [
+    "data_ingestion",
+    "contrastive_dynamics",
+    "value_readout",
+    "policy_extraction",
+    "judging",
+    "evaluation",
+]
 PLANS: list[dict[str, Any]] = [
     {},
     {"baselines": {"bc": None}},
     {"baselines": {"iql": {}, "soft": {"method": "iql"}, "greedy": {"method": "cvl"}}},
     {"dataset": {"source": "files", "path": "mine.csv"}},
     {"baselines": {"filtered_bc": {}}, "evaluation": {"videos": {}}},
+    {"judging": {"enabled": True, "critic": "contrastive"}},
+    {"dataset": {"source": "files", "path": "mine.csv"}, "judging": {"enabled": False}},
 ]
 """Parameters that decide which nodes there are."""
 
@@ -56,7 +65,7 @@ def test_without_parameters_the_pipelines_are_those_of_the_defaults() -> None:
 
 
 @pytest.mark.parametrize("parameters", PLANS, ids=str)
-def test_there_are_five_stages_in_the_order_that_data_flows(parameters: dict[str, Any]) -> None:
+def test_there_are_six_stages_in_the_order_that_data_flows(parameters: dict[str, Any]) -> None:
     _loader(**parameters)
     stages = register_stages()
     assert list(stages) == STAGES
@@ -79,7 +88,9 @@ def test_there_are_five_stages_in_the_order_that_data_flows(parameters: dict[str
 def test_nodes_have_plain_names_and_the_namespace_and_tag_of_their_stage(parameters: dict[str, Any]) -> None:
     _loader(**parameters)
     for stage, pipeline in register_stages().items():
-        assert bool(pipeline.nodes) == (stage != "evaluation" or current_plan().evaluates)
+        plan = current_plan()
+        judged = {"judging": plan.judges, "evaluation": plan.evaluates or plan.judges}
+        assert bool(pipeline.nodes) == judged.get(stage, True)
         for node in pipeline.nodes:
             assert node.namespace == stage
             assert re.fullmatch(rf"{stage}\.[a-z_]+", node.name)
@@ -126,11 +137,30 @@ def test_videos_have_nodes_only_if_they_are_wanted() -> None:
 
 def test_without_an_environment_there_is_no_evaluation() -> None:
     _loader(dataset={"source": "files", "path": "mine.csv"})
+    assert _names(register_stages()["evaluation"]) == {"evaluation.write_page"}
+    assert len(register_pipelines()["__default__"].nodes) == 22
+    assert "metrics" not in _outputs()
+    _loader(dataset={"source": "files", "path": "mine.csv"}, judging={"enabled": False})
     assert not register_stages()["evaluation"].nodes
     assert len(register_pipelines()["__default__"].nodes) == 17
-    assert "metrics" not in _outputs()
     _loader(dataset={"source": "files", "path": "mine.csv"}, evaluation={"environment": "Hopper-v5"})
     assert "metrics" in _outputs()
+
+
+def test_without_an_environment_policies_are_judged_from_the_log() -> None:
+    _loader()
+    assert "judgement" not in _outputs()
+    _loader(dataset={"source": "files", "path": "mine.csv"})
+    names = {"judging.regress", "judging.judge_cvl", "judging.judge_bc", "judging.summarise"}
+    assert _names(register_stages()["judging"]) == names
+    # The critic that judges never sees what the policy learned from; the episodes that it sees are a part of the log.
+    assert not _upstream("judging_critics") & {"cvl_policy", "readout"}
+    assert {"judgement", "page"} <= _outputs()
+    _loader(judging={"enabled": True, "critic": "contrastive"})
+    assert {"judging_critic", "judging_readout"} <= _upstream("judgement")
+    assert not _upstream("judging_critic") & {"labels", "rewards"}
+    (page,) = [node for node in register_stages()["evaluation"].nodes if node.outputs == ["page"]]
+    assert {"judgement", "metrics"} <= set(page.inputs)
 
 
 def _names(pipeline: Any) -> set[str]:
@@ -212,10 +242,16 @@ def test_every_dataset_has_an_entry_with_a_description_and_the_layer_of_its_fold
 
 def test_no_entry_of_the_catalog_is_left_over() -> None:
     """Such as folders of checkpoints and logs, which are no datasets."""
-    config = _loader(baselines={"bc": {}, "iql": {}}, evaluation={"videos": {}})["catalog"]
+    made = set()
+    for critic in ("regression", "contrastive"):
+        judging = {"enabled": True, "critic": critic}
+        config = _loader(baselines={"bc": {}, "iql": {}}, evaluation={"videos": {}}, judging=judging)[
+            "catalog"
+        ]
+        made |= _outputs()
     for entry in config:
         pattern = re.sub(r"\\{\w+\\}", r"\\w+", re.escape(entry))
-        assert any(re.fullmatch(pattern, name) for name in _outputs()), entry
+        assert any(re.fullmatch(pattern, name) for name in made), entry
     assert not any(re.search("checkpoint|log|storage|folder", name) for name in (*config, *_outputs()))
 
 

@@ -151,13 +151,14 @@ def record(
 def write_page(
     titles: Mapping[str, str],
     /,
-    metrics: dict[str, Any],
     episodes: pd.DataFrame,
     transitions: Transitions,
     normalisation: Normalisation,
     dynamics_history: pd.DataFrame,
     values: pd.DataFrame,
     report: dict[str, float | None],
+    metrics: dict[str, Any] | None = None,
+    judgement: dict[str, Any] | None = None,
     **others: Any,
 ) -> str:
     """Write one page about the run; ``others`` are tables and videos of the policies, and all parameters."""
@@ -170,7 +171,7 @@ def write_page(
     parameters = {name: others[name] for name in StageParameters.model_fields}
     # A baseline has no defaults before its method is chosen.
     chosen = {name: {METHODS.field: value[METHODS.field]} for name, value in parameters["baselines"].items()}
-    rollouts = {name: others[f"{name}_rollouts"] for name in titles}
+    rollouts = {name: others[f"{name}_rollouts"] for name in titles if metrics is not None}
     videos = {
         name: {
             rank: (episode, video)
@@ -182,6 +183,7 @@ def write_page(
     return run_page(
         RunResults(
             metrics=metrics,
+            judgement=judgement,
             episodes=episodes,
             places=coverage(transitions, normalisation, PLOTTED_OBSERVATIONS, parameters["seed"]),
             critic=dynamics_history,

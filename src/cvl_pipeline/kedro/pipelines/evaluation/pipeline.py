@@ -15,9 +15,11 @@ from cvl_pipeline.parameters import StageParameters
 def create_pipeline(plan: Plan) -> Pipeline:
     """Run all policies in the environment and compare them with the behaviour data.
 
-    Without an environment there is nothing to run: the pipeline is empty.
+    Without an environment there is nothing to run. If policies were judged from the log instead, their page is left;
+    otherwise, the pipeline is empty.
     """
     titles = {row.name: row.title for row in plan.rows}
+    page = [_write_page(plan, titles)] if plan.evaluates or plan.judges else []
     return Pipeline(
         [
             *(part for row in plan.rows for part in (_roll_out(row), _score(row))),
@@ -38,10 +40,10 @@ def create_pipeline(plan: Plan) -> Pipeline:
             ),
             node(nodes.plot, "metrics", "comparison_plot", name="plot", tags=["report"]),
             *(_record(row) for row in plan.rows if plan.records),
-            _write_page(plan, titles),
+            *page,
         ]
         if plan.evaluates
-        else [],
+        else page,
         namespace="evaluation",
         prefix_datasets_with_namespace=False,
         tags=["evaluation"],
@@ -100,15 +102,17 @@ def _record(row: Row) -> Node:
 
 
 def _write_page(plan: Plan, titles: dict[str, str]) -> Node:
-    videos = [f"{row.name}_video_{rank}" for row in plan.rows for rank in RANKS] if plan.records else []
-    artifacts = ("metrics", "episodes", "transitions", "normalisation", "dynamics_history", "values")
+    artifacts = ["episodes", "transitions", "normalisation", "dynamics_history", "values"]
+    artifacts += ["judgement"] if plan.judges else []
+    if plan.evaluates:
+        artifacts += ["metrics", *(f"{row.name}_rollouts" for row in plan.rows)]
+        artifacts += [f"{row.name}_video_{rank}" for row in plan.rows if plan.records for rank in RANKS]
     return node(
         bound(nodes.write_page, titles),
         {
             **{name: name for name in artifacts},
             "report": "value_report",
             **{f"{row.name}_history": row.dataset("history") for row in plan.rows},
-            **{name: name for name in [*(f"{row.name}_rollouts" for row in plan.rows), *videos]},
             **{name: f"params:{name}" for name in StageParameters.model_fields},
         },
         "page",

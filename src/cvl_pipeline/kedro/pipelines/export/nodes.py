@@ -33,11 +33,12 @@ def export(
     critic: ContrastiveCritic | None = None,
     readout: Readout | None = None,
     metrics: dict[str, Any] | None = None,
+    judgement: dict[str, Any] | None = None,
     video: bytes | None = None,
 ) -> dict[str, bytes]:
     """Export a policy as the files of a folder, checked on held-out observations."""
     from cvl_pipeline.readout.q_function import QFunction
-    from cvl_pipeline.reports.card import judged
+    from cvl_pipeline.reports.card import judged, judged_from_log
     from cvl_pipeline.reports.exported import exported_files
 
     chosen: Any = SOURCES.validate(dataset)
@@ -48,6 +49,7 @@ def export(
         "reward": reward.get("name") or reward["source"],
         "method": title,
         "judged": judged(metrics, name),
+        "judged_from_log": judged_from_log(judgement, name),
         "provenance": dict(workspace.get().fingerprints),
     }
     values = None if critic is None or readout is None else QFunction(critic, readout)

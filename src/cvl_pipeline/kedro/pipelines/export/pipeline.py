@@ -24,6 +24,7 @@ def _export(row: Row, plan: Plan) -> Node:
     needs = ["transitions", "split"]
     needs += ["critic", "readout"] if plan.export.value else []
     needs += ["metrics"] if plan.evaluates else []
+    needs += ["judgement"] if plan.judges else []
     inputs = {name: name for name in needs} | {"policy": row.dataset("policy")}
     inputs |= {"video": f"{row.name}_video_median"} if plan.evaluates and plan.records else {}
     return node(

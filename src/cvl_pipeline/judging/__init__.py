@@ -1,0 +1,1 @@
+"""Judgement of policies from the log alone, where no environment can run them."""

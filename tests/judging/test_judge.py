@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.judging.critics import pair_inputs, regress_critics
+from cvl_pipeline.judging.judge import Judge, swapped
+from cvl_pipeline.judging.measures import MEASURES
+from cvl_pipeline.judging.parameters import JudgingParameters
+from cvl_pipeline.judging.samples import actions_of
+from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
+from cvl_pipeline.testing.builders import (
+    identity_normalisation,
+    make_packed_transitions,
+    make_rewards,
+    make_transitions,
+    split_first,
+)
+from cvl_pipeline.testing.finite_mdp import FiniteMDP, chain
+
+SMALL: dict[str, Any] = {
+    "members": 1, "hidden": (32,), "critic_steps": 40, "fqe_steps": 40, "batch_size": 64, "rollouts": 4,
+    "rollout_steps": 5,
+}  # fmt: skip
+
+
+class Table(nn.Module):
+    """A policy of a finite MDP that takes one action per state."""
+
+    def __init__(self, actions: list[int], count: int) -> None:
+        super().__init__()
+        self.one_hot = torch.eye(count)[torch.tensor(actions)]
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.one_hot[observations.argmax(-1)]
+
+
+class Logged(nn.Module):
+    """Repeats the logged action of every observation, which is unique, plus a constant."""
+
+    def __init__(self, log: Transitions, shift: float = 0.0) -> None:
+        super().__init__()
+        self.states, self.actions, self.shift = log.states(), log.actions, shift
+
+    def forward(self, observations: Tensor) -> Tensor:
+        nearest = torch.cdist(observations, self.states).argmin(1)
+        return self.actions[nearest] + self.shift
+
+
+def make_judge(log: Transitions, labels: Rewards, train: int, discount: float = 0.8, **changes: Any) -> Judge:
+    normalisation = identity_normalisation(log)
+    shape = CriticShape(
+        tuple(log.observations.shape[1:]), log.actions.shape[1], (8,), 4, "unit_norm", 0.1, False, 0.7, False,
+        {"name": "convolutional", "channels": 4, "features": 5} if log.wide else {}, log.parts,
+    )  # fmt: skip
+    critic = ContrastiveCritic(shape, normalisation)
+    parameters = JudgingParameters(**{**SMALL, **changes})
+    return Judge(critic, log, labels, split_first(log, train), normalisation, discount, parameters, 0)
+
+
+def critics_of(judge: Judge) -> Any:
+    return regress_critics(judge.critic, judge.held_out, judge.discount, judge.parameters, judge.seed)
+
+
+def wide_log(shift: float = 0.0) -> tuple[Transitions, Rewards]:
+    log = make_transitions([6] * 8, [True, False] * 4)
+    bounds = torch.full((2,), 10.0)
+    log = replace(log, action_low=-bounds, action_high=bounds)
+    return log, make_rewards(log)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_fitted_q_evaluation_gives_the_exact_value_in_a_finite_mdp(terminal: bool) -> None:
+    world: FiniteMDP = replace(chain(states=5, terminal=terminal), discount=0.8)
+    log, labels = world.log_episodes(160, 8, seed=0)
+    log = replace(log, discrete=torch.tensor(True))
+    judge = make_judge(log, labels, 120, fqe_steps=700)
+    firsts = judge.held_out.encoded.states(judge.held_out.encoded.episode_starts[:-1]).argmax(-1).numpy()
+    found = {}
+    for name, actions in {"right": [1] * 5, "left": [0] * 5}.items():
+        law = np.eye(2)[actions]
+        exact = float((replace(world, policy=law).q() * law).sum(1)[firsts].mean())
+        numbers = judge.fitted_q_evaluation(Table(actions, 2))
+        found[name] = numbers["fqe_value"]
+        assert numbers["fqe_value"] == pytest.approx(exact, abs=0.2)
+        assert numbers["fqe_clipped"] == pytest.approx(0.0, abs=0.2)
+        gain = found[name] - judge.behaviour_value().value  # type: ignore[operator]
+        assert numbers["fqe_gain"] == pytest.approx(gain, abs=1e-4)
+    assert found["right"] - found["left"] > 1.0  # type: ignore[operator]
+
+
+def test_a_policy_that_repeats_the_log_is_like_the_log() -> None:
+    log, labels = wide_log()
+    judge = make_judge(log, labels, 5)
+    numbers = judge.judge(Logged(log), critics_of(judge))
+    assert numbers["action_error"] == pytest.approx(0.0, abs=1e-6)
+    assert numbers["advantage"] == pytest.approx(0.0, abs=1e-6)
+    assert numbers["action_rank"] == 0.5
+    assert set(MEASURES) >= {"action_error", "advantage", "fqe_value", "coverage"}
+
+
+def test_the_action_error_is_in_standard_deviations_and_coverage_sees_the_distance() -> None:
+    log, labels = wide_log()
+    judge = make_judge(log, labels, 5)
+    scaled = replace(judge.normalisation, action_std=torch.tensor([0.5, 2.0]))
+    policy = Logged(log, shift=3.0)
+    held_out = actions_of(policy, log, judge.held_out.index)
+    numbers = replace(judge, normalisation=scaled).action_error(policy, held_out)
+    assert numbers["action_error.0"] == pytest.approx(6.0, abs=1e-4)
+    assert numbers["action_error.1"] == pytest.approx(1.5, abs=1e-4)
+    assert numbers["action_error"] == pytest.approx(((6.0**2 + 1.5**2) / 2) ** 0.5, abs=1e-4)
+    far = judge.judge(policy, critics_of(judge))
+    assert far["action_rank"] == far["action_outside"] == 1.0
+
+
+def test_choices_are_compared_by_agreement() -> None:
+    world = chain(states=5)
+    log, labels = world.log_episodes(20, 6, seed=0)
+    log = replace(log, discrete=torch.tensor(True))
+    judge = make_judge(log, labels, 14)
+    left, right = (
+        judge.action_error(policy, actions_of(policy, log, judge.held_out.index))["agreement"]
+        for policy in (Table([0] * 5, 2), Table([1] * 5, 2))
+    )
+    assert left + right == pytest.approx(1.0)  # type: ignore[operator]
+    assert left == pytest.approx(float(judge.held_out.encoded.actions[:, 0].mean()))
+
+
+def test_rewards_of_training_episodes_do_not_reach_the_advantage() -> None:
+    """Cross-fitting: the critics that judge a policy know nothing of what it was chosen by."""
+    log, labels = wide_log()
+    judge = make_judge(log, labels, 5)
+    other = labels.rewards.clone()
+    other[: int(log.episode_starts[5])] += 7.0
+    changed = replace(judge, labels=replace(labels, rewards=other))
+    policy = Logged(log, shift=0.5)
+    advantages = [each.advantage(policy, critics_of(each)) for each in (judge, changed)]
+    assert advantages[0] == advantages[1]
+    assert advantages[0]["advantage"] != 0.0
+    values = [each.fitted_q_evaluation(policy)["fqe_value"] for each in (judge, changed)]
+    assert values[0] != values[1], "fitted Q evaluation learns from the training episodes"
+    assert torch.equal(swapped(judge.split).train, judge.split.validation)
+
+
+def test_values_stay_within_the_range_of_the_rewards_whatever_the_actions() -> None:
+    log, labels = wide_log()
+    judge = make_judge(log, labels, 5, fqe_steps=300)
+    value = judge.fitted_q_evaluation(Logged(log, shift=9.0))["fqe_value"]
+    scale = 1.0 - judge.discount
+    assert value is not None
+    assert abs(scale * value) < 5.0
+
+
+def test_observations_with_parts_are_judged_without_visited_states() -> None:
+    class Constant(nn.Module):
+        def forward(self, observations: dict[str, Tensor]) -> Tensor:
+            return observations["state"][:, :2]
+
+    log = make_packed_transitions([5] * 4, [False] * 4)
+    judge = make_judge(log, make_rewards(log), 2)
+    numbers = judge.judge(Constant(), critics_of(judge))
+    assert numbers["visited_rank"] is None
+    assert all(value is not None for name, value in numbers.items() if not name.startswith("visited"))
+
+
+def test_inputs_of_networks_are_those_of_the_critic() -> None:
+    log, labels = wide_log()
+    judge = make_judge(log, labels, 5)
+    sample = judge.training
+    pairs = pair_inputs(judge.critic, sample.encoded.states(), sample.encoded.actions)
+    wanted = judge.critic.inputs(log.states(sample.index), log.actions[sample.index])
+    torch.testing.assert_close(pairs, wanted)
+    few = make_judge(log, labels, 5, transitions=13).training
+    assert len(few) == 12, "two whole episodes of six steps"
+    assert len(make_judge(log, labels, 5, transitions=1).training) == 6, "at least one episode"
