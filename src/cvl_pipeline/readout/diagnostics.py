@@ -109,10 +109,10 @@ def value_report(
         least-squares line return = slope * Q + intercept (1 and 0 for calibrated values); the median and tenth
         percentile of the effective sample size; ``readout_error`` (root mean square difference from the exact
         readout, divided by the exact values' standard deviation); ``readout_rank_correlation`` (Spearman, with
-        the exact readout); ``readout_weight``; ``transitions``, the number of held-out transitions; ``success_states``, how many of the
-        ``logged_states``, which all logged transitions arrive in, count as success (None if nothing reports
-        success). Correlations, slope, intercept and error are None if
-        values or returns are all equal.
+        the exact readout); ``readout_weight``; ``transitions``, the number of held-out transitions;
+        ``success_states``, how many of the ``logged_states``, which all logged transitions arrive in, count as
+        success (None if nothing reports success). Correlations, slope, intercept and error are None if values or
+        returns are all equal.
     """
     q, returns = values["q"].to_numpy(np.float64), values["return"].to_numpy(np.float64)
     constant = np.ptp(q) == 0.0 or np.ptp(returns) == 0.0
