@@ -24,6 +24,7 @@ def test_a_near_name_is_suggested() -> None:
     error = unknown_name("task", "reech-v3", ["push-v3", "reach-v3", "door-open-v3"])
     assert isinstance(error, InputError)
     assert str(error) == "unknown task 'reech-v3': did you mean reach-v3?"
+    assert str(unknown_name("method", "IQL", ["iql", "mopo"])) == "unknown method 'IQL': did you mean iql?"
 
 
 def test_several_near_names_are_suggested() -> None:

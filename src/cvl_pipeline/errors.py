@@ -95,7 +95,8 @@ def look_up(kind: str, name: str, registry: Mapping[str, T]) -> T:
 
 def unknown_name(kind: str, name: str, known: list[str]) -> InputError:
     """Create the error for an unknown name; it lists the closest or all known names."""
-    close = get_close_matches(name, known, n=3)
+    spelling = {one.lower(): one for one in known}
+    close = [spelling[match] for match in get_close_matches(name.lower(), list(spelling), n=3)]
     hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
     return InputError(f"unknown {kind} '{name}': {hint}")
 

@@ -93,7 +93,8 @@ def test_where_the_critic_is_perfect_and_the_network_knows_nothing_the_readout_c
 ) -> None:
     critic = critic_of(log_law(mdp, log[0]), mdp.discount)
     readout = read_out(critic, log, steps=1, value_steps=1, learning_rate=1e-9)
-    assert readout.mixture[1] == pytest.approx(1.0, abs=0.1)
+    assert readout.weight == pytest.approx(1.0, abs=0.1)
+    assert readout.alone.weight == 1.0
     assert abs(float(readout.mixture[2])) < 0.05
     assert correlation(mdp, QFunction(critic, readout)) > 0.99
 
@@ -417,13 +418,24 @@ def test_a_log_whose_judged_returns_nothing_predicts_keeps_the_readout(
     assert isinstance(readout, ExactReadout)
 
 
+@pytest.mark.parametrize(
+    ("readout_weight", "text"),
+    [
+        (0.6, "0.60 times the readout and 0.30 times the regression on returns"),
+        (0.0, "0.30 times the regression on returns, without any share of the critic's values"),
+    ],
+)
 def test_the_weights_are_logged(
+    readout_weight: float,
+    text: str,
     caplog: pytest.LogCaptureFixture,
     transitions: Transitions,
     rewards: Rewards,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cvl_pipeline.readout.regression.mixture_weights", lambda *_: (0.1, 0.6, 0.3))
+    monkeypatch.setattr(
+        "cvl_pipeline.readout.regression.mixture_weights", lambda *_: (0.1, readout_weight, 0.3)
+    )
     parameters = readout_parameters(
         references=None, regression={"steps": 1, "value_steps": 1, "hidden": (4,)}
     )
@@ -431,4 +443,4 @@ def test_the_weights_are_logged(
         build_readout(
             small_critic(), transitions, rewards, split_episodes(transitions, 0.3, 0), parameters, seed=0
         )
-    assert "0.60 times the readout and 0.30 times the regression on returns" in caplog.text
+    assert text in caplog.messages[-1]

@@ -403,6 +403,13 @@ def test_groups_that_do_not_exist_are_refused_with_those_that_do(
     assert part in text
 
 
+def test_episodes_in_groups_that_no_field_names_are_pointed_out(tmp_path: Path) -> None:
+    path = write_groups(tmp_path / "log.h5", groups_of(make_transitions([2, 3], [False] * 2)))
+    text = refusal(path, mapping(**GROUPS | {"groups": None, "episode": None}))
+    assert "if each group 'data/demo_*' is an episode, set dataset.columns.groups to 'data/demo_*'" in text
+    assert text.endswith("name what a group contains: actions, dones, obs/place, obs/rest, rewards")
+
+
 @pytest.mark.parametrize("name", ["log.npz", "log.csv"])
 def test_only_hdf5_has_groups(tmp_path: Path, log: Log, name: str) -> None:
     text = refusal(write(tmp_path / name, log), mapping_of(name, groups="*"))

@@ -252,8 +252,8 @@ def test_equal_rewards_and_other_losses_are_reported_but_not_refused(
     assert [count.item() for count in counts] == [3, 2, 150.0, 1]  # rows 4, 5 and 6
     assert len(caplog.messages) == 2
     assert caplog.messages[-1] == (
-        "log: 3 logged steps are dropped: 3 because nothing says where they led (next_observations would keep them). "
-        "They are 2 whole episodes, and have 150 of reward and 1 successes"
+        "log: dropped 3 of the logged steps, 3 because nothing says where they led (next_observations would keep "
+        "them); lost with them: episodes 2, reward 150, successes 1"
     )
 
 

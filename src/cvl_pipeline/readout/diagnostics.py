@@ -92,7 +92,7 @@ def _exact(q: QFunction, transitions: Transitions, labels: Rewards, split: Split
 
 
 def value_report(
-    values: pd.DataFrame, labels: Rewards, parameters: ReadoutParameters
+    values: pd.DataFrame, labels: Rewards, parameters: ReadoutParameters, readout_weight: float = 1.0
 ) -> dict[str, float | None]:
     """Correlation and calibration of Q against held-out returns, and the readout's own error.
 
@@ -102,16 +102,17 @@ def value_report(
         values: table from ``value_table``.
         labels: rewards of all transitions.
         parameters: parameters of the readout.
+        readout_weight: weight of the readout in Q, ``Readout.weight``.
 
     Returns:
         ``spearman`` and ``pearson`` over all held-out transitions; ``slope`` and ``intercept`` of the
         least-squares line return = slope * Q + intercept (1 and 0 for calibrated values); the median and tenth
         percentile of the effective sample size; ``readout_error`` (root mean square difference from the exact
         readout, divided by the exact values' standard deviation); ``readout_rank_correlation`` (Spearman, with
-        the exact readout); ``transitions``, the number of held-out transitions; ``success_states``, how many of the
-        ``logged_states``, which all logged transitions arrive in, count as success (None if nothing reports
-        success). Correlations, slope, intercept and error are None if
-        values or returns are all equal.
+        the exact readout); ``readout_weight``; ``transitions``, the number of held-out transitions;
+        ``success_states``, how many of the ``logged_states``, which all logged transitions arrive in, count as
+        success (None if nothing reports success). Correlations, slope, intercept and error are None if values or
+        returns are all equal.
     """
     q, returns = values["q"].to_numpy(np.float64), values["return"].to_numpy(np.float64)
     constant = np.ptp(q) == 0.0 or np.ptp(returns) == 0.0
@@ -140,6 +141,7 @@ def value_report(
         "effective_sample_size_p10": float(sizes.quantile(0.1)),
         "readout_error": error,
         "readout_rank_correlation": rank,
+        "readout_weight": readout_weight,
         "transitions": len(values),
         "logged_states": len(labels.successes),
         "success_states": int(labels.successes.sum()) if labels.reports_success else None,

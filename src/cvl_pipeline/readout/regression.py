@@ -70,6 +70,11 @@ class RegressedReadout(Readout):
         """The readout without the network."""
         return self.base
 
+    @property
+    def weight(self) -> float:
+        """Weight of the readout in Q, b_1."""
+        return float(self.mixture[1])
+
     def expectation(self, phi: Tensor) -> Tensor:
         """Expected reward of the readout without the network, (B, D) -> (B,)."""
         return self.base.expectation(phi)
@@ -245,8 +250,11 @@ def regress(
         )
         return readout
     logger.info(
-        "value_readout: Q is %.2f times the readout and %.2f times the regression on returns",
+        "value_readout: Q is %.2f times the readout and %.2f times the regression on returns%s",
         readout_weight, network_weight,
+        ""
+        if readout_weight
+        else ", without any share of the critic's values (value_readout.regression=null uses those alone)",
     )  # fmt: skip
     mixture = [constant + network_weight * mean, readout_weight, network_weight * deviation]
     return RegressedReadout(

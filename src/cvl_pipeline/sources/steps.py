@@ -316,9 +316,12 @@ def report_dropped(
     reasons = [f"{unknown} because nothing says where they led{cure}"] * (unknown > 0)
     others = len(rewards) - unknown
     reasons += [f"{others} because the episode was over"] * (others > 0)
+    losses = [f"episodes {episodes}"] * (episodes > 0)
+    losses += [f"reward {total:g}"] * (not np.isnan(rewards).all())
+    losses += [f"successes {successes.sum()}"] * bool(successes.any())
     logger.warning(
-        f"{source}: {len(rewards)} logged steps are dropped: {' and '.join(reasons)}. They are {episodes} whole "
-        f"episodes, and have {total:g} of reward and {successes.sum()} successes"
+        f"{source}: dropped {len(rewards)} of the logged steps, {' and '.join(reasons)}"
+        + f"; lost with them: {', '.join(losses)}" * bool(losses)
     )
     return {
         "dropped_steps": torch.tensor(len(rewards)),

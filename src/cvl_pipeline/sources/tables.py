@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -123,6 +124,14 @@ class Table:
         return matches
 
     def _unknown(self, field: str, name: str, what: str, known: Sequence[str]) -> InputError:
+        if field != "groups" and (episodes := _numbered_groups(self._contents.groups)):
+            pattern, first = episodes
+            inside = [one.removeprefix(f"{first}/") for one in known if one.startswith(f"{first}/")]
+            listed = ", ".join(sorted(inside, key=_natural)[:LISTED]) or "no array"
+            return InputError(
+                f"{self.file}: {what} '{name}' (dataset.columns.{field}); if each group '{pattern}' is an episode, set "
+                f"dataset.columns.groups to '{pattern}', and name what a group contains: {listed}"
+            )
         close = get_close_matches(name, known, n=3)
         near = f"did you mean {' or '.join(repr(one) for one in close)}? " if close else ""
         names = ", ".join(sorted(known, key=_natural)[:LISTED]) or "nothing"
@@ -406,6 +415,18 @@ def brief(cell: Any) -> str:
     """Text of a cell in errors."""
     text = repr(cell.item() if isinstance(cell, np.generic) else cell)
     return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _numbered_groups(groups: Sequence[str]) -> tuple[str, str] | None:
+    """Pattern of the most groups that differ in a last number alone, and the first of them; None without two such.
+
+    ``data/demo_0`` and ``data/demo_1`` give ``data/demo_*`` and ``data/demo_0``.
+    """
+    patterns = {group: re.sub("[0-9]+$", "*", group) for group in groups if re.search("[0-9]$", group)}
+    for pattern, count in Counter(patterns.values()).most_common(1):
+        if count > 1:
+            return pattern, min((group for group in patterns if patterns[group] == pattern), key=_natural)
+    return None
 
 
 def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
