@@ -37,6 +37,16 @@ def read_data(folder: Path) -> EpisodeData:
     )
 
 
+def write_section(page: Path, begin: str, end: str, text: str) -> None:
+    """Replace what a page has between two comments."""
+    before, _, rest = page.read_text().partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        sys.exit(f"{page} has no line '{begin}' with a line '{end}' after it: restore both from git")
+    new = f"{before}{begin}\n\n{text}\n\n{end}{after}"
+    write_atomically(page, lambda partial: partial.write_text(new))
+
+
 def write_record(path: Path, **values: Any) -> dict[str, Any]:
     """Write a benchmark's results as JSON, with the command and the machine, and return them."""
     # A path of this machine says nothing elsewhere.

@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from torch import Generator
 
-from benchmarks.common import PROJECT, RESULTS, machine, markdown, write_record
+from benchmarks.common import PROJECT, RESULTS, machine, markdown, write_record, write_section
 from benchmarks.peers.harness import Job
 from benchmarks.peers.product import SIZE
 from benchmarks.scaling import weak_scaling
@@ -468,9 +468,7 @@ def _shares_table(record: dict[str, Any]) -> pd.DataFrame:
 
 def write_docs(record: dict[str, Any]) -> None:
     """Write the tables between the two marks of docs/benchmarks.md."""
-    before, rest = DOCS.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    DOCS.write_text(f"{before}{BEGIN}\n\n{tables(record)}\n\n{END}{after}")
+    write_section(DOCS, BEGIN, END, tables(record))
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ All methods are judged on the same tasks: those for which every method has every
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,15 @@ class Comparison:
         return np.stack(
             [self.scores_at[place].loc[self.seeds, method].to_numpy(np.float64) for place in places], 1
         )
+
+    def without(self, tasks: Sequence[str]) -> Comparison | None:
+        """The same comparison without some tasks; None if it has none of them, or no others."""
+        places = [place for place in self.places if place[1] not in tasks]
+        if not places or len(places) == len(self.places):
+            return None
+        part = copy(self)
+        part.places, part.presets = places, list(dict.fromkeys(preset for preset, _ in places))
+        return part
 
     def estimate(self, statistic: Callable[..., Scores], *scores: Scores, **options: Any) -> Estimate:
         """Compute a statistic and its interval, which resamples seeds, or tasks if there is only one seed."""
@@ -156,15 +166,6 @@ class Comparison:
     def profile(self, method: str) -> Estimate:
         """Share of runs above each of THRESHOLDS."""
         return self.estimate(_profile, self.scores(method), resamples=PROFILE_RESAMPLES)
-
-
-def without(
-    rows: pd.DataFrame, methods: Sequence[str], axes: Mapping[str, Sequence[Any]], tasks: Sequence[str]
-) -> Comparison | None:
-    """Compare methods without some tasks; None if nothing is compared then, or all tasks are others."""
-    others = [task for task in axes["tasks"] if task not in tasks]
-    table = Comparison(rows, methods, {**axes, "tasks": others})
-    return table if table.places and len(others) < len(axes["tasks"]) else None
 
 
 def _profile(scores: Scores) -> Scores:

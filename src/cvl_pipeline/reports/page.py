@@ -16,7 +16,7 @@ import pandas as pd
 
 from cvl_pipeline.errors import masked
 from cvl_pipeline.reports import figures
-from cvl_pipeline.reports.comparison import BEHAVIOUR, OURS, THRESHOLDS, Comparison, interval, without
+from cvl_pipeline.reports.comparison import BEHAVIOUR, OURS, THRESHOLDS, Comparison, interval
 from cvl_pipeline.reports.figures import Figure
 from cvl_pipeline.reports.html import PREVIEW, SCRIPT, video_address
 from cvl_pipeline.reports.statistics import Estimate, interquartile_mean
@@ -233,9 +233,8 @@ def suite_page(
     present = {f"{name}s": list(dict.fromkeys(runs[name])) for name in ("task", "preset", "seed", "method")}
     axes = {**present, **(axes or {})}
     methods = [name for name in axes["methods"] if name != BEHAVIOUR]
-    scored = runs.assign(success=runs["score"])
-    table = Comparison(scored, methods, axes)
-    untuned = without(scored, methods, axes, tuning_tasks)
+    table = Comparison(runs.assign(success=runs["score"]), methods, axes)
+    untuned = table.without(tuning_tasks)
     total = math.prod(len(axes[name]) for name in ("tasks", "presets", "seeds")) * len(methods)
     done = int((runs["method"] != BEHAVIOUR).sum())
     facts = {

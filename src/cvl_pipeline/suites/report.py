@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from cvl_pipeline.io.storage import write_atomically
 from cvl_pipeline.methods.base import METHODS
-from cvl_pipeline.reports.comparison import BEHAVIOUR, THRESHOLDS, Comparison, interval, without
+from cvl_pipeline.reports.comparison import BEHAVIOUR, THRESHOLDS, Comparison, interval
 from cvl_pipeline.reports.html import SCRIPT, plotly_script
 from cvl_pipeline.reports.markdown import markdown
 from cvl_pipeline.reports.page import suite_page
@@ -181,8 +182,13 @@ def protocol_lines(records: Sequence[Mapping[str, Any]], table: Comparison) -> l
         f"- Machine: {distinct(lambda run: run['machine'])}; "
         f"cores of a cell: {distinct(lambda run: run['threads'])}.",
     ]
+    complete = [record for record in records if not any(run["interrupted"] for run in record["runs"])]
+    if complete:
+        seconds = [sum(sum(run["seconds"].values()) for run in record["runs"]) for record in complete]
+        lines.append(f"- Seconds of all nodes of a cell, median: {np.median(seconds):.0f}.")
     if table.incomplete:
-        names = ", ".join(f"{task} ({preset})" for preset, task in table.incomplete)
+        several = len({preset for preset, _ in table.wanted}) > 1
+        names = ", ".join(f"{task} ({preset})" if several else task for preset, task in table.incomplete)
         lines.append(f"- Left out, because a method or a seed is missing: {names}.")
     return lines
 
@@ -216,7 +222,7 @@ def write_report(records: Sequence[Mapping[str, Any]], plan: Plan, folder: Path)
     parts = ["\n".join([_completeness(rows, plan), *notes])]
     files = [RESULTS]
     if table.places:
-        parts += _of_success(table, rows, without(rows, plan.methods, axes, plan.suite.tuning_tasks), plan)
+        parts += _of_success(table, rows, plan.suite.tuning_tasks)
         write_atomically(folder / "report.png", lambda path: picture(table, rows).savefig(path, dpi=120))
         files.append("report.png")
     elif rows["success"].isna().all():
@@ -289,20 +295,20 @@ def _caption(values: Mapping[str, Any], episode: int) -> str:
 def _completeness(rows: pd.DataFrame, plan: Plan) -> str:
     """How many of the runs are there; a run is a method in a cell."""
     present = int(rows["method"].isin(plan.methods).sum())
-    suite, count = plan.suite, len(plan.methods)
-    axes = f"tasks x {len(plan.presets)} presets x {len(suite.seeds)} seeds x {count} methods"
-    return f"- {present} of {len(plan.cells()) * count} runs are there ({len(plan.tasks)} {axes})."
+    axes = {"tasks": plan.tasks, "presets": plan.presets, "seeds": plan.suite.seeds, "methods": plan.methods}
+    counts = ", ".join(f"{name}: {len(values)}" for name, values in axes.items())
+    return f"- {present} of {math.prod(map(len, axes.values()))} runs are there ({counts})."
 
 
-def _of_success(table: Comparison, rows: pd.DataFrame, untuned: Comparison | None, plan: Plan) -> list[str]:
+def _of_success(table: Comparison, rows: pd.DataFrame, tuning_tasks: Sequence[str]) -> list[str]:
     parts = [
         f"**Success, interquartile mean over tasks and seeds** (95 % intervals). {table.resampling}",
         markdown(success_table(table)),
     ]
-    if untuned:
+    if untuned := table.without(tuning_tasks):
         parts += [
-            f"**The same without the tasks on which settings were chosen** ({', '.join(plan.suite.tuning_tasks)}; "
-            f"{len(untuned.places)} of {len(table.places)} rows of the table by task):",
+            f"**The same without the tasks on which settings were chosen** ({', '.join(tuning_tasks)}; "
+            f"{len(untuned.places)} of {len(table.places)} tasks and presets):",
             markdown(success_table(untuned)),
         ]
     if len(table.methods) > 1:
