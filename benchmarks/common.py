@@ -44,7 +44,7 @@ def write_section(page: Path, name: str, text: str) -> None:
     content, count = pattern.subn(lambda marks: f"{marks[1]}\n{text}\n\n{marks[2]}", page.read_text())
     if count != 1:
         raise SystemExit(f"{page} must have the marks of '{name}' once, and has them {count} times")
-    page.write_text(content)
+    write_atomically(page, lambda partial: partial.write_text(content))
 
 
 def write_record(path: Path, **values: Any) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from kedro.framework.project import configure_project
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.kedro import suites
 from cvl_pipeline.kedro.cli import cli
+from cvl_pipeline.reports.html import video_address
 from cvl_pipeline.suites.plan import Plan
 from cvl_pipeline.suites.run import State, owner
 from tests.project import copy_settings
+from tests.reports.pages import Page
 from tests.suites import fakes
 
 SUITE = "tasks: [reach-v3, push-v3]\nmethods: [[cvl, bc], [iql]]\nevaluation_episodes: 4\n"
@@ -103,6 +105,46 @@ def test_a_unit_writes_the_record_and_is_not_run_again(plan: Plan, tmp_path: Pat
     assert str(tmp_path) not in str(record), "no path of this machine"
     given = [call.parameters for call in fakes.calls(tmp_path / "fakes") if call.event == "start"]
     assert [call.get("baselines.bc") for call in given] == [None, "null"]
+
+
+def test_the_page_has_the_videos_of_the_first_seed(project: Path) -> None:
+    with (project / "conf/suites/mine.yml").open("a") as file:
+        file.write("seeds: [3, 4]\nvideos: {size: 64}\n")
+    plan = suites.make_plan("mine", keep=False)
+    for unit in plan.units():
+        assert suites.work(plan, unit, "", {}).state == "done"
+    assert not list((project / "data/suites/mine").glob("*_x1")), "the page needs no data of the cells"
+    folder = project / "data/suites/mine/records"
+    films = {path.name: path.read_bytes() for path in folder.glob("videos/*.mp4")}
+    names = {f"{task}_mixed_seed3_x1_{method}" for task in plan.tasks for method in plan.methods}
+    assert set(films) == {f"{name}.mp4" for name in names}
+    assert films["push-v3_mixed_seed3_x1_iql.mp4"] == b"film of iql"
+    assert command("report", "mine")[0] == 0
+    page = Page((folder / "report.html").read_text())
+    for method in plan.methods:
+        assert page.addresses.count(video_address(f"film of {method}".encode())) == 2, "one for each task"
+    (folder / "videos/reach-v3_mixed_seed3_x1_bc.mp4").unlink()
+    command("report", "mine")
+    page = Page((folder / "report.html").read_text())
+    assert page.addresses.count(video_address(b"film of bc")) == 1
+    assert "Missing beside the records: videos/reach-v3_mixed_seed3_x1_bc.mp4." in page.text
+
+
+def test_a_suite_whose_videos_cannot_be_rendered_says_so_and_has_a_page(
+    project: Path, tmp_path: Path
+) -> None:
+    with (project / "conf/suites/mine.yml").open("a") as file:
+        file.write("videos: {}\n")
+    (tmp_path / "fakes/no_gl").touch()
+    plan = suites.make_plan("mine")
+    outcomes = [suites.work(plan, unit, "", {}) for unit in plan.units()]
+    assert [outcome.state for outcome in outcomes] == ["done"] * 4
+    log = "data/suites/mine/reach-v3_mixed_seed0_x1/run.log"
+    assert outcomes[0].text == f"cvl 1.00, bc 0.25; no videos of cvl, bc, {log} says why"
+    assert command("report", "mine")[0] == 0
+    page = (project / "data/suites/mine/records/report.html").read_text()
+    assert "<video" not in page
+    assert 'href="#videos"' not in page
 
 
 def test_a_failed_unit_has_no_record_and_its_next_run_was_interrupted(plan: Plan, tmp_path: Path) -> None:

@@ -109,6 +109,14 @@ def test_runs_of_each_task_are_resampled_apart() -> None:
     assert [float(number) for number in numbers] == [0.5, 0.25, 0.75]
 
 
+def test_tasks_are_resampled_together_if_that_is_wanted() -> None:
+    scores = np.array([[0.0, 1.0]])  # half of the resamples have a task twice
+    numbers = estimate(lambda part: part.mean((-2, -1)), scores, tasks=True)
+    assert [float(number) for number in numbers] == [0.5, 0.0, 1.0]
+    better = estimate(probability_of_improvement, scores + 0.1, scores, tasks=True)
+    assert [float(number) for number in better] == [1.0, 1.0, 1.0], "on each task, so in each resample"
+
+
 def test_more_confidence_is_wider_and_the_seed_determines_it() -> None:
     scores = np.random.default_rng(0).random((5, 3))
     narrow, wide = (estimate(optimality_gap, scores, confidence=level) for level in (0.5, 0.99))

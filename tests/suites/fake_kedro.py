@@ -1,8 +1,8 @@
 """Stands for ``kedro run``: writes the files that a suite reads, and logs nodes as a run does.
 
 The folder FAKES of the environment has a file ``<task>`` for each task that behaves badly: ``hold`` waits until the
-file is gone, ``kill`` kills the parent process, ``fail`` ends with status 1. Each start and end is a line in its
-``calls.txt``.
+file is gone, ``kill`` kills the parent process, ``fail`` ends with status 1. With a file ``no_gl``, videos are empty.
+Each start and end is a line in its ``calls.txt``.
 """
 
 from __future__ import annotations
@@ -54,6 +54,11 @@ def main() -> None:
         files.makedirs(path.rpartition("/")[0], exist_ok=True)
         with files.open(path, "wb") as file:
             pq.write_table(pa.table({"success": success, "return": [1.23456789] * 4}), file)
+        if "evaluation.videos.size" in given:
+            path = f"{root}/08_reporting/{folder}/{name}_video_median.mp4"
+            files.makedirs(path.rpartition("/")[0], exist_ok=True)
+            with files.open(path, "wb") as file:
+                file.write(b"" if (fakes / "no_gl").exists() else f"film of {name}".encode())
         say(f"         INFO     2/9 policy_extraction.train_{name} -> {name}_policy (3.2 s, beside)")
     path = f"{root}/08_reporting/{folder}/metrics.json"
     files.makedirs(path.rpartition("/")[0], exist_ok=True)

@@ -35,7 +35,7 @@ def test_the_sets_of_rivals_have_disjoint_tasks_and_seeds() -> None:
 def test_metaworld_50_has_all_tasks_and_the_first_methods_first() -> None:
     suite = read_suite(CONF, "metaworld-50")
     assert len(set(suite.tasks)) == 50
-    assert suite.methods[0] == ("cvl", "bc", "filtered_bc", "iql")
+    assert suite.methods[0] == ("cvl", "bc", "filtered_bc", "iql", "mc_awr")
     assert suite.presets == ("mixed", "noisy")
 
 

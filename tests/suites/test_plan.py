@@ -115,3 +115,19 @@ def test_a_dataset_has_its_own_parameters_instead_of_a_task() -> None:
     assert cell.name == "maze_logged_seed0_x1"
     assert plan.settings(cell)["dataset.source"] == "pointmaze"
     assert "dataset.task" not in plan.settings(cell)
+
+
+def test_videos_are_of_the_first_seed_and_decide_no_result() -> None:
+    fields: dict[str, Any] = {"seeds": [5, 6], "videos": {"size": 128}}
+    plan = make_plan(**fields)
+    first, second = (plan.parameters(cell, plan.methods) for cell in plan.cells())
+    assert (first["evaluation.videos.size"], first["evaluation.videos.every"]) == (128, 2)
+    assert "evaluation.videos.size=128" in plan.command(plan.cells()[0], plan.methods)[-1]
+    assert not [name for name in second if "videos" in name]
+    others: list[dict[str, Any]] = [{"evaluation.videos": None}, {"evaluation.videos.size": 64}]
+    for given in others:
+        other = make_plan(given, **fields)
+        assert other.settings(CELL) == plan.settings(CELL), "records fit with and without videos"
+        parameters = make_loader(**nested(other.parameters(other.cells()[0], other.methods))).run_parameters()
+        videos = parameters.evaluation.videos
+        assert (videos and videos.size) == given.get("evaluation.videos.size")

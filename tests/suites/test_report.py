@@ -139,6 +139,28 @@ def test_the_report_says_what_it_is_made_from(tmp_path: Path, complete: bool) ->
     }  # fmt: skip
 
 
+def test_a_suite_is_also_compared_without_its_tuning_tasks(tmp_path: Path) -> None:
+    rows = [row for row in records() if row["seed"] == SEEDS[0]]
+    for row in rows:
+        if row["task"] == "reach-v3":
+            row["methods"]["cvl"]["success"] = [0] * 10
+    axes: dict[str, Any] = {"tasks": TASKS, "presets": PRESETS, "seeds": SEEDS[:1], "methods": ["cvl", "iql"]}
+    text, _ = write_report(rows, make_plan(**axes, tuning_tasks=["reach-v3", "hammer-v3"]), tmp_path)
+    assert "- 8 of 8 runs are there (tasks: 2, presets: 2, seeds: 1, methods: 2)." in text
+    assert "- Seconds of all nodes of a cell, median: 63." in text
+    everywhere, others = text.split(
+        "without the tasks on which settings were chosen** (reach-v3, hammer-v3; 2 of 4 "
+    )
+    # There is one seed, and intervals are over tasks.
+    assert "| cvl | 0.50 [0.00, 1.00] | 0.25 [0.00, 0.50] |" in everywhere
+    assert "| cvl | 1.00 [1.00, 1.00] | 0.50 [0.50, 0.50] | 0.75 [0.50, 1.00] |" in others
+    assert "There is one seed, so intervals resample the tasks" in everywhere
+    page = (tmp_path / "report.html").read_text()
+    assert "The same comparison without reach-v3, hammer-v3." in page
+    same, _ = write_report(rows, make_plan(**axes, tuning_tasks=["hammer-v3"]), tmp_path)
+    assert "without the tasks" not in same
+
+
 def test_without_success_the_report_has_returns(tmp_path: Path) -> None:
     rows = records()
     for row in rows:

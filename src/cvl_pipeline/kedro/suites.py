@@ -15,14 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from kedro.framework.project import settings
 from kedro.utils import find_kedro_project
 
 from cvl_pipeline.environments.rollouts import available_cores
+from cvl_pipeline.environments.video import ranked_episodes
 from cvl_pipeline.errors import TERMINATED, InputError
 from cvl_pipeline.io.children import sigterm_raised, start_child
 from cvl_pipeline.io.location import Location, is_url
-from cvl_pipeline.io.storage import shown
+from cvl_pipeline.io.storage import shown, write_atomically
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.provenance.locks import IN_USE, InUseError, Lease, acquire, release
 from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
@@ -35,6 +37,7 @@ from cvl_pipeline.suites.progress import display, status_lines
 from cvl_pipeline.suites.records import (
     END,
     START,
+    VIDEO_RANK,
     Record,
     behaviour_of,
     commit,
@@ -45,6 +48,8 @@ from cvl_pipeline.suites.records import (
     read_record,
     shown_command,
     summary,
+    video_file,
+    videos_of,
     write_record,
 )
 from cvl_pipeline.suites.run import Schedule, State, owner, run_units
@@ -227,17 +232,40 @@ def _work(plan: Plan, unit: Unit, session: str, variables: Mapping[str, str]) ->
         "interrupted": interrupted,
         "seconds": seconds,
     }
-    results = {name: episodes_of(_artifact(loader, "{method}_rollouts", name)) for name in methods}
+    results = {name: episodes_of(_artifact(loader, "{method}_rollouts", method=name)) for name in methods}
+    without = [name for name in missing if not _keep_video(plan, cell, loader, name, results[name])]
     behaviour = behaviour_of(_artifact(loader, "metrics"))
     written = write_record(plan, cell, record, results, behaviour, run)
     if not plan.keep and not missing_methods(written, plan.methods):
         shutil.rmtree(plan.data_root(cell))
-    return "done", summary(written)
+    lacking = f"; no videos of {', '.join(without)}, {log} says why" if plan.videos(cell) and without else ""
+    return "done", summary(written) + lacking
 
 
-def _artifact(loader: CheckedConfigLoader, dataset: str, method: str = "") -> Path:
-    """Return the local path of an artifact."""
-    location = loader.location(loader["catalog"][dataset]["filepath"].replace("{method}", method))
+def _keep_video(
+    plan: Plan, cell: Cell, loader: CheckedConfigLoader, method: str, results: dict[str, Any]
+) -> bool:
+    """Put the video of a method's median episode beside the record; return whether there is one.
+
+    The data of a cell may be deleted, or may be out of reach of a reader of the records.
+    """
+    video = _artifact(loader, "{method}_video_{rank}", method=method, rank=VIDEO_RANK)
+    if not video.exists() or not (content := video.read_bytes()):  # empty: it could not be rendered
+        return False
+    place = locate(plan, f"{plan.records}/{video_file(vars(cell), method)}")
+    write_atomically(place.path, lambda path: path.write_bytes(content))
+    place.publish()
+    table = pd.read_parquet(_artifact(loader, "{method}_rollouts", method=method), columns=["return"])
+    results["video"] = ranked_episodes(table)[VIDEO_RANK]
+    return True
+
+
+def _artifact(loader: CheckedConfigLoader, dataset: str, **names: str) -> Path:
+    """Return the local path of an artifact; the names fill in the pattern of its dataset."""
+    filepath = loader["catalog"][dataset]["filepath"]
+    for name, value in names.items():
+        filepath = filepath.replace(f"{{{name}}}", value)
+    location = loader.location(filepath)
     location.fetch()
     return location.path
 
@@ -377,6 +405,9 @@ def _report(plan: Plan, records: list[Record]) -> str:
     from cvl_pipeline.suites.report import write_report  # imports matplotlib
 
     folder = locate(plan, f"{plan.records}/report.md").path.parent
+    for record in records:
+        for name in videos_of(record):
+            locate(plan, f"{plan.records}/{video_file(record, name)}").fetch()
     text, files = write_report(records, plan, folder)
     for file in files:
         locate(plan, f"{plan.records}/{file}").publish()

@@ -5,7 +5,8 @@ All methods are judged on the same tasks: those for which every method has every
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,31 @@ class Comparison:
             [self.scores_at[place].loc[self.seeds, method].to_numpy(np.float64) for place in places], 1
         )
 
+    def without(self, tasks: Sequence[str]) -> Comparison | None:
+        """The same comparison without some tasks; None if it has none of them, or no others."""
+        places = [place for place in self.places if place[1] not in tasks]
+        if not places or len(places) == len(self.places):
+            return None
+        part = copy(self)
+        part.places, part.presets = places, list(dict.fromkeys(preset for preset, _ in places))
+        return part
+
+    def estimate(self, statistic: Callable[..., Scores], *scores: Scores, **options: Any) -> Estimate:
+        """Compute a statistic and its interval, which resamples seeds, or tasks if there is only one seed."""
+        return estimate(statistic, *scores, tasks=len(self.seeds) == 1, **options)
+
+    @property
+    def resampling(self) -> str:
+        """What intervals resample, as a sentence."""
+        if len(self.seeds) > 1:
+            return "Intervals resample the seeds of each task."
+        if len(self.places) > 1:
+            return (
+                "There is one seed, so intervals resample the tasks: they show how much a number depends on the "
+                "choice of tasks, and not how much it varies from seed to seed."
+            )
+        return "There is one seed, so intervals have no width."
+
     def columns(self) -> list[str]:
         """Names of the columns of tables: the presets, and all of them if there are several."""
         return [*self.presets, *([ALL] if len(self.presets) > 1 else [])]
@@ -96,10 +122,10 @@ class Comparison:
         return {
             name: {
                 **{
-                    preset: estimate(interquartile_mean, self.scores(name, preset))
+                    preset: self.estimate(interquartile_mean, self.scores(name, preset))
                     for preset in self.columns()
                 },
-                "optimality gap": estimate(optimality_gap, self.scores(name)),
+                "optimality gap": self.estimate(optimality_gap, self.scores(name)),
             }
             for name in self._rows()
         }
@@ -108,7 +134,7 @@ class Comparison:
         """Probability that a run of one method beats a run of each other one on the same task, by preset."""
         return {
             name: {
-                preset: estimate(
+                preset: self.estimate(
                     probability_of_improvement, self.scores(ours, preset), self.scores(name, preset)
                 )
                 for preset in self.columns()
@@ -139,7 +165,7 @@ class Comparison:
 
     def profile(self, method: str) -> Estimate:
         """Share of runs above each of THRESHOLDS."""
-        return estimate(_profile, self.scores(method), resamples=PROFILE_RESAMPLES)
+        return self.estimate(_profile, self.scores(method), resamples=PROFILE_RESAMPLES)
 
 
 def _profile(scores: Scores) -> Scores:

@@ -20,7 +20,7 @@ from cvl_pipeline.reports import judgement as judged
 from cvl_pipeline.reports.comparison import BEHAVIOUR, OURS, THRESHOLDS, Comparison, interval
 from cvl_pipeline.reports.figures import Figure
 from cvl_pipeline.reports.html import PREVIEW, SCRIPT, video_address
-from cvl_pipeline.reports.statistics import Estimate, estimate, interquartile_mean
+from cvl_pipeline.reports.statistics import Estimate, interquartile_mean
 
 PACKAGES = ("cvl-pipeline", "torch", "numpy", "gymnasium", "mujoco", "metaworld")
 DATA = "behaviour"
@@ -71,10 +71,19 @@ class Chart:
 
 @dataclass(frozen=True)
 class Video:
-    """A video, its caption, and its address: a file's or ``data:``."""
+    """A video.
+
+    Attributes:
+        caption: below it.
+        source: its address, a file's or ``data:``.
+        name: of the method, before the caption.
+        colour: of a dot before the name.
+    """
 
     caption: str
     source: str
+    name: str = ""
+    colour: str | None = None
 
 
 @dataclass(frozen=True)
@@ -199,6 +208,8 @@ def suite_page(
     axes: Mapping[str, Sequence[Any]] | None = None,
     links: Mapping[tuple[str, str, int], str] | None = None,
     notes: Sequence[str] = (),
+    videos: Mapping[tuple[str, str], Mapping[str, tuple[str, bytes]]] | None = None,
+    tuning_tasks: Sequence[str] = (),
 ) -> str:
     """Return the page of a suite of runs, as HTML; its charts need ``html.SCRIPT`` beside it.
 
@@ -213,6 +224,8 @@ def suite_page(
             those that it has.
         links: addresses of pages of runs, by preset, task and seed.
         notes: sentences on what the results are made from.
+        videos: by preset and task, a caption and an MP4 file of each method that has one.
+        tuning_tasks: tasks on which settings were chosen; there is a comparison without them, too.
 
     Raises:
         ValueError: there are no rows, or a column is missing.
@@ -225,6 +238,7 @@ def suite_page(
     axes = {**present, **(axes or {})}
     methods = [name for name in axes["methods"] if name != BEHAVIOUR]
     table = Comparison(runs.assign(success=runs["score"]), methods, axes)
+    untuned = table.without(tuning_tasks)
     total = math.prod(len(axes[name]) for name in ("tasks", "presets", "seeds")) * len(methods)
     done = int((runs["method"] != BEHAVIOUR).sum())
     facts = {
@@ -249,10 +263,20 @@ def suite_page(
         total=max(total, done),
         compared=len(table.places),
         wanted=len(table.wanted),
-        one_seed=len(table.seeds) == 1,
+        resampling=table.resampling,
         ours=ours,
         aggregates=_estimates("Method", table.success()) if table.places else None,
+        untuned=_estimates("Method", untuned.success()) if untuned else None,
+        tuning_tasks=", ".join(tuning_tasks),
         improvement=improvement,
+        videos={
+            f"{task}, {preset}": [
+                Video(caption, video_address(content), name, figures.colour(name))
+                for name, (caption, content) in recorded.items()
+            ]
+            for (preset, task), recorded in (videos or {}).items()
+            if recorded
+        },
         times=_time_table(table, seconds),
         charts=_suite_charts(table, seconds),
         tasks=_suite_tasks(table),
@@ -465,7 +489,7 @@ def _time_table(table: Comparison, seconds: pd.Series[float]) -> Table | None:
     for name in sorted(names, key=lambda name: float(seconds[name])):
         score = Cell("n/a")
         if table.places:
-            numbers = estimate(interquartile_mean, table.scores(name))
+            numbers = table.estimate(interquartile_mean, table.scores(name))
             score = Cell(interval(numbers), float(numbers.value))
         rows.append([_method(name), _number(float(seconds[name]), 0), score])
     return Table(("Method", "Seconds of training, median", "Score, interquartile mean"), rows)
@@ -479,7 +503,7 @@ def _suite_charts(table: Comparison, seconds: pd.Series[float]) -> list[Chart]:
     points = []
     for name in table.methods:
         if not math.isnan(seconds[name]):
-            value, low, high = map(float, estimate(interquartile_mean, table.scores(name)))
+            value, low, high = map(float, table.estimate(interquartile_mean, table.scores(name)))
             points.append((name, float(seconds[name]), value, low, high))
     if points:
         charts.append(Chart("Score against time", figures.against_time(points, "score, interquartile mean")))

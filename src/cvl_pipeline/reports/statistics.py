@@ -63,11 +63,13 @@ def estimate(
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    tasks: bool = False,
 ) -> Estimate:
     """Compute a statistic and its percentile bootstrap interval, stratified by task.
 
     The runs of every task are resampled independently, with replacement. Tasks are not resampled: the interval says
-    how much the statistic varies with the seeds of the runs.
+    how much the statistic varies with the seeds of the runs. With ``tasks``, the interval says instead how much it
+    varies with the choice of the tasks.
 
     Args:
         statistic: one of the functions above, or another one that reduces the last two axes.
@@ -75,6 +77,7 @@ def estimate(
         confidence: level of the interval.
         resamples: number of bootstrap samples.
         seed: of the resampling.
+        tasks: resample tasks, the same for all scores, instead of runs.
 
     Raises:
         ValueError: an array is empty, does not have two axes, contains a number that is not finite, or has other tasks
@@ -87,7 +90,11 @@ def estimate(
         if array.shape[1] != arrays[0].shape[1]:
             raise ValueError(f"scores must have the same tasks: {array.shape[1]} and {arrays[0].shape[1]}")
     generator = np.random.default_rng(seed)
-    samples = statistic(*(_resampled(array, resamples, generator) for array in arrays))
+    if tasks:
+        chosen = generator.integers(arrays[0].shape[1], size=(resamples, 1, arrays[0].shape[1]))
+        samples = statistic(*(np.take_along_axis(array[None], chosen, axis=2) for array in arrays))
+    else:
+        samples = statistic(*(_resampled(array, resamples, generator) for array in arrays))
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(samples, [tail, 1.0 - tail], axis=0)
     return Estimate(statistic(*arrays), low, high)

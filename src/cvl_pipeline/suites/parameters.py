@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from cvl_pipeline.environments.parameters import VideoParameters
 from cvl_pipeline.errors import InputError, unknown_name
 from cvl_pipeline.io.storage import shown
 from cvl_pipeline.methods.base import METHODS
@@ -115,6 +116,15 @@ class Suite(Axes):
     )
     evaluation_episodes: int = Field(50, ge=1, description="Evaluation episodes of each policy.")
     budget: int = Field(1, ge=1, le=1000, description="Factor of all gradient steps.")
+    videos: VideoParameters | None = Field(
+        None,
+        description="Videos of the runs of the first seed, such as {size: 128}; the page shows each method's median "
+        "episode. null: none.",
+    )
+    tuning_tasks: Tasks = Field(
+        (),
+        description="Tasks on which settings were chosen. The report also compares the methods without them.",
+    )
     overrides: dict[str, Any] = Field({}, description="More parameters, by their full names. They win.")
     env: str | None = Field(None, description="Folder of conf/ with other settings, such as `smoke`.")
     threads: int | None = Field(

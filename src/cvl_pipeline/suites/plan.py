@@ -11,6 +11,9 @@ from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.schema import flattened
 from cvl_pipeline.suites.parameters import LOGGED, OWN, VARIANT, Suite
 
+VIDEOS = "evaluation.videos"
+"""Parameter of the videos, which decides no result."""
+
 
 @dataclass(frozen=True, order=True)
 class Cell:
@@ -125,7 +128,15 @@ class Plan:
             if cell.preset != "mixed":  # the default of every source
                 settings["dataset.preset"] = cell.preset
         settings["evaluation.episodes"] = self.suite.evaluation_episodes
-        return settings | dict(self.steps) | self.overrides
+        settings |= dict(self.steps) | self.overrides
+        return {name: value for name, value in settings.items() if not name.startswith(VIDEOS)}
+
+    def videos(self, cell: Cell) -> dict[str, Any]:
+        """Parameters of a cell's videos; only runs of the first seed have any."""
+        settings = self.suite.videos
+        if settings is None or cell.seed != self.suite.seeds[0] or VIDEOS in self.overrides:
+            return {}
+        return {f"{VIDEOS}.{name}": value for name, value in settings.model_dump().items()}
 
     def baselines(self, methods: Sequence[str]) -> dict[str, Any]:
         """Parameters that choose methods beside CVL, each with the steps of all of CVL's networks."""
@@ -144,7 +155,7 @@ class Plan:
 
     def parameters(self, cell: Cell, methods: Sequence[str]) -> dict[str, Any]:
         """All parameters of a run, by their full names, except where its data is."""
-        return self.settings(cell) | self.baselines(methods) | self.overrides
+        return self.settings(cell) | self.baselines(methods) | self.videos(cell) | self.overrides
 
     def data_root(self, cell: Cell) -> str:
         """Folder or URL of a cell's data."""
@@ -158,9 +169,8 @@ class Plan:
     def command(self, cell: Cell, methods: Sequence[str]) -> list[str]:
         """The command of a run, ``kedro`` and its arguments."""
         processes = {"data_ingestion.workers": self.threads, "evaluation.workers": self.threads}
-        parameters = (
-            self.settings(cell) | self.baselines(methods) | self.place(cell) | processes | self.overrides
-        )
+        parameters = self.settings(cell) | self.baselines(methods) | self.place(cell) | processes
+        parameters |= self.videos(cell) | self.overrides
         return [
             "kedro", "run", "--only-missing-outputs",
             *(["--env", self.suite.env] if self.suite.env else []),

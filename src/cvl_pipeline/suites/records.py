@@ -27,6 +27,9 @@ NODE = re.compile(r"\d+/\d+ (\S+) -> .*\((\d+\.\d) s(?:, beside)?\)")
 START, END = "# start", "# finished"
 """Lines in a cell's log, around each run."""
 
+VIDEO_RANK = "median"
+"""The episode of each method whose video is kept with the records."""
+
 Record = dict[str, Any]
 
 
@@ -82,6 +85,17 @@ def episodes_of(path: Path) -> dict[str, Any]:
     }
 
 
+def video_file(record: Mapping[str, Any], method: str) -> str:
+    """Name of a method's video, in the folder of the records."""
+    cell = Cell(record["seed"], record["preset"], record["task"], record["budget"])
+    return f"videos/{cell.name}_{method}.mp4"
+
+
+def videos_of(record: Mapping[str, Any]) -> dict[str, int]:
+    """Methods of a record that have a video, and the number of its episode."""
+    return {name: values["video"] for name, values in record["methods"].items() if "video" in values}
+
+
 def behaviour_of(path: Path) -> float | None:
     """Success rate of the behaviour data, from a file of metrics; None if unknown."""
     rate = json.loads(path.read_text())["behaviour.success_rate"]
@@ -122,7 +136,7 @@ def write_record(
         plan: of the suite.
         cell: the cell.
         location: of the record.
-        results: of ``episodes_of``, by method.
+        results: of ``episodes_of``, by method; if ``video_file`` is there, with the number of its episode, ``video``.
         behaviour: success rate of the behaviour data.
         run: command, commit, machine, threads, whether it was interrupted, and seconds by node.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from cvl_pipeline.reports.figures import colour
 from cvl_pipeline.reports.html import SCRIPT, plotly_script
 from cvl_pipeline.reports.markdown import markdown
 from cvl_pipeline.reports.page import suite_page
-from cvl_pipeline.reports.statistics import Estimate, estimate, interquartile_mean
+from cvl_pipeline.reports.statistics import Estimate, interquartile_mean
 from cvl_pipeline.suites.parameters import OWN, VARIANT
 from cvl_pipeline.suites.plan import Plan
+from cvl_pipeline.suites.records import video_file, videos_of
 
 RESULTS = "results.parquet"
 """The table of all episodes."""
@@ -117,7 +119,7 @@ def time_table(table: Comparison, rows: pd.DataFrame) -> pd.DataFrame:
             {
                 "method": name,
                 "seconds": seconds[name],
-                "success": interval(estimate(interquartile_mean, table.scores(name))),
+                "success": interval(table.estimate(interquartile_mean, table.scores(name))),
             }
             for name in table.methods
         ]
@@ -136,7 +138,7 @@ def picture(table: Comparison, rows: pd.DataFrame) -> Figure:
         profile = table.profile(name)
         profiles.plot(THRESHOLDS, profile.value, label=name, color=colour(name))
         profiles.fill_between(THRESHOLDS, profile.low, profile.high, color=colour(name), alpha=0.12, lw=0)
-        value, low, high = map(float, estimate(interquartile_mean, scores))
+        value, low, high = map(float, table.estimate(interquartile_mean, scores))
         if seconds[name] == seconds[name]:
             times.errorbar(
                 seconds[name], value, yerr=[[max(0.0, value - low)], [max(0.0, high - value)]], fmt="o",
@@ -177,8 +179,13 @@ def protocol_lines(records: Sequence[Mapping[str, Any]], table: Comparison) -> l
         f"- Machine: {distinct(lambda run: run['machine'])}; "
         f"cores of a cell: {distinct(lambda run: run['threads'])}.",
     ]
+    complete = [record for record in records if not any(run["interrupted"] for run in record["runs"])]
+    if complete:
+        seconds = [sum(sum(run["seconds"].values()) for run in record["runs"]) for record in complete]
+        lines.append(f"- Seconds of all nodes of a cell, median: {np.median(seconds):.0f}.")
     if table.incomplete:
-        names = ", ".join(f"{task} ({preset})" for preset, task in table.incomplete)
+        several = len({preset for preset, _ in table.wanted}) > 1
+        names = ", ".join(f"{task} ({preset})" if several else task for preset, task in table.incomplete)
         lines.append(f"- Left out, because a method or a seed is missing: {names}.")
     return lines
 
@@ -209,10 +216,10 @@ def write_report(records: Sequence[Mapping[str, Any]], plan: Plan, folder: Path)
     rows = frame(records, own)
     table = Comparison(rows, plan.methods, axes)
     notes = protocol_lines(records, table)
-    parts = ["\n".join(notes)]
+    parts = ["\n".join([_completeness(rows, plan), *notes])]
     files = [RESULTS]
     if table.places:
-        parts += _of_success(table, rows)
+        parts += _of_success(table, rows, plan.suite.tuning_tasks)
         write_atomically(folder / "report.png", lambda path: picture(table, rows).savefig(path, dpi=120))
         files.append("report.png")
     elif rows["success"].isna().all():
@@ -224,11 +231,16 @@ def write_report(records: Sequence[Mapping[str, Any]], plan: Plan, folder: Path)
     write_atomically(folder / "report.md", lambda path: path.write_text(text))
     files.append("report.md")
     shown = results[results["method"].isin(plan.methods)]  # records may have variants that nobody asks for
+    videos, lost = read_videos(records, plan, folder)
+    if lost:
+        notes.append(f"- Missing beside the records: {', '.join(lost)}.")
     page = suite_page(
         pd.concat([shown, rows[rows["method"] == BEHAVIOUR]], ignore_index=True),
         title=f"Suite {plan.name}",
         axes={**axes, "methods": plan.methods},
         notes=[line.removeprefix("- ") for line in notes],
+        videos=videos,
+        tuning_tasks=plan.suite.tuning_tasks,
     )
     write_atomically(folder / SCRIPT, lambda path: path.write_bytes(plotly_script()))
     write_atomically(folder / "report.html", lambda path: path.write_text(page))
@@ -236,18 +248,75 @@ def write_report(records: Sequence[Mapping[str, Any]], plan: Plan, folder: Path)
     return "\n\n".join(parts), files
 
 
-def _of_success(table: Comparison, rows: pd.DataFrame) -> list[str]:
+def read_videos(
+    records: Sequence[Mapping[str, Any]], plan: Plan, folder: Path
+) -> tuple[dict[tuple[str, str], dict[str, tuple[str, bytes]]], list[str]]:
+    """Read the videos of the first seed.
+
+    Args:
+        records: of the cells at hand.
+        plan: of the suite.
+        folder: of the records and their videos.
+
+    Returns:
+        By preset and task, in the plan's order, a caption and an MP4 file of each method; and the files that a record
+        names, but that are not there.
+    """
+    videos: dict[tuple[str, str], dict[str, tuple[str, bytes]]] = {}
+    lost = []
+    at = {(record["seed"], record["preset"], record["task"]): record for record in records}
+    for cell in plan.cells():
+        record = at.get((cell.seed, cell.preset, cell.task))
+        if record is None or (cell.preset, cell.task) in videos:
+            continue
+        chosen = videos_of(record)
+        found = {}
+        for name in plan.methods:
+            if name not in chosen:
+                continue
+            path = folder / video_file(record, name)
+            if path.exists():
+                found[name] = (_caption(record["methods"][name], chosen[name]), path.read_bytes())
+            else:
+                lost.append(video_file(record, name))
+        if found:
+            videos[cell.preset, cell.task] = found
+    return videos, lost
+
+
+def _caption(values: Mapping[str, Any], episode: int) -> str:
+    solved = {1: "solved, ", 0: "not solved, ", None: ""}[values["success"][episode]]
+    return f"{solved}return {values['returns'][episode]:.0f}"
+
+
+def _completeness(rows: pd.DataFrame, plan: Plan) -> str:
+    """How many of the runs are there; a run is a method in a cell."""
+    present = int(rows["method"].isin(plan.methods).sum())
+    axes = {"tasks": plan.tasks, "presets": plan.presets, "seeds": plan.suite.seeds, "methods": plan.methods}
+    counts = ", ".join(f"{name}: {len(values)}" for name, values in axes.items())
+    return f"- {present} of {math.prod(map(len, axes.values()))} runs are there ({counts})."
+
+
+def _of_success(table: Comparison, rows: pd.DataFrame, tuning_tasks: Sequence[str]) -> list[str]:
     parts = [
-        "**Success, interquartile mean over tasks and seeds** (95 % intervals, seeds of each task resampled):",
+        f"**Success, interquartile mean over tasks and seeds** (95 % intervals). {table.resampling}",
         markdown(success_table(table)),
-        "**Success by task, mean over seeds**:",
-        markdown(task_table(table), digits=2),
     ]
+    if untuned := table.without(tuning_tasks):
+        parts += [
+            f"**The same without the tasks on which settings were chosen** ({', '.join(tuning_tasks)}; "
+            f"{len(untuned.places)} of {len(table.places)} tasks and presets):",
+            markdown(success_table(untuned)),
+        ]
     if len(table.methods) > 1:
         parts += [
             f"**Probability that {OWN} improves on another method**:",
             markdown(improvement_table(table)),
         ]
     return [
-        *parts, "**Success and seconds of training** (median):", markdown(time_table(table, rows))
-    ]  # fmt: skip
+        *parts,
+        "**Success and seconds of training** (median):",
+        markdown(time_table(table, rows)),
+        "**Success by task, mean over seeds**:",
+        markdown(task_table(table), digits=2),
+    ]

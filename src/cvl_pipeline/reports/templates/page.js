@@ -18,6 +18,17 @@ for (const button of document.querySelectorAll("th button")) {
   });
 }
 
+// Videos of a suite play while they can be seen, unless the reader's system asks for less motion.
+if (!matchMedia("(prefers-reduced-motion: reduce)").matches) {
+  const watch = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (isIntersecting) target.play().catch(() => {}); // a browser may refuse; there are controls
+      else target.pause();
+    }
+  });
+  for (const video of document.querySelectorAll("video.plays")) watch.observe(video);
+}
+
 const dark = matchMedia("(prefers-color-scheme: dark)");
 function draw() {
   const style = getComputedStyle(document.documentElement), read = (name) => style.getPropertyValue(name).trim();
