@@ -179,7 +179,7 @@ lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	$(INSTALL) --quiet --no-deps $(CPU_TORCH) torch==2.13.0 || $(TORCH_FROM_PYPI)
 	$(INSTALL) torch==2.13.0 setuptools ".[export,lerobot,metaworld,robotics,minari,ogbench,s3,suites,tuning,videos,viz,dev]"
-	( sed -n '/^#/p' requirements.lock; $(BIN)/pip freeze --all --exclude cvl-pipeline --exclude pip \
+	( sed -n '/^#/p' requirements.lock; $(BIN)/pip freeze --all --exclude cvl-pipeline --exclude pip | LC_ALL=C sort -f \
 		| sed -e 's/+cpu$$//' -e '/^\(cuda\|nvidia\|triton\)/d' \
 			-e '/^\(dm[-_]\|labmaze=\|lxml=\|ogbench=\|pgserver=\)/s/$$/; python_version < "3.13"/' ) > .venv-lock/requirements.lock
 	mv .venv-lock/requirements.lock requirements.lock
