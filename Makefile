@@ -12,6 +12,7 @@ INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/pip install
 # PyPI's build of PyTorch for Linux brings several GB of CUDA, so machines without an NVIDIA driver take the one for CPUs.
 DEVICE ?= $(shell test "$$(uname)" = Linux && ! command -v nvidia-smi > /dev/null && echo cpu || echo cuda)
 CPU_TORCH = $(if $(UV),--torch-backend cpu,--index-url https://download.pytorch.org/whl/cpu)
+TORCH_FROM_PYPI := echo "PyTorch's own index cannot be used; PyPI's build is installed instead."
 KEDRO := $(BIN)/kedro
 VENV_DOCS := .venv-docs
 # What README and docs link to.
@@ -64,8 +65,7 @@ $(VENV)/installed-to-run: requirements.lock pyproject.toml
 	$(INSTALL) --quiet "$$(grep '^setuptools==' requirements.lock)"
 ifeq ($(DEVICE),cpu)
 	@echo "PyTorch is its build for CPUs, because there is no NVIDIA driver. For a GPU: make clean, then make DEVICE=cuda ..."
-	$(INSTALL) --no-deps $(CPU_TORCH) "$$(grep '^torch==' requirements.lock)" \
-		|| echo "PyTorch's own index has failed; the build that PyPI has is installed instead."
+	$(INSTALL) --no-deps $(CPU_TORCH) "$$(grep '^torch==' requirements.lock)" || $(TORCH_FROM_PYPI)
 endif
 	$(INSTALL) --no-build-isolation --constraint requirements.lock --editable ".[$(EXTRAS)]"
 	@touch $@
@@ -185,12 +185,15 @@ wheel: $(VENV)/installed
 	.venv-wheel/bin/twine check --strict dist/*
 	rm -rf .venv-wheel
 
-# One torch version without a build tag: pip chooses the build for the platform.
+# One torch version without a build tag and without the CUDA packages of one of its builds: each platform has its own.
+lock: BIN := .venv-lock/bin
 lock:
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 setuptools ".[export,lerobot,metaworld,robotics,minari,ogbench,s3,suites,tuning,videos,viz,dev]"
-	( sed -n '/^#/p' requirements.lock; .venv-lock/bin/pip freeze --all --exclude cvl-pipeline --exclude pip \
-		| sed -e 's/+cpu$$//' -e '/^\(dm[-_]\|labmaze=\|lxml=\|ogbench=\|pgserver=\)/s/$$/; python_version < "3.13"/' ) > .venv-lock/requirements.lock
+	$(INSTALL) --quiet --no-deps $(CPU_TORCH) torch==2.13.0 || $(TORCH_FROM_PYPI)
+	$(INSTALL) torch==2.13.0 setuptools ".[export,lerobot,metaworld,robotics,minari,ogbench,s3,suites,tuning,videos,viz,dev]"
+	( sed -n '/^#/p' requirements.lock; $(BIN)/pip freeze --all --exclude cvl-pipeline --exclude pip | LC_ALL=C sort -f \
+		| sed -e 's/+cpu$$//' -e '/^\(cuda\|nvidia\|triton\)/d' \
+			-e '/^\(dm[-_]\|labmaze=\|lxml=\|ogbench=\|pgserver=\)/s/$$/; python_version < "3.13"/' ) > .venv-lock/requirements.lock
 	mv .venv-lock/requirements.lock requirements.lock
 	rm -rf .venv-lock build
 

@@ -66,7 +66,7 @@ NOT_CHECKED = {
     "printf 'POSTGRES": "for docker compose",
     "source .venv/bin/activate": "it changes the reader's shell",
     "trap ": "SLURM",
-    "uv pip install torch": "it downloads PyTorch",
+    "uv ": "it downloads PyTorch",
     "wait ": "SLURM",
 }
 """How commands begin that no test checks, and why."""
