@@ -47,7 +47,9 @@ def test_by_default_a_run_logs_no_results(tmp_path: Path) -> None:
 def test_a_missing_logger_of_results_is_named(tmp_path: Path) -> None:
     if find_spec("mlflow") is not None:
         pytest.skip("mlflow is installed here")
-    with pytest.raises(InputError, match=r"mlflow is not installed; run: pip install 'cvl-pipeline\[mlflow\]'"):
+    with pytest.raises(
+        InputError, match=r"mlflow is not installed; run: pip install 'cvl-pipeline\[mlflow\]'"
+    ):
         _end_of_run(tmp_path, policy_extraction=LOGGING)
 
 
