@@ -200,6 +200,7 @@ class _WeightsAndBiases(WandbLogger):
         import wandb
 
         self._is_own = wandb.run is None  # else the user's, which Lightning takes
+        folder.mkdir(parents=True, exist_ok=True)  # W&B warns if it has to
         super().__init__(
             run,
             folder,
