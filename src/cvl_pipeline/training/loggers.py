@@ -50,8 +50,8 @@ def make_loggers(names: Sequence[str], folder: Path, runs: Mapping[str, str] | N
         with naming("MLflow"):
             loggers.append(_MLflow(folder, run, {"group": group}, runs.get("mlflow")))
     if "wandb" in names:
-        project = os.environ.get("WANDB_PROJECT", PROJECT)
-        loggers.append(_WeightsAndBiases(run, folder, project=project, group=group, id=runs.get("wandb")))
+        with naming("WeightsAndBiases"):
+            loggers.append(_WeightsAndBiases(run, folder, group, runs.get("wandb")))
     return loggers
 
 
@@ -196,13 +196,21 @@ class _WeightsAndBiases(WandbLogger):
 
     key = "wandb"
 
-    def __init__(self, run: str, folder: Path, **settings: Any) -> None:
+    def __init__(self, run: str, folder: Path, group: str, run_id: str | None) -> None:
         import wandb
 
         self._is_own = wandb.run is None  # else the user's, which Lightning takes
-        # The terminal belongs to the pipeline.
-        quiet = wandb.Settings(console="off", silent=True)
-        super().__init__(run, folder, settings=quiet, **settings)
+        folder.mkdir(parents=True, exist_ok=True)  # W&B warns if it has to
+        super().__init__(
+            run,
+            folder,
+            id=run_id,
+            resume=None if run_id is None else "allow",
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            group=group,
+            settings=wandb.Settings(console="off", silent=True),  # the terminal belongs to the pipeline
+        )
+        self._wandb_init.pop("anonymous", None)  # W&B warns of it
 
     def finalize(self, status: str) -> None:
         super().finalize(status)
