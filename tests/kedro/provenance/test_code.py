@@ -69,7 +69,6 @@ ROOMS: dict[str, set[str]] = {
         "deploy",
         "environments",
         "episodes",
-        "io",
         "methods",
         "networks",
         "objectives",
@@ -165,7 +164,7 @@ def test_a_policy_depends_on_its_own_objective_and_the_critic_on_none(objective:
 FILE_READERS = {
     "files": {"columns", "formats", "hdf5", "progress", "precision", "steps", "tables"},
     "d4rl": {"download", "hdf5", "progress", "precision", "steps"},
-    "ogbench": {"download", "formats", "hdf5", "progress", "precision", "steps"},
+    "ogbench": {"download", "formats", "hdf5", "progress", "precision"},
     "minari": {"hdf5", "progress", "precision", "steps"},
     "lerobot": {"columns", "lerobot_format", "lerobot_frames", "progress", "pictures", "precision", "steps"},
 }
