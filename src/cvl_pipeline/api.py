@@ -21,14 +21,11 @@ from cvl_pipeline.dynamics.job import CriticJob
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.environments.evaluation import evaluate as run_policy
 from cvl_pipeline.environments.evaluation import rollout_table
+from cvl_pipeline.episodes.bounds import bound_actions
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.episodes.parameters import IngestionParameters, OutOfBounds
-from cvl_pipeline.episodes.validation import (
-    bound_actions,
-    validate_rewards,
-    validate_transitions,
-)
+from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError, naming_what_to_lower
 from cvl_pipeline.imports import check_return
 from cvl_pipeline.io.artifacts import kind_of, load_artifact, save_artifact

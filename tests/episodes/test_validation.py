@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
-from cvl_pipeline.episodes.validation import bound_actions, validate_rewards, validate_transitions
+from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.testing.builders import make_discrete_transitions
 
@@ -121,68 +121,3 @@ def test_a_reward_that_is_no_number_is_refused(transitions: Transitions, rewards
     values[11] = -torch.inf
     with pytest.raises(InputError, match=r"rewards\.rewards: -inf at index \(11,\)"):
         validate_rewards(replace(rewards, rewards=values), transitions)
-
-
-def _beyond(data: Transitions) -> Transitions:
-    """Two actions beyond [-1, 1]: transition 7, the first of episode 2, in both dimensions, and transition 8."""
-    actions = _with(_with(_with(data.actions, (7, 1), 1.75), (7, 0), -1.25), (8, 0), 1.5)
-    return replace(data, actions=actions)
-
-
-def test_actions_beyond_the_bounds_are_refused_with_place_count_excess_and_remedy(
-    transitions: Transitions,
-) -> None:
-    data = _beyond(transitions)
-    episode = int(data.episode_of(torch.tensor(7)))
-    step = 7 - int(data.episode_starts[episode])
-    with pytest.raises(InputError) as caught:
-        bound_actions(data, "refuse", "log.csv")
-    assert str(caught.value) == (
-        f"log.csv: action -1.25 at episode {episode}, step {step} (the first is 0), dimension 0, is outside [-1, 1]; "
-        "2 actions are beyond the bounds, by at most 0.75; log actions as the environment executed them, or set "
-        "dataset.actions_out_of_bounds to clip if it clips them, or to widen if it accepts them"
-    )
-
-
-def test_clipped_actions_are_on_the_bounds_and_counted(
-    transitions: Transitions, caplog: pytest.LogCaptureFixture
-) -> None:
-    data = bound_actions(_beyond(transitions), "clip", "log.csv")
-    validate_transitions(data)
-    assert data.actions[7].tolist() == [-1, 1]
-    assert data.actions[8, 0] == 1
-    assert torch.equal(data.actions[9:], transitions.actions[9:])
-    assert (int(data.actions_out_of_bounds), float(data.largest_excess)) == (2, 0.75)
-    assert "log.csv: 2 of 29 actions were beyond the bounds, by at most 0.75; they are clipped" in caplog.text
-    assert bound_actions(data, "refuse", "log.csv") is data
-
-
-def test_widened_bounds_are_the_extremes_of_the_log_and_keep_the_actions(
-    transitions: Transitions, caplog: pytest.LogCaptureFixture
-) -> None:
-    logged = _beyond(transitions)
-    data = bound_actions(logged, "widen", "log.csv")
-    validate_transitions(data)
-    assert torch.equal(data.actions, logged.actions)
-    assert (data.action_low.tolist(), data.action_high.tolist()) == ([-1.25, -1], [1.5, 1.75])
-    assert int(data.actions_out_of_bounds) == 2
-    assert "the bounds are widened" in caplog.text
-
-
-@pytest.mark.parametrize("rule", ["refuse", "clip", "widen"])
-def test_actions_within_the_bounds_are_unchanged_by_any_rule(transitions: Transitions, rule: Any) -> None:
-    assert bound_actions(transitions, rule, "log.csv") is transitions
-
-
-@pytest.mark.parametrize("rule", ["refuse", "clip", "widen"])
-@pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_no_rule_hides_actions_that_are_no_numbers(transitions: Transitions, rule: Any, value: float) -> None:
-    data = replace(transitions, actions=_with(transitions.actions, (3, 1), value))
-    with pytest.raises(InputError, match=r"transitions.actions: (inf|nan) at index \(3, 1\)"):
-        bound_actions(data, rule, "log.csv")
-
-
-def test_bounds_that_cross_are_refused(transitions: Transitions) -> None:
-    data = replace(transitions, action_low=torch.tensor([-1.0, 2.0]))
-    with pytest.raises(InputError, match="action_low: 2 in dimension 1 is above action_high, 1"):
-        bound_actions(data, "clip", "log.csv")

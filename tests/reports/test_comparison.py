@@ -35,3 +35,13 @@ def test_tasks_may_be_listed_although_a_run_is_missing() -> None:
     assert [row["task"] for row in table.by_task()] == ["reach-v3"]
     (push, _) = table.by_task(complete=False)
     assert (push["cvl"], push["bc"]) == (1.0, 0.5)
+
+
+def test_times_are_those_of_all_methods_fastest_first_and_unknown_ones_last() -> None:
+    table = Comparison(_rows({"cvl": 1.0, "bc": 0.5, "iql": 0.25}), ("cvl", "bc", "iql"), AXES)
+    seconds = pd.Series({"cvl": float("nan"), "bc": 7.0, "iql": 3.0})
+    found = [(name, time, score and float(score.value)) for name, time, score in table.times(seconds)]
+    assert found[:2] == [("iql", 3.0, 0.25), ("bc", 7.0, 0.5)]
+    assert (found[2][0], found[2][2]) == ("cvl", 1.0)
+    empty = Comparison(_rows({"cvl": 1.0}), ("cvl",), AXES | {"seeds": [0, 1, 2]})
+    assert empty.times(seconds)[0][2] is None, "no task has all seeds"

@@ -14,8 +14,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cvl_pipeline.episodes.bounds import bound_actions
 from cvl_pipeline.episodes.container import Transitions
-from cvl_pipeline.episodes.validation import bound_actions, validate_rewards, validate_transitions
+from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources import d4rl
 from cvl_pipeline.sources.columns import Columns

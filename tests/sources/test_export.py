@@ -18,8 +18,9 @@ from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.parts import Layout, Part
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.schema import nested
+from cvl_pipeline.sources import FORMATS
 from cvl_pipeline.sources.base import SOURCES
-from cvl_pipeline.sources.export import FORMATS, export_dataset
+from cvl_pipeline.sources.export import export_dataset
 from cvl_pipeline.testing.builders import make_transitions
 from tests.sources.lerobot_sets import FIXTURE, read
 

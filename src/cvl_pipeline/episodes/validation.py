@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from cvl_pipeline.episodes.container import BLOCK, Rewards, Transitions
-from cvl_pipeline.episodes.parameters import OutOfBounds
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.io.pieces import Column
 
 logger = logging.getLogger(__name__)
 
@@ -70,63 +68,6 @@ def outside_bounds(actions: Tensor, low: Tensor, high: Tensor) -> Outside | None
     )  # fmt: skip
 
 
-def bound_actions(
-    transitions: Transitions, rule: OutOfBounds, source: str, parameter: str = "dataset.actions_out_of_bounds"
-) -> Transitions:
-    """Apply the rule for logged actions beyond the bounds.
-
-    Args:
-        transitions: the episodes as logged.
-        rule: ``refuse`` raises InputError; ``clip`` moves such actions to the nearest bound, as an environment does
-            that clips; ``widen`` moves the bounds to the log's smallest and largest actions.
-        source: name of the log in messages.
-        parameter: name of the rule in messages.
-
-    Returns:
-        The episodes, all of whose actions are within their bounds, with the number of actions that were not.
-
-    Raises:
-        InputError: ``refuse`` and actions beyond the bounds; bounds of the wrong shape; actions that are not finite.
-    """
-    _check_actions(transitions)
-    data = transitions
-    found = None if data.discrete else outside_bounds(data.actions, data.action_low, data.action_high)
-    if found is None:
-        return data
-    if rule == "refuse":
-        episode = int(data.episode_of(torch.tensor(found.row)))
-        step = found.row - int(data.episode_starts[episode])
-        raise InputError(
-            f"{source}: action {found.value:g} at episode {episode}, step {step} (the first is 0), dimension "
-            f"{found.dimension}, is outside [{found.low:g}, {found.high:g}]; {found.remedy(parameter)}"
-        )
-    logger.warning(
-        f"{source}: {found.count} of {len(data)} actions were beyond the bounds, by at most {found.excess:.3g}; "
-        + ("they are clipped" if rule == "clip" else "the bounds are widened")
-        + f" ({parameter}={rule})"
-    )
-    counted = replace(
-        data,
-        actions_out_of_bounds=torch.tensor(found.count),
-        largest_excess=torch.tensor(found.excess, dtype=torch.float32),
-    )
-    if rule == "clip":
-        return replace(counted, actions=_clipped(data))
-    return replace(
-        counted,
-        action_low=torch.minimum(data.action_low, data.actions.amin(0)),
-        action_high=torch.maximum(data.action_high, data.actions.amax(0)),
-    )
-
-
-def _clipped(data: Transitions) -> Tensor:
-    low, high = data.action_low, data.action_high
-    column = Column()
-    for start in range(0, len(data), BLOCK):
-        column.append(torch.clamp(data.actions[start : start + BLOCK], low, high).numpy())
-    return torch.from_numpy(column.array())
-
-
 def validate_transitions(transitions: Transitions) -> None:
     """Raise InputError, naming field and position, unless the data match the container's documentation."""
     data = transitions
@@ -153,7 +94,7 @@ def validate_transitions(transitions: Transitions) -> None:
                 f"transitions.{name}: shape {tuple(getattr(data, name).shape)}; it must be ({episodes},)"
             )
     _check_observations(data)
-    _check_actions(data)
+    check_actions(data)
     found = outside_bounds(data.actions, data.action_low, data.action_high)
     if found is not None:
         raise InputError(
@@ -227,7 +168,8 @@ def _not_finite(rows: Tensor, take: Callable[[Tensor], Tensor]) -> Tensor:
     return ~take(rows).isfinite()
 
 
-def _check_actions(data: Transitions) -> None:
+def check_actions(data: Transitions) -> None:
+    """Raise InputError unless actions and their bounds are finite, fit each other, and do not cross."""
     _check_finite("transitions.actions", data.actions)
     for name in ("action_low", "action_high"):
         if getattr(data, name).shape != data.actions.shape[1:]:

@@ -5,6 +5,7 @@ All methods are judged on the same tasks: those for which every method has every
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any
@@ -161,6 +162,22 @@ class Comparison:
                 .items()
             }
             for preset, task in places
+        ]
+
+    def times(self, seconds: pd.Series[float]) -> list[tuple[str, float, Estimate | None]]:
+        """Methods with their seconds of training and interquartile mean, fastest first, those without seconds last.
+
+        Args:
+            seconds: by method; NaN if unknown.
+
+        Returns:
+            Name, seconds and estimate, which is None if no task is compared.
+        """
+        known = [(name, float(seconds[name])) for name in self.methods]
+        known.sort(key=lambda row: (math.isnan(row[1]), row[1]))
+        return [
+            (name, time, self.estimate(interquartile_mean, self.scores(name)) if self.places else None)
+            for name, time in known
         ]
 
     def profile(self, method: str) -> Estimate:

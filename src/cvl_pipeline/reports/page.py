@@ -20,7 +20,7 @@ from cvl_pipeline.reports import judgement as judged
 from cvl_pipeline.reports.comparison import BEHAVIOUR, OURS, THRESHOLDS, Comparison, interval
 from cvl_pipeline.reports.figures import Figure
 from cvl_pipeline.reports.html import PREVIEW, SCRIPT, video_address
-from cvl_pipeline.reports.statistics import Estimate, interquartile_mean
+from cvl_pipeline.reports.statistics import Estimate
 
 PACKAGES = ("cvl-pipeline", "torch", "numpy", "gymnasium", "mujoco", "metaworld")
 DATA = "behaviour"
@@ -482,16 +482,17 @@ def _estimates(heading: str, rows: Mapping[str, Mapping[str, Estimate]]) -> Tabl
 
 def _time_table(table: Comparison, seconds: pd.Series[float]) -> Table | None:
     """Median seconds of training, fastest first; None if no run has any."""
-    names = [name for name in table.methods if not math.isnan(seconds[name])]
-    if not names:
+    rows = [
+        [
+            _method(name),
+            _number(time, 0),
+            Cell("n/a") if score is None else Cell(interval(score), float(score.value)),
+        ]
+        for name, time, score in table.times(seconds)
+        if not math.isnan(time)
+    ]
+    if not rows:
         return None
-    rows = []
-    for name in sorted(names, key=lambda name: float(seconds[name])):
-        score = Cell("n/a")
-        if table.places:
-            numbers = table.estimate(interquartile_mean, table.scores(name))
-            score = Cell(interval(numbers), float(numbers.value))
-        rows.append([_method(name), _number(float(seconds[name]), 0), score])
     return Table(("Method", "Seconds of training, median", "Score, interquartile mean"), rows)
 
 
@@ -500,11 +501,11 @@ def _suite_charts(table: Comparison, seconds: pd.Series[float]) -> list[Chart]:
         return []
     profiles = {name: table.profile(name) for name in table.methods}
     charts = [Chart("Performance profiles", figures.profiles(THRESHOLDS.tolist(), profiles, "score"))]
-    points = []
-    for name in table.methods:
-        if not math.isnan(seconds[name]):
-            value, low, high = map(float, table.estimate(interquartile_mean, table.scores(name)))
-            points.append((name, float(seconds[name]), value, low, high))
+    points = [
+        (name, time, float(score.value), float(score.low), float(score.high))
+        for name, time, score in table.times(seconds)
+        if score is not None and not math.isnan(time)
+    ]
     if points:
         charts.append(Chart("Score against time", figures.against_time(points, "score, interquartile mean")))
     return charts

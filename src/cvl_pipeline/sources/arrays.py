@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from cvl_pipeline.episodes.bounds import bound_actions
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.parameters import OutOfBounds
 from cvl_pipeline.episodes.parts import Layout
-from cvl_pipeline.episodes.validation import bound_actions, outside_bounds
+from cvl_pipeline.episodes.validation import outside_bounds
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.sources.columns import MOST_ACTIONS
 from cvl_pipeline.sources.precision import numbers_or_images, single_precision

@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from cvl_pipeline.episodes.bounds import bound_actions
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.parameters import OutOfBounds
 from cvl_pipeline.episodes.parts import Layout
-from cvl_pipeline.episodes.validation import bound_actions, outside_bounds
+from cvl_pipeline.episodes.validation import outside_bounds
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.pieces import Column, by_block, first_where, slices
 from cvl_pipeline.io.storage import shown

@@ -9,9 +9,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from cvl_pipeline.episodes.bounds import bound_actions
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.parts import Layout
-from cvl_pipeline.episodes.validation import bound_actions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.pieces import Column
 from cvl_pipeline.sources.columns import MOST_ACTIONS

@@ -18,7 +18,7 @@ from cvl_pipeline.reports.figures import colour
 from cvl_pipeline.reports.html import SCRIPT, plotly_script
 from cvl_pipeline.reports.markdown import markdown
 from cvl_pipeline.reports.page import suite_page
-from cvl_pipeline.reports.statistics import Estimate, interquartile_mean
+from cvl_pipeline.reports.statistics import Estimate
 from cvl_pipeline.suites.parameters import OWN, VARIANT
 from cvl_pipeline.suites.plan import Plan
 from cvl_pipeline.suites.records import video_file, videos_of
@@ -114,18 +114,16 @@ def _texts(row: Mapping[str, Estimate]) -> dict[str, str]:
 def time_table(table: Comparison, rows: pd.DataFrame) -> pd.DataFrame:
     """Median seconds of training and success of each method, fastest first."""
     seconds = rows.groupby("method")["seconds"].median()
-    times = pd.DataFrame(
+    return pd.DataFrame(
         [
             {
                 "method": name,
-                "seconds": seconds[name],
-                "success": interval(table.estimate(interquartile_mean, table.scores(name))),
+                "seconds": "" if np.isnan(time) else f"{time:.0f}",
+                "success": "" if score is None else interval(score),
             }
-            for name in table.methods
+            for name, time, score in table.times(seconds)
         ]
     )
-    times = times.sort_values("seconds")
-    return times.assign(seconds=[f"{value:.0f}" if value == value else "" for value in times["seconds"]])
 
 
 def picture(table: Comparison, rows: pd.DataFrame) -> Figure:
@@ -134,19 +132,16 @@ def picture(table: Comparison, rows: pd.DataFrame) -> Figure:
     profiles, times = figure.subplots(1, 2)
     seconds = rows.groupby("method")["seconds"].median()
     for name in table.methods:
-        scores = table.scores(name)
         profile = table.profile(name)
         profiles.plot(THRESHOLDS, profile.value, label=name, color=colour(name))
         profiles.fill_between(THRESHOLDS, profile.low, profile.high, color=colour(name), alpha=0.12, lw=0)
-        value, low, high = map(float, table.estimate(interquartile_mean, scores))
-        if seconds[name] == seconds[name]:
-            times.errorbar(
-                seconds[name], value, yerr=[[max(0.0, value - low)], [max(0.0, high - value)]], fmt="o",
-                color=colour(name),
-            )  # fmt: skip
-            times.annotate(
-                name, (seconds[name], value), xytext=(5, 4), textcoords="offset points", fontsize=8
-            )
+    for name, time, score in table.times(seconds):
+        if score is None or np.isnan(time):
+            continue
+        value, low, high = map(float, score)
+        errors = [[max(0.0, value - low)], [max(0.0, high - value)]]
+        times.errorbar(time, value, yerr=errors, fmt="o", color=colour(name))
+        times.annotate(name, (time, value), xytext=(5, 4), textcoords="offset points", fontsize=8)
     profiles.set(
         xlabel="success rate t",
         ylabel="share of runs above t",

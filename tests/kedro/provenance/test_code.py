@@ -44,8 +44,8 @@ ROOMS: dict[str, set[str]] = {
     "contrastive_dynamics.train": TRAINING | {"dynamics"},
     "contrastive_dynamics.report": set(),
     "contrastive_dynamics.plot": {"reports"},
-    "value_readout.label": {*BASE, "api", "episodes", "io", "readout"},
-    "value_readout.read_out": READOUT | {"api", "io"},
+    "value_readout.label": {*BASE, "api", "episodes", "readout"},
+    "value_readout.read_out": READOUT | {"api"},
     "value_readout.evaluate": READOUT,
     "value_readout.report": READOUT,
     "value_readout.plot": {"reports"},
@@ -58,10 +58,10 @@ ROOMS: dict[str, set[str]] = {
         for name in ("cvl", "bc", "iql")
     },
     **{
-        f"evaluation.score_{name}": SOURCES_OF_EPISODES | {"io", "networks", "readout"}
+        f"evaluation.score_{name}": SOURCES_OF_EPISODES | {"networks", "readout"}
         for name in ("cvl", "bc", "iql")
     },
-    "evaluation.summarise": SOURCES_OF_EPISODES | {"io", "networks", "readout", "reports"},
+    "evaluation.summarise": SOURCES_OF_EPISODES | {"networks", "readout", "reports"},
     "evaluation.plot": COLOURS,
     "evaluation.write_page": PARAMETERS - {"tuning"} | {"reports"},
     "export.export_cvl": {
@@ -69,7 +69,6 @@ ROOMS: dict[str, set[str]] = {
         "deploy",
         "environments",
         "episodes",
-        "io",
         "methods",
         "networks",
         "objectives",
@@ -165,7 +164,7 @@ def test_a_policy_depends_on_its_own_objective_and_the_critic_on_none(objective:
 FILE_READERS = {
     "files": {"columns", "formats", "hdf5", "progress", "precision", "steps", "tables"},
     "d4rl": {"download", "hdf5", "progress", "precision", "steps"},
-    "ogbench": {"download", "formats", "hdf5", "progress", "precision", "steps"},
+    "ogbench": {"download", "formats", "hdf5", "progress", "precision"},
     "minari": {"hdf5", "progress", "precision", "steps"},
     "lerobot": {"columns", "lerobot_format", "lerobot_frames", "progress", "pictures", "precision", "steps"},
 }
