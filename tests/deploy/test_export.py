@@ -268,11 +268,11 @@ def test_a_policy_with_memory_or_chunks_is_refused(gaussian: Any, how: str, word
 def test_each_number_of_an_action_is_compared_in_its_own_range() -> None:
     contract = {"discrete": False, "low": [0.0, -100.0, 5.0], "high": [0.01, 100.0, 5.0]}
     wanted = np.array([[0.005, 50.0, 5.0]], np.float32)
-    for change, share in (((0.001, 0.0, 0.0), 0.1), ((0.0, 0.02, 0.0), 1e-4), ((0.0, 0.0, 0.5), 0.1)):
+    for change, share in (((0.001, 0.0, 0.0), 0.1), ((0.0, 0.02, 0.0), 1e-4), ((0.0, 0.0, 0.005), 0.1)):
         found = differences(contract, wanted + np.array(change), wanted)
         np.testing.assert_allclose(found, [share], rtol=0.01)
     rounded = np.nextafter(wanted, np.float32(1e9))
-    assert differences(contract, rounded, wanted).tolist() == [0.0]
+    assert differences(contract, rounded, wanted)[0] < 2e-5
     discrete = {"discrete": True}
     assert differences(discrete, np.array([0, 2]), np.array([0, 7])).tolist() == [0.0, 1.0]
 

@@ -71,16 +71,15 @@ def differences(
         others: those that they should be.
 
     Returns:
-        (B,), the largest difference of any number as a share of that number's range, beyond the rounding of numbers of
-        that size in single precision. Discrete actions differ by 0 or 1.
+        (B,), the largest difference of any number as a share of that number's range. A range narrower than a hundredth
+        of its numbers counts as one of a hundredth, because of rounding. Discrete actions differ by 0 or 1.
     """
     if contract["discrete"]:
         return np.asarray(np.asarray(actions) != others, np.float64)
     low, high = (np.array(contract[end], np.float64) for end in ("low", "high"))
-    size = np.maximum(np.abs(low), np.abs(high))
-    width = np.where(high > low, high - low, np.maximum(size, 1.0))
-    gaps = np.abs(np.asarray(actions, np.float64) - others) - 4.0 * np.finfo(np.float32).eps * size
-    shares: NDArray[np.float64] = np.maximum(gaps / width, 0.0).max(-1)
+    width = np.maximum(high - low, 0.01 * np.maximum(np.abs(low), np.abs(high)))
+    gaps = np.abs(np.asarray(actions, np.float64) - others)
+    shares: NDArray[np.float64] = (gaps / np.where(width > 0.0, width, 1.0)).max(-1)
     return shares
 
 
