@@ -218,7 +218,8 @@ def summary(rows: pd.DataFrame) -> dict[str, float]:
     inside = (rows["fqe_value_ci_low"] <= true) & (true <= rows["fqe_value_ci_high"])
     return {
         **{name: float(stats.spearmanr(true, of(rows)).statistic) for name, of in MEASURES.items()},
-        "FQE error / spread": float((rows["fqe_value"] - true).abs().mean() / true.std()),
+        # Medians and quartiles, because an unstable policy may have any value.
+        "FQE error / spread": float((rows["fqe_value"] - true).abs().median() / stats.iqr(true)),
         "FQE intervals with the truth": float(inside.mean()),
     }
 
