@@ -30,6 +30,7 @@ PAGES = sorted([
     *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "conf/README.md", "data/README.md")),
     *(PROJECT / "docs").rglob("*.md"),
 ])  # fmt: skip
+NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 SITE = yaml.safe_load((PROJECT / "mkdocs.yml").read_text())
 PROGRAMS = {
     "README.md": ["here"],
@@ -99,8 +100,16 @@ SMALL: dict[str, Any] = {
 """Settings of a training that takes no time."""
 
 
+def _text(page: Path) -> str:
+    """The Markdown of a page or a notebook."""
+    if page.suffix == ".md":
+        return page.read_text()
+    cells = json.loads(page.read_text())["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
 def _blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", _text(page), re.DOTALL)
 
 
 def _lines(page: Path) -> list[str]:
@@ -129,7 +138,7 @@ def _commands(page: Path) -> list[list[str]]:
     return [words[2:] for words in commands if words and Path(words[0]).name == "kedro" and words[1] == "run"]
 
 
-COMMANDS = [(page, command) for page in PAGES for command in _commands(page)]
+COMMANDS = [(page, command) for page in [*PAGES, *NOTEBOOKS] for command in _commands(page)]
 
 
 def test_the_program_of_the_page_on_reports_writes_a_page(
@@ -424,14 +433,14 @@ def test_the_settings_of_pages_are_valid() -> None:
 
 def _anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and the site write them."""
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^```.*?^```", "", _text(page), flags=re.DOTALL | re.MULTILINE)
     titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda page: str(page.relative_to(PROJECT)))
 def test_links_lead_to_files_and_headings(page: Path) -> None:
-    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^```.*?^```", "", _text(page), flags=re.DOTALL | re.MULTILINE)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if link.startswith("http"):
             continue
@@ -446,7 +455,7 @@ def test_every_page_is_in_the_navigation_of_the_site() -> None:
     pages = [
         str(page.relative_to(PROJECT)) for page in [*PAGES, PROJECT / "CHANGELOG.md", PROJECT / "SECURITY.md"]
     ]
-    pages += [f"notebooks/{path.stem}.md" for path in (PROJECT / "notebooks").glob("*.ipynb")]
+    pages += [f"notebooks/{path.stem}.md" for path in NOTEBOOKS]  # `make docs` makes them
     assert sorted(listed) == sorted(pages), "add the page to nav in mkdocs.yml"
 
 
@@ -456,7 +465,7 @@ def test_the_page_on_the_python_interface_lists_every_name() -> None:
 
 
 def test_the_english_is_plain() -> None:
-    texts = [*PAGES, *(PROJECT / "src").rglob("*.py"), *(PROJECT / "conf").rglob("*.yml")]
+    texts = [*PAGES, *NOTEBOOKS, *(PROJECT / "src").rglob("*.py"), *(PROJECT / "conf").rglob("*.yml")]
     for path in texts:
         text = " ".join(path.read_text().split())
         for riddle in RIDDLES:

@@ -86,11 +86,3 @@ def test_paths_of_a_machine_and_large_notebooks_are_refused(text: str, tmp_path:
 def test_the_page_on_notebooks_lists_all() -> None:
     page = (PROJECT / "docs/notebooks.md").read_text()
     assert sorted(set(re.findall(r"notebooks/(\w+)\.ipynb", page))) == [path.stem for path in NOTEBOOKS]
-
-
-@each
-def test_links_of_a_notebook_lead_to_files(path: Path) -> None:
-    for cell in _read(path).cells:
-        if cell.cell_type == "markdown":
-            for link in re.findall(r"\]\(([^)\s#]+)", cell.source):
-                assert link.startswith("http") or (path.parent / link).exists(), link
