@@ -80,7 +80,7 @@ def _with_camera(lengths: list[int]) -> Transitions:
 
 
 def _policy(kind: str, data: Transitions) -> Policy:
-    size = data.parts.statistics if data.parts else data.observations.shape[-1]
+    size = sum(part.shape[-1] for part in data.parts.parts) if data.parts else data.observations.shape[-1]
     actions = data.actions.shape[1]
     scale = 60.0 if data.images else 1.0
     normalisation = Normalisation(
