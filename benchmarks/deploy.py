@@ -198,25 +198,30 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
     actors, served = [], []
     for row in record["actors"]:
         actors.append({
-            "actor": row["actor"], "largest error": row["largest error"], "kB": row["kB"],
+            "actor": row["actor"], "largest error": row["largest error"], "kB": _short(row["kB"]),
             **{
-                f"{name}, {count} row{'s' if count > 1 else ''}": row[f"{name}, us, batch {count}"]
+                f"{name}, {count} row{'s' if count > 1 else ''}": _short(row[f"{name}, us, batch {count}"])
                 for count in (1, 64) for name in ("runner", "torch")
             },
-            **{f"{name}, start, s": row[f"{name}, start, CPU s"] for name in ("runner", "torch")},
+            **{f"{name}, start, s": _short(row[f"{name}, start, CPU s"]) for name in ("runner", "torch")},
         })  # fmt: skip
         alone, *clients = record["served"][row["actor"]]["rows"]
         served.append({"actor": row["actor"], "the runner alone": _p50_p99(alone)} | {
             f"{count} client{'s' if count > 1 else ''}": _p50_p99(one)
             for count, one in zip(CLIENTS, clients, strict=True)
-        } | {"actions/s, 64 clients": clients[-1]["actions/s"]})  # fmt: skip
+        } | {"actions/s, 64 clients": _short(clients[-1]["actions/s"])})  # fmt: skip
     return {
         "exported": markdown(pd.DataFrame(actors)).strip(), "served": markdown(pd.DataFrame(served)).strip(),
     }  # fmt: skip
 
 
 def _p50_p99(row: dict[str, Any]) -> str:
-    return f"{row['p50, ms']:.3g} / {row['p99, ms']:.3g}"
+    return f"{_short(row['p50, ms'])} / {_short(row['p99, ms'])}"
+
+
+def _short(value: float) -> str:
+    """Three digits, and never an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def write_docs(record: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from examples import triton_model
 from torch import Tensor, nn
 
 from cvl_pipeline.deploy import export
@@ -181,6 +184,27 @@ def test_the_torch_program_takes_any_number_of_rows(gaussian: Any, tmp_path: Pat
     for count in (1, 2, 9):
         rows = data.observations[:count]
         torch.testing.assert_close(program(rows), policy(rows))
+
+
+def test_a_repository_for_the_python_backend_of_triton_finds_the_folder(
+    gaussian: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _write(tmp_path / "exported", gaussian[3])
+    model = triton_model.make_repository(folder, tmp_path / "models")
+    config = (model / "config.pbtxt").read_text()
+    assert config.count("backend:") == 1
+    assert 'backend: "python"' in config
+    assert "dims: [ 3 ]" in config
+    assert (model / "1/model.py").read_bytes() == Path(triton_model.__file__).read_bytes()
+    (place,) = re.findall(r'key: "folder" value: { string_value: (".*") }', config)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.delitem(sys.modules, "runner", raising=False)
+    served = triton_model.TritonPythonModel()
+    served.initialize({
+        "model_config": json.dumps({"parameters": {"folder": {"string_value": json.loads(place)}}})
+    })  # fmt: skip
+    assert served.parts == ["state"]
+    del sys.modules["runner"]
 
 
 def test_a_model_that_acts_differently_is_not_published(

@@ -84,5 +84,5 @@ def test_a_policy_for_goals_is_not_the_one_that_was_judged_on_them() -> None:
     contract = _contract(metrics={**METRICS, "environment": "goals of door"})
     contract["about"]["goals"] = 16
     text = card(contract)[MARKDOWN].decode()
-    assert "It moves to 16 goals of the log's kind" in text
+    assert "It moves to 16 goals, observations of the log's kind" in text
     assert "The exported one does not see it" in text
