@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
 from cvl_pipeline.errors import InputError, one_line
 
@@ -152,9 +152,8 @@ class _TensorBoard(TensorBoardLogger):
 
         self.hparams.update(params)
         values = self._sanitize_params(vars(params) if isinstance(params, Namespace) else params)
-        for summary in hparams(
-            values, dict.fromkeys(("train/loss", "validation/loss", "validation/action_error"))
-        ):
+        columns = dict.fromkeys(("train/loss", "validation/loss", "validation/action_error"))
+        for summary in hparams(values, columns):  # type: ignore[no-untyped-call]
             self.experiment._get_file_writer().add_summary(summary)
         self.experiment.flush()
 
