@@ -152,8 +152,8 @@ class _TensorBoard(TensorBoardLogger):
 
         self.hparams.update(params)
         values = self._sanitize_params(vars(params) if isinstance(params, Namespace) else params)
-        shown = dict.fromkeys(("train/loss", "validation/loss", "validation/action_error"))
-        for summary in hparams(values, shown):  # type: ignore[no-untyped-call]
+        columns = dict.fromkeys(("train/loss", "validation/loss", "validation/action_error"))
+        for summary in hparams(values, columns):  # type: ignore[no-untyped-call]
             self.experiment._get_file_writer().add_summary(summary)
         self.experiment.flush()
 

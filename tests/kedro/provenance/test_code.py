@@ -28,7 +28,7 @@ TRAINING = {*BASE, "api", "episodes", "io", "networks", "paths", "training"}
 READOUT = {*BASE, "episodes", "networks", "readout", "training"}
 SOURCES_OF_EPISODES = {*BASE, "environments", "episodes", "paths", "sources", "training"}
 PARAMETERS = {
-    *BASE, "dynamics", "environments", "episodes", "io", "methods", "networks", "objectives", "parameters",
+    *BASE, "dynamics", "environments", "episodes", "io", "judging", "methods", "networks", "objectives", "parameters",
     "paths", "readout", "sources", "training", "tuning",
 }  # fmt: skip
 """The models of all parameters, with the default alternatives."""
