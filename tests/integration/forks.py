@@ -69,6 +69,9 @@ def _command(root: str, arguments: list[str], output: str, changes: dict[str, li
     try:
         from kedro.framework.cli.cli import main
 
+        from cvl_pipeline.kedro import silence
+
+        silence.PATIENCE = 3600.0  # what a busy machine takes long for is not what these tests are about
         for name, values in changes.items():
             CHANGES[name](*values)
         main()
