@@ -78,7 +78,7 @@ ROOMS: dict[str, set[str]] = {
         "sources",
         "training",
     },
-    "tuning.search": PARAMETERS | {"api", "deploy"},
+    "tuning.search": PARAMETERS | {"api", "deploy", "reports"},
     **{f"tuning.{name}": PARAMETERS for name in ("choose", "report", "history", "importance", "parallel")},
 }
 """The packages, and modules beside them, that each node depends on; ``kedro``, its own, has a test below."""
