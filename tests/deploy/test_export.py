@@ -152,7 +152,8 @@ def test_the_contract_says_what_goes_in_and_what_comes_out(gaussian: Any) -> Non
     assert {"policy.pt2", "runner.py", "README.md", "video.mp4", POLICY_FILE, VALUE_FILE} <= set(files)
     assert contract["parity"]["observations"] == 20  # of the held-out episode
     assert 0.0 <= contract["parity"]["largest_error"] < 1e-5
-    assert contract["versions"]["torch"] == torch.__version__
+    # The metadata of PyPI's build do not name its CUDA, as torch.__version__ does.
+    assert contract["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     for model, sizes in (("policy", ["[ 3 ]", "[ 2 ]"]), ("value", ["[ 3 ]", "[ 2 ]", "[ 1 ]"])):
         text = files[f"{model}/config.pbtxt"].decode()
         assert f'default_model_filename: "{model}.onnx"' in text
