@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Extras of pyproject.toml that run, smoke, viz and suite install; the docs name those of other commands.
-EXTRAS ?= metaworld,robotics,suites,tuning,viz
+EXTRAS ?= metaworld,robotics,suites,tuning,videos,viz
 # uv installs faster than pip. UV= takes pip although there is uv.
 UV ?= $(shell command -v uv)
 # Modules are compiled at their first import: most never are.
@@ -17,7 +17,7 @@ KEDRO := $(BIN)/kedro
 VENV_DOCS := .venv-docs
 # What README and docs link to.
 PAGES := LICENSE '*.md' '*.ipynb' '*.png' '*.svg' '*.webp' '*.css' examples 'src/*.py' tests/test_examples.py \
-	benchmarks/results/deploy.json benchmarks/results/deploy_success.json
+	benchmarks/results/deploy.json benchmarks/results/deploy_success.json benchmarks/results/judging.json
 ARGS ?=
 
 .PHONY: help run smoke test test-unit test-slow lint viz docs notebooks benchmark baselines suite rivals truth truth-simulators truth-methods readouts goals ideas judging bench-sampling bench-reading bench-large-log bench-speed bench-gpu bench-tuning bench-deploy bench-door faults wheel lock clean
