@@ -56,7 +56,9 @@ def uninterrupted(kedro: Forks, copied: Project) -> dict[str, str]:
 
 
 @linux
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_both_trainings_resume_after_the_run_has_been_ended(
     kedro: Forks, scratch: Project, tmp_path: Path, uninterrupted: dict[str, str], number: signal.Signals
 ) -> None:

@@ -16,6 +16,8 @@ from tests.project import PROJECT
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+LONG = ("catalog", "reading_a_report")
+"""They run the pipeline, which other tests do, too."""
 
 
 def _read(path: Path) -> NotebookNode:
@@ -43,7 +45,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.integration
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # jupyter_client leaves sockets open
-@each
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if path.stem in LONG else ()) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_a_notebook_runs_from_top_to_bottom(
     path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
