@@ -126,6 +126,19 @@ def discounted_returns(rewards: Tensor, transitions: Transitions, discount: floa
     return torch.from_numpy(result)
 
 
+def last_steps(transitions: Transitions) -> Tensor:
+    """Whether each transition is the last one of its episode, (N,) bool."""
+    last = torch.zeros(len(transitions), dtype=torch.bool)
+    last[transitions.episode_starts[1:] - 1] = True
+    return last
+
+
+def goes_on(transitions: Transitions) -> Tensor:
+    """Whether anything follows each transition, (N,) bool: not after the last one of a terminated episode."""
+    last = last_steps(transitions)
+    return ~(last & transitions.terminated[transitions.episode_of(torch.arange(len(last)))])
+
+
 def logged_shares(transitions: Transitions, discount: float) -> Tensor:
     """Share of every transition's discounted future that is logged, (N,) float64.
 

@@ -7,10 +7,12 @@ import copy
 import torch
 from torch import Generator, Tensor
 
+from cvl_pipeline.episodes.preparation import goes_on
 from cvl_pipeline.judging.critics import pair_inputs
 from cvl_pipeline.judging.networks import ValueNetworks, bootstrap_weights, fit, fresh, joined
 from cvl_pipeline.judging.parameters import JudgingParameters
 from cvl_pipeline.judging.samples import Sample
+from cvl_pipeline.methods.off_policy import follow
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.training.progress import progress_bar
 from cvl_pipeline.training.seeds import stream_seed
@@ -42,13 +44,13 @@ def fit_q_of_policy(
     Returns:
         The networks, and the share of the transitions for which what follows had to be kept within the range.
     """
-    encoded, goes_on = log.encoded, log.goes_on
+    encoded, followed = log.encoded, goes_on(log.encoded)
     pairs = pair_inputs(critic, encoded.states(), encoded.actions)
     following = pair_inputs(critic, encoded.arrivals(), next_actions)
     mean, std = float(log.rewards.mean()), max(float(log.rewards.std(correction=0)), 1e-8)
     rewards = (log.rewards - mean) / std
     nothing = -mean / std  # the value zero, after a termination
-    ends = [nothing] if not goes_on.all() else []
+    ends = [nothing] if not followed.all() else []
     low, high = min([float(rewards.min()), *ends]), max([float(rewards.max()), *ends])
     networks, clipped = [], 0.0
     with progress_bar() as progress:
@@ -61,16 +63,15 @@ def fit_q_of_policy(
             def targets(
                 rows: Tensor, network: torch.nn.Module = network, target: torch.nn.Module = target
             ) -> Tensor:
-                for mine, theirs in zip(target.parameters(), network.parameters(), strict=True):
-                    mine.lerp_(theirs, parameters.target_rate)
+                follow(target, network, parameters.target_rate)
                 after = target(following[rows]).squeeze(-1).clamp(low, high)
-                after = torch.where(goes_on[rows], after, nothing)
+                after = torch.where(followed[rows], after, nothing)
                 return (1.0 - discount) * rewards[rows] + discount * after
 
             weights = bootstrap_weights(log.episodes, generator)
             fit(network, pairs, targets, weights, parameters.fqe_steps, parameters, generator)
             networks.append(network)
-            reached = network(following).squeeze(-1)[goes_on]
+            reached = network(following).squeeze(-1)[followed]
             outside = (reached < low) | (reached > high)
             clipped += float(outside.float().mean()) / parameters.members if len(outside) else 0.0
             progress.advance(bar)

@@ -46,13 +46,6 @@ class Sample:
         """Number of the episode of each transition, (N,) int64, from 0."""
         return self.encoded.episode_of(torch.arange(len(self)))
 
-    @property
-    def goes_on(self) -> Tensor:
-        """Whether anything follows each transition, (N,) bool: not after the last one of a terminated episode."""
-        last = torch.zeros(len(self), dtype=torch.bool)
-        last[self.encoded.episode_starts[1:] - 1] = True
-        return ~(last & self.encoded.terminated[self.episodes])
-
 
 @torch.no_grad()
 def sample(

@@ -20,6 +20,7 @@ from torch import Generator, Tensor, nn
 
 from cvl_pipeline.episodes.container import Normalisation
 from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.episodes.preparation import goes_on, last_steps
 from cvl_pipeline.episodes.shifts import random_shift
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.base import Method, MethodParameters
@@ -183,15 +184,14 @@ class OffPolicy(OfflineModule):
         labels = data.rewards.select(data.transitions.transition_index(data.split.train)).rewards
         index = torch.arange(len(train))
         episodes = train.episode_of(index)
-        ends = index == train.episode_starts[episodes + 1] - 1
         self._layout = data.transitions.parts
         self.augmentation = random_shift(data.transitions, parameters.training.random_shift)
         self._noise: Tensor | None = None
         self._observations, self._rows = train.observations, index + episodes
         self._actions = train.actions
         self._rewards = labels / labels.std().clamp(min=1e-6) if parameters.scale_rewards else labels
-        self._goes_on = (~(ends & train.terminated[episodes])).float()
-        self._has_next = (~ends).float()
+        self._goes_on = goes_on(train).float()
+        self._has_next = (~last_steps(train)).float()
         self._held_out = data.transitions.select(data.split.validation)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "initialisation", 2))

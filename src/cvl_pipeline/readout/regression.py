@@ -19,7 +19,13 @@ from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
 
 from cvl_pipeline.episodes.container import Rewards, Split, Transitions
-from cvl_pipeline.episodes.preparation import discounted_returns, logged_shares, observed_returns
+from cvl_pipeline.episodes.preparation import (
+    discounted_returns,
+    goes_on,
+    last_steps,
+    logged_shares,
+    observed_returns,
+)
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.mlp import MLP
 from cvl_pipeline.readout.parameters import RegressionParameters
@@ -280,10 +286,7 @@ def lambda_returns(
         discount: gamma.
         short: c, at most gamma.
     """
-    last = torch.zeros(len(transitions), dtype=torch.bool)
-    last[transitions.episode_starts[1:] - 1] = True
-    goes_on = ~(last & transitions.terminated[transitions.episode_of(torch.arange(len(last)))])
-    weights = torch.where(last, discount, discount - short) * goes_on
+    weights = torch.where(last_steps(transitions), discount, discount - short) * goes_on(transitions)
     return discounted_returns((1.0 - discount) * rewards + weights * values, transitions, short)
 
 
