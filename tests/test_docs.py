@@ -16,6 +16,7 @@ import click
 import numpy as np
 import pytest
 import yaml
+from benchmarks.commands import NOTEBOOKS, PAGES, blocks, lines, text_of
 
 import cvl_pipeline as cvl
 from benchmarks import deploy
@@ -26,11 +27,6 @@ from cvl_pipeline.schema import validated
 from cvl_pipeline.testing.builders import make_data, make_rewards, make_transitions, names_in
 from tests.project import PROJECT, copy_conf
 
-PAGES = sorted([
-    *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "conf/README.md", "data/README.md")),
-    *(PROJECT / "docs").rglob("*.md"),
-])  # fmt: skip
-NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 SITE = yaml.safe_load((PROJECT / "mkdocs.yml").read_text())
 PROGRAMS = {
     "README.md": ["here"],
@@ -106,24 +102,6 @@ SMALL: dict[str, Any] = {
 """Settings of a training that takes no time."""
 
 
-def _text(page: Path) -> str:
-    """The Markdown of a page or a notebook."""
-    if page.suffix == ".md":
-        return page.read_text()
-    cells = json.loads(page.read_text())["cells"]
-    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-
-
-def _blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", _text(page), re.DOTALL)
-
-
-def _lines(page: Path) -> list[str]:
-    """The commands of a page, one line each."""
-    lines = [line for block in _blocks(page, "bash") for line in block.replace("\\\n", "").splitlines()]
-    return [line for line in lines if line.strip() and not line.startswith(("#SBATCH", "# "))]
-
-
 def _words(line: str) -> list[str]:
     """A command and its arguments; that of ``make run ARGS=...`` is ``kedro run ...``."""
     words = [word for word in shlex.split(line, comments=True) if word != "&"]
@@ -140,7 +118,7 @@ def _words(line: str) -> list[str]:
 
 def _commands(page: Path) -> list[list[str]]:
     """The arguments of every ``kedro run`` of a page."""
-    commands = [_words(line) for line in _lines(page)]
+    commands = [_words(line) for line in lines(page)]
     return [words[2:] for words in commands if words and Path(words[0]).name == "kedro" and words[1] == "run"]
 
 
@@ -150,7 +128,7 @@ COMMANDS = [(page, command) for page in [*PAGES, *NOTEBOOKS] for command in _com
 def test_the_program_of_the_page_on_reports_writes_a_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (program,) = _blocks(PROJECT / "docs/report.md", "python")
+    (program,) = blocks(PROJECT / "docs/report.md", "python")
     monkeypatch.chdir(tmp_path)
     exec(program, {})
     assert names_in(tmp_path) == ["plotly.min.js", "suite.html"]
@@ -158,7 +136,7 @@ def test_the_program_of_the_page_on_reports_writes_a_page(
 
 
 def test_the_program_of_the_readme_trains_and_acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (program,) = _blocks(PROJECT / "README.md", "python")
+    (program,) = blocks(PROJECT / "README.md", "python")
     assert len([line for line in program.splitlines() if line.strip()]) <= 12
     generator = np.random.default_rng(0)
     steps = np.arange(400)
@@ -188,15 +166,15 @@ def test_the_program_of_the_readme_trains_and_acts(tmp_path: Path, monkeypatch: 
 
 
 def test_the_page_on_python_has_the_program_of_the_readme() -> None:
-    (program,) = _blocks(PROJECT / "README.md", "python")
-    assert _blocks(PROJECT / "docs/python.md", "python")[0] == program
+    (program,) = blocks(PROJECT / "README.md", "python")
+    assert blocks(PROJECT / "docs/python.md", "python")[0] == program
 
 
 def test_the_page_on_python_reads_a_csv_by_the_names_of_its_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = next(
-        block for block in _blocks(PROJECT / "docs/python.md", "python") if "episodes_from_file" in block
+        block for block in blocks(PROJECT / "docs/python.md", "python") if "episodes_from_file" in block
     )
     rows = [f"{t},{-t},{t % 3},{t % 2},{t // 5}" for t in range(20)]
     (tmp_path / "log.csv").write_text("\n".join(["obs_0,obs_1,torque,reward,run", *rows]))
@@ -218,14 +196,14 @@ def test_the_page_on_python_loads_the_artifacts_of_a_run(
     for name, artifact in (("critic", critic), ("readout", readout), ("cvl_policy", policy)):
         cvl.save(artifact, f"data/06_models/door-open-v3/seed_0/{name}.safetensors")
     names: dict[str, Any] = {}
-    exec(_blocks(PROJECT / "docs/python.md", "python")[2], names)
+    exec(blocks(PROJECT / "docs/python.md", "python")[2], names)
     transitions = data.transitions
     assert names["q"](transitions.observations[:7], transitions.actions[:7]).shape == (7,)
     assert names["policy"].act(transitions.observations[0].numpy()).shape == (transitions.actions.shape[1],)
 
 
 def test_the_program_of_the_page_on_the_method_acts_for_a_goal() -> None:
-    (program,) = _blocks(PROJECT / "docs/method.md", "python")
+    (program,) = blocks(PROJECT / "docs/method.md", "python")
     data = make_data(make_transitions([30] * 5, [False] * 5), train=4)
     data = data.with_rewards(make_rewards(data.transitions))
     states = data.transitions.observations.numpy()
@@ -237,7 +215,7 @@ def test_the_program_of_the_page_on_the_method_acts_for_a_goal() -> None:
 
 
 def test_the_page_on_own_data_reads_its_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program, _, reward = _blocks(PROJECT / "docs/own-data.md", "python")
+    program, _, reward = blocks(PROJECT / "docs/own-data.md", "python")
     header = "run,t,x,y,joint_2,joint_10,torque_0,torque_1,reward,fell"
     rows = [f"{t // 5},{t % 5},1,2,3,4,0.5,-0.5,{t},{int(t % 5 == 4)}" for t in range(20)]
     (tmp_path / "robot.csv").write_text("\n".join([header, *rows]))
@@ -255,7 +233,7 @@ def test_the_page_on_own_data_reads_its_csv(tmp_path: Path, monkeypatch: pytest.
 def test_the_page_on_data_measures_presets_and_saves_for_minari(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    presets, minari, *_ = _blocks(PROJECT / "docs/data.md", "python")
+    presets, minari, *_ = blocks(PROJECT / "docs/data.md", "python")
     small = re.sub(r"in \((\"\S+\"), .*\):", r"in (\1,):", presets).replace("episodes=100", "episodes=4")
     exec(small, {})
     assert re.search(r"^reach-v3 mixed 4 \d", capsys.readouterr().out, re.MULTILINE)
@@ -272,7 +250,7 @@ def test_the_page_on_data_measures_presets_and_saves_for_minari(
 
 
 def test_the_page_on_data_has_observations_of_several_parts() -> None:
-    *_, use, pack = _blocks(PROJECT / "docs/data.md", "python")
+    *_, use, pack = blocks(PROJECT / "docs/data.md", "python")
     generator = np.random.default_rng(0)
     names: dict[str, Any] = {
         "states": generator.normal(size=(40, 2)).astype(np.float32),
@@ -300,7 +278,7 @@ def test_the_program_of_the_page_on_robots_acts(tmp_path: Path, monkeypatch: pyt
     from cvl_pipeline.deploy import runner
     from tests.deploy import models
 
-    _, program = _blocks(PROJECT / "docs/deploy.md", "python")
+    _, program = blocks(PROJECT / "docs/deploy.md", "python")
     models.write_folder(tmp_path / "cvl_exported", models.linear(), value=models.sum_of_action())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "runner", runner)  # the folder of a real export has this very file
@@ -314,7 +292,7 @@ def test_the_page_on_robots_exports_from_python(tmp_path: Path, monkeypatch: pyt
     pytest.importorskip("onnxscript")
     from cvl_pipeline.deploy.runner import load_policy
 
-    program, _ = _blocks(PROJECT / "docs/deploy.md", "python")
+    program, _ = blocks(PROJECT / "docs/deploy.md", "python")
     data = make_data(make_transitions([30] * 5, [False] * 5), train=4)
     data = data.with_rewards(make_rewards(data.transitions))
     critic, _ = cvl.train_critic(data, **SMALL)
@@ -334,7 +312,7 @@ def test_the_tables_of_the_page_on_robots_are_those_of_the_record(name: str) -> 
 def test_every_program_of_a_page_runs_in_a_test() -> None:
     for page in PAGES:
         name = str(page.relative_to(PROJECT))
-        assert len(_blocks(page, "python")) == len(PROGRAMS.get(name, [])), name
+        assert len(blocks(page, "python")) == len(PROGRAMS.get(name, [])), name
     for test in {test for tests in PROGRAMS.values() for test in tests} - {"here"}:
         assert (PROJECT / test).exists()
 
@@ -349,7 +327,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with the environment that docs/own-data.md describes."""
     root = tmp_path_factory.mktemp("docs")
     conf = copy_conf(root)
-    example = yaml.safe_load(_blocks(PROJECT / "docs/own-data.md", "yaml")[0])
+    example = yaml.safe_load(blocks(PROJECT / "docs/own-data.md", "yaml")[0])
     (conf / "robot").mkdir()
     (conf / "robot/parameters.yml").write_text(yaml.safe_dump(example))
     (root / "my_rewards.py").write_text(
@@ -400,7 +378,7 @@ def _check_command(words: list[str]) -> None:
 def test_all_other_commands_exist() -> None:
     used = Counter[str]()
     for page in PAGES:
-        for line in _lines(page):
+        for line in lines(page):
             reasons = [start for start in NOT_CHECKED if line.startswith(start)]
             used.update(reasons)
             words = _words(line)
@@ -424,7 +402,7 @@ def test_the_settings_of_pages_are_valid() -> None:
     """Blocks of YAML are files of parameters; those of credentials and suites have readers of their own."""
     checked = 0
     for page in PAGES:
-        for block in _blocks(page, "yaml"):
+        for block in blocks(page, "yaml"):
             values = yaml.safe_load(block)
             if set(values) <= set(RunParameters.model_fields):
                 with pytest.MonkeyPatch.context() as patch:
@@ -441,14 +419,14 @@ def test_the_settings_of_pages_are_valid() -> None:
 
 def _anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and the site write them."""
-    text = re.sub(r"^```.*?^```", "", _text(page), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^```.*?^```", "", text_of(page), flags=re.DOTALL | re.MULTILINE)
     titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda page: str(page.relative_to(PROJECT)))
 def test_links_lead_to_files_and_headings(page: Path) -> None:
-    text = re.sub(r"^```.*?^```", "", _text(page), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^```.*?^```", "", text_of(page), flags=re.DOTALL | re.MULTILINE)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if link.startswith("http"):
             continue
