@@ -1,4 +1,4 @@
-"""Training of many critics of equal shapes as one, by batched products: a fleet (docs/benchmarks.md).
+"""Training of many critics of equal shapes as one, by batched products: a fleet (docs/speed.md).
 
 S members (seeds) take their gradient steps together, as in ``kedro fleet``. The benchmark first checks that a fleet
 ends with the weights of S single trainings. Then it measures member-steps per second, on the CPU (processor time too)

@@ -1,4 +1,4 @@
-"""Training on a GPU: steps per second beside the JAX loop of equal arithmetic, and memory (docs/benchmarks.md).
+"""Training on a GPU: steps per second beside the JAX loop of equal arithmetic, and memory (docs/speed.md).
 
 The script takes less than eight minutes on one GPU. Without one, it does the smallest jobs on the CPU, so that it can
 be tested. A job that fails is reported, and the others go on.

@@ -1,4 +1,4 @@
-"""Time per operator in a training step of the critic (docs/benchmarks.md).
+"""Time per operator in a training step of the critic (docs/speed.md).
 
 python -m benchmarks.operators
 """

@@ -1,4 +1,4 @@
-"""Speed and memory of sampling segments from logs of 10^5 to 10^8 transitions (docs/benchmarks.md).
+"""Speed and memory of sampling segments from logs of 10^5 to 10^8 transitions (docs/speed.md).
 
 Every log is an artifact of the pipeline, memory-mapped as in training. One process measures the speed on all
 logs in turn; a separate process per log measures the memory. The baseline is the standard approach: a dataset

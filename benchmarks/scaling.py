@@ -1,4 +1,4 @@
-"""Weak scaling: one process with a batch, two with twice the batch, one thread each (docs/benchmarks.md).
+"""Weak scaling: one process with a batch, two with twice the batch, one thread each (docs/speed.md).
 
 ``benchmarks.speed`` calls it. The processes start as in the pipeline.
 """

@@ -1,4 +1,4 @@
-"""CPU time of a gradient step alone and beside busy processes (docs/benchmarks.md).
+"""CPU time of a gradient step alone and beside busy processes (docs/speed.md).
 
 Threads that wait for each other burn CPU time if one of them has to wait for a core. So the critic with the default
 sizes is trained alone, and again beside one busy process per core. The share of its speed per CPU second that it keeps

@@ -1,4 +1,4 @@
-"""Gradient steps per second and memory of training, compared with peers (docs/benchmarks.md).
+"""Gradient steps per second and memory of training, compared with peers (docs/speed.md).
 
 This package and every peer do the same jobs: the same random log, networks and batch size. Each job runs in its
 own process, in turn for several rounds, on one core (for equal numbers of threads). The fastest round counts.
@@ -6,7 +6,7 @@ Compilation and warm-up are not timed. Peers are installed from PyPI into ``.ven
 cannot be installed or run is skipped, and the benchmark reports the reason. ``benchmarks.gpu`` is for GPUs.
 
     python -m benchmarks.speed
-    python -m benchmarks.speed --write-docs   # write the last run's tables into docs/benchmarks.md
+    python -m benchmarks.speed --write-docs   # write the last run's tables into docs/speed.md
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ OBSERVATION, ACTION, EPISODES, STEPS = 39, 4, 360, 200
 """Sizes of a Meta-World log; every tenth episode is held out."""
 REPRESENTATION = 64
 ENVIRONMENTS = PROJECT / ".venv-peers"
-DOCS = PROJECT / "docs/benchmarks.md"
+DOCS = PROJECT / "docs/speed.md"
 LONGEST = 900
 """Time limit in seconds of an installation or a job."""
 BEGIN, END = "<!-- speed: written by benchmarks.speed -->", "<!-- end of speed -->"
@@ -467,7 +467,7 @@ def _shares_table(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def write_docs(record: dict[str, Any]) -> None:
-    """Write the tables between the two marks of docs/benchmarks.md."""
+    """Write the tables between the two marks of docs/speed.md."""
     write_section(DOCS, "speed", tables(record))
 
 

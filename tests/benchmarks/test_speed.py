@@ -107,7 +107,7 @@ def installs_nothing(run: Callable[[Sequence[str], bool], str]) -> Callable[...,
 def test_the_command_runs_all_in_turn_and_ends_with_the_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    docs = tmp_path / "benchmarks.md"
+    docs = tmp_path / "speed.md"
     docs.write_text(f"before\n{speed.BEGIN}\nold\n{speed.END}\nafter\n")
     fake = "tests.benchmarks.fake_peer"
     monkeypatch.setattr(speed, "RESULTS", tmp_path / "results")
