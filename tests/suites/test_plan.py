@@ -31,6 +31,14 @@ def test_all_presets_and_tasks_of_a_seed_come_before_the_next_seed() -> None:
     assert len(listed) == len(set(listed)) == 8
 
 
+def test_a_cell_has_its_budget_in_its_name() -> None:
+    assert [make_plan(budget=budget).cells()[0].name[-5:] for budget in (0.1, 1, 10)] == [
+        "_x0.1",
+        "d0_x1",
+        "0_x10",
+    ]
+
+
 def test_a_group_of_methods_begins_after_the_unit_that_makes_what_they_share() -> None:
     plan = make_plan(tasks=["a", "b"], presets=["mixed", "noisy"], methods=[["bc"], ["iql", "td3_bc"]])
     units = plan.units()
@@ -45,8 +53,8 @@ def test_a_group_of_methods_begins_after_the_unit_that_makes_what_they_share() -
     assert len({unit.name for unit in units}) == 8
 
 
-@pytest.mark.parametrize("budget", [1, 10])
-def test_every_method_takes_the_steps_of_critic_regression_and_policy(budget: int) -> None:
+@pytest.mark.parametrize("budget", [0.1, 1, 10])
+def test_every_method_takes_the_steps_of_critic_regression_and_policy(budget: float) -> None:
     plan = make_plan(budget=budget)
     parameters = make_loader(**nested(plan.parameters(CELL, plan.methods))).run_parameters()
     total = budget * (3000 + 2500 + 2000)

@@ -436,7 +436,7 @@ def _which_suite(command: Any) -> Any:
         click.option("--presets", callback=_words, help="Instead of those of the file."),
         click.option("--seeds", callback=_words, help="Instead of those of the file, such as 0,1,2."),
         click.option("--methods", callback=_words, help="Instead of those of the file."),
-        click.option("--budget", type=int, help="Factor of all gradient steps."),
+        click.option("--budget", type=float, help="Factor of all gradient steps, such as 0.1 or 10."),
         click.option("--env", "-e", help="Folder of conf/ with other settings, such as smoke."),
         params,
         click.option("--data-root", help="Folder or URL of the data of all runs."),

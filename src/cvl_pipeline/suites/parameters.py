@@ -115,7 +115,7 @@ class Suite(Axes):
         {}, description="Other settings of methods, by method and name of the variant."
     )
     evaluation_episodes: int = Field(50, ge=1, description="Evaluation episodes of each policy.")
-    budget: int = Field(1, ge=1, le=1000, description="Factor of all gradient steps.")
+    budget: float = Field(1, gt=0, le=1000, description="Factor of all gradient steps, such as 0.1 or 10.")
     videos: VideoParameters | None = Field(
         None,
         description="Videos of the runs of the first seed, such as {size: 128}; the page shows each method's median "

@@ -22,12 +22,12 @@ class Cell:
     seed: int
     preset: str
     task: str
-    budget: int = 1
+    budget: float = 1
 
     @property
     def name(self) -> str:
         """Name of its record, and of its folder of data."""
-        return f"{self.task}_{self.preset}_seed{self.seed}_x{self.budget}"
+        return f"{self.task}_{self.preset}_seed{self.seed}_x{self.budget:g}"
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,8 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def network_steps(parameters: StageParameters, budget: int) -> dict[str, int]:
-    """Gradient steps of CVL's critic, regression and policy, by parameter, times a budget."""
+def network_steps(parameters: StageParameters, budget: float) -> dict[str, int]:
+    """Gradient steps of CVL's critic, regression and policy, by parameter, times a budget; one at least."""
     steps = {
         "contrastive_dynamics.training.steps": parameters.contrastive_dynamics.training.steps,
         "policy_extraction.training.steps": parameters.policy_extraction.training.steps,
@@ -198,4 +198,4 @@ def network_steps(parameters: StageParameters, budget: int) -> dict[str, int]:
     if regression:
         steps["value_readout.regression.steps"] = regression.steps
         steps["value_readout.regression.value_steps"] = regression.value_steps
-    return {name: budget * count for name, count in steps.items()}
+    return {name: max(1, round(budget * count)) for name, count in steps.items()}

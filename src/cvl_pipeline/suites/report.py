@@ -169,7 +169,7 @@ def protocol_lines(records: Sequence[Mapping[str, Any]], table: Comparison) -> l
     tasks = ", ".join(dict.fromkeys(task for _, task in table.places))
     lines = [
         f"- {len(records)} cells; seeds {', '.join(map(str, table.seeds))}; tasks {tasks or 'none'}; "
-        f"budget {records[0]['budget']}.",
+        f"budget {records[0]['budget']:g}.",
         f"- Code: {distinct(lambda run: run['commit'])}.",
         f"- Machine: {distinct(lambda run: run['machine'])}; "
         f"cores of a cell: {distinct(lambda run: run['threads'])}.",

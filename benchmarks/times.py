@@ -1,0 +1,85 @@
+"""Success against the time that a user waits: all budgets of the records of the suite `rivals` (docs/benchmarks.md).
+
+The records come from the suite, once for every budget::
+
+    kedro suite run rivals --budget 0.1 --presets mixed,noisy --jobs 1 --threads 1
+    python -m benchmarks.times            # the tables, into docs/benchmarks.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.common import PROJECT, RESULTS, markdown, write_section
+from cvl_pipeline.suites.report import frame
+
+GOAL = 0.9
+"""The success rate whose price is asked for."""
+
+
+def measured(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Return success and seconds by preset, method and budget.
+
+    A mean counts only if a method has the tasks and seeds that every method has at every budget of the preset, so
+    that all numbers of a preset are of the same runs.
+
+    Returns:
+        Columns: preset, method, budget, runs, success (mean) and seconds (median, of training on one core).
+    """
+    tables = []
+    for budget in sorted({record["budget"] for record in records}):
+        rows = frame([record for record in records if record["budget"] == budget])
+        tables.append(rows[rows["method"] != "behaviour"].assign(budget=budget))
+    table = pd.concat(tables, ignore_index=True)
+    parts = []
+    for preset, rows in table.groupby("preset", sort=False):
+        cells = rows.pivot_table(
+            index=["task", "seed"], columns=["method", "budget"], values="success"
+        ).dropna()
+        placed = rows.set_index(["task", "seed"])
+        kept = placed[placed.index.isin(cells.index)]
+        means = kept.groupby(["method", "budget"], sort=False).agg(
+            runs=("success", "size"), success=("success", "mean"), seconds=("seconds", "median")
+        )
+        parts.append(means.reset_index().assign(preset=preset))
+    return pd.concat(parts, ignore_index=True)
+
+
+def prices(table: pd.DataFrame, goal: float = GOAL) -> pd.DataFrame:
+    """Return one row per method: success after the seconds of every budget, and the fewest seconds to the goal."""
+    rows = []
+    for (preset, method), part in table.groupby(["preset", "method"], sort=False):
+        part = part.sort_values("budget")
+        reached = part[part["success"] >= goal]["seconds"]
+        row = {"preset": preset, "method": method}
+        row |= {
+            f"budget {budget:g}": f"{success:.2f} in {seconds:.0f} s"
+            for budget, success, seconds in zip(part["budget"], part["success"], part["seconds"], strict=True)
+        }
+        rows.append(row | {f"seconds to {goal:g}": f"{reached.min():.0f}" if len(reached) else "not reached"})
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Print the table, and write it into docs/benchmarks.md."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--records", type=Path, default=RESULTS / "rivals", help="folder of records")
+    records = [json.loads(path.read_text()) for path in sorted(parser.parse_args().records.glob("*_x*.json"))]
+    if not records:
+        raise SystemExit("no records yet: kedro suite run rivals")
+    table = measured(records)
+    counts = table.groupby("preset", sort=False)["runs"].first()
+    runs = ", ".join(f"{count} ({preset})" for preset, count in counts.items())
+    text = f"{markdown(prices(table))}\n\nRuns of each mean: {runs}."
+    print(text)  # noqa: T201
+    write_section(PROJECT / "docs/benchmarks.md", "times", text)
+
+
+if __name__ == "__main__":
+    main()
