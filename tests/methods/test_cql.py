@@ -20,7 +20,14 @@ from cvl_pipeline.networks.actor import CategoricalActor
 from cvl_pipeline.testing.builders import identity_normalisation, split_first
 from cvl_pipeline.testing.finite_mdp import chain
 from cvl_pipeline.training.vector import Adam
-from tests.methods.toys import Logged, gradients_of, make_bandit, make_episodes, method_parameters
+from tests.methods.toys import (
+    Logged,
+    gradients_of,
+    make_bandit,
+    make_episodes,
+    make_images,
+    method_parameters,
+)
 
 SAMPLES = 3
 
@@ -103,6 +110,19 @@ def test_each_loss_reaches_its_own_networks_alone() -> None:
     assert sum(torch.allclose(*pair) for pair in zip(q, q_conservative, strict=True)) == 2
     torch.testing.assert_close(policy, policy_same)  # the conservative term is Q's alone
     assert all(gradient.abs().sum() > 0 for part in policy for gradient in part)
+
+
+def test_the_policy_does_not_train_the_encoder_of_q() -> None:
+    """With images; the loss of Q is left out by a weight of zero and targets that equal Q."""
+    parameters = method_parameters("cql", hidden=(8,), conservative_weight=0.0)
+    module = ConservativeActorCritic(make_images(packed=True), parameters, 0)
+    states = module.steps(torch.arange(6)).states
+    noise = torch.randn(6, 2, module.actor.shape.action_size, generator=Generator().manual_seed(0))
+    actions, log_probs = module.sample(states, noise)
+    (actions.sum() + log_probs.sum()).backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is None for parameter in module.q.parameters())
+    assert any(parameter.grad is not None for parameter in module.log_std.parameters())
+    assert any(parameter.grad is not None for parameter in module.actor.parameters())
 
 
 def test_the_policy_learns_at_its_own_rate() -> None:
@@ -218,7 +238,11 @@ def test_a_large_weight_clones_discrete_actions() -> None:
 
 def test_defaults_are_the_published_ones() -> None:
     parameters = CQL.Parameters()
-    assert (parameters.conservative_weight, parameters.samples) == (5.0, 10)
+    assert (parameters.weight(discrete=False), parameters.weight(discrete=True), parameters.samples) == (
+        5.0,
+        1.0,
+        10,
+    )
     assert parameters.actor_rate == pytest.approx(1e-4 / 3e-4)
     assert (parameters.discount, parameters.target_rate) == (0.99, 0.005)
 

@@ -77,7 +77,9 @@ def test_simulated_rewards_have_the_penalty_and_the_unit_of_the_logged_ones() ->
         states, actions, torch.zeros_like(states), torch.zeros(10, dtype=torch.int64), True
     )
     torch.testing.assert_close(rewards[0] - rewards[1], 2.0 * predicted.spread)
-    assert free._reward_scale == pytest.approx(1.0 / float(free.model.standardise_output.std[-1]))
+    logged = free.steps(torch.arange(len(free._rows))).rewards  # in their unit
+    assert float(logged.std(correction=0)) == pytest.approx(1.0)
+    assert free.reward_scale == pytest.approx(1.0 / float(free.model.standardise_output.std[-1]), rel=0.05)
 
 
 @pytest.mark.parametrize("real", [0.0, 1.0])

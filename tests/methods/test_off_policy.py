@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from cvl_pipeline.episodes.container import Rewards
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.methods.iql import ImplicitQLearning
 from cvl_pipeline.methods.off_policy import (
     Ensemble,
     Fixed,
@@ -22,7 +23,7 @@ from cvl_pipeline.methods.off_policy import (
 )
 from cvl_pipeline.testing.builders import training_parameters
 from cvl_pipeline.training.vector import Part
-from tests.methods.toys import make_episodes
+from tests.methods.toys import make_episodes, method_parameters
 
 
 class Ascent(OffPolicy):
@@ -93,8 +94,28 @@ def test_rewards_are_scaled_by_their_spread_in_the_training_episodes() -> None:
         _module(data).steps(everything).rewards, _module(larger).steps(everything).rewards
     )
     assert float(
-        _module(larger).steps(torch.arange(len(_module(data)._rewards))).rewards.std()
+        _module(larger).steps(torch.arange(len(_module(data)._rewards))).rewards.std(correction=0)
     ) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("reward", "scaled"), [(1.0, 1.0), (-0.25, -1.0), (0.0, 0.0)])
+def test_equal_rewards_are_divided_by_their_size(reward: float, scaled: float) -> None:
+    """Such as 1 for each step that a pole stands: the task is to survive."""
+    data = make_episodes()
+    assert data.rewards is not None
+    equal = data.with_rewards(Rewards(torch.full_like(data.rewards.rewards, reward), data.rewards.successes))
+    rewards = _module(equal).steps(torch.arange(10)).rewards
+    torch.testing.assert_close(rewards, torch.full((10,), scaled))
+
+
+def test_q_has_the_chosen_encoder() -> None:
+    encoder = {"name": "mlp", "hidden": (4,), "features": 5}
+    parameters = method_parameters("iql", hidden=(8,), encoder=encoder)
+    module = ImplicitQLearning(make_episodes(), parameters, 0)
+    assert module.q.features == 5
+    loss, _ = module.training_loss(module.draw(1, Generator().manual_seed(0))[0])
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert any(part.grad is not None for part in module.q.encode_observation.parameters())
 
 
 def test_a_fixed_network_passes_gradients_to_the_actor_alone() -> None:

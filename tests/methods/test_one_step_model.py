@@ -15,9 +15,9 @@ from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.methods.one_step import Phases, ReturnRegression
-from cvl_pipeline.methods.one_step_model import OneStepModel, fit_noise, model_returns
+from cvl_pipeline.methods.one_step_model import OneStepModel, model_returns
 from cvl_pipeline.methods.world_model import ModelLearning, Prediction
-from cvl_pipeline.networks.actor import GaussianActor, make_actor
+from cvl_pipeline.networks.actor import make_actor
 from cvl_pipeline.objectives.training import PolicyExtraction
 from cvl_pipeline.testing.finite_mdp import grid_world
 from cvl_pipeline.testing.linear_gaussian import linear_gaussian
@@ -89,15 +89,22 @@ def test_returns_count_the_future_after_the_horizon_as_the_rollout_before_it(goe
     torch.testing.assert_close(returns, torch.full((5,), (1.0 - gamma) * total / share, dtype=torch.float64))
 
 
-def test_noise_of_the_clone_is_its_held_out_error() -> None:
-    data = make_episodes()
-    actor = make_actor(data.transitions, data.normalisation, (4,))
-    assert isinstance(actor, GaussianActor)
-    fit_noise(actor, data)
-    held_out = data.transitions.select(data.split.validation)
-    with torch.no_grad():
-        error = (actor(held_out.states()) - held_out.actions).square().mean(0).sqrt()
-    torch.testing.assert_close(actor.log_std.exp(), error)
+def test_every_elite_makes_rollouts_however_few_they_are() -> None:
+    class Asked(Ending):
+        def predict(self, states: Tensor, actions: Tensor, noise: Tensor, member: int) -> Prediction:
+            asked.add(member)
+            return super().predict(states, actions, noise, member)
+
+    asked: set[int] = set()
+    log = make_episodes().transitions
+    actor = make_actor(log, make_episodes().normalisation, (4,))
+    model: Any = Asked(1.0)
+    model.elites = torch.arange(3)
+    returns, _ = model_returns(
+        model, actor, log.states()[:7], log.actions[:7], 2, 0.9, Generator().manual_seed(0)
+    )
+    assert asked == {0, 1, 2}
+    assert returns.shape == (7,)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_distance_is_in_halves_of_the_range() -> None:
     module.actor.action_low.copy_(torch.tensor([-1.0, 0.0]))
     module.actor.action_high.copy_(torch.tensor([1.0, 10.0]))
     actions, others = torch.tensor([[0.5, 5.0]]), torch.tensor([[0.0, 10.0]])
-    torch.testing.assert_close(module.distance(actions, others), torch.tensor([[0.25, 1.0]]))
+    torch.testing.assert_close(module.actor.distance(actions, others), torch.tensor([[0.25, 1.0]]))
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class Logged:
         self.states, self.next_states = transitions.states(index), transitions.arrivals(index)
         self.actions = transitions.actions[index]
         self.next_actions = transitions.actions[torch.where(self.last, index, index + 1)]
-        self.rewards = rewards.rewards[index] / rewards.rewards[train].std()
+        self.rewards = rewards.rewards[index] / rewards.rewards[train].std(correction=0)
         assert self.terminated.any()
         assert (self.last & ~self.terminated).any()
         assert not self.last.all()

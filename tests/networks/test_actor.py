@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_log_prob_equals_that_of_a_normal_distribution_around_the_mode(log_std: 
         actor.log_std.copy_(torch.tensor(log_std))
         actions = LOW + (HIGH - LOW) * torch.rand(50, 2, generator=torch.Generator().manual_seed(2))
         actions[0], actions[1] = LOW, HIGH  # clipped actions are often on the bounds
-        std = torch.tensor(log_std).clamp(*GaussianActor.LOG_STD_RANGE).exp()
+        std = torch.tensor(log_std).clamp(*GaussianActor.LOG_STD_RANGE).exp() * (HIGH - LOW) / 2.0
         expected = Normal(actor(_observations()), std).log_prob(actions).sum(-1)  # type: ignore[no-untyped-call]
         result = actor.log_prob(_observations(), actions)
     assert torch.isfinite(result).all()
@@ -125,6 +126,27 @@ def test_bounds_are_copied_from_the_data() -> None:
     actor = GaussianActor(ActorShape((3,), 2, ()), None, (low, high))
     actor.action_low.zero_()
     assert torch.equal(low, LOW)
+
+
+@given(size=st.floats(-4.0, 4.0).map(lambda exponent: 10.0**exponent))
+def test_noise_and_distance_are_in_halves_of_the_range(size: float) -> None:
+    """In any unit of the action, the same noise is the same share of the range."""
+    bounds = torch.tensor([-1.0, -0.5]), torch.tensor([1.0, 0.5])
+    one, other = (GaussianActor(ActorShape((3,), 2, (4,)), None, bounds) for _ in range(2))
+    other.load_state_dict(
+        one.state_dict() | {"action_low": size * bounds[0], "action_high": size * bounds[1]}
+    )
+    noise = one.noise(5, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = one.act_with_noise(_observations(), noise)
+        actions = other.act_with_noise(_observations(), noise)
+    torch.testing.assert_close(actions, size * expected, rtol=1e-4, atol=1e-5 * size)
+    torch.testing.assert_close(
+        other.distance(size * expected, 0.0 * expected),
+        one.distance(expected, 0.0 * expected),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_noise_is_added_to_the_mode() -> None:
@@ -156,7 +178,7 @@ def test_actions_with_noise_are_within_the_bounds(scale: float, seed: int) -> No
 def test_actions_with_noise_have_the_density_of_log_prob() -> None:
     actor = GaussianActor(ActorShape((3,), 1, (4,)), None, (torch.tensor([-50.0]), torch.tensor([50.0])))
     with torch.no_grad():
-        actor.log_std.fill_(0.5)
+        actor.log_std.fill_(math.log(1.6 / 50.0))
         _last(actor).weight.zero_()  # the mode is the middle, 0
         samples = actor.act_with_noise(_observations(1), actor.noise(4000, torch.Generator().manual_seed(0)))
         grid = torch.linspace(-12.0, 12.0, 4001)

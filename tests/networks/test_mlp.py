@@ -78,6 +78,21 @@ def test_a_network_in_training_equals_its_modules(
         torch.testing.assert_close(part, want.reshape(part.shape), rtol=1e-9, atol=1e-9)
 
 
+def test_outputs_are_in_single_precision_under_autocast() -> None:
+    """Values of 200 that differ by a tenth would be equal in bfloat16."""
+    network = MLP(3, (16,), 1)
+    inputs = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    last = network[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.bias.fill_(200.0)
+        exact = network(inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = network(inputs)
+    assert outputs.dtype == torch.float32
+    assert float((outputs - exact).abs().max()) < 0.05
+
+
 def test_a_network_that_a_loss_uses_twice_has_the_sum_of_both_gradients() -> None:
     torch.manual_seed(0)
     network = MLP(3, (5,), 2).double()

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from cvl_pipeline.episodes.container import Rewards
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
+from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor, make_actor
 from cvl_pipeline.objectives.base import OBJECTIVES
-from cvl_pipeline.objectives.training import PolicyExtraction, train_policy
+from cvl_pipeline.objectives.training import PolicyExtraction, fit_noise, train_policy
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.testing.builders import make_data, make_rewards, policy_parameters
 from cvl_pipeline.training.fit import fit
@@ -94,6 +94,18 @@ def test_extraction_beats_cloning_with_a_critic_that_knows_better(discrete: bool
             assert distance(policy, transitions) < 0.6 * distance(clone, transitions), objective
         if objective != "best_of_n":  # its history is that of the cloned proposals
             assert history["validation/q_gain"].iloc[-1] > 0.02, objective
+
+
+def test_noise_of_a_clone_is_its_held_out_error() -> None:
+    transitions = episodes()
+    data = make_data(transitions, TRAIN)
+    actor = make_actor(transitions, data.normalisation, (4,))
+    assert isinstance(actor, GaussianActor)
+    fit_noise(actor, data)
+    held_out = transitions.select(data.split.validation)
+    with torch.no_grad():
+        error = actor.distance(actor(held_out.states()), held_out.actions).mean(0).sqrt()
+    torch.testing.assert_close(actor.log_std.exp(), error)
 
 
 @pytest.mark.parametrize("discrete", [False, True])

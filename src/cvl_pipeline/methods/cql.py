@@ -65,7 +65,8 @@ class ConservativeActorCritic(OffPolicy):
 
     def sample(self, states: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions of the policy and their log densities, (B, O) and (B, N, A) -> (B, N, A) and (B, N)."""
-        log_std = self.log_std(self.q.encode_observation(states)).clamp(*LOG_STD_RANGE).unsqueeze(1)
+        # The policy does not train Q's encoder.
+        log_std = self.log_std(self.q.encode_observation(states).detach()).clamp(*LOG_STD_RANGE).unsqueeze(1)
         outputs = self.actor.outputs(states).unsqueeze(1) + log_std.exp() * noise
         log_slope = 2.0 * (math.log(2.0) - outputs - functional.softplus(-2.0 * outputs))  # of tanh
         density = -0.5 * noise.square() - log_std - HALF_LOG_TWO_PI - log_slope
@@ -92,7 +93,7 @@ class ConservativeActorCritic(OffPolicy):
         # log of the integral of exp Q, by importance sampling (appendix F)
         log_integral = torch.logsumexp(values[..., 1:] - densities, -1) - math.log(densities.shape[1])
         gap = (log_integral - q).mean(1).sum()
-        q_loss = (q - target).square().mean(1).sum() + cql.conservative_weight * gap
+        q_loss = (q - target).square().mean(1).sum() + cql.weight(discrete=False) * gap
         entropy = -log_probs[:, -1].mean()
         temperature = self.log_temperature.exp().detach()
         policy_loss = -self.fixed_q(step.states, actions[:, -1]).amin(0).mean() - temperature * entropy
@@ -128,7 +129,7 @@ class ConservativeDQN(OffPolicy):
         values = self.actor.outputs(step.states)
         q = (values * step.actions).sum(-1)
         gap = (torch.logsumexp(values, -1) - q).mean()
-        loss = (q - target).square().mean() + cql.conservative_weight * gap
+        loss = (q - target).square().mean() + cql.weight(discrete=True) * gap
         return loss, {"q": target.mean(), "gap": gap}
 
 
@@ -136,18 +137,18 @@ class CQL(OffPolicyMethod):
     """Conservative Q-Learning."""
 
     class Parameters(ValueParameters):
-        """The settings of ``cql``; the published ones are the defaults."""
+        """The settings of ``cql``; the defaults are published, but for scaled rewards."""
 
         method: Literal["cql"] = Field(
             "cql",
             description="Conservative Q-Learning, CQL(H), without its variant with a Lagrange multiplier. Published "
             "with `hidden` of three layers of 256.",
         )
-        conservative_weight: float = Field(
-            5.0,
+        conservative_weight: float | None = Field(
+            None,
             ge=0.0,
-            description="Weight of the conservative term against the squared error of Q. Published: 5 or 10 on D4RL's "
-            "locomotion, 0.5 to 4 on Atari, whose actions are discrete.",
+            description="Weight of the conservative term against the squared error of Q. null: 5, or 1 if actions are "
+            "discrete. Published: 5 or 10 on D4RL's locomotion, 0.5 to 4 on Atari, whose actions are discrete.",
         )
         samples: int = Field(
             10,
@@ -162,6 +163,12 @@ class CQL(OffPolicyMethod):
             description="Learning rate of the policy and of its temperature, as a share of `training.learning_rate`; "
             "published 1e-4 beside 3e-4. For continuous actions.",
         )
+
+        def weight(self, *, discrete: bool) -> float:
+            """The weight of the conservative term."""
+            if self.conservative_weight is None:
+                return 1.0 if discrete else 5.0
+            return self.conservative_weight
 
     title = "CQL"
     module = ConservativeActorCritic

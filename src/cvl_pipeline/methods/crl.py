@@ -27,7 +27,7 @@ from cvl_pipeline.episodes.shifts import random_shift
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.base import Method, MethodParameters
 from cvl_pipeline.methods.one_step import Phases
-from cvl_pipeline.networks.actor import CategoricalActor
+from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.goal_policy import (
     MOST_GOALS,
@@ -329,7 +329,8 @@ class GoalReaching(OfflineModule):
         else:
             actions = self.actor(inputs)
             f = closeness(self.critic, rows.observations, actions, psi)
-            error = 0.5 * (actions - rows.actions).square().sum(-1).mean()
+            assert isinstance(self.actor, GaussianActor)  # the only other one
+            error = 0.5 * self.actor.distance(actions, rows.actions).sum(-1).mean()
         scale = average(f.detach().abs().mean()).clamp(min=1e-6)
         return self.crl.bc_weight * error - f.mean() / scale, {"closeness": f.mean()}
 

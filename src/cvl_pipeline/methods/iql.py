@@ -27,7 +27,10 @@ class ImplicitQLearning(OffPolicy):
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
 
     def training_loss(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the sum of equations 5 to 7 of the paper; each term reaches its own network alone."""
+        """Return the sum of equations 5 to 7 of the paper; each term reaches its own network alone.
+
+        Q and V share the encoder of images, so both train it.
+        """
         iql = self.settings
         follow(self.target_q, self.q, iql.target_rate)
         step = self.steps(batch)
@@ -52,7 +55,7 @@ class IQL(OffPolicyMethod):
     """Implicit Q-Learning."""
 
     class Parameters(ValueParameters):
-        """The settings of ``iql``; the published ones are the defaults, but for scaled advantages."""
+        """The settings of ``iql``; the defaults are published, but for scaled rewards."""
 
         method: Literal["iql"] = Field("iql", description="Implicit Q-Learning.")
         expectile: float = Field(0.7, gt=0.5, lt=1.0, description="Expectile of Q that V regresses on.")

@@ -19,6 +19,7 @@ from cvl_pipeline.methods.off_policy import (
     Steps,
     ValueParameters,
     follow,
+    reward_unit,
 )
 from cvl_pipeline.methods.one_step import Phases
 from cvl_pipeline.methods.world_model import ModelLearning, WorldModel
@@ -71,9 +72,8 @@ class MOPOLearning(OffPolicy):
         assert data.rewards is not None  # checked by the method
         self.graphable = False  # the model is asked between the steps
         self.model = model
-        unit = model.standardise_output.std[-1]
-        self._reward_scale = 1.0 / float(unit) if parameters.scale_rewards else 1.0
-        self._penalty_scale = parameters.penalty * (1.0 if parameters.scale_rewards else float(unit))
+        unit = 1.0 if parameters.scale_rewards else reward_unit(self._rewards)
+        self._penalty_scale = parameters.penalty * unit
         observation, action = self._observations.shape[1], self._actions.shape[1]
         rows = parameters.rollouts * parameters.horizon
         # State, action, next state, reward, goes_on.
@@ -89,14 +89,10 @@ class MOPOLearning(OffPolicy):
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
         self.fixed_q = Fixed(self.q)
         assert isinstance(self.actor, GaussianActor)  # checked by the method
-        half_range = (self.actor.action_high - self.actor.action_low) / 2.0
         # The published -A holds for actions from -1 to 1.
-        by_action = half_range.clamp(min=1e-6).log() - 1.0
-        self._wanted_entropy = float(by_action.sum())
-        with (
-            torch.no_grad()
-        ):  # the noise begins there: with a standard deviation of one, it would hide every action
-            self.actor.log_std.copy_(by_action - 0.5 - HALF_LOG_TWO_PI)
+        self._wanted_entropy = float((self.actor.half_range.log() - 1.0).sum())
+        with torch.no_grad():  # the noise begins there: half of the action range would hide every action
+            self.actor.log_std.fill_(-1.5 - HALF_LOG_TWO_PI)
 
     def draw(self, batches: int, generator: Generator) -> list[Draw]:
         """Draw places in the log and in the simulated transitions, and noise."""
@@ -127,7 +123,7 @@ class MOPOLearning(OffPolicy):
             )
             step = self.model.predict(states, actions, noise, member, spread=True)
             goes_on = (step.goes_on > 0.5).float()
-            rewards = self._reward_scale * step.rewards - self._penalty_scale * step.spread
+            rewards = self.reward_scale * step.rewards - self._penalty_scale * step.spread
             columns = states, actions, step.next_states, rewards.unsqueeze(1), goes_on.unsqueeze(1)
             blocks.append(torch.cat(columns, 1))
             # After a termination, the rollout begins again in its first state.

@@ -53,8 +53,8 @@ class ValueParameters(MethodParameters):
     )
     scale_rewards: bool = Field(
         True,
-        description="Divide rewards by their standard deviation in the log, so that Q has the same size for any "
-        "reward.",
+        description="Divide rewards by their standard deviation in the log, or by their size if all are equal, so that "
+        "Q has the same size for any reward. The publications do not.",
     )
 
 
@@ -74,7 +74,7 @@ class Ensemble(nn.Module):
             normalisation: statistics of the inputs.
             hidden: sizes of the hidden layers.
             members: number of Q functions.
-            encoder: of images or parts, which all members share; None: vectors, which are standardised.
+            encoder: which all members share; None: observations are vectors, which are standardised.
         """
         super().__init__()
         action = len(normalisation.action_mean)
@@ -125,6 +125,12 @@ class Fixed:
         """Output of the network."""
         outputs: Tensor = self._copy(*arguments)
         return outputs
+
+
+def reward_unit(rewards: Tensor) -> float:
+    """Return the standard deviation of rewards, (N,); if all are equal, their size; if all are zero, 1."""
+    largest, spread = float(rewards.abs().max()), float(rewards.std(correction=0))
+    return spread if spread > 1e-6 * largest else largest or 1.0
 
 
 @torch.no_grad()
@@ -189,7 +195,8 @@ class OffPolicy(OfflineModule):
         self._noise: Tensor | None = None
         self._observations, self._rows = train.observations, index + episodes
         self._actions = train.actions
-        self._rewards = labels / labels.std().clamp(min=1e-6) if parameters.scale_rewards else labels
+        self.reward_scale = 1.0 / reward_unit(labels) if parameters.scale_rewards else 1.0
+        self._rewards = labels * self.reward_scale
         self._goes_on = goes_on(train).float()
         self._has_next = (~last_steps(train)).float()
         self._held_out = data.transitions.select(data.split.validation)
@@ -207,10 +214,10 @@ class OffPolicy(OfflineModule):
         raise NotImplementedError
 
     def ensemble(self, members: int = 2) -> Ensemble:
-        """Q functions, with an encoder if observations are images or have parts."""
+        """Q functions, with an encoder if observations are images or have parts, or if one was chosen."""
         shape = tuple(self._observations.shape[1:])
-        encoder = None
-        if self._layout is not None or len(shape) > 1:
+        encoder, plain = None, self.settings.encoder.name in ("auto", "identity")
+        if self._layout is not None or len(shape) > 1 or not plain:
             encoder = observation_encoder(shape, self.normalisation, self.settings.encoding, self._layout)
         return Ensemble(self.normalisation, self.settings.hidden, members, encoder)
 

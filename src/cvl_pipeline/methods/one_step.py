@@ -21,7 +21,7 @@ from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.episodes.preparation import logged_shares, observed_returns
 from cvl_pipeline.io.checked import read_checkpoint, write_checkpoint
 from cvl_pipeline.methods.base import MethodParameters
-from cvl_pipeline.methods.off_policy import Ensemble, OffPolicy, OffPolicyMethod
+from cvl_pipeline.methods.off_policy import Ensemble, OffPolicy, OffPolicyMethod, reward_unit
 from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
 from cvl_pipeline.objectives.base import PolicyTraining, TrainedPolicy
 from cvl_pipeline.objectives.parameters import (
@@ -75,7 +75,7 @@ class Unit:
     def of(rewards: Tensor, weights: Tensor, discount: float) -> Unit:
         """Unit of mean rewards, (N,), with weights, (N,)."""
         mean = float((weights * rewards).sum() / weights.sum())
-        return Unit(mean, max(float(rewards.std(correction=0)), 1e-6), discount)
+        return Unit(mean, reward_unit(rewards), discount)
 
     def standard(self, rewards: Tensor | float) -> Any:
         """Mean rewards in this unit."""

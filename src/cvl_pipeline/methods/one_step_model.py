@@ -11,9 +11,9 @@ from torch import Generator, Tensor
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.methods.one_step import OneStep, OneStepParameters, Phases, ReturnRegression
 from cvl_pipeline.methods.world_model import ModelLearning, WorldModel
-from cvl_pipeline.networks.actor import Actor, GaussianActor
+from cvl_pipeline.networks.actor import Actor
 from cvl_pipeline.objectives.bc import BehaviourCloning
-from cvl_pipeline.objectives.training import PolicyExtraction
+from cvl_pipeline.objectives.training import PolicyExtraction, fit_noise
 from cvl_pipeline.readout.action_values import ActionValues
 from cvl_pipeline.schema import MOST_ROWS, MOST_UNITS
 from cvl_pipeline.training.progress import progress_bar
@@ -130,25 +130,6 @@ class OneStepModel(OneStep):
 
 
 @torch.no_grad()
-def fit_noise(actor: Actor, data: EpisodeData) -> None:
-    """Set a Gaussian actor's noise to its errors on held-out episodes.
-
-    That is the most likely noise for its means. Gradient steps move it too slowly, because its first value is one.
-    """
-    if isinstance(actor, GaussianActor):
-        held_out = data.transitions.select(data.split.validation)
-        errors = torch.cat(
-            [
-                (actor(states) - actions).square()
-                for states, actions in zip(
-                    *(torch.split(part, ROWS) for part in (held_out.states(), held_out.actions)), strict=True
-                )
-            ]
-        )
-        actor.log_std.copy_(0.5 * errors.mean(0).clamp(min=1e-12).log())
-
-
-@torch.no_grad()
 def model_returns(
     model: WorldModel,
     actor: Actor,
@@ -177,7 +158,8 @@ def model_returns(
         Two tensors, (N,) float64.
     """
     sums, shares = [], []
-    blocks = list(zip(torch.split(states, ROWS), torch.split(actions, ROWS), strict=True))
+    size = min(ROWS, -(-len(states) // len(model.elites)))  # so that every elite has a turn
+    blocks = list(zip(torch.split(states, size), torch.split(actions, size), strict=True))
     with progress_bar() as progress:
         task = progress.add_task("Rolling out the model", total=len(blocks))
         for number, (state, action) in enumerate(blocks):

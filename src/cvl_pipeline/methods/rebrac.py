@@ -27,14 +27,14 @@ class BehaviourRegularised(TD3):
         step = self.steps(index)
         with torch.no_grad():
             next_actions = self.next_actions(step, noise)
-            penalty = step.has_next * self.distance(next_actions, step.next_actions).sum(-1)
+            penalty = step.has_next * self.actor.distance(next_actions, step.next_actions).sum(-1)
             next_q = self.target_q(step.next_states, next_actions).amin(0) - rebrac.critic_bc * penalty
             target = step.rewards + rebrac.discount * step.goes_on * next_q
         q_loss = (self.q(step.states, step.actions) - target).square().mean(1).sum()
         actions = self.actor(step.states)
         q = self.fixed_q(step.states, actions).amin(0)
         scale = 1.0 / average(q.detach().abs().mean()).clamp(min=1e-6)
-        cloning = self.distance(actions, step.actions)
+        cloning = self.actor.distance(actions, step.actions)
         policy_loss = rebrac.actor_bc * cloning.sum(-1).mean() - scale * q.mean()
         metrics = {"q": target.mean(), "cloning_error": cloning.mean(), "critic_penalty": penalty.mean()}
         return q_loss + policy_loss, metrics

@@ -78,11 +78,6 @@ class TD3(OffPolicy):
 
     def next_actions(self, step: Steps, noise: Tensor) -> Tensor:
         """The target actor's actions in the next states, with clipped noise (section 5.3), (B, A)."""
-        limit, half_range = self.settings.noise_clip, (self.actor.action_high - self.actor.action_low) / 2.0
+        limit, half_range = self.settings.noise_clip, self.actor.half_range
         smoothing = (self.settings.target_noise * own_share(noise)).clamp(-limit, limit)
         return self.actor.bounded(self.target_actor(step.next_states) + smoothing * half_range)
-
-    def distance(self, actions: Tensor, others: Tensor) -> Tensor:
-        """Squared distances by dimension, in halves of the action range, (B, A) and (B, A) -> (B, A)."""
-        half_range = (self.actor.action_high - self.actor.action_low) / 2.0
-        return ((actions - others) / half_range.clamp(min=1e-6)).square()

@@ -28,7 +28,7 @@ class TD3PlusBC(TD3):
         actions = self.actor(step.states)
         (q,) = self.fixed_q(step.states, actions, 1)  # the first one alone, as published
         scale = self.settings.alpha / average(q.detach().abs().mean()).clamp(min=1e-6)  # lambda
-        cloning = self.distance(actions, step.actions).mean()
+        cloning = self.actor.distance(actions, step.actions).mean()
         policy_loss = cloning - scale * q.mean()
         return q_loss + policy_loss, {"q": target.mean(), "cloning_error": cloning}
 

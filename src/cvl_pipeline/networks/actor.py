@@ -23,6 +23,9 @@ from cvl_pipeline.networks.mlp import MLP
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
+SMALLEST_RANGE = 1e-6
+"""Action ranges below it count as this: a dimension that never changes has no range."""
+
 
 @dataclass(frozen=True)
 class ActorShape:
@@ -120,6 +123,8 @@ class GaussianActor(Actor):
 
     The noise is added after squashing, and its scale does not depend on the state. The density of a squashed
     sample would be infinite at the bounds, where logs have many actions that the environment clipped.
+
+    ``log_std`` is the logarithm of ``std`` in halves of the action range, so that it means the same in any unit.
     """
 
     action_low: Tensor
@@ -146,9 +151,18 @@ class GaussianActor(Actor):
         self.log_std = nn.Parameter(torch.zeros(shape.action_size))
 
     @property
+    def half_range(self) -> Tensor:
+        """Half of the action range, (A,); where the bounds are equal, a small number."""
+        return ((self.action_high - self.action_low) / 2.0).clamp(min=SMALLEST_RANGE)
+
+    @property
     def std(self) -> Tensor:
         """Standard deviation of the noise, (A,), in the action's units."""
-        return self.log_std.clamp(*self.LOG_STD_RANGE).exp()
+        return self.log_std.clamp(*self.LOG_STD_RANGE).exp() * self.half_range
+
+    def distance(self, actions: Tensor, others: Tensor) -> Tensor:
+        """Squared distances by dimension, in halves of the action range, (..., A) and (..., A) -> (..., A)."""
+        return ((actions - others) / self.half_range).square()
 
     def forward(self, observations: Tensor) -> Tensor:
         """Mode of the policy, (..., O) -> (..., A), within the action bounds."""
@@ -203,22 +217,23 @@ class _LogProb(torch.autograd.Function):
         squashed = outputs.tanh()
         half_range = (high - low) / 2.0
         mean = torch.addcmul(low, squashed + 1.0, half_range)
-        limited = log_std.clamp(*log_std_range)
-        error = (actions - mean).div_(limited.exp())  # in standard deviations
+        limited, width = log_std.clamp(*log_std_range), half_range.clamp(min=SMALLEST_RANGE)
+        std = limited.exp() * width
+        error = (actions - mean).div_(std)  # in standard deviations
         density = (error.square().mul_(-0.5)).sum(-1)
-        ctx.save_for_backward(squashed, error, limited, log_std, half_range)
-        return density.sub_(limited.sum() + len(log_std) * HALF_LOG_TWO_PI)
+        ctx.save_for_backward(squashed, error, limited, log_std, half_range / std)
+        return density.sub_(limited.sum() + width.log().sum() + len(log_std) * HALF_LOG_TWO_PI)
 
     @staticmethod
     @once_differentiable  # a training loss is differentiated once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the outputs and of log_std."""
-        squashed, error, limited, log_std, half_range = ctx.saved_tensors
+        squashed, error, limited, log_std, ratio = ctx.saved_tensors
         scaled = error * gradient.unsqueeze(-1)
         of_log_std = (
             (scaled * error).reshape(-1, len(log_std)).sum(0).sub_(gradient.sum()).mul_(limited == log_std)
         )
-        slope = squashed.square().neg_().add_(1.0).mul_(half_range / limited.exp())
+        slope = squashed.square().neg_().add_(1.0).mul_(ratio)
         return scaled.mul_(slope), of_log_std, None, None, None, None
 
 

@@ -109,6 +109,8 @@ class Objective(ABC):
     """Whether it needs the values of actions: a critic and a readout."""
     needs_rewards: ClassVar[bool] = False
     """Whether it needs the reward of every transition."""
+    acts_with_noise: ClassVar[bool] = False
+    """Whether the policy needs the actor's noise, which is then set to its errors on held-out episodes."""
     setting: Setting
     """Data, actor and values, which are known from ``prepare`` on."""
 

@@ -73,6 +73,7 @@ class BestOfNProposals(BehaviourCloning):
         )
 
     needs_critic = True
+    acts_with_noise = True
 
     def policy(self, actor: Actor, values: ActionValues | None, seed: int) -> nn.Module:
         """Return the policy that asks the critic."""

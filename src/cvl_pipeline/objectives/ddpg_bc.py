@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from cvl_pipeline.networks.actor import CategoricalActor
+from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
 from cvl_pipeline.objectives.base import Objective, ObjectiveParameters
 from cvl_pipeline.training.processes import average
 
@@ -22,7 +22,9 @@ class DDPGPlusBC(Objective):
         """The settings of ``ddpg_bc``."""
 
         objective: Literal["ddpg_bc"] = Field(
-            "ddpg_bc", description="Maximise Q(s, pi(s)), minus the squared distance to the logged action."
+            "ddpg_bc",
+            description="Maximise Q(s, pi(s)), minus the squared distance to the logged action, in halves of the "
+            "action range.",
         )
         alpha: float = Field(1.0, ge=0.0, description="Weight of Q / mean |Q| against the cloning error.")
 
@@ -36,6 +38,7 @@ class DDPGPlusBC(Objective):
         else:
             actions = actor(batch.observations)
             values = q(batch.observations, actions)
-            error = (actions - batch.actions).square().mean()
+            assert isinstance(actor, GaussianActor)  # the only other one
+            error = actor.distance(actions, batch.actions).mean()
         scale = average(values.detach().abs().mean()).clamp(min=1e-6)
         return error - self.parameters.alpha * values.mean() / scale, {"q": values.mean()}

@@ -13,7 +13,7 @@ from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.episodes.shifts import random_shift
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.imports import check_return
-from cvl_pipeline.networks.actor import Actor, make_actor
+from cvl_pipeline.networks.actor import Actor, GaussianActor, make_actor
 from cvl_pipeline.objectives.base import OBJECTIVES, Objective, ObjectiveParameters, Setting, TrainedPolicy
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
@@ -150,6 +150,22 @@ class PolicyExtraction(OfflineModule):
         return metrics
 
 
+@torch.no_grad()
+def fit_noise(actor: Actor, data: EpisodeData) -> None:
+    """Set a Gaussian actor's noise to its errors on held-out episodes.
+
+    That is the most likely noise for its means. Gradient steps move it too slowly, because it begins with half of the
+    action range.
+    """
+    if not isinstance(actor, GaussianActor):
+        return
+    held_out = data.transitions.select(data.split.validation)
+    total, index = torch.zeros(actor.shape.action_size), torch.arange(len(held_out))
+    for rows in torch.split(index, VALIDATION_STATES):
+        total += actor.distance(actor(held_out.states(rows)), held_out.actions[rows]).sum(0)
+    actor.log_std.copy_(0.5 * (total / len(held_out)).clamp(min=1e-12).log())
+
+
 def train_policy(
     data: EpisodeData,
     parameters: ObjectiveParameters,
@@ -185,7 +201,10 @@ def train_policy(
         logs=logs,
     )
     values = values if module.objective.needs_critic else None
-    policy: Any = module.objective.policy(module.actor.cpu().eval(), values, seed)
+    actor = module.actor.cpu().eval()
+    if module.objective.acts_with_noise:
+        fit_noise(actor, data)
+    policy: Any = module.objective.policy(actor, values, seed)
     valid = isinstance(policy, nn.Module)
     check_return(module.objective, "policy", policy, valid=valid, expected="a policy")
     return TrainedPolicy(policy.eval(), history)
