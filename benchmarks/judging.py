@@ -39,7 +39,7 @@ World = FiniteMDP | LinearGaussian
 
 HELD_OUT = 0.25
 """Share of the episodes that are held out."""
-MEMBERS, STEPS, HIDDEN = 2, 600, (64, 64)
+MEMBERS, STEPS, HIDDEN = 4, 600, (64, 64)
 RANDOM_GAINS = 40
 """Random changes of the behaviour's gain, of which the best and the worst are policies."""
 ROLLOUTS, LENGTH = 16, 80

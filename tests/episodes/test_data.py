@@ -40,6 +40,15 @@ def test_faulty_episodes_and_rewards_are_refused(transitions: Transitions, rewar
         EpisodeData.prepare(make_transitions([4], [False]))
 
 
+def test_other_rewards_must_be_those_of_the_transitions(transitions: Transitions, rewards: Rewards) -> None:
+    data = EpisodeData.prepare(transitions, rewards)
+    with pytest.raises(InputError, match=r"rewards\.rewards: shape \(\d+,\)"):
+        data.with_rewards(replace(rewards, rewards=rewards.rewards.repeat(2)))
+    changed = data.with_rewards(replace(rewards, rewards=rewards.rewards.double())).rewards
+    assert changed is not None
+    assert changed.rewards.dtype == torch.float32
+
+
 def test_rewards_are_replaced_or_removed_and_nothing_else(transitions: Transitions, rewards: Rewards) -> None:
     data = EpisodeData.prepare(transitions, rewards)
     other = make_rewards(transitions, seed=9)

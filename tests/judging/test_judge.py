@@ -95,6 +95,47 @@ def test_fitted_q_evaluation_gives_the_exact_value_in_a_finite_mdp(terminal: boo
     assert found["right"] - found["left"] > 1.0  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("reward", [1.0, -1.0])
+def test_equal_rewards_tell_policies_apart_by_how_long_they_last(reward: float) -> None:
+    """To the left of the chain is its end; every step pays the same."""
+    world: FiniteMDP = replace(chain(states=5, terminal=True), discount=0.9)
+    log, labels = world.log_episodes(160, 8, seed=0)
+    log = replace(log, discrete=torch.tensor(True))
+    labels = replace(labels, rewards=torch.full_like(labels.rewards, reward))
+    world = replace(world, reward=np.full_like(world.reward, reward))
+    judge = make_judge(log, labels, 120, discount=0.9, fqe_steps=700)
+    firsts = judge.held_out.encoded.states(judge.held_out.encoded.episode_starts[:-1]).argmax(-1).numpy()
+    for actions in ([1] * 5, [0] * 5):
+        law = np.eye(2)[actions]
+        exact = float((replace(world, policy=law).q() * law).sum(1)[firsts].mean())
+        numbers = judge.fitted_q_evaluation(Table(actions, 2))
+        assert numbers["fqe_value"] == pytest.approx(exact, abs=0.5)
+
+
+def test_the_behaviour_s_value_is_not_that_of_the_survivors() -> None:
+    """Each step ends the episode with probability 0.05, the log after 12 steps; a step pays 1."""
+    lengths = np.random.default_rng(0).geometric(0.05, 600)
+    log = make_transitions(np.minimum(lengths, 12).tolist(), (lengths <= 12).tolist())
+    labels = replace(make_rewards(log), rewards=torch.ones(len(log)))
+    judge = make_judge(log, labels, 100, discount=0.95, transitions=100_000)
+    exact = 1.0 / (1.0 - 0.95 * 0.95)
+    assert judge.behaviour_value().value == pytest.approx(exact, rel=0.06)
+
+
+def test_the_target_arrives_although_the_discount_is_near_one() -> None:
+    world: FiniteMDP = replace(chain(states=5), discount=0.99)
+    log, labels = world.log_episodes(160, 30, seed=0)
+    log = replace(log, discrete=torch.tensor(True))
+    judge = make_judge(log, labels, 120, discount=0.99, fqe_steps=1500)
+    law = np.eye(2)[[1] * 5]
+    firsts = judge.held_out.encoded.states(judge.held_out.encoded.episode_starts[:-1]).argmax(-1).numpy()
+    exact = float((replace(world, policy=law).q() * law).sum(1)[firsts].mean())
+    behaviour = judge.behaviour_value().value
+    value = judge.fitted_q_evaluation(Table([1] * 5, 2))["fqe_value"]
+    assert value is not None
+    assert (value - behaviour) / (exact - behaviour) == pytest.approx(1.0, abs=0.15)
+
+
 def test_a_policy_that_repeats_the_log_is_like_the_log() -> None:
     log, labels = wide_log()
     judge = make_judge(log, labels, 5)

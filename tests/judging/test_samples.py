@@ -20,11 +20,27 @@ def test_an_interval_resamples_episodes_not_steps() -> None:
     assert estimate(values, episodes, 0.95, 0) == estimate(values, episodes, 0.95, 0)
 
 
-def test_an_interval_covers_the_difference_of_networks_and_weighs_long_episodes_more() -> None:
-    values = torch.tensor([[1.0, 1.0, 1.0, 5.0], [3.0, 3.0, 3.0, 7.0]])
-    mean, low, high = estimate(values, torch.tensor([4, 4, 4, 9]), 0.95, 0)
-    assert mean == pytest.approx(3.0)
-    assert (low, high) == (1.0, 7.0)
+@pytest.mark.parametrize("networks", [2, 4, 8])
+def test_an_interval_covers_the_truth_as_often_as_it_says_if_networks_differ(networks: int) -> None:
+    """The networks' errors are normal, and the episodes are all alike."""
+    generator = torch.Generator().manual_seed(networks)
+    covered = 0
+    for _ in range(200):
+        values = torch.randn(networks, 1, generator=generator).expand(networks, 12)
+        _, low, high = estimate(values, torch.arange(12), 0.95, 0)
+        covered += low <= 0.0 <= high
+    assert covered >= 0.9 * 200
+
+
+def test_steps_have_weights_and_another_mean_can_be_subtracted() -> None:
+    values, episodes = torch.tensor([1.0, 1.0, 1.0, 5.0]), torch.tensor([4, 4, 4, 9])
+    assert estimate(values, episodes, 0.95, 0).value == pytest.approx(2.0)
+    weights = torch.tensor([1.0, 1.0, 1.0, 9.0])
+    assert estimate(values, episodes, 0.95, 0, weights=weights).value == pytest.approx(4.0)
+    less = torch.tensor([0.0, 0.0, 0.0, 2.0]), torch.tensor([0.0, 0.0, 1.0, 3.0])
+    assert estimate(values, episodes, 0.95, 0, less=less).value == pytest.approx(0.5)
+    alike = estimate(values, episodes, 0.95, 0, less=(values, torch.ones(4)))
+    assert alike == pytest.approx((0.0, 0.0, 0.0))
 
 
 def test_a_bootstrap_sample_has_as_many_episodes_and_all_steps_of_each() -> None:

@@ -110,6 +110,13 @@ def test_advantages_have_unit_standard_deviation_and_rank_actions(
     assert correlation > 0.8 > np.corrcoef(_values(q, data), data.actions[:, 0])[0, 1]
 
 
+def test_rounding_of_equal_values_is_no_advantage(data: Transitions) -> None:
+    """As with a reward of -1 for every step, and no termination."""
+    constant = replace(READOUT, rewards=torch.full_like(READOUT.rewards, -1.0))
+    noise = _advantages(QFunction(LinearCritic(1.0, 2.0), constant), data)
+    assert float(noise.std()) < 0.3
+
+
 def test_advantages_do_not_depend_on_the_scale_of_the_rewards(data: Transitions) -> None:
     critic = LinearCritic(1.0, 2.0)
     scaled = QFunction(critic, replace(READOUT, rewards=1000.0 * READOUT.rewards))

@@ -86,7 +86,7 @@ def test_the_value_table_has_q_and_return_of_every_held_out_transition(terminal:
     np.testing.assert_array_equal(table["q"], q)
     np.testing.assert_array_equal(table["effective_sample_size"], sizes)
     assert list(table.columns) == [
-        "episode", "step", "q", "return", "effective_sample_size", "q_alone", "q_exact",
+        "episode", "step", "q", "return", "share", "effective_sample_size", "q_alone", "q_exact",
     ]  # fmt: skip
 
 

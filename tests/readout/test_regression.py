@@ -156,14 +156,14 @@ def test_nothing_is_judged_on_episodes_that_it_was_fitted_to(monkeypatch: pytest
     data = make_transitions([5] * 11, [False] * 11)
     split = Split(train=torch.arange(10), validation=torch.tensor([10]))
     parameters = readout_parameters(
-        references=None, regression={"steps": 1, "value_steps": 1, "hidden": (4,)}
+        references=None, regression={"steps": 4, "value_steps": 4, "hidden": (4,)}
     )
     build_readout(small_critic(), data, make_rewards(data), split, parameters, seed=0)
     assert len(judged[0]) == 2  # a fifth
     assert judged == [judged[0]] * len(judged)
     assert others.isdisjoint(judged[0])
     rest = set(range(10)) - judged[0]
-    assert fitted == [rest, rest]
+    assert fitted == [rest, rest, set(range(10)), set(range(10))]  # at last, the weights are known
     assert of_references == [set(range(10)), rest]
 
 

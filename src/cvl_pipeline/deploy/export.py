@@ -34,8 +34,8 @@ from cvl_pipeline.networks.goal_policy import GoalPolicy
 from cvl_pipeline.readout.action_values import ActionValues
 
 PROGRAM_FILE, RUNNER_FILE, SERVER_FILE = "policy.pt2", "runner.py", "mlserver_policy.py"
-HELD_OUT = 1024
-"""Held-out observations on which the exported policy is compared with the trained one."""
+HELD_OUT, HELD_OUT_WIDE = 1024, 128
+"""Held-out observations on which the exported policy is compared with the trained one; the second with images."""
 EXAMPLE_ROWS = 4
 """Observations and actions in the folder, for the runner's test of itself."""
 PACKAGES = ("cvl-pipeline", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -146,7 +146,8 @@ def export_policy(
     contract = _contract(policy, parts, transitions, parameters, values is not None, about or {})
     episodes = split.validation if len(split.validation) else split.train
     index = transitions.transition_index(episodes)
-    index = index[torch.linspace(0, len(index) - 1, min(len(index), HELD_OUT)).long()]
+    count = min(len(index), HELD_OUT_WIDE if transitions.wide else HELD_OUT)
+    index = index[torch.linspace(0, len(index) - 1, count, dtype=torch.float64).long()]
     observations = transitions.states(index)
     actions = transitions.actions[index]
     acted = _acted(policy, observations)

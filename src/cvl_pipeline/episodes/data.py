@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
 from cvl_pipeline.episodes.parameters import IngestionParameters
 from cvl_pipeline.episodes.preparation import fit_normalisation, split_episodes
@@ -63,7 +65,14 @@ class EpisodeData:
         return {kind: part for kind, part in parts.items() if part is not None}
 
     def with_rewards(self, rewards: Rewards) -> EpisodeData:
-        """Return the same episodes with other rewards."""
+        """Return the same episodes with other rewards.
+
+        Raises:
+            InputError: rewards of another number of transitions, or that are not finite.
+        """
+        validate_rewards(rewards, self.transitions)
+        if rewards.rewards.dtype != torch.float32:
+            rewards = replace(rewards, rewards=rewards.rewards.float())
         return replace(self, rewards=rewards)
 
     def without_rewards(self) -> EpisodeData:

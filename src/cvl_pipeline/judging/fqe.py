@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Generator, Tensor
 
-from cvl_pipeline.episodes.preparation import goes_on
+from cvl_pipeline.episodes.preparation import goes_on, observed_returns
 from cvl_pipeline.judging.critics import pair_inputs
 from cvl_pipeline.judging.networks import ValueNetworks, bootstrap_weights, fit, fresh, joined
 from cvl_pipeline.judging.parameters import JudgingParameters
@@ -16,6 +16,9 @@ from cvl_pipeline.methods.off_policy import follow
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.training.progress import progress_bar
 from cvl_pipeline.training.seeds import stream_seed
+
+TURNS = 5.0
+"""Least product of the target's rate, the steps and 1 - gamma: exp(-5) of the first error is left at the end."""
 
 
 @torch.no_grad()
@@ -47,7 +50,11 @@ def fit_q_of_policy(
     encoded, followed = log.encoded, goes_on(log.encoded)
     pairs = pair_inputs(critic, encoded.states(), encoded.actions)
     following = pair_inputs(critic, encoded.arrivals(), next_actions)
-    mean, std = float(log.rewards.mean()), max(float(log.rewards.std(correction=0)), 1e-8)
+    # The unit is that of returns: rewards may all be equal, and what follows a termination differs from them.
+    returns = (1.0 - discount) * observed_returns(log.rewards, encoded, discount)  # as mean rewards
+    mean, std = float(log.rewards.mean()), max(float(returns.std(correction=0)), 1e-8)
+    # The part of the target that is still missing at the end shrinks with rate * steps * (1 - discount).
+    rate = min(1.0, max(parameters.target_rate, TURNS / (parameters.fqe_steps * (1.0 - discount))))
     rewards = (log.rewards - mean) / std
     nothing = -mean / std  # the value zero, after a termination
     ends = [nothing] if not followed.all() else []
@@ -63,7 +70,7 @@ def fit_q_of_policy(
             def targets(
                 rows: Tensor, network: torch.nn.Module = network, target: torch.nn.Module = target
             ) -> Tensor:
-                follow(target, network, parameters.target_rate)
+                follow(target, network, rate)
                 after = target(following[rows]).squeeze(-1).clamp(low, high)
                 after = torch.where(followed[rows], after, nothing)
                 return (1.0 - discount) * rewards[rows] + discount * after

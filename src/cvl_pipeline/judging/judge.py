@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
-from cvl_pipeline.episodes.preparation import observed_returns
+from cvl_pipeline.episodes.preparation import logged_shares, observed_returns
 from cvl_pipeline.judging.coverage import coverage
 from cvl_pipeline.judging.critics import pair_inputs
 from cvl_pipeline.judging.fqe import fit_q_of_policy
@@ -63,8 +64,13 @@ class Judge:
         return sample(self.critic, self.transitions, self.labels, episodes, self.parameters.transitions, seed)
 
     def behaviour_value(self) -> Estimate:
-        """Mean discounted return of held-out episodes from their first step (see ``observed_returns``)."""
-        return self._estimate(self._first_returns, self.held_out.episodes[self._first])
+        """Mean discounted return of held-out episodes from their first step.
+
+        Episodes count by the share of their future that is logged. Among episodes of which some terminate, those that
+        were truncated survived longest, so the mean of what their steps promise would be that of survivors.
+        """
+        returns, shares = self._first_returns
+        return self._estimate(returns, self.held_out.episodes[self._first], weights=shares)
 
     def judge(self, policy: nn.Module, critics: ValueNetworks | ActionValues) -> Numbers:
         """Judge a policy by all measures.
@@ -159,10 +165,9 @@ class Judge:
         first, episodes = self._first, self.held_out.episodes[self._first]
         actions = actions_of(policy, self.transitions, self.held_out.index[first])
         values = networks(pair_inputs(self.critic, self.held_out.encoded.states(first), actions))
-        gains = values - self._first_returns
         return {
             **self._estimate(values, episodes).named("fqe_value"),
-            **self._estimate(gains, episodes).named("fqe_gain"),
+            **self._estimate(values, episodes, less=self._first_returns).named("fqe_gain"),
             "fqe_clipped": clipped,
         }
 
@@ -171,12 +176,14 @@ class Judge:
         return self.held_out.encoded.episode_starts[:-1]
 
     @property
-    def _first_returns(self) -> Tensor:
-        returns = observed_returns(self.held_out.rewards, self.held_out.encoded, self.discount)
-        return returns[self._first]
+    def _first_returns(self) -> tuple[Tensor, Tensor]:
+        """Returns from the first steps, and their weights, (E,) each."""
+        log = self.held_out.encoded
+        returns = observed_returns(self.held_out.rewards, log, self.discount)
+        return returns[self._first], logged_shares(log, self.discount)[self._first]
 
-    def _estimate(self, values: Tensor, episodes: Tensor) -> Estimate:
-        return estimate(values, episodes, self.parameters.confidence, self.seed)
+    def _estimate(self, values: Tensor, episodes: Tensor, **more: Any) -> Estimate:
+        return estimate(values, episodes, self.parameters.confidence, self.seed, **more)
 
 
 def swapped(split: Split) -> Split:

@@ -45,7 +45,8 @@ class JudgingParameters(Strict):
         0.05,
         gt=0.0,
         le=1.0,
-        description="Share of the network that enters the target of fitted Q evaluation per step.",
+        description="Share of the network that enters the target of fitted Q evaluation per step, at least. With few "
+        "steps or a discount near 1 it is larger, because the target would not arrive otherwise.",
     )
     batch_size: int = Field(256, ge=1, le=MOST_ROWS, description="Size of a batch.")
     learning_rate: float = Field(

@@ -18,7 +18,7 @@ from cvl_pipeline.objectives.parameters import (
     MarginalActionsParameters,
     StateValueParameters,
 )
-from cvl_pipeline.readout.action_values import ActionValues
+from cvl_pipeline.readout.action_values import ROUNDING, ActionValues
 from cvl_pipeline.readout.references import CHUNK
 from cvl_pipeline.training.least_squares import Batch, fit_least_squares
 from cvl_pipeline.training.seeds import stream_seed
@@ -159,4 +159,6 @@ def advantages(
     values, _ = q.of_transitions(transitions, index)
     state_values = STATE_VALUES.create(parameters).values(q, transitions, index, values, seed)
     advantage = values - state_values
-    return advantage / advantage.std(unbiased=False).clamp(min=1e-8)
+    # Where Q is the same for all actions, what is left is rounding, which must not weigh the data.
+    smallest = ROUNDING * float(values.abs().max()) + 1e-8
+    return advantage / advantage.std(unbiased=False).clamp(min=smallest)

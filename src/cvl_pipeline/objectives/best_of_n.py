@@ -48,12 +48,8 @@ class BestOfN(Policy):
         """Actions, (B, O) -> (B, A)."""
         mode = self.actor(observations).unsqueeze(1)
         candidates = torch.cat([mode, self.actor.act_with_noise(observations, self.proposals)], dim=1)
-        batch, count, size = candidates.shape
-        values = QFunction(self.critic, self.readout)(
-            observations.repeat_interleave(count, dim=0), candidates.reshape(-1, size)
-        )
-        best = values.reshape(batch, count).argmax(1)
-        return candidates[torch.arange(batch), best]
+        best = QFunction(self.critic, self.readout).of_actions(observations, candidates).argmax(1)
+        return candidates[torch.arange(len(best)), best]
 
 
 class BestOfNProposals(BehaviourCloning):

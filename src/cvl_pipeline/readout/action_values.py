@@ -12,6 +12,9 @@ from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.readout.references import CHUNK
 from cvl_pipeline.training.threads import mapped
 
+ROUNDING = 1e-5
+"""Differences between values that are smaller than this share of them are rounding."""
+
 
 class ActionValues(ABC):
     """Q of the behaviour policy. Actions are as in ``Transitions``: one-hot if they are discrete."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -30,6 +31,11 @@ from cvl_pipeline.readout.references import (
 )
 from cvl_pipeline.readout.regression import regress
 from cvl_pipeline.training.seeds import stream_seed
+
+logger = logging.getLogger(__name__)
+
+SELDOM = 1e-3
+"""Share of the segments that reach so far, below which a critic has hardly learned from any."""
 
 
 class ReadoutMethod(ABC):
@@ -166,6 +172,13 @@ def build_readout(
         )
     method = READOUTS.create(parameters)
     horizons = horizon_quantiles(discount, parameters.horizons if conditioned else 0)
+    if conditioned and own ** float(horizons.max() - 1) < SELDOM:
+        logger.warning(
+            "value_readout: discount %g asks for values %d steps ahead, which a critic of "
+            "contrastive_dynamics.discount %g has hardly seen: it orders actions, but the size of Q is unsure; raise "
+            "that discount",
+            discount, int(horizons.max()), own,
+        )  # fmt: skip
 
     def over(episodes: Tensor) -> Readout:
         generator = Generator().manual_seed(stream_seed(seed, "references", 0))

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Generator
 
 from cvl_pipeline.episodes.container import Rewards, Split, Transitions
-from cvl_pipeline.episodes.preparation import observed_returns
+from cvl_pipeline.episodes.preparation import logged_shares, observed_returns
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.readout.action_values import ROUNDING
 from cvl_pipeline.readout.build import exact_readout
 from cvl_pipeline.readout.parameters import READOUTS, ReadoutParameters, ValueReportParameters
 from cvl_pipeline.readout.q_function import QFunction
@@ -52,7 +53,8 @@ def value_table(
         seed: seed for the choice of these rows.
 
     Returns:
-        ``episode`` (id), ``step`` (within it), ``q``, ``return``, ``effective_sample_size``,
+        ``episode`` (id), ``step`` (within it), ``q``, ``return``, ``share``, the part of the return's future that is
+        logged, ``effective_sample_size``,
         ``q_alone``, the value of the readout without regression on returns, and ``q_exact``, that of the exact,
         self-normalised readout over every logged future state; NaN if not computed.
     """
@@ -74,6 +76,7 @@ def value_table(
             "step": (index - transitions.episode_starts[episodes]).numpy(),
             "q": values.numpy(),
             "return": returns[index].numpy(),
+            "share": logged_shares(transitions, q.readout.discount)[index].numpy(),
             "effective_sample_size": sizes.numpy(),
             "q_alone": values_alone.numpy(),
             "q_exact": values_exact.numpy(),
@@ -115,7 +118,7 @@ def value_report(
         returns are all equal.
     """
     q, returns = values["q"].to_numpy(np.float64), values["return"].to_numpy(np.float64)
-    constant = np.ptp(q) == 0.0 or np.ptp(returns) == 0.0
+    constant = any(np.ptp(part) <= ROUNDING * np.abs(part).max() for part in (q, returns))
     line = None if constant else _line(q, returns)
     sizes = values["effective_sample_size"]
     if "q_alone" not in values:  # a table of an older version, without regression
@@ -136,7 +139,7 @@ def value_report(
         "slope": None if line is None else float(line.slope),
         "intercept": None if line is None else float(line.intercept),
         "q_mean": float(q.mean()),
-        "return_mean": float(returns.mean()),
+        "return_mean": float(np.average(returns, weights=values.get("share"))),
         "effective_sample_size_median": float(sizes.median()),
         "effective_sample_size_p10": float(sizes.quantile(0.1)),
         "readout_error": error,

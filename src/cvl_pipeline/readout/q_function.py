@@ -51,7 +51,10 @@ class QFunction(ActionValues):
             InputError: arrays of other shapes, or that hold a value that is not a finite number.
         """
         if isinstance(observations, Tensor) and isinstance(actions, Tensor):
-            return self.readout.values(self.phi(observations, actions), self.inputs(observations, actions))
+            pair = tuple(
+                part.float() if part.dtype == torch.float64 else part for part in (observations, actions)
+            )
+            return self.readout.values(self.phi(*pair), self.inputs(*pair))
         return self._of_arrays(observations, actions)
 
     @torch.no_grad()

@@ -46,6 +46,8 @@ JUDGED = 32_768
 """Maximum number of their transitions that are used."""
 CUT_SHARE, CUT_ROUNDS = 0.6, 8
 """Share of the discounted future that must be in the log, on average, for one round of V to do, and the rounds else."""
+LATE_SHARE = 0.25
+"""Share of the steps that come after the weights are known, on all training episodes."""
 OTHER_ACTIONS = 4
 """Number of actions, logged anywhere, that an advantage compares a judged one with."""
 
@@ -159,7 +161,8 @@ def regress(
     V is regressed in further rounds on the lambda-returns that follow from itself; the states of all windows share it,
     so values pass from one to another.
 
-    The weights are found on episodes that neither network nor readout know. How much the one counts beside the other
+    The weights are found on episodes that neither network nor readout know, after three quarters of the steps. In the
+    rest, the networks learn from those episodes too. How much the one counts beside the other
     is what their advantages say about the temporal-difference errors ``G - V(s)`` there: a policy needs the order of
     actions in a state, and the variance of returns is nearly all between states. The scale of the sum, and a
     constant, fit the returns.
@@ -215,19 +218,22 @@ def regress(
             "to targets of its own (value_readout.regression.rounds)",
             100.0 * logged, rounds,
         )  # fmt: skip
-    value_steps = rounds * parameters.value_steps
+    # Steps on all training episodes come last; whole rounds, if there are several.
+    late_rounds = round(LATE_SHARE * rounds)
+    late_values = late_rounds * parameters.value_steps or round(LATE_SHARE * parameters.value_steps)
+    early_values, late = rounds * parameters.value_steps - late_values, round(LATE_SHARE * parameters.steps)
     with progress_bar() as progress:
-        task = progress.add_task("Regressing returns", total=value_steps + parameters.steps)
+        task = progress.add_task("Regressing returns", total=early_values + parameters.steps - late)
         value = network(False, standard(returns), shares.float())
         value.train(
-            value_steps,
+            early_values,
             lambda taken: progress.advance(task, taken),
-            rounds,
+            rounds - late_rounds,
             lambda: (standard(followed()), alike),
         )
         following = followed()
         action_value = network(True, standard(following), alike)
-        action_value.train(parameters.steps, lambda taken: progress.advance(task, taken))
+        action_value.train(parameters.steps - late, lambda taken: progress.advance(task, taken))
     rows = transitions.transition_index(judged)
     rows = rows[torch.randperm(len(rows), generator=generator)[:JUDGED]]
     q = QFunction(critic, readout_without(judged))
@@ -262,6 +268,18 @@ def regress(
         if readout_weight
         else ", without any share of the critic's values (value_readout.regression=null uses those alone)",
     )  # fmt: skip
+    everything = transitions.transition_index(split.train)
+    with progress_bar() as progress:
+        task = progress.add_task("Regressing returns of all training episodes", total=late_values + late)
+        value.learn_from(everything, *((standard(followed()), alike) if late_rounds else ()))
+        value.train(
+            late_values,
+            lambda taken: progress.advance(task, taken),
+            max(1, late_rounds),
+            lambda: (standard(followed()), alike),
+        )
+        action_value.learn_from(everything, standard(followed()), alike)
+        action_value.train(late, lambda taken: progress.advance(task, taken))
     mixture = [constant + network_weight * mean, readout_weight, network_weight * deviation]
     return RegressedReadout(
         temperature=readout.temperature, horizons=readout.horizons, discount=discount,
@@ -321,6 +339,12 @@ class _Regression:
             return encoded.float()
         taken = self._transitions.actions.index_select(0, rows if actions is None else actions)
         return self._critic.inputs(states, taken).float()
+
+    def learn_from(self, index: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> None:
+        """Go on with other transitions, (M,) int64, and, if they are given, with other targets and weights, (N,)."""
+        self._index = index
+        self._targets = self._targets if targets is None else targets
+        self._weights = self._weights if weights is None else weights
 
     def train(
         self,
