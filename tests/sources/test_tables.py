@@ -79,6 +79,17 @@ def test_flags_are_written_in_many_ways(tmp_path: Path, name: str, flags: Array)
     assert found.terminated.tolist() == [True, False]
 
 
+@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize("kind", [">i8", ">f4", ">u2"])
+def test_flags_and_episode_ids_may_have_any_order_of_bytes(tmp_path: Path, name: str, kind: str) -> None:
+    data = make_transitions([3, 1], [True, False])
+    columns = {"terminated": [0, 0, 1, 0], "episode": [5, 5, 5, 2]}
+    log = log_of(data) | {column: np.array(values, dtype=kind) for column, values in columns.items()}
+    found, _ = load_file(write(tmp_path / name, log), mapping_of(name, episode="episode"))
+    assert found.episode_starts.tolist() == [0, 3, 4]
+    assert found.terminated.tolist() == [True, False]
+
+
 def test_a_vector_of_one_number_is_a_number(npz: Callable[..., Path]) -> None:
     _, rewards = load_file(npz(reward=np.array([[1.0], [2.0], [3.0], [4.0]])), mapping())
     assert rewards.rewards.tolist() == [1, 2, 3, 4]
