@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 from pydantic import ValidationError
@@ -415,6 +416,25 @@ def _noting(lines: list[str]) -> Iterator[None]:
         yield
     except InputError as error:
         lines.append(str(error))
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        ("length", pa.int32()),
+        ("tasks", pa.large_list(pa.large_string())),
+        ("data/chunk_index", pa.float64()),
+        (f"videos/{TOP}/from_timestamp", pa.float32()),
+    ],
+)
+def test_files_of_episodes_may_differ_in_their_types(tmp_path: Path, column: str, kind: Any) -> None:
+    root = copied(tmp_path)
+    table = pyarrow.parquet.read_table(root / EPISODES)
+    place = table.column_names.index(column)
+    second = table.slice(2).set_column(place, column, table.slice(2).column(column).cast(kind))
+    pyarrow.parquet.write_table(table.slice(0, 2), root / EPISODES)
+    pyarrow.parquet.write_table(second, root / "meta/episodes/chunk-000/file-001.parquet")
+    assert torch.equal(read(root)[0].observations, read(FIXTURE / "v30")[0].observations)
 
 
 @pytest.mark.parametrize("version", ["v30", "v21"])

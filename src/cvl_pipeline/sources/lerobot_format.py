@@ -220,16 +220,17 @@ class Folder:
         ]
         if not tables:
             raise InputError(f"{shown(folder)}: has no Parquet file; {AGAIN}")
-        table = pa.concat_tables(tables)
 
         def numbers(name: str, dtype: type = np.int64) -> Array:
-            values = table.column(name).to_numpy()
-            if values.dtype.kind not in "iuf" or not np.isfinite(values).all() or (values < 0).any():
-                raise InputError(
-                    f"{shown(folder)}: '{name}' has something else than numbers from 0 on; {AGAIN}"
-                )
-            converted: Array = values.astype(dtype)
-            return converted
+            parts = []
+            for table in tables:  # converted one by one, because files may differ in their types
+                values = table.column(name).to_numpy()
+                if values.dtype.kind not in "iuf" or not ((values >= 0) & (values < 2.0**53)).all():
+                    raise InputError(
+                        f"{shown(folder)}: '{name}' has something else than numbers from 0 on; {AGAIN}"
+                    )
+                parts.append(values.astype(dtype))
+            return np.concatenate(parts)
 
         def paths(template: str, names: list[str], **more: str) -> list[Path]:
             chunks, files = (numbers(name).tolist() for name in names)
@@ -242,7 +243,7 @@ class Folder:
         return Episodes(
             numbers("episode_index"),
             numbers("length"),
-            [list(map(str, tasks or ())) for tasks in table.column("tasks").to_pylist()],
+            [list(map(str, tasks or ())) for table in tables for tasks in table.column("tasks").to_pylist()],
             paths("data_path", data),
             {name: paths("video_path", places[name], video_key=name) for name in cameras},
             {name: numbers(starts[name], np.float64) for name in cameras},
