@@ -70,11 +70,11 @@ def load_minari(
         download: whether to download a missing dataset.
 
     Returns:
-        The episodes and their rewards.
+        The episodes and their rewards, which are all NaN if every reward of the dataset is.
 
     Raises:
         InputError: Minari is not installed, the id is malformed or unknown, the download failed, the dataset
-            is damaged or empty, or its spaces are not supported.
+            is damaged or empty, its spaces are not supported, or a number is not finite.
     """
     dataset, folder, described = _open(dataset_id, root, download)
     source = shown(folder)
@@ -89,17 +89,23 @@ def load_minari(
         raise InputError(f"{source}: no episode; delete the folder and record or download it again")
     _check_data(folder)
     episodes = _Episodes()
+    unrewarded: list[str] = []
     size = dataset.total_steps * (_bytes(dataset.observation_space) + _bytes(dataset.action_space))
     with progress(f"reading {source}", dataset.total_steps, size) as advance:
         for data in _episodes_of(dataset, folder):
             place = f"{source}: episode {data.id}"
-            episodes.add(_read_episode(data, observation_space, action_space, place))
+            episodes.add(episode := _read_episode(data, observation_space, action_space, place))
+            unrewarded += [place] * bool(np.isnan(episode.rewards).all())
             advance(episodes.lengths[-1])
     steps = sum(episodes.lengths)
     if steps != dataset.total_steps:
         raise InputError(
             f"{source}: {steps} steps, but its metadata says {dataset.total_steps}; it is damaged, so "
             "delete the folder and download it again"
+        )
+    if 0 < len(unrewarded) < len(episodes.lengths):
+        raise InputError(
+            f"{unrewarded[0]}, rewards: all are nan, but other episodes have rewards; remove or repair it"
         )
     silent = episodes.reported.count(False)
     if 0 < silent < len(episodes.reported):
@@ -443,6 +449,8 @@ def _read_episode(
                 f"{place}, {name}: {values.dtype} of shape {values.shape}, but there are {steps} rewards; "
                 "give one number per step"
             )
+    if not np.isnan(rewards).all():  # a dataset without rewards has nan everywhere
+        _check_finite(rewards, f"{place}, rewards", "step")
     for word, flags in (("terminated", terminations), ("truncated", truncations)):
         wrong = np.flatnonzero((flags != 0) & (flags != 1))
         if len(wrong):
@@ -488,11 +496,22 @@ def _parts(space: spaces.Space[Any], values: Any, rows: int, place: str) -> dict
     if is_image_space(space):
         return {"": array}
     if isinstance(space, spaces.Box):
+        _check_finite(array, place, "row")
         return {"": array.reshape(rows, -1)}
     for row, value in enumerate(array):
         if not space.contains(value):
             raise InputError(f"{place}: {value} at row {row} is outside {_line(space)}")
     return {"": np.array([spaces.flatten(space, value) for value in array], dtype=np.float32)}
+
+
+def _check_finite(values: Array, place: str, row: str) -> None:
+    """Raise InputError unless the numbers of an episode, (T, ...), are finite."""
+    wrong = np.argwhere(~np.isfinite(values))
+    if len(wrong):
+        raise InputError(
+            f"{place}: {values[tuple(wrong[0])]} at {row} {wrong[0][0]} (the first is 0) is not a finite number; "
+            "remove or repair that episode"
+        )
 
 
 def _successes(infos: Mapping[str, Any], steps: int, place: str) -> tuple[Array, bool]:

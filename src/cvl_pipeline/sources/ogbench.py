@@ -33,14 +33,14 @@ from cvl_pipeline.environments.ogbench import (
 )
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.io.pieces import Column, by_block, first_where, slices
+from cvl_pipeline.io.pieces import Column, by_block, slices
 from cvl_pipeline.io.storage import shown
 from cvl_pipeline.paths import expanded
 from cvl_pipeline.schema import LONGEST_EPISODE, MOST_EPISODES, operational
 from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 from cvl_pipeline.sources.download import download_as_seen_first
 from cvl_pipeline.sources.formats import Contents, open_contents, reading
-from cvl_pipeline.sources.precision import single_precision
+from cvl_pipeline.sources.precision import check_finite, single_precision
 from cvl_pipeline.sources.progress import progress
 
 if TYPE_CHECKING:
@@ -266,11 +266,7 @@ def _read(contents: Contents, path: Path, present: Sequence[str]) -> dict[str, A
             raise InputError(f"{place}: {field} have type {values.dtype}; give numbers")
         if field != "observations" or values.dtype != np.uint8:
             arrays[field] = single_precision(values, f"{place}: {field}")
-            unknown = first_where(lambda part: ~np.isfinite(part), arrays[field])
-            if unknown is not None:
-                raise InputError(
-                    f"{place}: {field} have {values[unknown]} in row {unknown[0]}; remove or repair that episode"
-                )
+            check_finite(arrays[field], f"{place}: {field}")
     observations, actions, terminals = (arrays[name] for name in ("observations", "actions", "terminals"))
     if observations.ndim not in (2, 4) or (observations.ndim == 4) != (observations.dtype == np.uint8):
         raise InputError(

@@ -306,7 +306,9 @@ class Table:
             shape = (self._contents.shape(name)[0], *values.shape[1:])
             raise InputError(f"{place}: has shape {shape}; save one value per row")
         values = values.reshape(-1)
-        values = values.astype(values.dtype.newbyteorder("="), copy=False)  # pandas takes no other order of bytes
+        values = values.astype(
+            values.dtype.newbyteorder("="), copy=False
+        )  # pandas takes no other order of bytes
         try:
             # Numbers are compared as they are; everything else as objects.
             numeric = values.dtype.kind in "biuf" and values.dtype != np.float16
