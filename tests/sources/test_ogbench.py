@@ -176,7 +176,10 @@ def test_a_faulty_file_gives_one_line_that_names_it(
     ("damage", "fault"),
     [
         (_without("qpos"), r"qpos are missing, but in .* they have shape \(2,\) per row"),
-        (_with("actions", lambda x: x[:, :1]), r"actions have shape \(1,\) per row, but in .* \(2,\) per row"),
+        (
+            _with("actions", lambda x: x[:, :1]),
+            r"actions have shape \(1,\) per row, but in .* \(2,\) per row",
+        ),
         (_with("qpos", lambda x: x[:, :1]), r"qpos have shape \(1,\) per row"),
     ],
 )

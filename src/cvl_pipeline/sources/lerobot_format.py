@@ -7,6 +7,7 @@ one Parquet file and one video per episode, and its metadata are lists of JSON.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -34,6 +35,8 @@ NUMBERS = (
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
 )
 """Types of features of numbers."""
+MOST_NUMBERS = 1 << 31
+"""Numbers that a feature has per frame, at most."""
 PICTURES = ("image", "video")
 """Types of features of cameras."""
 
@@ -107,7 +110,8 @@ class Folder:
         self.rate = self._number(info, "fps")
         self.frames = int(self._number(info, "total_frames"))
         self._count = int(self._number(info, "total_episodes"))
-        self._per_chunk = int(info.get("chunks_size") or 1000)
+        chunks = {"chunks_size": info.get("chunks_size") or 1000}
+        self._per_chunk = max(1, int(self._number(chunks, "chunks_size")))
         self._info_paths = info
         features = info.get("features")
         if not isinstance(features, dict) or not all(map(_is_feature, features.values())):
@@ -174,7 +178,7 @@ class Folder:
         else:
             place = "meta/tasks.jsonl"
             rows = [(row.get("task"), row.get("task_index")) for row in self._lines(place)]
-        by_number = {number: text for text, number in rows}
+        by_number = {number: text for text, number in rows if isinstance(number, int | float)}
         tasks = [by_number.get(number) for number in range(len(rows))]
         if not rows or not all(isinstance(task, str) for task in tasks):
             raise InputError(f"{self._place(place)}: does not number the texts of tasks from 0; {AGAIN}")
@@ -243,7 +247,7 @@ class Folder:
         return Episodes(
             numbers("episode_index"),
             numbers("length"),
-            [list(map(str, tasks or ())) for table in tables for tasks in table.column("tasks").to_pylist()],
+            [self._texts(cell, folder) for table in tables for cell in table.column("tasks").to_pylist()],
             paths("data_path", data),
             {name: paths("video_path", places[name], video_key=name) for name in cameras},
             {name: numbers(starts[name], np.float64) for name in cameras},
@@ -256,7 +260,7 @@ class Folder:
             index, lengths = (
                 np.array([row[name] for row in rows], dtype=np.int64) for name in ("episode_index", "length")
             )
-            tasks = [list(map(str, row.get("tasks") or ())) for row in rows]
+            tasks = [self._texts(row.get("tasks"), self.path / place) for row in rows]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
                 f"{self._place(place)}: lacks a number or a length of an episode; {AGAIN}"
@@ -275,6 +279,12 @@ class Folder:
             {name: paths("video_path", video_key=name) for name in cameras},
             {name: np.zeros(len(index)) for name in cameras},
         )  # fmt: skip
+
+    def _texts(self, tasks: Any, place: Path) -> list[str]:
+        """Texts of the tasks of an episode."""
+        if tasks is not None and not isinstance(tasks, list):
+            raise InputError(f"{shown(place)}: 'tasks' is {str(tasks)[:40]!r}, not a list of texts; {AGAIN}")
+        return list(map(str, tasks or ()))
 
     def _file(self, template: str, **values: int | str) -> Path:
         """Path of a file by a template of info.json, which must not lead out of the folder."""
@@ -369,6 +379,8 @@ def _is_feature(feature: Any) -> bool:
         and isinstance(feature.get("dtype"), str)
         and isinstance(feature.get("shape"), list)
         and all(isinstance(size, int) and size > 0 for size in feature["shape"])
+        and math.prod(feature["shape"]) <= MOST_NUMBERS
+        and all(isinstance(feature.get(name), dict | None) for name in ("info", "video_info"))
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,7 +62,8 @@ class Rows:
     def numbers(self, name: str) -> Array:
         """A feature of numbers, (N, K), as stored; lists of lists are flattened."""
         column = self._table.column(name).combine_chunks()
-        shape = self._log.folder.features[name]["shape"]
+        # The format's own columns, such as task_index, have one number; info.json may leave them out.
+        shape = self._log.folder.features.get(name, {"shape": [1]})["shape"]
         size = int(np.prod(shape))
         if isinstance(column, pa.ExtensionArray):  # of the library `datasets`
             column = column.storage
@@ -74,7 +76,7 @@ class Rows:
                 f"{self._log.place}: '{name}' is {column.type}, or has gaps; it must be numbers without gaps; {AGAIN}"
             )
         array: Array = values.to_numpy(zero_copy_only=False)
-        if array.size != count * size or (size > 1 and not self._even(column, shape)):
+        if array.size != count * size or not self._even(column, shape):
             raise InputError(
                 f"{self._log.place}: '{name}' has other numbers of values per frame than {size}, its shape in "
                 f"info.json; {AGAIN}"
@@ -90,17 +92,15 @@ class Rows:
         return array
 
     def _even(self, column: Any, shape: list[int]) -> bool:
-        """Whether all lists have the length that the shape says."""
-        for size in shape:
-            if not _is_list(column.type):
-                return False
-            if (
-                not pa.types.is_fixed_size_list(column.type)
-                and (np.asarray(column.value_lengths()) != size).any()
-            ):
+        """Whether all lists have the length that the shape says; a list of one number may be the number itself."""
+        sizes = [*shape]
+        while _is_list(column.type):
+            size = sizes.pop(0) if sizes else 1
+            fixed = pa.types.is_fixed_size_list(column.type)
+            if not fixed and (np.asarray(column.value_lengths()) != size).any():
                 return False
             column = column.flatten()
-        return True
+        return math.prod(sizes) == 1
 
     def flags(self, name: str) -> Array:
         """A feature of flags, (N,) bool."""

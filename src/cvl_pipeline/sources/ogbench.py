@@ -219,8 +219,8 @@ def load_ogbench(paths: Sequence[Path], name: DatasetName) -> tuple[Transitions,
         if shapes[0] != shapes[1]:
             sizes = ["are missing" if shape is None else f"have shape {shape} per row" for shape in shapes]
             raise InputError(
-                f"{shown(paths[1])}: {field} {sizes[1]}, but in {shown(paths[0])} they {sizes[0]}; take both files from "
-                "the same dataset"
+                f"{shown(paths[1])}: {field} {sizes[1]}, but in {shown(paths[0])} they {sizes[0]}; take both files "
+                "from the same dataset"
             )
     joined = {field: _joined([file[field] for file in files]) for field in files[0]}
     lengths = [_lengths(file["terminals"], shown(path)) for file, path in zip(files, paths, strict=True)]
