@@ -82,6 +82,9 @@ def load_file(
     if bounds is not None and actions_out_of_bounds == "refuse":
         _check_bounds(log, *bounds)
     transitions, rewards = episodes_from_steps(steps, table.file, bounds, prefix="dataset.columns.")
+    held_out = sum(part.held_out for part in tables)
+    if held_out and transitions.episodes == len(tables) and all(part.held_out for part in tables[-held_out:]):
+        transitions = replace(transitions, held_out=torch.tensor(held_out))
     return bound_actions(transitions, actions_out_of_bounds, table.file), rewards
 
 

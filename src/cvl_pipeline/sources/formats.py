@@ -32,6 +32,10 @@ def _no_fault(name: str) -> None:
     return None
 
 
+def _no_note(name: str, attribute: str) -> None:
+    return None
+
+
 class Contents(NamedTuple):
     """Contents of an open file."""
 
@@ -43,6 +47,7 @@ class Contents(NamedTuple):
     ]  # of a column: rows and, if the format says, those of a cell; () if single
     groups: Sequence[str] = ()  # folders of columns, at any depth
     fault: Callable[[str], str | None] = _no_fault  # says why a column or a group cannot be read
+    note: Callable[[str, str], Any] = _no_note  # attribute of a column or a group, by name; None without it
     text: Callable[[str], Iterator[Array]] | None = (
         None  # reads a column of identifiers as text, as the file writes them
     )
@@ -102,7 +107,7 @@ def reading(place: str) -> Iterator[None]:
 @contextmanager
 def _open_hdf5(path: Path, ids: Collection[str]) -> Iterator[Contents]:
     with open_hdf5(path) as file:
-        yield Contents("array", file.arrays, file.blocks, file.shape, file.groups, file.fault)
+        yield Contents("array", file.arrays, file.blocks, file.shape, file.groups, file.fault, file.attribute)
 
 
 @contextmanager

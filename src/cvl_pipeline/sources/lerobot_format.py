@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -27,6 +28,8 @@ Array = NDArray[Any]
 VERSIONS = ("v3.0", "v2.1")
 AGAIN = "download or record the dataset again"
 INFO = "meta/info.json"
+VALIDATION = "val"
+"""Name of the split of held-out episodes."""
 NUMBERS = (
     "float16",
     "float32",
@@ -183,6 +186,15 @@ class Folder:
         if not rows or not all(isinstance(task, str) for task in tasks):
             raise InputError(f"{self._place(place)}: does not number the texts of tasks from 0; {AGAIN}")
         return tasks  # type: ignore[return-value]
+
+    @property
+    def first_held_out(self) -> int | None:
+        """First of the last episodes if info.json holds them out, ``{"train": "0:8", "val": "8:10"}``; else None."""
+        splits = self._info_paths.get("splits")
+        train = splits.get("train") if isinstance(splits, dict) else None
+        first = str(train).removeprefix("0:")
+        known = splits == {"train": f"0:{first}", VALIDATION: f"{first}:{self._count}"}
+        return int(first) if known and re.fullmatch("[0-9]{1,9}", first) else None
 
     def cameras(self) -> list[str]:
         """Names of the features that are stored as videos."""

@@ -231,7 +231,7 @@ class Filler:
                     f"{rows.where('task_index', row)}: {numbers[row]} is no task's number; {AGAIN}"
                 )
             values[TASK_PART] = np.eye(len(log.tasks), dtype=np.float32)[numbers]
-        if len(values) == 1:
+        if len(values) == 1 and log.folder.features[log.observed[0].name].get("part") is not True:
             (only,) = values.values()
             self._shape = self._shape or only.shape[1:]
             if only.shape[1:] != self._shape:
@@ -299,6 +299,7 @@ class Filler:
             low, high = np.zeros(size, np.float32), np.ones(size, np.float32)
         else:
             low, high = bounds_of(actions, *map(self._bound, ("low", "high")))
+        first = log.folder.first_held_out
         transitions = Transitions(
             observations=torch.from_numpy(arrays["observations"]),
             actions=torch.from_numpy(actions),
@@ -308,6 +309,7 @@ class Filler:
             action_low=torch.from_numpy(low),
             action_high=torch.from_numpy(high),
             discrete=torch.tensor(self._discrete),
+            held_out=torch.tensor(0 if first is None else int((self._episodes.index[some] >= first).sum())),
             parts=self._layout,
         )
         rewards = Rewards(

@@ -9,7 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
+PARTS, HELD_OUT = "cvl_parts", "cvl_held_out"
+"""Metadata of ours: entries of a Dict are parts without an image too; number of the last episodes that are held out."""
 TOGETHER = 32
 """Episodes that Minari is asked for together."""
 
@@ -76,12 +78,14 @@ def load_minari(
         InputError: Minari is not installed, the id is malformed or unknown, the download failed, the dataset
             is damaged or empty, its spaces are not supported, or a number is not finite.
     """
-    dataset, folder, described = _open(dataset_id, root, download)
+    dataset, folder, metadata = _open(dataset_id, root, download)
     source = shown(folder)
-    observation_space = _in_recorded_order(dataset.observation_space, described)
+    observation_space = _in_recorded_order(
+        dataset.observation_space, json.loads(metadata["observation_space"])
+    )
     if not is_image_space(observation_space):
         _check_observation_space(observation_space, f"{source}: observation space")
-    labels = _labels(observation_space)
+    labels = _labels(observation_space, metadata.get(PARTS) is True)
     action_space = dataset.action_space
     if not isinstance(action_space, spaces.Box | spaces.Discrete):
         raise InputError(f"{source}: action space {_line(action_space)}; only Box and Discrete are supported")
@@ -112,7 +116,11 @@ def load_minari(
         logger.warning(
             f"{source}: {silent} of {len(episodes.reported)} episodes do not report success; they count as not solved"
         )
-    return _joined(episodes, action_space, labels, source)
+    transitions, rewards = _joined(episodes, action_space, labels, source)
+    held_out = metadata.get(HELD_OUT)
+    if type(held_out) is int and 0 < held_out < transitions.episodes:
+        transitions = replace(transitions, held_out=torch.tensor(held_out))
+    return transitions, rewards
 
 
 def environment_spec(dataset_id: str, root: Path | None = None) -> EnvSpec | None:
@@ -145,9 +153,10 @@ def save_minari(
 ) -> Path:
     """Write episodes as a Minari dataset, completely or not at all.
 
-    ``load_minari`` returns the same episodes. Observations of several parts become a Dict. Successes, if reported,
-    become ``infos["success"]``. As usual in Minari, it has one more entry than the episode has steps; the first entry,
-    for the reset, is False.
+    ``load_minari`` returns the same episodes. Observations of several parts become a Dict. Metadata of ours,
+    ``cvl_parts`` and ``cvl_held_out``, say that they are parts, and how many of the last episodes are held out.
+    Successes, if reported, become ``infos["success"]``. As usual in Minari, it has one more entry than the episode has
+    steps; the first entry, for the reset, is False.
 
     Args:
         transitions: the episodes.
@@ -168,6 +177,14 @@ def save_minari(
     root, folder = _place(dataset_id, root)
     validate_transitions(transitions)
     validate_rewards(rewards, transitions)
+    odd = [
+        name for name in (transitions.parts.names if transitions.parts else ()) if "/" in name or name == "."
+    ]
+    if odd:
+        raise InputError(
+            f"{dataset_id}: Minari cannot store the part '{odd[0]}' of the observations, because its name is a path; "
+            "export to hdf5 or lerobot"
+        )
     spec = None if environment is None else _registered(environment)
     try:
         if folder.exists():
@@ -256,7 +273,7 @@ def _place(dataset_id: str, root: Path | None) -> tuple[Path, Path]:
 
 
 def _open(dataset_id: str, root: Path | None, download: bool) -> tuple[MinariDataset, Path, dict[str, Any]]:
-    """Return the dataset, its folder and the stored description of its observation space."""
+    """Return the dataset, its folder and its stored metadata."""
     root, folder = _place(dataset_id, root)
     from minari import MinariDataset
     from minari.dataset.minari_storage import MinariStorage
@@ -275,8 +292,7 @@ def _open(dataset_id: str, root: Path | None, download: bool) -> tuple[MinariDat
             # Without it, Minari would make the environment, and so run any code that the file names.
             if field not in metadata:
                 raise InputError(f"{shown(folder)}: its metadata has no {field}; record it again with Minari")
-        described: dict[str, Any] = json.loads(metadata["observation_space"])
-        return MinariDataset(data), folder, described
+        return MinariDataset(data), folder, metadata
 
 
 def _check_data(folder: Path) -> None:
@@ -385,8 +401,10 @@ def _in_recorded_order(space: spaces.Space[Any], described: Mapping[str, Any]) -
     return space
 
 
-def _labels(space: spaces.Space[Any]) -> dict[str, str] | None:
+def _labels(space: spaces.Space[Any], always: bool = False) -> dict[str, str] | None:
     """The part of the observations to which each key of ``_parts`` belongs; None if there are no images beside others.
+
+    With ``always``, numbers alone are parts, too.
 
     Each entry of a Dict is a part, as in ``GymnasiumEnvironment``: ``outer.inner`` if Dicts are nested.
     """
@@ -407,7 +425,7 @@ def _labels(space: spaces.Space[Any]) -> dict[str, str] | None:
         images.append(is_image_space(part))
 
     walk(space, "", "")
-    return labels if any(images) else None
+    return labels if always or any(images) else None
 
 
 def _check_observation_space(space: spaces.Space[Any], place: str, within_tuple: bool = False) -> None:
@@ -637,6 +655,10 @@ def _write(
     storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__})
     if description:
         storage.update_metadata({"description": description})
+    if transitions.parts is not None:
+        storage.update_metadata({PARTS: True})
+    if transitions.held_out:
+        storage.update_metadata({HELD_OUT: int(transitions.held_out)})
     storage.update_episodes(_buffers(transitions, rewards))
 
 
