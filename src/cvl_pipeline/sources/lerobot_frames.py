@@ -19,7 +19,7 @@ from cvl_pipeline.sources.columns import MOST_ACTIONS
 from cvl_pipeline.sources.lerobot_format import AGAIN, Episodes
 from cvl_pipeline.sources.pictures import decode_images, resized
 from cvl_pipeline.sources.precision import single_precision
-from cvl_pipeline.sources.steps import bounds_of, refuse_loss, report_dropped
+from cvl_pipeline.sources.steps import bounds_of, one_hot, refuse_loss, report_dropped
 
 if TYPE_CHECKING:
     from cvl_pipeline.sources.lerobot import Log
@@ -295,7 +295,7 @@ class Filler:
                 raise InputError(
                     f"{log.place}: every action is 0; give the number of actions in dataset.action_count"
                 )
-            actions = np.eye(size, dtype=np.float32)[actions[:, 0]]
+            actions = one_hot(actions[:, 0], size)
             low, high = np.zeros(size, np.float32), np.ones(size, np.float32)
         else:
             low, high = bounds_of(actions, *map(self._bound, ("low", "high")))
