@@ -36,6 +36,15 @@ def test_cells_of_a_table_may_be_vectors(tmp_path: Path) -> None:
     assert data.actions.tolist() == [[0.5], [-0.5]]
 
 
+@pytest.mark.parametrize("widths", [(2, 2), (1, 1), (1, 2)])
+def test_cells_of_lists_of_lists_are_refused(tmp_path: Path, widths: tuple[int, int]) -> None:
+    cells = [[[0.5] * width] * 2 for width in widths]
+    pd.DataFrame({"x": cells, "u": [0.5, -0.5], "end": [0, 1]}).to_parquet(tmp_path / "log.parquet")
+    assert "'x' (dataset.columns.observations): a row is a list of lists; flatten it" in refusal(
+        tmp_path / "log.parquet", mapping(**SMALL)
+    )
+
+
 def test_hdf5_rows_of_variable_length_are_vectors_if_they_are_of_one_length(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "log.h5", "w") as file:
         ragged = file.create_dataset("x", (2,), dtype=h5py.vlen_dtype(np.float32))

@@ -272,6 +272,8 @@ class Table:
         missing = np.argwhere(pd.isna(values))
         if len(missing):
             return InputError(f"{place}: nothing at {place_of_row(first + missing[0, 0])}; repair that row")
+        if isinstance(values.flat[0], np.ndarray):
+            return InputError(f"{place}: a row is a list of lists; flatten it to one vector")
         width = max(1, values.size // len(values))
         wrong = next((index for index, cell in enumerate(values.flat) if not _is_number(cell)), None)
         if wrong is not None:
