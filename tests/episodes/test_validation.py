@@ -65,6 +65,11 @@ def test_actions_on_the_bounds_pass(transitions: Transitions) -> None:
             lambda d: {"episode_starts": torch.tensor([0, 5, 5, 13, 16, 25, 29])},
             ["transitions.episode_starts", "episode 1"],
         ),
+        (
+            lambda d: {"observations": d.observations[:, :0]},
+            ["transitions.observations", "(35, 0)", "no numbers"],
+        ),
+        (lambda d: {"actions": d.actions[:, :0]}, ["transitions.actions", "(29, 0)", "no numbers"]),
         (lambda d: {"terminated": d.terminated[:-1]}, ["transitions.terminated", "(5,)", "(6,)"]),
         (lambda d: {"truncated": d.truncated[:, None]}, ["transitions.truncated", "(6, 1)"]),
     ],

@@ -173,6 +173,8 @@ PICTURES = np.arange(6 * 5 * 4 * 3).reshape(6, 5, 4, 3).astype(np.uint8)
         ({"rewards": np.arange(6) // 5}, r"arrays: all 1 rewards other than 0 \(rewards\) are in the last step"),
         ({"rewards": np.zeros((6, 1))}, r"rewards have shape \(6, 1\), not \(6,\); give one number per step"),
         ({"rewards": np.zeros(5)}, r"rewards have shape \(5,\), not \(6,\)"),
+        ({"rewards": np.ma.masked_equal(np.arange(6), 2)}, "rewards have masked values, .* fill them in"),
+        ({"observations": np.ma.masked_less(SMALL["observations"], 1)}, "observations have masked values"),
         ({"rewards": ["much"] * 6}, "rewards are <U4, not numbers"),
         # Row 3 is transition 2: the last step of the first episode is dropped.
         (_with("rewards", 3, np.nan), r"rewards\[3\] is nan, not a finite number"),

@@ -318,12 +318,21 @@ def test_the_remedy_for_rewards_that_would_be_lost_works(tmp_path: Path, timeout
     assert (labels.missing, len(transitions)) == (True, 8 - int(rewards.sum()))
 
 
-def test_infinite_numbers_are_left_to_validation(tmp_path: Path) -> None:
-    observations = rows(8, 3)
-    observations[4, 1] = np.inf
-    transitions, _ = load_d4rl(write(tmp_path / "own.hdf5", a_log(observations=observations)))
-    with pytest.raises(InputError, match=r"transitions\.observations: inf at index \(5, 1\)"):
-        validate_transitions(transitions)
+@pytest.mark.parametrize("name", ["observations", "actions", "rewards", "next_observations"])
+def test_numbers_that_are_not_finite_are_refused_by_their_row_of_the_file(tmp_path: Path, name: str) -> None:
+    """Row 6 is in the second episode, whose rows have other numbers in the container."""
+    log = a_log(next_observations=rows(8, 3))
+    log[name][6] = np.nan
+    with pytest.raises(
+        InputError, match=rf"own.hdf5: {name} have nan in row 6; remove or repair that episode"
+    ):
+        load_d4rl(write(tmp_path / "own.hdf5", log))
+
+
+def test_rewards_that_are_all_nan_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.hdf5", a_log(rewards=np.full(8, np.nan)))
+    with pytest.raises(InputError, match=r"rewards have nan in row 0; .* dataset.columns.rewards=null"):
+        load_d4rl(path)
 
 
 def test_repeated_terminals_of_antmaze_are_counted(tmp_path: Path) -> None:

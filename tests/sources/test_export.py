@@ -22,7 +22,7 @@ from cvl_pipeline.sources import FORMATS
 from cvl_pipeline.sources.base import SOURCES
 from cvl_pipeline.sources.export import export_dataset
 from cvl_pipeline.testing.builders import make_transitions
-from tests.sources.lerobot_sets import FIXTURE, read
+from tests.sources.lerobot_sets import FIXTURE, STATE, copied, read, with_info
 
 OUT = {"hdf5": "log.hdf5", "lerobot": "log", "minari": "sets"}
 NAME = "mine/log-v0"
@@ -97,6 +97,81 @@ def test_episodes_are_read_back_unchanged_by_the_parameters_that_are_returned(
         rewards = replace(rewards, rewards=torch.ones(8))  # Minari always has rewards
     _, parameters = export_dataset(data, rewards, form, tmp_path / OUT[form], name=NAME)
     _assert_equal(_read(parameters), (data, rewards))
+
+
+CAMERA = {
+    name: Part(name, (6, 8, 3), "uint8") for name in ("images.corner", "images.wrist", "cam one", "state.top")
+}
+VECTOR = {name: Part(name, (4,), "float32") for name in ("state", "goal", "my state", "s*")}
+LAYOUTS = {
+    "one camera": (CAMERA["images.corner"],),
+    "two cameras of a folder": (CAMERA["images.corner"], CAMERA["images.wrist"]),
+    "one vector": (VECTOR["state"],),
+    "two vectors": (VECTOR["state"], VECTOR["goal"]),
+    "blanks": (VECTOR["my state"], CAMERA["cam one"]),
+    "signs of patterns": (VECTOR["s*"], CAMERA["images.corner"]),
+    "a name within another": (VECTOR["state"], CAMERA["state.top"]),
+}
+
+
+def _packed(*parts: Part) -> tuple[Transitions, Rewards]:
+    data, rewards = _vectors()
+    layout = Layout(parts)
+    generator = torch.Generator().manual_seed(5)
+    values = {
+        part.name: torch.randint(0, 256, (11, *part.shape), generator=generator).to(
+            torch.uint8 if part.image else torch.float32
+        )
+        for part in parts
+    }
+    return replace(data, observations=layout.pack(values), parts=layout), rewards
+
+
+@pytest.mark.parametrize("parts", LAYOUTS)
+@pytest.mark.parametrize("form", FORMATS)
+def test_parts_keep_their_names(tmp_path: Path, form: str, parts: str) -> None:
+    data = _packed(*LAYOUTS[parts])
+    _, parameters = export_dataset(*data, form, tmp_path / OUT[form], name=NAME)
+    assert "," not in str(parameters.get("dataset.columns.observations"))  # it would end the parameter
+    _assert_equal(_read(parameters), data)
+
+
+def test_names_that_are_paths_are_refused_by_minari(tmp_path: Path) -> None:
+    data = _packed(VECTOR["state"], Part("x/b", (2,), "float32"))
+    with pytest.raises(
+        InputError, match=r"cannot store the part 'x/b' .* its name is a path; export to hdf5 or lerobot"
+    ):
+        export_dataset(*data, "minari", tmp_path / "sets", name=NAME)
+    assert list(tmp_path.iterdir()) == []
+    for form in ("hdf5", "lerobot"):
+        _, parameters = export_dataset(*data, form, tmp_path / OUT[form])
+        _assert_equal(_read(parameters), data)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_held_out_episodes_stay_held_out(tmp_path: Path, form: str) -> None:
+    data, rewards = _vectors()
+    held_out = replace(data, held_out=torch.tensor(1))
+    _, parameters = export_dataset(held_out, rewards, form, tmp_path / OUT[form], name=NAME)
+    _assert_equal(_read(parameters), (held_out, rewards))
+
+
+@pytest.mark.parametrize(
+    ("splits", "held_out"),
+    [
+        ({"train": "0:2", "val": "2:4"}, 2),
+        ({"train": "0:4"}, 0),
+        ({"train": "0:3", "val": "3:5"}, 0),
+        ({"train": "0:2", "val": "2:3", "test": "3:4"}, 0),
+        ({"train": "0:x", "val": "x:4"}, 0),
+        ({"train": 2, "val": ["2:4"]}, 0),
+        ("train", 0),
+    ],
+)
+def test_splits_of_lerobot_hold_out_the_last_episodes(tmp_path: Path, splits: Any, held_out: int) -> None:
+    root = copied(tmp_path)
+    with_info(root, lambda info: info.update(splits=splits))
+    assert int(read(root, observations=STATE)[0].held_out) == held_out
 
 
 def test_tasks_are_written_as_texts_and_become_a_part_again(tmp_path: Path) -> None:

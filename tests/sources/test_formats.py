@@ -36,6 +36,38 @@ def test_a_csv_column_may_turn_from_integers_to_fractions_late(csv: Callable[[st
     assert (len(data), float(data.observations[rows])) == (rows + 1, 0.5)
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("size", [24, 40, 1 << 22])
+def test_quoted_cells_may_have_line_breaks(
+    csv: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, size: int, newline: str
+) -> None:
+    monkeypatch.setattr("cvl_pipeline.sources.formats.CSV_BYTES", size)
+    notes = [
+        '"one\ntwo"',
+        '"a ""quote"",\n1,2,3,0\n"',
+        '""',
+        '5" pipe',
+        '"x,"',
+        '"\n"',
+        "plain",
+        '"""\n"""',
+    ] * 4
+    rows = [f"{row},{note},0.5,{int(row == 31)}" for row, note in enumerate(notes)]
+    path = csv("")
+    path.write_bytes(newline.join(["x,note,u,end", *rows]).encode())
+    data, _ = load_file(path, mapping(**SMALL))
+    assert data.observations.flatten().tolist() == [*range(32), 31]
+
+
+def test_a_quote_that_is_not_closed_is_one_line(
+    csv: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cvl_pipeline.sources.formats.CSV_BYTES", 1 << 10)
+    monkeypatch.setattr("cvl_pipeline.sources.formats.QUOTED_BYTES", 1 << 12)
+    path = csv("x,note,u,end\n" + "1,a,0.5,0\n" * 300 + '2,"b,0.5,0\n' + "3,c,0.5,0\n" * 3000)
+    assert "a quote is not closed within" in refusal(path, mapping(**SMALL))
+
+
 def test_a_missing_file_a_folder_and_an_unknown_suffix_are_refused(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "log.npz")
     (tmp_path / "log.h5").mkdir()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 from pydantic import ValidationError
@@ -237,6 +238,7 @@ def test_without_pyav_cameras_are_refused_and_numbers_read(monkeypatch: pytest.M
             "'move up', which is no task; .* 0: move to the left side; 1: move to the right",
         ),
         ({"instruction": "2"}, "which is no task"),
+        ({"instruction": "9" * 5000}, "which is no task"),
         ({"action_low": "0 0 0"}, "dataset.action_low: 3 numbers, but the actions of .* have 2 dimensions"),
         ({"action_low": "0 0"}, "is outside .* dataset.actions_out_of_bounds"),
         ({"path": "/nowhere/at/all"}, "does not exist; name the folder of a LeRobot dataset"),
@@ -307,6 +309,21 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no rate": (_info(fps=0), "fps is 0; it must be a positive number"),
     "features": (_info(features=[1]), "features are not described"),
     "a shape": (_feature(STATE, shape="4"), "features are not described"),
+    "a huge shape": (_feature(STATE, shape=[2**62, 4]), "features are not described"),
+    "info": (_feature(STATE, info="x"), "features are not described"),
+    "info of pictures": (_feature(STATE, video_info=[1]), "features are not described"),
+    "chunks": (_info(chunks_size="many"), "chunks_size is 'many'; it must be a positive number"),
+    "a list of chunks": (_info(chunks_size=[1000]), "chunks_size is .1000.; it must be a positive number"),
+    "numbers of tasks": (
+        lambda root: with_column(root, "tasks", [1, 2, 3, 4], EPISODES), "meta/episodes: 'tasks' is '1', not a list"
+    ),
+    "texts of tasks": (
+        lambda root: with_column(root, "tasks", list("abcd"), EPISODES), "'tasks' is 'a', not a list of texts"
+    ),
+    "uneven rewards": (
+        lambda root: with_column(root, "next.reward", pa.array([[7.0, 8.0], [], *[[0.0]] * 64])),
+        "'next.reward' has other numbers of values per frame than 1",
+    ),
     "depth": (_feature(WRIST, info={"is_depth_map": True}), "is a depth map, which is not read"),
     "text": (_feature(STATE, dtype="string"), "is string, which is not read"),
     "no tasks": (lambda root: (root / "meta/tasks.parquet").unlink(), "tasks.parquet does not exist"),
@@ -409,12 +426,46 @@ def test_faulty_lists_of_version_2_are_one_line(tmp_path: Path, text: str, words
         read(root, observations=STATE)
 
 
+@pytest.mark.parametrize("number", ["[0]", '"0"', "null"])
+def test_tasks_of_version_2_without_a_number_are_one_line(tmp_path: Path, number: str) -> None:
+    root = copied(tmp_path, "v21")
+    (root / "meta/tasks.jsonl").write_text(f'{{"task_index": {number}, "task": "move"}}\n')
+    with pytest.raises(InputError, match=r"tasks.jsonl: does not number the texts of tasks from 0"):
+        read(root, observations=STATE)
+
+
+@pytest.mark.parametrize("name", ["timestamp", "task_index"])
+def test_columns_of_the_format_need_no_description(tmp_path: Path, name: str) -> None:
+    root = copied(tmp_path)
+    with_info(root, lambda info: info["features"].pop(name))
+    assert torch.equal(read(root)[0].observations, read(FIXTURE / "v30")[0].observations)
+
+
 @contextmanager
 def _noting(lines: list[str]) -> Iterator[None]:
     try:
         yield
     except InputError as error:
         lines.append(str(error))
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        ("length", pa.int32()),
+        ("tasks", pa.large_list(pa.large_string())),
+        ("data/chunk_index", pa.float64()),
+        (f"videos/{TOP}/from_timestamp", pa.float32()),
+    ],
+)
+def test_files_of_episodes_may_differ_in_their_types(tmp_path: Path, column: str, kind: Any) -> None:
+    root = copied(tmp_path)
+    table = pyarrow.parquet.read_table(root / EPISODES)
+    place = table.column_names.index(column)
+    second = table.slice(2).set_column(place, column, table.slice(2).column(column).cast(kind))
+    pyarrow.parquet.write_table(table.slice(0, 2), root / EPISODES)
+    pyarrow.parquet.write_table(second, root / "meta/episodes/chunk-000/file-001.parquet")
+    assert torch.equal(read(root)[0].observations, read(FIXTURE / "v30")[0].observations)
 
 
 @pytest.mark.parametrize("version", ["v30", "v21"])

@@ -693,6 +693,13 @@ def test_actions_of_another_kind_are_refused(tmp_path: Path) -> None:
             r"infos\['is_success'\]: 0.5 at step 1 .* not a flag",
         ),
         ({"terminations": np.array([0, 0, np.nan])}, r"terminated is nan at step 2 .* not a flag"),
+        ({"rewards": np.array([0.0, np.nan, 1.0])}, "rewards: nan at step 1 .* not a finite number; remove"),
+        ({"rewards": np.full(3, np.nan)}, "rewards: all are nan, but other episodes have rewards"),
+        (
+            {"observations": np.array([[0, 0], [0, 0], [0, np.inf], [0, 0]], np.float32)},
+            "observations: inf at row 2 .* not a finite number",
+        ),
+        ({"actions": np.array([[0, 0], [np.nan, 0], [0, 0]], np.float32)}, "actions: nan at row 1"),
         ({"infos": {"success": True}}, r"infos\['success'\]: bool of shape \(\)"),
         ({"infos": {"success": {"left": np.zeros(4)}}}, r"infos\['success'\]: object of shape \(\)"),
         ({"infos": {"success": ["no", "no", "no", "yes"]}}, r"infos\['success'\]: object of shape \(4,\)"),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -156,6 +157,7 @@ def _put(index: Any, value: Any) -> Callable[[Any], Any]:
         (_with("qpos", lambda x: x[:, :1]), r"qpos have shape \(12, 1\), but pointmaze-medium-singletask-task1-v0"),
         (_with("qpos", lambda x: x[1:]), "11 rows of qpos, but 12 of observations"),
         (_with("qpos", _put((5, 0), np.nan)), "qpos have nan in row 5; remove or repair"),
+        (_with("actions", lambda x: x[0, 0]), "array 'actions': is a single value or empty; save one row per state"),
     ],
 )  # fmt: skip
 def test_a_faulty_file_gives_one_line_that_names_it(
@@ -168,6 +170,38 @@ def test_a_faulty_file_gives_one_line_that_names_it(
         _load(task=MAZE, path=str(path))
     assert "\n" not in str(caught.value)
     assert "ogbench" in str(caught.value) or FILE in str(caught.value) or MAZE in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (_without("qpos"), r"qpos are missing, but in .* they have shape \(2,\) per row"),
+        (
+            _with("actions", lambda x: x[:, :1]),
+            r"actions have shape \(1,\) per row, but in .* \(2,\) per row",
+        ),
+        (_with("qpos", lambda x: x[:, :1]), r"qpos have shape \(1,\) per row"),
+    ],
+)
+def test_a_second_file_that_differs_gives_one_line(
+    tmp_path: Path, damage: Callable[[dict[str, Any]], object], fault: str
+) -> None:
+    second = _log()
+    damage(second)
+    path, other = _write(tmp_path, _log()), _write(tmp_path, second, source.HELD_OUT)
+    with pytest.raises(InputError, match=f"{other.name}: {fault}.*; take both files from the same dataset"):
+        _load(task=MAZE, path=str(path))
+
+
+def test_an_array_of_hdf5_that_was_never_written_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / f"{FILE}.h5"
+    with h5py.File(path, "w") as file:
+        for name, values in _log().items():
+            file[name] = values
+        del file["actions"]
+        file.create_dataset("actions", (12, 2), "f4", chunks=(3, 2))
+    with pytest.raises(InputError, match=r"array 'actions': 4 of its 4 parts .* were never written"):
+        _load(task=MAZE, path=str(path))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +227,7 @@ def test_a_damaged_file_gives_one_line_that_names_it(
 def test_a_second_file_of_another_environment_is_refused(tmp_path: Path) -> None:
     _write(tmp_path, _log())
     _write(tmp_path, _log() | {"observations": np.zeros((12, 3), np.float32)}, source.HELD_OUT)
-    with pytest.raises(InputError, match=r"-val\.npz: observations have other shapes than in the first file"):
+    with pytest.raises(InputError, match=r"-val\.npz: observations have shape \(3,\) per row, but in"):
         _load(task=FILE, path=str(tmp_path))
 
 

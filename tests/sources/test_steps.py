@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.sources.steps import Steps, episodes_from_steps
+from cvl_pipeline.sources.steps import Steps, episodes_from_steps, one_hot
 from cvl_pipeline.testing.builders import slices
 from tests.sources.rows import assert_equal
 
@@ -300,3 +301,15 @@ def test_numbers_that_single_precision_cannot_keep_are_refused(
         changes = {"observations": column, "next_observations": column}
     with pytest.raises(InputError, match=f"log: {field.removeprefix('next_')}.*: {part}"):
         episodes_from_steps(replace(log, **changes), "log")
+
+
+def test_one_hot_vectors_are_not_held_in_memory() -> None:
+    codes = np.arange(20_000) % 1000
+    tracemalloc.start()
+    vectors = one_hot(codes, 1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert vectors.nbytes == 80_000_000
+    assert peak < 20_000_000
+    assert np.array_equal(vectors.argmax(1), codes)
+    assert (vectors.sum(1) == 1).all()

@@ -36,6 +36,15 @@ def test_cells_of_a_table_may_be_vectors(tmp_path: Path) -> None:
     assert data.actions.tolist() == [[0.5], [-0.5]]
 
 
+@pytest.mark.parametrize("widths", [(2, 2), (1, 1), (1, 2)])
+def test_cells_of_lists_of_lists_are_refused(tmp_path: Path, widths: tuple[int, int]) -> None:
+    cells = [[[0.5] * width] * 2 for width in widths]
+    pd.DataFrame({"x": cells, "u": [0.5, -0.5], "end": [0, 1]}).to_parquet(tmp_path / "log.parquet")
+    assert "'x' (dataset.columns.observations): a row is a list of lists; flatten it" in refusal(
+        tmp_path / "log.parquet", mapping(**SMALL)
+    )
+
+
 def test_hdf5_rows_of_variable_length_are_vectors_if_they_are_of_one_length(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "log.h5", "w") as file:
         ragged = file.create_dataset("x", (2,), dtype=h5py.vlen_dtype(np.float32))
@@ -76,6 +85,17 @@ def test_flags_are_written_in_many_ways(tmp_path: Path, name: str, flags: Array)
     flags = flags[:, 0] if name in TABLES and flags.ndim > 1 else flags
     path = write(tmp_path / name, log_of(data) | {"terminated": flags})
     found, _ = load_file(path, mapping_of(name))
+    assert found.terminated.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize("kind", [">i8", ">f4", ">u2"])
+def test_flags_and_episode_ids_may_have_any_order_of_bytes(tmp_path: Path, name: str, kind: str) -> None:
+    data = make_transitions([3, 1], [True, False])
+    columns = {"terminated": [0, 0, 1, 0], "episode": [5, 5, 5, 2]}
+    log = log_of(data) | {column: np.array(values, dtype=kind) for column, values in columns.items()}
+    found, _ = load_file(write(tmp_path / name, log), mapping_of(name, episode="episode"))
+    assert found.episode_starts.tolist() == [0, 3, 4]
     assert found.terminated.tolist() == [True, False]
 
 

@@ -123,7 +123,11 @@ def validate_rewards(rewards: Rewards, transitions: Transitions) -> None:
 
 
 def _check_kind(data: Transitions) -> None:
-    """Raise InputError unless observations are vectors, images, or packed rows of both."""
+    """Raise InputError unless observations are vectors, images, or packed rows of both, and rows have numbers."""
+    for name in ("observations", "actions"):
+        shape = tuple(getattr(data, name).shape)
+        if 0 in shape[1:]:
+            raise InputError(f"transitions.{name}: shape {shape}, so a row has no numbers; give at least one")
     kind = f"transitions.observations: {data.observations.dtype} of shape {tuple(data.observations.shape)}"
     if data.parts is not None:
         if data.observations.dtype != torch.uint8 or data.observations.shape[1:] != (data.parts.nbytes,):

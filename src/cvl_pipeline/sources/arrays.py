@@ -110,6 +110,10 @@ def load_arrays(
 
 
 def _numbers(name: str, values: ArrayLike) -> Array:
+    if np.ma.is_masked(values):
+        raise InputError(
+            f"{name} have masked values, which have no number; fill them in, or remove their episodes"
+        )
     try:
         array = np.asarray(values)
     except (RuntimeError, TypeError, ValueError) as error:  # ragged lists, tensors on a GPU

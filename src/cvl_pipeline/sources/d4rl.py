@@ -43,7 +43,7 @@ from cvl_pipeline.schema import operational
 from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 from cvl_pipeline.sources.download import download
 from cvl_pipeline.sources.hdf5 import HDF5, check_log, log_files, open_hdf5
-from cvl_pipeline.sources.precision import single_precision
+from cvl_pipeline.sources.precision import check_finite, single_precision
 from cvl_pipeline.sources.progress import progress
 from cvl_pipeline.sources.steps import Steps, episodes_from_steps
 
@@ -271,7 +271,7 @@ def _log(file: HDF5, source: str, advance: Callable[[int], None]) -> _Log:
     return _Log(
         observations=observations,
         actions=read.vectors("actions"),
-        rewards=read.numbers("rewards"),
+        rewards=read.rewards(),
         terminals=read.flags("terminals"),
         timeouts=read.flags("timeouts") if "timeouts" in file.arrays else None,
         next_observations=read.vectors("next_observations") if "next_observations" in file.arrays else None,
@@ -295,6 +295,18 @@ class _Reader:
                 f"{self.source}: {name} have shape {values.shape}, not (steps, dimensions); save one vector "
                 "per step (images and discrete actions are not read from this format)"
             )
+        check_finite(values, f"{self.source}: {name}")
+        return values
+
+    def rewards(self) -> Floats:
+        """The rewards, (N,), all finite."""
+        values = self.numbers("rewards")
+        check_finite(
+            values,
+            f"{self.source}: rewards",
+            "remove or repair that episode, or read the file with dataset.source=files and "
+            "dataset.columns.rewards=null",
+        )
         return values
 
     def numbers(self, name: str) -> Floats:

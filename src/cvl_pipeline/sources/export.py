@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from cvl_pipeline.sources import FORMATS
 from cvl_pipeline.sources.lerobot_frames import TASK_PART
 from cvl_pipeline.sources.lerobot_writer import LeRobotWriter
 from cvl_pipeline.sources.minari import save_minari
+from cvl_pipeline.sources.tables import HELD_OUT, PART
 
 
 def export_dataset(
@@ -106,9 +108,7 @@ def _columns(transitions: Transitions, rewards: Rewards) -> dict[str, str]:
     """Parameters of ``source: files`` for the arrays that ``write_hdf5`` writes."""
     names = {"groups": "data/demo_*"}
     if transitions.parts is not None:
-        names["observations"] = " ".join(
-            f"observations/{_path(part.name)}" for part in transitions.parts.parts
-        )
+        names["observations"] = " ".join(_paths(transitions.parts.names).values())
     if rewards.missing:
         names["rewards"] = "null"
     if rewards.reports_success:
@@ -126,9 +126,18 @@ def _columns(transitions: Transitions, rewards: Rewards) -> dict[str, str]:
     return parameters
 
 
-def _path(part: str) -> str:
-    """Path of a part below ``observations``: a group for each dot in its name."""
-    return part.replace(".", "/")
+def _paths(parts: Sequence[str]) -> dict[str, str]:
+    """Path of each part: below ``observations``, with a group for each dot in its name.
+
+    If a name cannot be a path or a parameter, such as one with a blank, paths are numbers.
+    """
+    plain = all(re.fullmatch(r"[\w-]+(\.[\w-]+)*", part) for part in parts)
+    within = any(other.startswith(f"{part}.") for part in parts for other in parts)
+    numbered = not plain or within
+    return {
+        part: f"observations/{index if numbered else part.replace('.', '/')}"
+        for index, part in enumerate(parts)
+    }
 
 
 def write_hdf5(path: Path, transitions: Transitions, rewards: Rewards) -> None:
@@ -136,16 +145,21 @@ def write_hdf5(path: Path, transitions: Transitions, rewards: Rewards) -> None:
 
     An episode of T steps has T + 1 observations (a group of arrays if they have parts), T actions (numbers of choices
     if they are discrete), rewards, flags ``terminated`` and ``truncated``, and, if they are reported, ``successes``.
+    The attribute ``cvl_part`` of an array is the name of the part, and a group that is held out has ``cvl_held_out``.
     """
     data, labels = transitions.to("cpu"), rewards.to("cpu")
     actions = data.actions.argmax(1) if data.discrete else data.actions
     with h5py.File(path, "w") as file:
         for episode, (start, end) in enumerate(pairwise(data.episode_starts.tolist())):
             group = file.create_group(f"data/demo_{episode}")
+            if episode >= data.episodes - int(data.held_out):
+                group.attrs[HELD_OUT] = True
             observations = data.observations[start + episode : end + episode + 1]
-            parts = {"": observations} if data.parts is None else data.unpacked(observations)
-            for part, values in parts.items():
-                group[f"observations/{_path(part)}".rstrip("/")] = values.numpy()
+            if data.parts is None:
+                group["observations"] = observations.numpy()
+            for part, path in _paths(data.parts.names if data.parts else ()).items():
+                group[path] = data.parts.part(observations, part).numpy()
+                group[path].attrs[PART] = part
             group["actions"] = actions[start:end].numpy()
             if not labels.missing:
                 group["rewards"] = labels.rewards[start:end].numpy()

@@ -29,7 +29,7 @@ from cvl_pipeline.sources.formats import open_contents
 from cvl_pipeline.sources.hdf5 import log_files
 from cvl_pipeline.sources.precision import numbers_or_images, single_precision
 from cvl_pipeline.sources.progress import progress
-from cvl_pipeline.sources.steps import Steps, bounds_of, episodes_from_steps, first_gap, packed
+from cvl_pipeline.sources.steps import Steps, bounds_of, episodes_from_steps, first_gap, one_hot, packed
 from cvl_pipeline.sources.tables import Table, brief, place_of_row
 
 Array = NDArray[Any]
@@ -82,6 +82,9 @@ def load_file(
     if bounds is not None and actions_out_of_bounds == "refuse":
         _check_bounds(log, *bounds)
     transitions, rewards = episodes_from_steps(steps, table.file, bounds, prefix="dataset.columns.")
+    held_out = sum(part.held_out for part in tables)
+    if held_out and transitions.episodes == len(tables) and all(part.held_out for part in tables[-held_out:]):
+        transitions = replace(transitions, held_out=torch.tensor(held_out))
     return bound_actions(transitions, actions_out_of_bounds, table.file), rewards
 
 
@@ -283,7 +286,7 @@ def _one_hot(codes: Array, count: int | None, place: str) -> Array:
             f"{place}: every action is 0, so there is nothing to choose; give the number of actions in "
             "dataset.columns.action_count"
         )
-    return by_block(lambda part: (part[:, None] == np.arange(size)).astype(np.float32), codes)
+    return one_hot(codes, size)
 
 
 def _ends(table: Table, columns: Columns, count: int) -> tuple[Array, Array]:

@@ -32,6 +32,10 @@ def _no_fault(name: str) -> None:
     return None
 
 
+def _no_note(name: str, attribute: str) -> None:
+    return None
+
+
 class Contents(NamedTuple):
     """Contents of an open file."""
 
@@ -43,6 +47,7 @@ class Contents(NamedTuple):
     ]  # of a column: rows and, if the format says, those of a cell; () if single
     groups: Sequence[str] = ()  # folders of columns, at any depth
     fault: Callable[[str], str | None] = _no_fault  # says why a column or a group cannot be read
+    note: Callable[[str, str], Any] = _no_note  # attribute of a column or a group, by name; None without it
     text: Callable[[str], Iterator[Array]] | None = (
         None  # reads a column of identifiers as text, as the file writes them
     )
@@ -102,7 +107,7 @@ def reading(place: str) -> Iterator[None]:
 @contextmanager
 def _open_hdf5(path: Path, ids: Collection[str]) -> Iterator[Contents]:
     with open_hdf5(path) as file:
-        yield Contents("array", file.arrays, file.blocks, file.shape, file.groups, file.fault)
+        yield Contents("array", file.arrays, file.blocks, file.shape, file.groups, file.fault, file.attribute)
 
 
 @contextmanager
@@ -177,6 +182,12 @@ def _open_parquet(path: Path, ids: Collection[str]) -> Iterator[Contents]:
 
 CSV_BYTES = 1 << 22
 """Size of the blocks in which a file of text is parsed."""
+QUOTED_BYTES = 1 << 26
+"""Size of a quoted cell, at most."""
+QUOTED = re.compile(rb'"(?<![^,\r\n]")[^"]*(?:""[^"]*)*(?:"|\Z)')
+"""A quoted cell, in which two quotes stand for one, and which may not be closed yet."""
+BREAK_IN_QUOTES = re.compile(rb'"(?<![^,\r\n]")[^"\r\n]*(?:""[^"\r\n]*)*[\r\n]')
+"""What every quoted cell with a line break matches, and hardly anything else."""
 
 
 @contextmanager
@@ -239,14 +250,21 @@ def _parsed(path: Path, options: Any, ids: Collection[str] = ()) -> Iterator[Any
     names: list[str] | None = None
     for block in _lines(path):
         first = names is None
+        quoted = _breaks_in_quotes(block)  # otherwise, parsing is faster
+        parsing = pyarrow.csv.ParseOptions(newlines_in_values=quoted)
+        size = len(block) + 1 if quoted else None
         if names is None:
-            names = list(pyarrow.csv.open_csv(pa.BufferReader(block)).schema.names)
+            opened = pyarrow.csv.open_csv(
+                pa.BufferReader(block), pyarrow.csv.ReadOptions(block_size=size), parsing
+            )
+            names = list(opened.schema.names)
             # Identifiers are text: 007 is not 7. As bytes, because any bytes can be an identifier.
             types = {name: pa.binary() for name in names if name.strip() in ids}
             options.column_types = {**options.column_types, **types}
         table = pyarrow.csv.read_csv(
             pa.BufferReader(block),
-            read_options=pyarrow.csv.ReadOptions(column_names=None if first else names),
+            read_options=pyarrow.csv.ReadOptions(column_names=None if first else names, block_size=size),
+            parse_options=parsing,
             convert_options=options,
         )
         if first or len(table):
@@ -260,12 +278,27 @@ def _lines(path: Path) -> Iterator[bytes]:
     with pa.input_stream(str(path), compression=compression) as stream:
         while block := stream.read(CSV_BYTES):
             rest += block
-            end = rest.rfind(b"\n") + 1 or rest.rfind(b"\r", 0, len(rest) - 1) + 1
+            end = _end_of_lines(rest)
+            if not end and len(rest) > QUOTED_BYTES and _breaks_in_quotes(rest):
+                raise InputError(
+                    f"{shown(path)}: a quote is not closed within {QUOTED_BYTES >> 20} MiB; close or remove it"
+                )
             if end and len(rest) >= CSV_BYTES:
                 yield rest[:end]
                 rest = rest[end:]
     if rest:
         yield rest
+
+
+def _breaks_in_quotes(text: bytes) -> bool:
+    return b'"' in text and BREAK_IN_QUOTES.search(text) is not None
+
+
+def _end_of_lines(text: bytes) -> int:
+    """Length of the whole lines with which a text begins; line breaks within quotes end no line."""
+    if _breaks_in_quotes(text):
+        text = QUOTED.sub(lambda cell: b"_" * len(cell[0]), text)
+    return text.rfind(b"\n") + 1 or text.rfind(b"\r", 0, len(text) - 1) + 1
 
 
 def _inferred(column: Any) -> Any:

@@ -137,6 +137,7 @@ class HDF5:
         self._first: dict[Path, Path] = {path.resolve(): path}  # of each file, the path by which it is opened
         self._faults: dict[str, str] = {}
         self._arrays: dict[str, _Node] = {}
+        self._groups: dict[str, _Node] = {}
         self.arrays: list[str] = []
         self.groups: list[str] = []
         self.files: dict[Path, None] = {path: None}
@@ -174,6 +175,7 @@ class HDF5:
                     self._arrays[whole] = item
                 elif item.kind == h5py.h5i.GROUP:
                     self.groups.append(whole)
+                    self._groups[whole] = item
                     identity = self._identity(item)
                     if identity not in above:  # a group within itself has no end
                         pending.append((f"{whole}/", item, above | {identity}))
@@ -273,6 +275,11 @@ class HDF5:
         """
         node = self._arrays.get(name)
         return None if node is None else h5py.Dataset(self._opened(node))
+
+    def attribute(self, name: str, attribute: str) -> Any:
+        """Return an attribute of an array or a group; None if there is none of that name."""
+        node = self._arrays.get(name) or self._groups.get(name)
+        return None if node is None else h5py.HLObject(self._opened(node)).attrs.get(attribute)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of an array; () for a single value, or none."""

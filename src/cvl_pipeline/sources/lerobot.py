@@ -209,12 +209,12 @@ class Log:
             return None
         if text in self.folder.tasks:
             return self.folder.tasks.index(text)
-        if text.isdecimal() and int(text) < len(self.folder.tasks):
+        if text.isdecimal() and len(text) < 10 and int(text) < len(self.folder.tasks):
             return int(text)
         known = [f"{number}: {task}" for number, task in enumerate(self.folder.tasks)]
         raise InputError(
-            f"{self.place}: dataset.instruction is '{text}', which is no task; give the text or the number of one: "
-            f"{'; '.join(known[:LISTED])}"
+            f"{self.place}: dataset.instruction is '{text[:100]}', which is no task; give the text or the number "
+            f"of one: {'; '.join(known[:LISTED])}"
         )
 
     @cached_property

@@ -7,6 +7,8 @@ one Parquet file and one video per episode, and its metadata are lists of JSON.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -26,6 +28,8 @@ Array = NDArray[Any]
 VERSIONS = ("v3.0", "v2.1")
 AGAIN = "download or record the dataset again"
 INFO = "meta/info.json"
+VALIDATION = "val"
+"""Name of the split of held-out episodes."""
 NUMBERS = (
     "float16",
     "float32",
@@ -34,6 +38,8 @@ NUMBERS = (
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
 )
 """Types of features of numbers."""
+MOST_NUMBERS = 1 << 31
+"""Numbers that a feature has per frame, at most."""
 PICTURES = ("image", "video")
 """Types of features of cameras."""
 
@@ -107,7 +113,8 @@ class Folder:
         self.rate = self._number(info, "fps")
         self.frames = int(self._number(info, "total_frames"))
         self._count = int(self._number(info, "total_episodes"))
-        self._per_chunk = int(info.get("chunks_size") or 1000)
+        chunks = {"chunks_size": info.get("chunks_size") or 1000}
+        self._per_chunk = max(1, int(self._number(chunks, "chunks_size")))
         self._info_paths = info
         features = info.get("features")
         if not isinstance(features, dict) or not all(map(_is_feature, features.values())):
@@ -174,11 +181,20 @@ class Folder:
         else:
             place = "meta/tasks.jsonl"
             rows = [(row.get("task"), row.get("task_index")) for row in self._lines(place)]
-        by_number = {number: text for text, number in rows}
+        by_number = {number: text for text, number in rows if isinstance(number, int | float)}
         tasks = [by_number.get(number) for number in range(len(rows))]
         if not rows or not all(isinstance(task, str) for task in tasks):
             raise InputError(f"{self._place(place)}: does not number the texts of tasks from 0; {AGAIN}")
         return tasks  # type: ignore[return-value]
+
+    @property
+    def first_held_out(self) -> int | None:
+        """First of the last episodes if info.json holds them out, ``{"train": "0:8", "val": "8:10"}``; else None."""
+        splits = self._info_paths.get("splits")
+        train = splits.get("train") if isinstance(splits, dict) else None
+        first = str(train).removeprefix("0:")
+        known = splits == {"train": f"0:{first}", VALIDATION: f"{first}:{self._count}"}
+        return int(first) if known and re.fullmatch("[0-9]{1,9}", first) else None
 
     def cameras(self) -> list[str]:
         """Names of the features that are stored as videos."""
@@ -220,16 +236,17 @@ class Folder:
         ]
         if not tables:
             raise InputError(f"{shown(folder)}: has no Parquet file; {AGAIN}")
-        table = pa.concat_tables(tables)
 
         def numbers(name: str, dtype: type = np.int64) -> Array:
-            values = table.column(name).to_numpy()
-            if values.dtype.kind not in "iuf" or not np.isfinite(values).all() or (values < 0).any():
-                raise InputError(
-                    f"{shown(folder)}: '{name}' has something else than numbers from 0 on; {AGAIN}"
-                )
-            converted: Array = values.astype(dtype)
-            return converted
+            parts = []
+            for table in tables:  # converted one by one, because files may differ in their types
+                values = table.column(name).to_numpy()
+                if values.dtype.kind not in "iuf" or not ((values >= 0) & (values < 2.0**53)).all():
+                    raise InputError(
+                        f"{shown(folder)}: '{name}' has something else than numbers from 0 on; {AGAIN}"
+                    )
+                parts.append(values.astype(dtype))
+            return np.concatenate(parts)
 
         def paths(template: str, names: list[str], **more: str) -> list[Path]:
             chunks, files = (numbers(name).tolist() for name in names)
@@ -242,7 +259,7 @@ class Folder:
         return Episodes(
             numbers("episode_index"),
             numbers("length"),
-            [list(map(str, tasks or ())) for tasks in table.column("tasks").to_pylist()],
+            [self._texts(cell, folder) for table in tables for cell in table.column("tasks").to_pylist()],
             paths("data_path", data),
             {name: paths("video_path", places[name], video_key=name) for name in cameras},
             {name: numbers(starts[name], np.float64) for name in cameras},
@@ -255,7 +272,7 @@ class Folder:
             index, lengths = (
                 np.array([row[name] for row in rows], dtype=np.int64) for name in ("episode_index", "length")
             )
-            tasks = [list(map(str, row.get("tasks") or ())) for row in rows]
+            tasks = [self._texts(row.get("tasks"), self.path / place) for row in rows]
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
                 f"{self._place(place)}: lacks a number or a length of an episode; {AGAIN}"
@@ -274,6 +291,12 @@ class Folder:
             {name: paths("video_path", video_key=name) for name in cameras},
             {name: np.zeros(len(index)) for name in cameras},
         )  # fmt: skip
+
+    def _texts(self, tasks: Any, place: Path) -> list[str]:
+        """Texts of the tasks of an episode."""
+        if tasks is not None and not isinstance(tasks, list):
+            raise InputError(f"{shown(place)}: 'tasks' is {str(tasks)[:40]!r}, not a list of texts; {AGAIN}")
+        return list(map(str, tasks or ()))
 
     def _file(self, template: str, **values: int | str) -> Path:
         """Path of a file by a template of info.json, which must not lead out of the folder."""
@@ -368,6 +391,8 @@ def _is_feature(feature: Any) -> bool:
         and isinstance(feature.get("dtype"), str)
         and isinstance(feature.get("shape"), list)
         and all(isinstance(size, int) and size > 0 for size in feature["shape"])
+        and math.prod(feature["shape"]) <= MOST_NUMBERS
+        and all(isinstance(feature.get(name), dict | None) for name in ("info", "video_info"))
     )
 
 

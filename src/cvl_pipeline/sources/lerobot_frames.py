@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from cvl_pipeline.sources.columns import MOST_ACTIONS
 from cvl_pipeline.sources.lerobot_format import AGAIN, Episodes
 from cvl_pipeline.sources.pictures import decode_images, resized
 from cvl_pipeline.sources.precision import single_precision
-from cvl_pipeline.sources.steps import bounds_of, refuse_loss, report_dropped
+from cvl_pipeline.sources.steps import bounds_of, one_hot, refuse_loss, report_dropped
 
 if TYPE_CHECKING:
     from cvl_pipeline.sources.lerobot import Log
@@ -61,7 +62,8 @@ class Rows:
     def numbers(self, name: str) -> Array:
         """A feature of numbers, (N, K), as stored; lists of lists are flattened."""
         column = self._table.column(name).combine_chunks()
-        shape = self._log.folder.features[name]["shape"]
+        # The format's own columns, such as task_index, have one number; info.json may leave them out.
+        shape = self._log.folder.features.get(name, {"shape": [1]})["shape"]
         size = int(np.prod(shape))
         if isinstance(column, pa.ExtensionArray):  # of the library `datasets`
             column = column.storage
@@ -74,7 +76,7 @@ class Rows:
                 f"{self._log.place}: '{name}' is {column.type}, or has gaps; it must be numbers without gaps; {AGAIN}"
             )
         array: Array = values.to_numpy(zero_copy_only=False)
-        if array.size != count * size or (size > 1 and not self._even(column, shape)):
+        if array.size != count * size or not self._even(column, shape):
             raise InputError(
                 f"{self._log.place}: '{name}' has other numbers of values per frame than {size}, its shape in "
                 f"info.json; {AGAIN}"
@@ -90,17 +92,15 @@ class Rows:
         return array
 
     def _even(self, column: Any, shape: list[int]) -> bool:
-        """Whether all lists have the length that the shape says."""
-        for size in shape:
-            if not _is_list(column.type):
-                return False
-            if (
-                not pa.types.is_fixed_size_list(column.type)
-                and (np.asarray(column.value_lengths()) != size).any()
-            ):
+        """Whether all lists have the length that the shape says; a list of one number may be the number itself."""
+        sizes = [*shape]
+        while _is_list(column.type):
+            size = sizes.pop(0) if sizes else 1
+            fixed = pa.types.is_fixed_size_list(column.type)
+            if not fixed and (np.asarray(column.value_lengths()) != size).any():
                 return False
             column = column.flatten()
-        return True
+        return math.prod(sizes) == 1
 
     def flags(self, name: str) -> Array:
         """A feature of flags, (N,) bool."""
@@ -231,7 +231,7 @@ class Filler:
                     f"{rows.where('task_index', row)}: {numbers[row]} is no task's number; {AGAIN}"
                 )
             values[TASK_PART] = np.eye(len(log.tasks), dtype=np.float32)[numbers]
-        if len(values) == 1:
+        if len(values) == 1 and log.folder.features[log.observed[0].name].get("part") is not True:
             (only,) = values.values()
             self._shape = self._shape or only.shape[1:]
             if only.shape[1:] != self._shape:
@@ -295,10 +295,11 @@ class Filler:
                 raise InputError(
                     f"{log.place}: every action is 0; give the number of actions in dataset.action_count"
                 )
-            actions = np.eye(size, dtype=np.float32)[actions[:, 0]]
+            actions = one_hot(actions[:, 0], size)
             low, high = np.zeros(size, np.float32), np.ones(size, np.float32)
         else:
             low, high = bounds_of(actions, *map(self._bound, ("low", "high")))
+        first = log.folder.first_held_out
         transitions = Transitions(
             observations=torch.from_numpy(arrays["observations"]),
             actions=torch.from_numpy(actions),
@@ -308,6 +309,7 @@ class Filler:
             action_low=torch.from_numpy(low),
             action_high=torch.from_numpy(high),
             discrete=torch.tensor(self._discrete),
+            held_out=torch.tensor(0 if first is None else int((self._episodes.index[some] >= first).sum())),
             parts=self._layout,
         )
         rewards = Rewards(

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.parts import Layout, named_parts
 from cvl_pipeline.errors import InputError, one_line
+from cvl_pipeline.sources.lerobot_format import VALIDATION
 from cvl_pipeline.sources.pictures import encode_image, import_av
 
 Array = NDArray[Any]
@@ -160,6 +161,10 @@ class LeRobotWriter:
             kind = ("video" if self.videos else "image") if part.image else "float32"
             names = ["height", "width", "channels"] if part.image else None
             features[name] = {"dtype": kind, "shape": list(part.shape), "names": names}
+            if (
+                data.parts is not None and len(self.parts) == 1
+            ):  # otherwise read as an observation without parts
+                features[name]["part"] = True
             if name in self.cameras:
                 features[name]["info"] = {
                     "video.height": part.shape[0], "video.width": part.shape[1], "video.codec": "av1",
@@ -271,6 +276,11 @@ class LeRobotWriter:
             return pa.array(values.reshape(-1))
         return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
+    def _splits(self, episodes: int) -> dict[str, str]:
+        train = episodes - int(self.transitions.held_out)
+        splits = {"train": f"0:{train}"}
+        return splits if train == episodes else splits | {VALIDATION: f"{train}:{episodes}"}
+
     def _write_meta(self, rows: list[dict[str, Any]]) -> None:
         meta = self.folder / "meta"
         episodes = meta / "episodes/chunk-000/file-000.parquet"
@@ -289,7 +299,7 @@ class LeRobotWriter:
             "chunks_size": PER_FOLDER, "data_files_size_in_mb": FILE_BYTES >> 20,
             "video_files_size_in_mb": FILE_BYTES >> 20,
             "data_path": DATA, "video_path": VIDEOS if self.cameras else None,
-            "robot_type": None, "splits": {"train": f"0:{len(rows)}"},
+            "robot_type": None, "splits": self._splits(len(rows)),
         }  # fmt: skip
         for name, content in (("info", info), ("stats", totals)):
             (meta / f"{name}.json").write_text(json.dumps(content, indent=4) + "\n")

@@ -9,7 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
+PARTS, HELD_OUT = "cvl_parts", "cvl_held_out"
+"""Metadata of ours: entries of a Dict are parts without an image too; number of the last episodes that are held out."""
 TOGETHER = 32
 """Episodes that Minari is asked for together."""
 
@@ -70,18 +72,20 @@ def load_minari(
         download: whether to download a missing dataset.
 
     Returns:
-        The episodes and their rewards.
+        The episodes and their rewards, which are all NaN if every reward of the dataset is.
 
     Raises:
         InputError: Minari is not installed, the id is malformed or unknown, the download failed, the dataset
-            is damaged or empty, or its spaces are not supported.
+            is damaged or empty, its spaces are not supported, or a number is not finite.
     """
-    dataset, folder, described = _open(dataset_id, root, download)
+    dataset, folder, metadata = _open(dataset_id, root, download)
     source = shown(folder)
-    observation_space = _in_recorded_order(dataset.observation_space, described)
+    observation_space = _in_recorded_order(
+        dataset.observation_space, json.loads(metadata["observation_space"])
+    )
     if not is_image_space(observation_space):
         _check_observation_space(observation_space, f"{source}: observation space")
-    labels = _labels(observation_space)
+    labels = _labels(observation_space, metadata.get(PARTS) is True)
     action_space = dataset.action_space
     if not isinstance(action_space, spaces.Box | spaces.Discrete):
         raise InputError(f"{source}: action space {_line(action_space)}; only Box and Discrete are supported")
@@ -89,11 +93,13 @@ def load_minari(
         raise InputError(f"{source}: no episode; delete the folder and record or download it again")
     _check_data(folder)
     episodes = _Episodes()
+    unrewarded: list[str] = []
     size = dataset.total_steps * (_bytes(dataset.observation_space) + _bytes(dataset.action_space))
     with progress(f"reading {source}", dataset.total_steps, size) as advance:
         for data in _episodes_of(dataset, folder):
             place = f"{source}: episode {data.id}"
-            episodes.add(_read_episode(data, observation_space, action_space, place))
+            episodes.add(episode := _read_episode(data, observation_space, action_space, place))
+            unrewarded += [place] * bool(np.isnan(episode.rewards).all())
             advance(episodes.lengths[-1])
     steps = sum(episodes.lengths)
     if steps != dataset.total_steps:
@@ -101,12 +107,20 @@ def load_minari(
             f"{source}: {steps} steps, but its metadata says {dataset.total_steps}; it is damaged, so "
             "delete the folder and download it again"
         )
+    if 0 < len(unrewarded) < len(episodes.lengths):
+        raise InputError(
+            f"{unrewarded[0]}, rewards: all are nan, but other episodes have rewards; remove or repair it"
+        )
     silent = episodes.reported.count(False)
     if 0 < silent < len(episodes.reported):
         logger.warning(
             f"{source}: {silent} of {len(episodes.reported)} episodes do not report success; they count as not solved"
         )
-    return _joined(episodes, action_space, labels, source)
+    transitions, rewards = _joined(episodes, action_space, labels, source)
+    held_out = metadata.get(HELD_OUT)
+    if type(held_out) is int and 0 < held_out < transitions.episodes:
+        transitions = replace(transitions, held_out=torch.tensor(held_out))
+    return transitions, rewards
 
 
 def environment_spec(dataset_id: str, root: Path | None = None) -> EnvSpec | None:
@@ -139,9 +153,10 @@ def save_minari(
 ) -> Path:
     """Write episodes as a Minari dataset, completely or not at all.
 
-    ``load_minari`` returns the same episodes. Observations of several parts become a Dict. Successes, if reported,
-    become ``infos["success"]``. As usual in Minari, it has one more entry than the episode has steps; the first entry,
-    for the reset, is False.
+    ``load_minari`` returns the same episodes. Observations of several parts become a Dict. Metadata of ours,
+    ``cvl_parts`` and ``cvl_held_out``, say that they are parts, and how many of the last episodes are held out.
+    Successes, if reported, become ``infos["success"]``. As usual in Minari, it has one more entry than the episode has
+    steps; the first entry, for the reset, is False.
 
     Args:
         transitions: the episodes.
@@ -162,6 +177,14 @@ def save_minari(
     root, folder = _place(dataset_id, root)
     validate_transitions(transitions)
     validate_rewards(rewards, transitions)
+    odd = [
+        name for name in (transitions.parts.names if transitions.parts else ()) if "/" in name or name == "."
+    ]
+    if odd:
+        raise InputError(
+            f"{dataset_id}: Minari cannot store the part '{odd[0]}' of the observations, because its name is a path; "
+            "export to hdf5 or lerobot"
+        )
     spec = None if environment is None else _registered(environment)
     try:
         if folder.exists():
@@ -250,7 +273,7 @@ def _place(dataset_id: str, root: Path | None) -> tuple[Path, Path]:
 
 
 def _open(dataset_id: str, root: Path | None, download: bool) -> tuple[MinariDataset, Path, dict[str, Any]]:
-    """Return the dataset, its folder and the stored description of its observation space."""
+    """Return the dataset, its folder and its stored metadata."""
     root, folder = _place(dataset_id, root)
     from minari import MinariDataset
     from minari.dataset.minari_storage import MinariStorage
@@ -269,8 +292,7 @@ def _open(dataset_id: str, root: Path | None, download: bool) -> tuple[MinariDat
             # Without it, Minari would make the environment, and so run any code that the file names.
             if field not in metadata:
                 raise InputError(f"{shown(folder)}: its metadata has no {field}; record it again with Minari")
-        described: dict[str, Any] = json.loads(metadata["observation_space"])
-        return MinariDataset(data), folder, described
+        return MinariDataset(data), folder, metadata
 
 
 def _check_data(folder: Path) -> None:
@@ -379,8 +401,10 @@ def _in_recorded_order(space: spaces.Space[Any], described: Mapping[str, Any]) -
     return space
 
 
-def _labels(space: spaces.Space[Any]) -> dict[str, str] | None:
+def _labels(space: spaces.Space[Any], always: bool = False) -> dict[str, str] | None:
     """The part of the observations to which each key of ``_parts`` belongs; None if there are no images beside others.
+
+    With ``always``, numbers alone are parts, too.
 
     Each entry of a Dict is a part, as in ``GymnasiumEnvironment``: ``outer.inner`` if Dicts are nested.
     """
@@ -401,7 +425,7 @@ def _labels(space: spaces.Space[Any]) -> dict[str, str] | None:
         images.append(is_image_space(part))
 
     walk(space, "", "")
-    return labels if any(images) else None
+    return labels if always or any(images) else None
 
 
 def _check_observation_space(space: spaces.Space[Any], place: str, within_tuple: bool = False) -> None:
@@ -443,6 +467,8 @@ def _read_episode(
                 f"{place}, {name}: {values.dtype} of shape {values.shape}, but there are {steps} rewards; "
                 "give one number per step"
             )
+    if not np.isnan(rewards).all():  # a dataset without rewards has nan everywhere
+        _check_finite(rewards, f"{place}, rewards", "step")
     for word, flags in (("terminated", terminations), ("truncated", truncations)):
         wrong = np.flatnonzero((flags != 0) & (flags != 1))
         if len(wrong):
@@ -488,11 +514,22 @@ def _parts(space: spaces.Space[Any], values: Any, rows: int, place: str) -> dict
     if is_image_space(space):
         return {"": array}
     if isinstance(space, spaces.Box):
+        _check_finite(array, place, "row")
         return {"": array.reshape(rows, -1)}
     for row, value in enumerate(array):
         if not space.contains(value):
             raise InputError(f"{place}: {value} at row {row} is outside {_line(space)}")
     return {"": np.array([spaces.flatten(space, value) for value in array], dtype=np.float32)}
+
+
+def _check_finite(values: Array, place: str, row: str) -> None:
+    """Raise InputError unless the numbers of an episode, (T, ...), are finite."""
+    wrong = np.argwhere(~np.isfinite(values))
+    if len(wrong):
+        raise InputError(
+            f"{place}: {values[tuple(wrong[0])]} at {row} {wrong[0][0]} (the first is 0) is not a finite number; "
+            "remove or repair that episode"
+        )
 
 
 def _successes(infos: Mapping[str, Any], steps: int, place: str) -> tuple[Array, bool]:
@@ -618,6 +655,10 @@ def _write(
     storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__})
     if description:
         storage.update_metadata({"description": description})
+    if transitions.parts is not None:
+        storage.update_metadata({PARTS: True})
+    if transitions.held_out:
+        storage.update_metadata({HELD_OUT: int(transitions.held_out)})
     storage.update_episodes(_buffers(transitions, rewards))
 
 

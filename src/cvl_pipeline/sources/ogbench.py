@@ -33,14 +33,14 @@ from cvl_pipeline.environments.ogbench import (
 )
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.io.pieces import Column, by_block, first_where, slices
+from cvl_pipeline.io.pieces import Column, by_block, slices
 from cvl_pipeline.io.storage import shown
 from cvl_pipeline.paths import expanded
 from cvl_pipeline.schema import LONGEST_EPISODE, MOST_EPISODES, operational
 from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 from cvl_pipeline.sources.download import download_as_seen_first
 from cvl_pipeline.sources.formats import Contents, open_contents, reading
-from cvl_pipeline.sources.precision import single_precision
+from cvl_pipeline.sources.precision import check_finite, single_precision
 from cvl_pipeline.sources.progress import progress
 
 if TYPE_CHECKING:
@@ -214,11 +214,14 @@ def load_ogbench(paths: Sequence[Path], name: DatasetName) -> tuple[Transitions,
         with open_contents(path) as contents, reading(shown(path)):
             present = [field for field in fields if field in contents.names]
             files.append(_read(contents, path, present))
-    if len({file["observations"].shape[1:] for file in files}) > 1:
-        shapes = " and ".join(str(file["observations"].shape[1:]) for file in files)
-        raise InputError(
-            f"{shown(paths[1])}: observations have other shapes than in the first file: {shapes}"
-        )
+    for field in fields if len(files) > 1 else ():
+        shapes = [file[field].shape[1:] if field in file else None for file in files]
+        if shapes[0] != shapes[1]:
+            sizes = ["are missing" if shape is None else f"have shape {shape} per row" for shape in shapes]
+            raise InputError(
+                f"{shown(paths[1])}: {field} {sizes[1]}, but in {shown(paths[0])} they {sizes[0]}; take both files "
+                "from the same dataset"
+            )
     joined = {field: _joined([file[field] for file in files]) for field in files[0]}
     lengths = [_lengths(file["terminals"], shown(path)) for file, path in zip(files, paths, strict=True)]
     leads = joined.pop("terminals") == 0.0
@@ -252,6 +255,12 @@ def _read(contents: Contents, path: Path, present: Sequence[str]) -> dict[str, A
                 f"{place}: no array '{field}', the file contains {', '.join(sorted(contents.names)) or 'nothing'}; "
                 "OGBench's format needs observations, actions and terminals"
             )
+    for field in present:
+        fault = contents.fault(field)
+        if fault is None and not contents.shape(field):
+            fault = "is a single value or empty; save one row per state"
+        if fault is not None:
+            raise InputError(f"{place}: array '{field}': {fault}")
     arrays: dict[str, Array] = {}
     rows = sum(shape[0] for shape in map(contents.shape, present) if shape)
     with progress(f"reading {place}", rows, path.stat().st_size) as advance:
@@ -266,11 +275,7 @@ def _read(contents: Contents, path: Path, present: Sequence[str]) -> dict[str, A
             raise InputError(f"{place}: {field} have type {values.dtype}; give numbers")
         if field != "observations" or values.dtype != np.uint8:
             arrays[field] = single_precision(values, f"{place}: {field}")
-            unknown = first_where(lambda part: ~np.isfinite(part), arrays[field])
-            if unknown is not None:
-                raise InputError(
-                    f"{place}: {field} have {values[unknown]} in row {unknown[0]}; remove or repair that episode"
-                )
+            check_finite(arrays[field], f"{place}: {field}")
     observations, actions, terminals = (arrays[name] for name in ("observations", "actions", "terminals"))
     if observations.ndim not in (2, 4) or (observations.ndim == 4) != (observations.dtype == np.uint8):
         raise InputError(

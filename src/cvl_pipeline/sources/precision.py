@@ -70,6 +70,13 @@ def single_precision(values: Array, place: str) -> Array:
     return result
 
 
+def check_finite(values: Array, place: str, fix: str = "remove or repair that episode") -> None:
+    """Raise InputError, with the row of the log and the fix, unless all numbers, (N, ...), are finite."""
+    unknown = first_where(lambda part: ~np.isfinite(part), values)
+    if unknown is not None:
+        raise InputError(f"{place} have {values[unknown]} in row {unknown[0]}; {fix}")
+
+
 def numbers_or_images(values: Array, place: str) -> Array:
     """Numbers in single precision, see ``single_precision``; images, (N, H, W, C) uint8, as they are."""
     return values if values.ndim == 4 else single_precision(values, place)

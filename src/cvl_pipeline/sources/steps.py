@@ -15,7 +15,7 @@ from torch import Tensor
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.io.pieces import Column, by_block, first_where, slices
+from cvl_pipeline.io.pieces import Column, block_rows, by_block, first_where, slices
 from cvl_pipeline.sources.precision import numbers_or_images, single_precision
 
 logger = logging.getLogger(__name__)
@@ -374,6 +374,15 @@ def _gap(observations: Array, following: Array, steps: Steps, part: str) -> Gap 
             dimension = None if images else int(place[1])
             return Gap(row, dimension, part, float(found[place]), float(starts[place]))
     return None
+
+
+def one_hot(codes: Array, size: int) -> Array:
+    """Discrete actions as one-hot vectors, (N, size) float32, from their codes, (N,), block by block."""
+    vectors = Column()
+    rows = block_rows((len(codes), size), np.dtype(np.float32).itemsize)
+    for first in range(0, len(codes), rows):
+        vectors.append((codes[first : first + rows, None] == np.arange(size)).astype(np.float32))
+    return vectors.array()
 
 
 def bounds_of(

@@ -23,6 +23,8 @@ from cvl_pipeline.sources.precision import DOUBLE, single_precision
 Array = NDArray[Any]
 
 FLAGS = {"false": False, "0": False, "0.0": False, "true": True, "1": True, "1.0": True}
+PART, HELD_OUT = "cvl_part", "cvl_held_out"
+"""Notes of a file that was exported: the name of the part that an array is, and that a group is held out."""
 LISTED = 30
 """Maximum number of columns that an error lists."""
 
@@ -36,6 +38,7 @@ class Table:
         contents: Contents,
         longer: str | None = None,
         advance: Callable[[int], None] = lambda rows: None,
+        held_out: bool = False,
     ) -> None:
         """Wrap the contents of an open file.
 
@@ -44,8 +47,9 @@ class Table:
             contents: columns of the file.
             longer: field that may have one row more than the first column read.
             advance: called with the number of rows of each block that was read.
+            held_out: whether the file says that its episode is held out from training.
         """
-        self.file, self.advance = file, advance
+        self.file, self.advance, self.held_out = file, advance, held_out
         self._contents = contents
         self._noun, self._names = contents.noun, contents.names
         self._longer = longer
@@ -81,14 +85,22 @@ class Table:
         return [self._within(group, inner) for group, inner in names.items()]
 
     def _within(self, group: str, names: list[str]) -> Table:
-        def inside(function: Callable[[str], Any]) -> Callable[[str], Any]:
-            return lambda name: function(f"{group}/{name}")
+        def inside(function: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda name, *more: function(f"{group}/{name}", *more)
 
         whole = self._contents
         contents = Contents(
-            self._noun, names, inside(whole.blocks), inside(whole.shape), fault=inside(whole.fault)
+            self._noun,
+            names,
+            inside(whole.blocks),
+            inside(whole.shape),
+            fault=inside(whole.fault),
+            note=inside(whole.note),
         )
-        return Table(f"{self.file}, group '{group}'", contents, longer="observations", advance=self.advance)
+        file = f"{self.file}, group '{group}'"
+        with reading(file):
+            held_out = whole.note(group, HELD_OUT) is not None
+        return Table(file, contents, "observations", self.advance, held_out)
 
     def place(self, field: str, name: str) -> str:
         """Name of a column in errors."""
@@ -153,15 +165,20 @@ class Table:
     def observations(self, field: str, columns: Columns) -> dict[str, Array]:
         """The parts of observations by name, (N, K) numbers or (N, H, W, C) uint8 images.
 
-        If one of several columns has images, each column is a part, named by its path below the folder that all share,
-        with dots. Otherwise, there is one part, ``""``: an image, or all columns side by side, as in ``matrix``.
+        If the file names the parts, as an exported one does, each column is that part. If one of several columns has
+        images, each column is a part, named by its path below the folder that all share, with dots. Otherwise, there is
+        one part, ``""``: an image, or all columns side by side, as in ``matrix``.
         """
         names = self.choose(field, columns)
         with reading(self.file):
             images = any(len(self._contents.shape(name)) == 4 for name in names if name in self._names)
-        if not images:
+            noted = [self._contents.note(name, PART) for name in names]
+        if all(isinstance(note, str) and note for note in noted) and len({*noted}) == len(names):
+            labels = noted
+        elif images:
+            labels = [""] if len(names) == 1 else _labels(names)
+        else:
             return {"": self.matrix(field, columns)}
-        labels = [""] if len(names) == 1 else _labels(names)
         parts: dict[str, Array] = {}
         for label, name in zip(labels, names, strict=True):
             found = self._images(field, name)
@@ -255,6 +272,8 @@ class Table:
         missing = np.argwhere(pd.isna(values))
         if len(missing):
             return InputError(f"{place}: nothing at {place_of_row(first + missing[0, 0])}; repair that row")
+        if isinstance(values.flat[0], np.ndarray):
+            return InputError(f"{place}: a row is a list of lists; flatten it to one vector")
         width = max(1, values.size // len(values))
         wrong = next((index for index, cell in enumerate(values.flat) if not _is_number(cell)), None)
         if wrong is not None:
@@ -306,6 +325,9 @@ class Table:
             shape = (self._contents.shape(name)[0], *values.shape[1:])
             raise InputError(f"{place}: has shape {shape}; save one value per row")
         values = values.reshape(-1)
+        values = values.astype(
+            values.dtype.newbyteorder("="), copy=False
+        )  # pandas takes no other order of bytes
         try:
             # Numbers are compared as they are; everything else as objects.
             numeric = values.dtype.kind in "biuf" and values.dtype != np.float16
