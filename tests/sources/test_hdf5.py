@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import math
 import os
 import resource
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -192,6 +194,28 @@ def test_an_unknown_compression_is_refused_with_its_number(tmp_path: Path) -> No
     assert (
         "'x' (dataset.columns.observations): it is compressed with filter 1 (deflate), which is not" in text
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks"),
+    [((200_000, 50), (200_000, 1)), ((200_001, 50), (70_000, 3)), ((100_000, 7, 5, 3), (50_000, 2, 5, 3))],
+)
+def test_chunks_that_are_columns_are_not_held_in_memory(
+    tmp_path: Path, shape: tuple[int, ...], chunks: tuple[int, ...]
+) -> None:
+    values = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+    with h5py.File(tmp_path / "log.h5", "w") as file:
+        file.create_dataset("x", data=values, chunks=chunks)
+    with open_hdf5(tmp_path / "log.h5") as opened:
+        tracemalloc.start()
+        first = 0
+        for block in opened.blocks("x"):
+            assert np.array_equal(block, values[first : first + len(block)])
+            first += len(block)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert first == len(values)
+    assert peak < 2e7  # the array takes 40 MB
 
 
 def test_an_array_takes_no_memory_before_it_is_read(tmp_path: Path) -> None:

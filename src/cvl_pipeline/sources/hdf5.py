@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cvl_pipeline.errors import InputError, one_line
-from cvl_pipeline.io.pieces import block_rows, slices
+from cvl_pipeline.io.pieces import Column, block_rows, slices
 from cvl_pipeline.io.storage import kind_at, shown
 
 Array = NDArray[Any]
@@ -30,6 +30,8 @@ MOST_NAMES = 1_000_000
 """Names that links to groups give the members of these groups, and that can multiply without end."""
 MOST_OPEN = 64
 """Files that are open at the same time; systems allow 256 to 1024 per process, including PyTorch's."""
+LARGE = 1 << 23
+"""Bytes of a row of chunks from which an array is read by columns."""
 COPY = "save the values themselves, such as with h5py: new[name] = old[name][()]"
 
 
@@ -289,18 +291,43 @@ class HDF5:
     def blocks(self, name: str) -> Iterator[Array]:
         """Read an array of at least one axis, block by block; text that is not UTF-8 keeps its bytes as surrogates.
 
-        Whole chunks are read, because each would be decompressed again for every block with a part of it.
+        Whole chunks are read, because each would be decompressed again for every block with a part of it. If rows of
+        chunks are large because chunks are columns, they are copied to a temporary file first.
         """
         item = h5py.Dataset(self._opened(self._arrays[name]))
         count, chunks = item.shape[0], item.chunks
         rows = block_rows(item.shape, item.dtype.itemsize)
         if chunks is not None:
             rows = max(1, rows // chunks[0]) * chunks[0]
+            columns = item.ndim > 1 and chunks[1] < item.shape[1] and item.dtype.kind in "biuf"
+            if columns and rows * item.dtype.itemsize * math.prod(item.shape[1:]) > LARGE:
+                yield from self._from_columns(name)
+                return
         for first in range(0, count, rows):
             item = h5py.Dataset(self._opened(self._arrays[name]))  # other arrays may have closed its file
             text = h5py.check_string_dtype(item.dtype) is not None
             values: Array = (item.asstr("utf-8", "surrogateescape") if text else item)[first : first + rows]
             yield from (values[part] for part in slices(values))  # a chunk may be very large
+
+    def _from_columns(self, name: str) -> Iterator[Array]:
+        """Read an array of at least two axes by columns of chunks, and return it by blocks of rows."""
+        item = self.array(name)
+        assert item is not None
+        (count, size, *cell), (tall, wide, *_) = item.shape, item.chunks
+        copy = Column()
+        for left in range(0, size, wide):
+            for top in range(0, count, tall):
+                item = h5py.Dataset(self._opened(self._arrays[name]))  # other arrays may have closed its file
+                copy.append(item[top : top + tall, left : left + wide].reshape(-1))
+        numbers = copy.array()
+        of_one = count * math.prod(cell)
+        bands = [
+            numbers[left * of_one : min(left + wide, size) * of_one].reshape(count, -1, *cell)
+            for left in range(0, size, wide)
+        ]
+        rows = block_rows(item.shape, item.dtype.itemsize)
+        for first in range(0, count, rows):
+            yield np.concatenate([band[first : first + rows] for band in bands], axis=1)
 
 
 def _fault(array: h5py.Dataset) -> str | None:
