@@ -189,7 +189,7 @@ def test_ragged_rows_are_refused(tmp_path: Path) -> None:
     pd.DataFrame({"x": [[1.0, 2.0], None], "u": [1, 2], "end": [0, 1]}).to_parquet(tmp_path / "log.parquet")
     assert "at row 1" in refusal(tmp_path / "log.parquet", mapping(**SMALL))
     pd.DataFrame({"x": [[[1.0], [2.0, 3.0]]], "u": [1], "end": [0]}).to_parquet(tmp_path / "log.parquet")
-    assert "at row 0" in refusal(tmp_path / "log.parquet", mapping(**SMALL))
+    assert "flatten it to one vector" in refusal(tmp_path / "log.parquet", mapping(**SMALL))
 
 
 def test_an_hdf5_group_or_an_array_without_data_is_refused(tmp_path: Path) -> None:

@@ -157,9 +157,10 @@ def write_hdf5(path: Path, transitions: Transitions, rewards: Rewards) -> None:
             observations = data.observations[start + episode : end + episode + 1]
             if data.parts is None:
                 group["observations"] = observations.numpy()
-            for part, path in _paths(data.parts.names if data.parts else ()).items():
-                group[path] = data.parts.part(observations, part).numpy()
-                group[path].attrs[PART] = part
+            else:
+                for part, place in _paths(data.parts.names).items():
+                    group[place] = data.parts.part(observations, part).numpy()
+                    group[place].attrs[PART] = part
             group["actions"] = actions[start:end].numpy()
             if not labels.missing:
                 group["rewards"] = labels.rewards[start:end].numpy()
