@@ -49,7 +49,7 @@ class BestOfN(Policy):
         mode = self.actor(observations).unsqueeze(1)
         candidates = torch.cat([mode, self.actor.act_with_noise(observations, self.proposals)], dim=1)
         best = QFunction(self.critic, self.readout).of_actions(observations, candidates).argmax(1)
-        return candidates[torch.arange(len(best)), best]
+        return candidates[torch.arange(candidates.shape[0]), best]  # len() would be a constant in an export
 
 
 class BestOfNProposals(BehaviourCloning):
