@@ -64,7 +64,7 @@ NOT_RUN = {
     "CVL_LEROBOT_PYTHON=": "LeRobot's package, in an environment of the reader's",
     ".venv/bin/kedro run --params \"contrastive_dynamics.training.nodes": "SLURM",
     'kedro run --params "contrastive_dynamics.training.nodes': "a second machine",
-    "python -m benchmarks.references --jobs 16": "it needs a GPU",
+    "python -m benchmarks.references": "hours; docs/benchmarks.md has what was measured by it",
     ".venv/bin/pre-commit install": "it changes hooks of git; make lint runs what they run",
     "mlflow server": "of the extra `mlflow`, which the lock does not have",
     "kedro mlflow": "of a plugin that the lock does not have",
@@ -82,7 +82,7 @@ REFUSED = {
 """How commands begin that must end with an error here, and why."""
 LONG = (
     "make baselines", "make rivals", "make faults", "make viz", "kedro suite run rivals",
-    "kedro suite run metaworld-50", "kedro suite run ogbench", "python -m benchmarks.references", "tensorboard ",
+    "kedro suite run metaworld-50", "kedro suite run ogbench", "tensorboard ",
     ".venv/bin/kedro tuning dashboard",
 )  # fmt: skip
 """How commands begin that are interrupted after ``--patience`` seconds: they take hours, or serve until then."""
