@@ -27,7 +27,7 @@ def measured(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return success and seconds by preset, method and budget.
 
     A mean counts only if a method has the tasks and seeds that every method has at every budget of the preset, so
-    that all numbers of a preset are of the same runs.
+    that all numbers of a preset are of the same runs. Presets with one budget are left out.
 
     Returns:
         Columns: preset, method, budget, runs, success (mean) and seconds (median, of training on one core).
@@ -39,6 +39,8 @@ def measured(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     table = pd.concat(tables, ignore_index=True)
     parts = []
     for preset, rows in table.groupby("preset", sort=False):
+        if rows["budget"].nunique() < 2:
+            continue
         cells = rows.pivot_table(
             index=["task", "seed"], columns=["method", "budget"], values="success"
         ).dropna()

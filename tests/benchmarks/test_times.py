@@ -25,6 +25,7 @@ def test_the_price_of_a_success_rate_is_the_cheapest_budget_that_reaches_it() ->
     records = [
         _record("a", 0.1, {"iql": 0.5, "bc": 0.1}, 3.0), _record("a", 1, {"iql": 0.9, "bc": 0.1}, 30.0),
         _record("a", 10, {"iql": 1.0, "bc": 0.1}, 300.0),
+        _record("a", 1, {"iql": 1.0, "bc": 1.0}, 30.0) | {"preset": "noisy"},  # a single budget
     ]  # fmt: skip
     rows = prices(measured(records)).set_index("method")
     assert rows.loc["iql", "seconds to 0.9"] == "30"
