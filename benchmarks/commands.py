@@ -210,6 +210,8 @@ def outcome(entry: dict[str, Any]) -> str:
     reason = next((why for start, why in REFUSED.items() if line.startswith(start)), None)
     if "why" in entry:
         return f"not run: {entry['why']}"
+    if "status" not in entry:
+        return "not run yet"
     if entry["status"] is None:
         return "works until it is interrupted" if line.startswith(LONG) else "too long"
     if entry["status"] and reason:
@@ -235,18 +237,18 @@ def table(entries: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Run the commands and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clone", type=Path, required=True, help="the folder of the fresh clone")
+    parser.add_argument("--clone", type=Path, help="the folder of the fresh clone; none: write the page only")
     parser.add_argument("--only", default="", help="words that a page's name must contain")
     parser.add_argument(
         "--patience", type=float, default=60.0, help="seconds until a long command is interrupted"
     )
     parser.add_argument("--limit", type=float, default=900.0, help="seconds that any other command may take")
     arguments = parser.parse_args()
-    clone = arguments.clone.resolve()
+    clone = arguments.clone.resolve() if arguments.clone else None
     path = RESULTS / "commands.json"
     known = json.loads(path.read_text())["commands"] if path.exists() else []
     done = {(entry["page"], entry["command"]): entry for entry in known}
-    if not clone.exists():
+    if clone and not clone.exists():
         subprocess.run(["git", "clone", "--quiet", str(PROJECT), str(clone)], check=True)
         subprocess.run(["make", ".venv/installed"], cwd=clone, check=True)
         bring_files(clone)
@@ -260,13 +262,15 @@ def main() -> None:
                 entries.append({**entry, "why": why})
             elif (name, line) in done:
                 entries.append(done[name, line])
-            elif arguments.only in name:
+            elif clone and arguments.only in name:
                 print(shlex.join([name, line]), flush=True)  # noqa: T201
                 entries.append({**entry, **run(line, clone, arguments.patience, arguments.limit)})
                 print(entries[-1], flush=True)  # noqa: T201
                 done[name, line] = entries[-1]
                 write_record(path, commands=list(done.values()))
-    write_record(path, commands=entries)
+            else:
+                entries.append(entry)
+    write_record(path, commands=[entry for entry in entries if "status" in entry or "why" in entry])
     write_section(PROJECT / "docs/tried.md", "commands", table(entries))
     failed = [entry for entry in entries if entry.get("status") and not outcome(entry).startswith("refused")]
     sys.exit(f"{len(failed)} commands failed" if failed else 0)
