@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.common import PROJECT, RESULTS, markdown, write_section
+from cvl_pipeline.reports.comparison import BEHAVIOUR
 from cvl_pipeline.suites.report import frame
 
 GOAL = 0.9
@@ -35,7 +36,7 @@ def measured(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     tables = []
     for budget in sorted({record["budget"] for record in records}):
         rows = frame([record for record in records if record["budget"] == budget])
-        tables.append(rows[rows["method"] != "behaviour"].assign(budget=budget))
+        tables.append(rows[rows["method"] != BEHAVIOUR].assign(budget=budget))
     table = pd.concat(tables, ignore_index=True)
     parts = []
     for preset, rows in table.groupby("preset", sort=False):

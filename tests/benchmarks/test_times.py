@@ -28,6 +28,7 @@ def test_the_price_of_a_success_rate_is_the_cheapest_budget_that_reaches_it() ->
         _record("a", 1, {"iql": 1.0, "bc": 1.0}, 30.0) | {"preset": "noisy"},  # a single budget
     ]  # fmt: skip
     rows = prices(measured(records)).set_index("method")
+    assert set(rows.index) == {"iql", "bc"}  # and not the behaviour data
     assert rows.loc["iql", "seconds to 0.9"] == "30"
     assert rows.loc["bc", "seconds to 0.9"] == "not reached"
     assert rows.loc["iql", "budget 0.1"] == "0.50 in 3 s"
