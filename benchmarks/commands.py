@@ -77,6 +77,8 @@ REFUSED = {
     "kedro run --params \"dataset.source=lerobot,dataset.task=lerobot/pusht": "no download",
     "kedro run --params \"dataset.source=ogbench,dataset.task=cube-single-play-singletask-task2-v0\"": "no download",
     "kedro run --params \"dataset.source=d4rl,dataset.task=hopper-medium-v2,baselines": "no download",
+    'kedro run --params "dataset.source=lerobot,dataset.path=recordings/pick_cube,dataset.instruction': "the "
+    "recording that was brought has other tasks",
     "kedro run --env robot --params evaluation.environment=CartPole-v1": "the robot has other actions than a cart",
 }  # fmt: skip
 """How commands begin that must end with an error here, and why."""
@@ -200,7 +202,7 @@ def run(line: str, clone: Path, patience: float, limit: float) -> dict[str, Any]
     return {
         "status": None if stopped else process.returncode,
         "seconds": round(time.perf_counter() - start, 1),
-        "last": re.sub(r"\s+", " ", last.replace(f"{clone}/", ""))[:200],
+        "last": re.sub(r"\s+", " ", last.replace(f"{clone}/", "").replace(str(Path.home()), "~"))[:200],
     }
 
 
