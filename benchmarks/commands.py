@@ -42,6 +42,7 @@ NOT_RUN = {
     "docker ": "no container can be built here",
     "export ": "the shell's own",
     "git clone": "the clone in which all others run",
+    "python -m benchmarks.commands": "the command that runs all others",
     "make test": "`.ci/run` runs it, in a fresh clone of its own",
     "cvl init": "tests/integration/test_packaging.py runs it, with the wheel in an environment of its own",
     'pip install "cvl-pipeline': "not published yet; tests/integration/test_packaging.py installs the wheel",
