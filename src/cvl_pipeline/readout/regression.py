@@ -162,10 +162,9 @@ def regress(
     so values pass from one to another.
 
     The weights are found on episodes that neither network nor readout know, after three quarters of the steps. In the
-    rest, the networks learn from those episodes too. How much the one counts beside the other
-    is what their advantages say about the temporal-difference errors ``G - V(s)`` there: a policy needs the order of
-    actions in a state, and the variance of returns is nearly all between states. The scale of the sum, and a
-    constant, fit the returns.
+    rest, the networks learn from those episodes too. How much the one counts beside the other is what their advantages
+    say about the temporal-difference errors ``G - V(s)`` there: a policy needs the order of actions in a state, and the
+    variance of returns is nearly all between states. The scale of the sum, and a constant, fit the returns.
 
     Args:
         critic: the trained critic.
@@ -210,6 +209,10 @@ def regress(
 
     alike = torch.ones(len(transitions))
 
+    def renewed() -> tuple[Tensor, Tensor]:
+        """Targets that follow from V as it is, and their weights."""
+        return standard(followed()), alike
+
     logged = float(shares[index].mean())
     rounds = parameters.rounds or (1 if logged >= CUT_SHARE else CUT_ROUNDS)
     if rounds > 1 and parameters.rounds is None:
@@ -229,7 +232,7 @@ def regress(
             early_values,
             lambda taken: progress.advance(task, taken),
             rounds - late_rounds,
-            lambda: (standard(followed()), alike),
+            renewed,
         )
         following = followed()
         action_value = network(True, standard(following), alike)
@@ -271,14 +274,14 @@ def regress(
     everything = transitions.transition_index(split.train)
     with progress_bar() as progress:
         task = progress.add_task("Regressing returns of all training episodes", total=late_values + late)
-        value.learn_from(everything, *((standard(followed()), alike) if late_rounds else ()))
+        value.learn_from(everything, *(renewed() if late_rounds else ()))
         value.train(
             late_values,
             lambda taken: progress.advance(task, taken),
             max(1, late_rounds),
-            lambda: (standard(followed()), alike),
+            renewed,
         )
-        action_value.learn_from(everything, standard(followed()), alike)
+        action_value.learn_from(everything, *renewed())
         action_value.train(late, lambda taken: progress.advance(task, taken))
     mixture = [constant + network_weight * mean, readout_weight, network_weight * deviation]
     return RegressedReadout(
