@@ -83,15 +83,15 @@ run: $(VENV)/installed-to-run
 smoke: $(VENV)/installed-to-run
 	$(KEDRO) run --env smoke $(ARGS)
 
-# One process per file, because tests of a file share fixtures.
+# One process per file, because tests of a file share fixtures. After 40 minutes it ends with the failures so far.
 test: $(VENV)/installed
-	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --session-timeout 2400 $(ARGS)
 
 test-unit: $(VENV)/installed
 	$(BIN)/pytest -m "not integration and not slow" $(ARGS)
 
 test-slow: $(VENV)/installed
-	$(BIN)/pytest -m slow $(ARGS)
+	$(BIN)/pytest -m slow --timeout 7200 $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
