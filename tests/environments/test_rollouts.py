@@ -299,7 +299,7 @@ def test_a_run_that_is_killed_leaves_no_worker(tmp_path: Path) -> None:
     assert server.name != str(process.pid)
     process.kill()
     process.join()
-    wait_for(lambda: not any(path.exists() for path in (*workers, server)), seconds=10)
+    wait_for(lambda: not any(path.exists() for path in (*workers, server)))
 
 
 def _parent(process: Path) -> str:

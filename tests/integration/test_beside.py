@@ -68,7 +68,7 @@ def test_both_trainings_resume_after_the_run_has_been_ended(
     assert children
     process.send_signal(number)
     status = process.wait()
-    wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 30.0)
+    wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
     output = (tmp_path / "output").read_text()
     assert "policy_extraction.train_bc runs beside the others" in output
     assert status == {signal.SIGTERM: 143, signal.SIGINT: 1, signal.SIGKILL: -9}[number], output

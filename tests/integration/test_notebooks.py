@@ -58,7 +58,7 @@ def test_a_notebook_runs_from_top_to_bottom(
     monkeypatch.setenv("IPYTHONDIR", str(project))
     monkeypatch.setenv("PYTHONPATH", str(project / "src"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    notebook = execute(path, project / "notebooks", timeout=300)
+    notebook = execute(path, project / "notebooks", timeout=500)
     assert _pictures(notebook)
     assert machine_paths(notebook) == []
 

@@ -102,7 +102,7 @@ def test_python_m_runs_the_pipeline_too(scratch: Project) -> None:
         env=scratch.environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
         check=False,
     )
     assert result.returncode == 0, result.stderr
@@ -249,7 +249,7 @@ def test_every_artifact_is_loaded_without_unpickling(finished: FinishedRun) -> N
         env=finished.project.environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
         check=False,
     )
     assert result.returncode == 0, result.stderr

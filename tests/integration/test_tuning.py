@@ -143,7 +143,7 @@ def test_a_search_that_is_told_to_stop_stops_its_workers(scratch: Project) -> No
     records = scratch.root / f"data/06_models/{STUDY}/records"
     wait_for(lambda: list(records.glob("[!.]*.json")) or process.poll() is not None)
     os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
+    assert process.wait(timeout=500) == 143
     output = log.read_text()
     assert "run the same command again to continue the study" in output
     assert "Traceback" not in output

@@ -102,7 +102,7 @@ def _chromium(site: Path, *arguments: str, place: str = "") -> str:
                     "--disable-background-networking", "--virtual-time-budget=15000", *arguments,
                     f"http://127.0.0.1:{server.server_port}/{place}",
                 ],
-                capture_output=True, text=True, timeout=120, check=True,
+                capture_output=True, text=True, timeout=500, check=True,
             ).stdout  # fmt: skip
         finally:
             server.shutdown()

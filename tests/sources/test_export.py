@@ -228,7 +228,7 @@ def test_the_package_reads_what_is_exported(tmp_path: Path, videos: bool) -> Non
     command = [str(PYTHON), str(FIXTURE / "make.py"), "--read", str(folder), str(tmp_path / "read.npz")]
     surroundings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
     surroundings.pop("PYTHONPATH", None)
-    subprocess.run(command, check=True, env=surroundings, timeout=300)
+    subprocess.run(command, check=True, env=surroundings, timeout=500)
     found = np.load(tmp_path / "read.npz")
     assert after.parts is not None
     np.testing.assert_array_equal(found["observation.state"], after.parts.part(after.observations, "state"))

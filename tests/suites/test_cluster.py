@@ -23,7 +23,7 @@ from tests.suites import fakes
 
 distributed = pytest.importorskip("distributed")
 TASKS = ("reach-v3", "door-open-v3", "push-v3", "hammer-v3")
-PATIENCE = 200.0
+PATIENCE = 500.0
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("last.ckpt") if not path.parent.name.startswith(".partial-")]
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 500.0) -> None:
     """Return as soon as the condition holds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -298,7 +298,7 @@ def test_command_that_ends_early_leaves_no_process(tmp_path: Path, number: signa
     workers = {process for process in processes_of(tmp_path) if process != script.pid}
     assert len(workers) == 3  # torchrun and two that train
     script.send_signal(number)
-    status = script.wait(timeout=60)
+    status = script.wait(timeout=500)
     wait_for(lambda: not processes_of(tmp_path))
     assert status == (TERMINATED if number == signal.SIGTERM else status)
     assert status != 0
@@ -320,7 +320,7 @@ def test_two_machines_train_the_critic_of_one(
         wait_for(lambda: "on each of the others run:" in caplog.text)
         line = re.search(r"on each of the others run: (.*)", caplog.text)
         assert line is not None
-        return subprocess.run(shlex.split(line[1]), check=False, timeout=200).returncode
+        return subprocess.run(shlex.split(line[1]), check=False, timeout=500).returncode
 
     with caplog.at_level(logging.INFO, "cvl_pipeline"), ThreadPoolExecutor(1) as pool:
         other = pool.submit(other_machine)
