@@ -75,7 +75,7 @@ def make_artifacts() -> dict[str, Any]:
     regressed, regressed_of_horizons = (
         RegressedReadout(
             temperature=base.temperature, discount=base.discount, self_normalised=True, horizons=base.horizons,
-            base=base, network=torch.randn(2, 64)[0], sizes=(5, 7, 1), mixture=torch.tensor([0.1, 0.6, 0.3]),
+            base=base, networks=torch.randn(2, 64), sizes=(5, 7, 1), mixture=torch.tensor([0.1, 0.6, 0.3]),
         )
         for base in (fourier, of_horizons)
     )  # fmt: skip

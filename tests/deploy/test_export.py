@@ -83,10 +83,10 @@ def _values(data: Transitions, horizons: tuple[int, ...] = (), regressed: bool =
     if not regressed:
         return QFunction(critic, exact)
     size = data.observations.shape[1] + data.actions.shape[1]
-    network = torch.randn(8 * size + 8 + 8 + 8 + 8 + 1)
+    networks = torch.randn(2, 8 * size + 8 + 8 + 8 + 8 + 1)
     mixture = torch.tensor([0.1, 0.5, 0.5])
     return QFunction(
-        critic, RegressedReadout(**shared, base=exact, network=network, sizes=(size, 8, 1), mixture=mixture)
+        critic, RegressedReadout(**shared, base=exact, networks=networks, sizes=(size, 8, 1), mixture=mixture)
     )
 
 

@@ -151,7 +151,7 @@ def _regressed(q: QFunction, mixture: tuple[float, float, float]) -> RegressedRe
     network = parameters_to_vector(MLP(5, (6,), 1).parameters()).detach()
     return RegressedReadout(
         temperature=q.readout.temperature, horizons=q.readout.horizons, discount=q.readout.discount,
-        self_normalised=True, base=q.readout, network=network, sizes=(5, 6, 1), mixture=torch.tensor(mixture),
+        self_normalised=True, base=q.readout, networks=network[None], sizes=(5, 6, 1), mixture=torch.tensor(mixture),
     )  # fmt: skip
 
 

@@ -97,7 +97,15 @@ class FunctionReward(RewardParameters):
 class RegressionParameters(Strict):
     """How a network is regressed on returns, to be weighed against the readout (docs/method.md)."""
 
-    steps: int = Field(2000, ge=1, le=MOST_STEPS, description="Gradient steps of the network of Q.")
+    steps: int = Field(
+        2000, ge=1, le=MOST_STEPS, description="Gradient steps of the networks of Q, all at once."
+    )
+    members: int = Field(
+        2,
+        ge=1,
+        le=MOST_UNITS,
+        description="Number of networks of Q, which differ in their initial weights. Their mean counts.",
+    )
     value_steps: int = Field(
         500,
         ge=1,
@@ -109,8 +117,8 @@ class RegressionParameters(Strict):
         ge=1,
         le=MOST_STEPS,
         description="Rounds of V: the first is regressed on returns, each further one on the lambda-returns that "
-        "follow from the one before, which is TD learning. null: 1; but 8 where the log holds, on average, less than "
-        "60 % of what a return counts, as in windows cut out of episodes.",
+        "follow from the one before, which is TD learning. null: 1; but 32, of a quarter of the steps each, where the "
+        "log holds, on average, less than 60 % of what a return counts, as in windows cut out of episodes.",
     )
     hidden: Hidden = Field((256, 256), description="Sizes of both networks' hidden layers.")
     batch_size: int = Field(256, ge=1, le=MOST_ROWS, description="Size of a batch.")

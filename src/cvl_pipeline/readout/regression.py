@@ -1,11 +1,11 @@
-"""A network regressed on lambda-returns beside a readout, and the weights of both in Q."""
+"""Networks regressed on lambda-returns beside a readout, and the weights of both in Q."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -14,7 +14,7 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
 
@@ -44,8 +44,9 @@ JUDGED_SHARE = 0.2
 """Share of the training episodes on which the weights are fitted."""
 JUDGED = 32_768
 """Maximum number of their transitions that are used."""
-CUT_SHARE, CUT_ROUNDS = 0.6, 8
-"""Share of the discounted future that must be in the log, on average, for one round of V to do, and the rounds else."""
+CUT_SHARE, CUT_ROUNDS, CUT_STEPS = 0.6, 32, 0.25
+"""Share of the discounted future that must be in the log, on average, for one round of V to do; the rounds else, and the
+share of ``value_steps`` in each. More rounds carry values further, through more windows."""
 LATE_SHARE = 0.25
 """Share of the steps that come after the weights are known, on all training episodes."""
 OTHER_ACTIONS = 4
@@ -56,26 +57,26 @@ OTHER_ACTIONS = 4
 class RegressedReadout(Readout):
     """``Q = (b_0 + b_1 (1 - gamma) Q_readout + b_2 g(s, a)) / (1 - gamma)``, with b_1, b_2 >= 0.
 
-    The network g is regressed on lambda-returns, as mean rewards. The weights b are those of stacking (Wolpert 1992;
-    Breiman 1996): non-negative least squares on returns of episodes that neither the network nor the reference states
-    of the readout come from.
+    The networks, whose mean is g, are regressed on lambda-returns, as mean rewards. The weights b are those of stacking
+    (Wolpert 1992; Breiman 1996): non-negative least squares on returns of episodes that neither the networks nor the
+    reference states of the readout come from.
 
     Attributes:
-        base: the readout beside the network.
-        network: (P,), the parameters of g, in the order of ``networks.mlp``.
-        sizes: sizes of g's layers, input first.
+        base: the readout beside the networks.
+        networks: (J, P), the parameters of each, in the order of ``networks.mlp``.
+        sizes: of their layers, input first.
         mixture: (3,), b.
     """
 
     base: Readout
-    network: Tensor
+    networks: Tensor
     sizes: tuple[int, ...]
     mixture: Tensor
     needs_inputs: ClassVar[bool] = True
 
     @property
     def alone(self) -> Readout:
-        """The readout without the network."""
+        """The readout without the networks."""
         return self.base
 
     @property
@@ -84,7 +85,7 @@ class RegressedReadout(Readout):
         return float(self.mixture[1])
 
     def expectation(self, phi: Tensor) -> Tensor:
-        """Expected reward of the readout without the network, (B, D) -> (B,)."""
+        """Expected reward of the readout without the networks, (B, D) -> (B,)."""
         return self.base.expectation(phi)
 
     def values(self, phi: Tensor, inputs: Tensor | None = None) -> Tensor:
@@ -102,7 +103,7 @@ class RegressedReadout(Readout):
         return bool(self.mixture[1] == 0.0)
 
     def values_and_sample_size(self, phi: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Q, and the effective sample size of the readout without the network; see Readout.
+        """Q, and the effective sample size of the readout without the networks; see Readout.
 
         Raises:
             ValueError: no ``inputs``.
@@ -111,11 +112,12 @@ class RegressedReadout(Readout):
         return self._mixed(values, inputs), size
 
     def _mixed(self, values: Tensor, inputs: Tensor | None) -> Tensor:
-        """Mix the readout's values with those of the network."""
+        """Mix the readout's values with those of the networks."""
         if inputs is None:
             raise ValueError("a regressed readout needs the inputs that phi was computed from")
         with torch.autocast(inputs.device.type, enabled=False):
-            fitted = run(self.network, self.sizes, inputs.float())
+            rows = inputs.float()
+            fitted = torch.stack([run(network, self.sizes, rows) for network in self.networks]).mean(0)
         rewards = (1.0 - self.discount) * values
         mixed = self.mixture[0] + self.mixture[1] * rewards + self.mixture[2] * fitted
         return mixed / (1.0 - self.discount)
@@ -153,15 +155,16 @@ def regress(
     parameters: RegressionParameters,
     seed: int,
 ) -> Readout:
-    """Fit a network to lambda-returns of the training episodes, and weigh it against the readout.
+    """Fit networks to lambda-returns of the training episodes, and weigh them against the readout.
 
-    A network of V(s) is regressed on returns, and one of Q(s, a) on the lambda-returns that follow from it, with
-    lambda = c / gamma as in the readout. Returns themselves would credit an action with whatever its episode did later:
-    in a log of many operators, an action gives its operator away. If the log consists of windows too short for returns,
-    V is regressed in further rounds on the lambda-returns that follow from itself; the states of all windows share it,
-    so values pass from one to another.
+    A network of V(s) is regressed on returns, and some of Q(s, a) on the lambda-returns that follow from it, with
+    lambda = c / gamma as in the readout. Those of Q see the same batches and differ in their initial weights. Their
+    mean counts: what a single one makes of actions that are rare in the log is chance. Returns themselves would credit
+    an action with whatever its episode did later: in a log of many operators, an action gives its operator away. If the
+    log consists of windows too short for returns, V is regressed in further rounds on the lambda-returns that follow
+    from itself; the states of all windows share it, so values pass from one to another.
 
-    The weights are found on episodes that neither network nor readout know, after three quarters of the steps. In the
+    The weights are found on episodes that neither networks nor readout know, after three quarters of the steps. In the
     rest, the networks learn from those episodes too. How much the one counts beside the other is what their advantages
     say about the temporal-difference errors ``G - V(s)`` there: a policy needs the order of actions in a state, and the
     variance of returns is nearly all between states. The scale of the sum, and a constant, fit the returns.
@@ -177,8 +180,8 @@ def regress(
         seed: of the judged episodes, the initial weights and the batches.
 
     Returns:
-        The readout with the network; unchanged if there is a single training episode, if all returns that the
-        network would be fitted to are equal, or if neither estimate predicts the returns of the judged episodes.
+        The readout with the networks; unchanged if there is a single training episode, if all returns that they
+        would be fitted to are equal, or if neither estimate predicts the returns of the judged episodes.
     """
     generator = Generator().manual_seed(stream_seed(seed, "regression", 0))
     order = split.train[torch.randperm(len(split.train), generator=generator)]
@@ -214,8 +217,10 @@ def regress(
         return standard(followed()), alike
 
     logged = float(shares[index].mean())
-    rounds = parameters.rounds or (1 if logged >= CUT_SHARE else CUT_ROUNDS)
-    if rounds > 1 and parameters.rounds is None:
+    cut = parameters.rounds is None and logged < CUT_SHARE
+    rounds = CUT_ROUNDS if cut else parameters.rounds or 1
+    steps = max(1, round(CUT_STEPS * parameters.value_steps)) if cut else parameters.value_steps
+    if cut:
         logger.info(
             "value_readout: the log holds %.0f %% of the discounted future of its steps, so V is fitted in %d rounds, "
             "to targets of its own (value_readout.regression.rounds)",
@@ -223,8 +228,8 @@ def regress(
         )  # fmt: skip
     # Steps on all training episodes come last; whole rounds, if there are several.
     late_rounds = round(LATE_SHARE * rounds)
-    late_values = late_rounds * parameters.value_steps or round(LATE_SHARE * parameters.value_steps)
-    early_values, late = rounds * parameters.value_steps - late_values, round(LATE_SHARE * parameters.steps)
+    late_values = late_rounds * steps or round(LATE_SHARE * steps)
+    early_values, late = rounds * steps - late_values, round(LATE_SHARE * parameters.steps)
     with progress_bar() as progress:
         task = progress.add_task("Regressing returns", total=early_values + parameters.steps - late)
         value = network(False, standard(returns), shares.float())
@@ -287,7 +292,7 @@ def regress(
     return RegressedReadout(
         temperature=readout.temperature, horizons=readout.horizons, discount=discount,
         self_normalised=readout.self_normalised, base=readout,
-        network=parameters_to_vector(action_value.network.parameters()).detach(), sizes=action_value.sizes,
+        networks=action_value.vectors(), sizes=action_value.sizes,
         mixture=torch.tensor(mixture, dtype=torch.float32),
     )  # fmt: skip
 
@@ -311,8 +316,19 @@ def lambda_returns(
     return discounted_returns((1.0 - discount) * rewards + weights * values, transitions, short)
 
 
+class _Members(nn.Module):
+    """Networks of the same inputs, (B, I) -> (B, J)."""
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.cat([network(inputs) for network in self.networks], -1)
+
+
 class _Regression:
-    """A network of states, or of states and actions, on some transitions."""
+    """A network of states, or several of states and actions, on some transitions."""
 
     def __init__(
         self,
@@ -331,8 +347,16 @@ class _Regression:
         self.sizes = (self._inputs(index[:1]).shape[-1], *parameters.hidden, 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = MLP(self.sizes[0], parameters.hidden, 1)
+            self.network = _Members(
+                MLP(self.sizes[0], parameters.hidden, 1)
+                for _ in range(parameters.members if of_actions else 1)
+            )
         self._generator = Generator().manual_seed(seed)
+
+    def vectors(self) -> Tensor:
+        """Parameters of every network, (J, P)."""
+        networks = self.network.networks
+        return torch.stack([parameters_to_vector(network.parameters()).detach() for network in networks])
 
     @torch.no_grad()
     def _inputs(self, rows: Tensor, actions: Tensor | None = None) -> Tensor:
@@ -398,16 +422,16 @@ class _Regression:
                 progress(count)
 
     def outputs(self, rows: Tensor, actions: Tensor | None = None) -> Tensor:
-        """Outputs for transitions, (M,) int64 -> (M,); ``actions`` are transitions that provide other actions."""
+        """Mean outputs for transitions, (M,) int64 -> (M,); ``actions`` are transitions that provide other actions."""
         parts = (torch.split(rows, CHUNK), torch.split(rows if actions is None else actions, CHUNK))
-        return torch.cat([self.network(self._inputs(*part)).squeeze(-1) for part in zip(*parts, strict=True)])
+        return torch.cat([self.network(self._inputs(*part)).mean(-1) for part in zip(*parts, strict=True)])
 
     def of_arrivals(self, index: Tensor) -> Tensor:
         """Outputs of a network of states for the state that transitions lead to, (N,); zero outside ``index``."""
         result = torch.zeros(len(self._transitions))
         for part in torch.split(index, CHUNK):
             states = self._critic.encode_observation(self._transitions.arrivals(part)).float()
-            result[part] = self.network(states).squeeze(-1)
+            result[part] = self.network(states).mean(-1)
         return result
 
 

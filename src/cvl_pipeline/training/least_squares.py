@@ -1,4 +1,4 @@
-"""Least squares: a network fitted to targets by Adam, for the small regressions beside the trained models."""
+"""Least squares: networks fitted to targets by Adam, for the small regressions beside the trained models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def fit_least_squares(
     """Fit a network to targets in place, with one step of Adam per batch on the weighted mean of squared errors.
 
     Args:
-        network: (B, ...) to (B, 1); all parameters that require a gradient are trained.
+        network: (B, ...) to (B, J), J estimates of the same target, whose losses are added; all parameters that
+            require a gradient are trained.
         batches: one per gradient step.
         batch_size: B, by which threads are chosen.
         learning_rate: of Adam.
@@ -38,7 +39,7 @@ def fit_least_squares(
     try:
         with threads_for(dense_operations(network, batch_size)):
             for step, (inputs, targets, weights) in enumerate(batches):
-                errors = (network(inputs).squeeze(-1) - targets).square()
+                errors = (network(inputs) - targets.unsqueeze(-1)).square().sum(-1)
                 vector.differentiate((weights * errors).sum() / weights.sum())
                 if cosine_steps is not None:
                     falling = 0.5 * (1.0 + math.cos(math.pi * step / cosine_steps))
