@@ -45,8 +45,8 @@ JUDGED_SHARE = 0.2
 JUDGED = 32_768
 """Maximum number of their transitions that are used."""
 CUT_SHARE, CUT_ROUNDS, CUT_STEPS = 0.6, 32, 0.25
-"""Share of the discounted future that must be in the log, on average, for one round of V to do; the rounds else, and the
-share of ``value_steps`` in each. More rounds carry values further, through more windows."""
+"""Share of the discounted future that must be in the log, on average, for one round of V to do; the rounds else, and
+the share of ``value_steps`` in each. More rounds carry values further, through more windows."""
 LATE_SHARE = 0.25
 """Share of the steps that come after the weights are known, on all training episodes."""
 OTHER_ACTIONS = 4
