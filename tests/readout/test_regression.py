@@ -27,6 +27,7 @@ from cvl_pipeline.readout.regression import (
     RegressedReadout,
     lambda_returns,
     mixture_weights,
+    of_next_pairs,
     run,
     stacking_weights,
 )
@@ -142,9 +143,10 @@ def test_nothing_is_judged_on_episodes_that_it_was_fitted_to(monkeypatch: pytest
             original.train(self, *arguments)
 
         def outputs(self, rows: Tensor, actions: Tensor | None = None) -> Tensor:
-            judged.append(set(data.episode_of(rows).tolist()))
-            if actions is not None and not torch.equal(actions, rows):
-                others.update(data.episode_of(actions).tolist())
+            if actions is not None:  # otherwise they are parts of targets
+                judged.append(set(data.episode_of(rows).tolist()))
+                if not torch.equal(actions, rows):
+                    others.update(data.episode_of(actions).tolist())
             return original.outputs(self, rows, actions)
 
     def watched(*arguments: Any) -> Any:
@@ -339,6 +341,12 @@ def test_rounds_carry_values_through_pieces_of_episodes() -> None:
 
     assert preferred(1) < 0.8
     assert preferred(None) == 1.0  # the pieces are short, so there are several
+
+
+def test_the_next_pair_follows_and_at_the_end_the_state_alone() -> None:
+    data = make_transitions([3, 1, 2], [False, True, False])
+    pairs, arrivals = torch.arange(6.0), torch.arange(10.0, 16.0)
+    assert of_next_pairs(pairs, arrivals, data).tolist() == [1.0, 2.0, 12.0, 13.0, 5.0, 15.0]
 
 
 def test_a_harmful_estimate_gets_no_weight() -> None:

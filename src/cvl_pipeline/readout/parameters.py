@@ -117,8 +117,9 @@ class RegressionParameters(Strict):
         ge=1,
         le=MOST_STEPS,
         description="Rounds of V: the first is regressed on returns, each further one on the lambda-returns that "
-        "follow from the one before, which is TD learning. null: 1; but 32, of a quarter of the steps each, where the "
-        "log holds, on average, less than 60 % of what a return counts, as in windows cut out of episodes.",
+        "follow from the one before, which is TD learning; Q has as many, within its steps. null: 1; but 32, of a "
+        "quarter of the steps each, where the log holds, on average, less than 60 % of what a return counts, as in "
+        "windows cut out of episodes.",
     )
     hidden: Hidden = Field((256, 256), description="Sizes of both networks' hidden layers.")
     batch_size: int = Field(256, ge=1, le=MOST_ROWS, description="Size of a batch.")

@@ -162,7 +162,8 @@ def regress(
     mean counts: what a single one makes of actions that are rare in the log is chance. Returns themselves would credit
     an action with whatever its episode did later: in a log of many operators, an action gives its operator away. If the
     log consists of windows too short for returns, V is regressed in further rounds on the lambda-returns that follow
-    from itself; the states of all windows share it, so values pass from one to another.
+    from itself, and then Q on those that follow from Q of the next logged pair, as in SARSA, and from V at a window's
+    end. All windows share the networks, so values pass from one to another.
 
     The weights are found on episodes that neither networks nor readout know, after three quarters of the steps. In the
     rest, the networks learn from those episodes too. How much the one counts beside the other is what their advantages
@@ -205,16 +206,21 @@ def regress(
         stream = stream_seed(seed, "regression", 1 + of_actions)
         return _Regression(critic, transitions, index, parameters, of_actions, targets, weights, stream)
 
-    def followed() -> Tensor:
-        """Lambda-returns of all training episodes, judged ones included."""
-        arrived = mean + deviation * value.of_arrivals(transitions.transition_index(split.train))
-        return lambda_returns(labels.rewards, arrived, transitions, discount, short)
-
+    everything = transitions.transition_index(split.train)
     alike = torch.ones(len(transitions))
 
-    def renewed() -> tuple[Tensor, Tensor]:
-        """Targets that follow from V as it is, and their weights."""
-        return standard(followed()), alike
+    def followed(of_pairs: bool = False) -> Tensor:
+        """Lambda-returns of all training episodes, judged ones included, from V or from Q of the next pair."""
+        values = value.of_arrivals(everything)
+        if of_pairs:
+            pairs = torch.zeros_like(values)
+            pairs[everything] = action_value.outputs(everything)
+            values = of_next_pairs(pairs, values, transitions)
+        return lambda_returns(labels.rewards, mean + deviation * values, transitions, discount, short)
+
+    def renewed(of_pairs: bool = False) -> tuple[Tensor, Tensor]:
+        """Targets that follow from the networks as they are, and their weights."""
+        return standard(followed(of_pairs)), alike
 
     logged = float(shares[index].mean())
     cut = parameters.rounds is None and logged < CUT_SHARE
@@ -241,7 +247,12 @@ def regress(
         )
         following = followed()
         action_value = network(True, standard(following), alike)
-        action_value.train(parameters.steps - late, lambda taken: progress.advance(task, taken))
+        action_value.train(
+            parameters.steps - late,
+            lambda taken: progress.advance(task, taken),
+            rounds - late_rounds,
+            lambda: renewed(True),
+        )
     rows = transitions.transition_index(judged)
     rows = rows[torch.randperm(len(rows), generator=generator)[:JUDGED]]
     q = QFunction(critic, readout_without(judged))
@@ -276,7 +287,6 @@ def regress(
         if readout_weight
         else ", without any share of the critic's values (value_readout.regression=null uses those alone)",
     )  # fmt: skip
-    everything = transitions.transition_index(split.train)
     with progress_bar() as progress:
         task = progress.add_task("Regressing returns of all training episodes", total=late_values + late)
         value.learn_from(everything, *(renewed() if late_rounds else ()))
@@ -286,8 +296,13 @@ def regress(
             max(1, late_rounds),
             renewed,
         )
-        action_value.learn_from(everything, *renewed())
-        action_value.train(late, lambda taken: progress.advance(task, taken))
+        action_value.learn_from(everything, *renewed(rounds > 1))
+        action_value.train(
+            late,
+            lambda taken: progress.advance(task, taken),
+            max(1, late_rounds),
+            lambda: renewed(True),
+        )
     mixture = [constant + network_weight * mean, readout_weight, network_weight * deviation]
     return RegressedReadout(
         temperature=readout.temperature, horizons=readout.horizons, discount=discount,
@@ -314,6 +329,17 @@ def lambda_returns(
     """
     weights = torch.where(last_steps(transitions), discount, discount - short) * goes_on(transitions)
     return discounted_returns((1.0 - discount) * rewards + weights * values, transitions, short)
+
+
+def of_next_pairs(pairs: Tensor, arrivals: Tensor, transitions: Transitions) -> Tensor:
+    """Values of the next logged pair, or of the state that an episode's last step leads to, (N,).
+
+    Args:
+        pairs: (N,), Q of every logged state and action.
+        arrivals: (N,), V of the state that each transition leads to.
+        transitions: the log.
+    """
+    return torch.where(last_steps(transitions), arrivals, pairs.roll(-1))
 
 
 class _Members(nn.Module):
