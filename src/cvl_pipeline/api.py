@@ -25,7 +25,7 @@ from cvl_pipeline.episodes.bounds import bound_actions
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.episodes.parameters import IngestionParameters, OutOfBounds
-from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
+from cvl_pipeline.episodes.validation import checked_rewards, validate_transitions
 from cvl_pipeline.errors import InputError, naming_what_to_lower
 from cvl_pipeline.imports import check_return
 from cvl_pipeline.io.artifacts import kind_of, load_artifact, save_artifact
@@ -178,8 +178,7 @@ def ingest(
     transitions, rewards = loaded
     transitions = bound_actions(transitions, parameters.actions_out_of_bounds, parameters.label)
     validate_transitions(transitions)
-    validate_rewards(rewards, transitions)
-    return transitions, rewards
+    return transitions, checked_rewards(rewards, transitions)
 
 
 def train_critic(

@@ -77,3 +77,13 @@ def test_bounds_that_cross_are_refused(transitions: Transitions) -> None:
     data = replace(transitions, action_low=torch.tensor([-1.0, 2.0]))
     with pytest.raises(InputError, match="action_low: 2 in dimension 1 is above action_high, 1"):
         bound_actions(data, "clip", "log.csv")
+
+
+@pytest.mark.parametrize("rule", ["refuse", "clip", "widen"])
+@pytest.mark.parametrize("change", [lambda actions: actions.double(), lambda actions: actions[:, 0]])
+def test_no_rule_takes_actions_that_are_no_vectors_in_single_precision(
+    transitions: Transitions, rule: Any, change: Any
+) -> None:
+    data = replace(transitions, actions=change(_beyond(transitions).actions))
+    with pytest.raises(InputError, match=r"transitions.actions: torch.float\d\d of shape .*float32"):
+        bound_actions(data, rule, "log.csv")

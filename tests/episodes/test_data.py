@@ -44,9 +44,20 @@ def test_other_rewards_must_be_those_of_the_transitions(transitions: Transitions
     data = EpisodeData.prepare(transitions, rewards)
     with pytest.raises(InputError, match=r"rewards\.rewards: shape \(\d+,\)"):
         data.with_rewards(replace(rewards, rewards=rewards.rewards.repeat(2)))
-    changed = data.with_rewards(replace(rewards, rewards=rewards.rewards.double())).rewards
-    assert changed is not None
-    assert changed.rewards.dtype == torch.float32
+
+
+def test_rewards_are_in_single_precision(transitions: Transitions, rewards: Rewards) -> None:
+    for values in (rewards.rewards.double(), (rewards.rewards > 0.5).long()):
+        other = replace(rewards, rewards=values)
+        for data in (
+            EpisodeData.prepare(transitions, other),
+            EpisodeData.prepare(transitions).with_rewards(other),
+        ):
+            assert data.rewards is not None
+            assert torch.equal(data.rewards.rewards, values.float())
+    too_large = replace(rewards, rewards=torch.full((29,), 1e39, dtype=torch.float64))
+    with pytest.raises(InputError, match=r"rewards\.rewards: inf at index"):
+        EpisodeData.prepare(transitions, too_large)
 
 
 def test_rewards_are_replaced_or_removed_and_nothing_else(transitions: Transitions, rewards: Rewards) -> None:

@@ -72,6 +72,21 @@ def test_actions_on_the_bounds_pass(transitions: Transitions) -> None:
         (lambda d: {"actions": d.actions[:, :0]}, ["transitions.actions", "(29, 0)", "no numbers"]),
         (lambda d: {"terminated": d.terminated[:-1]}, ["transitions.terminated", "(5,)", "(6,)"]),
         (lambda d: {"truncated": d.truncated[:, None]}, ["transitions.truncated", "(6, 1)"]),
+        (lambda d: {"terminated": d.terminated.long()}, ["transitions.terminated", "int64", "torch.bool"]),
+        (lambda d: {"truncated": d.truncated.float()}, ["transitions.truncated", "float32", "torch.bool"]),
+        (lambda d: {"actions": d.actions.double()}, ["transitions.actions", "float64", "float32"]),
+        (
+            lambda d: {
+                "actions": d.actions[:, 0],
+                "action_low": d.action_low[:1],
+                "action_high": d.action_high[:1],
+            },
+            ["transitions.actions", "(29,)", "(transitions, A)"],
+        ),
+        (
+            lambda d: {"action_low": torch.tensor([-1.0, -3e38]), "action_high": torch.tensor([1.0, 2e38])},
+            ["transitions.action_high", "2e+38", "dimension 1", "-3e+38", "bounds"],
+        ),
     ],
 )
 def test_faulty_episodes_are_refused_by_field_place_and_value(
@@ -119,6 +134,11 @@ def test_labels_of_another_number_of_transitions_are_refused(
     short = replace(rewards, **{field: getattr(rewards, field)[:-1]})
     with pytest.raises(InputError, match=rf"rewards\.{field}.*\(28,\).*29"):
         validate_rewards(short, transitions)
+
+
+def test_successes_that_are_no_flags_are_refused(transitions: Transitions, rewards: Rewards) -> None:
+    with pytest.raises(InputError, match=r"rewards\.successes: torch\.int64; it must be torch\.bool"):
+        validate_rewards(replace(rewards, successes=rewards.successes.long()), transitions)
 
 
 def test_a_reward_that_is_no_number_is_refused(transitions: Transitions, rewards: Rewards) -> None:

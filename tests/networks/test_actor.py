@@ -354,6 +354,20 @@ def test_act_refuses_values_that_are_not_numbers(observations: Any, kind: str) -
         _actor().act(observations)
 
 
+def test_act_refuses_rows_of_unequal_lengths_in_one_line() -> None:
+    with pytest.raises(
+        InputError, match=r"observations are list, which makes no array.*equal shapes"
+    ) as caught:
+        _actor().act([[1.0, 2.0, 3.0], [1.0, 2.0]])
+    assert "\n" not in str(caught.value)
+
+
+def test_act_takes_tensors_that_require_a_gradient() -> None:
+    actor, observations = _actor(), _observations().requires_grad_()
+    expected = actor.act(observations.detach().numpy())
+    np.testing.assert_array_equal(actor.act(observations), expected)
+
+
 def test_act_on_images_takes_one_or_many() -> None:
     torch.manual_seed(0)
     actor = GaussianActor(ActorShape((8, 8, 3), 2, (4,)))
@@ -421,6 +435,25 @@ def test_log_probability_in_training_equals_that_of_the_modules(
     torch.testing.assert_close(
         vector.values.grad, torch.cat([part.flatten() for part in expected]), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    ("log_std", "error", "sign"), [(-3.5, 1.0, 1), (-3.5, 0.0, 0), (1.5, 0.0, -1), (1.5, 100.0, 0)]
+)
+def test_noise_beyond_its_range_can_return_and_goes_no_further(
+    log_std: float, error: float, sign: int, fused: bool
+) -> None:
+    actor = GaussianActor(ActorShape((3,), 2, (4,)))
+    with torch.no_grad():
+        actor.log_std.fill_(log_std)
+        observations = _observations(5)
+        actions = actor(observations) + error
+    vector = _in_training(actor) if fused else None
+    loss = -actor.log_prob(observations, actions).sum()
+    (gradient,) = torch.autograd.grad(loss, [actor.log_std])
+    assert (-gradient).sign().tolist() == [sign, sign]
+    del vector
 
 
 def test_log_probability_in_training_is_differentiable_in_actions_too() -> None:

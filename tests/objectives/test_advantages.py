@@ -93,6 +93,22 @@ def test_better_discrete_actions_have_positive_advantages() -> None:
     assert (result[chosen == worst] < 0.0).all()
 
 
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+@pytest.mark.parametrize("transitions", [1, 50])
+def test_a_value_fitted_to_equal_values_is_their_mean(
+    data: Transitions, reward: float, transitions: int
+) -> None:
+    equal = replace(READOUT, rewards=torch.full_like(READOUT.rewards, reward))
+    q = QFunction(LinearCritic(1.0, 2.0), equal)
+    found = advantages(q, data, torch.arange(transitions), FittedValueParameters(steps=20), 0)
+    assert float(found.abs().max()) < 0.05  # rounding
+
+
+def test_a_value_is_fitted_to_one_transition(data: Transitions) -> None:
+    found = advantages(q_of(LinearCritic(1.0, 2.0)), data, torch.arange(1), FittedValueParameters(steps=5), 0)
+    assert torch.equal(found, torch.zeros(1))
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"name": "marginal_actions", "actions": 64}, {"name": "fitted_value", "steps": 300, "hidden": (32,)}],
@@ -145,6 +161,26 @@ def test_fitted_value_is_determined_by_the_seed_and_leaves_the_global_generator_
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_fitted_value_encodes_states_in_pieces(data: Transitions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory must not grow with the log."""
+    rows = []
+
+    class Counted(QFunction):
+        def encode(self, observations: Tensor) -> Tensor:
+            rows.append(len(observations))
+            return super().encode(observations)
+
+    q, parameters = q_of(LinearCritic(1.5, 1.0)), FittedValueParameters(steps=3, batch_size=16)
+    values = _values(q, data)
+    whole = FittedValue(parameters).values(q, data, _all(data), values, 0)
+    monkeypatch.setattr("cvl_pipeline.objectives.advantages.CHUNK", 32)
+    counted = Counted(q.critic, q.readout)
+    fitted = FittedValue(parameters).values(counted, data, _all(data), values, 0)
+    assert max(rows) == 32
+    assert not fitted.requires_grad
+    torch.testing.assert_close(fitted, whole)
 
 
 class Half(StateValue):

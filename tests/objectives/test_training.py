@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cvl_pipeline.episodes.container import Rewards
+from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor, make_actor
 from cvl_pipeline.objectives.base import OBJECTIVES
@@ -106,6 +106,25 @@ def test_noise_of_a_clone_is_its_held_out_error() -> None:
     with torch.no_grad():
         error = actor.distance(actor(held_out.states()), held_out.actions).mean(0).sqrt()
     torch.testing.assert_close(actor.log_std.exp(), error)
+
+
+def test_noise_of_an_exact_clone_is_the_least_that_the_actor_can_have() -> None:
+    transitions = replace(episodes(), actions=torch.full_like(episodes().actions, 0.01))
+    data = make_data(transitions, TRAIN)
+    actor = make_actor(transitions, data.normalisation, (4,))
+    assert isinstance(actor, GaussianActor)
+    with torch.no_grad():
+        for parameter in actor.network[-1].parameters():
+            parameter.zero_()
+    fit_noise(actor, data)
+    assert actor.log_std.tolist() == [actor.LOG_STD_RANGE[0]] * 2
+
+
+def test_noise_is_fitted_without_a_copy_of_the_held_out_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_data(episodes(), TRAIN)
+    actor = make_actor(data.transitions, data.normalisation, (4,))
+    monkeypatch.delattr(Transitions, "select")
+    fit_noise(actor, data)
 
 
 @pytest.mark.parametrize("discrete", [False, True])

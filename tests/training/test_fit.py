@@ -4,6 +4,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ from cvl_pipeline.testing.builders import (
     split_first,
     training_parameters,
 )
-from cvl_pipeline.training.fit import PRECISIONS, fit, run_fingerprint
+from cvl_pipeline.training.fit import PRECISIONS, accelerator_of, fit, run_fingerprint
 from tests.training.toy import LineFit
 
 # Intervals of 30 steps are one full Lightning step of 25 and a rest; the last interval is cut short.
@@ -308,6 +309,38 @@ def test_finished_training_removes_its_own_folder_and_nothing_else(tmp_path: Pat
     _train(LineFit(TRAINING, 0), tmp_path, fingerprint="this")
     assert names_in(tmp_path) == ["other"]
     assert neighbour.read_bytes() == b"unfinished"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings", "fault"),
+    [
+        (0, {"accelerator": "gpu"}, "training.accelerator is gpu, but PyTorch finds no .*auto or cpu"),
+        (1, {"accelerator": "gpu", "devices": 2}, "training.devices is 2, but PyTorch finds 1 GPU on"),
+        (2, {"accelerator": "auto", "devices": 4}, "training.devices is 4, but PyTorch finds 2 GPUs on"),
+    ],
+)
+def test_missing_gpus_are_one_line_before_the_training(
+    gpus: int, settings: dict[str, Any], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(InputError, match=fault):
+        fit(LineFit(training_parameters(**settings), 0), description="test")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings", "expected"),
+    [
+        (0, {"accelerator": "auto", "devices": 2}, "cpu"), (2, {"accelerator": "cpu", "devices": 4}, "cpu"),
+        (2, {"accelerator": "auto", "devices": 2}, "gpu"), (1, {"accelerator": "gpu"}, "gpu"),
+    ],
+)  # fmt: skip
+def test_the_accelerator_is_the_one_that_is_there(
+    gpus: int, settings: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert accelerator_of(training_parameters(**settings)) == expected
 
 
 def test_ctrl_c_is_what_it_was() -> None:

@@ -165,6 +165,22 @@ def test_parts_are_updated_at_their_own_rates_and_intervals() -> None:
     assert optimizer.moments[2].tolist() == [7.0, 3.0]
 
 
+@pytest.mark.parametrize("turn", [0, 2**24 - 2, 2**24])
+def test_delayed_parts_keep_their_intervals_after_millions_of_steps(turn: int) -> None:
+    """Checkpoints of older versions have the number of all steps."""
+    values = nn.Parameter(torch.zeros(3))
+    optimizer = Adam(values, 0.1, [Part(size=1), Part(interval=2, size=1), Part(interval=3, size=1)])
+    values.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.state[values]["turn"].fill_(turn)
+    changed = []
+    for _ in range(12):
+        before = values.detach().clone()
+        optimizer.step()
+        changed.append((values.detach() != before).tolist())
+    assert changed == [[True, step % 2 == 0, step % 3 == 0] for step in range(turn, turn + 12)]
+
+
 def test_parts_resume_where_they_were() -> None:
     torch.manual_seed(0)
     parts, gradients = [Part(size=2), Part(interval=2, size=1)], torch.randn(6, 3)

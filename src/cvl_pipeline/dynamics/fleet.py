@@ -30,7 +30,7 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.checked import read_checkpoint
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.encoder import ObservationEncoder
-from cvl_pipeline.networks.mlp import MLP, SMALLEST_NORM
+from cvl_pipeline.networks.mlp import MLP, SMALLEST_NORM, norm_backward, relu_backward
 from cvl_pipeline.training.callbacks import BestWeights
 from cvl_pipeline.training.fit import accelerator_of, fit, rounded, run_fingerprint
 from cvl_pipeline.training.graph import captured
@@ -415,10 +415,6 @@ class Stack:
         return outputs
 
 
-_relu_backward = torch.ops.aten.threshold_backward.grad_input
-_norm_backward = torch.ops.aten.native_layer_norm_backward.default
-
-
 class _Stacked(torch.autograd.Function):
     """All layers of all members, as ``networks.mlp._Fused`` for one.
 
@@ -456,10 +452,10 @@ class _Stacked(torch.autograd.Function):
         for place in range(len(stack.hidden) - 1, -1, -1):
             layer = stack.hidden[place]
             below, products, normal, mean, deviation = saved[5 * place : 5 * place + 5]
-            _relu_backward(gradient, rows, 0, grad_input=gradient)
+            relu_backward(gradient, rows, 0, grad_input=gradient)
             torch.sum(gradient, 1, out=layer.of_shift)
             torch.sum(normal.mul_(gradient), 1, out=layer.of_scale)  # nobody reads it after that
-            gradient, _, _ = _norm_backward(
+            gradient, _, _ = norm_backward(
                 gradient.mul_(layer.scale), products, products.shape[-1:], mean, deviation, None, None,
                 [True, False, False],
             )  # fmt: skip

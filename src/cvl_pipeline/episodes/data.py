@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
 from cvl_pipeline.episodes.parameters import IngestionParameters
 from cvl_pipeline.episodes.preparation import fit_normalisation, split_episodes
-from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
+from cvl_pipeline.episodes.validation import checked_rewards, validate_transitions
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class EpisodeData:
         parameters = parameters or IngestionParameters()
         validate_transitions(transitions)
         if rewards is not None:
-            validate_rewards(rewards, transitions)
+            rewards = checked_rewards(rewards, transitions)
         split = split_episodes(transitions, parameters.validation_fraction, seed)
         return EpisodeData(
             transitions, split, fit_normalisation(transitions, split, parameters.std_floor), rewards
@@ -65,15 +63,12 @@ class EpisodeData:
         return {kind: part for kind, part in parts.items() if part is not None}
 
     def with_rewards(self, rewards: Rewards) -> EpisodeData:
-        """Return the same episodes with other rewards.
+        """Return the same episodes with other rewards, in single precision.
 
         Raises:
-            InputError: rewards of another number of transitions, or that are not finite.
+            InputError: rewards of another number of transitions, or that are not finite; successes that are not bool.
         """
-        validate_rewards(rewards, self.transitions)
-        if rewards.rewards.dtype != torch.float32:
-            rewards = replace(rewards, rewards=rewards.rewards.float())
-        return replace(self, rewards=rewards)
+        return replace(self, rewards=checked_rewards(rewards, self.transitions))
 
     def without_rewards(self) -> EpisodeData:
         """Return the same episodes without their rewards, as contrastive training sees them."""

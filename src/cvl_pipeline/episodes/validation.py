@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -93,6 +93,7 @@ def validate_transitions(transitions: Transitions) -> None:
             raise InputError(
                 f"transitions.{name}: shape {tuple(getattr(data, name).shape)}; it must be ({episodes},)"
             )
+        _check_flags(f"transitions.{name}", getattr(data, name))
     _check_observations(data)
     check_actions(data)
     found = outside_bounds(data.actions, data.action_low, data.action_high)
@@ -111,15 +112,24 @@ def validate_transitions(transitions: Transitions) -> None:
 
 
 def validate_rewards(rewards: Rewards, transitions: Transitions) -> None:
-    """Raise InputError unless every transition has a finite reward label, or none has one."""
+    """Raise InputError unless all transitions have finite rewards, or none has one, and successes are bool."""
     for name in ("rewards", "successes"):
         if getattr(rewards, name).shape != (len(transitions),):
             raise InputError(
                 f"rewards.{name}: shape {tuple(getattr(rewards, name).shape)}, but there are "
                 f"{len(transitions)} transitions; take both from the same ingestion"
             )
+    _check_flags("rewards.successes", rewards.successes)
     if not rewards.missing:
         _check_finite("rewards.rewards", rewards.rewards)
+
+
+def checked_rewards(rewards: Rewards, transitions: Transitions) -> Rewards:
+    """Return rewards in single precision, checked as by ``validate_rewards``."""
+    if rewards.rewards.dtype != torch.float32:
+        rewards = replace(rewards, rewards=rewards.rewards.float())
+    validate_rewards(rewards, transitions)
+    return rewards
 
 
 def _check_kind(data: Transitions) -> None:
@@ -173,7 +183,12 @@ def _not_finite(rows: Tensor, take: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def check_actions(data: Transitions) -> None:
-    """Raise InputError unless actions and their bounds are finite, fit each other, and do not cross."""
+    """Raise InputError unless actions are vectors and their bounds are finite, fit them, and do not cross."""
+    if data.actions.ndim != 2 or data.actions.dtype != torch.float32:
+        raise InputError(
+            f"transitions.actions: {data.actions.dtype} of shape {tuple(data.actions.shape)}; use vectors, "
+            "(transitions, A) float32"
+        )
     _check_finite("transitions.actions", data.actions)
     for name in ("action_low", "action_high"):
         if getattr(data, name).shape != data.actions.shape[1:]:
@@ -188,6 +203,18 @@ def check_actions(data: Transitions) -> None:
         raise InputError(
             f"transitions.action_low: {low:g} in dimension {crossed[0]} is above action_high, {high:g}"
         )
+    endless = (~(data.action_high - data.action_low).isfinite()).nonzero().flatten().tolist()
+    if endless:
+        low, high = float(data.action_low[endless[0]]), float(data.action_high[endless[0]])
+        raise InputError(
+            f"transitions.action_high: {high:g} in dimension {endless[0]} minus action_low, {low:g}, is too large a "
+            "range for single precision; give the smallest and the largest action of the log as bounds"
+        )
+
+
+def _check_flags(field: str, values: Tensor) -> None:
+    if values.dtype != torch.bool:
+        raise InputError(f"{field}: {values.dtype}; it must be torch.bool")
 
 
 def _check_finite(field: str, values: Tensor) -> None:

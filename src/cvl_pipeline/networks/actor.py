@@ -180,8 +180,10 @@ class GaussianActor(Actor):
             bounds = self.action_low, self.action_high
             fused: Tensor = _LogProb.apply(outputs, self.log_std, actions, *bounds, self.LOG_STD_RANGE)  # type: ignore[no-untyped-call]
             return fused
-        error = (actions - self(observations)) / self.std
-        density: Tensor = -0.5 * error.square() - self.std.log() - HALF_LOG_TWO_PI
+        limited: Tensor = _Limited.apply(self.log_std, self.LOG_STD_RANGE)  # type: ignore[no-untyped-call]
+        std = limited.exp() * self.half_range
+        error = (actions - self(observations)) / std
+        density: Tensor = -0.5 * error.square() - std.log() - HALF_LOG_TWO_PI
         return density.sum(-1)
 
     def noise(self, count: int, generator: Generator) -> Tensor:
@@ -195,6 +197,31 @@ class GaussianActor(Actor):
     def bounded(self, actions: Tensor) -> Tensor:
         """The nearest actions within the bounds, (..., A)."""
         return torch.minimum(torch.maximum(actions, self.action_low), self.action_high)
+
+
+def _inward(gradient: Tensor, excess: Tensor) -> Tensor:
+    """Drop gradients whose descent would move values further out of their range; ``excess`` is how far they are out.
+
+    A clamp would drop all of them, so that a value which an optimiser moved out of the range could not return.
+    """
+    return gradient.masked_fill(excess * gradient < 0.0, 0.0)
+
+
+class _Limited(torch.autograd.Function):
+    """``clamp`` from which values can return; see ``_inward``."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, limits: tuple[float, float]) -> Tensor:
+        """Return the values within the limits."""
+        limited = values.clamp(*limits)
+        ctx.save_for_backward(values - limited)
+        return limited
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of the values."""
+        (excess,) = ctx.saved_tensors
+        return _inward(gradient, excess), None
 
 
 class _LogProb(torch.autograd.Function):
@@ -221,20 +248,18 @@ class _LogProb(torch.autograd.Function):
         std = limited.exp() * width
         error = (actions - mean).div_(std)  # in standard deviations
         density = (error.square().mul_(-0.5)).sum(-1)
-        ctx.save_for_backward(squashed, error, limited, log_std, half_range / std)
+        ctx.save_for_backward(squashed, error, log_std - limited, half_range / std)
         return density.sub_(limited.sum() + width.log().sum() + len(log_std) * HALF_LOG_TWO_PI)
 
     @staticmethod
     @once_differentiable  # a training loss is differentiated once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the outputs and of log_std."""
-        squashed, error, limited, log_std, ratio = ctx.saved_tensors
+        squashed, error, excess, ratio = ctx.saved_tensors
         scaled = error * gradient.unsqueeze(-1)
-        of_log_std = (
-            (scaled * error).reshape(-1, len(log_std)).sum(0).sub_(gradient.sum()).mul_(limited == log_std)
-        )
+        of_log_std = (scaled * error).reshape(-1, len(excess)).sum(0).sub_(gradient.sum())
         slope = squashed.square().neg_().add_(1.0).mul_(ratio)
-        return scaled.mul_(slope), of_log_std, None, None, None, None
+        return scaled.mul_(slope), _inward(of_log_std, excess), None, None, None, None
 
 
 class CategoricalActor(Actor):

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from cvl_pipeline.episodes.parts import Layout
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.errors import InputError, one_line
 
 
 def pieces(rows: Tensor, size: int) -> tuple[Tensor, ...]:
@@ -38,8 +38,8 @@ def as_rows(
         layout: the parts; None: there are none.
 
     Raises:
-        InputError: the values lack a part, have another shape, are not finite numbers, or are images whose values are
-            not whole numbers from 0 to 255.
+        InputError: the values lack a part, are rows of unequal shapes, have another shape, are not finite numbers, or
+            are images whose values are not whole numbers from 0 to 255.
     """
     if isinstance(values, Mapping) != (layout is not None):
         parts = f"give arrays by name of the part: {', '.join(layout.names)}" if layout else "give an array"
@@ -57,7 +57,13 @@ def as_rows(
                 for part, value in values.items()
             }
         )
-    rows = np.asarray(values)
+    try:
+        rows = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{name} are {type(values).__name__}, which makes no array of numbers ({one_line(error)}); give rows of "
+            "equal shapes"
+        ) from error
     if rows.dtype.kind not in "biuf":
         raise InputError(f"{name} are {rows.dtype}, not numbers")
     if rows.shape[-len(shape) :] != shape or rows.ndim - len(shape) not in (0, 1):

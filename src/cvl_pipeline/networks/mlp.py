@@ -95,8 +95,8 @@ def transposed_product(left: Tensor, right: Tensor, out: Tensor | None = None) -
     return torch.mm(left.t(), right) if out is None else torch.mm(left.t(), right, out=out)
 
 
-_relu_backward = torch.ops.aten.threshold_backward.grad_input
-_norm_backward = torch.ops.aten.native_layer_norm_backward.default
+relu_backward = torch.ops.aten.threshold_backward.grad_input
+norm_backward = torch.ops.aten.native_layer_norm_backward.default
 
 
 class Layers(Variable):
@@ -156,8 +156,8 @@ class Layers(Variable):
             weight, _, scale, shift, shape, _ = self.hidden[place]
             below, products, mean, deviation = kept_of_hidden[4 * place : 4 * place + 4]
             of_weight, of_bias, of_scale, of_shift = parts[4 * place : 4 * place + 4]
-            _relu_backward(gradient, rows, 0, grad_input=gradient)
-            gradient, scales, shifts = _norm_backward(
+            relu_backward(gradient, rows, 0, grad_input=gradient)
+            gradient, scales, shifts = norm_backward(
                 gradient, products, shape, mean, deviation, scale, shift, [True, True, True]
             )
             of_scale.copy_(scales)

@@ -105,7 +105,7 @@ class FittedValue(StateValue):
     """V(s) by least squares on the Q of the logged actions: its mean under the behaviour policy.
 
     It is fitted for few steps on purpose: every state of a continuous log occurs once, and a V that memorised
-    them would leave no advantage.
+    them would leave no advantage. If all Q are equal up to rounding, V is their mean.
     """
 
     Parameters = FittedValueParameters
@@ -120,26 +120,31 @@ class FittedValue(StateValue):
                 "state_value 'fitted_value' needs the whole log on the GPU, and it does not fit; choose "
                 "'marginal_actions', or train the policy with training.accelerator=cpu"
             )
-        inputs = torch.cat([q.encode(transitions.states(part)) for part in torch.split(index, CHUNK)])
-        mean, std = logged.mean(), logged.std().clamp(min=1e-8)
+        mean, std = logged.mean(), logged.std(unbiased=False)
+        if std <= ROUNDING * logged.abs().max():
+            return mean.expand_as(logged)
         targets = (logged - mean) / std
+
+        @torch.no_grad()
+        def features(rows: Tensor) -> Tensor:
+            return q.encode(transitions.states(rows))
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "baseline", 1))
-            network = MLP(inputs.shape[1], parameters.hidden, 1).to(device)
+            network = MLP(features(index[:1]).shape[1], parameters.hidden, 1).to(device)
         generator = Generator(device=device).manual_seed(stream_seed(seed, "baseline", 2))
         weights = torch.ones(parameters.batch_size, device=device)
 
         def batches() -> Iterator[Batch]:
             for _ in range(parameters.steps):
-                rows = torch.randint(
-                    len(inputs), (parameters.batch_size,), generator=generator, device=device
-                )
-                yield inputs[rows], targets[rows], weights
+                rows = torch.randint(len(index), (parameters.batch_size,), generator=generator, device=device)
+                yield features(index[rows]), targets[rows], weights
 
         fit_least_squares(
             network, batches(), batch_size=parameters.batch_size, learning_rate=parameters.learning_rate
         )
-        fitted: Tensor = network(inputs).squeeze(-1)
+        with torch.no_grad():
+            fitted = torch.cat([network(features(part)).squeeze(-1) for part in torch.split(index, CHUNK)])
         return fitted * std + mean
 
 

@@ -152,18 +152,18 @@ class PolicyExtraction(OfflineModule):
 
 @torch.no_grad()
 def fit_noise(actor: Actor, data: EpisodeData) -> None:
-    """Set a Gaussian actor's noise to its errors on held-out episodes.
+    """Set a Gaussian actor's noise to its errors on held-out episodes, within ``LOG_STD_RANGE``.
 
-    That is the most likely noise for its means. Gradient steps move it too slowly, because it begins with half of the
-    action range.
+    That is the most likely noise in this range for its means. Gradient steps move it too slowly, because it begins with
+    half of the action range.
     """
     if not isinstance(actor, GaussianActor):
         return
-    held_out = data.transitions.select(data.split.validation)
-    total, index = torch.zeros(actor.shape.action_size), torch.arange(len(held_out))
+    log, index = data.transitions, data.transitions.transition_index(data.split.validation)
+    total = torch.zeros(actor.shape.action_size)
     for rows in torch.split(index, VALIDATION_STATES):
-        total += actor.distance(actor(held_out.states(rows)), held_out.actions[rows]).sum(0)
-    actor.log_std.copy_(0.5 * (total / len(held_out)).clamp(min=1e-12).log())
+        total += actor.distance(actor(log.states(rows)), log.actions[rows]).sum(0)
+    actor.log_std.copy_(0.5 * (total / len(index)).log()).clamp_(*actor.LOG_STD_RANGE)
 
 
 def train_policy(

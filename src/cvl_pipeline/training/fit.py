@@ -90,12 +90,14 @@ def fit(
         interval) and ``validation/...``.
 
     Raises:
-        InputError: the checkpoint to resume from cannot be read, or a logger is not installed or cannot write.
+        InputError: there are too few GPUs, the checkpoint to resume from cannot be read, or a logger is not installed
+            or cannot write.
         FloatingPointError: the loss is not finite.
         SystemExit: SIGTERM arrived; the training is saved.
     """
     _keep_freed_memory()
     parameters = module.training_parameters
+    accelerator = accelerator_of(parameters)
     folder = checkpoints / fingerprint if checkpoints is not None else None
     saver = Checkpoints(folder, parameters.checkpoint_seconds, parameters.checkpoint_steps)
     callbacks: list[Callback] = [Progress(description, parameters.steps), *([best] if best else []), saver]
@@ -105,7 +107,6 @@ def fit(
     if watch is not None:
         callbacks.append(Watch(watch))
     resume, runs = _resumable(saver.path) if saver.path is not None else (None, {})
-    accelerator = accelerator_of(parameters)
     for name in ("lightning.pytorch", "lightning.fabric"):
         # Lightning's reports (devices, loops) do not help the reader of a pipeline log.
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -160,10 +161,23 @@ def accelerator_of(parameters: TrainingParameters) -> Literal["cpu", "gpu"]:
     """What the training uses.
 
     Not Lightning's auto: it would choose Apple's GPU, which lacks the double precision to sample offsets.
+
+    Raises:
+        InputError: the training needs more GPUs than there are.
     """
-    if parameters.accelerator == "auto":
-        return "gpu" if torch.cuda.is_available() else "cpu"
-    return parameters.accelerator
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if parameters.accelerator == "cpu" or (parameters.accelerator == "auto" and not gpus):
+        return "cpu"
+    if not gpus:
+        raise InputError(
+            "training.accelerator is gpu, but PyTorch finds no NVIDIA or AMD GPU on this machine; set it to auto or cpu"
+        )
+    if parameters.devices > gpus:
+        raise InputError(
+            f"training.devices is {parameters.devices}, but PyTorch finds {gpus} GPU{'s' * (gpus > 1)} on this "
+            "machine; lower it, or set training.accelerator to cpu"
+        )
+    return "gpu"
 
 
 @contextmanager

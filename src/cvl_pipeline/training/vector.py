@@ -156,6 +156,7 @@ class Adam(torch.optim.Adam):
         """Take the vector, (N,), the first learning rate, and its parts, in their order, if they differ."""
         super().__init__([values], lr=learning_rate, fused=True)
         self._parts = tuple(parts)
+        self._cycle = math.lcm(*(part.interval for part in self._parts))
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update the tensor with the group's learning rate."""
@@ -182,6 +183,7 @@ class Adam(torch.optim.Adam):
             skipped = (turn % part.interval != 0).float() if part.interval > 1 else None
             taken += 1.0 if skipped is None else 1.0 - skipped
             self._kernel(column, taken, learning_rate * part.rate, skipped)
+        turn.remainder_(self._cycle)  # single precision counts no further than 2^24
         turn += 1.0
 
     def _kernel(
