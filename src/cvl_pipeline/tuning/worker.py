@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import sys
 import threading
@@ -24,6 +23,7 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 from pydantic import TypeAdapter
 
+from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.io.artifacts import load_artifact
@@ -112,7 +112,7 @@ def work(specification: Specification) -> None:
     data = EpisodeData(**{kind: load_artifact(inputs / f"{kind}.safetensors", kind) for kind in kinds})
     bench = Bench(
         data, specification.stages, tuple(tuning.space), tuning.returns_discount,
-        specification.folder / "shared", max(1, (os.cpu_count() or 1) // specification.workers),
+        specification.folder / "shared", max(1, available_cores() // specification.workers),
     )  # fmt: skip
     with reachable(specification.location):
         objective = _Objective(specification, study, bench)
