@@ -65,6 +65,23 @@ def test_failed_trial_is_recorded_and_skipped(tmp_path: Path, error: Exception) 
     assert trials[1].user_attrs["error"].startswith(type(error).__name__)
 
 
+def test_trial_whose_objective_is_not_a_number_fails_and_says_so(tmp_path: Path) -> None:
+    numbers = iter([0.5, float("nan"), 0.25])
+    specification = make_specification(tmp_path, make_tuning(trials=2, measures=("contrastive_loss",)))
+
+    def measure(self: Bench, *_: Any) -> dict[str, float]:
+        return {"returns_correlation": next(numbers), "contrastive_loss": float("nan")}
+
+    with patch.object(Bench, "measure", measure):
+        work(specification)
+    trials = trials_of(specification)
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert trials[1].user_attrs["error"] == (
+        "FloatingPointError: returns_correlation is nan, which cannot be compared with other trials"
+    )
+    assert len(list(specification.records.iterdir())) == 2
+
+
 def test_too_many_failures_end_the_study(tmp_path: Path) -> None:
     specification = make_specification(tmp_path, make_tuning(max_failures=2))
     with (

@@ -201,7 +201,13 @@ class _Objective:
             watch = self._watch(trial, reported) if number == 0 else None
             seed = stages.seed + number
             measured.append(self._bench.measure(point, seed, tuning.measured, watch))
-        return {name: float(np.mean([row[name] for row in measured])) for name in tuning.measured}
+        means = {name: float(np.mean([row[name] for row in measured])) for name in tuning.measured}
+        for name in tuning.objectives:
+            if not np.isfinite(means[name]):
+                raise FloatingPointError(
+                    f"{name} is {means[name]}, which cannot be compared with other trials"
+                )
+        return means
 
     def _watch(self, trial: Trial, reported: dict[int, float]) -> Any:
         """Return a function that reports validation metrics to the pruner; None if nothing can be pruned."""
