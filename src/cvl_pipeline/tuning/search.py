@@ -30,7 +30,7 @@ from cvl_pipeline.tuning.parameters import TuningParameters
 from cvl_pipeline.tuning.results import trials_table
 from cvl_pipeline.tuning.space import check_space
 from cvl_pipeline.tuning.storage import StudyLocation, reachable
-from cvl_pipeline.tuning.study import counts, open_study, prepare, signature, study_name
+from cvl_pipeline.tuning.study import check_success, counts, open_study, prepare, signature, study_name
 from cvl_pipeline.tuning.worker import POLL, Specification
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ def search(
         stages,
         specification.records,
     )
+    check_success(study, tuning)
     for kind, part in parts.items():
         save_artifact(folder / "inputs" / f"{kind}.safetensors", kind, part)
     finished, _, _ = counts(study)

@@ -36,6 +36,8 @@ RETRIES = 3
 """Retries of an interrupted trial: a point may kill its process every time."""
 MADE_FOR = "made_for"
 SPACE = "tuning.space."
+SUCCESS_UNKNOWN = "success_unknown"
+"""Attribute of a trial to which the environment never mentioned success, which therefore counts as 0."""
 UNUSED = ("baselines", "value_report", "evaluation.confidence")
 """Parameters that no trial reads, so that they may change while a study runs."""
 
@@ -246,6 +248,22 @@ def release_dead(study: Study, tuning: TuningParameters, records: Path) -> None:
         if retries <= RETRIES and point:
             defaults = {key: value for key, value in trial.user_attrs.items() if key == "defaults"}
             study.enqueue_trial(point, user_attrs={**defaults, "retries": retries, "retry_of": trial.number})
+
+
+def check_success(study: Study, tuning: TuningParameters) -> None:
+    """Raise InputError if the environment has mentioned success to none of enough trials.
+
+    It may mention success only when the task is solved, so one trial that never hears of it has not succeeded. If no
+    trial does, the environment probably never reports success, and 0 for all of them would be false.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    silent = all(trial.user_attrs.get(SUCCESS_UNKNOWN) for trial in complete)
+    if silent and len(complete) >= min(tuning.trials, tuning.max_failures + 1):
+        raise InputError(
+            f"tuning: the environment reported success in none of {len(complete)} trials, so success cannot be "
+            "measured; use return_mean or a reward that defines success, with another tuning.study, or raise "
+            "tuning.trials and tuning.max_failures to go on"
+        )
 
 
 def counts(study: Study) -> tuple[int, int, int]:
