@@ -38,6 +38,15 @@ RENAMED = {
     "policy_extraction.value_steps": "policy_extraction.state_value.steps",
 }
 """New spellings of old parameters, for error messages."""
+RESERVED_NAMES = {
+    "cvl": "CVL itself",
+    "behaviour": "the data in the results",
+    "dynamics": "the critic's history",
+    **dict.fromkeys(("critic", "judging_critic", "judging_critics", "results"), "a folder of logs"),
+}
+"""Names that a baseline cannot have, and what has them already: files or results would overwrite each other."""
+REWARD_FREE = "reward_free_"
+"""Prefix of the artifacts of methods that need no rewards."""
 
 
 class StageParameters(Strict):
@@ -111,9 +120,17 @@ class StageParameters(Strict):
         return self
 
     @model_validator(mode="after")
-    def _cvl_is_no_baseline(self) -> StageParameters:
-        if "cvl" in self.baselines:
-            raise ValueError("baselines: 'cvl' is the name of CVL itself; choose another name")
+    def _names_of_baselines_are_free(self) -> StageParameters:
+        for name in self.baselines:
+            if name in RESERVED_NAMES:
+                raise ValueError(
+                    f"baselines: '{name}' is the name of {RESERVED_NAMES[name]}; choose another name"
+                )
+            if name.startswith(REWARD_FREE):
+                raise ValueError(
+                    f"baselines: '{name}' begins with '{REWARD_FREE}', as the artifacts of methods that need no "
+                    "rewards do; choose another name"
+                )
         return self
 
 

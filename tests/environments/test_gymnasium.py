@@ -94,6 +94,22 @@ def test_continuous_actions_are_passed_unchanged() -> None:
         assert reward == expected[1]
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_executed_actions_are_in_the_space_of_the_environment(
+    register: Callable[[Space[Any], Space[Any]], str], dtype: type[np.floating[Any]]
+) -> None:
+    space = Box(-0.1, 0.1, (2,), dtype)
+    environment = GymnasiumEnvironment(register(VECTOR, space))
+    environment.reset(seed=0)
+    actions = [[0.1, -0.1], [0.05, 0.0], [9.0, -9.0]]
+    for action in actions:
+        environment.step(np.array(action, dtype=np.float32))
+    inner = environment._environment.unwrapped
+    assert isinstance(inner, Spaces)
+    assert all(space.contains(action) for action in inner.executed)
+    np.testing.assert_allclose(inner.executed, np.clip(actions, -0.1, 0.1), rtol=1e-3)
+
+
 @pytest.mark.parametrize(("steps", "length"), [(7, 7), (None, 200)])
 def test_episodes_end_at_the_given_or_the_registered_length(steps: int | None, length: int) -> None:
     environment = GymnasiumEnvironment("Pendulum-v1", steps)
@@ -171,6 +187,11 @@ def test_discrete_actions_need_not_start_at_zero(register: Callable[[Space[Any],
         (VECTOR, MultiDiscrete([2, 3]), r"actions are MultiDiscrete.*, neither a vector nor discrete"),
         (VECTOR, Box(-1.0, 1.0, (2, 2), np.float32), r"actions are Box.*, neither a vector nor discrete"),
         (VECTOR, Box(-np.inf, np.inf, (2,), np.float32), r"actions are Box.*, not bounded"),
+        (
+            VECTOR,
+            Box(0, 3, (2,), np.int64),
+            r"actions are Box.*int64\), whole numbers, but policies give fractions",
+        ),
     ],
 )
 def test_unsupported_spaces_are_refused(

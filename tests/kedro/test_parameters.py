@@ -332,7 +332,21 @@ def test_a_wrong_setting_of_an_alternative_is_reported_by_its_full_name(
 @pytest.mark.parametrize(
     ("baselines", "part"),
     [
-        ({"cvl": {}}, "baselines: 'cvl' is the name of CVL itself"),
+        ({"cvl": {}}, "baselines: 'cvl' is the name of CVL itself; choose another name"),
+        (
+            {"behaviour": {"method": "bc"}},
+            "baselines: 'behaviour' is the name of the data in the results; choose",
+        ),
+        (
+            {"dynamics": {"method": "iql"}},
+            "baselines: 'dynamics' is the name of the critic's history; choose",
+        ),
+        ({"critic": {"method": "iql"}}, "baselines: 'critic' is the name of a folder of logs; choose"),
+        ({"results": {"method": "iql"}}, "baselines: 'results' is the name of a folder of logs; choose"),
+        (
+            {"reward_free_bc": {"method": "iql"}},
+            "baselines: 'reward_free_bc' begins with 'reward_free_', as the",
+        ),
         ({"mine": {}}, "'baselines.mine': names no method: set its method to one of cvl, bc, "),
         ({"No": {}}, "'baselines.No': must be lower-case letters, digits and '_'"),
     ],

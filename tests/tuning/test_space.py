@@ -12,6 +12,7 @@ from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
 from cvl_pipeline.objectives.ddpg_bc import DDPGPlusBC
 from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.schema import validated
+from cvl_pipeline.testing.builders import dynamics_parameters
 from cvl_pipeline.tuning.parameters import SPACE, Categorical, Dimension, Float, Int, TuningParameters
 from cvl_pipeline.tuning.space import (
     check_space,
@@ -58,6 +59,36 @@ def test_points_are_in_the_space_and_make_valid_parameters(seed: int) -> None:
         assert value_of(with_values(stages, point), name) == value
     for name, value in trial.params.items():
         distribution(tuning.space[name]).to_internal_repr(value)
+
+
+HIDDEN = "contrastive_dynamics.hidden"
+SIZE = "contrastive_dynamics.representation_size"
+
+
+@pytest.mark.parametrize(
+    ("condition", "met"),
+    [
+        ([256, 256], True), ([256], False), ([[64], [256, 256]], True), ([[64], [64, 64]], False),
+        ("256 256", True), (256, False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("searched", [True, False])
+def test_a_flat_list_is_one_value_of_a_parameter_whose_values_are_lists(
+    condition: Any, met: bool, searched: bool
+) -> None:
+    stages = make_stages(contrastive_dynamics=dynamics_parameters(hidden=[256, 256]))
+    space: dict[str, Any] = {SIZE: {"type": "int", "low": 2, "high": 8, "when": {HIDDEN: condition}}}
+    if searched:
+        space[HIDDEN] = {"type": "categorical", "choices": [[256, 256]]}
+    tuning = make_tuning(space=space)
+    check_space(tuning, stages)
+    assert (SIZE in suggest(optuna.create_study().ask(), tuning.space, stages)) == met
+
+
+def test_a_list_has_alternatives_of_a_parameter_whose_values_are_no_lists() -> None:
+    stages = make_stages(contrastive_dynamics=dynamics_parameters(representation_size=4))
+    space = {HIDDEN: {"type": "categorical", "choices": [[8], [16]], "when": {SIZE: [2, 4]}}}
+    assert HIDDEN in suggest(optuna.create_study().ask(), make_tuning(space=space).space, stages)
 
 
 def test_value_of_a_setting_that_the_choice_lacks_is_none() -> None:
@@ -122,6 +153,34 @@ def test_defaults_outside_of_the_space_are_no_trial(dimension: Dimension) -> Non
                 "space": {"contrastive_dynamics.loss.logsumexp_penalty": {"type": "float", "low": 0, "high": 1}},
             },
             ["contrastive_loss cannot compare trials that differ in contrastive_dynamics.loss.logsumexp_penalty"],
+        ),
+        *(
+            (
+                {
+                    "objectives": ("success_rate",),
+                    "space": {
+                        "policy_extraction.alpha": {"type": "float", "low": 1, "high": 2, "when": conditions},
+                    },
+                },
+                [f"policy_extraction.alpha cannot be 1.0 when {words[0]}: ", words[1]],
+            )
+            for conditions, words in (
+                (
+                    {"policy_extraction.objective": ["ddpg_bc", "awrr"]},
+                    ["policy_extraction.objective is 'awrr'", "did you mean awr"],
+                ),
+                (
+                    {"policy_extraction.objective": ["ddpg_bc", "awr"]},
+                    ["policy_extraction.objective is 'awr'", "it belongs to objective ddpg_bc"],
+                ),
+                (
+                    {"policy_extraction.objective": "ddpg_bc", "contrastive_dynamics.hidden": [[8], [0, 8]]},
+                    [
+                        "policy_extraction.objective is 'ddpg_bc' and contrastive_dynamics.hidden is [0, 8]",
+                        "contrastive_dynamics.hidden.0' is 0",
+                    ],
+                ),
+            )
         ),
         (
             {"space": {"contrastive_dynamics.logsumexp_penalty": {"type": "float", "low": 0, "high": 1}}},
@@ -215,6 +274,10 @@ def test_space_that_cannot_be_searched_is_refused_in_one_line(
         ({"type": "categorical", "choices": [1], "log": True}, ["unknown field", "log"]),
         ({"type": "real", "low": 1, "high": 2}, ["'float', 'int', 'categorical'"]),
         ({"low": 1, "high": 2}, ["type"]),
+        (
+            {"type": "int", "low": 1, "high": 2, "when": {"policy_extraction.objective": []}},
+            ["policy_extraction.objective has no value: name one, or a list of them"],
+        ),
     ],
 )
 def test_faulty_dimension_is_refused_in_one_line(dimension: dict[str, Any], words: list[str]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from optuna.trial import TrialState
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.testing.builders import dynamics_parameters, policy_parameters, readout_parameters
+from cvl_pipeline.tuning.results import status_lines
 from cvl_pipeline.tuning.storage import StudyLocation
 from cvl_pipeline.tuning.study import (
     RETRIES,
@@ -119,6 +121,48 @@ def test_finished_trials_are_restored_if_the_storage_is_lost(tmp_path: Path) -> 
         (t.params, t.values, t.user_attrs["measured"]) for t in old
     ]
     assert len(study.trials) == 3  # the defaults are among them and are not queued again
+
+
+def test_recorded_trial_whose_objective_is_not_a_number_is_not_restored(tmp_path: Path) -> None:
+    tuning = make_tuning(trials=2)
+    specification = make_specification(tmp_path, tuning)
+    work(specification)
+    path = next(iter(specification.records.iterdir()))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"values": [float("nan")]}))
+    specification.location.journal.unlink()
+    study = open_study(specification.location, "name", tuning, 0)
+    wanted = signature(specification.stages, tuning, "data")
+    prepare(study, wanted, tuning, specification.stages, specification.records)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE]
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        (
+            {"objectives": ("return_mean",)},
+            r"tuning\.objectives was \['returns_correlation'\], is \['return_mean'\]",
+        ),
+        ({"measures": ("success_rate",)}, r"tuning\.measures was \[\], is \['success_rate'\]"),
+        (
+            {"space": {"contrastive_dynamics.hidden": {"type": "categorical", "choices": [[4]]}}},
+            r"tuning\.space\.contrastive_dynamics\.hidden was None, is .*; tuning\.space\.contrastive_dynamics\.temp",
+        ),
+    ],
+)
+def test_status_of_a_study_with_other_columns_is_refused(
+    tmp_path: Path, changes: dict[str, Any], difference: str
+) -> None:
+    tuning = make_tuning(trials=1)
+    specification = make_specification(tmp_path, tuning)
+    work(specification)
+    study = open_study(specification.location, "name", tuning, 0)
+    assert status_lines(study, make_tuning(trials=9, seeds=3))[0] == "name: 1 complete"
+    with pytest.raises(
+        InputError, match=rf"'name' was started with other parameters \({difference}"
+    ) as caught:
+        status_lines(study, make_tuning(**changes))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "3"])

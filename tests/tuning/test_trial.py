@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.diagnostics import returns_correlation
 from cvl_pipeline.readout.q_function import QFunction
+from cvl_pipeline.sources.environment import environment_for
 from cvl_pipeline.testing.builders import DATASET, make_rewards, make_transitions
 from cvl_pipeline.training import launch
+from cvl_pipeline.tuning import trial
 from cvl_pipeline.tuning.trial import Bench
 from tests.tuning.studies import make_log, make_stages
 
@@ -117,17 +120,20 @@ def test_policy_of_a_point_is_evaluated_in_the_environment_once(tmp_path: Path) 
             judge.measure({"policy_extraction.beta": 2.0}, 0, names)
 
 
-def test_success_rate_is_refused_where_nothing_reports_success(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("reward", "known"), [("dataset", True), ("success", False)])
+def test_success_that_nothing_reports_is_not_a_number(tmp_path: Path, reward: str, known: bool) -> None:
     transitions = make_transitions([3, 4], [False, True])
     silent = replace(make_rewards(transitions), success_reported=torch.tensor(False))
-    judge = bench(tmp_path)
-    assert judge.data.rewards is not None
-    log = replace(judge.data.rewards, success_reported=torch.tensor(False))
-    judge = replace(judge, data=judge.data.with_rewards(log))
-    with patch.object(api, "roll_out", return_value=(transitions, silent)):
-        assert set(judge.measure({}, 0, ("return_mean",))) == {"return_mean"}
-        with pytest.raises(InputError, match="nothing reports success, so success_rate cannot be measured"):
-            judge.measure({}, 0, ("success_rate", "return_mean"))
+    judge = replace(bench(tmp_path), stages=make_stages(reward=reward))
+    place = replace(environment_for(judge.stages.dataset, judge.stages.evaluation), made_the_log=False)
+    with (
+        patch.object(api, "roll_out", return_value=(transitions, silent)),
+        patch.object(trial, "environment_for", return_value=place),
+    ):
+        measured = judge.measure({}, 0, ("success_rate", "return_mean"))
+        assert judge.measure({}, 0, ("success_rate", "return_mean")).keys() == measured.keys()  # as stored
+    assert math.isnan(measured["success_rate"])
+    assert math.isnan(measured["return_mean"]) != known
 
 
 def test_a_policy_that_never_succeeds_is_0_where_the_log_of_its_simulator_reports_success(

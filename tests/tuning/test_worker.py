@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.tuning import worker
-from cvl_pipeline.tuning.study import open_study, owner
+from cvl_pipeline.tuning.study import SUCCESS_UNKNOWN, open_study, owner
 from cvl_pipeline.tuning.trial import Bench
 from cvl_pipeline.tuning.worker import Specification, work
 from tests.tuning.studies import make_specification, make_tuning
@@ -63,6 +63,61 @@ def test_failed_trial_is_recorded_and_skipped(tmp_path: Path, error: Exception) 
     trials = trials_of(specification)
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
     assert trials[1].user_attrs["error"].startswith(type(error).__name__)
+
+
+def test_trial_whose_objective_is_not_a_number_fails_and_says_so(tmp_path: Path) -> None:
+    numbers = iter([0.5, float("nan"), 0.25])
+    specification = make_specification(tmp_path, make_tuning(trials=2, measures=("contrastive_loss",)))
+
+    def measure(self: Bench, *_: Any) -> dict[str, float]:
+        return {"returns_correlation": next(numbers), "contrastive_loss": float("nan")}
+
+    with patch.object(Bench, "measure", measure):
+        work(specification)
+    trials = trials_of(specification)
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert trials[1].user_attrs["error"] == (
+        "FloatingPointError: returns_correlation is nan, which cannot be compared with other trials"
+    )
+    assert len(list(specification.records.iterdir())) == 2
+
+
+def measure_successes(monkeypatch: pytest.MonkeyPatch, *successes: float) -> None:
+    """Let trainings of trials have these success rates, one after another; NaN: the environment never said."""
+    numbers = iter(successes)
+    monkeypatch.setattr(Bench, "measure", lambda *_: {"success_rate": next(numbers)})
+
+
+NEVER = float("nan")
+
+
+def test_trial_to_which_success_is_never_mentioned_has_not_succeeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specification = make_specification(
+        tmp_path, make_tuning(trials=3, seeds=2, max_failures=1, objectives=("success_rate",))
+    )
+    measure_successes(monkeypatch, NEVER, NEVER, NEVER, 0.5, 1.0, 0.5)
+    work(specification)
+    trials = trials_of(specification)
+    assert [trial.values for trial in trials] == [[0.0], [0.25], [0.75]]
+    assert [SUCCESS_UNKNOWN in trial.user_attrs for trial in trials] == [True, False, False]
+    specification.location.journal.unlink()
+    make_specification(tmp_path, specification.tuning)  # restores the trials
+    assert [SUCCESS_UNKNOWN in trial.user_attrs for trial in trials_of(specification)] == [True, False, False]
+
+
+@pytest.mark.parametrize(("trials", "failures", "enough"), [(4, 1, 2), (3, 9, 3)])
+def test_study_ends_if_success_is_mentioned_to_no_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trials: int, failures: int, enough: int
+) -> None:
+    tuning = make_tuning(trials=trials, max_failures=failures, objectives=("success_rate",))
+    specification = make_specification(tmp_path, tuning)
+    measure_successes(monkeypatch, *[NEVER] * enough)
+    message = rf"reported success in none of {enough} trials, so success cannot be measured; use return_mean"
+    for _ in range(2):  # also if the study is continued
+        with pytest.raises(InputError, match=message):
+            work(specification)
 
 
 def test_too_many_failures_end_the_study(tmp_path: Path) -> None:

@@ -86,6 +86,11 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
                 raise InputError(
                     f"Gymnasium environment '{environment_id}': actions are {spaces[1]}, not bounded"
                 )
+            if not np.issubdtype(spaces[1].dtype, np.floating):
+                raise InputError(
+                    f"Gymnasium environment '{environment_id}': actions are {spaces[1]}, whole numbers, but policies "
+                    "give fractions; wrap the environment so that its actions are Discrete, or a Box of float32"
+                )
             self.action_space = spaces[1]
         else:
             raise InputError(
@@ -108,8 +113,17 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
         return self._flat(observation), info
 
     def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Advance the environment by one step."""
-        executed = int(np.argmax(action)) + self._first_action if self.discrete else action
+        """Advance the environment by one step.
+
+        Actions are recorded in single precision. In an environment of double precision, a bound may be exceeded by
+        rounding, so actions are converted and clipped here.
+        """
+        space = self.action_space
+        executed = (
+            int(np.argmax(action)) + self._first_action
+            if self.discrete
+            else np.clip(np.asarray(action, space.dtype), space.low, space.high)
+        )
         with warnings.catch_warnings():
             # Gymnasium warns of environments that return the same array at every step; `_flat` copies it.
             warnings.filterwarnings("ignore", message=".*share an object")

@@ -11,6 +11,7 @@ from cvl_pipeline.deploy.parameters import ExportParameters
 from cvl_pipeline.kedro.parameters import RunParameters
 from cvl_pipeline.methods.base import METHODS, Method
 from cvl_pipeline.methods.cvl import CVL
+from cvl_pipeline.parameters import REWARD_FREE
 from cvl_pipeline.sources.environment import has_environment
 
 OWN = "cvl"
@@ -50,7 +51,7 @@ class Row:
 
         Artifacts of a method that needs no rewards serve every reward, so they are filed apart.
         """
-        return f"{self.name}_{kind}" if self.method.needs_rewards else f"reward_free_{self.name}_{kind}"
+        return f"{'' if self.method.needs_rewards else REWARD_FREE}{self.name}_{kind}"
 
 
 @dataclass(frozen=True)

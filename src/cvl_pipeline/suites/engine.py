@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.suites.plan import Plan, Unit
+from cvl_pipeline.training.devices import visible_devices as visible_devices
 
 POLL = 0.2
 """Seconds between looks at the units that run."""
@@ -202,18 +201,6 @@ def _run(work: Work, plan: Plan, unit: Unit, session: str, devices: tuple[str, .
     if devices:
         variables["CUDA_VISIBLE_DEVICES"] = devices[int(_distributed().get_worker().name) % len(devices)]
     return work(plan, unit, session, variables)
-
-
-def visible_devices() -> tuple[str, ...]:
-    """GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return tuple(part.strip() for part in given.split(",") if part.strip() not in ("", "-1"))
-    if not Path("/dev/nvidiactl").exists():  # importing torch takes seconds
-        return ()
-    import torch
-
-    return tuple(map(str, range(torch.cuda.device_count())))
 
 
 def shares(jobs: int | None, threads: int | None, devices: int, cores: int) -> tuple[int, int]:

@@ -20,6 +20,14 @@ class DimensionParameters(Strict):
         None, description="Search it only when these parameters have these values, or one of a list."
     )
 
+    @field_validator("when")
+    @classmethod
+    def _conditions_can_be_met(cls, when: dict[str, Any] | None) -> dict[str, Any] | None:
+        for name, wanted in (when or {}).items():
+            if wanted in ([], ()):
+                raise ValueError(f"{name} has no value: name one, or a list of them")
+        return when
+
     @property
     def examples(self) -> tuple[Any, ...]:
         """Values that the parameter must accept."""

@@ -22,6 +22,7 @@ from cvl_pipeline.schema import below
 from cvl_pipeline.tuning.objectives import OBJECTIVES
 from cvl_pipeline.tuning.parameters import Categorical, Dimension, Float, Int, TuningParameters
 from cvl_pipeline.tuning.space import decoded, distribution
+from cvl_pipeline.tuning.study import check_readable
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -210,7 +211,12 @@ def _rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> t
 
 
 def status_lines(study: Study, tuning: TuningParameters) -> list[str]:
-    """Lines for a terminal: trials by state, and the best complete trial."""
+    """Lines for a terminal: trials by state, and the best complete trial.
+
+    Raises:
+        InputError: the study was started with another space, other objectives or other measures.
+    """
+    check_readable(study, tuning)
     trials = study.get_trials(deepcopy=False)
     numbers = Counter(trial.state.name.lower() for trial in trials if not trial.user_attrs.get("surplus"))
     lines = [f"{study.study_name}: " + ", ".join(f"{count} {state}" for state, count in numbers.items())]

@@ -16,19 +16,21 @@ import torch
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.artifacts import save_artifact
 from cvl_pipeline.io.children import sigterm_raised, start_child
 from cvl_pipeline.io.storage import fingerprint, shown
 from cvl_pipeline.parameters import StageParameters
+from cvl_pipeline.training.devices import visible_devices
 from cvl_pipeline.training.fit import tensors_of
 from cvl_pipeline.training.launch import TrainingError
 from cvl_pipeline.tuning.parameters import TuningParameters
 from cvl_pipeline.tuning.results import trials_table
 from cvl_pipeline.tuning.space import check_space
 from cvl_pipeline.tuning.storage import StudyLocation, reachable
-from cvl_pipeline.tuning.study import counts, open_study, prepare, signature, study_name
+from cvl_pipeline.tuning.study import check_success, counts, open_study, prepare, signature, study_name
 from cvl_pipeline.tuning.worker import POLL, Specification
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,7 @@ def search(
     """
     check_space(tuning, stages)
     name = study_name(stages, tuning)
-    workers = tuning.workers or torch.cuda.device_count() or min(os.cpu_count() or 1, MOST_WORKERS)
+    workers = tuning.workers or len(_devices()) or min(available_cores(), MOST_WORKERS)
     study = open_study(location, name, tuning, stages.seed)
     parts = data.parts()
     begun_with = len(study.get_trials(deepcopy=False))
@@ -78,6 +80,7 @@ def search(
         stages,
         specification.records,
     )
+    check_success(study, tuning)
     for kind, part in parts.items():
         save_artifact(folder / "inputs" / f"{kind}.safetensors", kind, part)
     finished, _, _ = counts(study)
@@ -168,11 +171,10 @@ def _run(study: Study, specification: Specification) -> None:
 
 def start_worker(specification: Specification) -> subprocess.Popen[bytes]:
     """Start a worker process, which ends with this process and logs to the study's folder."""
-    threads = max(1, (os.cpu_count() or 1) // specification.workers)
+    threads = max(1, available_cores() // specification.workers)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    devices = torch.cuda.device_count()
-    if devices:
-        environment["CUDA_VISIBLE_DEVICES"] = str(specification.index % devices)
+    if devices := _devices():
+        environment["CUDA_VISIBLE_DEVICES"] = devices[specification.index % len(devices)]
     path = _log_path(specification, specification.index)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
@@ -187,6 +189,11 @@ def start_worker(specification: Specification) -> subprocess.Popen[bytes]:
     process.stdin.write(specification.to_json().encode())
     process.stdin.close()
     return process
+
+
+def _devices() -> tuple[str, ...]:
+    """GPUs for the workers: without a GPU, CUDA_VISIBLE_DEVICES may name some that do not exist."""
+    return visible_devices()[: torch.cuda.device_count()]
 
 
 def _log_path(specification: Specification, index: int) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from optuna.distributions import (
@@ -16,7 +17,7 @@ from optuna.trial import Trial
 
 from cvl_pipeline.errors import InputError, unknown_name
 from cvl_pipeline.parameters import RENAMED, StageParameters
-from cvl_pipeline.schema import below, fields_at, merged, nested, operational_at, validated
+from cvl_pipeline.schema import below, fields_at, integers, merged, nested, operational_at, validated
 from cvl_pipeline.tuning.objectives import OBJECTIVES
 from cvl_pipeline.tuning.parameters import Categorical, Dimension, Int, TuningParameters
 
@@ -75,22 +76,38 @@ def check_space(tuning: TuningParameters, stages: StageParameters) -> None:
                 )
         for other in dimension.when or {}:
             _check_name(other)
-        conditions = {other: _values(wanted)[0] for other, wanted in (dimension.when or {}).items()}
-        for value in dimension.examples:
-            _check_value(stages, name, value, conditions)
+        when = {
+            other: _values(other, wanted, tuning.space, stages)
+            for other, wanted in (dimension.when or {}).items()
+        }
+        for values in product(*when.values()):
+            for value in dimension.examples:
+                _check_value(stages, name, value, dict(zip(when, values, strict=True)))
     _ordered(tuning.space)
 
 
-def _values(wanted: Any) -> Sequence[Any]:
-    """The values that a condition names: one, or a list of them."""
-    return wanted if isinstance(wanted, list | tuple) else [wanted]
+def _values(name: str, wanted: Any, space: Mapping[str, Dimension], stages: StageParameters) -> Sequence[Any]:
+    """The values that a condition on a parameter names: one, or a list of them.
+
+    If the parameter's own values are lists, a list without lists in it is one of them.
+    """
+    own = [value_of(stages, name), *(space[name].examples if name in space else ())]
+    several = isinstance(wanted, list | tuple)
+    if not any(isinstance(value, list | tuple) for value in own):
+        return wanted if several else [wanted]
+    alternatives = (
+        wanted if several and any(isinstance(value, list | tuple) for value in wanted) else [wanted]
+    )
+    return [integers(value) for value in alternatives]  # one number may stand for a list of one
 
 
 def _check_value(stages: StageParameters, name: str, value: Any, conditions: Mapping[str, Any]) -> None:
     try:
         with_values(stages, {**conditions, name: value})
     except InputError as error:
-        raise InputError(f"tuning.space: {name} cannot be {value!r}: {error}") from None
+        when = " and ".join(f"{other} is {wanted!r}" for other, wanted in conditions.items())
+        place = f"{name} cannot be {value!r}{' when ' if when else ''}{when}"
+        raise InputError(f"tuning.space: {place}: {error}") from None
 
 
 def _check_name(name: str) -> None:
@@ -183,7 +200,7 @@ def _met(
         if other in space and other not in point:
             return False
         value = point[other] if other in point else value_of(stages, other)
-        if value not in _values(wanted):
+        if value not in _values(other, wanted, space, stages):
             return False
     return True
 

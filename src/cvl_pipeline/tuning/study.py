@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import time
@@ -34,6 +35,9 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 RETRIES = 3
 """Retries of an interrupted trial: a point may kill its process every time."""
 MADE_FOR = "made_for"
+SPACE = "tuning.space."
+SUCCESS_UNKNOWN = "success_unknown"
+"""Attribute of a trial to which the environment never mentioned success, which therefore counts as 0."""
 UNUSED = ("baselines", "value_report", "evaluation.confidence")
 """Parameters that no trial reads, so that they may change while a study runs."""
 
@@ -106,12 +110,37 @@ def signature(stages: StageParameters, tuning: TuningParameters, data: str) -> d
         name: value for name, value in effective(stages).items()
         if name not in tuning.space and not below(name, UNUSED)
     }  # fmt: skip
-    space = {f"tuning.space.{name}": d.model_dump(mode="json") for name, d in tuning.space.items()}
     return {
-        **fixed, **space, "tuning.objectives": list(tuning.objectives),
-        "tuning.measures": list(tuning.measures), "tuning.seeds": tuning.seeds,
+        **fixed, **_columns(tuning), "tuning.seeds": tuning.seeds,
         "tuning.returns_discount": tuning.returns_discount, "the episodes": data,
     }  # fmt: skip
+
+
+def _columns(tuning: TuningParameters) -> dict[str, Any]:
+    """Properties that say which parameters and numbers a trial has."""
+    space = {f"{SPACE}{name}": dimension.model_dump(mode="json") for name, dimension in tuning.space.items()}
+    return {
+        **space, "tuning.objectives": list(tuning.objectives), "tuning.measures": list(tuning.measures)
+    }  # fmt: skip
+
+
+def check_readable(study: Study, tuning: TuningParameters) -> None:
+    """Raise InputError if the study's trials have other parameters or other numbers than ``tuning`` says."""
+    made_for, wanted = study.user_attrs.get(MADE_FOR, {}), _columns(tuning)
+    columns = {name: value for name, value in made_for.items() if name in wanted or name.startswith(SPACE)}
+    if made_for:
+        _check_same(study, columns, json.loads(json.dumps(wanted)))
+
+
+def _check_same(study: Study, made_for: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    other = sorted(name for name in {*made_for, *wanted} if made_for.get(name) != wanted.get(name))
+    if other:
+        differences = "; ".join(f"{n} was {made_for.get(n)!r}, is {wanted.get(n)!r}" for n in other[:3])
+        raise InputError(
+            f"tuning.study: '{study.study_name}' was started with other parameters ({differences}"
+            f"{' and more' if len(other) > 3 else ''}), so its trials cannot be compared with new ones; give "
+            "the same parameters, or give tuning.study another name"
+        )
 
 
 def prepare(
@@ -131,14 +160,8 @@ def prepare(
         defaults = encoded_defaults(tuning.space, stages)
         if defaults is not None and not study.get_trials(deepcopy=False):
             study.enqueue_trial(defaults, user_attrs={"defaults": True})
-    elif made_for != wanted:
-        other = sorted(name for name in {*made_for, *wanted} if made_for.get(name) != wanted.get(name))
-        differences = "; ".join(f"{n} was {made_for.get(n)!r}, is {wanted.get(n)!r}" for n in other[:3])
-        raise InputError(
-            f"tuning.study: '{study.study_name}' was started with other parameters ({differences}"
-            f"{' and more' if len(other) > 3 else ''}), so its trials cannot be compared with new ones; give "
-            "tuning.study another name"
-        )
+    else:
+        _check_same(study, made_for, wanted)
     release_dead(study, tuning, records)
 
 
@@ -155,7 +178,9 @@ def restore(study: Study, records: Path, wanted: dict[str, Any], tuning: TuningP
     """Add the recorded finished trials of a study with the same parameters whose storage is gone."""
     # Hidden names are temporary folders of killed workers.
     every = [_read(path) for path in records.glob("[!.]*.json")]
-    lost = sorted((r for r in every if r[MADE_FOR] == wanted), key=lambda record: record["number"])
+    # Older versions recorded a trial whose objective was not a number, before Optuna refused it.
+    valid = [r for r in every if r[MADE_FOR] == wanted and not any(map(math.isnan, r["values"] or ()))]
+    lost = sorted(valid, key=lambda record: record["number"])
     for record in lost:
         study.add_trial(
             optuna.create_trial(
@@ -223,6 +248,22 @@ def release_dead(study: Study, tuning: TuningParameters, records: Path) -> None:
         if retries <= RETRIES and point:
             defaults = {key: value for key, value in trial.user_attrs.items() if key == "defaults"}
             study.enqueue_trial(point, user_attrs={**defaults, "retries": retries, "retry_of": trial.number})
+
+
+def check_success(study: Study, tuning: TuningParameters) -> None:
+    """Raise InputError if the environment has mentioned success to none of enough trials.
+
+    It may mention success only when the task is solved, so one trial that never hears of it has not succeeded. If no
+    trial does, the environment probably never reports success, and 0 for all of them would be false.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    silent = all(trial.user_attrs.get(SUCCESS_UNKNOWN) for trial in complete)
+    if silent and len(complete) >= min(tuning.trials, tuning.max_failures + 1):
+        raise InputError(
+            f"tuning: the environment reported success in none of {len(complete)} trials, so success cannot be "
+            "measured; use return_mean or a reward that defines success, with another tuning.study, or raise "
+            "tuning.trials and tuning.max_failures to go on"
+        )
 
 
 def counts(study: Study) -> tuple[int, int, int]:

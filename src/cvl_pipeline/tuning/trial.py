@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,6 @@ from torch import nn
 from cvl_pipeline import api
 from cvl_pipeline.environments.evaluation import rollout_table
 from cvl_pipeline.episodes.data import EpisodeData
-from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.artifacts import load_artifact, save_artifact
 from cvl_pipeline.io.checked import read_table, write_table
 from cvl_pipeline.io.storage import write_atomically
@@ -66,6 +66,9 @@ class Bench:
     ) -> dict[str, float]:
         """Return the objectives' values at a point.
 
+        Success, and a reward that is made of it, are NaN if the environment never mentioned success and the log of
+        the same simulator does not report it either.
+
         Args:
             values: the point, by full name.
             seed: seed of the trainings and the rollouts; the log and its split are the study's.
@@ -97,11 +100,6 @@ class Bench:
             )
         if any(OBJECTIVES[name].online for name in names):
             measured |= self._rollouts(data, q, stages, seed)
-        if unknown := [name for name in names if name not in measured]:
-            raise InputError(
-                f"tuning: nothing reports success, so {unknown[0]} cannot be measured; use return_mean, or a "
-                "reward that defines success"
-            )
         return {name: measured[name] for name in names}
 
     def _episodes(self, stages: StageParameters) -> EpisodeData:
@@ -170,9 +168,8 @@ class Bench:
             goals = stages.evaluation.goals  # of the episodes, which only the environment can judge
             labels = rewards if goals else label_rollouts(transitions, rewards, stages.reward)
             table = rollout_table(transitions, labels, seed, environment.tasks)
-            measured = {} if labels.missing else {"return_mean": float(table["return"].mean())}
-            if labels.reports_success:
-                measured = {"success_rate": float(table["success"].mean()), **measured}
+            success = float(table["success"].mean()) if labels.reports_success else math.nan
+            measured = {"success_rate": success, "return_mean": float(table["return"].mean())}
             record = json.dumps({"evaluation": protocol, "measured": measured})
             write_atomically(path, lambda partial: partial.write_text(record))
         return measured

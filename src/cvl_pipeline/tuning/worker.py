@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import math
 import platform
 import sys
 import threading
@@ -24,12 +24,14 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 from pydantic import TypeAdapter
 
+from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.io.artifacts import load_artifact
 from cvl_pipeline.io.children import end_with_parent
 from cvl_pipeline.io.storage import write_atomically
 from cvl_pipeline.parameters import StageParameters
+from cvl_pipeline.readout.parameters import REWARDS
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.tuning.objectives import OBJECTIVES
 from cvl_pipeline.tuning.parameters import TuningParameters
@@ -38,6 +40,8 @@ from cvl_pipeline.tuning.storage import StudyLocation, check_journal, reachable
 from cvl_pipeline.tuning.study import (
     FINISHED,
     MADE_FOR,
+    SUCCESS_UNKNOWN,
+    check_success,
     counts,
     open_study,
     owner,
@@ -112,7 +116,7 @@ def work(specification: Specification) -> None:
     data = EpisodeData(**{kind: load_artifact(inputs / f"{kind}.safetensors", kind) for kind in kinds})
     bench = Bench(
         data, specification.stages, tuple(tuning.space), tuning.returns_discount,
-        specification.folder / "shared", max(1, (os.cpu_count() or 1) // specification.workers),
+        specification.folder / "shared", max(1, available_cores() // specification.workers),
     )  # fmt: skip
     with reachable(specification.location):
         objective = _Objective(specification, study, bench)
@@ -144,6 +148,7 @@ def _may_begin(study: Study, specification: Specification) -> bool:
     tuning = specification.tuning
     while True:
         release_dead(study, tuning, specification.records)
+        check_success(study, tuning)
         finished, running, failed = counts(study)
         if finished >= tuning.trials:
             return False
@@ -186,7 +191,9 @@ class _Objective:
             except RECOVERABLE as error:
                 trial.set_user_attr("error", one_line(error)[:500])
                 raise
-        attributes |= {"measured": measured, "seconds": time.perf_counter() - start}
+        attributes |= {
+            **trial.user_attrs, "measured": measured, "seconds": time.perf_counter() - start
+        }  # fmt: skip
         values = [measured[name] for name in tuning.objectives]
         self._record(trial, attributes, "COMPLETE", values, reported)
         for key in ("measured", "seconds"):
@@ -201,7 +208,26 @@ class _Objective:
             watch = self._watch(trial, reported) if number == 0 else None
             seed = stages.seed + number
             measured.append(self._bench.measure(point, seed, tuning.measured, watch))
-        return {name: float(np.mean([row[name] for row in measured])) for name in tuning.measured}
+        of_success = REWARDS.of(stages.reward).needs_successes
+        for name in tuning.measured:
+            if name == "success_rate" or (name == "return_mean" and of_success):
+                self._fill_in_success(trial, name, measured)
+        means = {name: float(np.mean([row[name] for row in measured])) for name in tuning.measured}
+        for name in tuning.objectives:
+            if not np.isfinite(means[name]):
+                raise FloatingPointError(
+                    f"{name} is {means[name]}, which cannot be compared with other trials"
+                )
+        return means
+
+    @staticmethod
+    def _fill_in_success(trial: Trial, name: str, measured: list[dict[str, float]]) -> None:
+        """Count success that the environment never mentioned as 0; ``check_success`` says when that is too much."""
+        unknown = [row for row in measured if math.isnan(row[name])]
+        if len(unknown) == len(measured):
+            trial.set_user_attr(SUCCESS_UNKNOWN, True)
+        for row in unknown:
+            row[name] = 0.0
 
     def _watch(self, trial: Trial, reported: dict[int, float]) -> Any:
         """Return a function that reports validation metrics to the pruner; None if nothing can be pruned."""

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock, patch
+
+import pytest
+import torch
+
+from cvl_pipeline.tuning import search, worker
+from cvl_pipeline.tuning.trial import Bench
+from cvl_pipeline.tuning.worker import Specification, work
+from tests.tuning.studies import make_log, make_specification, make_stages, make_tuning
+
+
+def environments_of(specification: Specification, workers: int) -> list[Mapping[str, str]]:
+    """Environment variables of the workers that are started."""
+    with patch.object(search, "start_child") as start:
+        for index in range(workers):
+            search.start_worker(replace(specification, index=index, workers=workers))
+    return [call.args[1] for call in start.call_args_list]
+
+
+def test_workers_get_the_gpus_that_the_user_lets_be_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-5e1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    found = environments_of(make_specification(tmp_path, make_tuning()), 3)
+    assert [variables["CUDA_VISIBLE_DEVICES"] for variables in found] == ["2", "GPU-5e1", "2"]
+
+
+def test_gpus_that_do_not_exist_are_left_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "NoDevFiles")  # as SLURM says that there are none
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    (variables,) = environments_of(make_specification(tmp_path, make_tuning()), 1)
+    assert variables["CUDA_VISIBLE_DEVICES"] == "NoDevFiles"
+
+
+def test_workers_share_the_cores_that_this_process_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    for module in (search, worker):
+        monkeypatch.setattr(module, "available_cores", lambda: 6)
+    specification = make_specification(tmp_path, make_tuning(trials=1))
+    assert [variables["OMP_NUM_THREADS"] for variables in environments_of(specification, 3)] == ["2"] * 3
+    benches: list[Bench] = []
+
+    def measure(bench: Bench, *_: Any) -> dict[str, float]:
+        benches.append(bench)
+        return {"returns_correlation": 0.5}
+
+    with patch.object(Bench, "measure", measure):
+        work(replace(specification, workers=2))
+    assert [bench.workers for bench in benches] == [3]
+
+
+@pytest.mark.parametrize(("devices", "workers"), [(("4", "7"), 2), ((), 3)])
+def test_there_is_one_worker_per_gpu_or_core(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: tuple[str, ...], workers: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(search, "available_cores", lambda: 3)
+    monkeypatch.setattr(search, "_devices", lambda: devices)
+    run = Mock()
+    monkeypatch.setattr(search, "_run", run)
+    monkeypatch.setattr(search, "trials_table", Mock())
+    stages, tuning = make_stages(), make_tuning(workers=None)
+    location = make_specification(tmp_path / "other", tuning).location
+    search.search(make_log(stages), stages, tuning, replace(location, journal=tmp_path / "j"), tmp_path)
+    assert run.call_args.args[1].workers == workers
