@@ -14,11 +14,12 @@ from click.testing import CliRunner
 from kedro.framework.project import configure_project
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.owner import owner
 from cvl_pipeline.kedro import suites
 from cvl_pipeline.kedro.cli import cli
 from cvl_pipeline.reports.html import video_address
 from cvl_pipeline.suites.plan import Plan
-from cvl_pipeline.suites.run import State, owner
+from cvl_pipeline.suites.run import State
 from tests.project import copy_settings
 from tests.reports.pages import Page
 from tests.suites import fakes

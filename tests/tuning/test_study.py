@@ -11,6 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.owner import owner
 from cvl_pipeline.testing.builders import dynamics_parameters, policy_parameters, readout_parameters
 from cvl_pipeline.tuning.storage import StudyLocation
 from cvl_pipeline.tuning.study import (
@@ -19,7 +20,6 @@ from cvl_pipeline.tuning.study import (
     find_study,
     is_dead,
     open_study,
-    owner,
     prepare,
     release_dead,
     restore,

@@ -24,6 +24,7 @@ from cvl_pipeline.environments.video import ranked_episodes
 from cvl_pipeline.errors import TERMINATED, InputError
 from cvl_pipeline.io.children import sigterm_raised, start_child
 from cvl_pipeline.io.location import Location, is_url
+from cvl_pipeline.io.owner import owner
 from cvl_pipeline.io.storage import shown, write_atomically
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
 from cvl_pipeline.kedro.provenance.locks import IN_USE, InUseError, Lease, acquire, release
@@ -52,7 +53,7 @@ from cvl_pipeline.suites.records import (
     videos_of,
     write_record,
 )
-from cvl_pipeline.suites.run import Schedule, State, owner, run_units
+from cvl_pipeline.suites.run import Schedule, State, run_units
 
 KEDRO: tuple[str, ...] = (sys.executable, "-m", "kedro")
 """The command that runs units; its first word in records is ``kedro``."""
