@@ -134,7 +134,7 @@ def test_a_parameter_survives_the_command_line(value: Any) -> None:
     [
         ({"seed": 5}, {}, "--params: 'seed' is 5: each cell has its own; use --seeds"),
         ({"dataset.task": "push-v3"}, {}, "'dataset.task' is 'push-v3': each cell has its own; use --tasks"),
-        ({}, {"overrides": {"dataset.preset": "noisy"}}, "mine.yml: overrides: 'dataset.preset' is 'noisy': .* use --presets"),
+        ({}, {"overrides": {"dataset.preset": "noisy"}}, "mine.yml: overrides: 'dataset.preset' is .* use --presets"),
         ({"dataset.task": "x"}, {"tasks": [], "datasets": {"a": {}}}, "write it into the entries of 'datasets'"),
         ({}, {"tasks": [], "datasets": {"a": {"seed": 3}}}, "mine.yml: datasets.a: 'seed' is 3: .* use 'seeds'"),
         ({}, {"tasks": [], "datasets": {"a": {"data": {"root": "x"}}}}, "'data.root' is 'x': .* use 'data_root'"),
