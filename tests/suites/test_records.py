@@ -93,7 +93,7 @@ def test_a_record_of_other_settings_of_a_method_is_refused(location: Location) -
         "training.steps": 7500,
         "discount": 0.97,
     }
-    assert missing_methods(read_record(plan_of(0.97), CELL, location), results) == []
+    assert missing_methods(read_record(plan_of(0.97), CELL, location), list(results)) == []
     with pytest.raises(InputError, match=r"other settings \(iql__near: discount\); delete it"):
         read_record(plan_of(0.5), CELL, location)
     with pytest.raises(InputError, match=r"other settings \(mine: method\)"):
