@@ -552,22 +552,41 @@ def _owners(registry: Registry[Any], field: str) -> list[str]:
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested plain values by their full names, such as ``reward.source``."""
+    """Return nested plain values by their full names, such as ``reward.source``.
+
+    Raises:
+        InputError: a full name is there twice.
+    """
     flat: dict[str, Any] = {}
     for name, value in values.items():
         full = f"{prefix}{name}"
-        flat |= flattened(value, f"{full}.") if isinstance(value, Mapping) and value else {full: value}
+        part = flattened(value, f"{full}.") if isinstance(value, Mapping) and value else {full: value}
+        for twice in flat.keys() & part.keys():
+            raise InputError(f"parameters: '{twice}' is given twice; remove one")
+        flat |= part
     return flat
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by full name as nested mappings."""
+    """Return values by full name as nested mappings.
+
+    Raises:
+        InputError: a name has a value, and is also a group of others.
+    """
     result: dict[str, Any] = {}
     for name, value in values.items():
         *parents, last = name.split(".")
         place = result
         for parent in parents:
             place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise InputError(
+                    f"parameters: '{name}' is {value!r}, but '{parent}' is {place!r} and has no fields; remove one"
+                )
+        if last in place:
+            raise InputError(
+                f"parameters: '{name}' is {value!r}, but fields of it are given, too; remove one"
+            )
         place[last] = value
     return result
 

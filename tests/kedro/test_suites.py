@@ -14,11 +14,12 @@ from click.testing import CliRunner
 from kedro.framework.project import configure_project
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.owner import owner
 from cvl_pipeline.kedro import suites
 from cvl_pipeline.kedro.cli import cli
 from cvl_pipeline.reports.html import video_address
 from cvl_pipeline.suites.plan import Plan
-from cvl_pipeline.suites.run import State, owner
+from cvl_pipeline.suites.run import State
 from tests.project import copy_settings
 from tests.reports.pages import Page
 from tests.suites import fakes
@@ -77,7 +78,7 @@ def test_a_faulty_option_is_one_line_before_anything_runs(
 
 def test_the_data_is_below_the_data_root_unless_the_file_says_otherwise(project: Path) -> None:
     assert suites.make_plan("mine").root == str(project / "data/suites/mine")
-    elsewhere = suites.make_plan("mine", given={"data": {"root": "s3://lab/me", "credentials": "lab"}})
+    elsewhere = suites.make_plan("mine", params={"data": {"root": "s3://lab/me", "credentials": "lab"}})
     assert (elsewhere.root, elsewhere.records) == (
         "s3://lab/me/suites/mine",
         "s3://lab/me/suites/mine/records",
@@ -86,6 +87,45 @@ def test_the_data_is_below_the_data_root_unless_the_file_says_otherwise(project:
     assert rivals.records == str(project / "benchmarks/results/rivals")
     with pytest.raises(InputError, match="--delete-data: the data is at a URL"):
         suites.make_plan("mine", keep=False, data_root="s3://lab/x")
+
+
+def test_the_overrides_say_where_the_data_is(project: Path) -> None:
+    with (project / "conf/suites/mine.yml").open("a") as file:
+        file.write("overrides: {data.root: s3://lab/me, data.credentials: lab, data.cache: /copies}\n")
+    (project / "conf/local/credentials.yml").write_text("lab: {key: a}\n")
+    plan = suites.make_plan("mine")
+    assert plan.root == "s3://lab/me/suites/mine"
+    place = suites.locate(plan, f"{plan.root}/x")
+    assert (place.options, str(place.path).startswith("/copies/")) == ({"key": "a"}, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--params", "seed=5"], "--params: 'seed' is 5: each cell has its own; use --seeds"),
+        (
+            ["--params", "dataset.task=push-v3"],
+            "'dataset.task' is 'push-v3': each cell has its own; use --tasks",
+        ),
+    ],
+)
+def test_params_cannot_make_another_cell_of_a_cell(options: list[str], words: str) -> None:
+    for name in ("run", "status", "report", "cancel"):
+        assert words in command(name, "mine", *options)[1]
+
+
+def test_the_environment_variable_of_kedro_is_part_of_the_plan(
+    monkeypatch: pytest.MonkeyPatch, project: Path
+) -> None:
+    base = suites.make_plan("mine")
+    monkeypatch.setenv("KEDRO_ENV", "smoke")
+    plan = suites.make_plan("mine")
+    assert (base.suite.env, plan.suite.env) == (None, "smoke")
+    assert plan.steps != base.steps, "those of conf/smoke"
+    assert "--env smoke" in " ".join(plan.command(plan.cells()[0], plan.methods))
+    assert suites.make_plan("mine", env="pointmaze").suite.env == "pointmaze"
+    monkeypatch.setattr(suites, "KEDRO", ("sh", "-c", "echo $KEDRO_ENV.; exit 1"))
+    assert suites.work(base, base.units()[0], "", {}).text.endswith(": .")
 
 
 def test_a_unit_writes_the_record_and_is_not_run_again(plan: Plan, tmp_path: Path) -> None:

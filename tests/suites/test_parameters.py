@@ -60,6 +60,21 @@ def test_metaworld_50_has_all_tasks_and_the_first_methods_first() -> None:
         ("tasks: [reach-v3]\nvariants: {iql: {A b: {}}}", "'A b' must be lower-case letters"),
         ("tasks: [reach-v3]\ndatasets: {a: {dataset.source: minari}}", "give tasks or datasets, not both"),
         ("datasets: {a: {dataset.source: minari}}\npresets: [noisy]", "presets are for tasks"),
+        ("tasks: [reach-v3]\ntasks: [push-v3]", "'tasks' is written twice; remove one"),
+        (
+            "tasks: [reach-v3]\noverrides: {dataset: {episodes: 3}, dataset.episodes: 4}",
+            "'dataset.episodes' is given twice",
+        ),
+        (
+            "tasks: [reach-v3]\noverrides: {dataset: 5, dataset.episodes: 3}",
+            "overrides: 'dataset.episodes' is 3, but 'dataset' is 5",
+        ),
+        (
+            "tasks: [reach-v3]\noverrides: {dataset.episodes: 3, dataset: 5}",
+            "overrides: 'dataset' is 5, but fields of it are given",
+        ),
+        ("tasks: [reach-v3]\nseeds: []", "'seeds' is []: name at least one"),
+        ("tasks: [reach-v3]\nthreads: 2024-13-01", "is not YAML in UTF-8: month must be in 1..12"),
         ("- reach-v3", "must be a mapping"),
         ("tasks: [reach-v3", "is not YAML"),
     ],
@@ -70,6 +85,17 @@ def test_a_fault_is_one_line_with_file_field_and_fix(tmp_path: Path, text: str, 
     assert "suites/mine.yml" in str(caught.value)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_other_bytes_than_utf8_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "")
+    (tmp_path / "suites/mine.yml").write_bytes("description: Tür".encode("latin-1"))
+    with pytest.raises(InputError, match=r"suites/mine\.yml is not YAML in UTF-8: 'utf-8' codec"):
+        read_suite(tmp_path, "mine")
+
+
+def test_a_single_seed_may_be_0(tmp_path: Path) -> None:
+    assert read_suite(write(tmp_path, "tasks: [reach-v3]\nseeds: 0"), "mine").seeds == (0,)
 
 
 def test_an_unknown_suite_or_set_is_named_with_those_that_there_are(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+from kedro.framework.cli.utils import _split_params
 
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.schema import nested
 from cvl_pipeline.suites.parameters import Suite
-from cvl_pipeline.suites.plan import Cell, Plan, network_steps
+from cvl_pipeline.suites.plan import Cell, Plan, check_names, network_steps
 from tests.kedro.sessions import make_loader
 
 CELL = Cell(10, "mixed", "reach-v3")
@@ -88,7 +92,7 @@ def test_a_variant_has_its_settings_and_a_method_of_your_own_its_class() -> None
 
 
 def test_the_command_of_a_cell() -> None:
-    given = {"dataset.episodes": 9, "baselines.iql.beta": 1.5, "contrastive_dynamics.hidden": [8, 8]}
+    given = {"dataset.episodes": 9, "baselines.iql.beta": 1.5}
     plan = make_plan(given=given, env="smoke")
     command = plan.command(Cell(10, "sparse", "reach-v3"), ["cvl", "iql"])
     assert command[:-1] == [
@@ -99,13 +103,66 @@ def test_the_command_of_a_cell() -> None:
     assert params["baselines.bc"] == "null", "conf/base has it"
     assert params["baselines.iql.method"] == "iql"
     assert params["baselines.iql.beta"] == "1.5"
-    assert params["contrastive_dynamics.hidden"] == "8 8"
     assert params["data.root"] == "/data/reach-v3_sparse_seed10_x1"
     assert params["data_ingestion.workers"] == params["evaluation.workers"] == "1"
     two = make_plan(threads=2).command(CELL, ["cvl", "bc"])
     assert "--runner" not in two
     assert "dataset.preset" not in two[-1], "mixed is the default of every source"
     assert "baselines.bc=null" not in two[-1]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "door", "/tmp/log, new.csv", "{task}-small", "12", "1e5", "true", "null", "", " a ",
+        "it's \"a\": b\n", "é", "a:",
+        None, True, 3, 1e-05, 0.1, [], {}, [8, 8], ["left arm", "right"], ["one"], ["a, b", None, "7"],
+        [{"a": [1, 2], "b, c": "x"}, {"a": [1, 2]}], "x" * 300 + " y",
+    ],
+)  # fmt: skip
+def test_a_parameter_survives_the_command_line(value: Any) -> None:
+    plan = replace(make_plan(), given={"dataset.name": value})
+    text = plan.command(CELL, plan.methods)[-1]
+    given = _split_params(click.Context(click.Command("run")), click.Option(["--params"]), text)
+    assert given["dataset"]["name"] == value
+    assert type(given["dataset"]["name"]) is type(value)
+    assert given["seed"] == 10
+
+
+@pytest.mark.parametrize(
+    ("given", "fields", "words"),
+    [
+        ({"seed": 5}, {}, "--params: 'seed' is 5: each cell has its own; use --seeds"),
+        ({"dataset.task": "push-v3"}, {}, "'dataset.task' is 'push-v3': each cell has its own; use --tasks"),
+        ({}, {"overrides": {"dataset.preset": "noisy"}}, "mine.yml: overrides: 'dataset.preset' is .* use --presets"),
+        ({"dataset.task": "x"}, {"tasks": [], "datasets": {"a": {}}}, "write it into the entries of 'datasets'"),
+        ({}, {"tasks": [], "datasets": {"a": {"seed": 3}}}, "mine.yml: datasets.a: 'seed' is 3: .* use 'seeds'"),
+        ({}, {"tasks": [], "datasets": {"a": {"data": {"root": "x"}}}}, "'data.root' is 'x': .* use 'data_root'"),
+        ({}, {"tasks": [], "datasets": {"a": {"evaluation.episodes": 3}}}, "use 'evaluation_episodes'"),
+        ({}, {"tasks": [], "datasets": {"a": {"contrastive_dynamics.training.steps": 3}}}, "use 'budget' or 'over"),
+    ],
+)  # fmt: skip
+def test_parameters_that_the_plan_sets_are_refused(
+    given: dict[str, Any], fields: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        check_names(make_plan(given, **fields))
+
+
+def test_other_parameters_of_overrides_and_datasets_are_accepted() -> None:
+    check_names(make_plan({"dataset.episodes": 3}, overrides={"evaluation.episodes": 3, "data.cache": "x"}))
+    check_names(make_plan(tasks=[], datasets={"a": {"dataset": {"task": "push-v3", "preset": "noisy"}}}))
+
+
+def test_the_overrides_may_say_where_the_data_is() -> None:
+    plan = make_plan(
+        {"data.credentials": "lab"},
+        overrides={"data.root": "s3://x", "data.cache": "/copies", "data.credentials": "other"},
+    )
+    assert plan.place(CELL) == {
+        "data.root": f"/data/{CELL.name}", "data.cache": "/copies", "data.credentials": "lab",
+    }  # fmt: skip
+    assert not any(name.startswith("data.") for name in plan.settings(CELL))
 
 
 def test_params_win_over_the_overrides_and_the_place_of_the_data_is_no_setting() -> None:

@@ -6,12 +6,14 @@ import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.location import Location
+from cvl_pipeline.suites.plan import Plan
 from cvl_pipeline.suites.records import (
     commit,
     episodes_of,
@@ -24,7 +26,9 @@ from cvl_pipeline.suites.records import (
 )
 from tests.suites.test_plan import CELL, make_plan
 
-RESULTS = {name: {"success": [1, 0], "returns": [1.0, 2.0]} for name in ("cvl", "bc")}
+RESULTS: dict[str, dict[str, Any]] = {
+    name: {"success": [1, 0], "returns": [1.0, 2.0]} for name in ("cvl", "bc")
+}
 
 
 @pytest.fixture
@@ -62,9 +66,43 @@ def test_a_record_of_other_settings_is_refused_and_so_is_a_damaged_one(location:
         read_record(make_plan(evaluation_episodes=50), CELL, location)
     with pytest.raises(InputError, match=r"other settings \(dataset\.episodes\)"):
         read_record(replace(plan, given={"dataset.episodes": 9}), CELL, location)
-    location.path.write_text("{")
-    with pytest.raises(InputError, match="is damaged; delete it"):
-        read_record(plan, CELL, location)
+    for text in ("{", '{"settings": {}, "methods": []}'):
+        location.path.write_text(text)
+        with pytest.raises(InputError, match="is damaged; delete it"):
+            read_record(plan, CELL, location)
+
+
+def test_null_differs_from_the_default(location: Location) -> None:
+    write_record(make_plan(), CELL, location, RESULTS, 0.25, {})
+    with pytest.raises(InputError, match=r"other settings \(evaluation\.episode_steps\)"):
+        read_record(make_plan({"evaluation.episode_steps": None}), CELL, location)
+
+
+def test_a_record_of_other_settings_of_a_method_is_refused(location: Location) -> None:
+    def plan_of(discount: float, own: str = "module:Mine") -> Plan:
+        return make_plan(
+            methods=["cvl", "iql__near", "mine"], own_methods={"mine": own},
+            variants={"iql": {"near": {"discount": discount}}},
+        )  # fmt: skip
+
+    results = dict.fromkeys(("cvl", "iql__near", "mine"), RESULTS["cvl"])
+    record = write_record(plan_of(0.97), CELL, location, results, 0.25, {})
+    assert record["methods"]["cvl"]["settings"] == {}
+    assert record["methods"]["iql__near"]["settings"] == {
+        "method": "iql",
+        "training.steps": 7500,
+        "discount": 0.97,
+    }
+    assert missing_methods(read_record(plan_of(0.97), CELL, location), list(results)) == []
+    with pytest.raises(InputError, match=r"other settings \(iql__near: discount\); delete it"):
+        read_record(plan_of(0.5), CELL, location)
+    with pytest.raises(InputError, match=r"other settings \(mine: method\)"):
+        read_record(plan_of(0.97, "module:Other"), CELL, location)
+    assert read_record(make_plan(), CELL, location) == record, "the plan does not ask for these methods"
+    for values in record["methods"].values():
+        del values["settings"]
+    location.path.write_text(json.dumps(record))
+    assert read_record(plan_of(0.5), CELL, location) == record, "earlier versions did not write them"
 
 
 def test_seconds_of_nodes_are_those_of_the_last_run() -> None:
@@ -82,6 +120,16 @@ def test_unknown_success_is_null(tmp_path: Path) -> None:
     assert episodes_of(path) == {"success": [None, None], "returns": [1.23457, 2.0]}
     pd.DataFrame({"success": [True, False], "return": [1.0, 2.0]}).to_parquet(path)
     assert episodes_of(path)["success"] == [1, 0]
+    pd.DataFrame({"success": pd.array([True, None], "boolean"), "return": [1.0, 2.0]}).to_parquet(path)
+    assert episodes_of(path)["success"] == [1, None]
+
+
+def test_unknown_success_counts_as_0_in_the_line_of_a_record_if_some_is_known() -> None:
+    methods = {
+        "cvl": {"success": [1, None], "returns": [4.0, 2.0]},
+        "bc": {"success": [None] * 2, "returns": [4.0, 2.0]},
+    }
+    assert summary({"methods": methods}) == "cvl 0.50, bc 3.0"
 
 
 def test_a_command_has_no_path_of_this_machine() -> None:

@@ -13,6 +13,7 @@ from cvl_pipeline.suites.report import (
     cost,
     frame,
     improvement_table,
+    protocol_lines,
     success_table,
     task_table,
     time_table,
@@ -127,7 +128,10 @@ def test_the_report_says_what_it_is_made_from(tmp_path: Path, complete: bool) ->
         assert "Left out" not in text
     else:
         assert "- Code: with changes not committed." in text
-        assert "missing: push-v3 (mixed), reach-v3 (mixed), push-v3 (sparse), reach-v3 (sparse)." in text
+        assert (
+            "missing or unknown: push-v3 (mixed), reach-v3 (mixed), push-v3 (sparse), reach-v3 (sparse)."
+            in text
+        )
         assert "report.png" not in files
     assert all((tmp_path / "new" / name).exists() for name in files)
     results = pd.read_parquet(tmp_path / "new/results.parquet")
@@ -159,6 +163,49 @@ def test_a_suite_is_also_compared_without_its_tuning_tasks(tmp_path: Path) -> No
     assert "The same comparison without reach-v3, hammer-v3." in page
     same, _ = write_report(rows, make_plan(**axes, tuning_tasks=["hammer-v3"]), tmp_path)
     assert "without the tasks" not in same
+
+
+def test_unknown_success_counts_as_0_if_that_of_another_run_of_the_task_is_known() -> None:
+    rows = records()
+    rows[0]["methods"]["iql"]["success"] = [None] * 10  # mixed, push-v3, seed 10: cvl is known
+    for row in rows:
+        if row["preset"] == "sparse" and row["task"] == "reach-v3" and row["seed"] == SEEDS[0]:
+            for values in row["methods"].values():  # known in another seed
+                values["success"] = [None] * 9 + [1 if values is row["methods"]["cvl"] else None]
+    scores = table(rows)
+    assert scores.incomplete == []
+    assert scores.scores("iql", "mixed").tolist() == [[0.0, 0.5], [0.5, 0.5]]
+    assert scores.scores("iql", "sparse")[0].tolist() == [0.5, 0.0]
+    assert scores.scores("cvl", "sparse")[0].tolist() == [0.5, 0.1]
+    for row in rows:
+        if row["task"] == "push-v3":
+            for values in row["methods"].values():
+                values["success"] = [None] * 10
+    assert table(rows).places == [("mixed", "reach-v3"), ("sparse", "reach-v3")], "of push-v3, none is known"
+
+
+def test_the_report_compares_success_if_that_of_the_behaviour_data_alone_is_unknown(tmp_path: Path) -> None:
+    rows = [row for row in records() if row["seed"] == SEEDS[0]]
+    for row in rows:
+        row["behaviour"] = None
+    axes: dict[str, Any] = {"tasks": TASKS, "presets": PRESETS, "seeds": SEEDS[:1], "methods": ["cvl", "iql"]}
+    text, _ = write_report(rows, make_plan(**axes), tmp_path)
+    assert "| mixed | push-v3 | 1.00 | 0.50 |" in text
+    assert BEHAVIOUR not in text
+    assert "because success is not known" not in (tmp_path / "report.html").read_text()
+
+
+def test_seconds_of_a_cell_count_each_node_once() -> None:
+    rows = records()
+    plan = make_plan(tasks=TASKS, presets=PRESETS, seeds=SEEDS, methods=["cvl", "iql"])
+    for row in rows:
+        run = row["runs"][0]
+        row["runs"].append({**run, "seconds": {**run["seconds"], "policy_extraction.train_bc": 7.0}})
+        row["runs"].insert(0, {**run, "seconds": {CRITIC[0]: 10.0}})
+    lines = protocol_lines(rows, Comparison(frame(rows), plan.methods, AXES))
+    whole = sum(rows[0]["runs"][-1]["seconds"].values())
+    assert whole == 3 * 10.0 + 3.0 + 30.0 + 7.0
+    assert f"- Seconds of all nodes of a cell, median: {whole + 0.5:.0f}." in lines
 
 
 def test_without_success_the_report_has_returns(tmp_path: Path) -> None:

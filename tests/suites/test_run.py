@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from cvl_pipeline.io.owner import owner
 from cvl_pipeline.suites import run
 from cvl_pipeline.suites.engine import Outcome, shares, visible_devices
 from cvl_pipeline.suites.plan import Unit
 from cvl_pipeline.suites.progress import display, duration, status_lines
-from cvl_pipeline.suites.run import Schedule, State, owner, run_units
+from cvl_pipeline.suites.run import Schedule, State, run_units
 from tests.suites.test_plan import make_plan
 
 

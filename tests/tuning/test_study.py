@@ -12,6 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.owner import owner
 from cvl_pipeline.testing.builders import dynamics_parameters, policy_parameters, readout_parameters
 from cvl_pipeline.tuning.results import status_lines
 from cvl_pipeline.tuning.storage import StudyLocation
@@ -21,7 +22,6 @@ from cvl_pipeline.tuning.study import (
     find_study,
     is_dead,
     open_study,
-    owner,
     prepare,
     release_dead,
     restore,

@@ -12,8 +12,9 @@ import torch
 from optuna.trial import TrialState
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.owner import owner
 from cvl_pipeline.tuning import worker
-from cvl_pipeline.tuning.study import SUCCESS_UNKNOWN, open_study, owner
+from cvl_pipeline.tuning.study import SUCCESS_UNKNOWN, open_study
 from cvl_pipeline.tuning.trial import Bench
 from cvl_pipeline.tuning.worker import Specification, work
 from tests.tuning.studies import make_specification, make_tuning

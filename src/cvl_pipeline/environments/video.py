@@ -54,13 +54,13 @@ class Replay:
 def ranked_episodes(rollouts: pd.DataFrame) -> dict[str, int]:
     """Return the positions of the best, the median and the worst episode by return.
 
-    With fewer than three episodes, none is taken twice. Unknown returns count as the lowest.
+    No episode is taken twice: two have a best and a median one, one is the median. Unknown returns count as the lowest.
 
     Args:
         rollouts: one row per episode, with a column ``return``.
     """
     order = np.argsort(rollouts["return"].fillna(-np.inf).to_numpy(np.float64), kind="stable")
-    places = {"best": len(order) - 1, "worst": 0, "median": (len(order) - 1) // 2}
+    places = {"median": (len(order) - 1) // 2, "best": len(order) - 1, "worst": 0}
     chosen: dict[str, int] = {}
     for rank, place in places.items():
         if int(order[place]) not in chosen.values():

@@ -8,7 +8,6 @@ import os
 import shlex
 import traceback
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,21 +15,19 @@ from kedro.config import MissingConfigException
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.project import settings
 from kedro.pipeline import Pipeline
-from kedro.utils import find_kedro_project
 from omegaconf import OmegaConf
 
 from cvl_pipeline.errors import TERMINATED, InputError, missing_extra, one_line, printable, unknown_name
 from cvl_pipeline.imports import fault_of_user_code
 from cvl_pipeline.io.storage import shown
 from cvl_pipeline.kedro import silence
-from cvl_pipeline.kedro.configuration import CheckedConfigLoader
+from cvl_pipeline.kedro.configuration import CheckedConfigLoader, project_folder, project_loader
 from cvl_pipeline.kedro.hooks import check_reward_of
 from cvl_pipeline.kedro.mistakes import mistake
 from cvl_pipeline.kedro.parameters import RunParameters, check_parameters
 from cvl_pipeline.kedro.pipeline_registry import current_plan, plan_for, register_pipelines, register_stages
 from cvl_pipeline.kedro.provenance.states import Provenance
 from cvl_pipeline.kedro.provenance.status import print_status
-from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
 from cvl_pipeline.sources import FORMATS
 from cvl_pipeline.sources.environment import environment_for
 from cvl_pipeline.tuning.storage import StudyLocation
@@ -118,20 +115,10 @@ class _AboutPipelines(_Command):
         _check_names(asked)
 
 
-def project_folder() -> Path:
-    """Return the folder of the project that the current folder is in, as Kedro's session finds it."""
-    return Path(find_kedro_project(Path.cwd()) or Path.cwd()).resolve()
-
-
 def _follow(options: dict[str, Any]) -> RunParameters:
     """Let the pipelines follow the parameters that the options give; return these."""
-    loader = CheckedConfigLoader(
-        options.get("conf_source") or str(project_folder() / settings.CONF_SOURCE),
-        env=options.get("env") or os.environ.get("KEDRO_ENV"),  # as Kedro's session does
-        runtime_params=options.get("params") or {},
-        **CONFIG_LOADER_ARGS,
-    )
-    loader.project = project_folder()
+    env = options.get("env") or os.environ.get("KEDRO_ENV")  # as Kedro's session does
+    loader = project_loader(env, options.get("params") or {}, conf_source=options.get("conf_source"))
     parameters: RunParameters = loader.run_parameters()
     plan_for(parameters)
     return parameters

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 from kedro.config import MissingConfigException, OmegaConfigLoader
 from kedro.framework.context import KedroContext
 from kedro.framework.project import LOGGING, settings
+from kedro.utils import find_kedro_project
 from omegaconf import OmegaConf
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -230,6 +231,33 @@ class CheckedConfigLoader(OmegaConfigLoader):
                 f"{location} is damaged ({type(error).__name__}); delete it and rerun tuning.choose"
             ) from None
         return nested(best)
+
+
+def project_folder() -> Path:
+    """Return the folder of the project that the current folder is in, as Kedro's session finds it."""
+    return Path(find_kedro_project(Path.cwd()) or Path.cwd()).resolve()
+
+
+def project_loader(
+    env: str | None, params: Mapping[str, Any], *, project: Path | None = None, conf_source: str | None = None
+) -> CheckedConfigLoader:
+    """Return the loader of a project's configuration, without a session.
+
+    Args:
+        env: folder of the configuration with other settings; None: the default one.
+        params: nested parameters of ``--params``.
+        project: its folder; None: that of the current folder.
+        conf_source: folder of the configuration; None: the project's own.
+    """
+    project = project or project_folder()
+    loader = CheckedConfigLoader(
+        conf_source or str(project / settings.CONF_SOURCE),
+        env=env,
+        runtime_params=dict(params),
+        **settings.CONFIG_LOADER_ARGS,
+    )
+    loader.project = project
+    return loader
 
 
 class ProjectContext(KedroContext):

@@ -17,22 +17,21 @@ from typing import Any
 
 import pandas as pd
 from kedro.framework.project import settings
-from kedro.utils import find_kedro_project
 
 from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.environments.video import ranked_episodes
 from cvl_pipeline.errors import TERMINATED, InputError
 from cvl_pipeline.io.children import sigterm_raised, start_child
 from cvl_pipeline.io.location import Location, is_url
+from cvl_pipeline.io.owner import owner
 from cvl_pipeline.io.storage import shown, write_atomically
-from cvl_pipeline.kedro.configuration import CheckedConfigLoader
+from cvl_pipeline.kedro.configuration import CheckedConfigLoader, project_folder, project_loader
 from cvl_pipeline.kedro.provenance.locks import IN_USE, InUseError, Lease, acquire, release
-from cvl_pipeline.kedro.settings import CONFIG_LOADER_ARGS
 from cvl_pipeline.schema import flattened, nested
 from cvl_pipeline.sources.environment import environment_for
 from cvl_pipeline.suites.engine import DaskEngine, Outcome, shares, visible_devices
-from cvl_pipeline.suites.parameters import FOLDER, Suite, read_suite
-from cvl_pipeline.suites.plan import Cell, Plan, Unit, network_steps
+from cvl_pipeline.suites.parameters import FOLDER, read_suite
+from cvl_pipeline.suites.plan import Cell, Plan, Unit, check_names, network_steps
 from cvl_pipeline.suites.progress import display, status_lines
 from cvl_pipeline.suites.records import (
     END,
@@ -52,7 +51,7 @@ from cvl_pipeline.suites.records import (
     videos_of,
     write_record,
 )
-from cvl_pipeline.suites.run import Schedule, State, owner, run_units
+from cvl_pipeline.suites.run import Schedule, State, run_units
 
 KEDRO: tuple[str, ...] = (sys.executable, "-m", "kedro")
 """The command that runs units; its first word in records is ``kedro``."""
@@ -63,24 +62,11 @@ _processes: dict[int, tuple[str, subprocess.Popen[bytes]]] = {}
 """Runs in this process, by number, with their sessions."""
 
 
-def _project() -> Path:
-    return Path(find_kedro_project(Path.cwd()) or Path.cwd()).resolve()
-
-
-def _loader(project: Path, env: str | None, parameters: Mapping[str, Any]) -> CheckedConfigLoader:
-    loader = CheckedConfigLoader(
-        str(project / settings.CONF_SOURCE), env=env, runtime_params=nested(parameters), **CONFIG_LOADER_ARGS
-    )
-    loader.project = project
-    return loader
-
-
 def make_plan(
     name: str,
     *,
     axes: str | None = None,
-    given: Mapping[str, Any] | None = None,
-    threads: int = 1,
+    params: Mapping[str, Any] | None = None,
     keep: bool = True,
     **options: Any,
 ) -> Plan:
@@ -89,27 +75,33 @@ def make_plan(
     Args:
         name: of the suite.
         axes: name of a set.
-        given: nested parameters of ``--params``.
-        threads: cores of a run.
+        params: nested parameters of ``--params``.
         keep: whether the data of finished cells is kept.
         options: fields of the suite that replace those of its file; None changes nothing.
 
     Raises:
         InputError: no such suite, or a faulty value in it or in the options.
     """
-    project = _project()
+    project = project_folder()
     suite = read_suite(project / settings.CONF_SOURCE, name).chosen(axes, **options)
-    parameters = flattened(dict(given or {}))
+    # As kedro run does. Later, the plan alone says which environment it is: workers may have another variable.
+    suite = suite.model_copy(update={"env": suite.env or os.environ.get("KEDRO_ENV") or None})
+    given = flattened(dict(params or {}))
     place = {"data.root": suite.data_root} if suite.data_root else {}
-    loader = _loader(project, suite.env, {**suite.overrides, **parameters, **place})
+    loader = project_loader(suite.env, nested({**suite.overrides, **given, **place}), project=project)
     run = loader.run_parameters()
     root = suite.data_root or f"{run.data.root}/{FOLDER}/{name}"
     records = suite.records or f"{root}/records"
     if not keep and is_url(root):
         raise InputError(f"--delete-data: the data is at a URL, {root}; delete it there")
     root, records = (path if is_url(path) else str(project / path) for path in (root, records))
-    steps = network_steps(run, suite.budget)
-    return Plan(name, suite, steps, parameters, root, records, project, threads, keep)
+    plan = Plan(name, suite, network_steps(run, suite.budget), given, root, records, project, keep=keep)
+    check_names(plan)
+    return plan
+
+
+def _loader(plan: Plan, parameters: Mapping[str, Any]) -> CheckedConfigLoader:
+    return project_loader(plan.suite.env, nested(parameters), project=plan.project)
 
 
 def check_plan(plan: Plan) -> None:
@@ -125,7 +117,7 @@ def check_plan(plan: Plan) -> None:
         place = f"{Path(settings.CONF_SOURCE) / FOLDER / plan.name}.yml, {cell.task}"
         try:
             parameters = {**plan.parameters(cell, plan.methods), **plan.place(cell)}
-            run = _loader(plan.project, plan.suite.env, parameters).run_parameters()
+            run = _loader(plan, parameters).run_parameters()
             environment_for(run.dataset, run.evaluation)
         except InputError as error:
             raise InputError(f"{place}: {error}") from None
@@ -135,10 +127,8 @@ def locate(plan: Plan, path: str) -> Location:
     """Return a file of the plan, with the credentials of its URL."""
     if not is_url(path):
         return Location(path)
-    data = {name: value for name, value in plan.given.items() if name.startswith("data.")}
-    return _loader(plan.project, plan.suite.env, data | ({"data.root": plan.root} if data else {})).location(
-        path
-    )
+    data = plan.data
+    return _loader(plan, data | ({"data.root": plan.root} if data else {})).location(path)
 
 
 def record_location(plan: Plan, cell: Cell) -> Location:
@@ -191,7 +181,7 @@ def work(plan: Plan, unit: Unit, session: str, variables: Mapping[str, str]) -> 
     """
     start = time.monotonic()
     if not plan.project.is_dir():  # another machine's
-        plan = replace(plan, project=_project())
+        plan = replace(plan, project=project_folder())
     try:
         with hold(lock_location(plan, unit.cell.name), f"cell {unit.cell.name} of suite {plan.name}"):
             state, text = _work(plan, unit, session, variables)
@@ -223,7 +213,7 @@ def _work(plan: Plan, unit: Unit, session: str, variables: Mapping[str, str]) ->
         last = _last_line(log.path)
         return ("busy" if IN_USE in last else "failed"), f"status {status}, {log}: {last}"
     seconds, interrupted = read_log(log.path.read_text(errors="replace"))
-    loader = _loader(plan.project, plan.suite.env, {**plan.parameters(cell, methods), **plan.place(cell)})
+    loader = _loader(plan, {**plan.parameters(cell, methods), **plan.place(cell)})
     run = {
         "command": shown_command(command, plan.data_root(cell), cell),
         "commit": code if code == commit(plan.project) else None,
@@ -273,8 +263,9 @@ def _artifact(loader: CheckedConfigLoader, dataset: str, **names: str) -> Path:
 def _run(plan: Plan, command: list[str], log: Path, session: str, variables: Mapping[str, str]) -> int:
     """Run a command in the project, append its output to a log, and return its status."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    dask_own = ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # which its workers have, but a single run has not
-    environment = {name: value for name, value in os.environ.items() if name not in dask_own}
+    # Dask sets the first two in its workers. The command says which folder of conf/ the run has.
+    without = ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "KEDRO_ENV")
+    environment = {name: value for name, value in os.environ.items() if name not in without}
     # The process beside a run has threads of its own. Wide, so that lines are not broken.
     environment |= {"OMP_NUM_THREADS": str(max(1, plan.threads // 2)), "COLUMNS": "1000", **variables}
     with log.open("ab") as file:
@@ -315,10 +306,11 @@ def run_command(
         InputError: a faulty suite or option, the suite runs already on this machine, or the scheduler is gone.
         SystemExit: SIGTERM; the runs have saved their training.
     """
+    plan = make_plan(name, keep=not delete_data, **options)
     devices = visible_devices() if scheduler is None else ()
-    wanted = threads or _suite_of(name, **options).threads
-    workers, threads = shares(jobs, wanted, len(devices), available_cores())
-    plan = _plan(name, threads=threads if scheduler is None else wanted or 1, keep=not delete_data, **options)
+    wanted = threads or plan.suite.threads
+    workers, share = shares(jobs, wanted, len(devices), available_cores())
+    plan = replace(plan, threads=share if scheduler is None else wanted or 1)
     check_plan(plan)
     lock = lock_location(plan, "suite").path  # of this machine: another one may help
     with hold(Location(str(lock)), f"suite {name}"), sigterm_raised():
@@ -365,19 +357,9 @@ def _done(plan: Plan, units: Iterable[Unit]) -> set[str]:
     return {unit.name for unit in units if not missing_methods(records[unit.cell], unit.methods)}
 
 
-def _suite_of(name: str, axes: str | None = None, **_: Any) -> Suite:
-    return read_suite(_project() / settings.CONF_SOURCE, name).chosen(axes)
-
-
-def _plan(
-    name: str, *, params: Mapping[str, Any], threads: int = 1, keep: bool = True, **options: Any
-) -> Plan:
-    return make_plan(name, given=params, threads=threads, keep=keep, **options)
-
-
 def status_command(**options: Any) -> list[str]:
     """Return lines on the state of a suite."""
-    plan = _plan(**options)
+    plan = make_plan(**options)
     units = plan.units()
     state = State.read(state_path(plan)) or State(len(units), 0)
     done = _done(plan, units)
@@ -392,7 +374,7 @@ def status_command(**options: Any) -> list[str]:
 
 def report_command(**options: Any) -> str:
     """Write the report from the records at hand, and return its tables."""
-    plan = _plan(**options)
+    plan = make_plan(**options)
     records = read_records(plan)
     if not records:
         raise InputError(
@@ -420,7 +402,7 @@ def cancel_command(**options: Any) -> str:
     Raises:
         InputError: no such process, or it is on another machine.
     """
-    plan = _plan(**options)
+    plan = make_plan(**options)
     state = State.read(state_path(plan))
     alive = state is not None and state.is_alive
     if state is None or alive is False:

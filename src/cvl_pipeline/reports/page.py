@@ -36,14 +36,12 @@ class Cell:
         value: by which the column is sorted; None sorts last.
         colour: of a dot before the text.
         share: between 0 and 1, shown by the background.
-        link: of the text.
     """
 
     text: str
     value: float | str | None = None
     colour: str | None = None
     share: float | None = None
-    link: str | None = None
 
 
 @dataclass(frozen=True)
@@ -206,7 +204,6 @@ def suite_page(
     *,
     title: str,
     axes: Mapping[str, Sequence[Any]] | None = None,
-    links: Mapping[tuple[str, str, int], str] | None = None,
     notes: Sequence[str] = (),
     videos: Mapping[tuple[str, str], Mapping[str, tuple[str, bytes]]] | None = None,
     tuning_tasks: Sequence[str] = (),
@@ -222,7 +219,6 @@ def suite_page(
         title: of the page.
         axes: ``tasks``, ``presets``, ``seeds`` and ``methods`` that the suite will have when it is complete; None:
             those that it has.
-        links: addresses of pages of runs, by preset, task and seed.
         notes: sentences on what the results are made from.
         videos: by preset and task, a caption and an MP4 file of each method that has one.
         tuning_tasks: tasks on which settings were chosen; there is a comparison without them, too.
@@ -280,7 +276,7 @@ def suite_page(
         times=_time_table(table, seconds),
         charts=_suite_charts(table, seconds),
         tasks=_suite_tasks(table),
-        runs=_run_table(runs, links or {}),
+        runs=_run_table(runs),
     )  # fmt: skip
 
 
@@ -456,7 +452,7 @@ def _runs(results: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         seconds=("seconds", "median"),
     )
     runs = runs.reset_index()
-    if known["success"].notna().all():
+    if known.loc[known["method"] != BEHAVIOUR, "success"].notna().all():
         return runs.assign(score=runs["success"]), "success rate"
     methods = runs[runs["method"] != BEHAVIOUR].groupby(["preset", "task"])["return"]
     low, high = methods.min(), methods.max()
@@ -528,13 +524,11 @@ def _suite_tasks(table: Comparison) -> Table:
     )
 
 
-def _run_table(runs: pd.DataFrame, links: Mapping[tuple[str, str, int], str]) -> Table:
+def _run_table(runs: pd.DataFrame) -> Table:
     rows = [
         [
             _text(run["preset"]),
-            Cell(
-                str(run["task"]), str(run["task"]), link=links.get((run["preset"], run["task"], run["seed"]))
-            ),
+            _text(run["task"]),
             Cell(str(run["seed"]), run["seed"]),
             _method(run["method"]),
             Cell(str(run["episodes"]), run["episodes"]),

@@ -15,7 +15,7 @@ from cvl_pipeline.errors import InputError, unknown_name
 from cvl_pipeline.io.storage import shown
 from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.paths import UserPath
-from cvl_pipeline.schema import LARGEST_SEED, Integers, Strict, Words, flattened, validated
+from cvl_pipeline.schema import LARGEST_SEED, Integers, Strict, Words, flattened, nested, validated
 from cvl_pipeline.sources.simulated import PRESETS
 
 FOLDER = "suites"
@@ -207,6 +207,19 @@ def _validated(values: Mapping[str, Any], place: str) -> Suite:
         raise InputError(f"{place}: {str(error).removeprefix('parameters: ')}") from None
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is written twice, where YAML takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if names.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{key.value}' is written twice; remove one", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def suite_names(conf: Path) -> list[str]:
     """Names of the suites in a folder of configuration."""
     return sorted(path.stem for path in (conf / FOLDER).glob("*.yml"))
@@ -227,19 +240,23 @@ def read_suite(conf: Path, name: str) -> Suite:
         known = unknown_name("suite", name, suite_names(conf) or ["none"])
         raise InputError(f"{known}; a suite is a file {shown(conf / FOLDER)}/<name>.yml (docs/suites.md)")
     try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"{shown(path)} is not YAML: {' '.join(str(error).split())}") from None
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: other bytes than UTF-8's, the 13th month
+        raise InputError(f"{shown(path)} is not YAML in UTF-8: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{shown(path)} must be a mapping, such as 'tasks: [reach-v3]'")
     for field in ("tasks", "presets", "seeds", "methods", "datasets"):
-        if field in values and not values[field]:
+        if field in values and values[field] in (None, "", [], {}):
             raise InputError(
                 f"{shown(path)}: '{field}' is {values[field]!r}: name at least one, or leave it out"
             )
     overrides = values.get("overrides")
     if isinstance(overrides, dict):
-        values = {**values, "overrides": flattened(overrides)}
+        try:
+            values = {**values, "overrides": flattened(overrides)}
+            nested(values["overrides"])
+        except InputError as error:
+            raise InputError(f"{shown(path)}: overrides: {str(error).removeprefix('parameters: ')}") from None
     suite = _validated(values, shown(path))
     if not suite.tasks and not suite.datasets and not any(s.tasks or s.datasets for s in suite.sets.values()):
         raise InputError(

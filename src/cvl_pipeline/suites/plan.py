@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.schema import flattened
-from cvl_pipeline.suites.parameters import LOGGED, OWN, VARIANT, Suite
+from cvl_pipeline.suites.parameters import FOLDER, LOGGED, OWN, VARIANT, Suite
 
 VIDEOS = "evaluation.videos"
 """Parameter of the videos, which decides no result."""
+AXES = {"seed": "seeds", "dataset.task": "tasks", "dataset.preset": "presets"}
+"""Parameters that say which cell a run is, and the option of each."""
 
 
 @dataclass(frozen=True, order=True)
@@ -87,7 +93,13 @@ class Plan:
     def overrides(self) -> dict[str, Any]:
         """Parameters that win over those that the plan makes, except the place of the data."""
         given = {**self.suite.overrides, **self.given}
-        return {name: value for name, value in given.items() if name.partition(".")[0] != "data"}
+        return {name: value for name, value in given.items() if not _is_place(name)}
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Parameters of the place of the data, those of a group ``data``."""
+        given = {**self.suite.overrides, **self.given}
+        return {name: value for name, value in given.items() if _is_place(name)}
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -142,16 +154,20 @@ class Plan:
         """Parameters that choose methods beside CVL, each with the steps of all of CVL's networks."""
         chosen: dict[str, Any] = {} if "bc" in methods else {"baselines.bc": None}  # conf/base has it
         for name in methods:
-            if name == OWN:
-                continue
-            method, _, variant = name.partition(VARIANT)
-            entry: dict[str, Any] = {"method": self.suite.own_methods.get(method, method)}
-            if method != OWN:  # a variant of CVL's extraction, from the critic at hand
-                entry["training.steps"] = sum(self.steps.values())
-            if variant:
-                entry |= flattened(self.suite.variants[method][variant])
-            chosen |= {f"baselines.{name}.{field}": value for field, value in entry.items()}
+            chosen |= {
+                f"baselines.{name}.{field}": value for field, value in self.method_settings(name).items()
+            }
         return chosen
+
+    def method_settings(self, name: str) -> dict[str, Any]:
+        """Parameters of a method beside CVL, by the names that they have in its entry; CVL itself has none."""
+        if name == OWN:
+            return {}
+        method, _, variant = name.partition(VARIANT)
+        entry: dict[str, Any] = {"method": self.suite.own_methods.get(method, method)}
+        if method != OWN:  # a variant of CVL's extraction, from the critic at hand
+            entry["training.steps"] = sum(self.steps.values())
+        return entry | flattened(self.suite.variants[method][variant] if variant else {})
 
     def parameters(self, cell: Cell, methods: Sequence[str]) -> dict[str, Any]:
         """All parameters of a run, by their full names, except where its data is."""
@@ -163,8 +179,7 @@ class Plan:
 
     def place(self, cell: Cell) -> dict[str, Any]:
         """Parameters that say where a cell's data is."""
-        own = {name: value for name, value in self.given.items() if name.partition(".")[0] == "data"}
-        return own | {"data.root": self.data_root(cell)}
+        return self.data | {"data.root": self.data_root(cell)}
 
     def command(self, cell: Cell, methods: Sequence[str]) -> list[str]:
         """The command of a run, ``kedro`` and its arguments."""
@@ -179,13 +194,58 @@ class Plan:
         ]  # fmt: skip
 
 
+def _is_place(name: str) -> bool:
+    return name.partition(".")[0] == "data"
+
+
+def check_names(plan: Plan) -> None:
+    """Refuse parameters that the plan sets for each cell.
+
+    Raises:
+        InputError: one is given for all cells, or for a dataset.
+    """
+    suite, file = plan.suite, f"conf/{FOLDER}/{plan.name}.yml"
+    for place, given in ((f"{file}: overrides", suite.overrides), ("--params", plan.given)):
+        for name in (name for name in AXES if name in given):
+            fix = f"use --{AXES[name]}"
+            if suite.datasets and name != "seed":
+                fix = "write it into the entries of 'datasets'"
+            raise InputError(f"{place}: '{name}' is {given[name]!r}: each cell has its own; {fix}")
+    fixes = {"seed": "'seeds'", "evaluation.episodes": "'evaluation_episodes'"}
+    fixes |= dict.fromkeys(plan.steps, "'budget' or 'overrides'")
+    for label, entry in suite.datasets.items():
+        for name, value in flattened(entry).items():
+            if fix := "'data_root' or 'overrides'" if _is_place(name) else fixes.get(name, ""):
+                raise InputError(
+                    f"{file}: datasets.{label}: '{name}' is {value!r}: it is the same for all datasets; "
+                    f"use {fix}"
+                )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes YAML with quotes around every text but plain words, and without references."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = None if re.fullmatch(r"[A-Za-z/][\w./:-]*", text, re.ASCII) else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def _text(value: Any) -> str:
-    """Write a value for ``--params``."""
-    if value is None:
-        return "null"
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """Write a value for ``--params``, which is split at commas before its values are read as YAML.
+
+    A list has a line for each entry, because YAML's other form has commas. Those in texts are escaped.
+    """
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, width=2**31, sort_keys=False
+    )
+    return text.removesuffix("...\n").rstrip("\n").replace(",", r"\x2c")
 
 
 def network_steps(parameters: StageParameters, budget: float) -> dict[str, int]:

@@ -44,16 +44,28 @@ def read_record(plan: Plan, cell: Cell, location: Location) -> Record | None:
         return None
     try:
         record: Record = json.loads(location.path.read_text())
-        before = record["settings"]
-    except (ValueError, KeyError, TypeError):
+        before, methods = record["settings"], record["methods"]
+        known = {
+            name: values["settings"]
+            for name, values in methods.items()
+            if name in plan.methods and "settings" in values  # earlier versions did not write them
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{location} is damaged; delete it, and run the same command again") from None
-    now = {"env": plan.suite.env, **plan.settings(cell)}
-    changed = [name for name in {**now, **before} if now.get(name) != before.get(name)]
+    changed = _differences(before, {"env": plan.suite.env, **plan.settings(cell)})
+    for name, values in known.items():
+        changed += [f"{name}: {field}" for field in _differences(values, plan.method_settings(name))]
     if changed:
         raise InputError(
             f"{location} was made with other settings ({', '.join(changed)}); delete it, or name another --records"
         )
     return record
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of the values that differ; null differs from a value that is not there."""
+    absent = object()
+    return [name for name in {**now, **before} if now.get(name, absent) != before.get(name, absent)]
 
 
 def missing_methods(record: Record | None, methods: Sequence[str]) -> list[str]:
@@ -78,9 +90,8 @@ def read_log(text: str) -> tuple[dict[str, float], bool]:
 def episodes_of(path: Path) -> dict[str, Any]:
     """Success and return of every evaluation episode, from a table of rollouts; success is null if unknown."""
     table = pd.read_parquet(path)
-    known = not table["success"].isna().any()
     return {
-        "success": table["success"].astype(int).tolist() if known else [None] * len(table),
+        "success": [None if pd.isna(value) else int(value) for value in table["success"]],
         "returns": [float(f"{value:.6g}") for value in table["return"]],
     }
 
@@ -143,7 +154,9 @@ def write_record(
     before = read_record(plan, cell, location) or {"behaviour": behaviour, "runs": [], "methods": {}}
     number = len(before["runs"])
     new = {
-        name: {"run": number, **values} for name, values in results.items() if name not in before["methods"]
+        name: {"run": number, "settings": plan.method_settings(name), **values}
+        for name, values in results.items()
+        if name not in before["methods"]
     }
     record = {
         **vars(cell),
@@ -167,7 +180,7 @@ def summary(record: Record) -> str:
     """Success rates, or mean returns, of a record, for a line."""
     parts = []
     for name, values in record["methods"].items():
-        known = None not in values["success"]
-        numbers = values["success"] if known else values["returns"]
+        known = any(value is not None for value in values["success"])
+        numbers = [value or 0 for value in values["success"]] if known else values["returns"]
         parts.append(f"{name} {sum(numbers) / len(numbers):.{2 if known else 1}f}")
     return ", ".join(parts)

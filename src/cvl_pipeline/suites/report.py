@@ -52,8 +52,9 @@ def episodes(records: Sequence[Mapping[str, Any]], own: Mapping[str, str] | None
         own: ``module:Class`` of methods of the user's own.
 
     Returns:
-        Columns: task, preset, seed, method, episode, success (missing if unknown), return, and seconds: those that
-        the method took to train, missing if its run was interrupted.
+        Columns: task, preset, seed, method, episode, success, return, and seconds: those that the method took to
+        train, missing if its run was interrupted. Success is missing if it is unknown. It is 0 instead if the success
+        of any other episode of the task is known: the environment reports it, and did not do so here.
     """
     rows = []
     for record in records:
@@ -73,7 +74,9 @@ def episodes(records: Sequence[Mapping[str, Any]], own: Mapping[str, str] | None
                 }
                 for number, (success, value) in enumerate(pairs)
             ]
-    return pd.DataFrame(rows).astype({"success": np.float64})
+    table = pd.DataFrame(rows).astype({"success": np.float64})
+    known = table.groupby("task")["success"].transform("count") > 0
+    return table.assign(success=table["success"].mask(known & table["success"].isna(), 0.0))
 
 
 def frame(records: Sequence[Mapping[str, Any]], own: Mapping[str, str] | None = None) -> pd.DataFrame:
@@ -98,8 +101,8 @@ def success_table(table: Comparison) -> pd.DataFrame:
 
 
 def task_table(table: Comparison) -> pd.DataFrame:
-    """Mean success over seeds by preset and task."""
-    return pd.DataFrame(table.by_task())
+    """Mean success over seeds by preset and task, without columns of unknown success."""
+    return pd.DataFrame(table.by_task()).dropna(axis="columns", how="all")
 
 
 def improvement_table(table: Comparison) -> pd.DataFrame:
@@ -176,12 +179,16 @@ def protocol_lines(records: Sequence[Mapping[str, Any]], table: Comparison) -> l
     ]
     complete = [record for record in records if not any(run["interrupted"] for run in record["runs"])]
     if complete:
-        seconds = [sum(sum(run["seconds"].values()) for run in record["runs"]) for record in complete]
+        # A run's seconds are those of the log so far, so they contain those of the runs before it.
+        seconds = [
+            sum({node: time for run in record["runs"] for node, time in run["seconds"].items()}.values())
+            for record in complete
+        ]
         lines.append(f"- Seconds of all nodes of a cell, median: {np.median(seconds):.0f}.")
     if table.incomplete:
         several = len({preset for preset, _ in table.wanted}) > 1
         names = ", ".join(f"{task} ({preset})" if several else task for preset, task in table.incomplete)
-        lines.append(f"- Left out, because a method or a seed is missing: {names}.")
+        lines.append(f"- Left out, because the success of a method or a seed is missing or unknown: {names}.")
     return lines
 
 
@@ -217,7 +224,7 @@ def write_report(records: Sequence[Mapping[str, Any]], plan: Plan, folder: Path)
         parts += _of_success(table, rows, plan.suite.tuning_tasks)
         write_atomically(folder / "report.png", lambda path: picture(table, rows).savefig(path, dpi=120))
         files.append("report.png")
-    elif rows["success"].isna().all():
+    elif results["success"].isna().all():
         parts += [
             "**Mean return by task** (success is unknown):",
             markdown(return_table(rows, plan.methods), digits=1),

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from cvl_pipeline.io.owner import is_alive
 from cvl_pipeline.io.storage import write_atomically
 from cvl_pipeline.suites.engine import Engine, Outcome
 from cvl_pipeline.suites.plan import Unit
@@ -68,18 +65,7 @@ class State:
     @property
     def is_alive(self) -> bool | None:
         """Whether the process that wrote the file still runs; None if it is on another machine."""
-        if self.owner.get("host") != platform.node():
-            return None
-        try:
-            started = psutil.Process(self.owner["pid"]).create_time()
-        except (psutil.NoSuchProcess, KeyError):
-            return False
-        return bool(abs(started - self.owner["started"]) < 1.0)
-
-
-def owner() -> dict[str, Any]:
-    """Identity of this process."""
-    return {"host": platform.node(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+        return is_alive(self.owner)
 
 
 class Schedule:

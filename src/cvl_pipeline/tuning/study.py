@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import platform
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import psutil
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
@@ -22,6 +19,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.owner import is_alive
 from cvl_pipeline.io.storage import shown
 from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.schema import below, effective
@@ -201,13 +199,6 @@ def record_path(records: Path, attributes: Mapping[str, Any]) -> Path:
     return records / f"{attributes['id']}.json"
 
 
-def owner() -> dict[str, Any]:
-    """Identity of this process for other processes and machines."""
-    return {
-        "host": platform.node(), "pid": os.getpid(), "started": psutil.Process().create_time()
-    }  # fmt: skip
-
-
 def is_dead(trial: FrozenTrial, grace_seconds: float) -> bool:
     """Whether no process works on a running trial any more.
 
@@ -217,11 +208,8 @@ def is_dead(trial: FrozenTrial, grace_seconds: float) -> bool:
     if "pid" not in attributes:  # it has just started, or its process has just ended
         begun = trial.datetime_start
         return begun is None or (datetime.now() - begun).total_seconds() > grace_seconds
-    if attributes["host"] == platform.node():
-        try:
-            return bool(abs(psutil.Process(attributes["pid"]).create_time() - attributes["started"]) > 1.0)
-        except psutil.NoSuchProcess:
-            return True
+    if (alive := is_alive(attributes)) is not None:
+        return not alive
     return bool(time.time() - attributes["alive"] > grace_seconds)
 
 

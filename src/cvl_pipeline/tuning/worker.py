@@ -29,6 +29,7 @@ from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.io.artifacts import load_artifact
 from cvl_pipeline.io.children import end_with_parent
+from cvl_pipeline.io.owner import owner
 from cvl_pipeline.io.storage import write_atomically
 from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.readout.parameters import REWARDS
@@ -44,7 +45,6 @@ from cvl_pipeline.tuning.study import (
     check_success,
     counts,
     open_study,
-    owner,
     record_path,
     release_dead,
 )
