@@ -331,10 +331,12 @@ def test_rounds_carry_values_through_pieces_of_episodes() -> None:
         readout = build_readout(critic, data, Rewards(rewarded.float(), rewarded), split, parameters, seed=0)
         assert isinstance(readout, RegressedReadout)
         forward, back = (
-            sum(
-                run(network, readout.sizes, critic.inputs(far, torch.full((len(far), 1), move)).float())
-                for network in readout.networks
-            )
+            torch.stack(
+                [
+                    run(network, readout.sizes, critic.inputs(far, torch.full((len(far), 1), move)).float())
+                    for network in readout.networks
+                ]
+            ).mean(0)
             for move in (1.0, -1.0)
         )
         return float((forward > back).float().mean())
