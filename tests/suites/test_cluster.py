@@ -112,7 +112,8 @@ def test_a_killed_worker_and_a_killed_suite_lose_no_finished_unit(
     ended = [call.cell for call in fakes.calls(folder) if call.event == "end"]
     assert sorted(ended) == sorted(records(project)) == sorted(f"{task}_mixed_seed0_x1" for task in TASKS)
     record = records(project)[first.cell]
-    assert record["methods"]["bc"] == {"run": 0, "success": [1, 0, 0, 0], "returns": [1.23457] * 4}
+    values = record["methods"]["bc"]
+    assert (values["run"], values["success"], values["returns"]) == (0, [1, 0, 0, 0], [1.23457] * 4)
     assert record["runs"][0]["interrupted"]
     assert not records(project)["hammer-v3_mixed_seed0_x1"]["runs"][0]["interrupted"]
 
