@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,11 @@ def test_a_one_hot_vector_at_the_end_stays_in_the_state(tmp_path: Path) -> None:
     assert read(folder, instruction="push", tasks="ignore")[0].episodes == 2
 
 
+def _policies() -> set[int]:
+    """How Linux schedules the threads of this process."""
+    return {os.sched_getscheduler(int(task.name)) for task in Path("/proc/self/task").iterdir()}
+
+
 def test_videos_change_pictures_a_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, rewards = read(FIXTURE / "v30", terminated="done")
     monkeypatch.setattr("cvl_pipeline.sources.lerobot_writer.FILE_BYTES", 1)  # a file per episode
@@ -201,6 +207,8 @@ def test_videos_change_pictures_a_little(tmp_path: Path, monkeypatch: pytest.Mon
         before, rewards, "lerobot", tmp_path / "log", tasks=("left", "right"), videos=True
     )
     assert len(list(folder.glob("videos/*/chunk-000/file-001.mp4"))) == 2
+    if sys.platform == "linux":  # the encoder takes real-time priority if the user is root
+        assert os.SCHED_FIFO not in _policies()
     assert len(list(folder.glob("data/chunk-000/*.parquet"))) == 4
     after, _ = read(folder)
     assert after.parts is not None

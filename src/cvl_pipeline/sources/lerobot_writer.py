@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -96,6 +98,8 @@ class _Camera:
         self.stream = self.container.add_stream("libsvtav1", self.rate, options=VIDEO)
         self.stream.height, self.stream.width = self.size
         self.stream.pix_fmt = "yuv420p"
+        with _priority_kept():
+            self.stream.codec_context.open()
         self.frames = 0
 
     def close(self) -> None:
@@ -104,6 +108,27 @@ class _Camera:
             self._mux(self.stream.encode(None))
             self.container.close()
             self.container = None
+
+
+@contextmanager
+def _priority_kept() -> Iterator[None]:
+    """Take back the real-time priority that SVT-AV1 gives itself and its caller on Linux, if the user is root.
+
+    This process and all that it starts later would leave no time of a core to anything else.
+    """
+    tasks = Path("/proc/self/task")
+    if not tasks.exists():
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    before = {task.name for task in tasks.iterdir()} - {str(threading.get_native_id())}
+    try:
+        yield
+    finally:
+        for task in tasks.iterdir():
+            if task.name not in before:
+                with suppress(OSError):  # it has ended
+                    os.sched_setscheduler(int(task.name), policy, parameters)
 
 
 class LeRobotWriter:
