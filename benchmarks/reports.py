@@ -19,7 +19,16 @@ SUITES = {
     ),
     "rivals": (
         "docs/benchmarks.md",
-        ["--set", "test", "--seeds", "10", "--presets", "mixed,noisy,fragments,expert_few,sparse", "--methods", RIVALS],
+        [
+            "--set",
+            "test",
+            "--seeds",
+            "10",
+            "--presets",
+            "mixed,noisy,fragments,expert_few,sparse",
+            "--methods",
+            RIVALS,
+        ],
     ),
 }
 """The page of each suite, and the part of the suite that the page has."""
