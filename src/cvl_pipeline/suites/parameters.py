@@ -240,7 +240,7 @@ def read_suite(conf: Path, name: str) -> Suite:
         known = unknown_name("suite", name, suite_names(conf) or ["none"])
         raise InputError(f"{known}; a suite is a file {shown(conf / FOLDER)}/<name>.yml (docs/suites.md)")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, ValueError) as error:  # ValueError: other bytes than UTF-8's, the 13th month
         raise InputError(f"{shown(path)} is not YAML in UTF-8: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
