@@ -18,7 +18,10 @@ SMALL = StageParameters.model_validate(
         "dataset": {"episodes": 40, "episode_steps": 60},
         "data_ingestion": {"validation_fraction": 0.4},
         "contrastive_dynamics": {"hidden": [32], "validation_batches": 1, "training": TRAINING},
-        "value_readout": {"references": 64, "regression": {"steps": 20, "value_steps": 20, "hidden": [32]}},
+        "value_readout": {
+            "references": 64,
+            "regression": {"steps": 20, "members": 1, "value_steps": 20, "hidden": [32]},
+        },
         "policy_extraction": {"hidden": [32], "training": TRAINING},
         "evaluation": {"episodes": 2},
     }
