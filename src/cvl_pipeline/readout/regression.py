@@ -209,18 +209,21 @@ def regress(
     everything = transitions.transition_index(split.train)
     alike = torch.ones(len(transitions))
 
-    def followed(of_pairs: bool = False) -> Tensor:
-        """Lambda-returns of all training episodes, judged ones included, from V or from Q of the next pair."""
-        values = value.of_arrivals(everything)
-        if of_pairs:
-            pairs = torch.zeros_like(values)
-            pairs[everything] = action_value.outputs(everything)
-            values = of_next_pairs(pairs, values, transitions)
+    def followed(values: Tensor) -> Tensor:
+        """Lambda-returns of all training episodes, judged ones included, if those values follow the steps, (N,)."""
         return lambda_returns(labels.rewards, mean + deviation * values, transitions, discount, short)
 
-    def renewed(of_pairs: bool = False) -> tuple[Tensor, Tensor]:
-        """Targets that follow from the networks as they are, and their weights."""
-        return standard(followed(of_pairs)), alike
+    def renewed(values: Tensor) -> tuple[Tensor, Tensor]:
+        """Targets if those values follow the steps, and their weights."""
+        return standard(followed(values)), alike
+
+    def after_states() -> Tensor:
+        return value.of_arrivals(everything)
+
+    def after_pairs() -> Tensor:
+        pairs = torch.zeros_like(arrived)
+        pairs[everything] = action_value.outputs(everything)
+        return of_next_pairs(pairs, arrived, transitions)
 
     logged = float(shares[index].mean())
     cut = parameters.rounds is None and logged < CUT_SHARE
@@ -243,15 +246,16 @@ def regress(
             early_values,
             lambda taken: progress.advance(task, taken),
             rounds - late_rounds,
-            renewed,
+            lambda: renewed(after_states()),
         )
-        following = followed()
+        arrived = after_states()
+        following = followed(arrived)
         action_value = network(True, standard(following), alike)
         action_value.train(
             parameters.steps - late,
             lambda taken: progress.advance(task, taken),
             rounds - late_rounds,
-            lambda: renewed(True),
+            lambda: renewed(after_pairs()),
         )
     rows = transitions.transition_index(judged)
     rows = rows[torch.randperm(len(rows), generator=generator)[:JUDGED]]
@@ -289,19 +293,20 @@ def regress(
     )  # fmt: skip
     with progress_bar() as progress:
         task = progress.add_task("Regressing returns of all training episodes", total=late_values + late)
-        value.learn_from(everything, *(renewed() if late_rounds else ()))
+        value.learn_from(everything, *(renewed(arrived) if late_rounds else ()))
         value.train(
             late_values,
             lambda taken: progress.advance(task, taken),
             max(1, late_rounds),
-            renewed,
+            lambda: renewed(after_states()),
         )
-        action_value.learn_from(everything, *renewed(rounds > 1))
+        arrived = after_states()
+        action_value.learn_from(everything, *renewed(after_pairs() if rounds > 1 else arrived))
         action_value.train(
             late,
             lambda taken: progress.advance(task, taken),
             max(1, late_rounds),
-            lambda: renewed(True),
+            lambda: renewed(after_pairs()),
         )
     mixture = [constant + network_weight * mean, readout_weight, network_weight * deviation]
     return RegressedReadout(
