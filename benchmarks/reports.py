@@ -20,17 +20,11 @@ SUITES = {
     "rivals": (
         "docs/benchmarks.md",
         [
-            "--set",
-            "test",
-            "--seeds",
-            "10",
-            "--presets",
-            "mixed,noisy,fragments,expert_few,sparse",
-            "--methods",
-            RIVALS,
+            "--set", "test", "--seeds", "10", "--presets", "mixed,noisy,fragments,expert_few,sparse",
+            "--methods", RIVALS,
         ],
     ),
-}
+}  # fmt: skip
 """The page of each suite, and the part of the suite that the page has."""
 
 

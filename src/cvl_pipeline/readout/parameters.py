@@ -121,7 +121,7 @@ class RegressionParameters(Strict):
         "quarter of the steps each, where the log holds, on average, less than 60 % of what a return counts, as in "
         "windows cut out of episodes.",
     )
-    hidden: Hidden = Field((256, 256), description="Sizes of both networks' hidden layers.")
+    hidden: Hidden = Field((256, 256), description="Sizes of all networks' hidden layers.")
     batch_size: int = Field(256, ge=1, le=MOST_ROWS, description="Size of a batch.")
     learning_rate: float = Field(
         1e-3, gt=0.0, description="Learning rate of Adam. It falls to zero along half a cosine."
