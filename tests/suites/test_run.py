@@ -8,7 +8,7 @@ import pytest
 
 from cvl_pipeline.io.owner import owner
 from cvl_pipeline.suites import run
-from cvl_pipeline.suites.engine import Outcome, shares, visible_devices
+from cvl_pipeline.suites.engine import Outcome, shares
 from cvl_pipeline.suites.plan import Unit
 from cvl_pipeline.suites.progress import display, duration, status_lines
 from cvl_pipeline.suites.run import Schedule, State, run_units
@@ -93,12 +93,6 @@ def test_cores_and_devices_are_shared(
     jobs: int | None, threads: int | None, devices: int, cores: int, expected: tuple[int, int]
 ) -> None:
     assert shares(jobs, threads, devices, cores) == expected
-
-
-def test_devices_are_those_that_the_user_lets_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    for value, expected in (("2,5", ("2", "5")), ("", ()), ("-1", ())):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-        assert visible_devices() == expected
 
 
 def test_the_state_says_whether_its_process_runs(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from cvl_pipeline.kedro.configuration import CheckedConfigLoader, project_folder
 from cvl_pipeline.kedro.provenance.locks import IN_USE, InUseError, Lease, acquire, release
 from cvl_pipeline.schema import flattened, nested
 from cvl_pipeline.sources.environment import environment_for
-from cvl_pipeline.suites.engine import DaskEngine, Outcome, shares, visible_devices
+from cvl_pipeline.suites.engine import DaskEngine, Outcome, shares
 from cvl_pipeline.suites.parameters import FOLDER, read_suite
 from cvl_pipeline.suites.plan import Cell, Plan, Unit, check_names, network_steps
 from cvl_pipeline.suites.progress import display, status_lines
@@ -52,6 +52,7 @@ from cvl_pipeline.suites.records import (
     write_record,
 )
 from cvl_pipeline.suites.run import Schedule, State, run_units
+from cvl_pipeline.training.devices import visible_devices
 
 KEDRO: tuple[str, ...] = (sys.executable, "-m", "kedro")
 """The command that runs units; its first word in records is ``kedro``."""

@@ -13,7 +13,6 @@ from typing import Any, Literal, Protocol
 
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.suites.plan import Plan, Unit
-from cvl_pipeline.training.devices import visible_devices as visible_devices
 
 POLL = 0.2
 """Seconds between looks at the units that run."""
