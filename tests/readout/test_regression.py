@@ -25,9 +25,7 @@ from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import ExactReadout
 from cvl_pipeline.readout.regression import (
     RegressedReadout,
-    lambda_returns,
     mixture_weights,
-    of_next_pairs,
     run,
     stacking_weights,
 )
@@ -128,14 +126,17 @@ def test_held_out_rewards_are_not_read(transitions: Transitions, rewards: Reward
     assert torch.equal(first.mixture, second.mixture)
 
 
-def test_nothing_is_judged_on_episodes_that_it_was_fitted_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cvl_pipeline.readout import build, references, regression
+@pytest.mark.parametrize("network_weight", [0.3, 0.0])
+def test_nothing_is_judged_on_episodes_that_it_was_fitted_to(
+    monkeypatch: pytest.MonkeyPatch, network_weight: float
+) -> None:
+    from cvl_pipeline.readout import build, fitting, references, regression
 
     fitted: list[set[int]] = []
     judged: list[set[int]] = []
     others: set[int] = set()
     of_references: list[set[int]] = []
-    original, future_states = regression._Regression, references.future_states
+    original, future_states = fitting._Networks, references.future_states
 
     class Watched(original):  # type: ignore[misc, valid-type]
         def train(self, *arguments: Any) -> None:
@@ -153,7 +154,8 @@ def test_nothing_is_judged_on_episodes_that_it_was_fitted_to(monkeypatch: pytest
         of_references.append(set(arguments[3].tolist()))
         return future_states(*arguments)
 
-    monkeypatch.setattr(regression, "_Regression", Watched)
+    monkeypatch.setattr(fitting, "_Networks", Watched)
+    monkeypatch.setattr(regression, "mixture_weights", lambda *_: (0.1, 0.6, network_weight))
     monkeypatch.setattr(build, "future_states", watched)
     data = make_transitions([5] * 11, [False] * 11)
     split = Split(train=torch.arange(10), validation=torch.tensor([10]))
@@ -165,107 +167,9 @@ def test_nothing_is_judged_on_episodes_that_it_was_fitted_to(monkeypatch: pytest
     assert judged == [judged[0]] * len(judged)
     assert others.isdisjoint(judged[0])
     rest = set(range(10)) - judged[0]
-    assert fitted == [rest, rest, set(range(10)), set(range(10))]  # at last, the weights are known
+    # When the weights are known, networks that have any go on with all episodes.
+    assert fitted == [rest, rest] + [set(range(10))] * 2 * (network_weight > 0)
     assert of_references == [set(range(10)), rest]
-
-
-def test_a_critic_that_looks_further_ahead_than_the_values_gives_returns(
-    monkeypatch: pytest.MonkeyPatch, transitions: Transitions, rewards: Rewards
-) -> None:
-    from cvl_pipeline.readout import regression
-
-    shorts: list[float] = []
-    original = regression.lambda_returns
-
-    def watched(*arguments: Any) -> Tensor:
-        shorts.append(arguments[4])
-        return original(*arguments)
-
-    monkeypatch.setattr(regression, "lambda_returns", watched)
-    parameters = readout_parameters(
-        references=None, discount=0.8, regression={"steps": 1, "value_steps": 1, "hidden": (4,)}
-    )
-    critic = small_critic(discount=0.97, horizon_conditioning=True)
-    build_readout(critic, transitions, rewards, split_episodes(transitions, 0.3, 0), parameters, seed=0)
-    assert set(shorts) == {0.8}
-
-
-def test_after_a_termination_nothing_follows_whatever_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Targets are standardised last: the state after a termination is worth nothing, not the mean."""
-    from cvl_pipeline.readout import regression as module
-
-    seen: list[tuple[Tensor, Tensor]] = []
-    original = module._Regression
-
-    class Watched(original):  # type: ignore[misc, valid-type]
-        def __init__(self, *arguments: Any) -> None:
-            original.__init__(self, *arguments)
-            seen.append((self._targets, self._weights))
-
-        def of_arrivals(self, index: Tensor) -> Tensor:
-            return torch.zeros(len(self._targets))
-
-    monkeypatch.setattr(module, "_Regression", Watched)
-    data = make_transitions([6] * 6, [True] * 6)
-    rewards = Rewards(10.0 + torch.rand(36), torch.zeros(36, dtype=torch.bool))
-    parameters = readout_parameters(
-        references=None, regression={"steps": 1, "value_steps": 1, "hidden": (4,)}
-    )
-    split = Split(train=torch.arange(5), validation=torch.tensor([5]))
-    build_readout(small_critic(), data, rewards, split, parameters, seed=0)
-    (returns, _), (targets, _) = seen
-    last = data.episode_starts[1:] - 1
-    # The last step has its reward and nothing else, so both targets agree there.
-    torch.testing.assert_close(targets[last], returns[last], rtol=1e-4, atol=1e-4)
-
-
-@given(
-    lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4),
-    ends=st.lists(st.booleans(), min_size=4, max_size=4),
-    short=st.floats(0.0, 0.9),
-    seed=st.integers(0, 100),
-)
-def test_lambda_returns_are_the_mixture_of_n_step_returns(
-    lengths: list[int], ends: list[bool], short: float, seed: int
-) -> None:
-    gamma = 0.9
-    mix = short / gamma
-    data = make_transitions(lengths, ends[: len(lengths)])
-    generator = torch.Generator().manual_seed(seed)
-    rewards, values = torch.randn(2, len(data), generator=generator)
-    expected = []
-    for episode in range(len(lengths)):
-        start, end = (int(data.episode_starts[episode + k]) for k in (0, 1))
-        for t in range(start, end):
-
-            def n_step(n: int, t: int = t, end: int = end, episode: int = episode) -> float:
-                last = min(t + n, end)
-                total = sum(gamma ** (k - t) * (1 - gamma) * float(rewards[k]) for k in range(t, last))
-                over = last == end and bool(data.terminated[episode])
-                return total + (0.0 if over else gamma ** (last - t) * float(values[last - 1]))
-
-            left = end - t
-            parts = [(1 - mix) * mix ** (n - 1) * n_step(n) for n in range(1, left)]
-            expected.append(sum(parts) + mix ** (left - 1) * n_step(left))
-    found = lambda_returns(rewards, values, data, gamma, short)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_lambda_returns_of_the_true_v_have_the_mean_q(
-    mdp: FiniteMDP, log: tuple[Transitions, Rewards]
-) -> None:
-    transitions, rewards = log
-    value = torch.from_numpy((mdp.policy * mdp.q()).sum(1) * (1 - mdp.discount))
-    index = torch.arange(len(transitions))
-    states = transitions.states().argmax(1)
-    arrived = transitions.arrivals(index).argmax(1)
-    found = lambda_returns(rewards.rewards, value[arrived], transitions, mdp.discount, 0.4)
-    sums, counts = np.zeros((2, mdp.states, mdp.actions))
-    at = (states.numpy(), transitions.actions.argmax(1).numpy())
-    np.add.at(sums, at, found.numpy())
-    np.add.at(counts, at, 1)
-    errors = sums / counts / (1 - mdp.discount) - mdp.q()
-    assert np.sqrt((errors**2).mean()) < 0.1 * mdp.q().std()  # 550 visits a pair
 
 
 @given(
@@ -303,52 +207,6 @@ def test_if_no_advantage_predicts_the_errors_returns_decide() -> None:
     returns = values @ np.array([0.5, 1.5])
     found = mixture_weights(values, values, -values.sum(1), returns, np.ones(500))
     np.testing.assert_allclose(found, [0.0, 0.5, 1.5], atol=1e-9)
-
-
-def test_rounds_carry_values_through_pieces_of_episodes() -> None:
-    """In a corridor of 16 cells with the reward at its end, no logged piece is longer than 4 steps."""
-    cells, piece, pieces = 16, 4, 600
-    generator = np.random.default_rng(0)
-    moves = generator.choice([-1, 1], (pieces, piece))
-    places = np.empty((pieces, piece + 1), dtype=np.int64)
-    places[:, 0] = generator.integers(0, cells, pieces)
-    for step in range(piece):
-        places[:, step + 1] = (places[:, step] + moves[:, step]).clip(0, cells - 1)
-    data = dataclasses.replace(
-        make_transitions([piece] * pieces, [False] * pieces, observation_size=cells, action_size=1),
-        observations=torch.eye(cells)[places.ravel()],
-        actions=torch.from_numpy(moves.reshape(-1, 1)).float(),
-    )
-    rewarded = torch.from_numpy(places[:, 1:].ravel() == cells - 1)
-    split = split_episodes(data, 0.05, 0)
-    shape = CriticShape((cells,), 1, (4,), 4, "unit_norm", 0.25, False, 0.7, False)
-    critic = ContrastiveCritic(shape, identity_normalisation(data)).requires_grad_(False)
-    far = torch.eye(cells)[: cells - piece - 1]  # no piece from here reaches the reward
-
-    def preferred(rounds: int | None) -> float:
-        regression = {"steps": 500, "value_steps": 150, "rounds": rounds, "hidden": (64,)}
-        parameters = readout_parameters(references=None, discount=0.95, regression=regression)
-        readout = build_readout(critic, data, Rewards(rewarded.float(), rewarded), split, parameters, seed=0)
-        assert isinstance(readout, RegressedReadout)
-        forward, back = (
-            torch.stack(
-                [
-                    run(network, readout.sizes, critic.inputs(far, torch.full((len(far), 1), move)).float())
-                    for network in readout.networks
-                ]
-            ).mean(0)
-            for move in (1.0, -1.0)
-        )
-        return float((forward > back).float().mean())
-
-    assert preferred(1) < 0.8
-    assert preferred(None) == 1.0  # the pieces are short, so there are several
-
-
-def test_the_next_pair_follows_and_at_the_end_the_state_alone() -> None:
-    data = make_transitions([3, 1, 2], [False, True, False])
-    pairs, arrivals = torch.arange(6.0), torch.arange(10.0, 16.0)
-    assert of_next_pairs(pairs, arrivals, data).tolist() == [1.0, 2.0, 12.0, 13.0, 5.0, 15.0]
 
 
 def test_a_harmful_estimate_gets_no_weight() -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Generator, Tensor
 
-from cvl_pipeline.episodes.preparation import logged_shares, observed_returns
 from cvl_pipeline.judging.networks import ValueNetworks, bootstrap_weights, fit, fresh, joined
 from cvl_pipeline.judging.parameters import JudgingParameters
 from cvl_pipeline.judging.samples import Sample
 from cvl_pipeline.networks.critic import ContrastiveCritic
-from cvl_pipeline.readout.regression import lambda_returns
+from cvl_pipeline.readout.logged_returns import LoggedReturns
 from cvl_pipeline.training.progress import progress_bar
 from cvl_pipeline.training.seeds import stream_seed
 
@@ -26,7 +27,7 @@ def regress_critics(
 ) -> ValueNetworks:
     """Fit networks of Q of the behaviour to the lambda-returns of some episodes.
 
-    As in ``readout.regression``, V is regressed on returns first, and Q on the lambda-returns that follow from it,
+    As in ``readout.fitting``, V is regressed on returns first, and Q on the lambda-returns that follow from it,
     because a return credits an action with whatever its episode did later. Each of the networks has a bootstrap sample
     of the episodes.
 
@@ -40,11 +41,9 @@ def regress_critics(
     log, rewards = held_out.encoded, held_out.rewards
     states, arrivals = log.states(), log.arrivals()
     pairs = pair_inputs(critic, states, log.actions)
-    returns = (1.0 - discount) * observed_returns(rewards, log, discount)  # as mean rewards
-    shares = logged_shares(log, discount)
-    mean = float((shares @ returns) / shares.sum())
-    std = max(float(returns.std(correction=0)), 1e-8)
     short = min(discount, critic.shape.discount)
+    logged = LoggedReturns.of(log, rewards, discount, short, torch.arange(len(rewards)))
+    logged = dataclasses.replace(logged, deviation=max(logged.deviation, 1e-8))
     episodes, networks = held_out.episodes, []
 
     with progress_bar() as progress:
@@ -53,15 +52,16 @@ def regress_critics(
             generator = Generator().manual_seed(stream_seed(seed, "judging", 2 * member))
             weights = bootstrap_weights(episodes, generator)
             value = fresh(states.shape[1], parameters, stream_seed(seed, "judging", 2 * member + 1))
-            standard = ((returns - mean) / std).float()
+            targets = logged.standard(logged.returns)
             fit(
-                value, states, standard.__getitem__, (weights * shares).float(), parameters.critic_steps,
+                value, states, targets.__getitem__, (weights * logged.shares).float(), parameters.critic_steps,
                 parameters, generator,
             )  # fmt: skip
-            followed = mean + std * value(arrivals).squeeze(-1)
-            targets = ((lambda_returns(rewards, followed, log, discount, short) - mean) / std).float()
+            targets = logged.standard(logged.followed(value(arrivals).squeeze(-1)))
             network = fresh(pairs.shape[1], parameters, stream_seed(seed, "judging", 2 * member + 1))
             fit(network, pairs, targets.__getitem__, weights, parameters.critic_steps, parameters, generator)
             networks.append(network)
             progress.advance(bar)
-    return joined(networks, pairs.shape[1], parameters, mean=mean, std=std, discount=discount)
+    return joined(
+        networks, pairs.shape[1], parameters, mean=logged.mean, std=logged.deviation, discount=discount
+    )

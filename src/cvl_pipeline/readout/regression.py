@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -14,26 +14,16 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional
-from torch.nn.utils import parameters_to_vector
 
 from cvl_pipeline.episodes.container import Rewards, Split, Transitions
-from cvl_pipeline.episodes.preparation import (
-    discounted_returns,
-    goes_on,
-    last_steps,
-    logged_shares,
-    observed_returns,
-)
 from cvl_pipeline.networks.critic import ContrastiveCritic
-from cvl_pipeline.networks.mlp import MLP
+from cvl_pipeline.readout.fitting import ValueFit
+from cvl_pipeline.readout.logged_returns import LoggedReturns
 from cvl_pipeline.readout.parameters import RegressionParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import Readout
-from cvl_pipeline.readout.references import CHUNK
-from cvl_pipeline.training.least_squares import Batch, fit_least_squares
-from cvl_pipeline.training.progress import progress_bar
 from cvl_pipeline.training.seeds import stream_seed
 
 logger = logging.getLogger(__name__)
@@ -44,11 +34,6 @@ JUDGED_SHARE = 0.2
 """Share of the training episodes on which the weights are fitted."""
 JUDGED = 32_768
 """Maximum number of their transitions that are used."""
-CUT_SHARE, CUT_ROUNDS, CUT_STEPS = 0.6, 32, 0.25
-"""Share of the discounted future that must be in the log, on average, for one round of V to do; the rounds else, and
-the share of ``value_steps`` in each. More rounds carry values further, through more windows."""
-LATE_SHARE = 0.25
-"""Share of the steps that come after the weights are known, on all training episodes."""
 OTHER_ACTIONS = 4
 """Number of actions, logged anywhere, that an advantage compares a judged one with."""
 
@@ -188,96 +173,30 @@ def regress(
     order = split.train[torch.randperm(len(split.train), generator=generator)]
     count = max(1, round(JUDGED_SHARE * len(order)))
     judged, fitted = (part.sort().values for part in (order[:count], order[count:]))
-    discount = readout.discount
-    returns = (1.0 - discount) * observed_returns(labels.rewards, transitions, discount)  # as mean rewards
-    shares = logged_shares(transitions, discount)
-    index = transitions.transition_index(fitted)
-    deviation = float(returns[index].std(correction=0)) if len(index) else 0.0
-    if deviation < 1e-12:
-        return readout
-    mean = float((shares[index] @ returns[index]) / shares[index].sum())
     # A critic that is conditioned on the horizon may look further ahead than the values.
-    short = min(discount, critic.shape.discount)
-
-    def standard(values: Tensor) -> Tensor:
-        return ((values - mean) / deviation).float()
-
-    def network(of_actions: bool, targets: Tensor, weights: Tensor) -> _Regression:
-        stream = stream_seed(seed, "regression", 1 + of_actions)
-        return _Regression(critic, transitions, index, parameters, of_actions, targets, weights, stream)
-
-    everything = transitions.transition_index(split.train)
-    alike = torch.ones(len(transitions))
-
-    def followed(values: Tensor) -> Tensor:
-        """Lambda-returns of all training episodes, judged ones included, if those values follow the steps, (N,)."""
-        return lambda_returns(labels.rewards, mean + deviation * values, transitions, discount, short)
-
-    def renewed(values: Tensor) -> tuple[Tensor, Tensor]:
-        """Targets if those values follow the steps, and their weights."""
-        return standard(followed(values)), alike
-
-    def after_states() -> Tensor:
-        return value.of_arrivals(everything)
-
-    def after_pairs() -> Tensor:
-        pairs = torch.zeros_like(arrived)
-        pairs[everything] = action_value.outputs(everything)
-        return of_next_pairs(pairs, arrived, transitions)
-
-    logged = float(shares[index].mean())
-    cut = parameters.rounds is None and logged < CUT_SHARE
-    rounds = CUT_ROUNDS if cut else parameters.rounds or 1
-    steps = max(1, round(CUT_STEPS * parameters.value_steps)) if cut else parameters.value_steps
-    if cut:
-        logger.info(
-            "value_readout: the log holds %.0f %% of the discounted future of its steps, so V is fitted in %d rounds, "
-            "to targets of its own (value_readout.regression.rounds)",
-            100.0 * logged, rounds,
-        )  # fmt: skip
-    # Steps on all training episodes come last; whole rounds, if there are several.
-    late_rounds = round(LATE_SHARE * rounds)
-    late_values = late_rounds * steps or round(LATE_SHARE * steps)
-    early_values, late = rounds * steps - late_values, round(LATE_SHARE * parameters.steps)
-    with progress_bar() as progress:
-        task = progress.add_task("Regressing returns", total=early_values + parameters.steps - late)
-        value = network(False, standard(returns), shares.float())
-        value.train(
-            early_values,
-            lambda taken: progress.advance(task, taken),
-            rounds - late_rounds,
-            lambda: renewed(after_states()),
-        )
-        arrived = after_states()
-        following = followed(arrived)
-        action_value = network(True, standard(following), alike)
-        action_value.train(
-            parameters.steps - late,
-            lambda taken: progress.advance(task, taken),
-            rounds - late_rounds,
-            lambda: renewed(after_pairs()),
-        )
+    short = min(readout.discount, critic.shape.discount)
+    index = transitions.transition_index(fitted)
+    log = LoggedReturns.of(transitions, labels.rewards, readout.discount, short, index)
+    if log.deviation < 1e-12:
+        return readout
+    fit = ValueFit(critic, log, index, split, parameters, seed)
+    fit.early()
     rows = transitions.transition_index(judged)
     rows = rows[torch.randperm(len(rows), generator=generator)[:JUDGED]]
     q = QFunction(critic, readout_without(judged))
 
     def estimated(actions: Tensor) -> Floats:
         """Both estimates of the judged states' actions, (M,) int64 transitions that provide them -> (M, 2)."""
-        values = (1.0 - discount) * q.of_transitions(transitions, rows, actions)[0]
-        return (
-            torch.stack([values, mean + deviation * action_value.outputs(rows, actions)], dim=1)
-            .double()
-            .numpy()
-        )
+        values = (1.0 - log.discount) * q.of_transitions(transitions, rows, actions)[0]
+        return torch.stack([values, fit.q_of(rows, actions)], dim=1).double().numpy()
 
     taken = estimated(rows)
     others = [
         index[torch.randint(len(index), (len(rows),), generator=generator)] for _ in range(OTHER_ACTIONS)
     ]
     advantages = taken - np.mean([estimated(other) for other in others], axis=0)
-    errors = following[rows].numpy() - (mean + deviation * value.outputs(rows).double().numpy())
     constant, readout_weight, network_weight = mixture_weights(
-        taken, advantages, errors, returns[rows].numpy(), shares[rows].numpy()
+        taken, advantages, fit.errors(rows), log.returns[rows].numpy(), log.shares[rows].numpy()
     )
     if readout_weight == network_weight == 0.0:  # a constant would order no actions
         logger.info(
@@ -291,179 +210,15 @@ def regress(
         if readout_weight
         else ", without any share of the critic's values (value_readout.regression=null uses those alone)",
     )  # fmt: skip
-    with progress_bar() as progress:
-        task = progress.add_task("Regressing returns of all training episodes", total=late_values + late)
-        value.learn_from(everything, *(renewed(arrived) if late_rounds else ()))
-        value.train(
-            late_values,
-            lambda taken: progress.advance(task, taken),
-            max(1, late_rounds),
-            lambda: renewed(after_states()),
-        )
-        arrived = after_states()
-        action_value.learn_from(everything, *renewed(after_pairs() if rounds > 1 else arrived))
-        action_value.train(
-            late,
-            lambda taken: progress.advance(task, taken),
-            max(1, late_rounds),
-            lambda: renewed(after_pairs()),
-        )
-    mixture = [constant + network_weight * mean, readout_weight, network_weight * deviation]
+    if network_weight:
+        fit.late()
+    mixture = [constant + network_weight * log.mean, readout_weight, network_weight * log.deviation]
     return RegressedReadout(
-        temperature=readout.temperature, horizons=readout.horizons, discount=discount,
+        temperature=readout.temperature, horizons=readout.horizons, discount=readout.discount,
         self_normalised=readout.self_normalised, base=readout,
-        networks=action_value.vectors(), sizes=action_value.sizes,
+        networks=fit.action_value.vectors(), sizes=fit.action_value.sizes,
         mixture=torch.tensor(mixture, dtype=torch.float32),
     )  # fmt: skip
-
-
-def lambda_returns(
-    rewards: Tensor, values: Tensor, transitions: Transitions, discount: float, short: float
-) -> Tensor:
-    """Lambda-returns as mean rewards, with lambda = c / gamma, (N,) float64 (Sutton 1988).
-
-    ``G_t = (1 - gamma) r_t + gamma ((1 - lambda) V(s_{t+1}) + lambda G_{t+1})``. After a terminated episode nothing
-    follows, and at the end of a truncated one V follows.
-
-    Args:
-        rewards: (N,).
-        values: (N,), V of the state that each transition leads to, as a mean reward.
-        transitions: the log.
-        discount: gamma.
-        short: c, at most gamma.
-    """
-    weights = torch.where(last_steps(transitions), discount, discount - short) * goes_on(transitions)
-    return discounted_returns((1.0 - discount) * rewards + weights * values, transitions, short)
-
-
-def of_next_pairs(pairs: Tensor, arrivals: Tensor, transitions: Transitions) -> Tensor:
-    """Values of the next logged pair, or of the state that an episode's last step leads to, (N,).
-
-    Args:
-        pairs: (N,), Q of every logged state and action.
-        arrivals: (N,), V of the state that each transition leads to.
-        transitions: the log.
-    """
-    return torch.where(last_steps(transitions), arrivals, pairs.roll(-1))
-
-
-class _Members(nn.Module):
-    """Networks of the same inputs, (B, I) -> (B, J)."""
-
-    def __init__(self, networks: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return torch.cat([network(inputs) for network in self.networks], -1)
-
-
-class _Regression:
-    """A network of states, or several of states and actions, on some transitions."""
-
-    def __init__(
-        self,
-        critic: ContrastiveCritic,
-        transitions: Transitions,
-        index: Tensor,
-        parameters: RegressionParameters,
-        of_actions: bool,
-        targets: Tensor,
-        weights: Tensor,
-        seed: int,
-    ) -> None:
-        self._critic, self._transitions, self._index = critic, transitions, index
-        self._targets, self._weights, self._parameters = targets, weights, parameters
-        self._of_actions = of_actions
-        self.sizes = (self._inputs(index[:1]).shape[-1], *parameters.hidden, 1)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.network = _Members(
-                MLP(self.sizes[0], parameters.hidden, 1)
-                for _ in range(parameters.members if of_actions else 1)
-            )
-        self._generator = Generator().manual_seed(seed)
-
-    def vectors(self) -> Tensor:
-        """Parameters of every network, (J, P)."""
-        networks = self.network.networks
-        return torch.stack([parameters_to_vector(network.parameters()).detach() for network in networks])
-
-    @torch.no_grad()
-    def _inputs(self, rows: Tensor, actions: Tensor | None = None) -> Tensor:
-        states = self._transitions.states(rows)
-        if not self._of_actions:
-            encoded: Tensor = self._critic.encode_observation(states)
-            return encoded.float()
-        taken = self._transitions.actions.index_select(0, rows if actions is None else actions)
-        return self._critic.inputs(states, taken).float()
-
-    def learn_from(self, index: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Go on with other transitions, (M,) int64, and, if they are given, with other targets and weights, (N,)."""
-        self._index = index
-        self._targets = self._targets if targets is None else targets
-        self._weights = self._weights if weights is None else weights
-
-    def train(
-        self,
-        steps: int,
-        progress: Callable[[int], None],
-        rounds: int = 1,
-        renewed: Callable[[], tuple[Tensor, Tensor]] | None = None,
-    ) -> None:
-        """Take gradient steps on the weighted squared error.
-
-        Args:
-            steps: in all rounds together.
-            progress: receives the steps of each block.
-            rounds: parts of the training, of equal length.
-            renewed: returns targets and weights, (N,) each, for the round that begins.
-        """
-        batches = self._batches(steps, progress, rounds, renewed)
-        fit_least_squares(
-            self.network,
-            batches,
-            batch_size=self._parameters.batch_size,
-            learning_rate=self._parameters.learning_rate,
-            cosine_steps=steps,
-        )
-
-    def _batches(
-        self,
-        steps: int,
-        progress: Callable[[int], None],
-        rounds: int,
-        renewed: Callable[[], tuple[Tensor, Tensor]] | None,
-    ) -> Iterator[Batch]:
-        """Batches of that many steps, made in blocks: the inputs of many steps take hardly longer than those of one."""
-        size = self._parameters.batch_size
-        block = max(1, CHUNK // size)
-        ends = [steps * (place + 1) // rounds for place in range(rounds)]
-        for begin, end in pairwise([0, *ends]):
-            if begin and renewed is not None:
-                with torch.no_grad():
-                    self._targets, self._weights = renewed()
-            for first in range(begin, end, block):
-                count = min(block, end - first)
-                rows = self._index[
-                    torch.randint(len(self._index), (count * size,), generator=self._generator)
-                ]
-                parts = self._inputs(rows), self._targets[rows], self._weights[rows]
-                yield from zip(*(torch.split(part, size) for part in parts), strict=True)
-                progress(count)
-
-    def outputs(self, rows: Tensor, actions: Tensor | None = None) -> Tensor:
-        """Mean outputs for transitions, (M,) int64 -> (M,); ``actions`` are transitions that provide other actions."""
-        parts = (torch.split(rows, CHUNK), torch.split(rows if actions is None else actions, CHUNK))
-        return torch.cat([self.network(self._inputs(*part)).mean(-1) for part in zip(*parts, strict=True)])
-
-    def of_arrivals(self, index: Tensor) -> Tensor:
-        """Outputs of a network of states for the state that transitions lead to, (N,); zero outside ``index``."""
-        result = torch.zeros(len(self._transitions))
-        for part in torch.split(index, CHUNK):
-            states = self._critic.encode_observation(self._transitions.arrivals(part)).float()
-            result[part] = self.network(states).mean(-1)
-        return result
 
 
 def mixture_weights(

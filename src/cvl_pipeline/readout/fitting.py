@@ -1,0 +1,260 @@
+"""Networks of V(s) and Q(s, a), regressed on returns of a log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+from cvl_pipeline.episodes.container import Split, Transitions
+from cvl_pipeline.networks.critic import ContrastiveCritic
+from cvl_pipeline.networks.mlp import MLP
+from cvl_pipeline.readout.logged_returns import LoggedReturns, of_next_pairs
+from cvl_pipeline.readout.parameters import RegressionParameters
+from cvl_pipeline.readout.references import CHUNK
+from cvl_pipeline.training.least_squares import Batch, fit_least_squares
+from cvl_pipeline.training.progress import progress_bar
+from cvl_pipeline.training.seeds import stream_seed
+
+logger = logging.getLogger(__name__)
+
+CUT_SHARE, CUT_ROUNDS, CUT_STEPS = 0.6, 32, 0.25
+"""Share of the discounted future that must be in the log, on average, for one round of V to do; the rounds else, and
+the share of ``value_steps`` in each. More rounds carry values further, through more windows."""
+LATE_SHARE = 0.25
+"""Share of the steps that come after the weights are known, on all training episodes."""
+
+
+class ValueFit:
+    """V and Q by regression: three quarters of the steps on some training episodes, the rest on all of them.
+
+    Attributes:
+        action_value: the networks of Q.
+    """
+
+    def __init__(
+        self,
+        critic: ContrastiveCritic,
+        log: LoggedReturns,
+        index: Tensor,
+        split: Split,
+        parameters: RegressionParameters,
+        seed: int,
+    ) -> None:
+        """Choose the rounds by how much of the future the log has.
+
+        Args:
+            critic: whose inputs the networks have.
+            log: returns and their scale.
+            index: (M,) int64, transitions of the episodes for ``early``.
+            split: defines the training episodes, for ``late``.
+            parameters: of the regression.
+            seed: of initial weights and batches.
+        """
+        self._critic, self._log, self._parameters, self._seed = critic, log, parameters, seed
+        self._index = index
+        self._everything = log.transitions.transition_index(split.train)
+        logged = float(log.shares[self._index].mean())
+        cut = parameters.rounds is None and logged < CUT_SHARE
+        self._rounds = CUT_ROUNDS if cut else parameters.rounds or 1
+        if cut:
+            logger.info(
+                "value_readout: the log holds %.0f %% of the discounted future of its steps, so V is fitted in %d "
+                "rounds, to targets of its own (value_readout.regression.rounds)",
+                100.0 * logged, self._rounds,
+            )  # fmt: skip
+        steps = max(1, round(CUT_STEPS * parameters.value_steps)) if cut else parameters.value_steps
+        # Steps on all training episodes come last; whole rounds, if there are several.
+        self._late_rounds = round(LATE_SHARE * self._rounds)
+        self._late_values = self._late_rounds * steps or round(LATE_SHARE * steps)
+        self._early_values = self._rounds * steps - self._late_values
+        self._late = round(LATE_SHARE * parameters.steps)
+
+    def early(self) -> None:
+        """Fit V to returns, then Q to what follows from it, without the judged episodes."""
+        log, rounds, early = self._log, self._rounds - self._late_rounds, self._parameters.steps - self._late
+        with progress_bar() as progress:
+            task = progress.add_task("Regressing returns", total=self._early_values + early)
+            advance = partial(progress.advance, task)
+            self._value = self._network(False, log.standard(log.returns), log.shares.float())
+            self._value.train(self._early_values, advance, rounds, self._after_states)
+            self._arrived = self._arrivals()
+            self._following = log.followed(self._arrived)
+            self.action_value = self._network(True, *self._renewed(self._arrived))
+            self.action_value.train(early, advance, rounds, self._after_pairs)
+
+    def late(self) -> None:
+        """Go on with all training episodes."""
+        rounds = max(1, self._late_rounds)
+        with progress_bar() as progress:
+            task = progress.add_task(
+                "Regressing returns of all training episodes", total=self._late_values + self._late
+            )
+            advance = partial(progress.advance, task)
+            targets = self._renewed(self._arrived) if self._late_rounds else ()
+            self._value.learn_from(self._everything, *targets)
+            self._value.train(self._late_values, advance, rounds, self._after_states)
+            self._arrived = self._arrivals()
+            targets = self._after_pairs() if self._rounds > 1 else self._renewed(self._arrived)
+            self.action_value.learn_from(self._everything, *targets)
+            self.action_value.train(self._late, advance, rounds, self._after_pairs)
+
+    def q_of(self, rows: Tensor, actions: Tensor) -> Tensor:
+        """Q as a mean reward of transitions' states, (M,) int64, and of other transitions' actions -> (M,)."""
+        return self._log.mean + self._log.deviation * self.action_value.outputs(rows, actions)
+
+    def errors(self, rows: Tensor) -> NDArray[np.float64]:
+        """Temporal-difference errors ``G - V(s)`` of transitions, (M,) int64 -> (M,), after ``early``."""
+        expected = self._log.mean + self._log.deviation * self._value.outputs(rows).double().numpy()
+        difference: NDArray[np.float64] = self._following[rows].numpy() - expected
+        return difference
+
+    def _network(self, of_actions: bool, targets: Tensor, weights: Tensor) -> _Networks:
+        stream = stream_seed(self._seed, "regression", 1 + of_actions)
+        return _Networks(
+            self._critic, self._log.transitions, self._index, self._parameters, of_actions, targets, weights, stream
+        )  # fmt: skip
+
+    def _arrivals(self) -> Tensor:
+        """V of the state that each transition of the training episodes leads to, judged ones included, (N,)."""
+        return self._value.of_arrivals(self._everything)
+
+    def _renewed(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Targets if those values follow the steps, and their weights."""
+        return self._log.standard(self._log.followed(values)), torch.ones_like(values)
+
+    def _after_states(self) -> tuple[Tensor, Tensor]:
+        """Targets of V in the next round."""
+        return self._renewed(self._arrivals())
+
+    def _after_pairs(self) -> tuple[Tensor, Tensor]:
+        """Targets of Q in the next round."""
+        pairs = torch.zeros_like(self._arrived)
+        pairs[self._everything] = self.action_value.outputs(self._everything)
+        return self._renewed(of_next_pairs(pairs, self._arrived, self._log.transitions))
+
+
+class _Members(nn.Module):
+    """Networks of the same inputs, (B, I) -> (B, J)."""
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.cat([network(inputs) for network in self.networks], -1)
+
+
+class _Networks:
+    """A network of states, or several of states and actions, and the transitions that they learn from."""
+
+    def __init__(
+        self,
+        critic: ContrastiveCritic,
+        transitions: Transitions,
+        index: Tensor,
+        parameters: RegressionParameters,
+        of_actions: bool,
+        targets: Tensor,
+        weights: Tensor,
+        seed: int,
+    ) -> None:
+        self._critic, self._transitions, self._index = critic, transitions, index
+        self._targets, self._weights, self._parameters = targets, weights, parameters
+        self._of_actions = of_actions
+        self.sizes = (self._inputs(index[:1]).shape[-1], *parameters.hidden, 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = _Members(
+                MLP(self.sizes[0], parameters.hidden, 1)
+                for _ in range(parameters.members if of_actions else 1)
+            )
+        self._generator = Generator().manual_seed(seed)
+
+    def vectors(self) -> Tensor:
+        """Parameters of every network, (J, P)."""
+        networks = self.network.networks
+        return torch.stack([parameters_to_vector(network.parameters()).detach() for network in networks])
+
+    @torch.no_grad()
+    def _inputs(self, rows: Tensor, actions: Tensor | None = None) -> Tensor:
+        states = self._transitions.states(rows)
+        if not self._of_actions:
+            encoded: Tensor = self._critic.encode_observation(states)
+            return encoded.float()
+        taken = self._transitions.actions.index_select(0, rows if actions is None else actions)
+        return self._critic.inputs(states, taken).float()
+
+    def learn_from(self, index: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> None:
+        """Go on with other transitions, (M,) int64, and, if they are given, with other targets and weights, (N,)."""
+        self._index = index
+        self._targets = self._targets if targets is None else targets
+        self._weights = self._weights if weights is None else weights
+
+    def train(
+        self,
+        steps: int,
+        progress: Callable[[int], None],
+        rounds: int = 1,
+        renewed: Callable[[], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        """Take gradient steps on the weighted squared error.
+
+        Args:
+            steps: in all rounds together.
+            progress: receives the steps of each block.
+            rounds: parts of the training, of equal length.
+            renewed: returns targets and weights, (N,) each, for the round that begins.
+        """
+        batches = self._batches(steps, progress, rounds, renewed)
+        fit_least_squares(
+            self.network,
+            batches,
+            batch_size=self._parameters.batch_size,
+            learning_rate=self._parameters.learning_rate,
+            cosine_steps=steps,
+        )
+
+    def _batches(
+        self,
+        steps: int,
+        progress: Callable[[int], None],
+        rounds: int,
+        renewed: Callable[[], tuple[Tensor, Tensor]] | None,
+    ) -> Iterator[Batch]:
+        """Batches of that many steps, made in blocks: the inputs of many steps take hardly longer than those of one."""
+        size = self._parameters.batch_size
+        block = max(1, CHUNK // size)
+        ends = [steps * (place + 1) // rounds for place in range(rounds)]
+        for begin, end in pairwise([0, *ends]):
+            if begin and renewed is not None:
+                with torch.no_grad():
+                    self._targets, self._weights = renewed()
+            for first in range(begin, end, block):
+                count = min(block, end - first)
+                rows = self._index[
+                    torch.randint(len(self._index), (count * size,), generator=self._generator)
+                ]
+                parts = self._inputs(rows), self._targets[rows], self._weights[rows]
+                yield from zip(*(torch.split(part, size) for part in parts), strict=True)
+                progress(count)
+
+    def outputs(self, rows: Tensor, actions: Tensor | None = None) -> Tensor:
+        """Mean outputs for transitions, (M,) int64 -> (M,); ``actions`` are transitions that provide other actions."""
+        parts = (torch.split(rows, CHUNK), torch.split(rows if actions is None else actions, CHUNK))
+        return torch.cat([self.network(self._inputs(*part)).mean(-1) for part in zip(*parts, strict=True)])
+
+    def of_arrivals(self, index: Tensor) -> Tensor:
+        """Outputs of a network of states for the state that transitions lead to, (N,); zero outside ``index``."""
+        result = torch.zeros(len(self._transitions))
+        for part in torch.split(index, CHUNK):
+            states = self._critic.encode_observation(self._transitions.arrivals(part)).float()
+            result[part] = self.network(states).mean(-1)
+        return result

@@ -1,0 +1,110 @@
+"""Networks of V and Q: what they are fitted to, and how far values travel."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cvl_pipeline.episodes.container import Rewards, Split, Transitions
+from cvl_pipeline.episodes.preparation import split_episodes
+from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
+from cvl_pipeline.readout import fitting, logged_returns
+from cvl_pipeline.readout.build import build_readout
+from cvl_pipeline.readout.regression import RegressedReadout, run
+from cvl_pipeline.testing.builders import (
+    identity_normalisation,
+    make_transitions,
+    readout_parameters,
+)
+from tests.readout.critics import small_critic
+
+
+def test_a_critic_that_looks_further_ahead_than_the_values_gives_returns(
+    monkeypatch: pytest.MonkeyPatch, transitions: Transitions, rewards: Rewards
+) -> None:
+    shorts: list[float] = []
+    original = logged_returns.lambda_returns
+
+    def watched(*arguments: Any) -> Tensor:
+        shorts.append(arguments[4])
+        return original(*arguments)
+
+    monkeypatch.setattr(logged_returns, "lambda_returns", watched)
+    parameters = readout_parameters(
+        references=None, discount=0.8, regression={"steps": 1, "value_steps": 1, "hidden": (4,)}
+    )
+    critic = small_critic(discount=0.97, horizon_conditioning=True)
+    build_readout(critic, transitions, rewards, split_episodes(transitions, 0.3, 0), parameters, seed=0)
+    assert set(shorts) == {0.8}
+
+
+def test_after_a_termination_nothing_follows_whatever_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Targets are standardised last: the state after a termination is worth nothing, not the mean."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    original = fitting._Networks
+
+    class Watched(original):  # type: ignore[misc, valid-type]
+        def __init__(self, *arguments: Any) -> None:
+            original.__init__(self, *arguments)
+            seen.append((self._targets, self._weights))
+
+        def of_arrivals(self, index: Tensor) -> Tensor:
+            return torch.zeros(len(self._targets))
+
+    monkeypatch.setattr(fitting, "_Networks", Watched)
+    data = make_transitions([6] * 6, [True] * 6)
+    rewards = Rewards(10.0 + torch.rand(36), torch.zeros(36, dtype=torch.bool))
+    parameters = readout_parameters(
+        references=None, regression={"steps": 1, "value_steps": 1, "hidden": (4,)}
+    )
+    split = Split(train=torch.arange(5), validation=torch.tensor([5]))
+    build_readout(small_critic(), data, rewards, split, parameters, seed=0)
+    (returns, _), (targets, _) = seen
+    last = data.episode_starts[1:] - 1
+    # The last step has its reward and nothing else, so both targets agree there.
+    torch.testing.assert_close(targets[last], returns[last], rtol=1e-4, atol=1e-4)
+
+
+def test_rounds_carry_values_through_pieces_of_episodes() -> None:
+    """In a corridor of 16 cells with the reward at its end, no logged piece is longer than 4 steps."""
+    cells, piece, pieces = 16, 4, 600
+    generator = np.random.default_rng(0)
+    moves = generator.choice([-1, 1], (pieces, piece))
+    places = np.empty((pieces, piece + 1), dtype=np.int64)
+    places[:, 0] = generator.integers(0, cells, pieces)
+    for step in range(piece):
+        places[:, step + 1] = (places[:, step] + moves[:, step]).clip(0, cells - 1)
+    data = dataclasses.replace(
+        make_transitions([piece] * pieces, [False] * pieces, observation_size=cells, action_size=1),
+        observations=torch.eye(cells)[places.ravel()],
+        actions=torch.from_numpy(moves.reshape(-1, 1)).float(),
+    )
+    rewarded = torch.from_numpy(places[:, 1:].ravel() == cells - 1)
+    split = split_episodes(data, 0.05, 0)
+    shape = CriticShape((cells,), 1, (4,), 4, "unit_norm", 0.25, False, 0.7, False)
+    critic = ContrastiveCritic(shape, identity_normalisation(data)).requires_grad_(False)
+    far = torch.eye(cells)[: cells - piece - 1]  # no piece from here reaches the reward
+
+    def preferred(rounds: int | None) -> float:
+        regression = {"steps": 500, "value_steps": 150, "rounds": rounds, "hidden": (64,)}
+        parameters = readout_parameters(references=None, discount=0.95, regression=regression)
+        readout = build_readout(critic, data, Rewards(rewarded.float(), rewarded), split, parameters, seed=0)
+        assert isinstance(readout, RegressedReadout)
+        forward, back = (
+            torch.stack(
+                [
+                    run(network, readout.sizes, critic.inputs(far, torch.full((len(far), 1), move)).float())
+                    for network in readout.networks
+                ]
+            ).mean(0)
+            for move in (1.0, -1.0)
+        )
+        return float((forward > back).float().mean())
+
+    assert preferred(1) < 0.8
+    assert preferred(None) == 1.0  # the pieces are short, so there are several
