@@ -23,8 +23,10 @@ from cvl_pipeline.environments.collection import (
 )
 from cvl_pipeline.environments.metaworld import MetaWorldEnvironment, MetaWorldExpert
 from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.preparation import split_episodes
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.testing.builders import make_transitions
 from tests.environments.toys import Walk
 from tests.sources.rows import assert_equal
 
@@ -273,6 +275,16 @@ def test_a_few_episodes_have_no_disturbances(share: float, episodes: int, tasks:
         assert {task_of_seed(seed, tasks) for seed in experts} == set(range(tasks))
     if count == 10 and tasks == 1:
         assert experts != _experts(seeds, share, 1, tasks)
+
+
+def test_experts_are_held_out_no_more_often_than_other_episodes() -> None:
+    data = make_transitions([1] * 400, [False] * 400)
+    held_out = 0
+    for seed in range(100):
+        seeds = episode_seeds(seed, "collection", 400)
+        experts = _experts(seeds, 0.025, seed, 1)
+        held_out += len(experts & {seeds[row] for row in split_episodes(data, 0.1, seed).validation})
+    assert 70 <= held_out <= 130  # of 1000, a tenth of which is held out; the standard deviation is 9
 
 
 def test_experts_act_like_the_controller_and_the_others_at_random() -> None:

@@ -261,7 +261,8 @@ def _experts(seeds: Sequence[int], share: float, seed: int, tasks: int) -> froze
     """Return the seeds of the episodes without disturbances: random rounds of the tasks, which take turns."""
     if share == 0.0:
         return frozenset()
-    rounds = np.random.default_rng([seed, 2]).permutation(-(-len(seeds) // tasks))
+    # Not [seed, 2]: split_episodes permutes the episodes with that stream, and would hold out all of them.
+    rounds = np.random.default_rng([seed, 4]).permutation(-(-len(seeds) // tasks))
     indices = [
         turn * tasks + task for turn in rounds for task in range(tasks) if turn * tasks + task < len(seeds)
     ]
