@@ -15,6 +15,7 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+import torch
 import yaml
 from benchmarks.commands import NOTEBOOKS, PAGES, blocks, lines, text_of
 
@@ -31,7 +32,7 @@ SITE = yaml.safe_load((PROJECT / "mkdocs.yml").read_text())
 PROGRAMS = {
     "README.md": ["here"],
     "docs/data.md": ["here"] * 4,
-    "docs/deploy.md": ["here", "here"],
+    "docs/deploy.md": ["here", "here", "here"],
     "docs/guides/add-a-baseline.md": ["tests/test_examples.py"] * 2,
     "docs/guides/add-a-source.md": ["tests/test_examples.py"] * 2,
     "docs/guides/add-an-encoder.md": ["tests/test_examples.py"] * 3,
@@ -225,9 +226,11 @@ def test_the_page_on_own_data_reads_its_csv(tmp_path: Path, monkeypatch: pytest.
     transitions = names["data"].transitions
     assert transitions.lengths.tolist() == [5] * 4
     assert transitions.observations[0].tolist() == [1.0, 2.0, 3.0, 4.0]
-    assert names["fast"](None, None, transitions.observations).tolist() == [4.0] * len(
-        transitions.observations
-    )
+    count = len(transitions.observations)
+    assert names["fast"](None, None, transitions.observations).tolist() == [4.0] * count
+    rewards, successes = names["near"](None, None, {"state": 0.3 + torch.eye(3, 2)})
+    assert rewards.tolist() == pytest.approx([-1.0, -1.0, 0.0])
+    assert successes.tolist() == [False, False, True]
 
 
 def test_the_page_on_data_measures_presets_and_saves_for_minari(
@@ -278,7 +281,7 @@ def test_the_program_of_the_page_on_robots_acts(tmp_path: Path, monkeypatch: pyt
     from cvl_pipeline.deploy import runner
     from tests.deploy import models
 
-    _, program = blocks(PROJECT / "docs/deploy.md", "python")
+    _, program, _ = blocks(PROJECT / "docs/deploy.md", "python")
     models.write_folder(tmp_path / "cvl_exported", models.linear(), value=models.sum_of_action())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "runner", runner)  # the folder of a real export has this very file
@@ -288,11 +291,25 @@ def test_the_program_of_the_page_on_robots_acts(tmp_path: Path, monkeypatch: pyt
     assert float(names["q"]) == pytest.approx(0.3)
 
 
+def test_the_program_of_the_page_on_robots_resizes_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cvl_pipeline.deploy import runner
+
+    class Policy:
+        def select_action(self, observation: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+            return {name: np.shape(part) for name, part in observation.items()}
+
+    monkeypatch.setitem(sys.modules, "runner", runner)
+    picture = np.zeros((480, 640, 3), np.uint8)
+    names: dict[str, Any] = {"policy": Policy(), "joints": np.zeros(7), "front": picture, "wrist": picture}
+    exec(blocks(PROJECT / "docs/deploy.md", "python")[2], names)
+    assert names["action"] == {"state": (7,), "images.front": (64, 64, 3), "images.wrist": (64, 64, 3)}
+
+
 def test_the_page_on_robots_exports_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript")
     from cvl_pipeline.deploy.runner import load_policy
 
-    program, _ = blocks(PROJECT / "docs/deploy.md", "python")
+    program, *_ = blocks(PROJECT / "docs/deploy.md", "python")
     data = make_data(make_transitions([30] * 5, [False] * 5), train=4)
     data = data.with_rewards(make_rewards(data.transitions))
     critic, _ = cvl.train_critic(data, **SMALL)

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cvl_pipeline.deploy import runner
 from cvl_pipeline.deploy.runner import (
@@ -23,7 +25,9 @@ from cvl_pipeline.deploy.runner import (
     PolicyWarning,
     load_policy,
     main,
+    resized,
 )
+from cvl_pipeline.sources import pictures
 from tests.deploy import models
 from tests.project import PROJECT
 
@@ -269,3 +273,16 @@ def test_observations_of_several_parts_come_by_name(tmp_path: Path) -> None:
     for observation, words in wrong:
         with pytest.raises(PolicyError, match=words):
             policy.select_action(observation)
+
+
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    wanted=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    channels=st.sampled_from([1, 3]),
+    seed=st.integers(0, 1000),
+)
+def test_the_robot_resizes_pictures_as_the_source_did(
+    size: tuple[int, int], wanted: tuple[int, int], channels: int, seed: int
+) -> None:
+    picture = np.random.default_rng(seed).integers(0, 256, (*size, channels), dtype=np.uint8)
+    np.testing.assert_array_equal(resized(picture, *wanted), pictures.resized(picture[None], wanted)[0])

@@ -83,6 +83,33 @@ def differences(
     return shares
 
 
+def resized(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Return a picture at the size that a policy takes, as ``dataset.image_size`` made it for the training.
+
+    Each new pixel is the mean of those that it covers. Other ways to resize give other pixels than the policy has seen.
+
+    Args:
+        picture: (H, W, C) uint8, with the order of channels of the log.
+        height: of the result.
+        width: of the result.
+    """
+    if picture.shape[:2] == (height, width):
+        return picture
+
+    def spans(size: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        first = np.arange(count) * size
+        return first // count, -(-(first + size) // count)
+
+    (top, bottom), (left, right) = spans(picture.shape[0], height), spans(picture.shape[1], width)
+    sums = np.zeros((picture.shape[0] + 1, picture.shape[1] + 1, picture.shape[2]), dtype=np.int64)
+    sums[1:, 1:] = picture.cumsum(0, dtype=np.int64).cumsum(1)
+    total = sums[bottom][:, right] - sums[top][:, right] - sums[bottom][:, left] + sums[top][:, left]
+    means: NDArray[np.uint8] = np.rint(total / np.outer(bottom - top, right - left)[..., None]).astype(
+        np.uint8
+    )
+    return means
+
+
 def load_policy(
     path: str | Path,
     *,
