@@ -519,3 +519,23 @@ def test_a_run_from_another_folder_logs_as_the_project_says(
     monkeypatch.chdir(tmp_path)  # here Kedro itself has found the file
     ProjectContext(project_path=tmp_path, **arguments)
     assert len(configured) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "reason"),
+    [
+        (b"seed: 1\nreward:\n  source: success\nreward: {}\n", ", line 4", "found duplicate key reward"),
+        (b"dataset:\n  source: files\n path: x.csv\n", ", line 3", "expected"),
+        (b"dataset: {source: files\n", ", line 2", "expected"),
+        (b"dataset:\n  path: \xff\xfe.csv\n", "", "codec can't decode"),
+    ],
+)
+@pytest.mark.parametrize("file", ["parameters.yml", "catalog_mine.yml"])
+def test_a_file_that_is_no_yaml_is_named_with_its_line(
+    file: str, content: bytes, line: str, reason: str, conf: Path
+) -> None:
+    (conf / "robot").mkdir()
+    (conf / "robot" / file).write_bytes(content)
+    with pytest.raises(InputError, match=rf"robot/{re.escape(file)}{line}: .*{re.escape(reason)}") as caught:
+        make_loader(conf, "robot")[file.partition(".")[0].partition("_")[0]]
+    assert "\n" not in str(caught.value)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
+import yaml
 from kedro.config import MissingConfigException, OmegaConfigLoader
 from kedro.framework.context import KedroContext
 from kedro.framework.project import LOGGING, settings
@@ -18,9 +19,9 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.io.location import Location, is_url
-from cvl_pipeline.io.storage import check_file
+from cvl_pipeline.io.storage import check_file, shown
 from cvl_pipeline.kedro.parameters import DataParameters, RunParameters, check_parameters
 from cvl_pipeline.schema import flattened, merged, nested
 from cvl_pipeline.sources.base import LocalPath
@@ -46,7 +47,34 @@ def _check_is_plain(values: Any, name: str = "") -> None:
         _check_is_plain(part, f"{name}.{key}" if name else str(key))
 
 
-class CheckedConfigLoader(OmegaConfigLoader):
+class _ReadableLoader(OmegaConfigLoader):
+    """Says which file is no YAML, and where."""
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        """Load one kind of configuration; raises InputError if a file is no YAML."""
+        try:
+            config: dict[str, Any] = super().__getitem__(key)
+        except (yaml.YAMLError, UnicodeDecodeError):
+            for env in dict.fromkeys((self.base_env, self.env or self.default_run_env)):
+                for path in sorted(Path(self.conf_source, env).rglob("*")):
+                    if path.suffix in (".yml", ".yaml", ".json") and path.is_file():
+                        _check_is_yaml(path)
+            raise
+        return config
+
+
+def _check_is_yaml(path: Path) -> None:
+    """Raise InputError if a file of the configuration cannot be read."""
+    try:
+        OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or one_line(error)
+        raise InputError(f"{shown(path)}{place}: {reason}; the file must be YAML in UTF-8") from None
+
+
+class CheckedConfigLoader(_ReadableLoader):
     """Validates the parameters as soon as they are read and resolves the folders that the catalog names.
 
     The parameters are layers, each over the one before: the models' defaults, ``conf/base``, the environment,
@@ -108,7 +136,7 @@ class CheckedConfigLoader(OmegaConfigLoader):
 
     def _read(self, env: str) -> dict[str, Any]:
         """Read the parameter files of one environment."""
-        loader = OmegaConfigLoader(
+        loader = _ReadableLoader(
             self.conf_source, base_env=env, default_run_env=env, config_patterns=self.config_patterns
         )
         layer: dict[str, Any] = loader["parameters"]
