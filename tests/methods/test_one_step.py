@@ -44,7 +44,7 @@ def method(name: str, steps: int = 12, **settings: Any) -> Any:
 
 def test_defaults_of_the_extraction_are_those_of_cvl() -> None:
     own, cvl = OneStepParameters(method="any"), AdvantageWeightedRegression.Parameters()
-    for name in ("beta", "max_weight", "state_value"):
+    for name in ("beta", "max_weight", "episode_weight", "state_value"):
         assert getattr(own, name) == getattr(cvl, name)
 
 

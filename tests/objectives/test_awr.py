@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cvl_pipeline.episodes.container import Transitions
-from cvl_pipeline.objectives.advantages import advantages
+from cvl_pipeline.objectives.advantages import advantages, episode_means
 from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
 from cvl_pipeline.objectives.parameters import FittedValueParameters
 from cvl_pipeline.objectives.training import PolicyExtraction
@@ -60,7 +61,7 @@ def test_awr_weighs_by_the_exponential_of_the_advantage_up_to_a_limit(discrete: 
 )
 def test_awr_uses_the_advantages_of_the_training_episodes(state_value: dict[str, Any]) -> None:
     transitions = episodes()
-    module = make_module(transitions, beta=1.0, state_value=state_value)
+    module = make_module(transitions, beta=1.0, max_weight=100.0, episode_weight=0.0, state_value=state_value)
     train = transitions.transition_index(torch.arange(TRAIN))
     parameters = policy_parameters(state_value=state_value)
     assert isinstance(parameters, AdvantageWeightedRegression.Parameters)
@@ -69,6 +70,40 @@ def test_awr_uses_the_advantages_of_the_training_episodes(state_value: dict[str,
     loss, _ = loss_of(module, module.draw(1, torch.Generator().manual_seed(8))[0])
     expected = -(advantage.exp().clamp(max=100.0) * log_probs(module, transitions))[positions].mean()
     assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_awr_adds_the_mean_advantage_of_the_episode() -> None:
+    transitions = episodes()
+    alone, together = (make_module(transitions, episode_weight=weight).objective for weight in (0.0, 2.0))
+    assert isinstance(alone, AdvantageWeightedRegression)
+    assert isinstance(together, AdvantageWeightedRegression)
+    own = alone._advantages
+    means = [
+        own[begin:end].mean().expand(end - begin)
+        for begin, end in pairwise(transitions.episode_starts[: TRAIN + 1].tolist())
+    ]
+    torch.testing.assert_close(together._advantages, own + 2.0 * torch.cat(means))
+
+
+def test_means_of_episodes_do_not_need_all_of_them() -> None:
+    values = torch.tensor([1.0, 3.0, 5.0])
+    assert episode_means(values, torch.tensor([2, 2, 7])).tolist() == [2.0, 2.0, 5.0]
+
+
+def test_a_few_good_episodes_outweigh_many_others() -> None:
+    """Ten of 400 episodes have advantages of four deviations, others of chance."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.arange(400).repeat_interleave(200)
+    own = 0.6 * torch.randn(len(ids), generator=generator) + 4.0 * (ids < 10)
+    own = (own - own.mean()) / own.std()
+    defaults = AdvantageWeightedRegression.Parameters()
+
+    def share(k: float, limit: float) -> float:
+        weights = (defaults.beta * (own + k * episode_means(own, ids))).exp().clamp(max=limit)
+        return float(weights[ids < 10].sum() / weights.sum())
+
+    assert share(0.0, 100.0) < 0.5
+    assert share(defaults.episode_weight, defaults.max_weight) > 0.95
 
 
 def test_settings_of_the_state_value_are_those_of_the_chosen_one() -> None:

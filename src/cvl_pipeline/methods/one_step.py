@@ -54,7 +54,10 @@ class OneStepParameters(MethodParameters):
     beta: float = Field(
         3.0, ge=0.0, description="Transitions are weighted by exp(beta * advantage / its standard deviation)."
     )
-    max_weight: float = Field(100.0, gt=0.0, description="Largest weight of a transition.")
+    max_weight: float = Field(1e4, gt=0.0, description="Largest weight of a transition.")
+    episode_weight: float = Field(
+        1.0, ge=0.0, description="Times that the mean advantage of an episode is added to those of its steps."
+    )
     state_value: Annotated[StateValueParameters, Choice(STATE_VALUES)] = Field(
         MarginalActionsParameters(), description="V(s) of the advantage Q(s, a) - V(s)."
     )
@@ -309,6 +312,7 @@ class OneStep(OffPolicyMethod):
             **phases.of(own, 1.0 - own.value_share).actor_settings,
             beta=own.beta,
             max_weight=own.max_weight,
+            episode_weight=own.episode_weight,
             state_value=own.state_value,
         )
         policy, history = train_policy(

@@ -167,3 +167,16 @@ def advantages(
     # Where Q is the same for all actions, what is left is rounding, which must not weigh the data.
     smallest = ROUNDING * float(values.abs().max()) + 1e-8
     return advantage / advantage.std(unbiased=False).clamp(min=smallest)
+
+
+def episode_means(values: Tensor, episodes: Tensor) -> Tensor:
+    """Mean over the steps of each step's episode, (M,).
+
+    Args:
+        values: (M,).
+        episodes: (M,) int64, ids.
+    """
+    # On the CPU and in double precision: a GPU adds in any order, and the same seed would give other bytes.
+    ids, own = episodes.cpu(), values.double().cpu()
+    sums = torch.bincount(ids, weights=own) / torch.bincount(ids).clamp(min=1)
+    return sums[ids].to(values)
