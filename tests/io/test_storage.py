@@ -113,6 +113,17 @@ def test_tensors_are_written_with_any_memory_layout(tmp_path: Path) -> None:
         assert torch.equal(read[name], value), name
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_files_of_tensors_have_the_mode_of_other_files(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        _write(tmp_path / "x.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+    assert names_in(tmp_path) == ["x.safetensors"]
+
+
 def test_a_file_cut_at_any_length_is_refused(tmp_path: Path) -> None:
     content = _write(tmp_path / "whole.safetensors")
     path = tmp_path / "cut.safetensors"

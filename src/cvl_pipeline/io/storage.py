@@ -285,8 +285,13 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], config: 
         owners.add(memory)
 
     def write(partial: Path) -> None:
+        # Safetensors creates files that only their owner can read. A file of open() shows the usual mode; asking for
+        # the umask would change it for all threads.
+        probe = partial.with_name(f"{partial.name}.probe")
+        probe.touch()
         try:
             save_file(plain, partial, metadata=metadata)
+            partial.chmod(stat.S_IMODE(probe.stat().st_mode))
         except SafetensorError as error:
             number = re.search(r"\(os error (\d+)\)", str(error))  # the only trace of the system's error
             if number is None:
