@@ -120,6 +120,34 @@ def test_a_copy_is_fetched_again_on_demand(there: Location, monkeypatch: pytest.
     assert len(downloads) == 1
 
 
+@pytest.mark.parametrize(
+    "times",
+    [
+        lambda n: {"modify": f"2026010100000{n}"},  # FTP
+        lambda n: {"modificationTime": n},  # WebHDFS
+        lambda n: {},
+    ],
+    ids=["ftp", "webhdfs", "size"],
+)
+def test_a_changed_file_of_the_same_size_is_fetched_from_any_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: Any
+) -> None:
+    there = Location(f"memory://{tmp_path.name}/x.bin", {}, tmp_path / "cache")
+    info, version = there._system.info, 1
+    monkeypatch.setattr(
+        there._system, "info", lambda path: {**info(path), "created": None, **times(version)}
+    )
+    _publish(there, b"older")
+    downloads = _downloads(there, monkeypatch)
+    there.fetch()
+    there.fetch()
+    assert len(downloads) == (0 if times(1) else 2)
+    there._system.pipe_file(there._remote, b"newer")
+    version = 2
+    there.fetch()
+    assert there.path.read_bytes() == b"newer"
+
+
 def test_the_copy_of_a_deleted_file_is_deleted(there: Location) -> None:
     _publish(there, b"whole")
     there.remove()
