@@ -355,6 +355,39 @@ def test_the_disk_holds_content_and_name_before_a_write_returns(
     assert done == [f"flush {tmp_path.name}", "flush x.bin", "rename", "flush made"]
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_file_systems_that_cannot_flush_a_folder_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    flush = os.fsync
+
+    def flush_files(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().is_dir():
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flush_files)
+    write_atomically(tmp_path / "made" / "x.bin", lambda partial: partial.write_bytes(b"whole"))
+    assert (tmp_path / "made" / "x.bin").read_bytes() == b"whole"
+    number = errno.EIO
+    with pytest.raises(InputError, match=r"cannot write .*x\.bin: Input/output error"):
+        write_atomically(tmp_path / "x.bin", lambda partial: partial.write_bytes(b"whole"))
+
+
+def test_only_the_disk_makes_a_folder_unwritable(tmp_path: Path) -> None:
+    def refuse(partial: Path) -> None:
+        raise PermissionError(errno.EACCES, "Forbidden")  # as S3 and firewalls do
+
+    with pytest.raises(PermissionError, match="Forbidden"):
+        write_atomically(tmp_path / "x.bin", refuse)
+
+    def write(partial: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(partial))
+
+    with pytest.raises(InputError, match=r"cannot write .*x\.bin: Permission denied; make the folder writable"):
+        write_atomically(tmp_path / "x.bin", write)
+
+
 def test_a_tensor_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     content = _write(path)

@@ -37,6 +37,8 @@ REFUSED = (
 )  # fmt: skip
 """Error numbers of a full disk (FULL), and of a disk that refuses a file for another reason."""
 HOST = socket.gethostname()
+UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP)
+"""Error numbers of file systems that cannot flush a folder, such as shared folders of VirtualBox."""
 ABANDONED = 86400.0
 """Age in seconds at which unfinished files of another machine, whose processes are unknown, are deleted."""
 
@@ -158,9 +160,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except Exception as error:
         # Libraries wrap the system's errors in their own.
         for cause in causes(error):
-            if isinstance(cause, OSError) and cause.errno in (*FULL, *REFUSED):
+            if isinstance(cause, OSError) and _is_of_disk(cause):
                 raise InputError(f"cannot write {shown(path)}: {refusal(cause)}") from error
         raise
+
+
+def _is_of_disk(error: OSError) -> bool:
+    """Whether the disk is full or refuses a file; servers and firewalls refuse without the name of a file."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return error.filename is not None
+    return error.errno in (*FULL, *REFUSED)
 
 
 def refusal(error: OSError) -> str:
@@ -196,6 +205,9 @@ def _flush_entry(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
         finally:
             os.close(descriptor)
 
@@ -296,7 +308,7 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], config: 
             number = re.search(r"\(os error (\d+)\)", str(error))  # the only trace of the system's error
             if number is None:
                 raise
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(partial)) from error
 
     write_atomically(path, write)
 
