@@ -237,5 +237,7 @@ def test_an_encoder_that_no_longer_has_a_setting_is_one_line(tmp_path: Path) -> 
     save_artifact(path, "critic", make_artifacts()["critic"])
     _, tensors, config = read_tensors(path, None)
     write_tensors(path, "critic", tensors, {**config, "encoder": {"name": "mlp", "gone": 3}})
-    with pytest.raises(InputError, match=r"x\.safetensors: its content is not a valid critic \(.*gone.*\); delete it"):
+    with pytest.raises(
+        InputError, match=r"x\.safetensors: its content is not a valid critic \(.*gone.*\); delete it"
+    ):
         load_artifact(path)

@@ -134,9 +134,7 @@ def test_a_changed_file_of_the_same_size_is_fetched_from_any_file_system(
 ) -> None:
     there = Location(f"memory://{tmp_path.name}/x.bin", {}, tmp_path / "cache")
     info, version = there._system.info, 1
-    monkeypatch.setattr(
-        there._system, "info", lambda path: {**info(path), "created": None, **times(version)}
-    )
+    monkeypatch.setattr(there._system, "info", lambda path: {**info(path), "created": None, **times(version)})
     _publish(there, b"older")
     downloads = _downloads(there, monkeypatch)
     there.fetch()
@@ -290,6 +288,10 @@ def test_copies_have_separate_folders_in_the_cache(bucket: str, names: list[str]
     assert is_url(address)
     assert str(location.path) == str(Path("cache", "s3", *parts))
     assert location.path != Location(address.replace("s3", "gs", 1), {}, Path("cache")).path
+
+
+def test_the_copy_of_a_url_without_a_bucket_is_in_the_cache_too() -> None:
+    assert Location("s3:///etc/x", {}, Path("cache")).path == Path("cache/s3/etc/x")
 
 
 def test_a_url_with_a_password_is_refused_because_it_would_name_a_folder(tmp_path: Path) -> None:

@@ -384,7 +384,9 @@ def test_only_the_disk_makes_a_folder_unwritable(tmp_path: Path) -> None:
     def write(partial: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(partial))
 
-    with pytest.raises(InputError, match=r"cannot write .*x\.bin: Permission denied; make the folder writable"):
+    with pytest.raises(
+        InputError, match=r"cannot write .*x\.bin: Permission denied; make the folder writable"
+    ):
         write_atomically(tmp_path / "x.bin", write)
 
 

@@ -73,7 +73,7 @@ class Location:
         if not self.is_remote:
             return Path(self.filepath)
         protocol, _, rest = self.filepath.partition("://")
-        return self.cache / protocol / rest
+        return self.cache / protocol / rest.lstrip("/")  # an absolute path would leave the cache
 
     def __str__(self) -> str:
         """The path or URL for messages."""
