@@ -23,8 +23,10 @@ from torch import Tensor
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io import storage
 from cvl_pipeline.io.checked import read_checkpoint, read_table, write_checkpoint, write_table
+from cvl_pipeline.io.owner import namespace
 from cvl_pipeline.io.storage import (
     HOST,
+    SCOPE,
     fingerprint,
     read_tensors,
     shown,
@@ -268,10 +270,11 @@ def test_the_next_write_removes_partial_files_of_killed_processes(
 ) -> None:
     dead = _dead_process()
     left = {
-        f".partial-{dead}@{HOST}@x.bin": False,
-        f".partial-{dead}@{HOST}@y@1@z.bin": False,
-        f".partial-{os.getppid()}@{HOST}@x.bin": True,  # somebody is writing it
-        f".partial-{dead}@{HOST}-2@x.bin": True,  # likewise, as far as this machine can know
+        f".partial-{dead}@{SCOPE}@x.bin": False,
+        f".partial-{dead}@{SCOPE}@y@1@z.bin": False,
+        f".partial-{os.getppid()}@{SCOPE}@x.bin": True,  # somebody is writing it
+        f".partial-{dead}@{SCOPE}-2@x.bin": True,  # likewise, as far as this machine can know
+        f".partial-{dead}@{HOST}-{int(namespace()) + 1}@x.bin": True,  # in another container
         ".partial-1@old@x.bin": False,
         ".partial-x.bin": True,  # none of ours
     }

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from cvl_pipeline.errors import InputError, causes
+from cvl_pipeline.io.owner import namespace
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,10 +38,12 @@ REFUSED = (
 )  # fmt: skip
 """Error numbers of a full disk (FULL), and of a disk that refuses a file for another reason."""
 HOST = socket.gethostname()
+SCOPE = f"{HOST}-{namespace()}"
+"""Where process numbers are unique: containers may share the name of a host."""
 UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP)
 """Error numbers of file systems that cannot flush a folder, such as shared folders of VirtualBox."""
 ABANDONED = 86400.0
-"""Age in seconds at which unfinished files of another machine, whose processes are unknown, are deleted."""
+"""Age in seconds at which unfinished files of unknown processes, on other machines or in containers, are deleted."""
 
 _checked: set[tuple[int, ...]] = set()
 
@@ -214,7 +217,7 @@ def _flush_entry(folder: Path) -> None:
 
 def partial_place(path: Path) -> Path:
     """Temporary folder in which this process creates a file before it renames it to ``path``."""
-    return path.with_name(f".partial-{os.getpid()}@{HOST}@{path.name}")
+    return path.with_name(f".partial-{os.getpid()}@{SCOPE}@{path.name}")
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -238,9 +241,9 @@ def is_alive(process: int) -> bool:
     return True
 
 
-def _abandoned(place: Path, host: str, process: int) -> bool:
+def _abandoned(place: Path, scope: str, process: int) -> bool:
     """Whether no process writes to the place any more."""
-    if host == HOST:
+    if scope == SCOPE:
         return not is_alive(process)
     try:
         return time.time() - place.stat().st_mtime > ABANDONED
