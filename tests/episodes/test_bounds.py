@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from cvl_pipeline.episodes.bounds import bound_actions
 from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.episodes.validation import validate_transitions
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.testing.builders import make_transitions
 
 
 def _beyond(data: Transitions) -> Transitions:
@@ -87,3 +89,31 @@ def test_no_rule_takes_actions_that_are_no_vectors_in_single_precision(
     data = replace(transitions, actions=change(_beyond(transitions).actions))
     with pytest.raises(InputError, match=r"transitions.actions: torch.float\d\d of shape .*float32"):
         bound_actions(data, rule, "log.csv")
+
+
+class _Sizes(TorchFunctionMode):
+    """Records the numbers in the largest result of each function of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest: dict[str, int] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
+        if name in ("lt", "__lt__", "isfinite", "clamp"):
+            self.largest[name] = max(self.largest.get(name, 0), result.numel())
+        return result
+
+
+def test_wide_actions_are_checked_and_clipped_in_small_blocks() -> None:
+    data = make_transitions([200, 100], [False, True])
+    actions = torch.zeros(300, 1 << 14)
+    actions[299, 5] = 2.0
+    bound = torch.ones(1 << 14)
+    data = replace(data, actions=actions, action_low=-bound, action_high=bound)
+    with _Sizes() as sizes:
+        clipped = bound_actions(data, "clip", "log.csv")
+    assert len(sizes.largest) == 3
+    assert max(sizes.largest.values()) <= 1 << 20
+    assert torch.equal(clipped.actions, actions.clamp(max=1.0))
+    assert int(clipped.actions_out_of_bounds) == 1

@@ -228,5 +228,16 @@ def test_a_file_of_an_unknown_class_is_named(tmp_path: Path, name: str) -> None:
     save_artifact(path, kind_of(name), make_artifacts()[name])
     _, tensors, config = read_tensors(path, None)
     write_tensors(path, kind_of(name), tensors, {**config, "class": "Another"})
-    with pytest.raises(InputError, match=rf"x\.safetensors: its content is not a valid {name}"):
+    with pytest.raises(InputError, match=rf"x\.safetensors: its content is not a valid {name} \(.*'Another'"):
+        load_artifact(path)
+
+
+def test_an_encoder_that_no_longer_has_a_setting_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_artifact(path, "critic", make_artifacts()["critic"])
+    _, tensors, config = read_tensors(path, None)
+    write_tensors(path, "critic", tensors, {**config, "encoder": {"name": "mlp", "gone": 3}})
+    with pytest.raises(
+        InputError, match=r"x\.safetensors: its content is not a valid critic \(.*gone.*\); delete it"
+    ):
         load_artifact(path)

@@ -120,6 +120,32 @@ def test_a_copy_is_fetched_again_on_demand(there: Location, monkeypatch: pytest.
     assert len(downloads) == 1
 
 
+@pytest.mark.parametrize(
+    "times",
+    [
+        lambda n: {"modify": f"2026010100000{n}"},  # FTP
+        lambda n: {"modificationTime": n},  # WebHDFS
+        lambda n: {},
+    ],
+    ids=["ftp", "webhdfs", "size"],
+)
+def test_a_changed_file_of_the_same_size_is_fetched_from_any_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: Any
+) -> None:
+    there = Location(f"memory://{tmp_path.name}/x.bin", {}, tmp_path / "cache")
+    info, version = there._system.info, 1
+    monkeypatch.setattr(there._system, "info", lambda path: {**info(path), "created": None, **times(version)})
+    _publish(there, b"older")
+    downloads = _downloads(there, monkeypatch)
+    there.fetch()
+    there.fetch()
+    assert len(downloads) == (0 if times(1) else 2)
+    there._system.pipe_file(there._remote, b"newer")
+    version = 2
+    there.fetch()
+    assert there.path.read_bytes() == b"newer"
+
+
 def test_the_copy_of_a_deleted_file_is_deleted(there: Location) -> None:
     _publish(there, b"whole")
     there.remove()
@@ -262,6 +288,10 @@ def test_copies_have_separate_folders_in_the_cache(bucket: str, names: list[str]
     assert is_url(address)
     assert str(location.path) == str(Path("cache", "s3", *parts))
     assert location.path != Location(address.replace("s3", "gs", 1), {}, Path("cache")).path
+
+
+def test_the_copy_of_a_url_without_a_bucket_is_in_the_cache_too() -> None:
+    assert Location("s3:///etc/x", {}, Path("cache")).path == Path("cache/s3/etc/x")
 
 
 def test_a_url_with_a_password_is_refused_because_it_would_name_a_folder(tmp_path: Path) -> None:

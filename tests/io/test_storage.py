@@ -23,8 +23,10 @@ from torch import Tensor
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io import storage
 from cvl_pipeline.io.checked import read_checkpoint, read_table, write_checkpoint, write_table
+from cvl_pipeline.io.owner import namespace
 from cvl_pipeline.io.storage import (
     HOST,
+    SCOPE,
     fingerprint,
     read_tensors,
     shown,
@@ -111,6 +113,17 @@ def test_tensors_are_written_with_any_memory_layout(tmp_path: Path) -> None:
     _, read, _ = read_tensors(tmp_path / "x.safetensors", "thing")
     for name, value in tensors.items():
         assert torch.equal(read[name], value), name
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_files_of_tensors_have_the_mode_of_other_files(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        _write(tmp_path / "x.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+    assert names_in(tmp_path) == ["x.safetensors"]
 
 
 def test_a_file_cut_at_any_length_is_refused(tmp_path: Path) -> None:
@@ -257,10 +270,11 @@ def test_the_next_write_removes_partial_files_of_killed_processes(
 ) -> None:
     dead = _dead_process()
     left = {
-        f".partial-{dead}@{HOST}@x.bin": False,
-        f".partial-{dead}@{HOST}@y@1@z.bin": False,
-        f".partial-{os.getppid()}@{HOST}@x.bin": True,  # somebody is writing it
-        f".partial-{dead}@{HOST}-2@x.bin": True,  # likewise, as far as this machine can know
+        f".partial-{dead}@{SCOPE}@x.bin": False,
+        f".partial-{dead}@{SCOPE}@y@1@z.bin": False,
+        f".partial-{os.getppid()}@{SCOPE}@x.bin": True,  # somebody is writing it
+        f".partial-{dead}@{SCOPE}-2@x.bin": True,  # likewise, as far as this machine can know
+        f".partial-{dead}@{HOST}-{int(namespace()) + 1}@x.bin": True,  # in another container
         ".partial-1@old@x.bin": False,
         ".partial-x.bin": True,  # none of ours
     }
@@ -342,6 +356,41 @@ def test_the_disk_holds_content_and_name_before_a_write_returns(
     monkeypatch.setattr(Path, "replace", noted_replace)
     write_atomically(tmp_path / "made" / "x.bin", lambda partial: partial.write_bytes(b"whole"))
     assert done == [f"flush {tmp_path.name}", "flush x.bin", "rename", "flush made"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_file_systems_that_cannot_flush_a_folder_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    flush = os.fsync
+
+    def flush_files(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().is_dir():
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flush_files)
+    write_atomically(tmp_path / "made" / "x.bin", lambda partial: partial.write_bytes(b"whole"))
+    assert (tmp_path / "made" / "x.bin").read_bytes() == b"whole"
+    number = errno.EIO
+    with pytest.raises(InputError, match=r"cannot write .*x\.bin: Input/output error"):
+        write_atomically(tmp_path / "x.bin", lambda partial: partial.write_bytes(b"whole"))
+
+
+def test_only_the_disk_makes_a_folder_unwritable(tmp_path: Path) -> None:
+    def refuse(partial: Path) -> None:
+        raise PermissionError(errno.EACCES, "Forbidden")  # as S3 and firewalls do
+
+    with pytest.raises(PermissionError, match="Forbidden"):
+        write_atomically(tmp_path / "x.bin", refuse)
+
+    def write(partial: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(partial))
+
+    with pytest.raises(
+        InputError, match=r"cannot write .*x\.bin: Permission denied; make the folder writable"
+    ):
+        write_atomically(tmp_path / "x.bin", write)
 
 
 def test_a_tensor_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:

@@ -12,7 +12,12 @@ from torch import Tensor
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.readout.rewards import check_reward, label, warn_of_rare_goal
-from cvl_pipeline.testing.builders import labelled_transitions, make_rewards, reward_parameters
+from cvl_pipeline.testing.builders import (
+    labelled_transitions,
+    make_packed_transitions,
+    make_rewards,
+    reward_parameters,
+)
 
 HERE = "tests.readout.test_rewards"
 
@@ -156,6 +161,26 @@ def test_a_dimension_that_observations_lack_is_named(data: Transitions, logged: 
         InputError, match=rf"reward\.indices: {index} is not a dimension of the observations, which have 2"
     ):
         label(data, logged, _goal(indices=(0, index)))
+
+
+def test_goal_distance_beside_cameras_copies_few_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_packed_transitions([120, 100], [False, True], size=128)
+    taken: list[int] = []
+    arrivals = Transitions.arrivals
+
+    def noted_arrivals(self: Transitions, index: Tensor | None = None) -> Tensor:
+        rows = arrivals(self, index)
+        taken.append(rows.nbytes)
+        return rows
+
+    monkeypatch.setattr(Transitions, "arrivals", noted_arrivals)
+    labels = label(data, make_rewards(data), _goal(part="state"))
+    assert max(taken) <= 1 << 22 < sum(taken)
+    assert data.parts is not None
+    states = data.parts.part(arrivals(data), "state")
+    distance = (states[:, [0, 1]] - torch.tensor([0.0, 2.0])).norm(dim=1)
+    assert torch.equal(labels.rewards, 1.0 / (1.0 + (distance / 2.0).square()))
+    assert torch.equal(labels.successes, distance <= 1.0)
 
 
 def _by(function: str, data: Transitions, logged: Rewards) -> Rewards:

@@ -58,6 +58,9 @@ def test_the_folder_is_the_name_with_the_task_filled_in(name: str, folder: str) 
     [
         ({"source": "files", "path": "/tmp/my log.csv"}, "my log.csv", "my-log.csv"),
         ({"source": "files", "path": ".hidden.csv"}, ".hidden.csv", "hidden.csv"),
+        ({"source": "files", "path": "."}, "files", "files"),
+        ({"source": "files", "path": ".."}, "..", "files"),
+        ({"source": "lerobot", "path": "/"}, "lerobot", "lerobot"),
         ({"source": "d4rl", "task": "hopper-x", "path": "/tmp/own.hdf5"}, "own.hdf5", "own.hdf5"),
         ({"source": "d4rl", "task": "hopper-medium-v2"}, "hopper-medium-v2", "hopper-medium-v2"),
         ({"source": "minari", "task": "a/b-v0", "path": "/tmp/x"}, "a/b-v0", "a-b-v0"),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import resource
 import socket
 from collections.abc import Callable, Iterator
@@ -107,6 +109,17 @@ def test_an_existing_file_is_used_without_the_network(tmp_path: Path) -> None:
         assert server.requests == 1
     assert download(server.url, tmp_path) == first  # the server is stopped
     assert first.stat().st_mtime_ns == before
+
+
+def test_a_connection_that_the_system_refuses_is_not_the_folders_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))  # a firewall
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with pytest.raises(InputError, match="the server cannot be reached"):
+        download("http://127.0.0.1:9/log.hdf5", tmp_path)
 
 
 @pytest.mark.parametrize("cut", [half, sending_half_in_pieces, sending(b"", 1), sending(CONTENT, 1 << 21)])

@@ -56,7 +56,8 @@ def test_processes_must_share_the_batch_evenly(devices: int, nodes: int, divides
 
 
 @pytest.mark.parametrize(
-    "address", ["node0", "node0:", ":29500", "http://node0:29500", "node0:port", "a b:1"]
+    "address",
+    ["", "node0", "node0:", ":29500", "http://node0:29500", "node0:port", "a b:1", "n:65536", "n:0"],
 )
 def test_rendezvous_is_a_host_and_a_port(address: str) -> None:
     assert training_parameters(rendezvous="node-0.cluster:29500").rendezvous == "node-0.cluster:29500"

@@ -37,7 +37,8 @@ def running(user_attrs: dict[str, Any]) -> optuna.trial.FrozenTrial:
 
 def test_trial_on_this_machine_is_dead_when_its_process_is() -> None:
     process = subprocess.Popen(["sleep", "60"])
-    mine = {**owner(), "pid": process.pid, "started": psutil.Process(process.pid).create_time(), "alive": 0.0}
+    started = psutil.Process(process.pid).create_time() - psutil.boot_time()
+    mine = {**owner(), "pid": process.pid, "started": started, "alive": 0.0}
     assert not is_dead(running(mine), 60.0)
     assert is_dead(running({**mine, "started": mine["started"] - 100.0}), 60.0)  # the id was reused
     process.kill()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cvl_pipeline.episodes.container import BLOCK, Transitions
+from cvl_pipeline.episodes.container import Transitions, block_rows
 from cvl_pipeline.episodes.parameters import OutOfBounds
 from cvl_pipeline.episodes.validation import check_actions, outside_bounds
 from cvl_pipeline.errors import InputError
@@ -68,7 +68,7 @@ def bound_actions(
 
 def _clipped(data: Transitions) -> Tensor:
     low, high = data.action_low, data.action_high
-    column = Column()
-    for start in range(0, len(data), BLOCK):
-        column.append(torch.clamp(data.actions[start : start + BLOCK], low, high).numpy())
+    column, rows = Column(), block_rows(data.actions)
+    for start in range(0, len(data), rows):
+        column.append(torch.clamp(data.actions[start : start + rows], low, high).numpy())
     return torch.from_numpy(column.array())

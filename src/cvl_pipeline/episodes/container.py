@@ -1,11 +1,12 @@
 """The episode container, which every source fills and every stage reads.
 
 The arrays may be a memory-mapped file that is larger than memory. Read only the rows you need: with
-``states(index)``, with a ``SegmentSampler``, or in blocks of ``BLOCK`` rows.
+``states(index)``, with a ``SegmentSampler``, or in blocks of ``block_rows`` rows.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +17,8 @@ from cvl_pipeline.episodes.parts import Layout, unpacked
 
 BLOCK = 1 << 16
 """Rows per block in a pass over all rows."""
+BLOCK_BYTES = 1 << 22
+"""Size of a block in such a pass if its rows are wide, such as those of cameras."""
 
 UNLESS_ZERO = {"stored": "unless zero"}
 """Metadata of a field that a file leaves out while it is zero, so that files without it stay as they are."""
@@ -30,6 +33,12 @@ def _zero() -> Tensor:
 
 def _zero_float() -> Tensor:
     return torch.zeros(())
+
+
+def block_rows(array: Tensor) -> int:
+    """Rows per block in a pass over all rows of an array: BLOCK, or as many as BLOCK_BYTES hold."""
+    # Not that of io.pieces: everything that reads episodes would depend on the code that writes files.
+    return max(1, min(BLOCK, BLOCK_BYTES // max(1, array.element_size() * math.prod(array.shape[1:]))))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cvl_pipeline.episodes.container import BLOCK, Rewards, Transitions
+from cvl_pipeline.episodes.container import Rewards, Transitions, block_rows
 from cvl_pipeline.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,9 @@ class Outside:
 def outside_bounds(actions: Tensor, low: Tensor, high: Tensor) -> Outside | None:
     """Find finite actions, (N, A), beyond their bounds, (A,) each; None if there are none."""
     count, excess, first = 0, 0.0, None
-    for start in range(0, len(actions), BLOCK):
-        part = actions[start : start + BLOCK]
+    rows = block_rows(actions)
+    for start in range(0, len(actions), rows):
+        part = actions[start : start + rows]
         outside = (part < low) | (part > high)
         if outside.any():
             count += int(outside.any(1).sum())
@@ -229,8 +230,9 @@ def _not_one_hot(actions: Tensor) -> Tensor:
 
 def _first(values: Tensor, fault: Callable[[Tensor], Tensor]) -> tuple[int, ...] | None:
     """Index of the first faulty entry, searched block by block; None if there is none."""
-    for start in range(0, len(values), BLOCK):
-        bad = fault(values[start : start + BLOCK])
+    rows = block_rows(values)
+    for start in range(0, len(values), rows):
+        bad = fault(values[start : start + rows])
         if bad.any():
             row, *rest = (int(i) for i in bad.nonzero()[0])
             return (start + row, *rest)

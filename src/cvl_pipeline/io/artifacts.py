@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import PydanticCustomError
 
-from cvl_pipeline.errors import InputError, look_up
+from cvl_pipeline.errors import InputError, look_up, one_line
 from cvl_pipeline.imports import named
 from cvl_pipeline.io.storage import read_tensors, shown, write_tensors
 from cvl_pipeline.paths import expanded
@@ -39,6 +39,9 @@ BEST_OF_N = "cvl_pipeline.objectives.best_of_n:BestOfN"
 GOAL_POLICY = "cvl_pipeline.networks.goal_policy:GoalPolicy"
 JUDGING_CRITICS = "cvl_pipeline.judging.networks:ValueNetworks"
 POLICIES = {path.partition(":")[2]: path for path in (*ACTORS.values(), BEST_OF_N, GOAL_POLICY)}
+
+REASON = 300
+"""Most characters of another library's error in a message: torch lists every name that a file lacks."""
 
 
 def _pack_fields(data: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -241,8 +244,9 @@ def load_artifact(path: Path | str, kind: str | None = None) -> Any:
         return unpack(tensors, config)
     except PydanticCustomError as error:  # an encoder of your own that cannot be imported
         raise InputError(f"{shown(path)}: {error}") from error
-    except (InputError, KeyError, RuntimeError, TypeError) as error:
+    # ValueError includes InputError and Pydantic's, such as of an encoder that no longer has one of its settings.
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
-            f"{shown(path)}: its content is not a valid {stored_kind} ({type(error).__name__}); "
+            f"{shown(path)}: its content is not a valid {stored_kind} ({one_line(error)[:REASON]}); "
             "delete it and rerun its stage"
         ) from error

@@ -23,13 +23,21 @@ EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 """Extra of this package that installs the library for a protocol."""
 SECRETS = ("key", "secret", "token", "password", "account_key", "sas_token", "connection_string")
 """Options of file systems that must not appear in messages."""
-IDENTITY = ("ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
+IDENTITY = (
+    "ETag", "etag", "generation", "mtime", "LastModified", "last_modified", "updated", "created", "modify",
+    "modificationTime",
+)  # fmt: skip
 """Metadata that changes with a file's content; each file system reports some of them."""
 
 
 def is_url(path: str) -> bool:
     """Whether the path is a URL for fsspec."""
     return "://" in path
+
+
+def is_unique(identity: list[str]) -> bool:
+    """Whether the identity of a file changes with every change of its content: the size alone does not."""
+    return len(identity) > 1
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class Location:
         if not self.is_remote:
             return Path(self.filepath)
         protocol, _, rest = self.filepath.partition("://")
-        return self.cache / protocol / rest
+        return self.cache / protocol / rest.lstrip("/")  # an absolute path would leave the cache
 
     def __str__(self) -> str:
         """The path or URL for messages."""
@@ -110,7 +118,7 @@ class Location:
         identity = self.identity()
         if identity is None:
             self.path.unlink(missing_ok=True)
-        elif force or self._copied() != [identity, _state(self.path)]:
+        elif force or not is_unique(identity) or self._copied() != [identity, _state(self.path)]:
             with self._one_line_errors("read"):
                 write_atomically(self.path, lambda partial: self._system.get_file(self._remote, str(partial)))
             self._note(identity)

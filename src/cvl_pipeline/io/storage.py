@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from cvl_pipeline.errors import InputError, causes
+from cvl_pipeline.io.owner import namespace
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +38,12 @@ REFUSED = (
 )  # fmt: skip
 """Error numbers of a full disk (FULL), and of a disk that refuses a file for another reason."""
 HOST = socket.gethostname()
+SCOPE = f"{HOST}-{namespace()}"
+"""Where process numbers are unique: containers may share the name of a host."""
+UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP)
+"""Error numbers of file systems that cannot flush a folder, such as shared folders of VirtualBox."""
 ABANDONED = 86400.0
-"""Age in seconds at which unfinished files of another machine, whose processes are unknown, are deleted."""
+"""Age in seconds at which unfinished files of unknown processes, on other machines or in containers, are deleted."""
 
 _checked: set[tuple[int, ...]] = set()
 
@@ -158,9 +163,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except Exception as error:
         # Libraries wrap the system's errors in their own.
         for cause in causes(error):
-            if isinstance(cause, OSError) and cause.errno in (*FULL, *REFUSED):
+            if isinstance(cause, OSError) and _is_of_disk(cause):
                 raise InputError(f"cannot write {shown(path)}: {refusal(cause)}") from error
         raise
+
+
+def _is_of_disk(error: OSError) -> bool:
+    """Whether the disk is full or refuses a file; servers and firewalls refuse without the name of a file."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return error.filename is not None
+    return error.errno in (*FULL, *REFUSED)
 
 
 def refusal(error: OSError) -> str:
@@ -196,13 +208,16 @@ def _flush_entry(folder: Path) -> None:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
         finally:
             os.close(descriptor)
 
 
 def partial_place(path: Path) -> Path:
     """Temporary folder in which this process creates a file before it renames it to ``path``."""
-    return path.with_name(f".partial-{os.getpid()}@{HOST}@{path.name}")
+    return path.with_name(f".partial-{os.getpid()}@{SCOPE}@{path.name}")
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -226,9 +241,9 @@ def is_alive(process: int) -> bool:
     return True
 
 
-def _abandoned(place: Path, host: str, process: int) -> bool:
+def _abandoned(place: Path, scope: str, process: int) -> bool:
     """Whether no process writes to the place any more."""
-    if host == HOST:
+    if scope == SCOPE:
         return not is_alive(process)
     try:
         return time.time() - place.stat().st_mtime > ABANDONED
@@ -285,13 +300,18 @@ def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], config: 
         owners.add(memory)
 
     def write(partial: Path) -> None:
+        # Safetensors creates files that only their owner can read. A file of open() shows the usual mode; asking for
+        # the umask would change it for all threads.
+        probe = partial.with_name(f"{partial.name}.probe")
+        probe.touch()
         try:
             save_file(plain, partial, metadata=metadata)
+            partial.chmod(stat.S_IMODE(probe.stat().st_mode))
         except SafetensorError as error:
             number = re.search(r"\(os error (\d+)\)", str(error))  # the only trace of the system's error
             if number is None:
                 raise
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(partial)) from error
 
     write_atomically(path, write)
 

@@ -87,6 +87,11 @@ class RegressedReadout(Readout):
         """Whether the readout has no weight; asked once, because a GPU has to wait for the answer."""
         return bool(self.mixture[1] == 0.0)
 
+    @cached_property
+    def _unused_networks(self) -> bool:
+        """Whether the networks have no weight; asked once, like ``_unused``."""
+        return bool(self.mixture[2] == 0.0)
+
     def values_and_sample_size(self, phi: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Q, and the effective sample size of the readout without the networks; see Readout.
 
@@ -102,7 +107,11 @@ class RegressedReadout(Readout):
             raise ValueError("a regressed readout needs the inputs that phi was computed from")
         with torch.autocast(inputs.device.type, enabled=False):
             rows = inputs.float()
-            fitted = torch.stack([run(network, self.sizes, rows) for network in self.networks]).mean(0)
+            fitted = (
+                rows.new_zeros(rows.shape[:-1])
+                if self._unused_networks
+                else torch.stack([run(network, self.sizes, rows) for network in self.networks]).mean(0)
+            )
         rewards = (1.0 - self.discount) * values
         mixed = self.mixture[0] + self.mixture[1] * rewards + self.mixture[2] * fitted
         return mixed / (1.0 - self.discount)

@@ -139,7 +139,7 @@ class GoalDistance(Reward):
         """Return rewards in (0, 1]; raise InputError for images and unknown dimensions."""
         import torch
 
-        from cvl_pipeline.episodes.container import BLOCK, Rewards
+        from cvl_pipeline.episodes.container import Rewards, block_rows
 
         goal: GoalDistanceReward = self.parameters
         # The model requires them together.
@@ -154,10 +154,11 @@ class GoalDistance(Reward):
                 f"reward.indices: {outside[0]} is not a dimension of the observations, which have {size}"
             )
         target = torch.tensor(goal.target)
+        rows = block_rows(transitions.observations)  # whole rows are copied, with their images
         distance = torch.cat(
             [
                 (take(transitions.arrivals(part))[:, list(goal.indices)] - target).norm(dim=1)
-                for part in torch.split(torch.arange(len(transitions)), BLOCK)
+                for part in torch.split(torch.arange(len(transitions)), rows)
             ]
         )
         return Rewards(

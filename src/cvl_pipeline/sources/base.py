@@ -74,7 +74,8 @@ class SourceParameters(Strict):
     @property
     def label(self) -> str:
         """Name of the task or the file in reports."""
-        return str(getattr(self, "task", None) or PurePath(getattr(self, "path", None) or self.source).name)
+        path = PurePath(getattr(self, "path", None) or self.source)
+        return str(getattr(self, "task", None) or path.name or self.source)
 
     @property
     def stem(self) -> str:
@@ -84,7 +85,8 @@ class SourceParameters(Strict):
     @property
     def folder(self) -> str:
         """Name of the dataset's folder in every layer of ``data/``."""
-        return self.name.replace("{task}", re.sub(r"[^\w.\-]", "-", self.stem.lstrip(".")))
+        stem = self.stem.lstrip(".") or self.source  # the paths . and .. and / have no name
+        return self.name.replace("{task}", re.sub(r"[^\w.\-]", "-", stem))
 
 
 class Source(ABC):

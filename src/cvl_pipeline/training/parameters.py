@@ -81,6 +81,10 @@ class TrainingParameters(Strict):
                 f"batch_size is {self.batch_size}, which {processes} processes (devices * nodes) cannot "
                 "share evenly; it is the batch of all processes together"
             )
-        if self.rendezvous is not None and not re.fullmatch(r"[\w.\-]+:\d{1,5}", self.rendezvous):
-            raise ValueError(f"rendezvous is '{self.rendezvous}': it must be host:port, such as node0:29500")
+        if self.rendezvous is not None:
+            address = re.fullmatch(r"[\w.\-]+:(\d{1,5})", self.rendezvous)
+            if address is None or not 0 < int(address[1]) < 65536:
+                raise ValueError(
+                    f"rendezvous is '{self.rendezvous}': it must be host:port, such as node0:29500"
+                )
         return self

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import fsspec  # type: ignore[import-untyped]
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -245,6 +246,33 @@ def test_artifacts_at_a_url_are_fresh_on_another_machine_and_large_ones_without_
     assert Provenance(CHAIN, machine("one")).states()["second"].why == "it has no record"
     assert run(CHAIN, machine("one")) == {"n0", "n1", "n2"}
     assert state(machine("two")) == {"fresh"}
+
+
+def test_a_large_file_of_which_only_the_size_is_known_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "CHECKED_ONCE", 0)
+    url, pipeline = f"memory://{tmp_path.name}", Pipeline(CHAIN.nodes[:1])
+
+    def states_now(cache: str) -> dict[str, str]:
+        catalog = DataCatalog(
+            {
+                name: JSONDataset(filepath=f"{url}/{name}.json", cache=str(tmp_path / cache))
+                for name in pipeline.all_outputs()
+            }
+        )
+        catalog["parameters"], catalog["params:seed"] = PARAMETERS, 0
+        if cache == "one":
+            run(pipeline, catalog)
+        return {name: state.name for name, state in Provenance(pipeline, catalog).states().items()}
+
+    system = fsspec.filesystem("memory")
+    info = system.info
+    monkeypatch.setattr(system, "info", lambda path: {**info(path), "created": None})
+    assert set(states_now("one").values()) == {"fresh"}
+    stored = system.cat_file(f"{url}/first.json")
+    system.pipe_file(f"{url}/first.json", b" " * len(stored))
+    assert states_now("two")["first"] == "damaged"
 
 
 @pytest.mark.parametrize(

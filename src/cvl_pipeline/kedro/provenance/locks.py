@@ -20,6 +20,7 @@ from typing import Any
 
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.io.location import Location
+from cvl_pipeline.io.owner import boot, namespace
 from cvl_pipeline.io.storage import HOST, is_alive, refusal, shown
 
 logger = logging.getLogger(__name__)
@@ -40,16 +41,8 @@ class InUseError(InputError):
     """Another run holds the lock."""
 
 
-def _machine() -> str:
-    """Scope in which process numbers are unique: containers may share the name of a host."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return HOST
-
-
-MACHINE = _machine()
+MACHINE = f"{boot()} {namespace()}" if boot() else HOST
+"""Scope in which process numbers are unique: machines and containers may share the name of a host."""
 
 
 class Lock:

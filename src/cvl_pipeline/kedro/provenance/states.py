@@ -15,7 +15,7 @@ from kedro.io.core import is_parameter
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
-from cvl_pipeline.io.location import Location
+from cvl_pipeline.io.location import Location, is_unique
 from cvl_pipeline.io.storage import CHECKED_ONCE, VERSION, shown
 from cvl_pipeline.kedro.parameters import RunParameters, check_parameters, counted_parameters, is_given
 from cvl_pipeline.kedro.provenance.code import (
@@ -153,7 +153,8 @@ class Provenance:
             return
         location.sibling(record_path(location.path).name).fetch()
         self._read(location.path)
-        content = self._checksums.known([location.filepath, *(location.identity() or [])])
+        at_url = _at_url(location)
+        content = None if at_url is None else self._checksums.known(at_url)
         if content is None:
             location.fetch()
         else:
@@ -163,9 +164,8 @@ class Provenance:
         """Write the record of an artifact beside it; for large remote files, with their identity."""
         path, location = self.path(name), self._location(name)
         assert path is not None
-        if location is not None and path.stat().st_size >= CHECKED_ONCE:
-            at_url = [location.filepath, *(location.identity() or []), record.outputs[name]]
-            record = replace(record, seen=[*record.seen, at_url])
+        if location is not None and path.stat().st_size >= CHECKED_ONCE and (at_url := _at_url(location)):
+            record = replace(record, seen=[*record.seen, [*at_url, record.outputs[name]]])
         write_record(path, record)
         if location is not None:
             location.sibling(record_path(path).name).publish()
@@ -327,6 +327,12 @@ class Provenance:
 
     def _content(self, path: Path) -> str:
         return self._elsewhere.get(path) or self._checksums.of(path) or MISSING
+
+
+def _at_url(location: Location) -> list[Any] | None:
+    """Return URL and identity of a remote file; None if the file is missing or only its size is known."""
+    identity = location.identity() or []
+    return [location.filepath, *identity] if is_unique(identity) else None
 
 
 def named_modules(parameters: Mapping[str, Any]) -> list[str]:
