@@ -29,6 +29,7 @@ def with_advantages(module: PolicyExtraction, values: Tensor) -> PolicyExtractio
     assert isinstance(module.objective, AdvantageWeightedRegression)
     assert module.objective._advantages.shape == values.shape
     module.objective._advantages = values
+    module.objective._of_episodes = torch.zeros_like(values)
     return module
 
 
@@ -61,7 +62,7 @@ def test_awr_weighs_by_the_exponential_of_the_advantage_up_to_a_limit(discrete: 
 )
 def test_awr_uses_the_advantages_of_the_training_episodes(state_value: dict[str, Any]) -> None:
     transitions = episodes()
-    module = make_module(transitions, beta=1.0, max_weight=100.0, episode_weight=0.0, state_value=state_value)
+    module = make_module(transitions, beta=1.0, episode_weight=0.0, state_value=state_value)
     train = transitions.transition_index(torch.arange(TRAIN))
     parameters = policy_parameters(state_value=state_value)
     assert isinstance(parameters, AdvantageWeightedRegression.Parameters)
@@ -72,17 +73,19 @@ def test_awr_uses_the_advantages_of_the_training_episodes(state_value: dict[str,
     assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_awr_adds_the_mean_advantage_of_the_episode() -> None:
+def test_awr_weighs_episodes_by_their_mean_advantage_up_to_a_limit() -> None:
     transitions = episodes()
-    alone, together = (make_module(transitions, episode_weight=weight).objective for weight in (0.0, 2.0))
-    assert isinstance(alone, AdvantageWeightedRegression)
-    assert isinstance(together, AdvantageWeightedRegression)
-    own = alone._advantages
+    module = make_module(transitions, beta=2.0, episode_weight=3.0, max_weight=5.0)
+    assert isinstance(module.objective, AdvantageWeightedRegression)
+    own = module.objective._advantages.double()
     means = [
         own[begin:end].mean().expand(end - begin)
         for begin, end in pairwise(transitions.episode_starts[: TRAIN + 1].tolist())
     ]
-    torch.testing.assert_close(together._advantages, own + 2.0 * torch.cat(means))
+    weights = (2.0 * own).exp().clamp(max=5.0) * (6.0 * torch.cat(means)).exp().clamp(max=5.0)
+    loss, metrics = loss_of(module)
+    assert loss == pytest.approx(-float((weights * log_probs(module, transitions)).mean()), rel=1e-4)
+    assert float(metrics["weight_max"]) == pytest.approx(float(weights.max()), rel=1e-5)
 
 
 def test_means_of_episodes_do_not_need_all_of_them() -> None:
@@ -98,12 +101,16 @@ def test_a_few_good_episodes_outweigh_many_others() -> None:
     own = (own - own.mean()) / own.std()
     defaults = AdvantageWeightedRegression.Parameters()
 
-    def share(k: float, limit: float) -> float:
-        weights = (defaults.beta * (own + k * episode_means(own, ids))).exp().clamp(max=limit)
+    def share(k: float) -> float:
+        weights, of_episodes = (
+            (defaults.beta * part).exp().clamp(max=defaults.max_weight)
+            for part in (own, k * episode_means(own, ids))
+        )
+        weights = weights * of_episodes
         return float(weights[ids < 10].sum() / weights.sum())
 
-    assert share(0.0, 100.0) < 0.5
-    assert share(defaults.episode_weight, defaults.max_weight) > 0.95
+    assert share(0.0) < 0.5
+    assert share(defaults.episode_weight) > 0.95
 
 
 def test_settings_of_the_state_value_are_those_of_the_chosen_one() -> None:

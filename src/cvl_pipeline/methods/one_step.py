@@ -54,9 +54,11 @@ class OneStepParameters(MethodParameters):
     beta: float = Field(
         3.0, ge=0.0, description="Transitions are weighted by exp(beta * advantage / its standard deviation)."
     )
-    max_weight: float = Field(1e4, gt=0.0, description="Largest weight of a transition.")
+    max_weight: float = Field(100.0, gt=0.0, description="Largest weight of a transition, and of an episode.")
     episode_weight: float = Field(
-        1.0, ge=0.0, description="Times that the mean advantage of an episode is added to those of its steps."
+        1.0,
+        ge=0.0,
+        description="k: an episode is weighted by exp(k * beta * its mean advantage / the standard deviation).",
     )
     state_value: Annotated[StateValueParameters, Choice(STATE_VALUES)] = Field(
         MarginalActionsParameters(), description="V(s) of the advantage Q(s, a) - V(s)."

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class AdvantageWeightedRegression(Objective):
-    """``-exp(beta (A + k mean A) / std A) log pi(a | s)``, weights clamped (Peng et al. 2019; Nair et al. 2020).
+    """``-w log pi(a | s)``, with ``w = exp(beta A / std A) exp(k beta mean A / std A)``, both clamped.
 
-    The advantages are divided by their standard deviation, so ``beta`` means the same for any reward. ``mean A`` is
-    that of the transition's episode: by the performance difference lemma (Kakade and Langford 2002), what its operator
-    reaches beyond the average of the log. So the policy improves in the choice of the operator, too. Chance, which
-    single advantages are full of, has little share in it, so the limit of the weights can be high enough for good
-    episodes to outweigh a hundred times as many others.
+    The first factor is that of Peng et al. (2019) and Nair et al. (2020). The advantages are divided by their standard
+    deviation, so ``beta`` means the same for any reward. ``mean A`` is that of the transition's episode: by the
+    performance difference lemma (Kakade and Langford 2002), what its operator reaches beyond the average of the log. So
+    the policy improves in the choice of the operator, too. A limit for each factor lets good actions of good episodes
+    outweigh many others, and single actions, whose advantages are full of chance, no more than before.
     """
 
     class Parameters(ObjectiveParameters):
@@ -35,14 +35,15 @@ class AdvantageWeightedRegression(Objective):
         beta: float = Field(
             3.0,
             ge=0.0,
-            description="Transitions are weighted by exp(beta * advantage / its standard deviation), see "
-            "`episode_weight`.",
+            description="Transitions are weighted by exp(beta * advantage / its standard deviation).",
         )
-        max_weight: float = Field(1e4, gt=0.0, description="Largest weight of a transition.")
+        max_weight: float = Field(
+            100.0, gt=0.0, description="Largest weight of a transition, and of an episode."
+        )
         episode_weight: float = Field(
             1.0,
             ge=0.0,
-            description="k: times that the mean advantage of an episode is added to those of its steps.",
+            description="k: an episode is weighted by exp(k * beta * its mean advantage / the standard deviation).",
         )
         state_value: Annotated[StateValueParameters, Choice(STATE_VALUES)] = Field(
             MarginalActionsParameters(), description="V(s) of the advantage Q(s, a) - V(s)."
@@ -52,18 +53,23 @@ class AdvantageWeightedRegression(Objective):
         """Compute the advantages of all training transitions."""
         from cvl_pipeline.objectives.advantages import advantages, episode_means
 
-        own = advantages(
+        self._advantages = advantages(
             setting.q, setting.transitions, setting.train_index, self.parameters.state_value, setting.seed
         )
         episodes = setting.transitions.episode_of(setting.train_index)
-        self._advantages = own + self.parameters.episode_weight * episode_means(own, episodes)
+        self._of_episodes = self.parameters.episode_weight * episode_means(self._advantages, episodes)
 
     def loss(self, drawn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted negative log-likelihood of the logged actions."""
         from cvl_pipeline.training.processes import maximum
 
         batch = self.batch(drawn)
-        weights = (self.parameters.beta * self._advantages[batch.positions]).exp()
-        weights = weights.clamp(max=self.parameters.max_weight)
+        weights = self._weights(self._advantages[batch.positions]) * self._weights(
+            self._of_episodes[batch.positions]
+        )
         loss = -(weights * self.setting.actor.log_prob(batch.observations, batch.actions)).mean()
         return loss, {"weight_mean": weights.mean(), "weight_max": maximum(weights.max())}
+
+    def _weights(self, advantages: Tensor) -> Tensor:
+        weights: Tensor = (self.parameters.beta * advantages).exp().clamp(max=self.parameters.max_weight)
+        return weights
