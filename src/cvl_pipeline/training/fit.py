@@ -41,6 +41,7 @@ from cvl_pipeline.training.callbacks import (
     Watch,
     Watcher,
 )
+from cvl_pipeline.training.keeping import checkpoints_are_kept
 from cvl_pipeline.training.loggers import make_loggers, start
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.parameters import TrainingParameters
@@ -78,7 +79,8 @@ def fit(
         module: the module to train; it holds its data and its parameters.
         description: text of the progress bar.
         checkpoints: folder; its subfolder ``fingerprint`` holds the state of unfinished training, saved by
-            time, by steps and on SIGTERM, and deleted when training is done. None: not resumable.
+            time, by steps and on SIGTERM, and deleted when training is done (but see ``keeping``). None: not
+            resumable.
         fingerprint: identifies parameters and data. Only training with the same fingerprint is resumed, so
             a changed parameter or dataset starts from the beginning.
         logs: folder of metrics.csv and of the other loggers' files; None: no logs.
@@ -152,7 +154,7 @@ def fit(
             module.release()
     if best is not None:
         best.restore(module)
-    if folder is not None and rank() == 0:
+    if folder is not None and rank() == 0 and not checkpoints_are_kept():
         shutil.rmtree(folder, ignore_errors=True)
     return pd.DataFrame(module.rows).astype({"step": int})
 

@@ -34,6 +34,7 @@ from cvl_pipeline.io.checked import read_table, write_table
 from cvl_pipeline.io.children import end_with_parent, sigterm_raised, start_child
 from cvl_pipeline.io.storage import shown, write_atomically
 from cvl_pipeline.paths import expanded
+from cvl_pipeline.training.keeping import checkpoints_are_kept, kept_checkpoints
 from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.processes import rank, world_size
 
@@ -129,13 +130,14 @@ def train(
     specification = {
         "job": job.name, "settings": job.settings(), "artifacts": digests,
         "checkpoints": str(checkpoints.absolute()), "logs": str(logs.absolute()) if logs else None,
+        "kept": checkpoints_are_kept(),
     }  # fmt: skip
     _write_json(folder / SPECIFICATION, specification)
     result = _torchrun(command(folder, _digest(folder / SPECIFICATION), job.training), folder, job.training)
     trained = load_artifact(folder / f"{job.makes}.trained.safetensors", job.makes)
     history = read_table(folder / "history.parquet")
     logger.info("Trained by %d processes (world_size %d)", result["world_size"], result["world_size"])
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # on NFS, a file that the policy maps stays
     return trained, history
 
 
@@ -252,7 +254,8 @@ def work(folder: Path, digest: str) -> None:
         job = named(look_up("training", specification["job"], JOBS)).from_parts(
             artifacts, specification["settings"]
         )
-        trained, history = job.run(Path(specification["checkpoints"]), Path(logs) if logs else None, None)
+        with kept_checkpoints(specification["kept"]):
+            trained, history = job.run(Path(specification["checkpoints"]), Path(logs) if logs else None, None)
     except SystemExit:
         _report(folder, {"terminated": True})
         raise
