@@ -24,7 +24,7 @@ def is_alive(process: Mapping[str, Any]) -> bool | None:
     if process.get("host") != platform.node():
         return None
     try:
-        started = psutil.Process(process["pid"]).create_time()
+        lag = psutil.Process(process["pid"]).create_time() - process["started"]
     except (psutil.NoSuchProcess, KeyError):
         return False
-    return bool(abs(started - process["started"]) < 1.0)
+    return bool(abs(lag) < 1.0)
