@@ -146,6 +146,19 @@ def test_several_processes_without_a_folder_use_a_temporary_one(monkeypatch: pyt
     assert not folders[0].exists()
 
 
+def test_processes_share_the_cores_that_the_run_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(launch, "available_cores", lambda: 6)
+    run = Mock(return_value=1)
+    monkeypatch.setattr(launch, "_run", run)
+    with pytest.raises(TrainingError, match="ended early"):
+        launch._torchrun(["torchrun"], tmp_path, training_parameters(devices=2))
+    assert run.call_args.args[1]["OMP_NUM_THREADS"] == "3"
+
+
 def test_files_that_cannot_be_deleted_yet_cost_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

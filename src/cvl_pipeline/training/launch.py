@@ -34,6 +34,7 @@ from cvl_pipeline.io.checked import read_table, write_table
 from cvl_pipeline.io.children import end_with_parent, sigterm_raised, start_child
 from cvl_pipeline.io.storage import shown, write_atomically
 from cvl_pipeline.paths import expanded
+from cvl_pipeline.training.devices import available_cores
 from cvl_pipeline.training.keeping import checkpoints_are_kept, kept_checkpoints
 from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.processes import rank, world_size
@@ -174,7 +175,7 @@ def _torchrun(line: list[str], folder: Path, training: TrainingParameters) -> di
             training.rendezvous, training.nodes, shlex.join(["python", *line[1:]]),
         )  # fmt: skip
     # By default, torchrun gives each process one thread. Share the cores instead.
-    threads = max(1, (os.cpu_count() or 1) // training.devices)
+    threads = max(1, available_cores() // training.devices)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     try:
         status = _run(line, environment, folder / ERRORS)
