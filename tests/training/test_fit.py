@@ -29,7 +29,8 @@ from cvl_pipeline.testing.builders import (
     split_first,
     training_parameters,
 )
-from cvl_pipeline.training.fit import PRECISIONS, accelerator_of, fit, run_fingerprint
+from cvl_pipeline.training.devices import accelerator_of
+from cvl_pipeline.training.fit import PRECISIONS, fit, run_fingerprint
 from cvl_pipeline.training.keeping import kept_checkpoints
 from tests.training.toy import LineFit
 
