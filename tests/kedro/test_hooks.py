@@ -241,13 +241,14 @@ def test_missing_gpus_stop_a_run_that_trains_on_them_before_it_collects(
     section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    catalog = _catalog(tmp_path, **{section: {"training": {"accelerator": "gpu"}}})
+    given: dict[str, Any] = {section: {"training": {"accelerator": "gpu"}}}
+    catalog = _catalog(tmp_path, **given)
     whole = _pipeline("__default__")
     with pytest.raises(InputError, match="PyTorch finds no NVIDIA or AMD GPU"):
         _check(whole, catalog)
     _check(_pipeline("data_ingestion"), catalog)
-    others = _catalog(tmp_path, **{section: {"training": {"accelerator": "gpu", "nodes": 2}}})
-    _check(whole, others)  # other machines train
+    given[section]["training"]["nodes"] = 2
+    _check(whole, _catalog(tmp_path, **given))  # other machines train
     monkeypatch.setattr(DataCatalog, "exists", lambda *_: True)
     CheckInputs().before_pipeline_run({"only_missing_outputs": True}, whole, catalog)  # trained elsewhere
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from cvl_pipeline.training import devices
 from cvl_pipeline.training.devices import available_cores, visible_devices
 
 
@@ -31,5 +30,5 @@ def test_gpus_of_every_vendor_are_counted(monkeypatch: pytest.MonkeyPatch, drive
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not say it")
 def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: {3, 5, 7})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7})
     assert available_cores() == 3

@@ -167,7 +167,8 @@ def test_files_that_cannot_be_deleted_yet_cost_no_training(
     monkeypatch.setattr(launch, "load_artifact", lambda *_: "trained")
     monkeypatch.setattr(launch, "read_table", lambda *_: "history")
     monkeypatch.setattr(os, "rmdir", Mock(side_effect=OSError("Directory not empty")))
-    assert launch.train(CriticJob(_data(), _parameters(devices=2), 0), tmp_path) == ("trained", "history")
+    result: tuple[Any, Any] = launch.train(CriticJob(_data(), _parameters(devices=2), 0), tmp_path)
+    assert result == ("trained", "history")
 
 
 @pytest.mark.parametrize(
