@@ -41,11 +41,11 @@ from cvl_pipeline import api
 from cvl_pipeline.api import EpisodeData, QFunction
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.environments.parameters import EvaluationParameters
-from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.readout.action_values import ActionValues
 from cvl_pipeline.sources.base import SOURCES
 from cvl_pipeline.sources.environment import environment_for
 from cvl_pipeline.sources.simulated import SimulatedParameters, SimulatedSource
+from cvl_pipeline.training.devices import available_cores
 
 Floats = NDArray[np.float64]
 

@@ -50,7 +50,6 @@ from benchmarks.worlds import (
 from cvl_pipeline.api import EpisodeData, QFunction, train_critic
 from cvl_pipeline.dynamics.module import train_dynamics
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
-from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.episodes.preparation import fit_normalisation, split_episodes
 from cvl_pipeline.networks.critic import ContrastiveCritic
@@ -63,6 +62,7 @@ from cvl_pipeline.readout.references import all_references, compress, draw_refer
 from cvl_pipeline.testing.builders import identity_normalisation
 from cvl_pipeline.testing.finite_mdp import FiniteMDP, garnet
 from cvl_pipeline.testing.linear_gaussian import linear_gaussian
+from cvl_pipeline.training.devices import available_cores
 
 DEFAULT, REWARD_FREE, REGRESSION = "CVL", "CVL, reward-free", "regression"
 FIRST_VERSION = "CVL, first version"

@@ -641,6 +641,11 @@ def test_other_objects_and_files_are_refused(continuous: Run, tmp_path: Path) ->
             InputError, match=f"{type(other).__name__} is not an artifact; known: transitions"
         ):
             cvl.save(other, tmp_path / "x.safetensors")
+    with pytest.raises(
+        InputError, match=r"critic does not end in .safetensors; name the file .*/critic\.safetens"
+    ):
+        cvl.save(continuous.critic, tmp_path / "critic")
+    assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match=r"missing\.safetensors"):
         cvl.load(tmp_path / "missing.safetensors")
     (tmp_path / "x.safetensors").write_text("nothing")
@@ -671,6 +676,17 @@ def test_a_policy_is_exported_with_its_values_and_a_card(continuous: Run, tmp_pa
     assert all(
         words in card for words in ("# CVL for swing up", "judged in Pendulum-v1 alone", "6 logged episodes")
     )
+
+
+def test_a_policy_is_exported_into_the_home_folder(
+    continuous: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written: list[Any] = []
+    monkeypatch.setattr(api, "exported_files", lambda *_, **__: {})
+    monkeypatch.setattr(api, "write_folder", lambda location, _: written.append(Path(location.path).parent))
+    policy: Any = continuous.trained.policy
+    assert [cvl.export_policy(policy, continuous.data, "~/exports")] == written == [tmp_path / "exports"]
 
 
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(

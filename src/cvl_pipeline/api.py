@@ -36,6 +36,7 @@ from cvl_pipeline.methods.job import PolicyJob
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.goal_policy import ObservedGoal
 from cvl_pipeline.objectives.base import OBJECTIVES, ObjectiveParameters, TrainedPolicy
+from cvl_pipeline.paths import expanded
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.parameters import READOUTS, REWARDS, ReadoutParameters, RewardParameters
 from cvl_pipeline.readout.q_function import QFunction
@@ -460,6 +461,7 @@ def export_policy(
     for name, instead in (("methods", "method"), ("value", "values")):
         if name in settings:
             raise InputError(f"export_policy: {name} is a parameter of the pipeline; give {instead}")
+    folder = expanded(folder)
     parameters = validated(ExportParameters, settings)
     about = {
         "task": task, "dataset": task, "seed": seed, "reward": reward, "provenance": {},
@@ -467,8 +469,8 @@ def export_policy(
         "judged": None if rollouts is None else judged_by(rollouts, data, environment, seed),
     }  # fmt: skip
     files = exported_files(policy, data.transitions, data.split, parameters, values=values, about=about)
-    write_folder(Location(str(Path(folder) / CONTRACT)), files)
-    return Path(folder)
+    write_folder(Location(str(folder / CONTRACT)), files)
+    return folder
 
 
 def save(artifact: Any, path: Path | str) -> None:
@@ -476,11 +478,13 @@ def save(artifact: Any, path: Path | str) -> None:
 
     Args:
         artifact: the object; of EpisodeData, its parts, such as ``data.transitions``.
-        path: the file; missing folders are created.
+        path: the file, whose name ends in ``.safetensors``; missing folders are created.
 
     Raises:
-        InputError: an object that is none of these.
+        InputError: an object that is none of these, or another name.
     """
+    if Path(path).suffix != ".safetensors":  # load refuses it, too
+        raise InputError(f"{path} does not end in .safetensors; name the file {path}.safetensors")
     save_artifact(path, kind_of(artifact), artifact)
 
 

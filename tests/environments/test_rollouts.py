@@ -18,7 +18,6 @@ from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.rollouts import (
     Episode,
     RolloutTask,
-    available_cores,
     run_episodes,
     stack_episodes,
 )
@@ -91,10 +90,6 @@ def test_an_episode_depends_on_its_own_seed_alone() -> None:
     for one, other in zip(alone, together, strict=True):
         assert np.array_equal(np.stack(one.observations), np.stack(other.observations))
         assert one.rewards == other.rewards
-
-
-def test_cores_are_those_that_this_process_may_use() -> None:
-    assert available_cores() >= 1
 
 
 def test_stacked_episodes_keep_every_row_in_its_place() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cvl_pipeline.environments.rollouts import available_cores
+from cvl_pipeline.training.devices import available_cores
 from tests.integration.conftest import DATASET, REUSE, FinishedRun, Forks, Project
 from tests.training.processes import children_of, linux, wait_for
 

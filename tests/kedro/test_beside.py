@@ -3,10 +3,10 @@ from __future__ import annotations
 from kedro.io import MemoryDataset
 from kedro.pipeline import node
 
-from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.kedro.beside import WORKERS, _answer
 from cvl_pipeline.kedro.pipelines.contrastive_dynamics.nodes import report
 from cvl_pipeline.kedro.workspace import Workspace
+from cvl_pipeline.training.devices import available_cores
 
 
 def test_episodes_leave_a_core_free() -> None:

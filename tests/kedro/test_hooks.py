@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
@@ -59,7 +60,7 @@ def _pipeline(*stages: str) -> Pipeline:
 
 
 def _check(pipeline: Pipeline, catalog: DataCatalog) -> None:
-    CheckInputs().before_pipeline_run(pipeline, catalog)
+    CheckInputs().before_pipeline_run({"only_missing_outputs": False}, pipeline, catalog)
 
 
 def test_the_pipelines_follow_the_parameters() -> None:
@@ -233,6 +234,23 @@ def test_an_unknown_task_stops_only_a_run_that_simulates(tmp_path: Path) -> None
         _check(_pipeline("__default__"), catalog)
     with pytest.raises(InputError, match="missing artifacts: normalisation, split, transitions"):
         _check(_pipeline("contrastive_dynamics"), catalog)
+
+
+@pytest.mark.parametrize("section", ["contrastive_dynamics", "policy_extraction"])
+def test_missing_gpus_stop_a_run_that_trains_on_them_before_it_collects(
+    section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    given: dict[str, Any] = {section: {"training": {"accelerator": "gpu"}}}
+    catalog = _catalog(tmp_path, **given)
+    whole = _pipeline("__default__")
+    with pytest.raises(InputError, match="PyTorch finds no NVIDIA or AMD GPU"):
+        _check(whole, catalog)
+    _check(_pipeline("data_ingestion"), catalog)
+    given[section]["training"]["nodes"] = 2
+    _check(whole, _catalog(tmp_path, **given))  # other machines train
+    monkeypatch.setattr(DataCatalog, "exists", lambda *_: True)
+    CheckInputs().before_pipeline_run({"only_missing_outputs": True}, whole, catalog)  # trained elsewhere
 
 
 def test_a_reward_that_cannot_be_imported_stops_only_a_run_that_needs_it(tmp_path: Path) -> None:

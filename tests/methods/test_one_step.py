@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from cvl_pipeline.episodes.container import Rewards
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.methods import one_step
 from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.methods.off_policy import Ensemble
 from cvl_pipeline.methods.one_step import (
@@ -29,6 +31,7 @@ from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
 from cvl_pipeline.objectives.training import PolicyExtraction, train_policy
 from cvl_pipeline.testing.builders import names_in, policy_parameters
 from cvl_pipeline.testing.finite_mdp import grid_world
+from cvl_pipeline.training.keeping import kept_checkpoints
 from cvl_pipeline.training.module import OfflineModule
 from tests.methods.toys import check_resumption, make_episodes, make_images, method_parameters, policy_value
 
@@ -93,6 +96,23 @@ def test_interrupted_training_resumes_in_its_phase_to_the_same_policy(
     train = partial(rival.train, make_episodes(), 0)
     check_resumption(train, tmp_path, q if phase == "q" else PolicyExtraction, 40, q)
     assert names_in(tmp_path / "c") in ([], ["policy"])
+
+
+def test_a_phase_whose_end_could_not_be_written_resumes_and_nothing_goes_before_the_policy_is_stored(
+    tmp_path: Path,
+) -> None:
+    train = partial(method("mc_awr", 120, value_share=0.5).train, make_episodes(), 0, checkpoints=tmp_path)
+    with (
+        patch.object(one_step, "write_checkpoint", side_effect=OSError("No space left on device")),
+        pytest.raises(OSError, match="No space"),
+    ):
+        train()
+    with patch.object(ReturnRegression, "training_loss", side_effect=RuntimeError("a step is repeated")):
+        with kept_checkpoints():
+            policy = train().policy
+        again = train().policy
+    torch.testing.assert_close(again.state_dict(), policy.state_dict(), rtol=0, atol=0)
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 @pytest.mark.parametrize("name", NAMES)

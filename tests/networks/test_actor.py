@@ -456,6 +456,24 @@ def test_noise_beyond_its_range_can_return_and_goes_no_further(
     del vector
 
 
+@pytest.mark.parametrize(
+    ("log_std", "wish", "sign"), [(-3.5, 1, 1), (-3.5, -1, 0), (1.5, -1, -1), (1.5, 1, 0)]
+)
+def test_noise_of_actions_beyond_its_range_can_return_and_goes_no_further(
+    log_std: float, wish: int, sign: int
+) -> None:
+    actor = GaussianActor(ActorShape((3,), 2, (4,)), None, (-torch.full((2,), 99.0), torch.full((2,), 99.0)))
+    with torch.no_grad():
+        actor.log_std.fill_(log_std)
+        expected = torch.tensor(log_std).clamp(*GaussianActor.LOG_STD_RANGE).exp() * 99.0
+        torch.testing.assert_close(actor.std, expected.expand(2))
+    (gradient,) = torch.autograd.grad(-wish * actor.std.log().sum(), [actor.log_std])
+    assert (-gradient).sign().tolist() == [sign, sign]
+    actions = actor.act_with_noise(_observations(1), torch.full((1, 2), 1e-3)).sum()
+    (gradient,) = torch.autograd.grad(-wish * actions, [actor.log_std])
+    assert (-gradient).sign().tolist() == [sign, sign]
+
+
 def test_log_probability_in_training_is_differentiable_in_actions_too() -> None:
     actor = _actor()
     _in_training(actor)

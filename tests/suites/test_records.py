@@ -13,6 +13,7 @@ import pytest
 
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.location import Location
+from cvl_pipeline.suites import records
 from cvl_pipeline.suites.plan import Plan
 from cvl_pipeline.suites.records import (
     commit,
@@ -137,6 +138,12 @@ def test_a_command_has_no_path_of_this_machine() -> None:
     assert shown_command(command, f"/home/me/{CELL.name}", CELL).endswith(
         f"data.root=data/{CELL.name},seed=1"
     )
+
+
+def test_the_machine_of_a_record_has_the_cores_that_the_run_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr(records, "available_cores", lambda: 6)
+    assert records.machine().startswith("6 cores, ")
 
 
 def test_a_commit_is_unknown_if_the_code_has_changes(tmp_path: Path) -> None:

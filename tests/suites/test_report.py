@@ -195,6 +195,20 @@ def test_the_report_compares_success_if_that_of_the_behaviour_data_alone_is_unkn
     assert "because success is not known" not in (tmp_path / "report.html").read_text()
 
 
+def test_report_and_page_compare_success_of_the_tasks_that_have_it(tmp_path: Path) -> None:
+    rows = records()
+    for row in rows:
+        if row["task"] == "reach-v3":
+            for values in row["methods"].values():
+                values["success"] = [None] * 10
+    plan = make_plan(tasks=TASKS, presets=PRESETS, seeds=SEEDS, methods=["cvl", "iql"])
+    text, _ = write_report(rows, plan, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "Success, interquartile mean" in text
+    assert "Left out, because the success of a method or a seed is missing or unknown: reach-v3" in page
+    assert "because success is not known" not in page
+
+
 def test_seconds_of_a_cell_count_each_node_once() -> None:
     rows = records()
     plan = make_plan(tasks=TASKS, presets=PRESETS, seeds=SEEDS, methods=["cvl", "iql"])

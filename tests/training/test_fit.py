@@ -29,7 +29,9 @@ from cvl_pipeline.testing.builders import (
     split_first,
     training_parameters,
 )
-from cvl_pipeline.training.fit import PRECISIONS, accelerator_of, fit, run_fingerprint
+from cvl_pipeline.training.devices import accelerator_of
+from cvl_pipeline.training.fit import PRECISIONS, fit, run_fingerprint
+from cvl_pipeline.training.keeping import kept_checkpoints
 from tests.training.toy import LineFit
 
 # Intervals of 30 steps are one full Lightning step of 25 and a rest; the last interval is cut short.
@@ -108,6 +110,21 @@ def test_training_interrupted_twice_resumes_twice(tmp_path: Path) -> None:
     assert len(resumed.losses) == 40  # none of the 60 finished steps is repeated
     assert torch.equal(resumed.weight, whole.weight)
     pd.testing.assert_frame_equal(history, expected, check_exact=True)
+
+
+def test_finished_training_resumes_if_its_result_was_not_stored(tmp_path: Path) -> None:
+    first, again = LineFit(TRAINING, 0), LineFit(TRAINING, 0)
+    with kept_checkpoints():
+        expected = _train(first, tmp_path)
+        history = _train(again, tmp_path)
+    assert not again.losses  # the last checkpoint is of the last step
+    assert torch.equal(again.weight, first.weight)
+    pd.testing.assert_frame_equal(history, expected, check_exact=True)
+    other = LineFit(TRAINING, 0)
+    _train(other, tmp_path, fingerprint="of other parameters")
+    assert len(other.losses) == 100
+    _train(LineFit(TRAINING, 0), tmp_path)
+    assert not list(tmp_path.iterdir())  # outside of that context, nothing is left
 
 
 def test_keyboard_interrupt_stops_the_run_and_keeps_finished_steps(tmp_path: Path) -> None:

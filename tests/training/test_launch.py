@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -46,6 +47,7 @@ from cvl_pipeline.testing.builders import (
 )
 from cvl_pipeline.training import launch
 from cvl_pipeline.training.fit import run_fingerprint
+from cvl_pipeline.training.keeping import kept_checkpoints
 from cvl_pipeline.training.launch import DONE, JOBS, SPECIFICATION, TrainingError, command
 from tests.training.processes import checkpoints_in, linux, processes_of, wait_for, worker_of
 
@@ -121,7 +123,9 @@ def test_two_processes_train_the_policy_of_one(
         for devices in (1, 2):
             folder = tmp_path / str(devices)
             job = _policy_job(method, one[0], devices)
-            results.append(launch.train(job, folder / "c", folder / "logs"))
+            with kept_checkpoints():
+                results.append(launch.train(job, folder / "c", folder / "logs"))
+            assert checkpoints_in(folder / "c")
     _assert_same(results[1], results[0], 1e-5)
     assert "Trained by 2 processes (world_size 2)" in caplog.text
 
@@ -140,6 +144,31 @@ def test_several_processes_without_a_folder_use_a_temporary_one(monkeypatch: pyt
     with pytest.raises(TrainingError, match="ended"):
         launch.train(CriticJob(_data(), _parameters(devices=2), 0))
     assert not folders[0].exists()
+
+
+def test_processes_share_the_cores_that_the_run_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(launch, "available_cores", lambda: 6)
+    run = Mock(return_value=1)
+    monkeypatch.setattr(launch, "_run", run)
+    with pytest.raises(TrainingError, match="ended early"):
+        launch._torchrun(["torchrun"], tmp_path, training_parameters(devices=2))
+    assert run.call_args.args[1]["OMP_NUM_THREADS"] == "3"
+
+
+def test_files_that_cannot_be_deleted_yet_cost_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On NFS, a file that the returned policy maps stays as .nfs..., so its folder is not empty."""
+    monkeypatch.setattr(launch, "_torchrun", lambda *_: {"world_size": 2})
+    monkeypatch.setattr(launch, "load_artifact", lambda *_: "trained")
+    monkeypatch.setattr(launch, "read_table", lambda *_: "history")
+    monkeypatch.setattr(os, "rmdir", Mock(side_effect=OSError("Directory not empty")))
+    result: tuple[Any, Any] = launch.train(CriticJob(_data(), _parameters(devices=2), 0), tmp_path)
+    assert result == ("trained", "history")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +195,7 @@ def _write_specification(folder: Path, job: str, **artifacts: str) -> str:
     """Write a specification and return its SHA-256."""
     specification: dict[str, Any] = {
         "job": job, "settings": {"command": "false"}, "artifacts": artifacts,
-        "checkpoints": str(folder / "c"), "logs": None,
+        "checkpoints": str(folder / "c"), "logs": None, "kept": False,
     }  # fmt: skip
     text = json.dumps(specification)
     (folder / SPECIFICATION).write_text(text)

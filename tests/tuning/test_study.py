@@ -38,7 +38,7 @@ def running(user_attrs: dict[str, Any]) -> optuna.trial.FrozenTrial:
 def test_trial_on_this_machine_is_dead_when_its_process_is() -> None:
     process = subprocess.Popen(["sleep", "60"])
     started = psutil.Process(process.pid).create_time() - psutil.boot_time()
-    mine = {**owner(), "pid": process.pid, "started": started, "alive": 0.0}
+    mine = {**owner(), "pid": process.pid, "started": started, "alive": 0.0, "id": "0"}
     assert not is_dead(running(mine), 60.0)
     assert is_dead(running({**mine, "started": mine["started"] - 100.0}), 60.0)  # the id was reused
     process.kill()
@@ -47,9 +47,17 @@ def test_trial_on_this_machine_is_dead_when_its_process_is() -> None:
 
 
 def test_trial_on_another_machine_is_dead_without_signs_of_life() -> None:
-    theirs = {**owner(), "host": "another"}
+    theirs = {**owner(), "host": "another", "id": "0"}
     assert not is_dead(running({**theirs, "alive": time.time() - 50.0}), 60.0)
     assert is_dead(running({**theirs, "alive": time.time() - 70.0}), 60.0)
+
+
+@pytest.mark.parametrize("host", [owner()["host"], "another"])
+@pytest.mark.parametrize("known", range(5))
+def test_trial_whose_worker_is_still_being_stored_is_alive(host: str, known: int) -> None:
+    names = ["host", "pid", "started", "alive", "id"][:known]  # a worker stores them one by one
+    values = {**owner(), "host": host, "alive": time.time(), "id": "0"}
+    assert not is_dead(running({name: values[name] for name in names}), 60.0)
 
 
 def dead_trial(study: optuna.Study, **user_attrs: Any) -> optuna.Trial:

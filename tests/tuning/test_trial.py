@@ -163,6 +163,18 @@ def test_contradictory_values_are_refused(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+def test_training_whose_result_could_not_be_stored_is_resumed(tmp_path: Path) -> None:
+    judge = bench(tmp_path)
+    with (
+        patch.object(trial, "save_artifact", side_effect=OSError("No space left on device")),
+        pytest.raises(OSError, match="No space"),
+    ):
+        judge.measure({}, 0, ("contrastive_loss",))
+    assert list((tmp_path / "shared").rglob("*.unfinished/*/last.ckpt"))
+    judge.measure({}, 0, ("contrastive_loss",))
+    assert not list((tmp_path / "shared").glob("*.unfinished"))
+
+
 def test_failed_training_leaves_nothing_to_resume(tmp_path: Path) -> None:
     def stop(_: object) -> None:
         raise FloatingPointError("stop")

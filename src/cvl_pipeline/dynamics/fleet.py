@@ -32,7 +32,8 @@ from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.encoder import ObservationEncoder
 from cvl_pipeline.networks.mlp import MLP, SMALLEST_NORM, norm_backward, relu_backward
 from cvl_pipeline.training.callbacks import BestWeights
-from cvl_pipeline.training.fit import accelerator_of, fit, rounded, run_fingerprint
+from cvl_pipeline.training.devices import accelerator_of
+from cvl_pipeline.training.fit import fit, rounded, run_fingerprint
 from cvl_pipeline.training.graph import captured
 from cvl_pipeline.training.module import CHUNK, DRAWN
 from cvl_pipeline.training.prefetch import fits

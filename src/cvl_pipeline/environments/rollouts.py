@@ -26,6 +26,7 @@ from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.imports import user_code
 from cvl_pipeline.schema import LONGEST_EPISODE
+from cvl_pipeline.training.devices import available_cores
 from cvl_pipeline.training.progress import progress_bar
 
 BATCH = 10
@@ -142,11 +143,6 @@ def run_episodes(
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
     return [episode for index in range(len(batches)) for episode in results[index]]
-
-
-def available_cores() -> int:
-    """Number of cores that this process may use; in a container, the machine may have more."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Worker:

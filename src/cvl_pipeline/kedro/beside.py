@@ -22,11 +22,11 @@ import torch
 from kedro.io import DataCatalog
 from kedro.pipeline.node import Node
 
-from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.errors import TERMINATED, InputError, one_line
 from cvl_pipeline.io.children import end_with_parent
 from cvl_pipeline.kedro.mistakes import mistake
 from cvl_pipeline.kedro.workspace import Workspace, workspace
+from cvl_pipeline.training.devices import available_cores
 from cvl_pipeline.training.launch import TrainingError
 
 WORKERS = "params:evaluation.workers"

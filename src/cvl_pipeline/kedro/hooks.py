@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,17 @@ from cvl_pipeline.io.storage import FULL, check_file, shown
 from cvl_pipeline.kedro import silence
 from cvl_pipeline.kedro.commands import kedro_run, keep_options
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader
-from cvl_pipeline.kedro.parameters import RunParameters, check_parameters
+from cvl_pipeline.kedro.parameters import RunParameters, check_parameters, is_given
 from cvl_pipeline.kedro.pipeline_registry import current_plan, plan_for, register_pipelines
 from cvl_pipeline.kedro.workspace import beside
 from cvl_pipeline.readout.parameters import REWARDS
 from cvl_pipeline.readout.rewards import NO_REWARDS, check_reward
 from cvl_pipeline.reports.judgement import judgement_table, sentences
+from cvl_pipeline.schema import flattened
 from cvl_pipeline.sources.base import SOURCES
 from cvl_pipeline.sources.environment import EvaluationEnvironment, environment_for
+from cvl_pipeline.training.devices import accelerator_of
+from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.tuning.objectives import OBJECTIVES
 
 logger = logging.getLogger(__name__)
@@ -99,10 +102,13 @@ class CheckInputs:
     _environment: EvaluationEnvironment | None = None
 
     @hook_impl
-    def before_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Check the environment, if one will run, the reward and every input on disk; raises InputError."""
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Check the environment, if one will run, the GPUs, the reward and every input on disk; raises InputError."""
         parameters = check_parameters(catalog.load("parameters"))
         _check_places(pipeline, catalog)
+        _check_gpus(_nodes_to_run(run_params, pipeline, catalog), parameters)
         self._environment = None
         if any("simulator" in node.tags for node in pipeline.nodes):
             self._environment = environment_for(parameters.dataset, parameters.evaluation)
@@ -140,6 +146,26 @@ def check_reward_of(parameters: RunParameters) -> None:
     needs_logged = REWARDS.of(parameters.reward).needs_logged_rewards
     if needs_logged and not SOURCES.create(parameters.dataset).has_rewards:
         raise InputError(NO_REWARDS)
+
+
+def _nodes_to_run(run_params: Mapping[str, Any], pipeline: Pipeline, catalog: DataCatalog) -> list[Node]:
+    """The nodes of a pipeline whose outputs are missing or stale if the run makes those alone; otherwise all."""
+    if not run_params["only_missing_outputs"]:
+        return pipeline.nodes
+    return [node for node in pipeline.nodes if not all(map(catalog.exists, node.outputs))]
+
+
+def _check_gpus(nodes: Iterable[Node], parameters: RunParameters) -> None:
+    """Raise InputError if these nodes train on GPUs that this machine lacks, before episodes are collected."""
+    # A study's node gets all parameters, also those of methods that no trial trains.
+    inputs = {name for node in nodes if "training" in node.tags for name in node.inputs} - {"parameters"}
+    values = flattened(parameters.model_dump())
+    for name, value in values.items():
+        group = name.removesuffix("accelerator")
+        asked = name.endswith("training.accelerator") and value == "gpu" and is_given(name, inputs)
+        if asked and values[f"{group}nodes"] == 1:  # otherwise, other machines may train
+            devices = values[f"{group}devices"]
+            accelerator_of(TrainingParameters.model_construct(accelerator="gpu", devices=devices))
 
 
 def _check_places(pipeline: Pipeline, catalog: DataCatalog) -> None:
@@ -207,10 +233,7 @@ class ReportNodes:
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Count the nodes that will run."""
-        nodes = pipeline.nodes
-        if run_params["only_missing_outputs"]:
-            nodes = [node for node in nodes if not all(map(catalog.exists, node.outputs))]
-        self._total, self._done = len(nodes), count(1)
+        self._total, self._done = len(_nodes_to_run(run_params, pipeline, catalog)), count(1)
 
     @hook_impl
     def before_dataset_loaded(self, dataset_name: str, node: Node) -> None:

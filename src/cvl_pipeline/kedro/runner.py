@@ -18,13 +18,13 @@ from kedro.runner import SequentialRunner
 from kedro.runner.task import Task
 from pluggy import PluginManager
 
-from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.io.children import sigterm_raised
 from cvl_pipeline.kedro.beside import ProcessBeside, threads_beside
 from cvl_pipeline.kedro.parameters import check_parameters
 from cvl_pipeline.kedro.rows import BESIDE
 from cvl_pipeline.kedro.workspace import beside
 from cvl_pipeline.schema import flattened
+from cvl_pipeline.training.devices import available_cores
 
 logger = logging.getLogger(__name__)
 

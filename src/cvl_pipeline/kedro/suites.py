@@ -18,7 +18,6 @@ from typing import Any
 import pandas as pd
 from kedro.framework.project import settings
 
-from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.environments.video import ranked_episodes
 from cvl_pipeline.errors import TERMINATED, InputError
 from cvl_pipeline.io.children import sigterm_raised, start_child
@@ -52,7 +51,7 @@ from cvl_pipeline.suites.records import (
     write_record,
 )
 from cvl_pipeline.suites.run import Schedule, State, run_units
-from cvl_pipeline.training.devices import visible_devices
+from cvl_pipeline.training.devices import available_cores, visible_devices
 
 KEDRO: tuple[str, ...] = (sys.executable, "-m", "kedro")
 """The command that runs units; its first word in records is ``kedro``."""

@@ -20,7 +20,7 @@ class Workspace:
     """Folders of a node for files that are not artifacts.
 
     Attributes:
-        checkpoints: folder for checkpoints; None: not resumable.
+        checkpoints: folder for checkpoints, which a hook deletes when the outputs are saved; None: not resumable.
         logs: folder for metrics.csv and other logs; None: no logs.
         study: storage of the study.
         study_folder: the study's folder on this machine.

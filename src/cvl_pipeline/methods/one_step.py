@@ -33,6 +33,7 @@ from cvl_pipeline.objectives.training import train_policy
 from cvl_pipeline.readout.action_values import ActionValues
 from cvl_pipeline.schema import Choice, Strict
 from cvl_pipeline.training.fit import fit, run_fingerprint
+from cvl_pipeline.training.keeping import checkpoints_are_kept, kept_checkpoints
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.processes import own_share, rank
 
@@ -240,17 +241,19 @@ class Phases:
             module.load_state_dict(state["networks"])
             history = pd.DataFrame(state["history"]).astype({"step": int})
         else:
-            history = fit(
-                module,
-                description=description,
-                checkpoints=folder,
-                fingerprint=fingerprint,
-                logs=self._logs / name if self._logs else None,
-            )
+            with kept_checkpoints():
+                history = fit(
+                    module,
+                    description=description,
+                    checkpoints=folder,
+                    fingerprint=fingerprint,
+                    logs=self._logs / name if self._logs else None,
+                )
             module.cpu()
             if done is not None and rank() == 0:
                 rows = history.to_dict("records")
                 write_checkpoint(done, {"networks": module.state_dict(), "history": rows})
+                shutil.rmtree(done.with_suffix(""), ignore_errors=True)
         self._add(history, name)
 
     def _add(self, history: pd.DataFrame, name: str | None = None) -> None:
@@ -273,11 +276,11 @@ class Phases:
         return self.end(history)
 
     def end(self, history: pd.DataFrame) -> pd.DataFrame:
-        """Join all histories with the policy's, and delete what was kept to resume."""
+        """Join all histories with the policy's, and delete what was kept to resume (but see ``keeping``)."""
         self._add(history)
         for name in self._names:
             folder = self.folder(name)
-            if folder is not None and rank() == 0:
+            if folder is not None and rank() == 0 and not checkpoints_are_kept():
                 shutil.rmtree(folder, ignore_errors=True)
         joint = pd.concat(self._histories, ignore_index=True)
         own = [column for column in history.columns if column != "step"]

@@ -158,7 +158,11 @@ class GaussianActor(Actor):
     @property
     def std(self) -> Tensor:
         """Standard deviation of the noise, (A,), in the action's units."""
-        return self.log_std.clamp(*self.LOG_STD_RANGE).exp() * self.half_range
+        if torch.is_grad_enabled():
+            limited: Tensor = _Limited.apply(self.log_std, self.LOG_STD_RANGE)  # type: ignore[no-untyped-call]
+        else:  # such as in the export, which cannot trace functions with a gradient of their own
+            limited = self.log_std.clamp(*self.LOG_STD_RANGE)
+        return limited.exp() * self.half_range
 
     def distance(self, actions: Tensor, others: Tensor) -> Tensor:
         """Squared distances by dimension, in halves of the action range, (..., A) and (..., A) -> (..., A)."""
@@ -180,8 +184,7 @@ class GaussianActor(Actor):
             bounds = self.action_low, self.action_high
             fused: Tensor = _LogProb.apply(outputs, self.log_std, actions, *bounds, self.LOG_STD_RANGE)  # type: ignore[no-untyped-call]
             return fused
-        limited: Tensor = _Limited.apply(self.log_std, self.LOG_STD_RANGE)  # type: ignore[no-untyped-call]
-        std = limited.exp() * self.half_range
+        std = self.std
         error = (actions - self(observations)) / std
         density: Tensor = -0.5 * error.square() - std.log() - HALF_LOG_TWO_PI
         return density.sum(-1)

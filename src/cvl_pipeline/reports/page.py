@@ -207,6 +207,7 @@ def suite_page(
     notes: Sequence[str] = (),
     videos: Mapping[tuple[str, str], Mapping[str, tuple[str, bytes]]] | None = None,
     tuning_tasks: Sequence[str] = (),
+    by_success: bool = False,
 ) -> str:
     """Return the page of a suite of runs, as HTML; its charts need ``html.SCRIPT`` beside it.
 
@@ -222,6 +223,7 @@ def suite_page(
         notes: sentences on what the results are made from.
         videos: by preset and task, a caption and an MP4 file of each method that has one.
         tuning_tasks: tasks on which settings were chosen; there is a comparison without them, too.
+        by_success: compare success even if that of some tasks is unknown, which are left out.
 
     Raises:
         ValueError: there are no rows, or a column is missing.
@@ -229,7 +231,7 @@ def suite_page(
     missing = {"task", "preset", "seed", "method", "success", "return", "seconds"} - set(results.columns)
     if missing or results.empty:
         raise ValueError(f"the results have no {', '.join(sorted(missing)) or 'rows'}")
-    runs, score = _runs(results)
+    runs, score = _runs(results, by_success)
     present = {f"{name}s": list(dict.fromkeys(runs[name])) for name in ("task", "preset", "seed", "method")}
     axes = {**present, **(axes or {})}
     methods = [name for name in axes["methods"] if name != BEHAVIOUR]
@@ -439,7 +441,7 @@ def _plain(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else masked(str(value))
 
 
-def _runs(results: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+def _runs(results: pd.DataFrame, by_success: bool) -> tuple[pd.DataFrame, str]:
     """One row per run with its mean success, return and score; and what the score is."""
     keys = ["preset", "task", "seed", "method"]
     known = results.copy()
@@ -452,7 +454,7 @@ def _runs(results: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         seconds=("seconds", "median"),
     )
     runs = runs.reset_index()
-    if known.loc[known["method"] != BEHAVIOUR, "success"].notna().all():
+    if by_success or known.loc[known["method"] != BEHAVIOUR, "success"].notna().all():
         return runs.assign(score=runs["success"]), "success rate"
     methods = runs[runs["method"] != BEHAVIOUR].groupby(["preset", "task"])["return"]
     low, high = methods.min(), methods.max()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import shlex
@@ -19,6 +18,7 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.location import Location
 from cvl_pipeline.io.storage import write_atomically
 from cvl_pipeline.suites.plan import Cell, Plan
+from cvl_pipeline.training.devices import available_cores
 
 CODE = ("src", "conf", "requirements.lock")
 """What results follow from."""
@@ -114,8 +114,8 @@ def behaviour_of(path: Path) -> float | None:
 
 
 def machine() -> str:
-    """Cores, architecture and torch version, for the record."""
-    return f"{os.cpu_count()} cores, {platform.machine()}, torch {version('torch')}"
+    """Cores that this process may use, architecture and torch version, for the record."""
+    return f"{available_cores()} cores, {platform.machine()}, torch {version('torch')}"
 
 
 def commit(project: Path) -> str | None:

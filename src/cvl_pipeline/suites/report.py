@@ -243,6 +243,7 @@ def write_report(records: Sequence[Mapping[str, Any]], plan: Plan, folder: Path)
         notes=[line.removeprefix("- ") for line in notes],
         videos=videos,
         tuning_tasks=plan.suite.tuning_tasks,
+        by_success=bool(table.places),  # as in report.md
     )
     write_atomically(folder / SCRIPT, lambda path: path.write_bytes(plotly_script()))
     write_atomically(folder / "report.html", lambda path: path.write_text(page))

@@ -41,6 +41,8 @@ from cvl_pipeline.training.callbacks import (
     Watch,
     Watcher,
 )
+from cvl_pipeline.training.devices import accelerator_of
+from cvl_pipeline.training.keeping import checkpoints_are_kept
 from cvl_pipeline.training.loggers import make_loggers, start
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.parameters import TrainingParameters
@@ -78,7 +80,8 @@ def fit(
         module: the module to train; it holds its data and its parameters.
         description: text of the progress bar.
         checkpoints: folder; its subfolder ``fingerprint`` holds the state of unfinished training, saved by
-            time, by steps and on SIGTERM, and deleted when training is done. None: not resumable.
+            time, by steps and on SIGTERM, and deleted when training is done (but see ``keeping``). None: not
+            resumable.
         fingerprint: identifies parameters and data. Only training with the same fingerprint is resumed, so
             a changed parameter or dataset starts from the beginning.
         logs: folder of metrics.csv and of the other loggers' files; None: no logs.
@@ -152,32 +155,9 @@ def fit(
             module.release()
     if best is not None:
         best.restore(module)
-    if folder is not None and rank() == 0:
+    if folder is not None and rank() == 0 and not checkpoints_are_kept():
         shutil.rmtree(folder, ignore_errors=True)
     return pd.DataFrame(module.rows).astype({"step": int})
-
-
-def accelerator_of(parameters: TrainingParameters) -> Literal["cpu", "gpu"]:
-    """What the training uses.
-
-    Not Lightning's auto: it would choose Apple's GPU, which lacks the double precision to sample offsets.
-
-    Raises:
-        InputError: the training needs more GPUs than there are.
-    """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if parameters.accelerator == "cpu" or (parameters.accelerator == "auto" and not gpus):
-        return "cpu"
-    if not gpus:
-        raise InputError(
-            "training.accelerator is gpu, but PyTorch finds no NVIDIA or AMD GPU on this machine; set it to auto or cpu"
-        )
-    if parameters.devices > gpus:
-        raise InputError(
-            f"training.devices is {parameters.devices}, but PyTorch finds {gpus} GPU{'s' * (gpus > 1)} on this "
-            "machine; lower it, or set training.accelerator to cpu"
-        )
-    return "gpu"
 
 
 @contextmanager

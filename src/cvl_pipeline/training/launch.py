@@ -34,6 +34,8 @@ from cvl_pipeline.io.checked import read_table, write_table
 from cvl_pipeline.io.children import end_with_parent, sigterm_raised, start_child
 from cvl_pipeline.io.storage import shown, write_atomically
 from cvl_pipeline.paths import expanded
+from cvl_pipeline.training.devices import available_cores
+from cvl_pipeline.training.keeping import checkpoints_are_kept, kept_checkpoints
 from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.processes import rank, world_size
 
@@ -129,13 +131,14 @@ def train(
     specification = {
         "job": job.name, "settings": job.settings(), "artifacts": digests,
         "checkpoints": str(checkpoints.absolute()), "logs": str(logs.absolute()) if logs else None,
+        "kept": checkpoints_are_kept(),
     }  # fmt: skip
     _write_json(folder / SPECIFICATION, specification)
     result = _torchrun(command(folder, _digest(folder / SPECIFICATION), job.training), folder, job.training)
     trained = load_artifact(folder / f"{job.makes}.trained.safetensors", job.makes)
     history = read_table(folder / "history.parquet")
     logger.info("Trained by %d processes (world_size %d)", result["world_size"], result["world_size"])
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # on NFS, a file that the policy maps stays
     return trained, history
 
 
@@ -172,7 +175,7 @@ def _torchrun(line: list[str], folder: Path, training: TrainingParameters) -> di
             training.rendezvous, training.nodes, shlex.join(["python", *line[1:]]),
         )  # fmt: skip
     # By default, torchrun gives each process one thread. Share the cores instead.
-    threads = max(1, (os.cpu_count() or 1) // training.devices)
+    threads = max(1, available_cores() // training.devices)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     try:
         status = _run(line, environment, folder / ERRORS)
@@ -252,7 +255,8 @@ def work(folder: Path, digest: str) -> None:
         job = named(look_up("training", specification["job"], JOBS)).from_parts(
             artifacts, specification["settings"]
         )
-        trained, history = job.run(Path(specification["checkpoints"]), Path(logs) if logs else None, None)
+        with kept_checkpoints(specification["kept"]):
+            trained, history = job.run(Path(specification["checkpoints"]), Path(logs) if logs else None, None)
     except SystemExit:
         _report(folder, {"terminated": True})
         raise

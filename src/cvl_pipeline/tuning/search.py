@@ -16,14 +16,13 @@ import torch
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.artifacts import save_artifact
 from cvl_pipeline.io.children import sigterm_raised, start_child
 from cvl_pipeline.io.storage import fingerprint, shown
 from cvl_pipeline.parameters import StageParameters
-from cvl_pipeline.training.devices import visible_devices
+from cvl_pipeline.training.devices import available_cores, visible_devices
 from cvl_pipeline.training.fit import tensors_of
 from cvl_pipeline.training.launch import TrainingError
 from cvl_pipeline.tuning.parameters import TuningParameters

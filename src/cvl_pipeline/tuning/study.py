@@ -205,7 +205,7 @@ def is_dead(trial: FrozenTrial, grace_seconds: float) -> bool:
     On this machine, its process is gone; on another, it gave no sign of life for ``grace_seconds``.
     """
     attributes = trial.user_attrs
-    if "pid" not in attributes:  # it has just started, or its process has just ended
+    if "id" not in attributes:  # the last one; it has just started, or its process has just ended
         begun = trial.datetime_start
         return begun is None or (datetime.now() - begun).total_seconds() > grace_seconds
     if (alive := is_alive(attributes)) is not None:

@@ -30,6 +30,7 @@ from cvl_pipeline.schema import below, effective
 from cvl_pipeline.sources.environment import environment_for
 from cvl_pipeline.training.callbacks import Watcher
 from cvl_pipeline.training.fit import run_fingerprint
+from cvl_pipeline.training.keeping import kept_checkpoints
 from cvl_pipeline.tuning.objectives import OBJECTIVES
 from cvl_pipeline.tuning.space import with_values
 
@@ -184,13 +185,14 @@ class Bench:
             if network.exists() and history.exists():
                 return load_artifact(network, kind), read_table(history)
             try:
-                trained, rows = train(unfinished)
+                with kept_checkpoints():
+                    trained, rows = train(unfinished)
             except Exception:  # diverged, pruned, out of memory: not resumed
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
-            shutil.rmtree(unfinished, ignore_errors=True)
             write_table(history, rows)
             save_artifact(network, kind, trained)
+            shutil.rmtree(unfinished, ignore_errors=True)
         return trained, rows
 
     @contextmanager

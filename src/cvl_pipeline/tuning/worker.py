@@ -24,7 +24,6 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 from pydantic import TypeAdapter
 
-from cvl_pipeline.environments.rollouts import available_cores
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.io.artifacts import load_artifact
@@ -33,6 +32,7 @@ from cvl_pipeline.io.owner import owner
 from cvl_pipeline.io.storage import write_atomically
 from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.readout.parameters import REWARDS
+from cvl_pipeline.training.devices import available_cores
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.tuning.objectives import OBJECTIVES
 from cvl_pipeline.tuning.parameters import TuningParameters

@@ -117,14 +117,24 @@ def test_training_of_other_code_or_parameters_is_not_resumed(tmp_path: Path) -> 
     assert other is not None
     assert first == again != other
     assert first.parent == other.parent == folder
-    # The folder of finished training is removed, but not one with unfinished training.
-    first.mkdir(parents=True)
-    (other / "unfinished").mkdir(parents=True)
-    for place in workspaces:
-        workspace.set(place)
-        hook.after_node_run(train)
-        assert workspace.get() == Workspace()
-    assert names_in(folder) == [other.name]
+
+
+def test_checkpoints_are_deleted_when_all_outputs_are_saved(tmp_path: Path) -> None:
+    (train,) = register_pipelines()["contrastive_dynamics"].only_nodes("contrastive_dynamics.train").nodes
+    hook, catalog = _hook(tmp_path)
+    next(hook.before_pipeline_run(RUN, register_pipelines()["contrastive_dynamics"], catalog))
+    hook.before_node_run(train)
+    checkpoints = workspace.get().checkpoints
+    assert checkpoints is not None
+    (checkpoints / "fingerprint").mkdir(parents=True)
+    (checkpoints.parent / "another recipe").mkdir()
+    hook.after_node_run(train)
+    assert workspace.get() == Workspace()
+    for name in train.outputs:
+        assert checkpoints.exists()  # until then, the run may die
+        hook.after_dataset_saved(name, train)
+    assert names_in(checkpoints.parent) == ["another recipe"]
+    hook.on_pipeline_error()
 
 
 @pytest.mark.parametrize("baseline", ["bc", "iql"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Generator
 from contextlib import suppress
@@ -42,6 +43,7 @@ class TrustArtifacts:
         self._provenance: Provenance | None = None
         self._makings: dict[str, Making] = {}
         self._unsaved: dict[str, set[str]] = {}
+        self._checkpoints: dict[str, Path | None] = {}  # of training whose outputs are not saved yet
         self._one_thread = threading.Lock()  # two nodes may run side by side
 
     @hook_impl
@@ -91,12 +93,8 @@ class TrustArtifacts:
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
-        """Remove the checkpoint folders of finished training, if they are empty."""
-        checkpoints = workspace.get().checkpoints
-        if checkpoints is not None:
-            with suppress(OSError):
-                checkpoints.rmdir()
-                checkpoints.parent.rmdir()
+        """Keep the place of the checkpoints, and take the folders back."""
+        self._checkpoints[node.name] = workspace.get().checkpoints
         workspace.set(Workspace())
 
     def _workspace(self, node: Node, making: Making) -> Workspace:
@@ -128,9 +126,10 @@ class TrustArtifacts:
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, node: Node) -> None:
-        """Write the records of the node's outputs after the last one is saved.
+        """After the last output is saved, write the outputs' records and delete the checkpoints of the training.
 
-        If the run dies before, its outputs have no records, or old ones that do not match.
+        If the run dies before, its outputs have no records, or old ones that do not match, and the next run resumes
+        the training from its last checkpoint.
         """
         if self._provenance is None:
             return
@@ -138,6 +137,10 @@ class TrustArtifacts:
         if not self._unsaved[node.name]:
             with self._one_thread:
                 self._provenance.record(node, self._makings.pop(node.name))
+            if (checkpoints := self._checkpoints.pop(node.name, None)) is not None:
+                shutil.rmtree(checkpoints, ignore_errors=True)
+                with suppress(OSError):  # other training is unfinished
+                    checkpoints.parent.rmdir()
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.kedro.workspace import workspace
+from cvl_pipeline.training.keeping import kept_checkpoints
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,8 @@ def train(
     data = EpisodeData(transitions, split, normalisation)
     place = workspace.get()
     given = DynamicsParameters.model_validate(parameters)
-    return train_critic(data, given, seed, checkpoints=place.checkpoints, logs=place.logs)
+    with kept_checkpoints():
+        return train_critic(data, given, seed, checkpoints=place.checkpoints, logs=place.logs)
 
 
 def report(history: pd.DataFrame) -> dict[str, float]:

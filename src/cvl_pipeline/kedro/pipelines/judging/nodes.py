@@ -10,6 +10,7 @@ from cvl_pipeline.judging.parameters import JudgingParameters
 from cvl_pipeline.kedro.workspace import workspace
 from cvl_pipeline.readout.parameters import READOUTS
 from cvl_pipeline.sources.base import SOURCES
+from cvl_pipeline.training.keeping import kept_checkpoints
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,10 +44,11 @@ def train_critic(
     from cvl_pipeline.judging.judge import swapped
 
     place = workspace.get()
-    return train(
-        EpisodeData(transitions, swapped(split), normalisation), DynamicsParameters.model_validate(parameters),
-        seed, checkpoints=place.checkpoints, logs=place.logs,
-    )[0]  # fmt: skip
+    with kept_checkpoints():
+        return train(
+            EpisodeData(transitions, swapped(split), normalisation), DynamicsParameters.model_validate(parameters),
+            seed, checkpoints=place.checkpoints, logs=place.logs,
+        )[0]  # fmt: skip
 
 
 def read_out(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cvl_pipeline.kedro.workspace import workspace
 from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.objectives.base import OBJECTIVES
+from cvl_pipeline.training.keeping import kept_checkpoints
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,10 +35,11 @@ def extract(
 
     data = EpisodeData(transitions, split, normalisation, labels)
     place = workspace.get()
-    return extract_policy(
-        critic, readout, data, OBJECTIVES.validate(parameters), seed,  # type: ignore[arg-type]
-        checkpoints=place.checkpoints, logs=place.logs,
-    )  # fmt: skip
+    with kept_checkpoints():
+        return extract_policy(
+            critic, readout, data, OBJECTIVES.validate(parameters), seed,  # type: ignore[arg-type]
+            checkpoints=place.checkpoints, logs=place.logs,
+        )  # fmt: skip
 
 
 def train_baseline(
@@ -55,10 +57,11 @@ def train_baseline(
 
     data = EpisodeData(transitions, split, normalisation, labels)
     place = workspace.get()
-    return train_method(
-        data, METHODS.validate(parameters), seed,
-        values=values, checkpoints=place.checkpoints, logs=place.logs,
-    )  # fmt: skip
+    with kept_checkpoints():
+        return train_method(
+            data, METHODS.validate(parameters), seed,
+            values=values, checkpoints=place.checkpoints, logs=place.logs,
+        )  # fmt: skip
 
 
 def train_baseline_with_critic(
