@@ -8,12 +8,14 @@ import shlex
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cvl_pipeline.api import EpisodeData, load
 from cvl_pipeline.io.storage import write_atomically
 from cvl_pipeline.reports.markdown import markdown as markdown
+from cvl_pipeline.suites.records import commit
 from cvl_pipeline.suites.records import machine as machine
 
 PROJECT = Path(__file__).parents[1]
@@ -47,12 +49,28 @@ def write_section(page: Path, name: str, text: str) -> None:
     write_atomically(page, lambda partial: partial.write_text(content))
 
 
-def write_record(path: Path, **values: Any) -> dict[str, Any]:
-    """Write a benchmark's results as JSON, with the command and the machine, and return them."""
+def write_record(path: Path, *, measured: bool = True, **values: Any) -> dict[str, Any]:
+    """Write a benchmark's results as JSON, with their origin, and return them.
+
+    Args:
+        path: of the record.
+        measured: whether this command measured the results. If not, the record keeps its command, machine, commit and
+            date; those that it lacks are null.
+        values: the results.
+    """
     # A path of this machine says nothing elsewhere.
     arguments = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *arguments])
-    record = {"command": command, "machine": machine(), **values}
+    origin = {
+        "command": command,
+        "machine": machine(),
+        "commit": commit(PROJECT),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    if not measured and path.exists():
+        before = json.loads(path.read_text())
+        origin = {name: before.get(name) for name in origin}
+    record = origin | values
     text = json.dumps(record, indent=2) + "\n"
     write_atomically(path, lambda partial: partial.write_text(text))
     return record

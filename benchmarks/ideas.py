@@ -383,6 +383,7 @@ def main() -> None:
     ideas, ranks, records = summarise(arguments.tasks, arguments.seeds)
     write_record(
         RESULTS / "ideas.json",
+        measured=not arguments.report,
         ideas=ideas.to_dict("records"),
         numbers=ranks.to_dict("records"),
         records=records,

@@ -143,6 +143,7 @@ def main() -> None:
     name = f"success_{arguments.env}" if arguments.env else "success"
     write_record(
         RESULTS / f"{name}.json",
+        measured=bool(seconds),
         seeds=arguments.seeds,
         seconds_per_run={"mean": float(np.mean(seconds)), "max": max(seconds)} if seconds else None,
         success=summary,

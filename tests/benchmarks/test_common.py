@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,13 +23,28 @@ def test_a_run_passes_its_options_and_a_failed_one_ends_the_benchmark(
         common.kedro_run(params="seed=1")
 
 
-def test_a_record_has_the_command_and_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_has_its_origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/somewhere/benchmarks/goals.py", "--task", "push v3"])
+    monkeypatch.setattr(common, "commit", lambda project: "abc" if project == common.PROJECT else None)
     record = common.write_record(tmp_path / "results/goals.json", rows=[1])
     assert record == json.loads((tmp_path / "results/goals.json").read_text())
     assert record == {
-        "command": "python -m benchmarks.goals --task 'push v3'", "machine": common.machine(), "rows": [1],
+        "command": "python -m benchmarks.goals --task 'push v3'", "machine": common.machine(),
+        "commit": "abc", "date": datetime.now(UTC).date().isoformat(), "rows": [1],
     }  # fmt: skip
+
+
+def test_a_report_of_earlier_results_keeps_their_origin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ideas.json"
+    origin = {"command": "python -m benchmarks.ideas", "machine": "a GPU", "commit": "abc"}
+    path.write_text(json.dumps({**origin, "rows": [1]}))
+    monkeypatch.setattr("sys.argv", ["benchmarks/ideas.py", "--report"])
+    assert common.write_record(path, measured=False, rows=[2]) == {**origin, "date": None, "rows": [2]}
+    assert common.write_record(path, rows=[2])["command"] == "python -m benchmarks.ideas --report"
+    other = common.write_record(tmp_path / "other.json", measured=False)
+    assert other["command"] == "python -m benchmarks.ideas --report", "there was no record"
 
 
 def test_a_record_has_no_path_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
