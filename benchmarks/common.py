@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,34 @@ def write_section(page: Path, name: str, text: str) -> None:
     if count != 1:
         raise SystemExit(f"{page} must have the marks of '{name}' once, and has them {count} times")
     write_atomically(page, lambda partial: partial.write_text(content))
+
+
+SAME_RESULTS = {"workers", "jobs", "folder", "keep", "report"}
+"""Options that do not change what a record is about."""
+
+
+def record_path(path: Path, parser: ArgumentParser, arguments: Namespace, *others: str) -> Path:
+    """Return the path of a record, or one beside it if an option makes it another one.
+
+    So a short or partial run never replaces the record that the pages quote.
+
+    Args:
+        path: of the record with all defaults.
+        parser: of the command line.
+        arguments: of the command line.
+        others: more names of options that change nothing.
+    """
+    free = SAME_RESULTS.union(others)
+    changed = [
+        f"--{name.replace('_', '-')}"
+        for name, value in vars(arguments).items()
+        if name not in free and value != parser.get_default(name)
+    ]
+    if not changed:
+        return path
+    beside = path.with_stem(f"{path.stem}_part")
+    print(f"with {', '.join(changed)}, the record is {beside.name}; {path.name} stays as it is")  # noqa: T201
+    return beside
 
 
 def write_record(path: Path, *, measured: bool = True, **values: Any) -> dict[str, Any]:

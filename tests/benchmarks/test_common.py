@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 from datetime import UTC, datetime
@@ -45,6 +46,26 @@ def test_a_report_of_earlier_results_keeps_their_origin(
     assert common.write_record(path, rows=[2])["command"] == "python -m benchmarks.ideas --report"
     other = common.write_record(tmp_path / "other.json", measured=False)
     assert other["command"] == "python -m benchmarks.ideas --report", "there was no record"
+
+
+def test_a_run_of_a_part_does_not_replace_the_record_of_the_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--per-episode", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--env")
+    path = tmp_path / "reading.json"
+
+    def place(*words: str, others: tuple[str, ...] = ()) -> str:
+        return common.record_path(path, parser, parser.parse_args(words), *others).name
+
+    assert place() == place("--workers", "9", "--rows", "1", "2") == "reading.json"
+    assert place("--env", "pointmaze", others=("env",)) == "reading.json"
+    assert capsys.readouterr().out == ""
+    assert place("--rows", "1", "--per-episode", "1") == "reading_part.json"
+    assert "with --rows, --per-episode, the record is reading_part.json" in capsys.readouterr().out
 
 
 def test_a_record_has_no_path_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
