@@ -344,7 +344,7 @@ def run_cells(cells: Sequence[Cell], path: Path, jobs: int) -> dict[str, Any]:
 
     def save() -> dict[str, Any]:
         wanted = [entry for cell in cells if (entry := at_hand(cell))]
-        return write_record(path, summary=summarise(wanted), cells=known)
+        return write_record(path, measured=bool(todo), summary=summarise(wanted), cells=known)
 
     # Seeds last in the order of the table, but first in time: an interrupted comparison has whole rows of few seeds.
     todo = sorted((cell for cell in cells if not at_hand(cell)), key=lambda cell: cell.seed)
