@@ -13,6 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy import stats
+
 from cvl_pipeline.api import EpisodeData, load
 from cvl_pipeline.io.storage import write_atomically
 from cvl_pipeline.reports.markdown import markdown as markdown
@@ -39,6 +42,16 @@ def read_data(folder: Path) -> EpisodeData:
     return EpisodeData(
         *(load(folder / f"{kind}.safetensors") for kind in ("transitions", "split", "normalisation"))
     )
+
+
+def half_width(error: Any, freedom: Any) -> Any:
+    """Half of the 95 % interval of a mean by Student's t; NaN without degrees of freedom.
+
+    Args:
+        error: standard error of the mean, or several.
+        freedom: degrees of freedom, one less than the values of a simple mean.
+    """
+    return stats.t.ppf(0.975, np.where(np.asarray(freedom) > 0, freedom, np.nan)) * error
 
 
 def write_section(page: Path, name: str, text: str) -> None:

@@ -71,7 +71,7 @@ CPU_MEMBERS, GPU_MEMBERS = (1, 4, 16), (1, 4, 16, 64)
 
 
 def random_log(episodes: int = EPISODES, steps: int = STEPS) -> EpisodeData:
-    """Make the log of ``benchmarks.speed``, without files."""
+    """Make a random log of the sizes of ``benchmarks.speed``; a quarter of its episodes are terminated."""
     generator = Generator().manual_seed(0)
     transitions = Transitions(
         observations=torch.randn(episodes * (steps + 1), OBSERVATION, generator=generator),

@@ -3,7 +3,7 @@
 python -m benchmarks.judging
 
 In worlds whose true values are known, a dozen policies are judged: CVL, its clone, exactly improved, random and harmful
-ones. Two of the worlds have a log that lacks most actions.
+ones. The log of the world "linear, narrow" lacks most actions.
 """
 
 from __future__ import annotations

@@ -31,10 +31,9 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from scipy import stats
 from torch import Generator
 
-from benchmarks.common import RESULTS, markdown, record_path, write_record
+from benchmarks.common import RESULTS, half_width, markdown, record_path, write_record
 from benchmarks.regression import regress_returns
 from benchmarks.worlds import (
     CLEAR,
@@ -68,7 +67,7 @@ DEFAULT, REWARD_FREE, REGRESSION = "CVL", "CVL, reward-free", "regression"
 FIRST_VERSION = "CVL, first version"
 COUNTING, MODEL = "counting", "counted model"
 STEPS = 3000
-"""Gradient steps of the pipeline's critic by default; the regression takes as many."""
+"""Gradient steps of the pipeline's critic by default. The regression takes as many; CVL's own takes 2500 more."""
 SMALL = {"hidden": (64, 64), "representation_size": 32}
 """Networks of the tables of losses and readouts, as small as their worlds."""
 STATES = 32_768
@@ -300,8 +299,7 @@ SCORES = ["correlation", "within", "greedy_agreement"]
 
 def interval(values: pd.Series) -> float:
     """Half of the 95 % interval of a mean over seeds, by Student's t; NaN for one seed."""
-    count = int(values.count())
-    return float(stats.t.ppf(0.975, count - 1) * values.std() / math.sqrt(count)) if count > 1 else math.nan
+    return float(half_width(values.sem(), values.count() - 1))
 
 
 def by_family(rows: pd.DataFrame) -> pd.DataFrame:
@@ -448,7 +446,7 @@ def over_families(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
             entry[name] = cells.mean().mean()
             if seeds > 1:
                 error = np.sqrt((cells.var() / seeds).sum()) / count
-                entry[f"{name}_ci"] = float(stats.t.ppf(0.975, count * (seeds - 1)) * error)
+                entry[f"{name}_ci"] = float(half_width(error, count * (seeds - 1)))
         out.append(entry)
     return pd.DataFrame(out)
 

@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from benchmarks import common
 
@@ -74,6 +76,15 @@ def test_a_record_has_no_path_of_this_machine(tmp_path: Path, monkeypatch: pytes
     )
     command = common.write_record(tmp_path / "serving.json")["command"]
     assert command == "python -m benchmarks.serving exported --server bin/serve"
+
+
+def test_half_of_an_interval_is_that_of_students_t() -> None:
+    values = pd.Series([1.0, 2.0, 4.0, 9.0])
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert common.half_width(values.sem(), 3) == pytest.approx((high - low) / 2)
+    several = common.half_width(np.array([values.sem(), np.nan]), np.array([3, 0]))
+    assert several[0] == pytest.approx((high - low) / 2)
+    assert np.isnan(several[1])
 
 
 def test_a_table_shows_intervals_beside_their_means() -> None:
