@@ -273,7 +273,8 @@ def main() -> None:
                 write_record(path, commands=list(done.values()))
             else:
                 entries.append(entry)
-    write_record(path, commands=[entry for entry in entries if "status" in entry or "why" in entry])
+    finished = [entry for entry in entries if "status" in entry or "why" in entry]
+    write_record(path, measured=clone is not None, commands=finished)
     write_section(PROJECT / "docs/tried.md", "commands", table(entries))
     failed = [entry for entry in entries if entry.get("status") and not outcome(entry).startswith("refused")]
     sys.exit(f"{len(failed)} commands failed" if failed else 0)

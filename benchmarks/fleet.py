@@ -71,7 +71,7 @@ CPU_MEMBERS, GPU_MEMBERS = (1, 4, 16), (1, 4, 16, 64)
 
 
 def random_log(episodes: int = EPISODES, steps: int = STEPS) -> EpisodeData:
-    """Make the log of ``benchmarks.speed``, without files."""
+    """Make a random log of the sizes of ``benchmarks.speed``; a quarter of its episodes are terminated."""
     generator = Generator().manual_seed(0)
     transitions = Transitions(
         observations=torch.randn(episodes * (steps + 1), OBSERVATION, generator=generator),
@@ -407,12 +407,12 @@ def gpu_ratio(rows: Sequence[dict[str, Any]]) -> float:
     return fastest([16]) / fastest([0, 1])
 
 
-def save(record: dict[str, Any]) -> None:
+def save(record: dict[str, Any], parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Write the record: with the others, or to the folder $OUT where the pipeline's API cannot be imported."""
     try:
-        from benchmarks.common import RESULTS, write_record
+        from benchmarks.common import RESULTS, record_path, write_record
 
-        write_record(RESULTS / "fleet.json", **record)
+        write_record(record_path(RESULTS / "fleet.json", parser, options), **record)
     except Exception as error:
         print(f"no record in benchmarks/results: {type(error).__name__}: {error}", flush=True)  # noqa: T201
     if "OUT" in os.environ:
@@ -469,7 +469,7 @@ def main() -> None:
         measure_cpu(data, options.seconds, options.rounds) if options.only in (None, "cpu") else []
     )
     if options.only != "check":
-        save(record)
+        save(record, parser, options)
     ratios = {"cpu": cpu_ratio(record["cpu"]), "gpu": gpu_ratio(record["gpu"])}
     texts = (f"{name}={'n/a' if math.isnan(ratio) else f'{ratio:.2f}'}" for name, ratio in ratios.items())
     print("fleet: " + " ".join(texts))  # noqa: T201

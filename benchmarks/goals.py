@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.common import PROJECT, RESULTS, kedro_run, markdown, write_record
+from benchmarks.common import PROJECT, RESULTS, kedro_run, markdown, record_path, write_record
 
 # Corners of a box within the region of reach-v3's goals, in metres; the hand starts at (0, 0.6, 0.2).
 GOALS = tuple(itertools.product((-0.08, 0.08), (0.82, 0.88), (0.08, 0.27)))
@@ -60,7 +60,8 @@ def main() -> None:
     if not arguments.keep:
         kedro_run(params=common)
     table = pd.DataFrame([swap(number, goal, common, folder) for number, goal in enumerate(GOALS)])
-    write_record(RESULTS / "goals.json", scale=SCALE, tolerance=TOLERANCE, rows=table.to_dict("records"))
+    path = record_path(RESULTS / "goals.json", parser, arguments)
+    write_record(path, scale=SCALE, tolerance=TOLERANCE, rows=table.to_dict("records"))
     print(markdown(table, digits=0))  # noqa: T201
     print(f"\nslowest swap: {table['seconds'].max():.0f} s")  # noqa: T201
 

@@ -24,7 +24,7 @@ import torch
 from scipy import stats
 from torch import Generator, Tensor
 
-from benchmarks.common import PROJECT, RESULTS, markdown, write_record
+from benchmarks.common import PROJECT, RESULTS, half_width, markdown, write_record
 from cvl_pipeline.api import EpisodeData, QFunction, evaluate, ingest, load, read_out
 from cvl_pipeline.dynamics.module import ContrastiveDynamics
 from cvl_pipeline.episodes.container import Transitions
@@ -353,7 +353,7 @@ def summarise(tasks: list[str], seeds: list[int]) -> tuple[pd.DataFrame, pd.Data
     gain = (success - success.loc["defaults"]).T  # one row per cell, a task and seed
     ideas["cells"] = gain.count().astype(str).to_numpy()
     ideas["gain"] = gain.mean().to_numpy()
-    ideas["gain_ci"] = (gain.sem() * stats.t.ppf(0.975, (gain.count() - 1).clip(lower=1))).to_numpy()
+    ideas["gain_ci"] = half_width(gain.sem().to_numpy(), gain.count().to_numpy() - 1)
     by_cell = pd.DataFrame(correlations)
     ranks = by_cell.groupby("task", sort=False).mean().T
     ranks["mean"] = by_cell.drop(columns="task").mean()
@@ -383,6 +383,7 @@ def main() -> None:
     ideas, ranks, records = summarise(arguments.tasks, arguments.seeds)
     write_record(
         RESULTS / "ideas.json",
+        measured=not arguments.report,
         ideas=ideas.to_dict("records"),
         numbers=ranks.to_dict("records"),
         records=records,

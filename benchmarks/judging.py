@@ -3,7 +3,7 @@
 python -m benchmarks.judging
 
 In worlds whose true values are known, a dozen policies are judged: CVL, its clone, exactly improved, random and harmful
-ones. Two of the worlds have a log that lacks most actions.
+ones. The log of the world "linear, narrow" lacks most actions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor, nn
 
-from benchmarks.common import RESULTS, markdown, write_record
+from benchmarks.common import RESULTS, markdown, record_path, write_record
 from cvl_pipeline import api
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.parameters import IngestionParameters
@@ -241,9 +241,8 @@ def main() -> None:
     tables = {name: rows for name, (rows, _) in zip(options.worlds, studies, strict=True)}
     seconds = round(sum(seconds for _, seconds in studies))
     correlations = [{"world": name} | summary(pd.DataFrame(rows)) for name, rows in tables.items()]
-    write_record(
-        RESULTS / "judging.json", processor_seconds=seconds, correlations=correlations, policies=tables
-    )
+    path = record_path(RESULTS / "judging.json", parser, options)
+    write_record(path, processor_seconds=seconds, correlations=correlations, policies=tables)
     print(markdown(pd.DataFrame(correlations), digits=2))  # noqa: T201
 
 

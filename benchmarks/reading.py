@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmarks.common import PROJECT, RESULTS, markdown, write_record
+from benchmarks.common import PROJECT, RESULTS, markdown, record_path, write_record
 
 OBSERVATION, ACTION = 17, 6
 LENGTH = 1000
@@ -252,7 +252,7 @@ def run(source: str, rows: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure all sources and print a table; write the record if all sources were measured."""
+    """Measure the sources, write the record and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", type=float, nargs="+", default=[1e5, 1e6, 1e7], help="multiples of 10^5")
     parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=list(SOURCES))
@@ -269,8 +269,8 @@ def main() -> None:
     finally:
         if arguments.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
-    if arguments.sources == list(SOURCES):
-        write_record(RESULTS / "reading.json", observation=OBSERVATION, action=ACTION, rows=rows)
+    path = record_path(RESULTS / "reading.json", parser, arguments)
+    write_record(path, observation=OBSERVATION, action=ACTION, rows=rows)
     print(  # noqa: T201
         markdown(
             pd.DataFrame(

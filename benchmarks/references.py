@@ -36,7 +36,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from benchmarks.common import PROJECT, RESULTS, kedro_run, markdown, write_record
+from benchmarks.common import PROJECT, RESULTS, half_width, kedro_run, markdown, write_record
 from benchmarks.speed import D3RLPY, ONE_CORE, TORCH, Contender, output, python_of
 from cvl_pipeline.api import load
 from cvl_pipeline.environments.evaluation import evaluate
@@ -258,8 +258,8 @@ def make_data(data: Path, steps: int) -> None:
 def interval(values: Sequence[float]) -> dict[str, float | None]:
     """Mean over seeds, and half the width of its 95 % interval by Student's t; None for a single seed."""
     count = len(values)
-    half = stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / np.sqrt(count) if count > 1 else None
-    return {"mean": float(np.mean(values)), "ci": None if half is None else float(half)}
+    half = float(half_width(stats.sem(values), count - 1)) if count > 1 else None
+    return {"mean": float(np.mean(values)), "ci": half}
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
@@ -344,7 +344,7 @@ def run_cells(cells: Sequence[Cell], path: Path, jobs: int) -> dict[str, Any]:
 
     def save() -> dict[str, Any]:
         wanted = [entry for cell in cells if (entry := at_hand(cell))]
-        return write_record(path, summary=summarise(wanted), cells=known)
+        return write_record(path, measured=bool(todo), summary=summarise(wanted), cells=known)
 
     # Seeds last in the order of the table, but first in time: an interrupted comparison has whole rows of few seeds.
     todo = sorted((cell for cell in cells if not at_hand(cell)), key=lambda cell: cell.seed)

@@ -28,16 +28,21 @@ SUITES = {
 """The page of each suite, and the part of the suite that the page has."""
 
 
+def section(name: str, records: Path) -> str:
+    """Write the report of a suite's records at hand, beside them, and return it as a section of its page."""
+    command = [str(Path(sys.executable).with_name("kedro")), "suite", "report", name, *SUITES[name][1]]
+    command += ["--records", str(records)]
+    status = subprocess.run(command, cwd=PROJECT, check=False).returncode
+    if status:
+        sys.exit(status)
+    picture = (RESULTS / name / "report.png").relative_to(PROJECT)
+    return (records / "report.md").read_text().strip().replace("(report.png)", f"(../{picture})")
+
+
 def main() -> None:
-    """Write the report of the records at hand of each suite, then its page."""
-    kedro = str(Path(sys.executable).with_name("kedro"))
-    for name, (page, part) in SUITES.items():
-        status = subprocess.run([kedro, "suite", "report", name, *part], cwd=PROJECT, check=False).returncode
-        if status:
-            sys.exit(status)
-        picture = (RESULTS / name / "report.png").relative_to(PROJECT)
-        text = (RESULTS / name / "report.md").read_text().strip().replace("(report.png)", f"(../{picture})")
-        write_section(PROJECT / page, name, text)
+    """Write the page of each suite."""
+    for name, (page, _) in SUITES.items():
+        write_section(PROJECT / page, name, section(name, RESULTS / name))
 
 
 if __name__ == "__main__":

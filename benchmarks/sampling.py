@@ -24,7 +24,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from benchmarks.common import RESULTS, markdown, write_record
+from benchmarks.common import RESULTS, markdown, record_path, write_record
 from cvl_pipeline.api import load, save
 from cvl_pipeline.dynamics.parameters import DynamicsParameters
 from cvl_pipeline.episodes.container import BLOCK, Transitions
@@ -199,7 +199,7 @@ def main() -> None:
     rates = table["segments_per_second"]
     flatness = float(rates.min() / rates.max())
     write_record(
-        RESULTS / "sampling.json",
+        record_path(RESULTS / "sampling.json", parser, arguments),
         batch=arguments.batch,
         per_episode=arguments.per_episode,
         flatness=flatness,

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from benchmarks.branches import After, Brancher, Branches
-from benchmarks.common import PROJECT, RESULTS, markdown, write_record
+from benchmarks.common import PROJECT, RESULTS, markdown, record_path, write_record
 from benchmarks.regression import regress_returns
 from cvl_pipeline import api
 from cvl_pipeline.api import EpisodeData, QFunction
@@ -479,7 +479,7 @@ def main() -> None:
         rows = pd.DataFrame(list(over(judge, jobs)))
     predicted = prediction(rows) if len(rows) else pd.DataFrame()
     write_record(
-        RESULTS / "simulators.json",
+        record_path(RESULTS / "simulators.json", parser, arguments),
         seconds={"simulation": simulated, "all": time.perf_counter() - start},
         exact=exact.to_dict("records"),
         critics=rows.to_dict("records"),

@@ -18,9 +18,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmarks.common import PROJECT, RESULTS, kedro_run, markdown, write_record
+from benchmarks.common import PROJECT, RESULTS, kedro_run, markdown, record_path, write_record
 from cvl_pipeline.methods.base import METHODS
 
+TASKS = {
+    None: ["reach-v3", "door-open-v3", "push-v3", "drawer-close-v3"],
+    "pointmaze": ["PointMaze_Medium-v3"],
+}
+"""Tasks by default, by environment of conf/."""
 BEHAVIOUR, CONTROL = "behaviour", "bc"
 RESAMPLES = 10_000
 
@@ -117,9 +122,7 @@ def table(summary: dict[str, Any], tasks: list[str], methods: list[str]) -> str:
 def main() -> None:
     """Run the pipeline for all tasks and seeds, then save and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "--tasks", nargs="+", default=["reach-v3", "door-open-v3", "push-v3", "drawer-close-v3"]
-    )
+    parser.add_argument("--tasks", nargs="+", help="default: the tasks of docs/benchmarks.md")
     parser.add_argument("--env", help="folder of conf/ with other settings, such as pointmaze")
     parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12])
     parser.add_argument(
@@ -130,7 +133,10 @@ def main() -> None:
     parser.add_argument(
         "--keep", action="store_true", help="do not rerun finished runs (check that their settings match)"
     )
+    parser.set_defaults(tasks=TASKS.get(parser.parse_args().env))
     arguments = parser.parse_args()
+    if not arguments.tasks:
+        parser.error(f"--env {arguments.env} needs --tasks")
     methods = arguments.methods
     seconds = [
         run(task, seed, methods, arguments.env, arguments.params)
@@ -142,7 +148,8 @@ def main() -> None:
     summary = summarise(arguments.tasks, arguments.seeds, methods)
     name = f"success_{arguments.env}" if arguments.env else "success"
     write_record(
-        RESULTS / f"{name}.json",
+        record_path(RESULTS / f"{name}.json", parser, arguments, "env"),
+        measured=bool(seconds),
         seeds=arguments.seeds,
         seconds_per_run={"mean": float(np.mean(seconds)), "max": max(seconds)} if seconds else None,
         success=summary,

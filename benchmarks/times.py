@@ -69,6 +69,33 @@ def prices(table: pd.DataFrame, goal: float = GOAL) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def versions(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return a line with the commits of each budget; empty if all numbers have the same one.
+
+    A record counts if there is one of its preset, task and seed at every budget of the preset, as for ``measured``.
+    """
+    budgets: dict[str, set[float]] = {}
+    places: dict[tuple[str, str, int], set[float]] = {}
+    for record in records:
+        budgets.setdefault(record["preset"], set()).add(record["budget"])
+        places.setdefault(_place(record), set()).add(record["budget"])
+    commits: dict[float, set[str]] = {}
+    for record in records:
+        needed = budgets[record["preset"]]
+        if len(needed) > 1 and places[_place(record)] == needed:
+            used = (record["runs"][values["run"]] for values in record["methods"].values())
+            names = {run["commit"][:7] if run["commit"] else "changes not committed" for run in used}
+            commits.setdefault(record["budget"], set()).update(names)
+    if len(set.union(*commits.values())) < 2:
+        return ""
+    parts = (f"budget {budget:g}: {', '.join(sorted(commits[budget]))}" for budget in sorted(commits))
+    return f"The code differs: {'; '.join(parts)}."
+
+
+def _place(record: Mapping[str, Any]) -> tuple[str, str, int]:
+    return record["preset"], record["task"], record["seed"]
+
+
 def main() -> None:
     """Print the table, and write it into docs/benchmarks.md."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -79,7 +106,8 @@ def main() -> None:
     table = measured(records)
     counts = table.groupby("preset", sort=False)["runs"].first()
     runs = ", ".join(f"{count} ({preset})" for preset, count in counts.items())
-    text = f"{markdown(prices(table))}\n\nRuns of each mean: {runs}."
+    notes = " ".join(filter(None, [f"Runs of each mean: {runs}.", versions(records)]))
+    text = f"{markdown(prices(table))}\n\n{notes}"
     print(text)  # noqa: T201
     write_section(PROJECT / "docs/benchmarks.md", "times", text)
 

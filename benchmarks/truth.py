@@ -31,10 +31,9 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from scipy import stats
 from torch import Generator
 
-from benchmarks.common import RESULTS, markdown, write_record
+from benchmarks.common import RESULTS, half_width, markdown, record_path, write_record
 from benchmarks.regression import regress_returns
 from benchmarks.worlds import (
     CLEAR,
@@ -68,7 +67,7 @@ DEFAULT, REWARD_FREE, REGRESSION = "CVL", "CVL, reward-free", "regression"
 FIRST_VERSION = "CVL, first version"
 COUNTING, MODEL = "counting", "counted model"
 STEPS = 3000
-"""Gradient steps of the pipeline's critic by default; the regression takes as many."""
+"""Gradient steps of the pipeline's critic by default. The regression takes as many; CVL's own takes 2500 more."""
 SMALL = {"hidden": (64, 64), "representation_size": 32}
 """Networks of the tables of losses and readouts, as small as their worlds."""
 STATES = 32_768
@@ -300,8 +299,7 @@ SCORES = ["correlation", "within", "greedy_agreement"]
 
 def interval(values: pd.Series) -> float:
     """Half of the 95 % interval of a mean over seeds, by Student's t; NaN for one seed."""
-    count = int(values.count())
-    return float(stats.t.ppf(0.975, count - 1) * values.std() / math.sqrt(count)) if count > 1 else math.nan
+    return float(half_width(values.sem(), values.count() - 1))
 
 
 def by_family(rows: pd.DataFrame) -> pd.DataFrame:
@@ -448,7 +446,7 @@ def over_families(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
             entry[name] = cells.mean().mean()
             if seeds > 1:
                 error = np.sqrt((cells.var() / seeds).sum()) / count
-                entry[f"{name}_ci"] = float(stats.t.ppf(0.975, count * (seeds - 1)) * error)
+                entry[f"{name}_ci"] = float(half_width(error, count * (seeds - 1)))
         out.append(entry)
     return pd.DataFrame(out)
 
@@ -570,8 +568,8 @@ def plot(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def parse() -> argparse.Namespace:
-    """Read the command line."""
+def make_parser() -> argparse.ArgumentParser:
+    """Parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--full", action="store_true", help="everything that docs/truth.md shows; hours")
     parser.add_argument("--curves", action="store_true", help="only the curves over training steps and logs")
@@ -584,7 +582,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=STEPS, help="of contrastive training, and of regression")
     parser.add_argument("--critic", type=json.loads, default={}, help="changes of CVL's critic, for a study")
     parser.add_argument("--workers", type=int, default=available_cores())
-    return parser.parse_args()
+    return parser
 
 
 def chosen_families(arguments: argparse.Namespace) -> dict[str, Family]:
@@ -605,14 +603,14 @@ def chosen_families(arguments: argparse.Namespace) -> dict[str, Family]:
 
 def main() -> None:
     """Run everything, print and save the tables."""
-    arguments = parse()
+    parser = make_parser()
+    arguments = parser.parse_args()
     start = time.perf_counter()
     if arguments.curves or arguments.full:
         along = curves(FIRST_SEED["final"], arguments)
-        write_record(
-            RESULTS / "truth_curves.json", seconds=time.perf_counter() - start, rows=along.to_dict("records")
-        )
-        plot_curves(along, arguments.steps).savefig(RESULTS / "truth_curves.png", dpi=90)
+        path = record_path(RESULTS / "truth_curves.json", parser, arguments, *KINDS)
+        write_record(path, seconds=time.perf_counter() - start, rows=along.to_dict("records"))
+        plot_curves(along, arguments.steps).savefig(path.with_suffix(".png"), dpi=90)
         start = time.perf_counter()
     if arguments.curves:
         return
@@ -639,13 +637,16 @@ def main() -> None:
         record |= full(seeds, arguments)
     if families == FINAL and not arguments.critic:
         name = "truth_full" if arguments.full else "truth"
-        write_record(RESULTS / f"{name}.json", seconds=time.perf_counter() - start, seeds=seeds, **record)
-        plot(rows).savefig(RESULTS / f"{name}.png", dpi=90)
+        path = record_path(RESULTS / f"{name}.json", parser, arguments, *KINDS)
+        write_record(path, seconds=time.perf_counter() - start, seeds=seeds, **record)
+        plot(rows).savefig(path.with_suffix(".png"), dpi=90)
     print()  # noqa: T201
     for name, numbers in reversed(lines.items()):
         print(last_line(numbers, name))  # noqa: T201
 
 
+KINDS = ("full", "curves")
+"""Options whose results have a record of their own."""
 LINES = {"default": DEFAULT, "reward-free": REWARD_FREE, "first version": FIRST_VERSION}
 
 

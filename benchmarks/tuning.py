@@ -81,6 +81,7 @@ def main() -> None:
     success = summarise(arguments.task, arguments.seeds)
     write_record(
         RESULTS / "tuning.json",
+        measured=not arguments.report,
         seconds_of_the_study=seconds,
         study=json.loads((study / "tuning_report.json").read_text()),
         best=json.loads((study / "best_parameters.json").read_text()),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import shlex
+import shutil
 import sys
 import tomllib
 from collections import Counter
@@ -20,7 +20,6 @@ import yaml
 from benchmarks.commands import NOTEBOOKS, PAGES, blocks, lines, text_of
 
 import cvl_pipeline as cvl
-from benchmarks import deploy
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.kedro import cli
 from cvl_pipeline.kedro.parameters import RunParameters
@@ -320,10 +319,43 @@ def test_the_page_on_robots_exports_from_python(tmp_path: Path, monkeypatch: pyt
     assert load_policy("cvl_exported").contract["about"]["task"] == "open the door"
 
 
-@pytest.mark.parametrize("name", ["exported", "served"])
-def test_the_tables_of_the_page_on_robots_are_those_of_the_record(name: str) -> None:
-    record = json.loads((PROJECT / "benchmarks/results/deploy.json").read_text())
-    assert deploy.tables(record)[name] in (PROJECT / "docs/deploy.md").read_text()
+WRITTEN = re.compile(
+    r"<!-- (\S+): written by benchmarks\.(\w+) -->\n\n(.*?)\n\n<!-- end of \1 -->", re.DOTALL
+)
+SECTIONS = [
+    (page, *match)
+    for page in sorted((PROJECT / "docs").rglob("*.md"))
+    for match in WRITTEN.findall(page.read_text())
+    if match[1] != "commands"
+]
+"""Page, name, script and text; without the list of all pages' commands, which is not made from a record alone."""
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "script", "text"), SECTIONS, ids=[f"{page.name}-{name}" for page, name, *_ in SECTIONS]
+)
+def test_sections_are_what_their_scripts_write_from_the_records(
+    page: Path, name: str, script: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(f"benchmarks.{script}")
+    if script == "reports":
+        records = shutil.copytree(PROJECT / "benchmarks/results" / name, tmp_path / name)
+        written = {name: module.section(name, records)}
+    else:
+        written = {}
+        monkeypatch.setattr(module, "write_section", lambda _, section, made: written.update({section: made}))
+        monkeypatch.setattr(
+            "sys.argv", [script, *(["--write-docs"] if script in ("deploy", "speed") else [])]
+        )
+        module.main()
+    assert text == written[name]
+
+
+def test_every_mark_of_a_script_begins_a_section() -> None:
+    marks = sum(
+        page.read_text().count(": written by benchmarks.") for page in (PROJECT / "docs").rglob("*.md")
+    )
+    assert len(SECTIONS) + 1 == marks, "without that of docs/tried.md"
 
 
 def test_every_program_of_a_page_runs_in_a_test() -> None:

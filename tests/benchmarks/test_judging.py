@@ -29,7 +29,7 @@ def test_the_command_tabulates_and_records_what_it_judged(
     monkeypatch.setattr("sys.argv", ["judging", "--worlds", "linear", "--steps", "10"])
     judging.main()
     assert "fitted Q evaluation" in capsys.readouterr().out
-    record = json.loads((small / "judging.json").read_text())
+    record = json.loads((small / "judging_part.json").read_text())
     rows = pd.DataFrame(record["policies"]["linear"])
     assert len(rows) == 12
     assert rows["true"].is_unique

@@ -41,7 +41,7 @@ def test_the_command_records_every_size_and_ends_with_the_flatness(
     monkeypatch.setattr(sampling, "ROUNDS", 2)
     monkeypatch.setattr("sys.argv", ["sampling", "--sizes", "2e3", "2e4", "--folder", str(tmp_path)])
     sampling.main()
-    record = json.loads((tmp_path / "results/sampling.json").read_text())
+    record = json.loads((tmp_path / "results/sampling_part.json").read_text())
     assert [row["transitions"] for row in record["rows"]] == [2000, 20000]
     rates = [row["segments_per_second"] for row in record["rows"]]
     assert record["flatness"] == pytest.approx(min(rates) / max(rates))

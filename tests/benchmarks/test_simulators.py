@@ -146,7 +146,7 @@ def test_the_command_prints_the_tables_and_resumes(
     simulators.main()
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("prediction of success within tasks: once correlation ")
-    record = json.loads((small / "simulators.json").read_text())
+    record = json.loads((small / "simulators_part.json").read_text())
     assert [row["critic"] for row in record["critics"]] == ["default", "regression"]
     assert [row["after"] for row in record["exact"]] == ["once", "held"]
     assert -1.0 <= record["critics"][0]["held correlation"] <= 1.0
@@ -160,7 +160,7 @@ def test_the_command_prints_the_tables_and_resumes(
     monkeypatch.setattr(simulators, "branch", refused)
     monkeypatch.setattr("sys.argv", ["simulators", *arguments, "--critics"])
     simulators.main()  # neither simulates nor trains
-    assert json.loads((small / "simulators.json").read_text())["exact"] == record["exact"]
+    assert json.loads((small / "simulators_part.json").read_text())["exact"] == record["exact"]
     monkeypatch.setattr("sys.argv", ["simulators", *arguments, "--critics", "--rollouts", "3"])
     with pytest.raises(AssertionError, match="simulated again"):
         simulators.main()

@@ -46,15 +46,15 @@ def test_every_method_is_a_baseline_of_the_run(
     success.main()
     baselines = "baselines.bc.method=bc,baselines.iql.method=iql"
     assert commands == [(f"dataset.task=reach-v3,seed={seed},{baselines}",) for seed in (1, 2)]
-    record = json.loads((tmp_path / "success.json").read_text())
+    record = json.loads((tmp_path / "success_part.json").read_text())
     assert record["command"] == "python -m benchmarks.success --tasks reach-v3 --seeds 1 2"
     assert record["seconds_per_run"] == {"mean": 2.0, "max": 2.0}
     assert record["success"]["reach-v3"]["iql"]["seeds"] == [0.5, 0.5]
     assert record["success"]["cvl - iql"]["mean"] == 0.5
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "| task | behaviour data | BC | IQL | CVL | CVL, each seed | IQL, each seed |"
-    assert lines[2].startswith("| reach-v3 | 0.25 [")
-    assert lines[2].endswith("| 1.00 [1.00, 1.00] | 1.00, 1.00 | 0.50, 0.50 |")
+    assert lines[1] == "| task | behaviour data | BC | IQL | CVL | CVL, each seed | IQL, each seed |"
+    assert lines[3].startswith("| reach-v3 | 0.25 [")
+    assert lines[3].endswith("| 1.00 [1.00, 1.00] | 1.00, 1.00 | 0.50, 0.50 |")
     assert lines[-2] == "CVL - BC, mean over tasks: +1.00 [+1.00, +1.00]"
     assert lines[-1].startswith("CVL - IQL, mean over tasks: +0.50 [+")
 
@@ -70,9 +70,20 @@ def test_other_methods_and_environments_and_finished_runs(
     assert commands == [("--env", "pointmaze", params)]
     success.main()  # the run has finished
     assert len(commands) == 1
-    record = json.loads((tmp_path / "success_pointmaze.json").read_text())
+    record = json.loads((tmp_path / "success_pointmaze_part.json").read_text())
     assert record["seconds_per_run"] is None
     assert list(record["success"]["maze"]) == ["cvl", "bc", "behaviour"]
+
+
+def test_the_command_of_the_page_on_mazes_writes_its_record(
+    commands: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["success", "--env", "pointmaze", "--tasks", "PointMaze_Medium-v3"])
+    success.main()
+    assert (tmp_path / "success_pointmaze.json").exists()
+    monkeypatch.setattr("sys.argv", ["success", "--env", "smoke"])
+    with pytest.raises(SystemExit):
+        success.main()
 
 
 def test_the_interval_covers_the_mean_of_the_seeds(commands: list[tuple[str, ...]]) -> None:

@@ -124,7 +124,7 @@ def test_the_command_prints_the_table_and_ends_with_the_default(
     monkeypatch.setattr(truth, "FINAL", small)
     run(tmp_path, monkeypatch)
     lines = capsys.readouterr().out.splitlines()
-    record = json.loads((tmp_path / "truth.json").read_text())
+    record = json.loads((tmp_path / "truth_part.json").read_text())
     numbers = record["summary"]["default"]
     assert lines[-1] == truth.last_line(numbers, "default")
     assert lines[-1].startswith("default: correlation=")
@@ -133,7 +133,7 @@ def test_the_command_prints_the_table_and_ends_with_the_default(
     assert numbers["correlation"] == pytest.approx(np.mean([row["correlation"] for row in rows]))
     worst = min(np.mean([row["correlation"] for row in rows if row["family"] == name]) for name in small)
     assert numbers["worst"] == pytest.approx(worst)
-    assert (tmp_path / "truth.png").exists()
+    assert (tmp_path / "truth_part.png").exists()
 
 
 def test_another_world_of_a_recipe_runs_from_the_command_line(
@@ -187,6 +187,6 @@ def test_the_command_prints_and_plots_the_curves_alone(
     assert "| 40 states, terminal, log of 10^4 | 1000 | 5 |" in output
     assert "| 40 states, terminal, log of 10^4 | 10000 | 10 |" in output
     assert "default:" not in output
-    assert len(json.loads((tmp_path / "truth_curves.json").read_text())["rows"]) == 3 * 5
-    assert (tmp_path / "truth_curves.png").stat().st_size > 10_000
-    assert not (tmp_path / "truth.json").exists()
+    assert len(json.loads((tmp_path / "truth_curves_part.json").read_text())["rows"]) == 3 * 5
+    assert (tmp_path / "truth_curves_part.png").stat().st_size > 10_000
+    assert not list(tmp_path.glob("truth_part*"))

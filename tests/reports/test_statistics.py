@@ -111,10 +111,24 @@ def test_runs_of_each_task_are_resampled_apart() -> None:
 
 def test_tasks_are_resampled_together_if_that_is_wanted() -> None:
     scores = np.array([[0.0, 1.0]])  # half of the resamples have a task twice
-    numbers = estimate(lambda part: part.mean((-2, -1)), scores, tasks=True)
+    numbers = estimate(lambda part: part.mean((-2, -1)), scores, tasks=["push", "reach"])
     assert [float(number) for number in numbers] == [0.5, 0.0, 1.0]
-    better = estimate(probability_of_improvement, scores + 0.1, scores, tasks=True)
+    better = estimate(probability_of_improvement, scores + 0.1, scores, tasks=["push", "reach"])
     assert [float(number) for number in better] == [1.0, 1.0, 1.0], "on each task, so in each resample"
+
+
+def test_columns_of_a_task_are_resampled_together() -> None:
+    def mean(part: Scores) -> Scores:
+        return np.asarray(part.mean((-2, -1)))
+
+    # The tasks are equal on average, however much their columns differ.
+    level = estimate(mean, [[0.0, 0.0, 1.0, 1.0]], tasks=["push", "reach", "push", "reach"])
+    assert [float(number) for number in level] == [0.5, 0.5, 0.5]
+    # A task that lacks a column: the only means are those of push twice, of both, and of reach twice.
+    uneven = estimate(mean, [[0.0, 0.0, 1.0]], tasks=["push", "push", "reach"], confidence=0.4)
+    assert [float(number) for number in uneven] == pytest.approx([1 / 3] * 3)
+    wide = estimate(mean, [[0.0, 0.0, 1.0]], tasks=["push", "push", "reach"])
+    assert [float(number) for number in wide[1:]] == [0.0, 1.0]
 
 
 def test_more_confidence_is_wider_and_the_seed_determines_it() -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 from kedro.framework.cli.utils import _split_params
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.readout.fitting import CUT_ROUNDS, CUT_SHARE, CUT_STEPS
 from cvl_pipeline.schema import nested
 from cvl_pipeline.suites.parameters import Suite
 from cvl_pipeline.suites.plan import Cell, Plan, check_names, network_steps
@@ -70,6 +72,23 @@ def test_every_method_takes_the_steps_of_critic_regression_and_policy(budget: fl
     own = parameters.contrastive_dynamics.training.steps + parameters.policy_extraction.training.steps
     assert own + regression.all_steps == total
     assert parameters.evaluation.episodes == 4
+
+
+def test_in_windows_cvl_takes_about_half_as_many_steps_again_as_its_rivals() -> None:
+    plan = make_plan(presets=["fragments"])
+    parameters = make_loader(**nested(plan.parameters(plan.cells()[0], plan.methods))).run_parameters()
+    readout = parameters.value_readout
+    regression, discount = readout.regression, readout.discount
+    assert regression is not None
+    assert discount is not None
+    # docs/benchmarks.md: windows of 21 steps. The i-th last one has the share 1 - discount^i of its future.
+    assert np.mean(1.0 - discount ** np.arange(1, 22)) < CUT_SHARE
+    rounds = CUT_ROUNDS * round(CUT_STEPS * regression.value_steps)
+    own = parameters.contrastive_dynamics.training.steps + parameters.policy_extraction.training.steps
+    assert own + regression.steps + rounds == 11_000
+    assert {name: chosen.training.steps for name, chosen in parameters.baselines.items()} == {
+        "bc": 7500, "iql": 7500,
+    }  # fmt: skip
 
 
 def test_without_regression_the_steps_are_those_of_critic_and_policy() -> None:

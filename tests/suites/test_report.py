@@ -155,10 +155,10 @@ def test_a_suite_is_also_compared_without_its_tuning_tasks(tmp_path: Path) -> No
     everywhere, others = text.split(
         "without the tasks on which settings were chosen** (reach-v3, hammer-v3; 2 of 4 "
     )
-    # There is one seed, and intervals are over tasks.
+    # There is one seed, and intervals are over tasks; one task has no width, in however many presets.
     assert "| cvl | 0.50 [0.00, 1.00] | 0.25 [0.00, 0.50] |" in everywhere
-    assert "| cvl | 1.00 [1.00, 1.00] | 0.50 [0.50, 0.50] | 0.75 [0.50, 1.00] |" in others
-    assert "There is one seed, so intervals resample the tasks" in everywhere
+    assert "| cvl | 1.00 [1.00, 1.00] | 0.50 [0.50, 0.50] | 0.75 [0.75, 0.75] |" in others
+    assert "There is one seed, so intervals resample the tasks, each with all its presets:" in everywhere
     page = (tmp_path / "report.html").read_text()
     assert "The same comparison without reach-v3, hammer-v3." in page
     same, _ = write_report(rows, make_plan(**axes, tuning_tasks=["hammer-v3"]), tmp_path)

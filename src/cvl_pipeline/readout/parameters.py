@@ -129,7 +129,10 @@ class RegressionParameters(Strict):
 
     @property
     def all_steps(self) -> int:
-        """Gradient steps of both networks; a number of rounds that the log decides counts as one."""
+        """Gradient steps of both networks; a number of rounds that the log decides counts as one.
+
+        So in logs of windows, where that number is 32, the networks take more steps than this.
+        """
         return self.steps + self.value_steps * (self.rounds or 1)
 
 

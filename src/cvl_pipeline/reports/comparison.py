@@ -76,10 +76,13 @@ class Comparison:
 
     def scores(self, method: str, preset: str = ALL) -> Scores:
         """Success rates, (seeds, tasks), of a preset, or of all presets side by side."""
-        places = [place for place in self.places if preset in (ALL, place[0])]
+        places = self._places(preset)
         return np.stack(
             [self.scores_at[place].loc[self.seeds, method].to_numpy(np.float64) for place in places], 1
         )
+
+    def _places(self, preset: str) -> list[tuple[str, str]]:
+        return [place for place in self.places if preset in (ALL, place[0])]
 
     def without(self, tasks: Sequence[str]) -> Comparison | None:
         """The same comparison without some tasks; None if it has none of them, or no others."""
@@ -90,19 +93,27 @@ class Comparison:
         part.places, part.presets = places, list(dict.fromkeys(preset for preset, _ in places))
         return part
 
-    def estimate(self, statistic: Callable[..., Scores], *scores: Scores, **options: Any) -> Estimate:
-        """Compute a statistic and its interval, which resamples seeds, or tasks if there is only one seed."""
-        return estimate(statistic, *scores, tasks=len(self.seeds) == 1, **options)
+    def estimate(
+        self, statistic: Callable[..., Scores], *methods: str, preset: str = ALL, **options: Any
+    ) -> Estimate:
+        """Compute a statistic of methods and its interval.
+
+        It resamples seeds. If there is only one, it resamples tasks, each with all its presets: a task recurs in
+        every preset, so its scores there are not independent of each other.
+        """
+        tasks = None if len(self.seeds) > 1 else [task for _, task in self._places(preset)]
+        return estimate(statistic, *(self.scores(name, preset) for name in methods), tasks=tasks, **options)
 
     @property
     def resampling(self) -> str:
         """What intervals resample, as a sentence."""
         if len(self.seeds) > 1:
             return "Intervals resample the seeds of each task."
-        if len(self.places) > 1:
+        if len({task for _, task in self.places}) > 1:
+            together = ", each with all its presets" if len(self.presets) > 1 else ""
             return (
-                "There is one seed, so intervals resample the tasks: they show how much a number depends on the "
-                "choice of tasks, and not how much it varies from seed to seed."
+                f"There is one seed, so intervals resample the tasks{together}: they show how much a number depends "
+                "on the choice of tasks, and not how much it varies from seed to seed."
             )
         return "There is one seed, so intervals have no width."
 
@@ -123,10 +134,10 @@ class Comparison:
         return {
             name: {
                 **{
-                    preset: self.estimate(interquartile_mean, self.scores(name, preset))
+                    preset: self.estimate(interquartile_mean, name, preset=preset)
                     for preset in self.columns()
                 },
-                "optimality gap": self.estimate(optimality_gap, self.scores(name)),
+                "optimality gap": self.estimate(optimality_gap, name),
             }
             for name in self._rows()
         }
@@ -135,9 +146,7 @@ class Comparison:
         """Probability that a run of one method beats a run of each other one on the same task, by preset."""
         return {
             name: {
-                preset: self.estimate(
-                    probability_of_improvement, self.scores(ours, preset), self.scores(name, preset)
-                )
+                preset: self.estimate(probability_of_improvement, ours, name, preset=preset)
                 for preset in self.columns()
             }
             for name in self.by_success()
@@ -176,13 +185,13 @@ class Comparison:
         known = [(name, float(seconds[name])) for name in self.methods]
         known.sort(key=lambda row: (math.isnan(row[1]), row[1]))
         return [
-            (name, time, self.estimate(interquartile_mean, self.scores(name)) if self.places else None)
+            (name, time, self.estimate(interquartile_mean, name) if self.places else None)
             for name, time in known
         ]
 
     def profile(self, method: str) -> Estimate:
         """Share of runs above each of THRESHOLDS."""
-        return self.estimate(_profile, self.scores(method), resamples=PROFILE_RESAMPLES)
+        return self.estimate(_profile, method, resamples=PROFILE_RESAMPLES)
 
 
 def _profile(scores: Scores) -> Scores:

@@ -6,7 +6,7 @@ of a method are an array of shape (runs, tasks); any axes before these two are b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,13 +63,13 @@ def estimate(
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    tasks: bool = False,
+    tasks: Sequence[str] | None = None,
 ) -> Estimate:
     """Compute a statistic and its percentile bootstrap interval, stratified by task.
 
     The runs of every task are resampled independently, with replacement. Tasks are not resampled: the interval says
     how much the statistic varies with the seeds of the runs. With ``tasks``, the interval says instead how much it
-    varies with the choice of the tasks.
+    varies with the choice of the tasks: a bootstrap of clusters, in which columns of the same task go together.
 
     Args:
         statistic: one of the functions above, or another one that reduces the last two axes.
@@ -77,7 +77,7 @@ def estimate(
         confidence: level of the interval.
         resamples: number of bootstrap samples.
         seed: of the resampling.
-        tasks: resample tasks, the same for all scores, instead of runs.
+        tasks: name of the task of each column. Resample tasks, the same for all scores, instead of runs.
 
     Raises:
         ValueError: an array is empty, does not have two axes, contains a number that is not finite, or has other tasks
@@ -90,14 +90,31 @@ def estimate(
         if array.shape[1] != arrays[0].shape[1]:
             raise ValueError(f"scores must have the same tasks: {array.shape[1]} and {arrays[0].shape[1]}")
     generator = np.random.default_rng(seed)
-    if tasks:
-        chosen = generator.integers(arrays[0].shape[1], size=(resamples, 1, arrays[0].shape[1]))
-        samples = statistic(*(np.take_along_axis(array[None], chosen, axis=2) for array in arrays))
+    if tasks is not None:
+        samples = np.concatenate(
+            [
+                statistic(*(np.moveaxis(array[:, columns], 1, 0) for array in arrays))
+                for columns in _resampled_columns(tasks, resamples, generator)
+            ]
+        )
     else:
         samples = statistic(*(_resampled(array, resamples, generator) for array in arrays))
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(samples, [tail, 1.0 - tail], axis=0)
     return Estimate(statistic(*arrays), low, high)
+
+
+def _resampled_columns(
+    tasks: Sequence[str], count: int, generator: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Columns of bootstrap samples of tasks, one array (samples, columns) for each number of columns."""
+    columns_of = [np.flatnonzero(np.asarray(tasks) == task) for task in dict.fromkeys(tasks)]
+    chosen = generator.integers(len(columns_of), size=(count, len(columns_of)))
+    by_width: dict[int, list[NDArray[np.int64]]] = {}
+    for sample in chosen:
+        columns = np.concatenate([columns_of[task] for task in sample])
+        by_width.setdefault(len(columns), []).append(columns)
+    return [np.stack(samples) for samples in by_width.values()]
 
 
 def _resampled(scores: Scores, count: int, generator: np.random.Generator) -> Scores:
