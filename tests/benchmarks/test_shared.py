@@ -8,7 +8,7 @@ import pytest
 from benchmarks.peers import ours
 
 from benchmarks import shared, speed
-from tests.benchmarks.clocks import FakeClock
+from tests.clocks import FakeClock
 
 
 @pytest.mark.parametrize("steps", [5, 30])

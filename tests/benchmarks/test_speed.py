@@ -13,7 +13,7 @@ from benchmarks.speed import Configuration, Contender
 from benchmarks import speed
 from cvl_pipeline.training import callbacks
 from cvl_pipeline.training.callbacks import operations_of_a_step
-from tests.benchmarks.clocks import FakeClock
+from tests.clocks import FakeClock
 
 TINY = (Configuration("critic", (8, 8), 16), Configuration("policy", (8, 8), 16))
 LARGER = Configuration("critic", (8, 8), 1024)

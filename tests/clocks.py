@@ -17,6 +17,9 @@ class FakeClock:
     def perf_counter(self) -> float:
         return self.now
 
+    def monotonic(self) -> float:
+        return self.now
+
     def process_time(self) -> float:
         return self.now
 
