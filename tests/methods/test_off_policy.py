@@ -144,14 +144,12 @@ def test_a_fixed_network_follows_the_trained_one_through_a_training() -> None:
                 )
             return super().training_loss(batch)
 
-    first = [p.clone() for p in Watched(data, _parameters(), 0).q.parameters()]
     method.module = Watched  # type: ignore[misc]
     policy, history = method.train(data, 0)
     assert len(seen) >= 30
     assert all(seen)
     assert policy.training is False
     assert history["train/loss"].notna().all()
-    assert len(first) > 0
 
 
 def test_targets_move_by_their_rate() -> None:
