@@ -26,7 +26,7 @@ def steps_of(steps: int) -> int:
 
 
 if __name__ == "__main__":
-    harness.time = clock  # type: ignore[assignment]
+    harness.time = clock  # type: ignore[assignment, attr-defined]
     job = given_job(sys.argv[1])
     assert job.log.exists()
     if job.batch == 1024:
