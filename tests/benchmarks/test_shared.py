@@ -14,8 +14,8 @@ from tests.clocks import FakeClock
 @pytest.mark.parametrize("steps", [5, 30])
 def test_cpu_time_is_that_of_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     clock = FakeClock(monkeypatch)
-    clock.price(shared.TimedDynamics, "gradient_step", 0.25)
-    clock.price(shared.TimedDynamics, "on_fit_start", 100.0)
+    clock.price(ours.TimedDynamics, "gradient_step", 0.25)
+    clock.price(ours.TimedDynamics, "on_fit_start", 100.0)
     monkeypatch.setattr(ours, "time", clock)
     speed.write_log(tmp_path, episodes=10, steps=20)
     assert shared.seconds_per_step(tmp_path, steps) == 0.25

@@ -113,6 +113,7 @@ def test_loss_equals_the_formula() -> None:
     loss, metrics = module.training_loss(batch)
 
     log, actor, real = Logged(data, batch.logged), module.actor, batch.real
+    assert isinstance(actor, GaussianActor)
     rival = torch.split(module.simulated[batch.simulated], [3, 2, 3, 1, 1], dim=1)
     states, actions, next_states = (
         torch.where(real.unsqueeze(1), ours, theirs)
@@ -127,7 +128,8 @@ def test_loss_equals_the_formula() -> None:
 
         def sampled(where: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
             """Actions of the actor with that noise, and their log-densities before they are clipped."""
-            return (actor(where) + std * of).clamp(-1.0, 1.0), Normal(0.0, std).log_prob(std * of).sum(-1)
+            density = Normal(0.0, std).log_prob(std * of)  # type: ignore[no-untyped-call]
+            return (actor(where) + std * of).clamp(-1.0, 1.0), density.sum(-1)
 
         alpha = math.exp(-0.7)
         following, log_prob = sampled(next_states, batch.noise[:, 0])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cvl_pipeline.episodes.container import Rewards, Split, Transitions
-from cvl_pipeline.episodes.preparation import split_episodes
+from cvl_pipeline.episodes.preparation import last_steps, split_episodes
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.readout import fitting, logged_returns
 from cvl_pipeline.readout.build import build_readout
@@ -144,7 +144,7 @@ def test_actions_are_ordered_by_the_next_logged_pair_where_operators_differ() ->
         seed=0,
     )
     # Where a window ends, V follows, which is the same for both operators.
-    inner = ~logged_returns.last_steps(data)
+    inner = ~last_steps(data)
     expected = torch.zeros(cells)
     expected[-1] = 1.0 - gamma
     for cell in reversed(range(cells - 1)):

@@ -74,8 +74,13 @@ def test_a_single_number_needs_no_list(indices: Any, target: Any) -> None:
     assert parameters.target == (1.0,)
 
 
-NO_NUMBERS = [("indices", "0,3"), ("indices", "0 x"), ("indices", "0.5 1"), ("target", "1 nan")]
-NO_DISTANCES = [
+NO_NUMBERS: list[tuple[str, str | float]] = [
+    ("indices", "0,3"),
+    ("indices", "0 x"),
+    ("indices", "0.5 1"),
+    ("target", "1 nan"),
+]
+NO_DISTANCES: list[tuple[str, str | float]] = [
     (field, value) for field in ("scale", "tolerance") for value in (0.0, -1.0, float("nan"), float("inf"))
 ]
 
