@@ -305,7 +305,8 @@ def numbers(table: pd.DataFrame, record: dict[str, Any]) -> dict[str, float]:
     name = record["idea"]
     table = table[table["left"] > STEPS_LEFT]
     q, advantage, log_prob = (table[f"{kind}: {name}"] for kind in ("q", "advantage", "log_prob"))
-    judgements = [value for key, value in record.items() if key.startswith("judged by: ") and name not in key]
+    others = [key for key in record if key.startswith("judged by: ") and key != f"judged by: {name}"]
+    judgements = [record[key] for key in others]
     results = {"telling the logged action from another": record["telling actions"]}
     for discount in DISCOUNTS:
         returns, residual = table[f"return {discount}"], table[f"residual {discount}"]

@@ -88,3 +88,20 @@ def test_residuals_vary_less_than_returns(folder: Path) -> None:
     known = table[table["left"] > ideas.STEPS_LEFT]
     # So few episodes are not enough for longer horizons.
     assert known["residual 0.9"].std() < 0.9 * known["return 0.9"].std()
+
+
+def test_a_policy_is_judged_by_all_critics_but_its_own() -> None:
+    """Also by those of ideas whose names contain that of its own."""
+    name = "without regression"
+    numbers = range(40)
+    columns = [
+        "left",
+        *(f"{kind} {discount}" for kind in ("return", "residual") for discount in ideas.DISCOUNTS),
+    ]
+    columns += [f"{kind}: {name}" for kind in ("q", "advantage", "log_prob")]
+    table = pd.DataFrame(
+        {column: [ideas.STEPS_LEFT + 1.0 + place for place in numbers] for column in columns}
+    )
+    judges = {name: 100.0, f"exact readout, {name}": 1.0, f"ensemble of 3, {name}": 3.0, "defaults": 5.0}
+    record = {"idea": name, "telling actions": 0.5} | {f"judged by: {key}": judges[key] for key in judges}
+    assert ideas.numbers(table, record)["its policy's actions, judged by the other critics"] == 3.0

@@ -31,7 +31,8 @@ def test_items_follow_the_same_law_as_segments(tmp_path: Path) -> None:
         offsets.append(places[tuple(future.tolist())] - 500)
     assert min(offsets) == 1
     # A geometric distribution, hardly truncated by the 500 remaining steps; four deviations of its mean.
-    assert sum(offsets) / 2000 == pytest.approx(1 / (1 - sampler.discount), abs=4 * 33 / 2000**0.5)
+    deviation = sampler.discount**0.5 / (1 - sampler.discount)
+    assert sum(offsets) / 2000 == pytest.approx(1 / (1 - sampler.discount), abs=4 * deviation / 2000**0.5)
 
 
 def test_the_command_records_every_size_and_ends_with_the_flatness(

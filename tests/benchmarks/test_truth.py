@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from benchmarks.worlds import EARLIER, FINAL, STUDY, Family, queries
 
 from benchmarks import truth
 from cvl_pipeline.testing.finite_mdp import FiniteMDP
+from tests.readout.laws import log_law
 
 
 def finite(name: str) -> FiniteMDP:
@@ -47,11 +49,32 @@ def test_the_counted_model_recovers_the_exact_values_of_a_long_log() -> None:
 
 
 def test_pairs_that_were_never_logged_get_values_all_the_same() -> None:
+    """By counting the mean of all pairs; by the model the value of arriving where the log does, as often."""
     cell = truth.Cell(STUDY["500 states"], 0, 300)
-    world = cell.family.world(0)
+    world, log = cell.family.world(0), cell.data().transitions
     assert isinstance(world, FiniteMDP)
-    for estimate in (truth.tabular_values, truth.model_values):
-        assert np.isfinite(estimate(world, cell.data().transitions)).all()
+    logged = np.zeros((world.states, world.actions), dtype=bool)
+    logged[log.states().argmax(1).numpy(), log.actions.argmax(1).numpy()] = True
+    assert logged.any(1).sum() < world.states
+    law = log_law(world, log)
+    reward = np.append(world.reward, 0.0)
+    values = truth.tabular_values(world, log)
+    np.testing.assert_allclose(values[~logged], (law @ reward).sum() / (1.0 - world.discount))
+    assert not np.isclose(values[logged], values[~logged][0]).all()
+
+    modelled = truth.model_values(world, log)
+    assert np.isfinite(modelled).all()
+    assert np.ptp(modelled[~logged]) < 1e-9
+    index = torch.arange(len(log))
+    arrivals = log.arrivals(index).argmax(1).numpy()
+    of_state = {}
+    for state in set(arrivals.tolist()):
+        taken = log.actions[log.states().argmax(1) == state].argmax(1).numpy()
+        # The policy of a state that was never left is uniform.
+        of_state[state] = modelled[state, taken].mean() if len(taken) else modelled[state].mean()
+    following = [0.0 if world.terminal[state] else of_state[state] for state in arrivals.tolist()]
+    wanted = np.mean(world.reward[arrivals] + world.discount * np.array(following))
+    np.testing.assert_allclose(modelled[~logged], wanted)
 
 
 def ends_scores(name: str, treatments: tuple[str, ...]) -> list[dict[str, float]]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cvl_pipeline.episodes.container import Rewards, Transitions
+from cvl_pipeline.episodes.preparation import goes_on
+from cvl_pipeline.judging import fqe
 from cvl_pipeline.judging.critics import pair_inputs, regress_critics
 from cvl_pipeline.judging.judge import Judge, swapped
 from cvl_pipeline.judging.measures import MEASURES
@@ -189,13 +191,27 @@ def test_rewards_of_training_episodes_do_not_reach_the_advantage() -> None:
     assert torch.equal(swapped(judge.split).train, judge.split.validation)
 
 
-def test_values_stay_within_the_range_of_the_rewards_whatever_the_actions() -> None:
+@pytest.mark.parametrize("answer", [1e4, -1e4])
+def test_what_follows_stays_within_the_range_of_the_rewards_whatever_the_network_answers(
+    monkeypatch: pytest.MonkeyPatch, answer: float
+) -> None:
     log, labels = wide_log()
-    judge = make_judge(log, labels, 5, fqe_steps=300)
-    value = judge.fitted_q_evaluation(Logged(log, shift=9.0))["fqe_value"]
-    scale = 1.0 - judge.discount
-    assert value is not None
-    assert abs(scale * value) < 5.0
+    judge = make_judge(log, labels, 5)
+    sample, targets = judge.training, []
+
+    def answering(network: Any, inputs: Tensor, of_rows: Any, *_: object) -> None:
+        torch.nn.init.constant_(list(network.parameters())[-1], answer)
+        targets.append(of_rows(torch.arange(len(inputs))))
+
+    monkeypatch.setattr(fqe, "fit", answering)
+    actions = sample.encoded.actions
+    fitted, clipped = fqe.fit_q_of_policy(judge.critic, sample, actions, 0.8, judge.parameters, 0)
+    followed = goes_on(sample.encoded)
+    assert not followed.all(), "nothing follows a termination, so zero is in the range too"
+    limit = sample.rewards.max().clamp(min=0.0) if answer > 0.0 else sample.rewards.min().clamp(max=0.0)
+    wanted = 0.2 * sample.rewards + 0.8 * torch.where(followed, limit, 0.0)
+    torch.testing.assert_close(fitted.mean + fitted.std * targets[0], wanted, rtol=1e-4, atol=1e-5)
+    assert clipped == 1.0
 
 
 def test_observations_with_parts_are_judged_without_visited_states() -> None:

@@ -97,18 +97,6 @@ def test_loss_equals_the_formula(scaled: bool) -> None:
     assert float(metrics["advantage_std"]) == pytest.approx(float(advantage.std()), rel=1e-5)
 
 
-def test_target_follows_the_online_q_at_its_rate() -> None:
-    module = ImplicitQLearning(make_episodes(), _parameters(4, target_rate=0.25), seed=0)
-    before = [parameter.clone() for parameter in module.target_q.parameters()]
-    with torch.no_grad():
-        for parameter in module.q.parameters():
-            parameter.add_(1.0)
-    module.training_loss(module.draw(1, Generator().manual_seed(0))[0])
-    for old, new in zip(before, module.target_q.parameters(), strict=True):
-        torch.testing.assert_close(new, old + 0.25)
-    assert not any(parameter.requires_grad for parameter in module.target_q.parameters())
-
-
 def test_defaults_are_the_published_ones() -> None:
     parameters = IQL.Parameters()
     assert (parameters.discount, parameters.expectile, parameters.beta) == (0.99, 0.7, 3.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,17 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Generator
+from torch import Generator, Tensor
+from torch.distributions import Normal
 
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.methods.mopo import MOPO, MOPOLearning
+from cvl_pipeline.methods.off_policy import follow
 from cvl_pipeline.methods.world_model import ModelLearning
 from cvl_pipeline.networks.actor import GaussianActor
 from cvl_pipeline.testing.linear_gaussian import LinearGaussian, linear_gaussian
 from cvl_pipeline.training.module import OfflineModule
-from tests.methods.toys import check_resumption, make_episodes, method_parameters
+from tests.methods.toys import Logged, check_resumption, make_episodes, method_parameters
 
 SMALL = {"members": 3, "elites": 2, "rollouts": 10, "horizon": 3, "refresh": 20}
 
@@ -91,6 +95,54 @@ def test_share_of_logged_transitions(real: float) -> None:
     assert same == (real == 1.0)
     rows = module.simulated[batch.simulated]
     assert torch.equal(step.states, rows[:, : step.states.shape[1]]) == (real == 0.0)
+
+
+def test_loss_equals_the_formula() -> None:
+    """A batch of logged and simulated transitions, some of which terminate."""
+    settings = {"discount": 0.9, "target_rate": 0.25, "real_share": 0.5, "training": {"batch_size": 64}}
+    data, module = make_episodes(), _module(**settings)
+    with torch.no_grad():
+        for parameter in module.target_q.parameters():  # a target that differs from the online Q
+            parameter.mul_(0.5)
+        module.log_alpha.fill_(-0.7)  # a weight of the entropy that is not 1
+        module.simulated[:, -1] = (torch.arange(len(module.simulated)) % 3 > 0).float()
+        target_q = copy.deepcopy(module.target_q)
+        follow(target_q, module.q, 0.25)
+    module.simulate = lambda: None  # type: ignore[method-assign]  # the terminations stay
+    (batch,) = module.draw(1, Generator().manual_seed(0))
+    loss, metrics = module.training_loss(batch)
+
+    log, actor, real = Logged(data, batch.logged), module.actor, batch.real
+    assert isinstance(actor, GaussianActor)
+    rival = torch.split(module.simulated[batch.simulated], [3, 2, 3, 1, 1], dim=1)
+    states, actions, next_states = (
+        torch.where(real.unsqueeze(1), ours, theirs)
+        for ours, theirs in zip((log.states, log.actions, log.next_states), rival[:3], strict=True)
+    )
+    rewards = torch.where(real, log.rewards, rival[3].squeeze(1))
+    goes_on = torch.where(real, (~log.terminated).float(), rival[4].squeeze(1))
+    assert (goes_on[real] == 0.0).any()
+    assert (goes_on[~real] == 0.0).any()
+    with torch.no_grad():
+        std = actor.log_std.exp()  # actions are from -1 to 1
+
+        def sampled(where: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
+            """Actions of the actor with that noise, and their log-densities before they are clipped."""
+            density = Normal(0.0, std).log_prob(std * of)  # type: ignore[no-untyped-call]
+            return (actor(where) + std * of).clamp(-1.0, 1.0), density.sum(-1)
+
+        alpha = math.exp(-0.7)
+        following, log_prob = sampled(next_states, batch.noise[:, 0])
+        soft = torch.minimum(*target_q(next_states, following)) - alpha * log_prob
+        target = rewards + 0.9 * goes_on * soft
+        q_loss = sum((q - target).square().mean() for q in module.q(states, actions))
+        chosen, log_prob = sampled(states, batch.noise[:, 1])
+        actor_loss = (alpha * log_prob - torch.minimum(*module.q(states, chosen))).mean()
+        alpha_loss = 0.7 * (log_prob - 2.0).mean()  # the wanted entropy is minus the number of actions
+    assert float(loss.detach()) == pytest.approx(float(q_loss + actor_loss + alpha_loss), rel=1e-5)
+    assert float(metrics["q"]) == pytest.approx(float(target.mean()), rel=1e-5)
+    assert float(metrics["entropy"]) == pytest.approx(-float(log_prob.mean()), rel=1e-5)
+    assert float(metrics["entropy_weight"]) == pytest.approx(alpha, rel=1e-6)
 
 
 def test_each_loss_reaches_its_own_parameters_alone() -> None:

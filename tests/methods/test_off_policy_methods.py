@@ -16,6 +16,7 @@ from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.methods.off_policy import OffPolicy, OffPolicyMethod
+from cvl_pipeline.methods.sarsa import SarsaLearning
 from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
 from cvl_pipeline.networks.encoder import ConvolutionalEncoder
 from cvl_pipeline.testing.builders import make_rewards
@@ -98,6 +99,31 @@ def test_loss_depends_on_the_batch_alone(name: str, discrete: bool) -> None:
         torch.manual_seed(seed)
         losses.append(module.training_loss(batch)[0])
     assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize(("name", "discrete"), [*ACTIONS, ("sarsa", False)])
+def test_targets_follow_their_networks_at_their_rate(name: str, discrete: bool) -> None:
+    settings: dict[str, Any] = {"target_rate": 0.25}
+    if "policy_delay" in METHODS.parameters(name).model_fields:
+        settings["policy_delay"] = 1  # otherwise the targets do not move in every step
+    parameters, data = method_parameters(name, **settings), make_episodes(discrete)
+    module = SarsaLearning(data, parameters, 0) if name == "sarsa" else off_policy_module(data, parameters)
+    pairs = [
+        (child, getattr(module, child_name.removeprefix("target_")))
+        for child_name, child in module.named_children()
+        if child_name.startswith("target_")
+    ]
+    assert pairs
+    expected = []
+    with torch.no_grad():
+        for target, online in pairs:
+            for mine, theirs in zip(target.parameters(), online.parameters(), strict=True):
+                mine.mul_(0.5)
+                expected.append(0.75 * mine + 0.25 * theirs)
+    module.training_loss(module.draw(1, Generator().manual_seed(0))[0])
+    moved = [parameter for target, _ in pairs for parameter in target.parameters()]
+    torch.testing.assert_close(moved, expected)
+    assert not any(parameter.requires_grad for parameter in moved)
 
 
 @every_kind

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from cvl_pipeline.episodes.container import Rewards, Split, Transitions
-from cvl_pipeline.episodes.preparation import split_episodes
+from cvl_pipeline.episodes.preparation import last_steps, split_episodes
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.readout import fitting, logged_returns
 from cvl_pipeline.readout.build import build_readout
+from cvl_pipeline.readout.parameters import RegressionParameters
 from cvl_pipeline.readout.regression import RegressedReadout, run
 from cvl_pipeline.testing.builders import (
     identity_normalisation,
@@ -108,3 +109,52 @@ def test_rounds_carry_values_through_pieces_of_episodes() -> None:
 
     assert preferred(1) < 0.8
     assert preferred(None) == 1.0  # the pieces are short, so there are several
+
+
+def test_actions_are_ordered_by_the_next_logged_pair_where_operators_differ() -> None:
+    """Two operators walk a corridor of six cells, each with an action of its own, which does not move them.
+
+    The last cell rewards the first operator alone. No window has more than three steps, so an action of an early cell
+    is better only because the same operator's action follows it. V of the next cell is the mean of both operators.
+    """
+    cells, gamma = 6, 0.9
+    starts = [start for start in range(cells) for _ in range(2)]
+    lengths = [min(3, cells - start) for start in starts]
+    ends = [start + length for start, length in zip(starts, lengths, strict=True)]
+    places = torch.cat([torch.arange(start, end + 1) for start, end in zip(starts, ends, strict=True)])
+    operators = torch.tensor([1.0, -1.0]).repeat(cells).repeat_interleave(torch.tensor(lengths))
+    data = dataclasses.replace(
+        make_transitions(lengths, [end == cells for end in ends], observation_size=cells + 1, action_size=1),
+        observations=torch.eye(cells + 1)[places],
+        actions=operators.unsqueeze(1),
+    )
+    at = data.states().argmax(-1)
+    rewards = ((at == cells - 1) & (operators > 0.0)).float()
+    split = Split(train=torch.arange(len(starts)), validation=torch.zeros(0, dtype=torch.int64))
+    shape = CriticShape((cells + 1,), 1, (4,), 4, "unit_norm", 0.25, False, gamma, False)
+    index = data.transition_index(split.train)
+    fit = fitting.ValueFit(
+        ContrastiveCritic(shape, identity_normalisation(data)).requires_grad_(False),
+        logged_returns.LoggedReturns.of(data, rewards, gamma, 0.0, index),
+        index,
+        split,
+        RegressionParameters.model_validate(
+            {"steps": 480, "value_steps": 120, "hidden": (32,), "members": 1}
+        ),
+        seed=0,
+    )
+    # Where a window ends, V follows, which is the same for both operators.
+    inner = ~last_steps(data)
+    expected = torch.zeros(cells)
+    expected[-1] = 1.0 - gamma
+    for cell in reversed(range(cells - 1)):
+        expected[cell] = gamma * inner[at == cell].float().mean() * expected[cell + 1]
+    first, second = (
+        torch.stack([((at == cell) & (operators == action)).nonzero()[0, 0] for cell in range(cells)])
+        for action in (1.0, -1.0)
+    )
+    for part, tolerance in ((fit.early, 0.5), (fit.late, 0.1)):
+        with torch.no_grad():
+            part()
+            differences = fit.q_of(first, first) - fit.q_of(first, second)
+        torch.testing.assert_close(differences, expected, rtol=tolerance, atol=0.003)

@@ -74,10 +74,19 @@ def test_a_single_number_needs_no_list(indices: Any, target: Any) -> None:
     assert parameters.target == (1.0,)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("indices", "0,3"), ("indices", "0 x"), ("indices", "0.5 1"), ("target", "1 nan")]
-)
-def test_a_value_that_is_no_number_is_named(field: str, value: str) -> None:
+NO_NUMBERS: list[tuple[str, str | float]] = [
+    ("indices", "0,3"),
+    ("indices", "0 x"),
+    ("indices", "0.5 1"),
+    ("target", "1 nan"),
+]
+NO_DISTANCES: list[tuple[str, str | float]] = [
+    (field, value) for field in ("scale", "tolerance") for value in (0.0, -1.0, float("nan"), float("inf"))
+]
+
+
+@pytest.mark.parametrize(("field", "value"), NO_NUMBERS + NO_DISTANCES)
+def test_a_value_that_is_no_number_or_no_distance_is_named(field: str, value: str | float) -> None:
     assert field in _refusal(**GOAL | {field: value})
 
 
@@ -110,12 +119,6 @@ def test_a_goal_is_for_goal_distance_alone(source: str, field: str) -> None:
         f"unknown field 'reward.{field}': it belongs to source goal_distance; known with source {source}: "
         in (message)
     )
-
-
-@pytest.mark.parametrize("field", ["scale", "tolerance"])
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
-def test_distances_are_positive(field: str, value: float) -> None:
-    assert field in _refusal(**GOAL | {field: value})
 
 
 @pytest.mark.parametrize(

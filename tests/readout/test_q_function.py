@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -19,7 +17,7 @@ from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import ExactReadout
 from cvl_pipeline.readout.references import References, all_references
 from cvl_pipeline.readout.regression import RegressedReadout
-from cvl_pipeline.testing.finite_mdp import FiniteMDP, chain, grid_world
+from cvl_pipeline.testing.finite_mdp import FiniteMDP, grid_world
 from tests.readout.critics import small_critic
 from tests.readout.laws import all_pairs, critic_of, expected_values, log_law
 
@@ -189,21 +187,6 @@ def test_a_frozen_copy_takes_no_gradient_and_leaves_the_original_alone() -> None
 
 
 # Finite MDPs, whose p_gamma and Q come from linear solves.
-
-
-@pytest.mark.parametrize("terminal", [False, True])
-@pytest.mark.parametrize("make", [grid_world, chain])
-def test_the_linear_solution_agrees_with_the_definition_of_q(
-    make: Callable[..., FiniteMDP], terminal: bool
-) -> None:
-    """The method's identity, Q = 1/(1 - gamma) E_{p_gamma} r, holds for this MDP."""
-    mdp = make(terminal=terminal)
-    law = mdp.p_gamma()
-    np.testing.assert_allclose(law.sum(-1), 1.0, rtol=1e-12)
-    assert (law[..., -1].max() > 0.05) == terminal
-    alive = ~mdp.terminal
-    expected = law @ np.append(mdp.reward, 0.0) / (1.0 - mdp.discount)
-    np.testing.assert_allclose(mdp.q()[alive], expected[alive], rtol=1e-10)
 
 
 def _over_all_references(mdp: FiniteMDP, transitions: Transitions, rewards: Rewards) -> tuple[Tensor, Tensor]:
