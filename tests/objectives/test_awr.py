@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cvl_pipeline.episodes.container import Transitions
-from cvl_pipeline.objectives.advantages import advantages, episode_means
+from cvl_pipeline.objectives.advantages import advantages, episode_advantages
 from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
 from cvl_pipeline.objectives.parameters import FittedValueParameters
 from cvl_pipeline.objectives.training import PolicyExtraction
@@ -73,24 +72,53 @@ def test_awr_uses_the_advantages_of_the_training_episodes(state_value: dict[str,
     assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_awr_weighs_episodes_by_their_mean_advantage_up_to_a_limit() -> None:
+def test_awr_weighs_episodes_up_to_a_limit() -> None:
     transitions = episodes()
     module = make_module(transitions, beta=2.0, episode_weight=3.0, max_weight=5.0)
     assert isinstance(module.objective, AdvantageWeightedRegression)
-    own = module.objective._advantages.double()
-    means = [
-        own[begin:end].mean().expand(end - begin)
-        for begin, end in pairwise(transitions.episode_starts[: TRAIN + 1].tolist())
-    ]
-    weights = (2.0 * own).exp().clamp(max=5.0) * (6.0 * torch.cat(means)).exp().clamp(max=5.0)
+    own = module.objective._advantages
+    ids = transitions.episode_of(transitions.transition_index(torch.arange(TRAIN)))
+    torch.testing.assert_close(module.objective._of_episodes, 3.0 * episode_advantages(own, ids))
+    of_episodes = torch.linspace(-1.0, 2.0, len(own)).double()
+    module.objective._of_episodes = of_episodes
+    weights = (2.0 * own.double()).exp().clamp(max=5.0) * (2.0 * of_episodes).exp().clamp(max=5.0)
     loss, metrics = loss_of(module)
     assert loss == pytest.approx(-float((weights * log_probs(module, transitions)).mean()), rel=1e-4)
     assert float(metrics["weight_max"]) == pytest.approx(float(weights.max()), rel=1e-5)
 
 
-def test_means_of_episodes_do_not_need_all_of_them() -> None:
-    values = torch.tensor([1.0, 3.0, 5.0])
-    assert episode_means(values, torch.tensor([2, 2, 7])).tolist() == [2.0, 2.0, 5.0]
+def test_an_episode_counts_by_what_its_halves_say_of_each_other() -> None:
+    ids = torch.tensor([0, 0, 0, 2, 2, 5, 5, 5, 5, 6])
+    values = torch.tensor([1.0, 3.0, 2.0, 4.0, 1.0, -1.0, 0.0, -2.0, -2.0, 9.0])
+    halves = np.array(
+        [[2.0, 4.0, -0.5], [2.0, 1.0, -2.0]]
+    )  # an odd step is in the first half; one step has no halves
+    means = np.array([2.0, 2.0, 2.0, 2.5, 2.5, -1.25, -1.25, -1.25, -1.25, 9.0])
+    expected = np.corrcoef(halves)[0, 1] ** 2 * means
+    np.testing.assert_allclose(episode_advantages(values, ids), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "ids"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], [0, 0, 1, 1]),  # two episodes say nothing
+        ([1.0, -1.0, 2.0, -2.0, 3.0, -3.0], [0, 0, 1, 1, 2, 2]),  # the halves contradict each other
+        ([1.0] * 6, [0, 0, 1, 1, 2, 2]),
+        ([1.0, 2.0, 3.0], [0, 1, 2]),
+    ],
+)
+def test_luck_does_not_count(values: list[float], ids: list[int]) -> None:
+    assert episode_advantages(torch.tensor(values), torch.tensor(ids)).tolist() == [0.0] * len(values)
+
+
+def _share_of_experts(own: Tensor, ids: Tensor, experts: Tensor, k: float) -> float:
+    defaults = AdvantageWeightedRegression.Parameters()
+    weights, of_episodes = (
+        (defaults.beta * part).exp().clamp(max=defaults.max_weight)
+        for part in (own, k * episode_advantages(own, ids))
+    )
+    weights = weights * of_episodes
+    return float(weights[experts].sum() / weights.sum())
 
 
 def test_a_few_good_episodes_outweigh_many_others() -> None:
@@ -99,18 +127,8 @@ def test_a_few_good_episodes_outweigh_many_others() -> None:
     ids = torch.arange(400).repeat_interleave(200)
     own = 0.6 * torch.randn(len(ids), generator=generator) + 4.0 * (ids < 10)
     own = (own - own.mean()) / own.std()
-    defaults = AdvantageWeightedRegression.Parameters()
-
-    def share(k: float) -> float:
-        weights, of_episodes = (
-            (defaults.beta * part).exp().clamp(max=defaults.max_weight)
-            for part in (own, k * episode_means(own, ids))
-        )
-        weights = weights * of_episodes
-        return float(weights[ids < 10].sum() / weights.sum())
-
-    assert share(0.0) < 0.5
-    assert share(defaults.episode_weight) > 0.95
+    assert _share_of_experts(own, ids, ids < 10, 0.0) < 0.5
+    assert _share_of_experts(own, ids, ids < 10, 1.0) > 0.95
 
 
 def test_settings_of_the_state_value_are_those_of_the_chosen_one() -> None:

@@ -59,7 +59,8 @@ class OneStepParameters(MethodParameters):
     episode_weight: float = Field(
         1.0,
         ge=0.0,
-        description="k: an episode is weighted by exp(k * beta * its mean advantage / the standard deviation).",
+        description="k: an episode is weighted by exp(k * R^2 * beta * its mean advantage), in the same unit, "
+        "where R is the correlation between the halves of episodes.",
     )
     state_value: Annotated[StateValueParameters, Choice(STATE_VALUES)] = Field(
         MarginalActionsParameters(), description="V(s) of the advantage Q(s, a) - V(s)."

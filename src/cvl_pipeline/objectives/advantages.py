@@ -169,14 +169,31 @@ def advantages(
     return advantage / advantage.std(unbiased=False).clamp(min=smallest)
 
 
-def episode_means(values: Tensor, episodes: Tensor) -> Tensor:
-    """Mean over the steps of each step's episode, (M,).
+def episode_advantages(values: Tensor, episodes: Tensor) -> Tensor:
+    """Mean advantage of each step's episode, times what it tells about the episode's operator, (M,).
+
+    Means of episodes differ between operators, and by luck. An operator shows in both halves of an episode, luck in
+    one. So they are multiplied by R^2: the share of the variance of one half's means that those of the other explain.
 
     Args:
-        values: (M,).
-        episodes: (M,) int64, ids.
+        values: (M,), advantages.
+        episodes: (M,) int64, ids in ascending order.
+
+    Returns:
+        Zeros if fewer than three episodes have two steps, or if R is not positive.
     """
     # On the CPU and in double precision: a GPU adds in any order, and the same seed would give other bytes.
     ids, own = episodes.cpu(), values.double().cpu()
-    sums = torch.bincount(ids, weights=own) / torch.bincount(ids).clamp(min=1)
-    return sums[ids].to(values)
+    counts = torch.bincount(ids)
+    places = torch.arange(len(ids)) - (counts.cumsum(0) - counts)[ids]
+    late = 2 * places >= counts[ids]
+
+    def means(rows: Tensor) -> Tensor:
+        sums = torch.bincount(ids[rows], weights=own[rows], minlength=len(counts))
+        return sums / torch.bincount(ids[rows], minlength=len(counts)).clamp(min=1)
+
+    halves = torch.stack([means(~late), means(late)])[:, counts > 1]
+    if halves.shape[1] < 3 or (halves.std(1) < ROUNDING).any():
+        return torch.zeros_like(values)
+    reliability = torch.corrcoef(halves)[0, 1].clamp(min=0.0).square()
+    return (reliability * means(torch.ones_like(late))[ids]).to(values)

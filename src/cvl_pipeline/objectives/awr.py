@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 
 class AdvantageWeightedRegression(Objective):
-    """``-w log pi(a | s)``, with ``w = exp(beta A / std A) exp(k beta mean A / std A)``, both clamped.
+    """``-w log pi(a | s)``, with ``w = exp(beta A / std A) exp(k R^2 beta mean A / std A)``, both clamped.
 
     The first factor is that of Peng et al. (2019) and Nair et al. (2020). The advantages are divided by their standard
     deviation, so ``beta`` means the same for any reward. ``mean A`` is that of the transition's episode: by the
     performance difference lemma (Kakade and Langford 2002), what its operator reaches beyond the average of the log. So
-    the policy improves in the choice of the operator, too. A limit for each factor lets good actions of good episodes
-    outweigh many others, and single actions, whose advantages are full of chance, no more than before.
+    the policy improves in the choice of the operator, too. R^2 says how much of the mean is not luck, see
+    ``episode_advantages``. A limit for each factor lets good actions of good episodes outweigh many others, and single
+    actions, whose advantages are full of chance, no more than before.
     """
 
     class Parameters(ObjectiveParameters):
@@ -43,7 +44,8 @@ class AdvantageWeightedRegression(Objective):
         episode_weight: float = Field(
             1.0,
             ge=0.0,
-            description="k: an episode is weighted by exp(k * beta * its mean advantage / the standard deviation).",
+            description="k: an episode is weighted by exp(k * R^2 * beta * its mean advantage), in the same unit, "
+            "where R is the correlation between the halves of episodes.",
         )
         state_value: Annotated[StateValueParameters, Choice(STATE_VALUES)] = Field(
             MarginalActionsParameters(), description="V(s) of the advantage Q(s, a) - V(s)."
@@ -51,13 +53,13 @@ class AdvantageWeightedRegression(Objective):
 
     def prepare(self, setting: Setting) -> None:
         """Compute the advantages of all training transitions."""
-        from cvl_pipeline.objectives.advantages import advantages, episode_means
+        from cvl_pipeline.objectives.advantages import advantages, episode_advantages
 
         self._advantages = advantages(
             setting.q, setting.transitions, setting.train_index, self.parameters.state_value, setting.seed
         )
         episodes = setting.transitions.episode_of(setting.train_index)
-        self._of_episodes = self.parameters.episode_weight * episode_means(self._advantages, episodes)
+        self._of_episodes = self.parameters.episode_weight * episode_advantages(self._advantages, episodes)
 
     def loss(self, drawn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted negative log-likelihood of the logged actions."""
