@@ -77,7 +77,7 @@ def dynamics_parameters(job: Job, steps: int, **changes: Any) -> DynamicsParamet
 def policy_parameters(job: Job, steps: int) -> AdvantageWeightedRegression.Parameters:
     """Parameters of the policy, for advantage-weighted regression; V is not timed, so it takes one action."""
     values = {
-        "hidden": job.hidden, "beta": job.beta, "max_weight": job.max_weight, "episode_weight": 0.0,
+        "hidden": job.hidden, "beta": job.beta, "max_weight": job.max_weight,
         "state_value": {"actions": 1}, "training": training_values(job, steps),
     }  # fmt: skip
     return AdvantageWeightedRegression.Parameters.model_validate(values)

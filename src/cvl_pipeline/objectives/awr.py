@@ -42,7 +42,7 @@ class AdvantageWeightedRegression(Objective):
             100.0, gt=0.0, description="Largest weight of a transition, and of an episode."
         )
         episode_weight: float = Field(
-            1.0,
+            0.0,
             ge=0.0,
             description="k: an episode is weighted by exp(k * R^2 * beta * its mean advantage), in the same unit, "
             "where R is the correlation between the halves of episodes.",
