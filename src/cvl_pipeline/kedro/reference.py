@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
@@ -108,13 +108,19 @@ def parameter_page() -> str:
         "`beta` exists only with `policy_extraction.objective=awr`. `module:Class` chooses a class of your own.",
         "Fields marked † change no result; a run with other values of them reuses all artifacts.",
         "",
-        *_section(RunParameters, ""),
+        *_section(RunParameters, "", {}),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _section(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    """Yield the table of a model's own fields, then the sections of the models below."""
+def _section(model: type[BaseModel], prefix: str, explained: dict[str, str]) -> Iterator[str]:
+    """Yield the table of a model's own fields, then the sections of the models below.
+
+    Args:
+        model: of the section.
+        prefix: of the names of its fields.
+        explained: by the kind of a choice, the first field that has one; its alternatives are not listed again.
+    """
     yield from _table(model, prefix, [name for name in model.model_fields if not _is_group(model, name)])
     for name, info in model.model_fields.items():
         if not _is_group(model, name):
@@ -133,50 +139,56 @@ def _section(model: type[BaseModel], prefix: str) -> Iterator[str]:
         if choice is None:
             group = group_of(model, name)
             assert group is not None
-            yield from _section(group, f"{full}.")
+            yield from _section(group, f"{full}.", explained)
             continue
         registry = choice.registry
         start = f"{full}.<name>." if choice.mapping else f"{full}."
         models = {name: registry.parameters(name) for name in registry.names}
-        shared = _shared(list(models.values()), registry.field)
+        explained.setdefault(registry.kind, full)
+        shared, without = _shared(models, registry.field, but_one=choice.mapping)
         if shared:
-            yield f"Every {registry.kind} has:"
+            yield f"Every {registry.kind}{f' but `{without}`' if without else ''} has:"
             yield ""
-            yield from _rows(next(iter(models.values())), start, shared)
+            first = next(model for name, model in models.items() if name != without)
+            yield from _rows(first, start, shared, explained)
         for alternative, parameters in models.items():
             default = " (default)" if alternative == registry.names[0] and not choice.mapping else ""
             description = parameters.model_fields[registry.field].description or ""
             yield f"**`{start}{registry.field}={alternative}`**{default}: {description}"
             yield ""
             own = [name for name in parameters.model_fields if name not in (registry.field, *shared)]
-            yield from _rows(parameters, start, own)
+            yield from _rows(parameters, start, own, explained)
 
 
-def _shared(models: list[type[BaseModel]], tag: str) -> list[str]:
-    """Return the fields that all alternatives have alike."""
-    first, *others = models
-    return [
-        name
-        for name, info in first.model_fields.items()
-        if name != tag
-        and all(
-            name in other.model_fields
-            and (other.model_fields[name].description, str(other.model_fields[name].default))
-            == (info.description, str(info.default))
-            for other in others
-        )
-    ]
+def _shared(models: Mapping[str, type[BaseModel]], tag: str, but_one: bool) -> tuple[list[str], str | None]:
+    """Return the fields that all alternatives have alike; or, if there are none, all but one, and which that is."""
+    for without in (None, *models) if but_one else (None,):
+        first, *others = (model for name, model in models.items() if name != without)
+        fields = [
+            name
+            for name, info in first.model_fields.items()
+            if name != tag
+            and all(
+                name in other.model_fields
+                and (other.model_fields[name].description, str(other.model_fields[name].default))
+                == (info.description, str(info.default))
+                for other in others
+            )
+        ]
+        if fields:
+            return fields, without
+    return [], None
 
 
-def _rows(model: type[BaseModel], prefix: str, names: list[str]) -> Iterator[str]:
+def _rows(model: type[BaseModel], prefix: str, names: list[str], explained: dict[str, str]) -> Iterator[str]:
     """Yield the table of some fields of an alternative, and the groups among them in short."""
     yield from _table(model, prefix, [name for name in names if not _is_group(model, name)])
     for name in names:
         if _is_group(model, name):
-            yield from _nested(model, name, prefix)
+            yield from _nested(model, name, prefix, explained)
 
 
-def _nested(model: type[BaseModel], field: str, prefix: str) -> Iterator[str]:
+def _nested(model: type[BaseModel], field: str, prefix: str, explained: dict[str, str]) -> Iterator[str]:
     """Yield a group within an alternative, in short."""
     choice = choice_of(model, field)
     info = model.model_fields[field]
@@ -189,6 +201,11 @@ def _nested(model: type[BaseModel], field: str, prefix: str) -> Iterator[str]:
         return
     start = f"{prefix}{field}.<name>." if choice.mapping else f"{prefix}{field}."
     names = ", ".join(f"`{name}`" for name in choice.registry.names)
+    known = explained.setdefault(choice.registry.kind, f"{prefix}{field}")
+    if known != f"{prefix}{field}":
+        yield f"`{prefix}{field}`: {info.description} As `{known}`, with the same fields."
+        yield ""
+        return
     yield f"`{prefix}{field}`: {info.description} One of {names}, by `{start}{choice.registry.field}`."
     yield ""
     for name in () if choice.mapping else choice.registry.names:
