@@ -20,7 +20,7 @@ SUITES = {
     "rivals": (
         "docs/benchmarks.md",
         [
-            "--set", "test", "--seeds", "10", "--presets", "mixed,noisy,fragments,play,sparse",
+            "--set", "test", "--seeds", "10", "--presets", "mixed,noisy,fragments,play,expert_few,sparse",
             "--methods", RIVALS,
         ],
     ),
