@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from cvl_pipeline.episodes.container import Transitions
-from cvl_pipeline.objectives.advantages import advantages, episode_advantages
+from cvl_pipeline.objectives.advantages import advantages, episode_advantages, rarity
 from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
 from cvl_pipeline.objectives.parameters import FittedValueParameters
 from cvl_pipeline.objectives.training import PolicyExtraction
@@ -26,9 +28,8 @@ from tests.objectives.toys import (
 def with_advantages(module: PolicyExtraction, values: Tensor) -> PolicyExtraction:
     """Replace the advantages of the training transitions."""
     assert isinstance(module.objective, AdvantageWeightedRegression)
-    assert module.objective._advantages.shape == values.shape
-    module.objective._advantages = values
-    module.objective._of_episodes = torch.zeros_like(values)
+    assert module.objective._weights.shape == values.shape
+    module.objective._weights = module.objective._weights_of(values)
     return module
 
 
@@ -72,30 +73,65 @@ def test_awr_uses_the_advantages_of_the_training_episodes(state_value: dict[str,
     assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_awr_weighs_episodes_up_to_a_limit() -> None:
+def test_awr_weighs_episodes_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_episodes = torch.linspace(-1.0, 2.0, 200)
+    monkeypatch.setattr(
+        "cvl_pipeline.objectives.advantages.episode_advantages", lambda values, ids: of_episodes
+    )
     transitions = episodes()
     module = make_module(transitions, beta=2.0, episode_weight=3.0, max_weight=5.0)
-    assert isinstance(module.objective, AdvantageWeightedRegression)
-    own = module.objective._advantages
-    ids = transitions.episode_of(transitions.transition_index(torch.arange(TRAIN)))
-    torch.testing.assert_close(module.objective._of_episodes, 3.0 * episode_advantages(own, ids))
-    of_episodes = torch.linspace(-1.0, 2.0, len(own)).double()
-    module.objective._of_episodes = of_episodes
-    weights = (2.0 * own.double()).exp().clamp(max=5.0) * (2.0 * of_episodes).exp().clamp(max=5.0)
+    parameters = policy_parameters()
+    assert isinstance(parameters, AdvantageWeightedRegression.Parameters)
+    train = transitions.transition_index(torch.arange(TRAIN))
+    own = advantages(known_q(transitions), transitions, train, parameters.state_value, 0).double()
+    weights = (2.0 * own).exp().clamp(max=5.0) * (2.0 * 3.0 * of_episodes.double()).exp().clamp(max=5.0)
     loss, metrics = loss_of(module)
     assert loss == pytest.approx(-float((weights * log_probs(module, transitions)).mean()), rel=1e-4)
     assert float(metrics["weight_max"]) == pytest.approx(float(weights.max()), rel=1e-5)
 
 
 def test_an_episode_counts_by_what_its_halves_say_of_each_other() -> None:
-    ids = torch.tensor([0, 0, 0, 2, 2, 5, 5, 5, 5, 6])
-    values = torch.tensor([1.0, 3.0, 2.0, 4.0, 1.0, -1.0, 0.0, -2.0, -2.0, 9.0])
-    halves = np.array(
-        [[2.0, 4.0, -0.5], [2.0, 1.0, -2.0]]
-    )  # an odd step is in the first half; one step has no halves
-    means = np.array([2.0, 2.0, 2.0, 2.5, 2.5, -1.25, -1.25, -1.25, -1.25, 9.0])
-    expected = np.corrcoef(halves)[0, 1] ** 2 * means
+    """An odd step is in the first half; an episode of one step has no halves, and does not count in the rarity."""
+    ids = torch.tensor([0, 0, 0, 1, 1, 2, 2, 4, 4, 7, 7, 7, 7, 8])
+    values = torch.tensor([0.0, 0.0, 0.3, 0.1, 0.0, 0.0, -0.1, 0.2, 0.0, 9.0, 11.0, 7.0, 10.0, 50.0])
+    halves = np.array([[0.0, 0.1, 0.0, 0.2, 10.0], [0.3, 0.0, -0.1, 0.0, 8.5]])
+    means = np.array([0.1, 0.05, -0.05, 0.1, 9.25])
+    squares = (means - means.mean()) ** 2
+    rare = (squares[-1] / squares.sum() - 0.7) / 0.3
+    assert 0.0 < rare < 1.0
+    expected = np.corrcoef(halves)[0, 1] ** 2 * rare * np.repeat([*means, 50.0], [3, 2, 2, 2, 4, 1])
     np.testing.assert_allclose(episode_advantages(values, ids), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("spread", ["uniform", "normal", "two kinds", "few bad"])
+def test_episodes_do_not_count_where_operators_of_every_quality_are_in_the_log(spread: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    means = {
+        "uniform": torch.linspace(-1.0, 1.0, 400),
+        "normal": torch.randn(400, generator=generator),
+        "two kinds": (torch.arange(400) < 200).float(),
+        "few bad": -4.0 * (torch.arange(400) < 20).float(),
+    }[spread]
+    ids = torch.arange(400).repeat_interleave(50)
+    values = means[ids] + 0.5 * torch.randn(len(ids), generator=generator)
+    assert episode_advantages(values, ids).tolist() == [0.0] * len(ids)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=100), st.floats(-10.0, 10.0), st.floats(1e-2, 1e2))
+def test_rarity_is_a_share_that_knows_no_unit(means: list[float], shift: float, scale: float) -> None:
+    own = torch.tensor(means, dtype=torch.float64)
+    share = float(rarity(own))
+    assert 0.0 <= share <= 1.0 + 1e-9
+    if float(own.std(unbiased=False)) > 1e-3:
+        assert float(rarity(scale * own + shift)) == pytest.approx(share, abs=1e-6)
+
+
+def test_rarity_of_one_good_episode_among_equals_is_that_of_its_share() -> None:
+    """One of N equal episodes is off by d: its share of the squared deviations is (N - 1) / N."""
+    means = torch.zeros(20, dtype=torch.float64)
+    means[3] = 5.0
+    assert float(rarity(means)) == pytest.approx((0.95 - 0.7) / 0.3)
+    assert float(rarity(-means)) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -57,10 +57,10 @@ class OneStepParameters(MethodParameters):
     )
     max_weight: float = Field(100.0, gt=0.0, description="Largest weight of a transition, and of an episode.")
     episode_weight: float = Field(
-        0.0,
+        1.0,
         ge=0.0,
-        description="k: an episode is weighted by exp(k * R^2 * beta * its mean advantage), in the same unit, "
-        "where R is the correlation between the halves of episodes.",
+        description="k: an episode is weighted by exp(k * c * beta * its mean advantage), in the same unit, where "
+        "c is 0 unless few good episodes stand out from the others, and at most 1.",
     )
     state_value: Annotated[StateValueParameters, Choice(STATE_VALUES)] = Field(
         MarginalActionsParameters(), description="V(s) of the advantage Q(s, a) - V(s)."

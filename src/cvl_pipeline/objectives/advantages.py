@@ -24,6 +24,10 @@ from cvl_pipeline.training.least_squares import Batch, fit_least_squares
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.training.threads import mapped
 
+# Midway between the largest share of a log in which weights of episodes did harm (0.48) and the smallest of one that
+# they helped (0.93), see docs/tuning.md.
+COMMON = 0.7
+
 
 class StateValue(ABC):
     """V(s), which is subtracted from Q(s, a)."""
@@ -170,10 +174,12 @@ def advantages(
 
 
 def episode_advantages(values: Tensor, episodes: Tensor) -> Tensor:
-    """Mean advantage of each step's episode, times what it tells about the episode's operator, (M,).
+    """Mean advantage of each step's episode, times how sure it is that few good episodes stand out, (M,).
 
     Means of episodes differ between operators, and by luck. An operator shows in both halves of an episode, luck in
     one. So they are multiplied by R^2: the share of the variance of one half's means that those of the other explain.
+    And they are multiplied by ``rarity``: where operators of every quality are in the log, single actions already tell
+    them apart.
 
     Args:
         values: (M,), advantages.
@@ -196,4 +202,21 @@ def episode_advantages(values: Tensor, episodes: Tensor) -> Tensor:
     if halves.shape[1] < 3 or (halves.std(1) < ROUNDING).any():
         return torch.zeros_like(values)
     reliability = torch.corrcoef(halves)[0, 1].clamp(min=0.0).square()
-    return (reliability * means(torch.ones_like(late))[ids]).to(values)
+    whole = means(torch.ones_like(late))
+    return (reliability * rarity(whole[counts > 1]) * whole[ids]).to(values)
+
+
+def rarity(means: Tensor) -> Tensor:
+    """Whether the best twentieth of the episodes differs from the others as no other episode does, 0 to 1.
+
+    Args:
+        means: (N,), of the episodes' advantages.
+
+    Returns:
+        Scalar: 0 if that twentieth has at most ``COMMON`` of the squared deviations from the mean, 1 if it has all,
+        and linear between.
+    """
+    squares = (means - means.mean()).square()
+    best = means.topk(max(1, len(means) // 20)).indices
+    share = squares[best].sum() / squares.sum().clamp(min=torch.finfo(squares.dtype).tiny)
+    return ((share - COMMON) / (1.0 - COMMON)).clamp(min=0.0)
