@@ -16,6 +16,7 @@ def test_an_interval_resamples_episodes_not_steps() -> None:
     episodes = torch.arange(50).repeat_interleave(20)
     mean, low, high = estimate(values, episodes, 0.95, 0)
     assert mean == pytest.approx(effects.mean())
+    assert low is not None and high is not None
     assert high - low == pytest.approx(2 * 1.96 * effects.std() / 50**0.5, rel=0.15)
     assert estimate(values, episodes, 0.95, 0) == estimate(values, episodes, 0.95, 0)
 
@@ -28,8 +29,16 @@ def test_an_interval_covers_the_truth_as_often_as_it_says_if_networks_differ(net
     for _ in range(200):
         values = torch.randn(networks, 1, generator=generator).expand(networks, 12)
         _, low, high = estimate(values, torch.arange(12), 0.95, 0)
+        assert low is not None and high is not None
         covered += low <= 0.0 <= high
     assert covered >= 0.9 * 200
+
+
+@pytest.mark.parametrize("networks", [1, 4])
+def test_one_episode_has_no_interval(networks: int) -> None:
+    values = torch.arange(3.0 * networks).reshape(networks, 3)
+    own = estimate(values, torch.zeros(3, dtype=torch.int64), 0.95, 0)
+    assert own.named("own") == {"own": values.mean().item(), "own_ci_low": None, "own_ci_high": None}
 
 
 def test_steps_have_weights_and_another_mean_can_be_subtracted() -> None:

@@ -116,7 +116,7 @@ class Judge:
             }
         errors = ((actions - logged) / self.normalisation.action_std).square()
         whole = self._estimate(errors.mean(1), episodes)
-        roots = Estimate(*(number**0.5 for number in whole))
+        roots = Estimate(whole.value**0.5, *(None if end is None else end**0.5 for end in whole[1:]))
         dimensions = {
             f"action_error.{place}": float(error) for place, error in enumerate(errors.mean(0).sqrt())
         }

@@ -113,13 +113,13 @@ def act(policy: nn.Module, observations: Tensor, transitions: Transitions) -> Te
 
 
 class Estimate(NamedTuple):
-    """A mean and its interval."""
+    """A mean and its interval; None if one episode says nothing about others."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
-    def named(self, name: str) -> dict[str, float]:
+    def named(self, name: str) -> dict[str, float | None]:
         """Return the numbers by their names in reports."""
         return {name: self.value, f"{name}_ci_low": self.low, f"{name}_ci_high": self.high}
 
@@ -164,6 +164,8 @@ def estimate(
         return float(means[0] - sum(means[1:]))
 
     count, networks = parts[0].shape[1], len(rows)
+    if count == 1:
+        return Estimate(difference(), None, None)
     generator = np.random.default_rng(seed)
     means = np.array([difference(generator.integers(count, size=count)) for _ in range(RESAMPLES)])
     if networks > 1:
