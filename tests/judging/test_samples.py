@@ -16,7 +16,8 @@ def test_an_interval_resamples_episodes_not_steps() -> None:
     episodes = torch.arange(50).repeat_interleave(20)
     mean, low, high = estimate(values, episodes, 0.95, 0)
     assert mean == pytest.approx(effects.mean())
-    assert low is not None and high is not None
+    assert low is not None
+    assert high is not None
     assert high - low == pytest.approx(2 * 1.96 * effects.std() / 50**0.5, rel=0.15)
     assert estimate(values, episodes, 0.95, 0) == estimate(values, episodes, 0.95, 0)
 
@@ -29,7 +30,8 @@ def test_an_interval_covers_the_truth_as_often_as_it_says_if_networks_differ(net
     for _ in range(200):
         values = torch.randn(networks, 1, generator=generator).expand(networks, 12)
         _, low, high = estimate(values, torch.arange(12), 0.95, 0)
-        assert low is not None and high is not None
+        assert low is not None
+        assert high is not None
         covered += low <= 0.0 <= high
     assert covered >= 0.9 * 200
 
