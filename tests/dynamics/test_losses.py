@@ -22,15 +22,14 @@ from cvl_pipeline.dynamics.losses import (
     nce,
     symmetric_infonce,
 )
-from cvl_pipeline.dynamics.parameters import LOSSES, LossParameters
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.dynamics.parameters import LOSSES, LossParameters, SymmetricInfoNCEParameters
 from cvl_pipeline.testing.builders import dynamics_parameters
 
 FUNCTIONS = {"symmetric_infonce": symmetric_infonce, "infonce": infonce, "nce": nce}
 
 
 def _loss(name: str, penalty: float = 0.0) -> Loss:
-    return LOSSES.create(LossParameters(name=name, logsumexp_penalty=penalty))
+    return LOSSES.create(LOSSES.validate({"name": name, "logsumexp_penalty": penalty}))
 
 
 def _logits(batch: int, scale: float, seed: int) -> torch.Tensor:
@@ -270,10 +269,10 @@ def test_losses_and_gradients_stay_finite_at_extreme_logits(name: str, sign: flo
 
 
 def test_unknown_loss_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="unknown loss 'xyz': known: symmetric_infonce, infonce, nce"):
-        _loss("xyz")
-    with pytest.raises(InputError, match="did you mean symmetric_infonce"):
-        _loss("symetric_infonce")
+    with pytest.raises(ValidationError, match="unknown loss 'xyz': known: symmetric_infonce, infonce, nce"):
+        dynamics_parameters(loss="xyz")
+    with pytest.raises(ValidationError, match="did you mean symmetric_infonce"):
+        dynamics_parameters(loss="symetric_infonce")
 
 
 def test_metrics_of_small_logits() -> None:
@@ -303,10 +302,10 @@ def test_mutual_information_bound_never_exceeds_log_batch(batch: int, scale: flo
 
 def test_every_loss_is_registered_by_its_name() -> None:
     assert LOSSES.names == list(FUNCTIONS)
-    assert dynamics_parameters().loss == LossParameters(name="symmetric_infonce")
+    assert dynamics_parameters().loss == SymmetricInfoNCEParameters()
     for name in LOSSES.names:
         # A bare name is enough.
-        assert dynamics_parameters(loss=name).loss == LossParameters(name=name)
+        assert dynamics_parameters(loss=name).loss == LOSSES.validate({"name": name})
     with pytest.raises(ValidationError, match="loss"):
         dynamics_parameters(loss="hinge")
 

@@ -11,7 +11,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from cvl_pipeline.dynamics.parameters import LossParameters
+from cvl_pipeline.dynamics.parameters import (
+    InfoNCEParameters,
+    LossParameters,
+    NCEParameters,
+    SymmetricInfoNCEParameters,
+)
 from cvl_pipeline.networks.mlp import transposed_product
 
 
@@ -151,6 +156,8 @@ class Loss(ABC):
 class SymmetricInfoNCE(Loss):
     """See ``symmetric_infonce``."""
 
+    Parameters = SymmetricInfoNCEParameters
+
     @property
     def fused(self) -> bool:
         """Whether ``symmetric_infonce_gradients`` has this loss and its gradients."""
@@ -172,6 +179,8 @@ class SymmetricInfoNCE(Loss):
 class InfoNCE(Loss):
     """See ``infonce``."""
 
+    Parameters = InfoNCEParameters
+
     def of_logits(self, logits: Tensor) -> Tensor:
         """Return the loss without the penalty."""
         return infonce(logits)
@@ -179,6 +188,8 @@ class InfoNCE(Loss):
 
 class NCE(Loss):
     """See ``nce``."""
+
+    Parameters = NCEParameters
 
     def of_logits(self, logits: Tensor) -> Tensor:
         """Return the loss without the penalty."""

@@ -25,14 +25,41 @@ class LossParameters(Strict):
     )
 
 
+class SymmetricInfoNCEParameters(LossParameters):
+    """The settings of ``symmetric_infonce``."""
+
+    name: Literal["symmetric_infonce"] = Field(
+        "symmetric_infonce",
+        description="Which future belongs to a pair, and which pair to a future: the mean of both cross-entropies.",
+    )
+
+
+class InfoNCEParameters(LossParameters):
+    """The settings of ``infonce``."""
+
+    name: Literal["infonce"] = Field(
+        "infonce",
+        description="Which future belongs to a pair: the cross-entropy over the futures of the batch.",
+    )
+
+
+class NCEParameters(LossParameters):
+    """The settings of ``nce``."""
+
+    name: Literal["nce"] = Field(
+        "nce",
+        description="Whether a pair and a future belong together: the binary cross-entropy of every combination.",
+    )
+
+
 LOSSES: Registry[Loss] = Registry(
     "loss",
     "name",
     "cvl_pipeline.dynamics.losses:Loss",
     {
-        "symmetric_infonce": ("cvl_pipeline.dynamics.losses:SymmetricInfoNCE", LossParameters),
-        "infonce": ("cvl_pipeline.dynamics.losses:InfoNCE", LossParameters),
-        "nce": ("cvl_pipeline.dynamics.losses:NCE", LossParameters),
+        "symmetric_infonce": ("cvl_pipeline.dynamics.losses:SymmetricInfoNCE", SymmetricInfoNCEParameters),
+        "infonce": ("cvl_pipeline.dynamics.losses:InfoNCE", InfoNCEParameters),
+        "nce": ("cvl_pipeline.dynamics.losses:NCE", NCEParameters),
     },
 )
 
@@ -54,7 +81,7 @@ class DynamicsParameters(EncodingParameters):
         "most value_readout.discount, gamma; 1 - sqrt(1 - gamma) served well in all worlds (docs/truth.md).",
     )
     loss: Annotated[LossParameters, Choice(LOSSES)] = Field(
-        LossParameters(name="symmetric_infonce"), description="Contrastive loss (docs/method.md)."
+        SymmetricInfoNCEParameters(), description="Contrastive loss (docs/method.md)."
     )
     horizon_conditioning: bool = Field(
         False,
