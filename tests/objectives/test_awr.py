@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cvl_pipeline.episodes.container import Transitions
-from cvl_pipeline.objectives.advantages import advantages, episode_advantages, rarity
+from cvl_pipeline.objectives.advantages import advantages, episode_advantages, rarity, steadiness
 from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
 from cvl_pipeline.objectives.parameters import FittedValueParameters
 from cvl_pipeline.objectives.training import PolicyExtraction
@@ -90,17 +90,45 @@ def test_awr_weighs_episodes_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> N
     assert float(metrics["weight_max"]) == pytest.approx(float(weights.max()), rel=1e-5)
 
 
-def test_an_episode_counts_by_what_its_halves_say_of_each_other() -> None:
-    """An odd step is in the first half; an episode of one step has no halves, and does not count in the rarity."""
-    ids = torch.tensor([0, 0, 0, 1, 1, 2, 2, 4, 4, 7, 7, 7, 7, 8])
-    values = torch.tensor([0.0, 0.0, 0.3, 0.1, 0.0, 0.0, -0.1, 0.2, 0.0, 9.0, 11.0, 7.0, 10.0, 50.0])
-    halves = np.array([[0.0, 0.1, 0.0, 0.2, 10.0], [0.3, 0.0, -0.1, 0.0, 8.5]])
-    means = np.array([0.1, 0.05, -0.05, 0.1, 9.25])
+def test_an_episode_counts_by_its_steadiness_and_rarity() -> None:
+    ids = torch.tensor([0] * 4 + [3] * 8 + [4] * 20 + [5] * 3)
+    lucky, operator = [9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, -1.0], [8.0] * 9 + [-2.0] + [8.0] * 10
+    values = torch.tensor([0.1, -0.1, 0.1, 0.1, *lucky, *operator, 1.0, 1.0, 1.0])
+    means = np.array([0.05, 7.75, 7.5, 1.0])
+    # Quarters of the operator have 5, 5, 5 and 5 steps, and one step of the second is bad: 0.8 is not steady enough.
+    assert episode_advantages(values, ids).tolist() == [0.0] * len(ids)
+    values[21] = 8.0
+    values[9] = 9.0  # the quarters of the other have two steps each: the fourth still has one bad
+    means[2] = 8.0
     squares = (means - means.mean()) ** 2
-    rare = (squares[-1] / squares.sum() - 0.7) / 0.3
-    assert 0.0 < rare < 1.0
-    expected = np.corrcoef(halves)[0, 1] ** 2 * rare * np.repeat([*means, 50.0], [3, 2, 2, 2, 4, 1])
-    np.testing.assert_allclose(episode_advantages(values, ids), expected, rtol=1e-5)
+    assert squares[2] / squares.sum() < 0.7, "two good ones of four are not rare"
+    assert episode_advantages(values, ids).tolist() == [0.0] * len(ids)
+
+
+def test_the_worst_quarter_of_an_episode_says_how_steady_it_is() -> None:
+    ids = torch.tensor([0] * 40 + [1] * 10 + [2] * 3)
+    values = torch.ones(len(ids))
+    values[[12, 35]] = -1.0  # in episode 0, the second and the fourth quarter have nine of ten
+    values[[41, 42]] = 0.0  # in episode 1, the first quarter has one of three
+    counts = torch.tensor([40, 10, 3])
+    assert steadiness(values, ids, counts).tolist() == pytest.approx([0.5, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_a_rare_operator_counts_and_a_lucky_episode_does_not(steady: bool) -> None:
+    """One of 40 episodes stands out by the same mean: in every step, or in half of its steps."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.arange(40).repeat_interleave(20)
+    values = 0.1 * torch.randn(800, generator=generator)
+    values[:20] += 5.0
+    if not steady:
+        values[:20] = torch.tensor([10.0, -0.1] * 10)
+    means = values.reshape(40, 20).double().mean(1)
+    result = episode_advantages(values, ids).reshape(40, 20)
+    expected = float(rarity(means) * means[0]) if steady else 0.0
+    torch.testing.assert_close(result[0], torch.full((20,), expected))
+    assert (expected > 4.0) is steady
+    assert result[1:].abs().max() < 0.05
 
 
 @pytest.mark.parametrize("spread", ["uniform", "normal", "two kinds", "few bad"])
@@ -132,19 +160,6 @@ def test_rarity_of_one_good_episode_among_equals_is_that_of_its_share() -> None:
     means[3] = 5.0
     assert float(rarity(means)) == pytest.approx((0.95 - 0.7) / 0.3)
     assert float(rarity(-means)) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("values", "ids"),
-    [
-        ([1.0, 2.0, 3.0, 4.0], [0, 0, 1, 1]),  # two episodes say nothing
-        ([1.0, -1.0, 2.0, -2.0, 3.0, -3.0], [0, 0, 1, 1, 2, 2]),  # the halves contradict each other
-        ([1.0] * 6, [0, 0, 1, 1, 2, 2]),
-        ([1.0, 2.0, 3.0], [0, 1, 2]),
-    ],
-)
-def test_luck_does_not_count(values: list[float], ids: list[int]) -> None:
-    assert episode_advantages(torch.tensor(values), torch.tensor(ids)).tolist() == [0.0] * len(values)
 
 
 def _share_of_experts(own: Tensor, ids: Tensor, experts: Tensor, k: float) -> float:

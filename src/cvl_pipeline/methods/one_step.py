@@ -60,7 +60,7 @@ class OneStepParameters(MethodParameters):
         1.0,
         ge=0.0,
         description="k: an episode is weighted by exp(k * c * beta * its mean advantage), in the same unit, where "
-        "c is 0 unless few good episodes stand out from the others, and at most 1.",
+        "c is 0 unless the episode is one of few that are steadily better, and at most 1.",
     )
     state_value: Annotated[StateValueParameters, Choice(STATE_VALUES)] = Field(
         MarginalActionsParameters(), description="V(s) of the advantage Q(s, a) - V(s)."

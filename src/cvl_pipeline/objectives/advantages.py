@@ -24,9 +24,13 @@ from cvl_pipeline.training.least_squares import Batch, fit_least_squares
 from cvl_pipeline.training.seeds import stream_seed
 from cvl_pipeline.training.threads import mapped
 
-# Midway between the largest share of a log in which weights of episodes did harm (0.48) and the smallest of one that
+# Midway between the largest share in a log in which weights of episodes did harm (0.48), and the smallest in one where
 # they helped (0.93), see docs/tuning.md.
 COMMON = 0.7
+QUARTERS = 4
+# In the best episodes of logs that hold luck alone, the smallest share of a quarter was at most 0.8; in those of
+# experts, it was at least 0.9, see docs/tuning.md.
+UNSTEADY = 0.8
 
 
 class StateValue(ABC):
@@ -174,36 +178,44 @@ def advantages(
 
 
 def episode_advantages(values: Tensor, episodes: Tensor) -> Tensor:
-    """Mean advantage of each step's episode, times how sure it is that few good episodes stand out, (M,).
+    """Mean advantage of each step's episode, times how sure it is that a rare good operator acted in it, (M,).
 
-    Means of episodes differ between operators, and by luck. An operator shows in both halves of an episode, luck in
-    one. So they are multiplied by R^2: the share of the variance of one half's means that those of the other explain.
-    And they are multiplied by ``rarity``: where operators of every quality are in the log, single actions already tell
-    them apart.
+    Means of episodes differ between operators, and by luck. Luck comes and goes, an operator stays: so each mean is
+    multiplied by the episode's ``steadiness``. And all are multiplied by ``rarity``: where operators of every quality
+    are in the log, single actions already tell them apart.
 
     Args:
         values: (M,), advantages.
         episodes: (M,) int64, ids in ascending order.
-
-    Returns:
-        Zeros if fewer than three episodes have two steps, or if R is not positive.
     """
     # On the CPU and in double precision: a GPU adds in any order, and the same seed would give other bytes.
-    ids, own = episodes.cpu(), values.double().cpu()
-    counts = torch.bincount(ids)
+    _, ids, counts = episodes.cpu().unique_consecutive(return_inverse=True, return_counts=True)
+    own = values.double().cpu()
+    means = torch.bincount(ids, own) / counts
+    return (rarity(means) * steadiness(own, ids, counts) * means)[ids].to(values)
+
+
+def steadiness(values: Tensor, ids: Tensor, counts: Tensor) -> Tensor:
+    """How steadily an episode's actions are better than others, 0 to 1, (E,).
+
+    Of the steps of each quarter of an episode, a share has a positive advantage. The smallest of the four shares
+    counts: up to ``UNSTEADY``, the episode has 0, at 1 it has 1, and between them it is linear. An episode of fewer
+    than four steps has 0.
+
+    Args:
+        values: (M,), advantages.
+        ids: (M,) int64, 0 to E - 1, ascending.
+        counts: (E,) int64, the steps of each episode.
+    """
     places = torch.arange(len(ids)) - (counts.cumsum(0) - counts)[ids]
-    late = 2 * places >= counts[ids]
-
-    def means(rows: Tensor) -> Tensor:
-        sums = torch.bincount(ids[rows], weights=own[rows], minlength=len(counts))
-        return sums / torch.bincount(ids[rows], minlength=len(counts)).clamp(min=1)
-
-    halves = torch.stack([means(~late), means(late)])[:, counts > 1]
-    if halves.shape[1] < 3 or (halves.std(1) < ROUNDING).any():
-        return torch.zeros_like(values)
-    reliability = torch.corrcoef(halves)[0, 1].clamp(min=0.0).square()
-    whole = means(torch.ones_like(late))
-    return (reliability * rarity(whole[counts > 1]) * whole[ids]).to(values)
+    quarters = QUARTERS * ids + QUARTERS * places // counts[ids]
+    steps, positive = (
+        torch.bincount(quarters, weights, minlength=QUARTERS * len(counts))
+        for weights in (None, (values > 0).double())
+    )
+    worst = (positive / steps.clamp(min=1)).reshape(-1, QUARTERS).min(1).values
+    steady: Tensor = ((worst - UNSTEADY) / (1.0 - UNSTEADY)).clamp(min=0.0)
+    return steady
 
 
 def rarity(means: Tensor) -> Tensor:

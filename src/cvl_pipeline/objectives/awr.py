@@ -24,9 +24,9 @@ class AdvantageWeightedRegression(Objective):
     The first factor is that of Peng et al. (2019) and Nair et al. (2020). The advantages are divided by their standard
     deviation, so ``beta`` means the same for any reward. ``mean A`` is that of the transition's episode: by the
     performance difference lemma (Kakade and Langford 2002), what its operator reaches beyond the average of the log. So
-    the policy improves in the choice of the operator, too. c is zero unless few good episodes stand out, and says how
-    much of their mean is not luck, see ``episode_advantages``. A limit for each factor lets good actions of good
-    episodes outweigh many others, and single actions, whose advantages are full of chance, no more than without it.
+    the policy improves in the choice of the operator, too. c is zero unless the episode is steadily better and such
+    episodes are rare, see ``episode_advantages``. A limit for each factor lets good actions of good episodes outweigh
+    many others, and single actions, whose advantages are full of chance, no more than without it.
     """
 
     class Parameters(ObjectiveParameters):
@@ -45,7 +45,7 @@ class AdvantageWeightedRegression(Objective):
             1.0,
             ge=0.0,
             description="k: an episode is weighted by exp(k * c * beta * its mean advantage), in the same unit, where "
-            "c is 0 unless few good episodes stand out from the others, and at most 1.",
+            "c is 0 unless the episode is one of few that are steadily better, and at most 1.",
         )
         state_value: Annotated[StateValueParameters, Choice(STATE_VALUES)] = Field(
             MarginalActionsParameters(), description="V(s) of the advantage Q(s, a) - V(s)."
