@@ -189,7 +189,7 @@ def episode_advantages(values: Tensor, episodes: Tensor) -> Tensor:
         episodes: (M,) int64, ids in ascending order.
     """
     # On the CPU and in double precision: a GPU adds in any order, and the same seed would give other bytes.
-    _, ids, counts = episodes.cpu().unique_consecutive(return_inverse=True, return_counts=True)
+    _, ids, counts = torch.unique(episodes.cpu(), return_inverse=True, return_counts=True)
     own = values.double().cpu()
     means = torch.bincount(ids, own) / counts
     return (rarity(means) * steadiness(own, ids, counts) * means)[ids].to(values)
