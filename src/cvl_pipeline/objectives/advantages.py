@@ -192,7 +192,8 @@ def episode_advantages(values: Tensor, episodes: Tensor) -> Tensor:
     _, ids, counts = torch.unique(episodes.cpu(), return_inverse=True, return_counts=True)
     own = values.double().cpu()
     means = torch.bincount(ids, own) / counts
-    return (rarity(means) * steadiness(own, ids, counts) * means)[ids].to(values)
+    counted: Tensor = rarity(means) * steadiness(own, ids, counts) * means
+    return counted[ids].to(values)
 
 
 def steadiness(values: Tensor, ids: Tensor, counts: Tensor) -> Tensor:
