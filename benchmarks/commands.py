@@ -69,6 +69,7 @@ NOT_RUN = {
     ".venv/bin/pre-commit install": "it changes hooks of git; make lint runs what they run",
     "mlflow server": "of the extra `mlflow`, which the lock does not have",
     "kedro mlflow": "of a plugin that the lock does not have",
+    "pip install kedro-mlflow": "it would be part of every command after it",
     'pip install "cvl-pipeline[mlflow': "the lock does not have it",
 }  # fmt: skip
 """How commands begin that are not run, and why."""
