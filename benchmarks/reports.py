@@ -22,7 +22,7 @@ SECTIONS = {
         "rivals",
         "docs/benchmarks.md",
         [
-            *TEST, "--presets", "mixed,noisy,fragments,expert_few", "--methods", "cvl,filtered_bc,mc_awr,sarsa",
+            *TEST, "--presets", "mixed,noisy", "--methods", "cvl,filtered_bc,mc_awr,sarsa",
         ],
     ),
     "rivals": (
