@@ -81,6 +81,8 @@ REFUSED = {
     "kedro run --params \"dataset.source=d4rl,dataset.task=hopper-medium-v2,baselines": "no download",
     'kedro run --params "dataset.source=lerobot,dataset.path=recordings/pick_cube,dataset.instruction': "the "
     "recording that was brought has other tasks",
+    "kedro suite cancel quick": "it has ended",
+    "kedro run --params \"contrastive_dynamics.training.loggers=tensorboard mlflow": "the lock has no mlflow",
     "kedro run --env robot --params evaluation.environment=CartPole-v1": "the robot has other actions than a cart",
 }  # fmt: skip
 """How commands begin that must end with an error here, and why."""
@@ -180,7 +182,7 @@ def run(line: str, clone: Path, patience: float, limit: float) -> dict[str, Any]
         "PYTHONPATH": ".",
         "KEDRO_DISABLE_TELEMETRY": "1",
     }
-    if "--env " not in line and re.search(r"kedro (run|fleet|artifacts)", line):
+    if "--env " not in line and re.search(r"kedro (run|fleet|artifacts|tuning)", line):
         environment["KEDRO_ENV"] = "smoke"
     log = clone / "command.log"
     start, stopped = time.perf_counter(), False
