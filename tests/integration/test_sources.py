@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import pytest
@@ -80,9 +81,11 @@ def test_a_log_without_an_environment_ends_with_policies_and_offline_figures(
         assert project.artifact(name, "alone/seed_0").exists()
     judgement = json.loads(project.artifact("judgement.json", "alone/seed_0").read_text())
     for name in ("cvl", "bc"):
-        for measure in ("action_error", "advantage", "fqe_value", "fqe_gain"):
-            low, high = (judgement[f"{name}.{measure}_ci_{end}"] for end in ("low", "high"))
-            assert low <= judgement[f"{name}.{measure}"] <= high, measure
+        low, high = (judgement[f"{name}.advantage_ci_{end}"] for end in ("low", "high"))
+        assert low <= judgement[f"{name}.advantage"] <= high
+        for measure in ("action_error", "fqe_value", "fqe_gain"):  # of one held-out episode
+            assert math.isfinite(judgement[f"{name}.{measure}"]), measure
+            assert [judgement[f"{name}.{measure}_ci_{end}"] for end in ("low", "high")] == [None, None]
         assert all(0.0 <= judgement[f"{name}.{part}_rank"] <= 1.0 for part in ("action", "visited"))
     assert judgement["held_out_episodes"] == 1
     refusal = kedro.kedro(project, "run", "--pipelines", "evaluation", *parameters, status=1)
