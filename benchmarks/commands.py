@@ -89,7 +89,7 @@ REFUSED = {
 LONG = (
     "make baselines", "make rivals", "make faults", "make viz", "kedro suite run rivals",
     "kedro suite run metaworld-50", "kedro suite run ogbench", "tensorboard ",
-    ".venv/bin/kedro tuning dashboard",
+    ".venv/bin/kedro tuning dashboard", "kedro tuning dashboard",
 )  # fmt: skip
 """How commands begin that are interrupted after ``--patience`` seconds: they take hours, or serve until then."""
 
