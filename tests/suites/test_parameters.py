@@ -121,3 +121,22 @@ def test_options_replace_the_fields_of_the_file_and_are_checked(tmp_path: Path) 
     )
     with pytest.raises(InputError, match=r"options: .*unknown preset 'bad'"):
         suite.chosen(None, presets="bad")
+
+
+def test_some_of_the_datasets_can_be_chosen_by_their_labels(tmp_path: Path) -> None:
+    file = "datasets: {a: {dataset.source: minari}, b: {dataset.source: ogbench}, c: {}}"
+    suite = read_suite(write(tmp_path, file), "mine")
+    assert list(suite.chosen(None).datasets) == ["a", "b", "c"]
+    assert suite.chosen(None, datasets="c a").datasets == {"c": {}, "a": {"dataset.source": "minari"}}
+    for labels, complaint in {
+        "a bb": "--datasets: unknown dataset 'bb': did you mean b",
+        "a a": "--datasets: a is listed twice",
+        " ": "--datasets: name at least one: a, b, c",
+    }.items():
+        with pytest.raises(InputError, match=complaint):
+            suite.chosen(None, datasets=labels)
+    tasks = read_suite(write(tmp_path, "tasks: [reach-v3]"), "mine")
+    with pytest.raises(
+        InputError, match="--datasets: the suite has none; choose among its tasks with --tasks"
+    ):
+        tasks.chosen(None, datasets="a")

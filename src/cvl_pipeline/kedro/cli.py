@@ -420,6 +420,7 @@ def _which_suite(command: Any) -> Any:
         click.argument("name"),
         click.option("--set", "axes", help="One of the sets of the file (default: the first)."),
         click.option("--tasks", callback=_words, help="Instead of those of the file."),
+        click.option("--datasets", callback=_words, help="Some of those of the file, by their labels."),
         click.option("--presets", callback=_words, help="Instead of those of the file."),
         click.option("--seeds", callback=_words, help="Instead of those of the file, such as 0,1,2."),
         click.option("--methods", callback=_words, help="Instead of those of the file."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -174,15 +174,16 @@ class Suite(Axes):
         """All methods, in their order."""
         return tuple(name for group in self.methods for name in group)
 
-    def chosen(self, axes: str | None, **changes: Any) -> Suite:
+    def chosen(self, axes: str | None, datasets: str | None = None, **changes: Any) -> Suite:
         """Return the suite with one of its sets, and with other axes or options.
 
         Args:
             axes: name of the set; None: the first, if there are any.
+            datasets: labels of some of the suite's datasets, with spaces between; None: all.
             changes: fields; those that are None change nothing.
 
         Raises:
-            InputError: there is no such set, a value is faulty, or no task is left.
+            InputError: there is no such set or dataset, a value is faulty, or no task is left.
         """
         if axes is not None and axes not in self.sets:
             raise InputError(f"--set: {unknown_name('set', axes, list(self.sets) or ['none'])}")
@@ -191,6 +192,8 @@ class Suite(Axes):
         if name is not None:
             values |= {field: value for field, value in self.sets[name].model_dump().items() if value}
         values |= {field: value for field, value in changes.items() if value is not None}
+        if datasets is not None:
+            values["datasets"] = _some(values["datasets"], datasets.split())
         if not values["datasets"]:
             values["presets"] = values["presets"] or ("mixed",)
         values["seeds"] = values["seeds"] or (0,)
@@ -198,6 +201,25 @@ class Suite(Axes):
         if not suite.tasks and not suite.datasets:
             raise InputError("the suite has no tasks: give 'tasks' or 'datasets' a value, such as [reach-v3]")
         return suite
+
+
+def _some(datasets: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """Return the datasets with these labels, in the order of the labels.
+
+    Raises:
+        InputError: there is no such dataset, a label is given twice, or none is given.
+    """
+    if not datasets:
+        raise InputError("--datasets: the suite has none; choose among its tasks with --tasks")
+    if not labels:
+        raise InputError(f"--datasets: name at least one: {', '.join(datasets)}")
+    for label in labels:
+        if label not in datasets:
+            raise InputError(f"--datasets: {unknown_name('dataset', label, list(datasets))}")
+    try:
+        return {label: datasets[label] for label in _unique(tuple(labels))}
+    except ValueError as error:
+        raise InputError(f"--datasets: {error}") from None
 
 
 def _validated(values: Mapping[str, Any], place: str) -> Suite:
