@@ -317,7 +317,8 @@ def _print_places(catalog: DataCatalog, page: object) -> None:
 
 def _print_judgement(judgement: Mapping[str, Any]) -> None:
     title = f"{judgement['dataset']}, seed {judgement['seed']}, judged from the log alone"
-    table = Table(title=escape(title), title_justify="left")
+    # Without padding, all headings fit into 80 columns.
+    table = Table(title=escape(title), title_justify="left", padding=0)
     headings, rows = judgement_table(judgement)
     for heading in ["policy", *(heading[0].lower() + heading[1:] for heading in headings)]:
         table.add_column(heading)
