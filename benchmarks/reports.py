@@ -7,56 +7,65 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.common import PROJECT, RESULTS, write_section
 
-TEST = ["--set", "test"]
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a suite, and the page that has its report.
+
+    Attributes:
+        suite: name of the suite.
+        page: page of the docs.
+        part: options of ``kedro suite report`` that choose the part.
+        picture: whether the section shows the picture beside the records, as one section of a suite does. Its report is
+            the one that stays there.
+    """
+
+    suite: str
+    page: str
+    part: tuple[str, ...]
+    picture: bool = False
+
+
+FOUR = "cvl,filtered_bc,mc_awr,sarsa"
+"""The methods with three seeds in rivals."""
+PRESETS = "mixed,noisy,fragments,play,expert_few,sparse"
 SECTIONS = {
-    "metaworld-50": (
-        "metaworld-50",
-        "docs/metaworld.md",
-        ["--presets", "mixed", "--methods", "cvl,bc,filtered_bc,iql,mc_awr"],
+    "metaworld-50": Section(
+        "metaworld-50", "docs/metaworld.md",
+        ("--presets", "mixed", "--methods", "cvl,bc,filtered_bc,iql,mc_awr"), picture=True,
     ),
-    "rivals-seeds": (
-        "rivals",
-        "docs/benchmarks.md",
-        [
-            *TEST, "--presets", "mixed,noisy", "--methods", "cvl,filtered_bc,mc_awr,sarsa",
-        ],
+    "rivals-seeds": Section(
+        "rivals", "docs/benchmarks.md", ("--set", "test", "--presets", "mixed,noisy", "--methods", FOUR)
     ),
-    "rivals": (
-        "rivals",
-        "docs/benchmarks.md",
-        [
-            *TEST, "--seeds", "10", "--presets", "mixed,noisy,fragments,play,expert_few,sparse",
-            "--methods", "cvl,filtered_bc,mc_awr,sarsa,iql,iql__beta10",
-        ],
+    "rivals": Section(
+        "rivals", "docs/benchmarks.md",
+        ("--set", "test", "--seeds", "10", "--presets", PRESETS, "--methods", f"{FOUR},iql,iql__beta10"), picture=True,
     ),
 }  # fmt: skip
-"""By the name of a section: the suite, its page, and the part of the suite that the section has. The last section of a
-suite is the report beside its records."""
 
 
-def section(name: str, records: Path) -> str:
+def text(section: Section, records: Path) -> str:
     """Write the report of a suite's records at hand, beside them, and return it as a section of its page."""
-    suite, _, part = SECTIONS[name]
-    command = [str(Path(sys.executable).with_name("kedro")), "suite", "report", suite, *part]
+    command = [str(Path(sys.executable).with_name("kedro")), "suite", "report", section.suite, *section.part]
     command += ["--records", str(records)]
     status = subprocess.run(command, cwd=PROJECT, check=False).returncode
     if status:
         sys.exit(status)
-    text = (records / "report.md").read_text().strip()
-    last = [other for other, (its, *_) in SECTIONS.items() if its == suite][-1]
-    picture = (RESULTS / suite / "report.png").relative_to(PROJECT)
-    shown = f"![profiles](../{picture})" if name == last else ""
-    return text.replace("![profiles](report.png)", shown).strip()
+    report = (records / "report.md").read_text().strip()
+    picture = (RESULTS / section.suite / "report.png").relative_to(PROJECT)
+    shown = f"![profiles](../{picture})" if section.picture else ""
+    return report.replace("![profiles](report.png)", shown).strip()
 
 
 def main() -> None:
-    """Write every section."""
-    for name, (suite, page, _) in SECTIONS.items():
-        write_section(PROJECT / page, name, section(name, RESULTS / suite))
+    """Write every section; those with pictures last, because the last report of a suite stays beside its records."""
+    for name, section in sorted(SECTIONS.items(), key=lambda item: item[1].picture):
+        write_section(PROJECT / section.page, name, text(section, RESULTS / section.suite))
 
 
 if __name__ == "__main__":

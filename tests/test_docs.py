@@ -339,8 +339,9 @@ def test_sections_are_what_their_scripts_write_from_the_records(
 ) -> None:
     module = importlib.import_module(f"benchmarks.{script}")
     if script == "reports":
-        records = shutil.copytree(PROJECT / "benchmarks/results" / module.SECTIONS[name][0], tmp_path / name)
-        written = {name: module.section(name, records)}
+        part = module.SECTIONS[name]
+        records = shutil.copytree(PROJECT / "benchmarks/results" / part.suite, tmp_path / name)
+        written = {name: module.text(part, records)}
     else:
         written = {}
         monkeypatch.setattr(module, "write_section", lambda _, section, made: written.update({section: made}))
