@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cvl_pipeline.episodes.container import Transitions
-from cvl_pipeline.objectives.advantages import advantages, episode_advantages, rarity, steadiness
+from cvl_pipeline.objectives.advantages import advantages, rarity, steadiness, whole_episodes
 from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
 from cvl_pipeline.objectives.parameters import FittedValueParameters
 from cvl_pipeline.objectives.training import PolicyExtraction
@@ -73,18 +73,22 @@ def test_awr_uses_the_advantages_of_the_training_episodes(state_value: dict[str,
     assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_awr_weighs_episodes_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    of_episodes = torch.linspace(-1.0, 2.0, 200)
+@pytest.mark.parametrize("k", [0.0, 0.5, 1.0])
+def test_awr_weighs_episodes_as_wholes_up_to_a_limit(monkeypatch: pytest.MonkeyPatch, k: float) -> None:
+    shares, means = torch.linspace(0.0, 1.0, 200), torch.linspace(-1.0, 2.0, 200)
     monkeypatch.setattr(
-        "cvl_pipeline.objectives.advantages.episode_advantages", lambda values, ids: of_episodes
+        "cvl_pipeline.objectives.advantages.whole_episodes", lambda values, ids: (shares, means)
     )
     transitions = episodes()
-    module = make_module(transitions, beta=2.0, episode_weight=3.0, max_weight=5.0)
+    module = make_module(transitions, beta=2.0, episode_weight=k, max_weight=5.0)
     parameters = policy_parameters()
     assert isinstance(parameters, AdvantageWeightedRegression.Parameters)
     train = transitions.transition_index(torch.arange(TRAIN))
     own = advantages(known_q(transitions), transitions, train, parameters.state_value, 0).double()
-    weights = (2.0 * own).exp().clamp(max=5.0) * (2.0 * 3.0 * of_episodes.double()).exp().clamp(max=5.0)
+    c, mean = k * shares.double(), means.double()
+    weights = (2.0 * ((1.0 - c) * own + c * mean)).exp().clamp(max=5.0) * (2.0 * c * mean).exp().clamp(
+        max=5.0
+    )
     loss, metrics = loss_of(module)
     assert loss == pytest.approx(-float((weights * log_probs(module, transitions)).mean()), rel=1e-4)
     assert float(metrics["weight_max"]) == pytest.approx(float(weights.max()), rel=1e-5)
@@ -96,13 +100,15 @@ def test_an_episode_counts_by_its_steadiness_and_rarity() -> None:
     values = torch.tensor([0.1, -0.1, 0.1, 0.1, *lucky, *operator, 1.0, 1.0, 1.0])
     means = np.array([0.05, 7.75, 7.5, 1.0])
     # Quarters of the operator have 5, 5, 5 and 5 steps, and one step of the second is bad: 0.8 is not steady enough.
-    assert episode_advantages(values, ids).tolist() == [0.0] * len(ids)
+    shares, found = whole_episodes(values, ids)
+    assert shares.tolist() == [0.0] * len(ids)
+    assert found[[0, 4, 12, 32]].tolist() == pytest.approx(means.tolist())
     values[21] = 8.0
     values[9] = 9.0  # the quarters of the other have two steps each: the fourth still has one bad
     means[2] = 8.0
     squares = (means - means.mean()) ** 2
     assert squares[2] / squares.sum() < 0.7, "two good ones of four are not rare"
-    assert episode_advantages(values, ids).tolist() == [0.0] * len(ids)
+    assert whole_episodes(values, ids)[0].tolist() == [0.0] * len(ids)
 
 
 def test_the_worst_quarter_of_an_episode_says_how_steady_it_is() -> None:
@@ -124,11 +130,12 @@ def test_a_rare_operator_counts_and_a_lucky_episode_does_not(steady: bool) -> No
     if not steady:
         values[:20] = torch.tensor([10.0, -0.1] * 10)
     means = values.reshape(40, 20).double().mean(1)
-    result = episode_advantages(values, ids).reshape(40, 20)
-    expected = float(rarity(means) * means[0]) if steady else 0.0
-    torch.testing.assert_close(result[0], torch.full((20,), expected))
-    assert (expected > 4.0) is steady
-    assert result[1:].abs().max() < 0.05
+    shares, found = (part.reshape(40, 20) for part in whole_episodes(values, ids))
+    expected = float(rarity(means)) if steady else 0.0
+    torch.testing.assert_close(shares[0], torch.full((20,), expected))
+    torch.testing.assert_close(found[:, 0].double(), means)
+    assert (expected > 0.9) is steady
+    assert shares[1:].max() == 0.0
 
 
 @pytest.mark.parametrize("spread", ["uniform", "normal", "two kinds", "few bad"])
@@ -142,7 +149,7 @@ def test_episodes_do_not_count_where_operators_of_every_quality_are_in_the_log(s
     }[spread]
     ids = torch.arange(400).repeat_interleave(50)
     values = means[ids] + 0.5 * torch.randn(len(ids), generator=generator)
-    assert episode_advantages(values, ids).tolist() == [0.0] * len(ids)
+    assert whole_episodes(values, ids)[0].tolist() == [0.0] * len(ids)
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=100), st.floats(-10.0, 10.0), st.floats(1e-2, 1e2))
@@ -162,14 +169,12 @@ def test_rarity_of_one_good_episode_among_equals_is_that_of_its_share() -> None:
     assert float(rarity(-means)) == 0.0
 
 
-def _share_of_experts(own: Tensor, ids: Tensor, experts: Tensor, k: float) -> float:
+def _weights(own: Tensor, ids: Tensor, k: float) -> Tensor:
     defaults = AdvantageWeightedRegression.Parameters()
-    weights, of_episodes = (
-        (defaults.beta * part).exp().clamp(max=defaults.max_weight)
-        for part in (own, k * episode_advantages(own, ids))
-    )
-    weights = weights * of_episodes
-    return float(weights[experts].sum() / weights.sum())
+    shares, means = whole_episodes(own, ids)
+    factors = (1.0 - k * shares) * own + k * shares * means, k * shares * means
+    first, second = ((defaults.beta * part).exp().clamp(max=defaults.max_weight) for part in factors)
+    return first * second
 
 
 def test_a_few_good_episodes_outweigh_many_others() -> None:
@@ -178,8 +183,22 @@ def test_a_few_good_episodes_outweigh_many_others() -> None:
     ids = torch.arange(400).repeat_interleave(200)
     own = 0.6 * torch.randn(len(ids), generator=generator) + 4.0 * (ids < 10)
     own = (own - own.mean()) / own.std()
-    assert _share_of_experts(own, ids, ids < 10, 0.0) < 0.5
-    assert _share_of_experts(own, ids, ids < 10, 1.0) > 0.95
+    for k, low, high in ((0.0, 0.0, 0.5), (1.0, 0.95, 1.0)):
+        weights = _weights(own, ids, k)
+        assert low < float(weights[ids < 10].sum() / weights.sum()) < high
+
+
+def test_the_first_steps_of_a_good_episode_count_as_its_others_do() -> None:
+    """As in a log whose episodes begin alike: Q hardly tells an expert's first steps from those of others."""
+    generator = torch.Generator().manual_seed(0)
+    ids, places = torch.arange(400).repeat_interleave(100), torch.arange(100).repeat(400)
+    own = 0.3 * torch.randn(len(ids), generator=generator)
+    good = ids < 10
+    own[good] = 0.2 * places[good].clamp(min=1) ** 0.7
+    own /= own.std()
+    first = good & (places < 10)
+    assert _weights(own, ids, 0.0)[first].min() < 10.0
+    assert _weights(own, ids, 1.0)[first].min() > 0.9 * _weights(own, ids, 1.0).max()
 
 
 def test_settings_of_the_state_value_are_those_of_the_chosen_one() -> None:

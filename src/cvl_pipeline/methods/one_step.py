@@ -59,8 +59,9 @@ class OneStepParameters(MethodParameters):
     episode_weight: float = Field(
         1.0,
         ge=0.0,
-        description="k: an episode is weighted by exp(k * c * beta * its mean advantage), in the same unit, where "
-        "c is 0 unless the episode is one of few that are steadily better, and at most 1.",
+        le=1.0,
+        description="How far an episode that is one of few, steadily better ones counts as a whole, by its mean "
+        "advantage (docs/method.md). 0: never.",
     )
     state_value: Annotated[StateValueParameters, Choice(STATE_VALUES)] = Field(
         MarginalActionsParameters(), description="V(s) of the advantage Q(s, a) - V(s)."

@@ -177,12 +177,12 @@ def advantages(
     return advantage / advantage.std(unbiased=False).clamp(min=smallest)
 
 
-def episode_advantages(values: Tensor, episodes: Tensor) -> Tensor:
-    """Mean advantage of each step's episode, times how sure it is that a rare good operator acted in it, (M,).
+def whole_episodes(values: Tensor, episodes: Tensor) -> tuple[Tensor, Tensor]:
+    """How far each step's episode counts as a whole, 0 to 1, and the mean advantage of the episode, (M,) each.
 
-    Means of episodes differ between operators, and by luck. Luck comes and goes, an operator stays: so each mean is
-    multiplied by the episode's ``steadiness``. And all are multiplied by ``rarity``: where operators of every quality
-    are in the log, single actions already tell them apart.
+    Means of episodes differ between operators, and by luck. Luck comes and goes, an operator stays: so an episode
+    counts by its ``steadiness``. And all count by ``rarity``: where operators of every quality are in the log, single
+    actions already tell them apart.
 
     Args:
         values: (M,), advantages.
@@ -192,8 +192,8 @@ def episode_advantages(values: Tensor, episodes: Tensor) -> Tensor:
     _, ids, counts = torch.unique(episodes.cpu(), return_inverse=True, return_counts=True)
     own = values.double().cpu()
     means = torch.bincount(ids, own) / counts
-    counted: Tensor = rarity(means) * steadiness(own, ids, counts) * means
-    return counted[ids].to(values)
+    shares = rarity(means) * steadiness(own, ids, counts)
+    return shares[ids].to(values), means[ids].to(values)
 
 
 def steadiness(values: Tensor, ids: Tensor, counts: Tensor) -> Tensor:

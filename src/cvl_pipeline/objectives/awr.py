@@ -19,14 +19,19 @@ if TYPE_CHECKING:
 
 
 class AdvantageWeightedRegression(Objective):
-    """``-w log pi(a | s)``, with ``w = exp(beta A / std A) exp(k c beta mean A / std A)``, both clamped.
+    """``-w log pi(a | s)``, with ``w = exp(beta A / std A)``, clamped.
 
-    The first factor is that of Peng et al. (2019) and Nair et al. (2020). The advantages are divided by their standard
-    deviation, so ``beta`` means the same for any reward. ``mean A`` is that of the transition's episode: by the
-    performance difference lemma (Kakade and Langford 2002), what its operator reaches beyond the average of the log. So
-    the policy improves in the choice of the operator, too. c is zero unless the episode is steadily better and such
-    episodes are rare, see ``episode_advantages``. A limit for each factor lets good actions of good episodes outweigh
-    many others, and single actions, whose advantages are full of chance, no more than without it.
+    The weight is that of Peng et al. (2019) and Nair et al. (2020). The advantages are divided by their standard
+    deviation, so ``beta`` means the same for any reward.
+
+    An episode that is steadily better than the others, where few are, counts as a whole by a share c, see
+    ``whole_episodes``. With ``mean A`` of the transition's episode, in the same unit, its transitions have
+    ``w = exp(beta ((1 - c) A + c mean A)) exp(beta c mean A)``. By the performance difference lemma (Kakade and
+    Langford 2002), ``mean A`` is what the episode's operator reaches beyond the average of the log, so the policy
+    improves in the choice of the operator, too. In the first exponent it replaces A: the operator's first steps lead to
+    states that few others reach, but where they are taken, Q hardly tells them from the steps of others. Each factor is
+    clamped, so good actions of good episodes outweigh many others, and single actions, whose advantages are full of
+    chance, no more than without c.
     """
 
     class Parameters(ObjectiveParameters):
@@ -44,8 +49,9 @@ class AdvantageWeightedRegression(Objective):
         episode_weight: float = Field(
             1.0,
             ge=0.0,
-            description="k: an episode is weighted by exp(k * c * beta * its mean advantage), in the same unit, where "
-            "c is 0 unless the episode is one of few that are steadily better, and at most 1.",
+            le=1.0,
+            description="How far an episode that is one of few, steadily better ones counts as a whole, by its mean "
+            "advantage (docs/method.md). 0: never.",
         )
         state_value: Annotated[StateValueParameters, Choice(STATE_VALUES)] = Field(
             MarginalActionsParameters(), description="V(s) of the advantage Q(s, a) - V(s)."
@@ -53,16 +59,16 @@ class AdvantageWeightedRegression(Objective):
 
     def prepare(self, setting: Setting) -> None:
         """Compute the weights of all training transitions."""
-        from cvl_pipeline.objectives.advantages import advantages, episode_advantages
+        from cvl_pipeline.objectives.advantages import advantages, whole_episodes
 
         own = self.parameters
         values = advantages(
             setting.q, setting.transitions, setting.train_index, own.state_value, setting.seed
         )
-        self._weights = self._weights_of(values)
-        if own.episode_weight > 0:
-            episodes = setting.transitions.episode_of(setting.train_index)
-            self._weights *= self._weights_of(own.episode_weight * episode_advantages(values, episodes))
+        shares, means = whole_episodes(values, setting.transitions.episode_of(setting.train_index))
+        shares = own.episode_weight * shares
+        self._weights = self._weights_of((1.0 - shares) * values + shares * means)
+        self._weights *= self._weights_of(shares * means)
 
     def loss(self, drawn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted negative log-likelihood of the logged actions."""
