@@ -28,6 +28,7 @@ from cvl_pipeline.kedro.hooks import (
 from cvl_pipeline.kedro.pipeline_registry import current_plan, register_pipelines
 from cvl_pipeline.kedro.settings import HOOKS
 from cvl_pipeline.networks.actor import ActorShape, GaussianActor
+from cvl_pipeline.reports.judgement import COLUMNS
 from cvl_pipeline.testing.builders import (
     identity_normalisation,
     make_rewards,
@@ -366,6 +367,29 @@ def test_results_that_nothing_reports_are_not_available(tmp_path: Path, table: T
     assert re.search(r"CVL +│ 50 +│ n/a +│ 1 \[1, 1\]", table(tmp_path, unknown))
 
 
+def test_the_judgement_of_many_policies_fits_into_80_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    methods = {"cvl": "CVL", "bc": "BC (control)", "filtered_bc": "Filtered BC", "mc_awr": "Monte Carlo AWR"}
+    numbers = {
+        f"{name}.{measure}{end}": -0.00123
+        for name in methods
+        for measure in COLUMNS
+        for end in ("", "_ci_low", "_ci_high")
+    }
+    shared = {"methods": methods, "dataset": "x", "seed": 0, "measures": {}, "behaviour.value": 1.0}
+    catalog = _catalog(tmp_path, dataset=LOG)
+    catalog.save("judgement", numbers | shared)
+    ReportResults().after_pipeline_run(_pipeline("judging"), catalog)
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
+    names = " ".join([*COLUMNS.values(), *methods.values(), "behaviour data"])
+    assert set(names.lower().split()) <= set(re.sub("[┃│]", " ", out).lower().split())
+
+
 def test_a_run_without_an_environment_ends_with_the_places_of_its_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -386,7 +410,8 @@ def test_a_run_without_an_environment_ends_with_the_places_of_its_results(
     ReportResults().after_pipeline_run(_pipeline("judging"), catalog)
     out = capsys.readouterr().out
     assert "mine.csv, seed 0, judged from the log alone" in re.sub(r"\s+", " ", out)
-    assert re.search(r"CVL +│ 0\.25 \[-1, 1\.5\]", out)
+    assert re.search(r"measure +┃ CVL", out)
+    assert re.search(r"advantage +│ 0\.25 \[-1, 1\.5\]", out)
     assert out.splitlines()[-1] == "It says."
     ReportResults().after_pipeline_run(_pipeline("__default__"), catalog)
     assert capsys.readouterr().out.removeprefix(out).splitlines() == [

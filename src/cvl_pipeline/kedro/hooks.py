@@ -317,14 +317,15 @@ def _print_places(catalog: DataCatalog, page: object) -> None:
 
 def _print_judgement(judgement: Mapping[str, Any]) -> None:
     title = f"{judgement['dataset']}, seed {judgement['seed']}, judged from the log alone"
-    # Without padding, all headings fit into 80 columns.
-    table = Table(title=escape(title), title_justify="left", padding=0)
+    # One row per measure: there are up to eight, whose headings would not fit side by side into 80 columns.
+    table = Table(title=escape(title), title_justify="left")
     headings, rows = judgement_table(judgement)
-    for heading in ["policy", *(heading[0].lower() + heading[1:] for heading in headings)]:
-        table.add_column(heading)
     titles = {**judgement["methods"], "behaviour": "behaviour data"}
-    for name, numbers in rows:
-        table.add_row(escape(titles[name]), *(number.text for number in numbers))
+    table.add_column("measure", no_wrap=True)
+    for name, _ in rows:
+        table.add_column(escape(titles[name]), overflow="fold")
+    for place, heading in enumerate(headings):
+        table.add_row(heading[0].lower() + heading[1:], *(escape(numbers[place].text) for _, numbers in rows))
     console = Console()
     console.print(table)
     for sentence in sentences(judgement):
