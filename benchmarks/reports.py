@@ -33,6 +33,7 @@ class Section:
 
 FOUR = "cvl,filtered_bc,mc_awr,sarsa"
 """The methods with three seeds in rivals."""
+IQL = "iql,iql__beta10"
 PRESETS = "mixed,noisy,fragments,play,expert_few,sparse"
 SECTIONS = {
     "metaworld-50": Section(
@@ -40,11 +41,19 @@ SECTIONS = {
         ("--presets", "mixed", "--methods", "cvl,bc,filtered_bc,iql,mc_awr"), picture=True,
     ),
     "rivals-seeds": Section(
-        "rivals", "docs/benchmarks.md", ("--set", "test", "--presets", "mixed,noisy", "--methods", FOUR)
+        "rivals", "docs/benchmarks.md", ("--set", "test", "--presets", "mixed,noisy,play,expert_few", "--methods", FOUR)
     ),
     "rivals": Section(
         "rivals", "docs/benchmarks.md",
-        ("--set", "test", "--seeds", "10", "--presets", PRESETS, "--methods", f"{FOUR},iql,iql__beta10"), picture=True,
+        ("--set", "test", "--seeds", "10", "--presets", PRESETS, "--methods", f"{FOUR},{IQL}"), picture=True,
+    ),
+    "rivals-all": Section(
+        "rivals", "docs/benchmarks.md",
+        (
+            "--set", "test", "--seeds", "10", "--presets", "mixed", "--tasks",
+            "window-open-v3,sweep-into-v3,hammer-v3", "--methods",
+            f"{FOUR},{IQL},bc,td3_bc,rebrac,one_step_model,mopo,crl",
+        ),
     ),
 }  # fmt: skip
 
