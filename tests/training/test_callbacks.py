@@ -355,6 +355,36 @@ def test_sigterm_saves_after_the_chunk_and_ends_the_process(
     assert torch.equal(resumed.weight, whole.weight)
 
 
+class TerminatedLate(LineFit):
+    """Receives SIGTERM after the last chunk, and fails there if it should."""
+
+    error: Exception | None = None
+
+    def on_train_end(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("of a watcher, say")])
+def test_sigterm_after_the_last_chunk_is_not_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception | None
+) -> None:
+    training = training_parameters(steps=100, validation_interval=100, checkpoint_seconds=1e6)
+    handler = signal.getsignal(signal.SIGTERM)
+    module = TerminatedLate(training, 0)
+    module.error = error
+    with pytest.raises(SystemExit) as caught:
+        fit(module, description="test", checkpoints=tmp_path)
+    assert caught.value.code == TERMINATED
+    assert "run the same command again" in caplog.text
+    assert "resume" not in caplog.text, "nothing was saved"
+    assert signal.getsignal(signal.SIGTERM) == handler
+    whole = LineFit(training, 0)
+    fit(whole, description="test", checkpoints=tmp_path)
+    assert len(whole.losses) == 100
+
+
 def test_sigterm_ends_training_without_a_folder_too() -> None:
     with pytest.raises(SystemExit) as caught:
         fit(Terminated(training_parameters(steps=100), 0), description="test")

@@ -283,7 +283,11 @@ class BestWeights(Checkpoint):
 
 
 class Checkpoints(Checkpoint):
-    """Save unfinished training after a chunk of steps: by time, by steps, and on SIGTERM."""
+    """Save unfinished training after a chunk of steps: by time, by steps, and on SIGTERM.
+
+    Attributes:
+        terminated: whether SIGTERM arrived, in this process or, before the last chunk, in another one.
+    """
 
     def __init__(self, folder: Path | None, seconds: float, steps: int | None) -> None:
         """Set where and how often to save.
@@ -296,7 +300,7 @@ class Checkpoints(Checkpoint):
         self.path = None if folder is None else folder / "last.ckpt"
         self._seconds = seconds
         self._steps = steps
-        self._terminated = False
+        self.terminated = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and handle SIGTERM."""
@@ -308,7 +312,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save if it is time to; the processes agree on it."""
-        terminated = any_of(self._terminated, pl_module.device)
+        terminated = any_of(self.terminated, pl_module.device)
         if self.path is not None:
             late = time.monotonic() - self._saved >= self._seconds
             many = self._steps is not None and trainer.global_step - self._saved_step >= self._steps
@@ -316,7 +320,8 @@ class Checkpoints(Checkpoint):
                 trainer.save_checkpoint(self.path)
                 self._saved, self._saved_step = time.monotonic(), trainer.global_step
         if terminated:
+            self.terminated = True
             raise SIGTERMException
 
     def _note(self, *_: object) -> None:
-        self._terminated = True
+        self.terminated = True

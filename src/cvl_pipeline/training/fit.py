@@ -23,7 +23,6 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, Strategy
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -96,7 +95,7 @@ def fit(
         InputError: there are too few GPUs, the checkpoint to resume from cannot be read, or a logger is not installed
             or cannot write.
         FloatingPointError: the loss is not finite.
-        SystemExit: SIGTERM arrived; the training is saved.
+        SystemExit: SIGTERM arrived; the training is saved, but not the steps since the last save if all are done.
     """
     _keep_freed_memory()
     parameters = module.training_parameters
@@ -140,12 +139,6 @@ def fit(
                 trainer.fit(
                     module, train_dataloaders=[0], val_dataloaders=[0], ckpt_path=resume, weights_only=True
                 )
-        except SIGTERMException:
-            if saver.path is not None:
-                logger.warning(
-                    "Stopped by SIGTERM; run the same command again to resume from %s", shown(saver.path)
-                )
-            raise SystemExit(TERMINATED) from None
         except SystemExit as error:
             if isinstance(error.__context__, KeyboardInterrupt):  # what Lightning makes of Ctrl+C
                 raise KeyboardInterrupt from None
@@ -153,6 +146,12 @@ def fit(
         finally:
             module.stop_prefetching()
             module.release()
+            # Also if it arrived after the last chunk, or beside another error: the signal must not be lost.
+            if saver.terminated:
+                if saver.path is not None:
+                    there = f" to resume from {shown(saver.path)}" if saver.path.exists() else ""
+                    logger.warning("Stopped by SIGTERM; run the same command again%s", there)
+                raise SystemExit(TERMINATED) from None
     if best is not None:
         best.restore(module)
     if folder is not None and rank() == 0 and not checkpoints_are_kept():
