@@ -41,7 +41,8 @@ SECTIONS = {
         ("--presets", "mixed", "--methods", "cvl,bc,filtered_bc,iql,mc_awr"), picture=True,
     ),
     "rivals-seeds": Section(
-        "rivals", "docs/benchmarks.md", ("--set", "test", "--presets", "mixed,noisy,play,expert_few", "--methods", FOUR)
+        "rivals", "docs/benchmarks.md",
+        ("--set", "test", "--presets", "mixed,noisy,fragments,play,expert_few", "--methods", FOUR),
     ),
     "rivals": Section(
         "rivals", "docs/benchmarks.md",
