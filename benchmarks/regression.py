@@ -128,10 +128,8 @@ def regress_alone(
     assert data.rewards is not None
     critic = _untrained(data, critic_discount, (1,), seed).requires_grad_(False).eval()
     zero = ZeroReadout(**PLAIN, discount=discount)
-    return QFunction(
-        critic,
-        regress(critic, zero, lambda _: zero, data.transitions, data.rewards, data.split, parameters, seed),
-    )
+    alone = parameters.model_copy(update={"readout_share": 0.0})
+    return QFunction(critic, regress(critic, zero, data.transitions, data.rewards, data.split, alone, seed))
 
 
 def _untrained(data: EpisodeData, discount: float, hidden: tuple[int, ...], seed: int) -> ContrastiveCritic:

@@ -175,8 +175,7 @@ def _values(q: list[float], returns: list[float], exact: list[float] | None = No
 
 def test_the_report_of_small_numbers() -> None:
     values = _values([1.0, 2.0, 3.0, 4.0], [3.0, 5.0, 7.0, 9.0], exact=[0.0, np.nan, 4.0, 5.0])
-    report = value_report(values, LABELS, readout_parameters(), readout_weight=0.25)
-    assert report["readout_weight"] == 0.25
+    report = value_report(values, LABELS, readout_parameters())
     assert report["slope"] == pytest.approx(2.0)
     assert report["intercept"] == pytest.approx(1.0)
     assert report["pearson"] == pytest.approx(1.0)

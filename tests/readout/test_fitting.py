@@ -136,7 +136,6 @@ def test_actions_are_ordered_by_the_next_logged_pair_where_operators_differ() ->
     fit = fitting.ValueFit(
         ContrastiveCritic(shape, identity_normalisation(data)).requires_grad_(False),
         logged_returns.LoggedReturns.of(data, rewards, gamma, 0.0, index),
-        index,
         split,
         RegressionParameters.model_validate(
             {"steps": 480, "value_steps": 120, "hidden": (32,), "members": 1}
@@ -153,8 +152,7 @@ def test_actions_are_ordered_by_the_next_logged_pair_where_operators_differ() ->
         torch.stack([((at == cell) & (operators == action)).nonzero()[0, 0] for cell in range(cells)])
         for action in (1.0, -1.0)
     )
-    for part, tolerance in ((fit.early, 0.5), (fit.late, 0.1)):
-        with torch.no_grad():
-            part()
-            differences = fit.q_of(first, first) - fit.q_of(first, second)
-        torch.testing.assert_close(differences, expected, rtol=tolerance, atol=0.003)
+    with torch.no_grad():
+        fit.fit()
+        differences = fit.q_of(first) - fit.q_of(second)
+    torch.testing.assert_close(differences, expected, rtol=0.1, atol=0.003)

@@ -143,18 +143,6 @@ def test_a_readout_without_weight_is_not_computed(monkeypatch: pytest.MonkeyPatc
         both(*pairs)
 
 
-def test_networks_without_weight_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, pairs = _q(), _pairs(5)
-    alone, both = (
-        QFunction(q.critic, _regressed(q, mixture)) for mixture in ((0.1, 0.6, 0.0), (0.1, 0.6, 1e-9))
-    )
-    expected = both(*pairs).detach()
-    monkeypatch.setattr("cvl_pipeline.readout.regression.run", None)
-    np.testing.assert_allclose(alone(*pairs).detach(), expected, rtol=1e-5)
-    with pytest.raises(TypeError):
-        both(*pairs)
-
-
 def _regressed(q: QFunction, mixture: tuple[float, float, float]) -> RegressedReadout:
     """The readout of Q beside an untrained network of its inputs."""
     torch.manual_seed(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
@@ -23,12 +21,7 @@ from cvl_pipeline.networks.mlp import MLP
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.readouts import ExactReadout
-from cvl_pipeline.readout.regression import (
-    RegressedReadout,
-    mixture_weights,
-    run,
-    stacking_weights,
-)
+from cvl_pipeline.readout.regression import RegressedReadout, calibration, run
 from cvl_pipeline.testing.builders import (
     identity_normalisation,
     make_rewards,
@@ -82,20 +75,26 @@ def test_where_the_critic_knows_nothing_the_regression_counts(
     mdp: FiniteMDP, log: tuple[Transitions, Rewards]
 ) -> None:
     critic = ignorant_critic(mdp)
-    readout = read_out(critic, log)
-    assert readout.mixture[2] > 0
-    assert correlation(mdp, QFunction(critic, readout)) > 0.97
+    assert correlation(mdp, QFunction(critic, read_out(critic, log))) > 0.97
 
 
-def test_where_the_critic_is_perfect_and_the_network_knows_nothing_the_readout_counts(
-    mdp: FiniteMDP, log: tuple[Transitions, Rewards]
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_q_is_a_mean_by_shares_and_calibrated(
+    share: float, mdp: FiniteMDP, log: tuple[Transitions, Rewards]
 ) -> None:
     critic = critic_of(log_law(mdp, log[0]), mdp.discount)
-    readout = read_out(critic, log, steps=1, value_steps=1, learning_rate=1e-9)
-    assert readout.weight == pytest.approx(1.0, abs=0.1)
-    assert readout.alone.weight == 1.0
-    assert abs(float(readout.mixture[2])) < 0.1
-    assert correlation(mdp, QFunction(critic, readout)) > 0.99
+    readout = read_out(critic, log, readout_share=share)
+    pairs = all_pairs(mdp)
+    inputs = critic.inputs(*pairs).float()
+    networks = torch.stack([run(network, readout.sizes, inputs) for network in readout.networks]).mean(0)
+    alone = (1.0 - mdp.discount) * QFunction(critic, readout.alone)(*pairs)
+    q = (1.0 - mdp.discount) * QFunction(critic, readout)(*pairs)
+    basis = torch.stack([torch.ones_like(q), alone, networks], 1).double().detach().numpy()
+    found, *_ = np.linalg.lstsq(basis, q.double().detach().numpy(), rcond=None)
+    # Networks learn standardised returns, whose standard deviation is not in the readout.
+    np.testing.assert_allclose(found, readout.mixture, rtol=0.01, atol=1e-4)
+    exact = (1.0 - mdp.discount) * mdp.q().ravel()
+    assert np.polyfit(q.detach().numpy(), exact, 1)[0] == pytest.approx(1.0, abs=0.1)
 
 
 def test_together_they_are_no_worse_than_either(mdp: FiniteMDP, log: tuple[Transitions, Rewards]) -> None:
@@ -107,7 +106,9 @@ def test_together_they_are_no_worse_than_either(mdp: FiniteMDP, log: tuple[Trans
     assert both > 0.98
 
 
-def test_held_out_rewards_are_not_read(transitions: Transitions, rewards: Rewards) -> None:
+def test_networks_do_not_read_rewards_of_validation_episodes(
+    transitions: Transitions, rewards: Rewards
+) -> None:
     split = Split(train=torch.tensor([0, 1, 2, 4]), validation=torch.tensor([3, 5]))
     changed = rewards.rewards.clone()
     changed[transitions.transition_index(split.validation)] = 1e3
@@ -123,18 +124,18 @@ def test_held_out_rewards_are_not_read(transitions: Transitions, rewards: Reward
     assert isinstance(first, RegressedReadout)
     assert isinstance(second, RegressedReadout)
     assert torch.equal(first.networks, second.networks)
-    assert torch.equal(first.mixture, second.mixture)
+    assert not torch.equal(first.mixture, second.mixture), "they decide the scale"
+    shares = [float(part.mixture[1] / part.mixture[2]) for part in (first, second)]
+    assert shares[0] == pytest.approx(shares[1]), "and nothing else"
 
 
-@pytest.mark.parametrize("network_weight", [0.3, 0.0])
-def test_nothing_is_judged_on_episodes_that_it_was_fitted_to(
-    monkeypatch: pytest.MonkeyPatch, network_weight: float
+def test_networks_and_references_come_from_training_episodes_and_the_scale_from_the_others(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from cvl_pipeline.readout import build, fitting, references, regression
 
     fitted: list[set[int]] = []
-    judged: list[set[int]] = []
-    others: set[int] = set()
+    judged: list[int] = []
     of_references: list[set[int]] = []
     original, future_states = fitting._Networks, references.future_states
 
@@ -143,79 +144,59 @@ def test_nothing_is_judged_on_episodes_that_it_was_fitted_to(
             fitted.append(set(data.episode_of(self._index).tolist()))
             original.train(self, *arguments)
 
-        def outputs(self, rows: Tensor, actions: Tensor | None = None) -> Tensor:
-            if actions is not None:  # otherwise they are parts of targets
-                judged.append(set(data.episode_of(rows).tolist()))
-                if not torch.equal(actions, rows):
-                    others.update(data.episode_of(actions).tolist())
-            return original.outputs(self, rows, actions)
-
     def watched(*arguments: Any) -> Any:
         of_references.append(set(arguments[3].tolist()))
         return future_states(*arguments)
 
+    def calibrated(values: Tensor, returns: Tensor, weights: Tensor) -> tuple[float, float]:
+        judged.append(len(values))
+        return calibration(values, returns, weights)
+
     monkeypatch.setattr(fitting, "_Networks", Watched)
-    monkeypatch.setattr(regression, "mixture_weights", lambda *_: (0.1, 0.6, network_weight))
+    monkeypatch.setattr(regression, "calibration", calibrated)
     monkeypatch.setattr(build, "future_states", watched)
     data = make_transitions([5] * 11, [False] * 11)
-    split = Split(train=torch.arange(10), validation=torch.tensor([10]))
+    split = Split(train=torch.arange(1, 10), validation=torch.tensor([0, 10]))
     parameters = readout_parameters(
         references=None, regression={"steps": 4, "value_steps": 4, "hidden": (4,)}
     )
     build_readout(small_critic(), data, make_rewards(data), split, parameters, seed=0)
-    assert len(judged[0]) == 2  # a fifth
-    assert judged == [judged[0]] * len(judged)
-    assert others.isdisjoint(judged[0])
-    rest = set(range(10)) - judged[0]
-    # When the weights are known, networks that have any go on with all episodes.
-    assert fitted == [rest, rest] + [set(range(10))] * 2 * (network_weight > 0)
-    assert of_references == [set(range(10)), rest]
+    train = set(range(1, 10))
+    assert fitted == [train, train]
+    assert judged == [10]
+    assert of_references == [train]
 
 
-@given(
-    st.lists(st.floats(0.0, 3.0), min_size=2, max_size=2),
-    st.floats(-2.0, 2.0),
-    st.integers(0, 100),
-)
-def test_stacking_finds_non_negative_weights(weights: list[float], constant: float, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    estimates: NDArray[np.float64] = generator.standard_normal((60, 2))
-    returns = constant + estimates @ np.array(weights)
-    found = stacking_weights(estimates, returns, generator.random(60) + 0.1)
-    np.testing.assert_allclose(found, [constant, *weights], atol=1e-6)
+@given(st.floats(0.01, 100.0), st.floats(-2.0, 2.0), st.integers(0, 100))
+def test_calibration_finds_the_line(slope: float, constant: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values, weights = torch.rand(2, 60, generator=generator, dtype=torch.float64)
+    found = calibration(values, constant + slope * values, weights + 0.1)
+    np.testing.assert_allclose(found, [constant, slope], rtol=1e-6, atol=1e-6)
 
 
-def test_errors_decide_the_ratio_and_returns_the_scale() -> None:
-    """Between states the second estimate is right; between actions only the first is."""
-    generator = np.random.default_rng(0)
-    states = generator.standard_normal((4000, 1))
-    advantages = generator.standard_normal((4000, 2))
-    values = np.concatenate([0.1 * states, states], axis=1) + 0.1 * advantages
-    errors = 0.05 * advantages[:, 0] + 0.02 * advantages[:, 1] + 0.05 * generator.standard_normal(4000)
-    returns = 3.0 + 2.0 * states[:, 0]
-    constant, first, second = mixture_weights(values, 0.1 * advantages, errors, returns, np.ones(4000))
-    assert first / second == pytest.approx(2.5, rel=0.15)
-    assert constant == pytest.approx(3.0, abs=0.05)
-    combined = values @ np.array([first, second])
-    assert np.polyfit(combined, returns, 1)[0] == pytest.approx(1.0, abs=0.01)
+@pytest.mark.parametrize("values", [[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]], ids=["falling", "equal"])
+def test_values_that_do_not_predict_returns_keep_their_scale_and_get_the_mean(values: list[float]) -> None:
+    given_values = torch.tensor(values, dtype=torch.float64)
+    returns = torch.tensor([3.0, 1.0, -1.0], dtype=torch.float64)
+    constant, slope = calibration(given_values, returns, torch.ones(3, dtype=torch.float64))
+    assert slope == 1.0
+    assert constant + float(given_values.mean()) == pytest.approx(1.0)
 
 
-def test_if_no_advantage_predicts_the_errors_returns_decide() -> None:
-    generator = np.random.default_rng(0)
-    values = generator.standard_normal((500, 2))
-    returns = values @ np.array([0.5, 1.5])
-    found = mixture_weights(values, values, -values.sum(1), returns, np.ones(500))
-    np.testing.assert_allclose(found, [0.0, 0.5, 1.5], atol=1e-9)
+def test_returns_without_weight_do_not_count() -> None:
+    values, weights = torch.tensor([0.0, 1.0, 5.0]).double(), torch.tensor([1.0, 1.0, 0.0]).double()
+    assert calibration(values, torch.tensor([1.0, 3.0, -9.0]).double(), weights) == (1.0, 2.0)
 
 
-def test_a_harmful_estimate_gets_no_weight() -> None:
-    generator = np.random.default_rng(0)
-    estimates = generator.standard_normal((500, 2))
-    returns = estimates[:, 0] - 0.5 * estimates[:, 1]
-    constant, first, second = stacking_weights(estimates, returns, np.ones(500))
-    assert second == 0.0
-    assert first == pytest.approx(1.0, abs=0.1)
-    assert abs(constant) < 0.1
+def test_without_validation_episodes_training_episodes_calibrate(
+    mdp: FiniteMDP, log: tuple[Transitions, Rewards]
+) -> None:
+    critic = critic_of(log_law(mdp, log[0]), mdp.discount)
+    split = Split(train=torch.arange(400), validation=torch.zeros(0, dtype=torch.int64))
+    readout = build_readout(critic, *log, split, readout_parameters(references=None, regression=FAST), seed=0)
+    q = QFunction(critic, readout)(*all_pairs(mdp)).detach().numpy()
+    assert np.polyfit(q, mdp.q().ravel(), 1)[0] == pytest.approx(1.0, abs=0.1)
 
 
 def test_the_mean_of_networks_with_different_initial_weights_counts(
@@ -251,14 +232,12 @@ def test_a_regressed_readout_is_stored_and_differentiable(
     tmp_path: pytest.TempPathFactory,
     transitions: Transitions,
     rewards: Rewards,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     critic = small_critic(horizon_conditioning=conditioned).requires_grad_(False)
     split = Split(train=torch.arange(5), validation=torch.tensor([5]))
     parameters = readout_parameters(
         references=None, regression={"steps": 3, "value_steps": 3, "hidden": (4,)}
     )
-    monkeypatch.setattr("cvl_pipeline.readout.regression.mixture_weights", lambda *_: (0.1, 0.6, 0.3))
     readout = build_readout(critic, transitions, rewards, split, parameters, seed=0)
     assert isinstance(readout, RegressedReadout)
     save_artifact(f"{tmp_path}/readout.safetensors", "readout", readout)
@@ -275,59 +254,9 @@ def test_a_regressed_readout_is_stored_and_differentiable(
     assert isinstance(moved.alone, ExactReadout)
 
 
-def test_a_single_training_episode_is_not_regressed() -> None:
-    data = make_transitions([9, 4], [False, False])
-    split = Split(train=torch.tensor([0]), validation=torch.tensor([1]))
-    parameters = readout_parameters(references=None, regression=FAST)
-    readout = build_readout(small_critic(), data, make_rewards(data), split, parameters, seed=0)
-    assert isinstance(readout, ExactReadout)
-
-
 def test_equal_returns_are_not_regressed(transitions: Transitions, rewards: Rewards) -> None:
     split = split_episodes(transitions, 0.3, 0)
     equal = Rewards(torch.zeros(len(transitions)), rewards.successes)
     parameters = readout_parameters(references=None, regression=FAST)
     readout = build_readout(small_critic(), transitions, equal, split, parameters, seed=0)
     assert isinstance(readout, ExactReadout)
-
-
-def test_a_log_whose_judged_returns_nothing_predicts_keeps_the_readout(
-    monkeypatch: pytest.MonkeyPatch, transitions: Transitions, rewards: Rewards
-) -> None:
-    monkeypatch.setattr(
-        "cvl_pipeline.readout.regression.mixture_weights", lambda *_: (float("nan"), 0.0, 0.0)
-    )
-    split = split_episodes(transitions, 0.3, 0)
-    parameters = readout_parameters(
-        references=None, regression={"steps": 1, "value_steps": 1, "hidden": (4,)}
-    )
-    readout = build_readout(small_critic(), transitions, rewards, split, parameters, seed=0)
-    assert isinstance(readout, ExactReadout)
-
-
-@pytest.mark.parametrize(
-    ("readout_weight", "text"),
-    [
-        (0.6, "0.60 times the readout and 0.30 times the regression on returns"),
-        (0.0, "0.30 times the regression on returns, without any share of the critic's values"),
-    ],
-)
-def test_the_weights_are_logged(
-    readout_weight: float,
-    text: str,
-    caplog: pytest.LogCaptureFixture,
-    transitions: Transitions,
-    rewards: Rewards,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(
-        "cvl_pipeline.readout.regression.mixture_weights", lambda *_: (0.1, readout_weight, 0.3)
-    )
-    parameters = readout_parameters(
-        references=None, regression={"steps": 1, "value_steps": 1, "hidden": (4,)}
-    )
-    with caplog.at_level(logging.INFO):
-        build_readout(
-            small_critic(), transitions, rewards, split_episodes(transitions, 0.3, 0), parameters, seed=0
-        )
-    assert text in caplog.messages[-1]

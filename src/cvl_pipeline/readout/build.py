@@ -155,7 +155,7 @@ def build_readout(
         critic: the trained critic.
         transitions: all episodes; the reference states come from the training episodes.
         labels: rewards of all transitions.
-        split: defines the training episodes.
+        split: defines training and validation episodes.
         parameters: the stage's parameters.
         seed: seed of the sampling.
 
@@ -180,22 +180,16 @@ def build_readout(
             discount, int(horizons.max()), own,
         )  # fmt: skip
 
-    def over(episodes: Tensor) -> Readout:
-        generator = Generator().manual_seed(stream_seed(seed, "references", 0))
-        states = future_states(transitions, labels, own, episodes, None if conditioned else discount)
-        if parameters.references is not None:
-            by_reward = parameters.reference_distribution == "reward"
-            states = draw_references(states, parameters.references, by_reward, generator)
-        return method.build(critic, represent(critic, transitions, states), horizons, discount, generator)
-
-    readout = over(split.train)
+    generator = Generator().manual_seed(stream_seed(seed, "references", 0))
+    states = future_states(transitions, labels, own, split.train, None if conditioned else discount)
+    if parameters.references is not None:
+        by_reward = parameters.reference_distribution == "reward"
+        states = draw_references(states, parameters.references, by_reward, generator)
+    references = represent(critic, transitions, states)
+    readout = method.build(critic, references, horizons, discount, generator)
     if parameters.regression is None:
         return readout
-
-    def without(episodes: Tensor) -> Readout:
-        return over(split.train[~torch.isin(split.train, episodes)])
-
-    return regress(critic, readout, without, transitions, labels, split, parameters.regression, seed)
+    return regress(critic, readout, transitions, labels, split, parameters.regression, seed)
 
 
 def exact_readout(

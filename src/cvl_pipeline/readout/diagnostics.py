@@ -95,7 +95,7 @@ def _exact(q: QFunction, transitions: Transitions, labels: Rewards, split: Split
 
 
 def value_report(
-    values: pd.DataFrame, labels: Rewards, parameters: ReadoutParameters, readout_weight: float = 1.0
+    values: pd.DataFrame, labels: Rewards, parameters: ReadoutParameters
 ) -> dict[str, float | None]:
     """Correlation and calibration of Q against held-out returns, and the readout's own error.
 
@@ -105,14 +105,13 @@ def value_report(
         values: table from ``value_table``.
         labels: rewards of all transitions.
         parameters: parameters of the readout.
-        readout_weight: weight of the readout in Q, ``Readout.weight``.
 
     Returns:
         ``spearman`` and ``pearson`` over all held-out transitions; ``slope`` and ``intercept`` of the
         least-squares line return = slope * Q + intercept (1 and 0 for calibrated values); the median and tenth
         percentile of the effective sample size; ``readout_error`` (root mean square difference from the exact
         readout, divided by the exact values' standard deviation); ``readout_rank_correlation`` (Spearman, with
-        the exact readout); ``readout_weight``; ``transitions``, the number of held-out transitions;
+        the exact readout); ``transitions``, the number of held-out transitions;
         ``success_states``, how many of the ``logged_states``, which all logged transitions arrive in, count as
         success (None if nothing reports success). Correlations, slope, intercept and error are None if values or
         returns are all equal.
@@ -144,7 +143,6 @@ def value_report(
         "effective_sample_size_p10": float(sizes.quantile(0.1)),
         "readout_error": error,
         "readout_rank_correlation": rank,
-        "readout_weight": readout_weight,
         "transitions": len(values),
         "logged_states": len(labels.successes),
         "success_states": int(labels.successes.sum()) if labels.reports_success else None,

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import pairwise
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
@@ -28,12 +26,10 @@ logger = logging.getLogger(__name__)
 CUT_SHARE, CUT_ROUNDS, CUT_STEPS = 0.6, 32, 0.25
 """Share of the discounted future that must be in the log, on average, for one round of V to do; the rounds else, and
 the share of ``value_steps`` in each. More rounds carry values further, through more windows."""
-LATE_SHARE = 0.25
-"""Share of the steps that come after the weights are known, on all training episodes."""
 
 
 class ValueFit:
-    """V and Q by regression: three quarters of the steps on some training episodes, the rest on all of them.
+    """V and Q by regression on the training episodes.
 
     Attributes:
         action_value: the networks of Q.
@@ -43,7 +39,6 @@ class ValueFit:
         self,
         critic: ContrastiveCritic,
         log: LoggedReturns,
-        index: Tensor,
         split: Split,
         parameters: RegressionParameters,
         seed: int,
@@ -53,14 +48,12 @@ class ValueFit:
         Args:
             critic: whose inputs the networks have.
             log: returns and their scale.
-            index: (M,) int64, transitions of the episodes for ``early``.
-            split: defines the training episodes, for ``late``.
+            split: defines the training episodes.
             parameters: of the regression.
             seed: of initial weights and batches.
         """
         self._critic, self._log, self._parameters, self._seed = critic, log, parameters, seed
-        self._index = index
-        self._everything = log.transitions.transition_index(split.train)
+        self._index = log.transitions.transition_index(split.train)
         logged = float(log.shares[self._index].mean())
         cut = parameters.rounds is None and logged < CUT_SHARE
         self._rounds = CUT_ROUNDS if cut else parameters.rounds or 1
@@ -71,50 +64,23 @@ class ValueFit:
                 100.0 * logged, self._rounds,
             )  # fmt: skip
         steps = max(1, round(CUT_STEPS * parameters.value_steps)) if cut else parameters.value_steps
-        # Steps on all training episodes come last; whole rounds, if there are several.
-        self._late_rounds = round(LATE_SHARE * self._rounds)
-        self._late_values = self._late_rounds * steps or round(LATE_SHARE * steps)
-        self._early_values = self._rounds * steps - self._late_values
-        self._late = round(LATE_SHARE * parameters.steps)
+        self._value_steps = self._rounds * steps
 
-    def early(self) -> None:
-        """Fit V to returns, then Q to what follows from it, without the judged episodes."""
-        log, rounds, early = self._log, self._rounds - self._late_rounds, self._parameters.steps - self._late
+    def fit(self) -> None:
+        """Fit V to returns, then Q to what follows from it."""
+        log, rounds, steps = self._log, self._rounds, self._parameters.steps
         with progress_bar() as progress:
-            task = progress.add_task("Regressing returns", total=self._early_values + early)
+            task = progress.add_task("Regressing returns", total=self._value_steps + steps)
             advance = partial(progress.advance, task)
             self._value = self._network(False, log.standard(log.returns), log.shares.float())
-            self._value.train(self._early_values, advance, rounds, self._after_states)
+            self._value.train(self._value_steps, advance, rounds, self._after_states)
             self._arrived = self._arrivals()
-            self._following = log.followed(self._arrived)
             self.action_value = self._network(True, *self._renewed(self._arrived))
-            self.action_value.train(early, advance, rounds, self._after_pairs)
+            self.action_value.train(steps, advance, rounds, self._after_pairs)
 
-    def late(self) -> None:
-        """Go on with all training episodes."""
-        rounds = max(1, self._late_rounds)
-        with progress_bar() as progress:
-            task = progress.add_task(
-                "Regressing returns of all training episodes", total=self._late_values + self._late
-            )
-            advance = partial(progress.advance, task)
-            targets = self._renewed(self._arrived) if self._late_rounds else ()
-            self._value.learn_from(self._everything, *targets)
-            self._value.train(self._late_values, advance, rounds, self._after_states)
-            self._arrived = self._arrivals()
-            targets = self._after_pairs() if self._rounds > 1 else self._renewed(self._arrived)
-            self.action_value.learn_from(self._everything, *targets)
-            self.action_value.train(self._late, advance, rounds, self._after_pairs)
-
-    def q_of(self, rows: Tensor, actions: Tensor) -> Tensor:
-        """Q as a mean reward of transitions' states, (M,) int64, and of other transitions' actions -> (M,)."""
-        return self._log.mean + self._log.deviation * self.action_value.outputs(rows, actions)
-
-    def errors(self, rows: Tensor) -> NDArray[np.float64]:
-        """Temporal-difference errors ``G - V(s)`` of transitions, (M,) int64 -> (M,), after ``early``."""
-        expected = self._log.mean + self._log.deviation * self._value.outputs(rows).double().numpy()
-        difference: NDArray[np.float64] = self._following[rows].numpy() - expected
-        return difference
+    def q_of(self, rows: Tensor) -> Tensor:
+        """Q as a mean reward of transitions, (M,) int64 -> (M,)."""
+        return self._log.mean + self._log.deviation * self.action_value.outputs(rows)
 
     def _network(self, of_actions: bool, targets: Tensor, weights: Tensor) -> _Networks:
         stream = stream_seed(self._seed, "regression", 1 + of_actions)
@@ -123,8 +89,8 @@ class ValueFit:
         )  # fmt: skip
 
     def _arrivals(self) -> Tensor:
-        """V of the state that each transition of the training episodes leads to, judged ones included, (N,)."""
-        return self._value.of_arrivals(self._everything)
+        """V of the state that each transition leads to, (N,)."""
+        return self._value.of_arrivals(self._index)
 
     def _renewed(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Targets if those values follow the steps, and their weights."""
@@ -137,7 +103,7 @@ class ValueFit:
     def _after_pairs(self) -> tuple[Tensor, Tensor]:
         """Targets of Q in the next round."""
         pairs = torch.zeros_like(self._arrived)
-        pairs[self._everything] = self.action_value.outputs(self._everything)
+        pairs[self._index] = self.action_value.outputs(self._index)
         return self._renewed(of_next_pairs(pairs, self._arrived, self._log.transitions))
 
 
@@ -184,19 +150,12 @@ class _Networks:
         return torch.stack([parameters_to_vector(network.parameters()).detach() for network in networks])
 
     @torch.no_grad()
-    def _inputs(self, rows: Tensor, actions: Tensor | None = None) -> Tensor:
+    def _inputs(self, rows: Tensor) -> Tensor:
         states = self._transitions.states(rows)
         if not self._of_actions:
             encoded: Tensor = self._critic.encode_observation(states)
             return encoded.float()
-        taken = self._transitions.actions.index_select(0, rows if actions is None else actions)
-        return self._critic.inputs(states, taken).float()
-
-    def learn_from(self, index: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Go on with other transitions, (M,) int64, and, if they are given, with other targets and weights, (N,)."""
-        self._index = index
-        self._targets = self._targets if targets is None else targets
-        self._weights = self._weights if weights is None else weights
+        return self._critic.inputs(states, self._transitions.actions.index_select(0, rows)).float()
 
     def train(
         self,
@@ -246,10 +205,9 @@ class _Networks:
                 yield from zip(*(torch.split(part, size) for part in parts), strict=True)
                 progress(count)
 
-    def outputs(self, rows: Tensor, actions: Tensor | None = None) -> Tensor:
-        """Mean outputs for transitions, (M,) int64 -> (M,); ``actions`` are transitions that provide other actions."""
-        parts = (torch.split(rows, CHUNK), torch.split(rows if actions is None else actions, CHUNK))
-        return torch.cat([self.network(self._inputs(*part)).mean(-1) for part in zip(*parts, strict=True)])
+    def outputs(self, rows: Tensor) -> Tensor:
+        """Mean outputs for transitions, (M,) int64 -> (M,)."""
+        return torch.cat([self.network(self._inputs(part)).mean(-1) for part in torch.split(rows, CHUNK)])
 
     def of_arrivals(self, index: Tensor) -> Tensor:
         """Outputs of a network of states for the state that transitions lead to, (N,); zero outside ``index``."""

@@ -95,8 +95,15 @@ class FunctionReward(RewardParameters):
 
 
 class RegressionParameters(Strict):
-    """How a network is regressed on returns, to be weighed against the readout (docs/method.md)."""
+    """How networks are regressed on returns, beside the readout (docs/method.md)."""
 
+    readout_share: float = Field(
+        0.5,
+        ge=0.0,
+        lt=1.0,
+        description="Share of the readout in Q; the networks have the rest. With 0, nothing but the encoder of "
+        "observations comes from the critic; for the readout alone, set value_readout.regression=null.",
+    )
     steps: int = Field(
         2000, ge=1, le=MOST_STEPS, description="Gradient steps of the networks of Q, all at once."
     )

@@ -52,11 +52,6 @@ class Readout(ABC):
         """The readout without regression on returns; see ``RegressedReadout``."""
         return self
 
-    @property
-    def weight(self) -> float:
-        """Weight of the readout in Q: 1, unless a regression on returns is beside it."""
-        return 1.0
-
     def values(self, phi: Tensor, inputs: Tensor | None = None) -> Tensor:
         """Q per query, (B, D) or (B, H, D) -> (B,); differentiable with respect to ``phi`` and ``inputs``.
 

@@ -1,19 +1,16 @@
-"""Networks regressed on lambda-returns beside a readout, and the weights of both in Q."""
+"""Networks regressed on lambda-returns beside a readout, and the mean of both."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import ClassVar, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Generator, Tensor
 from torch.nn import functional
 
@@ -28,23 +25,16 @@ from cvl_pipeline.training.seeds import stream_seed
 
 logger = logging.getLogger(__name__)
 
-Floats = NDArray[np.float64]
-
-JUDGED_SHARE = 0.2
-"""Share of the training episodes on which the weights are fitted."""
 JUDGED = 32_768
-"""Maximum number of their transitions that are used."""
-OTHER_ACTIONS = 4
-"""Number of actions, logged anywhere, that an advantage compares a judged one with."""
+"""Maximum number of transitions whose returns the scale of Q is fitted to."""
 
 
 @dataclass(frozen=True)
 class RegressedReadout(Readout):
     """``Q = (b_0 + b_1 (1 - gamma) Q_readout + b_2 g(s, a)) / (1 - gamma)``, with b_1, b_2 >= 0.
 
-    The networks, whose mean is g, are regressed on lambda-returns, as mean rewards. The weights b are those of stacking
-    (Wolpert 1992; Breiman 1996): non-negative least squares on returns of episodes that neither the networks nor the
-    reference states of the readout come from.
+    The networks, whose mean is g, are regressed on lambda-returns, as mean rewards. The ratio of b_1 and b_2 is that of
+    fixed shares (``RegressionParameters.readout_share``); see ``regress``.
 
     Attributes:
         base: the readout beside the networks.
@@ -64,11 +54,6 @@ class RegressedReadout(Readout):
         """The readout without the networks."""
         return self.base
 
-    @property
-    def weight(self) -> float:
-        """Weight of the readout in Q, b_1."""
-        return float(self.mixture[1])
-
     def expectation(self, phi: Tensor) -> Tensor:
         """Expected reward of the readout without the networks, (B, D) -> (B,)."""
         return self.base.expectation(phi)
@@ -87,11 +72,6 @@ class RegressedReadout(Readout):
         """Whether the readout has no weight; asked once, because a GPU has to wait for the answer."""
         return bool(self.mixture[1] == 0.0)
 
-    @cached_property
-    def _unused_networks(self) -> bool:
-        """Whether the networks have no weight; asked once, like ``_unused``."""
-        return bool(self.mixture[2] == 0.0)
-
     def values_and_sample_size(self, phi: Tensor, inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Q, and the effective sample size of the readout without the networks; see Readout.
 
@@ -107,11 +87,7 @@ class RegressedReadout(Readout):
             raise ValueError("a regressed readout needs the inputs that phi was computed from")
         with torch.autocast(inputs.device.type, enabled=False):
             rows = inputs.float()
-            fitted = (
-                rows.new_zeros(rows.shape[:-1])
-                if self._unused_networks
-                else torch.stack([run(network, self.sizes, rows) for network in self.networks]).mean(0)
-            )
+            fitted = torch.stack([run(network, self.sizes, rows) for network in self.networks]).mean(0)
         rewards = (1.0 - self.discount) * values
         mixed = self.mixture[0] + self.mixture[1] * rewards + self.mixture[2] * fitted
         return mixed / (1.0 - self.discount)
@@ -142,14 +118,13 @@ def run(weights: Tensor, sizes: tuple[int, ...], inputs: Tensor) -> Tensor:
 def regress(
     critic: ContrastiveCritic,
     readout: Readout,
-    readout_without: Callable[[Tensor], Readout],
     transitions: Transitions,
     labels: Rewards,
     split: Split,
     parameters: RegressionParameters,
     seed: int,
 ) -> Readout:
-    """Fit networks to lambda-returns of the training episodes, and weigh them against the readout.
+    """Fit networks to lambda-returns of the training episodes, and add them to the readout.
 
     A network of V(s) is regressed on returns, and some of Q(s, a) on the lambda-returns that follow from it, with
     lambda = c / gamma as in the readout. Those of Q see the same batches and differ in their initial weights. Their
@@ -159,68 +134,40 @@ def regress(
     from itself, and then Q on those that follow from Q of the next logged pair, as in SARSA, and from V at a window's
     end. All windows share the networks, so values pass from one to another.
 
-    The weights are found on episodes that neither networks nor readout know, after three quarters of the steps. In the
-    rest, the networks learn from those episodes too. How much the one counts beside the other is what their advantages
-    say about the temporal-difference errors ``G - V(s)`` there: a policy needs the order of actions in a state, and the
-    variance of returns is nearly all between states. The scale of the sum, and a constant, fit the returns.
+    Both estimates count by fixed shares (``parameters.readout_share``): a mean is hard to beat with weights that are
+    fitted to data (Bates and Granger 1969). Here the critic knows what followed the actions that it was trained on, so
+    it looks better there than it is, and the returns of the few other episodes are mostly chance (docs/truth.md). Only
+    a constant and the scale of the sum fit the returns of the validation episodes; without any, of the training ones.
 
     Args:
         critic: the trained critic.
         readout: over the future states of all training episodes.
-        readout_without: makes the readout whose reference states avoid some episodes, (M,) int64 ids.
         transitions: all episodes.
         labels: rewards of all transitions.
-        split: defines the training episodes.
+        split: defines training and validation episodes.
         parameters: of the regression.
-        seed: of the judged episodes, the initial weights and the batches.
+        seed: of the initial weights, the batches and the judged transitions.
 
     Returns:
-        The readout with the networks; unchanged if there is a single training episode, if all returns that they
-        would be fitted to are equal, or if neither estimate predicts the returns of the judged episodes.
+        The readout with the networks; unchanged if all returns that they would be fitted to are equal.
     """
-    generator = Generator().manual_seed(stream_seed(seed, "regression", 0))
-    order = split.train[torch.randperm(len(split.train), generator=generator)]
-    count = max(1, round(JUDGED_SHARE * len(order)))
-    judged, fitted = (part.sort().values for part in (order[:count], order[count:]))
+    index = transitions.transition_index(split.train)
     # A critic that is conditioned on the horizon may look further ahead than the values.
     short = min(readout.discount, critic.shape.discount)
-    index = transitions.transition_index(fitted)
     log = LoggedReturns.of(transitions, labels.rewards, readout.discount, short, index)
     if log.deviation < 1e-12:
         return readout
-    fit = ValueFit(critic, log, index, split, parameters, seed)
-    fit.early()
-    rows = transitions.transition_index(judged)
+    fit = ValueFit(critic, log, split, parameters, seed)
+    fit.fit()
+    generator = Generator().manual_seed(stream_seed(seed, "regression", 0))
+    held_out = transitions.transition_index(split.validation)
+    rows = held_out if len(held_out) else index
     rows = rows[torch.randperm(len(rows), generator=generator)[:JUDGED]]
-    q = QFunction(critic, readout_without(judged))
-
-    def estimated(actions: Tensor) -> Floats:
-        """Both estimates of the judged states' actions, (M,) int64 transitions that provide them -> (M, 2)."""
-        values = (1.0 - log.discount) * q.of_transitions(transitions, rows, actions)[0]
-        return torch.stack([values, fit.q_of(rows, actions)], dim=1).double().numpy()
-
-    taken = estimated(rows)
-    others = [
-        index[torch.randint(len(index), (len(rows),), generator=generator)] for _ in range(OTHER_ACTIONS)
-    ]
-    advantages = taken - np.mean([estimated(other) for other in others], axis=0)
-    constant, readout_weight, network_weight = mixture_weights(
-        taken, advantages, fit.errors(rows), log.returns[rows].numpy(), log.shares[rows].numpy()
-    )
-    if readout_weight == network_weight == 0.0:  # a constant would order no actions
-        logger.info(
-            "value_readout: nothing predicts the judged returns; Q is the readout, without regression"
-        )
-        return readout
-    logger.info(
-        "value_readout: Q is %.2f times the readout and %.2f times the regression on returns%s",
-        readout_weight, network_weight,
-        ""
-        if readout_weight
-        else ", without any share of the critic's values (value_readout.regression=null uses those alone)",
-    )  # fmt: skip
-    if network_weight:
-        fit.late()
+    share = parameters.readout_share
+    values = (1.0 - log.discount) * QFunction(critic, readout).of_transitions(transitions, rows, rows)[0]
+    mean = share * values.double() + (1.0 - share) * fit.q_of(rows).double()
+    constant, scale = calibration(mean, log.returns[rows].double(), log.shares[rows].double())
+    readout_weight, network_weight = scale * share, scale * (1.0 - share)
     mixture = [constant + network_weight * log.mean, readout_weight, network_weight * log.deviation]
     return RegressedReadout(
         temperature=readout.temperature, horizons=readout.horizons, discount=readout.discount,
@@ -230,47 +177,21 @@ def regress(
     )  # fmt: skip
 
 
-def mixture_weights(
-    values: Floats, advantages: Floats, errors: Floats, returns: Floats, weights: Floats
-) -> tuple[float, ...]:
-    """Constant and non-negative weights of a sum of estimates of Q that is meant to order actions.
-
-    The ratio of the weights has the least squared difference from the temporal-difference errors, their scale and the
-    constant from the returns. If no advantage predicts the errors, returns decide all.
+def calibration(values: Tensor, returns: Tensor, weights: Tensor) -> tuple[float, float]:
+    """Constant and slope of the line ``returns = constant + slope values`` with the least squared error.
 
     Args:
-        values: (N, J), estimates of Q.
-        advantages: (N, J), the same minus those of other actions in the same states.
-        errors: (N,), what followed minus what V(s) expected.
-        returns: (N,).
-        weights: (N,) of the returns, non-negative.
+        values: (N,) float64.
+        returns: (N,) float64.
+        weights: (N,) float64 of the squared errors, non-negative.
 
     Returns:
-        J + 1 numbers, the constant first.
+        Both; the slope is 1 if it would not be positive, because values that fall with the returns by chance still
+        order actions.
     """
-    ratio = np.array(stacking_weights(advantages, errors, np.ones(len(errors)))[1:])
-    if ratio.any():
-        constant, scale = stacking_weights((values @ ratio)[:, None], returns, weights)
-        if scale > 0.0:
-            return (constant, *(scale * float(part) for part in ratio))
-    return stacking_weights(values, returns, weights)
-
-
-def stacking_weights(estimates: Floats, returns: Floats, weights: Floats) -> tuple[float, ...]:
-    """Constant and non-negative weights of a sum of estimates with the least squared error.
-
-    Args:
-        estimates: (N, J).
-        returns: (N,).
-        weights: (N,) of the squared errors, non-negative.
-
-    Returns:
-        J + 1 numbers, the constant first.
-    """
-    from scipy.optimize import nnls  # imported when needed: it takes half a second
-
-    total = weights.sum()
-    centre, mean = weights @ estimates / total, weights @ returns / total
-    root = np.sqrt(weights)
-    found, _ = nnls((estimates - centre) * root[:, None], (returns - mean) * root)
-    return (float(mean - centre @ found), *(float(weight) for weight in found))
+    weights = weights / weights.sum()
+    centre, mean = weights @ values, weights @ returns
+    variance = float(weights @ (values - centre).square())
+    slope = float(weights @ ((values - centre) * (returns - mean))) / variance if variance else 0.0
+    slope = slope if slope > 0.0 else 1.0
+    return float(mean - slope * centre), slope

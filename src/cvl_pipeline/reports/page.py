@@ -413,7 +413,6 @@ VALUE_FIGURES = {
     "q_mean": "Mean of Q",
     "return_mean": "Mean of the returns",
     "effective_sample_size_median": "Effective sample size, median",
-    "readout_weight": "Weight of the contrastive readout in Q (0: regression on returns alone)",
 }
 
 

@@ -55,14 +55,12 @@ def evaluate(
     return value_table(QFunction(critic, readout), transitions, labels, split, given, seed)
 
 
-def report(
-    values: pd.DataFrame, labels: Rewards, readout: Readout, parameters: dict[str, Any]
-) -> dict[str, float | None]:
-    """Report correlation, calibration, effective sample size, the readout's own error and its weight in Q."""
+def report(values: pd.DataFrame, labels: Rewards, parameters: dict[str, Any]) -> dict[str, float | None]:
+    """Report correlation, calibration, effective sample size and the readout's own error."""
     from cvl_pipeline.readout.diagnostics import value_report
 
     given: Any = READOUTS.validate(parameters)
-    return value_report(values, labels, given, readout.weight)
+    return value_report(values, labels, given)
 
 
 def plot(values: pd.DataFrame, report: dict[str, float | None]) -> Any:

@@ -40,7 +40,7 @@ def create_pipeline() -> Pipeline:
             ),
             node(
                 nodes.report,
-                ["values", "labels", "readout", "params:value_readout"],
+                ["values", "labels", "params:value_readout"],
                 "value_report",
                 name="report",
                 tags=["report"],
