@@ -146,7 +146,7 @@ def regress(
         labels: rewards of all transitions.
         split: defines training and validation episodes.
         parameters: of the regression.
-        seed: of the initial weights, the batches and the judged transitions.
+        seed: of the initial weights, the batches and the transitions that the scale is fitted to.
 
     Returns:
         The readout with the networks; unchanged if all returns that they would be fitted to are equal.
