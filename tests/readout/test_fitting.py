@@ -156,3 +156,17 @@ def test_actions_are_ordered_by_the_next_logged_pair_where_operators_differ() ->
         fit.fit()
         differences = fit.q_of(first) - fit.q_of(second)
     torch.testing.assert_close(differences, expected, rtol=0.1, atol=0.003)
+
+
+@pytest.mark.parametrize(("length", "logged"), [(3, (0.1 + 0.19 + 0.271) / 3.0), (200, 1.0)])
+def test_the_readout_counts_less_in_logs_of_windows(length: int, logged: float) -> None:
+    data = make_transitions([length] * 6, [False] * 6)
+    index = torch.arange(len(data))
+    fit = fitting.ValueFit(
+        small_critic(),
+        logged_returns.LoggedReturns.of(data, torch.ones(len(data)), 0.9, 0.5, index),
+        Split(train=torch.arange(6), validation=torch.zeros(0, dtype=torch.int64)),
+        RegressionParameters(readout_share=0.4),
+        seed=0,
+    )
+    assert fit.readout_share == pytest.approx(0.4 * logged)

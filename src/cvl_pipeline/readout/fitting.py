@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 CUT_SHARE, CUT_ROUNDS, CUT_STEPS = 0.6, 32, 0.25
 """Share of the discounted future that must be in the log, on average, for one round of V to do; the rounds else, and
-the share of ``value_steps`` in each. More rounds carry values further, through more windows."""
+the share of ``value_steps`` in each. More rounds carry values further, through more windows. The readout sees nothing
+beyond a window, so it counts less."""
 
 
 class ValueFit:
@@ -33,6 +34,7 @@ class ValueFit:
 
     Attributes:
         action_value: the networks of Q.
+        readout_share: share of the readout beside them.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class ValueFit:
         self._critic, self._log, self._parameters, self._seed = critic, log, parameters, seed
         self._index = log.transitions.transition_index(split.train)
         logged = float(log.shares[self._index].mean())
+        self.readout_share = parameters.readout_share * (logged if logged < CUT_SHARE else 1.0)
         cut = parameters.rounds is None and logged < CUT_SHARE
         self._rounds = CUT_ROUNDS if cut else parameters.rounds or 1
         if cut:

@@ -101,8 +101,10 @@ class RegressionParameters(Strict):
         0.5,
         ge=0.0,
         lt=1.0,
-        description="Share of the readout in Q; the networks have the rest. With 0, nothing but the encoder of "
-        "observations comes from the critic; for the readout alone, set value_readout.regression=null.",
+        description="Share of the readout in Q; the networks have the rest. Where the log holds, on average, less "
+        "than 60 % of what a return counts, as in windows, it is multiplied by what the log holds: the readout "
+        "sees nothing beyond a window. With 0, nothing but the encoder of observations comes from the critic; for "
+        "the readout alone, set value_readout.regression=null.",
     )
     steps: int = Field(
         2000, ge=1, le=MOST_STEPS, description="Gradient steps of the networks of Q, all at once."

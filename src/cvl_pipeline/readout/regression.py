@@ -138,6 +138,7 @@ def regress(
     fitted to data (Bates and Granger 1969). Here the critic knows what followed the actions that it was trained on, so
     it looks better there than it is, and the returns of the few other episodes are mostly chance (docs/truth.md). Only
     a constant and the scale of the sum fit the returns of the validation episodes; without any, of the training ones.
+    In a log of windows, the readout's share is multiplied by the share of the future that the log has.
 
     Args:
         critic: the trained critic.
@@ -163,7 +164,7 @@ def regress(
     held_out = transitions.transition_index(split.validation)
     rows = held_out if len(held_out) else index
     rows = rows[torch.randperm(len(rows), generator=generator)[:JUDGED]]
-    share = parameters.readout_share
+    share = fit.readout_share
     values = (1.0 - log.discount) * QFunction(critic, readout).of_transitions(transitions, rows, rows)[0]
     mean = share * values.double() + (1.0 - share) * fit.q_of(rows).double()
     constant, scale = calibration(mean, log.returns[rows].double(), log.shares[rows].double())
