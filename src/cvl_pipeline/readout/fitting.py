@@ -63,8 +63,9 @@ class ValueFit:
         if cut:
             logger.info(
                 "value_readout: the log holds %.0f %% of the discounted future of its steps, so V is fitted in %d "
-                "rounds, to targets of its own (value_readout.regression.rounds)",
-                100.0 * logged, self._rounds,
+                "rounds, to targets of its own, and the readout has %.2f of Q (value_readout.regression: rounds, "
+                "readout_share)",
+                100.0 * logged, self._rounds, self.readout_share,
             )  # fmt: skip
         steps = max(1, round(CUT_STEPS * parameters.value_steps)) if cut else parameters.value_steps
         self._value_steps = self._rounds * steps
