@@ -66,7 +66,7 @@ def prices(table: pd.DataFrame, goal: float = GOAL) -> pd.DataFrame:
             for budget, success, seconds in zip(part["budget"], part["success"], part["seconds"], strict=True)
         }
         rows.append(row | {f"seconds to {goal:g}": f"{reached.min():.0f}" if len(reached) else "not reached"})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna("not run")
 
 
 def versions(records: Sequence[Mapping[str, Any]]) -> str:
