@@ -120,7 +120,7 @@ def regress_alone(
         discount: gamma.
         critic_discount: c, of the critic that CVL would have; it sets the lambda of the returns.
         parameters: of the regression.
-        seed: of the weighed episodes, the initial weights and the batches.
+        seed: of the initial weights and the batches.
 
     Returns:
         Q; zero everywhere if nothing can be fitted (see ``regress``).

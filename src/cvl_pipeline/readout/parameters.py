@@ -174,7 +174,7 @@ class ReadoutParameters(Strict):
     )
     regression: RegressionParameters | None = Field(
         RegressionParameters(),
-        description="A network regressed on returns, weighed against the readout. null: the readout alone.",
+        description="Networks regressed on returns, beside the readout. null: the readout alone.",
     )
 
 
