@@ -42,7 +42,7 @@ SECTIONS = {
     ),
     "rivals-seeds": Section(
         "rivals", "docs/benchmarks.md",
-        ("--set", "test", "--presets", "mixed,noisy,fragments,play,expert_few", "--methods", FOUR),
+        ("--set", "test", "--presets", PRESETS, "--methods", FOUR),
     ),
     "rivals": Section(
         "rivals", "docs/benchmarks.md",
