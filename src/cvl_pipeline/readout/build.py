@@ -155,7 +155,7 @@ def build_readout(
         critic: the trained critic.
         transitions: all episodes; the reference states come from the training episodes.
         labels: rewards of all transitions.
-        split: defines training and validation episodes.
+        split: defines the training episodes.
         parameters: the stage's parameters.
         seed: seed of the sampling.
 

@@ -25,7 +25,7 @@ from cvl_pipeline.training.seeds import stream_seed
 
 logger = logging.getLogger(__name__)
 
-JUDGED = 32_768
+CALIBRATING = 32_768
 """Maximum number of transitions whose returns the scale of Q is fitted to."""
 
 
@@ -137,7 +137,7 @@ def regress(
     Both estimates count by fixed shares (``parameters.readout_share``): a mean is hard to beat with weights that are
     fitted to data (Bates and Granger 1969). Here the critic knows what followed the actions that it was trained on, so
     it looks better there than it is, and the returns of the few other episodes are mostly chance (docs/truth.md). Only
-    a constant and the scale of the sum fit the returns of the validation episodes; without any, of the training ones.
+    a constant and the scale of the sum fit returns, too. Nothing is read of the validation episodes, which measure Q.
     In a log of windows, the readout's share is multiplied by the share of the future that the log has.
 
     Args:
@@ -145,7 +145,7 @@ def regress(
         readout: over the future states of all training episodes.
         transitions: all episodes.
         labels: rewards of all transitions.
-        split: defines training and validation episodes.
+        split: defines the training episodes.
         parameters: of the regression.
         seed: of the initial weights, the batches and the transitions that the scale is fitted to.
 
@@ -161,9 +161,7 @@ def regress(
     fit = ValueFit(critic, log, split, parameters, seed)
     fit.fit()
     generator = Generator().manual_seed(stream_seed(seed, "regression", 0))
-    held_out = transitions.transition_index(split.validation)
-    rows = held_out if len(held_out) else index
-    rows = rows[torch.randperm(len(rows), generator=generator)[:JUDGED]]
+    rows = index[torch.randperm(len(index), generator=generator)[:CALIBRATING]]
     share = fit.readout_share
     values = (1.0 - log.discount) * QFunction(critic, readout).of_transitions(transitions, rows, rows)[0]
     mean = share * values.double() + (1.0 - share) * fit.q_of(rows).double()
