@@ -188,7 +188,7 @@ ROWS = [
     Row("the version of torch", ALL, package("torch")),
     Row("the version of lightning", TRAININGS, package("lightning")),
     Row("the version of mujoco", ALL, package("mujoco")),
-    Row("the version of scipy", after("value_readout.read_out"), package("scipy")),
+    Row("the version of scipy", after("value_readout.evaluate", "evaluation.summarise"), package("scipy")),
     Row("the version of matplotlib", PLOTS, package("matplotlib")),
     Row("the version of kedro", set(), package("kedro")),
     # Artifacts.
