@@ -130,13 +130,13 @@ def test_actions_are_ordered_by_the_next_logged_pair_where_operators_differ() ->
     )
     at = data.states().argmax(-1)
     rewards = ((at == cells - 1) & (operators > 0.0)).float()
-    split = Split(train=torch.arange(len(starts)), validation=torch.zeros(0, dtype=torch.int64))
     shape = CriticShape((cells + 1,), 1, (4,), 4, "unit_norm", 0.25, False, gamma, False)
-    index = data.transition_index(split.train)
+    index = torch.arange(len(data))
+    log = logged_returns.LoggedReturns.of(data, rewards, gamma, 0.0, index)
     fit = fitting.ValueFit(
         ContrastiveCritic(shape, identity_normalisation(data)).requires_grad_(False),
-        logged_returns.LoggedReturns.of(data, rewards, gamma, 0.0, index),
-        split,
+        log,
+        index,
         RegressionParameters.model_validate(
             {"steps": 480, "value_steps": 120, "hidden": (32,), "members": 1}
         ),
@@ -154,7 +154,7 @@ def test_actions_are_ordered_by_the_next_logged_pair_where_operators_differ() ->
     )
     with torch.no_grad():
         fit.fit()
-        differences = fit.q_of(first) - fit.q_of(second)
+        differences = log.deviation * (fit.action_value.outputs(first) - fit.action_value.outputs(second))
     torch.testing.assert_close(differences, expected, rtol=0.1, atol=0.003)
 
 
@@ -165,7 +165,7 @@ def test_the_readout_counts_less_in_logs_of_windows(length: int, logged: float) 
     fit = fitting.ValueFit(
         small_critic(),
         logged_returns.LoggedReturns.of(data, torch.ones(len(data)), 0.9, 0.5, index),
-        Split(train=torch.arange(6), validation=torch.zeros(0, dtype=torch.int64)),
+        index,
         RegressionParameters(readout_share=0.4),
         seed=0,
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from cvl_pipeline.episodes.container import Split, Transitions
+from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.mlp import MLP
 from cvl_pipeline.readout.logged_returns import LoggedReturns, of_next_pairs
@@ -41,7 +41,7 @@ class ValueFit:
         self,
         critic: ContrastiveCritic,
         log: LoggedReturns,
-        split: Split,
+        index: Tensor,
         parameters: RegressionParameters,
         seed: int,
     ) -> None:
@@ -50,13 +50,13 @@ class ValueFit:
         Args:
             critic: whose inputs the networks have.
             log: returns and their scale.
-            split: defines the training episodes.
+            index: the transitions of the training episodes, (M,) int64.
             parameters: of the regression.
             seed: of initial weights and batches.
         """
-        self._critic, self._log, self._parameters, self._seed = critic, log, parameters, seed
-        self._index = log.transitions.transition_index(split.train)
-        logged = float(log.shares[self._index].mean())
+        self._critic, self._log, self._index = critic, log, index
+        self._parameters, self._seed = parameters, seed
+        logged = float(log.shares[index].mean())
         self.readout_share = parameters.readout_share * (logged if logged < CUT_SHARE else 1.0)
         cut = parameters.rounds is None and logged < CUT_SHARE
         self._rounds = CUT_ROUNDS if cut else parameters.rounds or 1
@@ -81,10 +81,6 @@ class ValueFit:
             self._arrived = self._arrivals()
             self.action_value = self._network(True, *self._renewed(self._arrived))
             self.action_value.train(steps, advance, rounds, self._after_pairs)
-
-    def q_of(self, rows: Tensor) -> Tensor:
-        """Q as a mean reward of transitions, (M,) int64 -> (M,)."""
-        return self._log.mean + self._log.deviation * self.action_value.outputs(rows)
 
     def _network(self, of_actions: bool, targets: Tensor, weights: Tensor) -> _Networks:
         stream = stream_seed(self._seed, "regression", 1 + of_actions)

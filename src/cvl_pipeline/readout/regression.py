@@ -158,22 +158,20 @@ def regress(
     log = LoggedReturns.of(transitions, labels.rewards, readout.discount, short, index)
     if log.deviation < 1e-12:
         return readout
-    fit = ValueFit(critic, log, split, parameters, seed)
+    fit = ValueFit(critic, log, index, parameters, seed)
     fit.fit()
-    generator = Generator().manual_seed(stream_seed(seed, "regression", 0))
-    rows = index[torch.randperm(len(index), generator=generator)[:CALIBRATING]]
     share = fit.readout_share
-    values = (1.0 - log.discount) * QFunction(critic, readout).of_transitions(transitions, rows, rows)[0]
-    mean = share * values.double() + (1.0 - share) * fit.q_of(rows).double()
-    constant, scale = calibration(mean, log.returns[rows].double(), log.shares[rows].double())
-    readout_weight, network_weight = scale * share, scale * (1.0 - share)
-    mixture = [constant + network_weight * log.mean, readout_weight, network_weight * log.deviation]
-    return RegressedReadout(
+    mixture = torch.tensor([(1.0 - share) * log.mean, share, (1.0 - share) * log.deviation])
+    mean = RegressedReadout(
         temperature=readout.temperature, horizons=readout.horizons, discount=readout.discount,
         self_normalised=readout.self_normalised, base=readout,
-        networks=fit.action_value.vectors(), sizes=fit.action_value.sizes,
-        mixture=torch.tensor(mixture, dtype=torch.float32),
+        networks=fit.action_value.vectors(), sizes=fit.action_value.sizes, mixture=mixture,
     )  # fmt: skip
+    generator = Generator().manual_seed(stream_seed(seed, "regression", 0))
+    rows = index[torch.randperm(len(index), generator=generator)[:CALIBRATING]]
+    values = (1.0 - log.discount) * QFunction(critic, mean).of_transitions(transitions, rows)[0]
+    constant, scale = calibration(values.double(), log.returns[rows].double(), log.shares[rows].double())
+    return dataclasses.replace(mean, mixture=scale * mixture + torch.tensor([constant, 0.0, 0.0]))
 
 
 def calibration(values: Tensor, returns: Tensor, weights: Tensor) -> tuple[float, float]:
