@@ -21,14 +21,12 @@ from cvl_pipeline.methods.off_policy import Ensemble
 from cvl_pipeline.methods.one_step import (
     LearnedValues,
     OneStep,
-    OneStepParameters,
     Phases,
     ReturnRegression,
     Unit,
 )
 from cvl_pipeline.methods.sarsa import SarsaLearning
 from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
-from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
 from cvl_pipeline.objectives.training import PolicyExtraction, train_policy
 from cvl_pipeline.testing.builders import names_in, policy_parameters
 from cvl_pipeline.testing.finite_mdp import grid_world
@@ -44,12 +42,6 @@ def method(name: str, steps: int = 12, **settings: Any) -> Any:
     made = METHODS.create(method_parameters(name, training={"steps": steps, **training}, **settings))
     assert isinstance(made, OneStep)
     return made
-
-
-def test_defaults_of_the_extraction_are_those_of_cvl() -> None:
-    own, cvl = OneStepParameters(method="any"), AdvantageWeightedRegression.Parameters()
-    for name in ("beta", "max_weight", "episode_weight", "state_value"):
-        assert getattr(own, name) == getattr(cvl, name)
 
 
 @pytest.mark.parametrize("name", NAMES)

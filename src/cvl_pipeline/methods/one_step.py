@@ -10,7 +10,7 @@ import shutil
 from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pandas as pd
 import torch
@@ -24,14 +24,10 @@ from cvl_pipeline.methods.base import MethodParameters
 from cvl_pipeline.methods.off_policy import Ensemble, OffPolicy, OffPolicyMethod, reward_unit
 from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
 from cvl_pipeline.objectives.base import PolicyTraining, TrainedPolicy
-from cvl_pipeline.objectives.parameters import (
-    STATE_VALUES,
-    MarginalActionsParameters,
-    StateValueParameters,
-)
+from cvl_pipeline.objectives.parameters import AdvantageWeights
 from cvl_pipeline.objectives.training import train_policy
 from cvl_pipeline.readout.action_values import ActionValues
-from cvl_pipeline.schema import Choice, Strict
+from cvl_pipeline.schema import Strict
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.keeping import checkpoints_are_kept, kept_checkpoints
 from cvl_pipeline.training.module import OfflineModule
@@ -41,7 +37,7 @@ if TYPE_CHECKING:
     from cvl_pipeline.readout.q_function import QFunction
 
 
-class OneStepParameters(MethodParameters):
+class OneStepParameters(AdvantageWeights, MethodParameters):
     """The settings of every one-step method."""
 
     scale_rewards: ClassVar[bool] = False  # Q has a unit of its own, see Unit
@@ -51,20 +47,6 @@ class OneStepParameters(MethodParameters):
         gt=0.0,
         lt=1.0,
         description="Share of `training.steps` before the policy's own, as of a default CVL: critic and regression.",
-    )
-    beta: float = Field(
-        3.0, ge=0.0, description="Transitions are weighted by exp(beta * advantage / its standard deviation)."
-    )
-    max_weight: float = Field(100.0, gt=0.0, description="Largest weight of a transition, and of an episode.")
-    episode_weight: float = Field(
-        1.0,
-        ge=0.0,
-        le=1.0,
-        description="How far an episode that is one of few, steadily better ones counts as a whole, by its mean "
-        "advantage (docs/method.md). 0: never.",
-    )
-    state_value: Annotated[StateValueParameters, Choice(STATE_VALUES)] = Field(
-        MarginalActionsParameters(), description="V(s) of the advantage Q(s, a) - V(s)."
     )
 
 
@@ -317,10 +299,7 @@ class OneStep(OffPolicyMethod):
         own = self.parameters
         extraction = AdvantageWeightedRegression.Parameters(
             **phases.of(own, 1.0 - own.value_share).actor_settings,
-            beta=own.beta,
-            max_weight=own.max_weight,
-            episode_weight=own.episode_weight,
-            state_value=own.state_value,
+            **{name: getattr(own, name) for name in AdvantageWeights.model_fields},
         )
         policy, history = train_policy(
             data, extraction, seed, values=learned, checkpoints=phases.folder("policy"), logs=logs

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from cvl_pipeline.objectives.base import Objective, ObjectiveParameters, Setting
-from cvl_pipeline.objectives.parameters import (
-    STATE_VALUES,
-    MarginalActionsParameters,
-    StateValueParameters,
-)
-from cvl_pipeline.schema import Choice
+from cvl_pipeline.objectives.parameters import AdvantageWeights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,28 +29,10 @@ class AdvantageWeightedRegression(Objective):
     chance, no more than without c.
     """
 
-    class Parameters(ObjectiveParameters):
+    class Parameters(AdvantageWeights, ObjectiveParameters):
         """The settings of ``awr``."""
 
         objective: Literal["awr"] = Field("awr", description="Advantage-weighted regression.")
-        beta: float = Field(
-            3.0,
-            ge=0.0,
-            description="Transitions are weighted by exp(beta * advantage / its standard deviation).",
-        )
-        max_weight: float = Field(
-            100.0, gt=0.0, description="Largest weight of a transition, and of an episode."
-        )
-        episode_weight: float = Field(
-            1.0,
-            ge=0.0,
-            le=1.0,
-            description="How far an episode that is one of few, steadily better ones counts as a whole, by its mean "
-            "advantage (docs/method.md). 0: never.",
-        )
-        state_value: Annotated[StateValueParameters, Choice(STATE_VALUES)] = Field(
-            MarginalActionsParameters(), description="V(s) of the advantage Q(s, a) - V(s)."
-        )
 
     def prepare(self, setting: Setting) -> None:
         """Compute the weights of all training transitions."""

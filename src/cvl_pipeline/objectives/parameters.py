@@ -1,12 +1,12 @@
-"""Parameters of state values, which objectives subtract from Q."""
+"""Parameters of advantages: the state values that are subtracted from Q, and the weights."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Hidden, Registry, Strict
+from cvl_pipeline.schema import MOST_ROWS, MOST_STEPS, MOST_UNITS, Choice, Hidden, Registry, Strict
 
 if TYPE_CHECKING:
     from cvl_pipeline.objectives.advantages import StateValue
@@ -48,3 +48,22 @@ STATE_VALUES: Registry[StateValue] = Registry(
         "fitted_value": ("cvl_pipeline.objectives.advantages:FittedValue", FittedValueParameters),
     },
 )
+
+
+class AdvantageWeights(Strict):
+    """The settings of weights that grow with the advantage; see ``objectives.awr``."""
+
+    beta: float = Field(
+        3.0, ge=0.0, description="Transitions are weighted by exp(beta * advantage / its standard deviation)."
+    )
+    max_weight: float = Field(100.0, gt=0.0, description="Largest weight of a transition, and of an episode.")
+    episode_weight: float = Field(
+        1.0,
+        ge=0.0,
+        le=1.0,
+        description="How far an episode that is one of few, steadily better ones counts as a whole, by its mean "
+        "advantage (docs/method.md). 0: never.",
+    )
+    state_value: Annotated[StateValueParameters, Choice(STATE_VALUES)] = Field(
+        MarginalActionsParameters(), description="V(s) of the advantage Q(s, a) - V(s)."
+    )
