@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from benchmarks.commands import NOTEBOOKS, PAGES, blocks, lines, text_of
+from benchmarks.commands import NOT_HERE, NOTEBOOKS, PAGES, blocks, lines, text_of
 
 import cvl_pipeline as cvl
 from cvl_pipeline.errors import InputError
@@ -43,34 +43,13 @@ PROGRAMS = {
     "docs/suites.md": ["tests/suites/test_pages.py"] * 2,
 }
 """The file of the test that runs each Python block of a page."""
-NOT_CHECKED = {
-    "#!/bin/bash": "a job file of SLURM, which these tests do not have; its kedro run is checked",
-    ".venv/bin/pre-commit install": "it would change the checkout",
-    "cd ": "a folder of the reader's",
-    "CUDA_VISIBLE_DEVICES=0 dask worker": "as dask scheduler",
-    "curl ": "it asks that server",
-    "cvl init": "tests/integration/test_packaging.py runs it",
-    "dask ": "a cluster of the reader's; tests/suites starts a scheduler and workers with distributed",
-    "docker ": "no container can be built here; docs/install.md says so",
+NOT_CHECKED = NOT_HERE | {
     "export SRUN_CPUS_PER_TASK": "SLURM",
     "export MLFLOW_TRACKING_URI": "it changes the reader's shell",
     "export WANDB_MODE": "it changes the reader's shell",
-    "kedro mlflow": "a plugin that is not in requirements.lock",
     "mlflow ": "a server, of a package that is not in requirements.lock",
     "tensorboard ": "a server",
-    "wandb ": "it uploads, with a package that is not in requirements.lock",
-    "MLSERVER_HOST=": "a server in an environment of its own",
-    "git clone": "the address is not in the project",
     "kedro registry list": "a command of Kedro's own",
-    "CVL_LEROBOT_PYTHON=": "it needs LeRobot's package, in an environment of its own",
-    "kubectl ": "a cluster of the reader's",
-    "mkdir mine": "tests/integration/test_packaging.py runs cvl init",
-    "python kubernetes_cluster.py": "a cluster of the reader's; tests/suites/test_pages.py runs the script",
-    "printf 'POSTGRES": "for docker compose",
-    "source .venv/bin/activate": "it changes the reader's shell",
-    "trap ": "SLURM",
-    "uv ": "it downloads PyTorch",
-    "wait ": "SLURM",
 }
 """How commands begin that no test checks, and why."""
 RIDDLES = (
