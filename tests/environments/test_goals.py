@@ -120,6 +120,8 @@ def test_one_policy_is_evaluated_over_goals_and_the_table_names_them() -> None:
     ],
 )
 def test_sources_with_goals(dataset: dict[str, Any], goals: tuple[str, ...]) -> None:
+    if dataset["source"] == "ogbench":
+        pytest.importorskip("ogbench")
     parameters: Any = SOURCES.validate(dataset)
     place = environment_for(parameters, EvaluationParameters(goals=True))
     assert (place.goals, place.tasks, place.name) == (True, goals, f"goals of {dataset['task']}")

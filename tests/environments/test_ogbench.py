@@ -65,9 +65,19 @@ def test_names_of_no_dataset_are_refused(name: str, fault: str) -> None:
         DatasetName.parse(name)
 
 
-def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("python", "advice"),
+    [
+        ((3, 12), r"^ogbench needs ogbench: pip install 'cvl-pipeline\[ogbench\]'"),
+        ((3, 13), "^OGBench cannot be installed for Python 3.13: .*; use Python 3.11 or 3.12$"),
+    ],
+)
+def test_a_missing_package_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, python: tuple[int, int], advice: str
+) -> None:
     monkeypatch.setitem(sys.modules, "ogbench", None)
-    with pytest.raises(InputError, match=r"^ogbench needs ogbench: pip install 'cvl-pipeline\[ogbench\]'"):
+    monkeypatch.setattr(sys, "version_info", python)
+    with pytest.raises(InputError, match=advice):
         DatasetName.parse("cube-single-play-v0")
 
 

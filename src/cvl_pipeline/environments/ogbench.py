@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -128,6 +129,11 @@ def importing_ogbench() -> Iterator[None]:
 
             yield
     except ModuleNotFoundError as error:
+        if sys.version_info >= (3, 13):
+            raise InputError(
+                "OGBench cannot be installed for Python 3.13: dm_control, which it needs, has no packages for it; use "
+                "Python 3.11 or 3.12"
+            ) from None
         raise missing_extra("ogbench", error) from None
     finally:
         os.environ.pop(_GL) if given is None else os.environ.update({_GL: given})

@@ -86,15 +86,16 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    content = buffer.getbuffer()
-    line = f"{FORMAT} checkpoint {CHECKPOINT_VERSION} {hashlib.sha256(content).hexdigest()}\n".encode()
+    # Released whatever happens: Python 3.13 cannot collect a buffer whose view is kept by the traceback of an error.
+    with buffer.getbuffer() as content:
+        line = f"{FORMAT} checkpoint {CHECKPOINT_VERSION} {hashlib.sha256(content).hexdigest()}\n".encode()
 
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            file.write(line)
-            file.write(content)
+        def write(partial: Path) -> None:
+            with partial.open("wb") as file:
+                file.write(line)
+                file.write(content)
 
-    write_atomically(path, write)
+        write_atomically(path, write)
 
 
 def read_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any]:
