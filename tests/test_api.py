@@ -430,6 +430,19 @@ def test_the_seed_determines_the_policy(continuous: Run) -> None:
     assert not _same(other.policy, run.trained.policy)
 
 
+@pytest.mark.parametrize(("method", "steps"), [("bc", 2000), ("iql", 7500), ("sarsa", 7500)])
+def test_methods_take_the_gradient_steps_of_the_pipeline(
+    continuous: Run, monkeypatch: pytest.MonkeyPatch, method: str, steps: int
+) -> None:
+    jobs: list[Any] = []
+    monkeypatch.setattr(launch, "train", lambda job, *_: (jobs.append(job), None))
+    cvl.train_method(continuous.data, method, hidden=(8,))
+    cvl.train_method(continuous.data, method, training={"batch_size": 8, "steps": 3})
+    assert [job.parameters.training.steps for job in jobs] == [steps, 3]
+    assert (jobs[0].parameters.hidden, jobs[1].parameters.training.batch_size) == ((8,), 8)
+    assert StageParameters(baselines={"it": {"method": method}}).baselines["it"].training.steps == steps
+
+
 @pytest.mark.parametrize("method", ["bc", "iql"])
 def test_other_methods_train_a_policy(continuous: Run, discrete: Run, method: str) -> None:
     for run in (continuous, discrete):

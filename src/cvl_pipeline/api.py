@@ -36,6 +36,7 @@ from cvl_pipeline.methods.job import PolicyJob
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.goal_policy import ObservedGoal
 from cvl_pipeline.objectives.base import OBJECTIVES, ObjectiveParameters, TrainedPolicy
+from cvl_pipeline.parameters import with_inherited
 from cvl_pipeline.paths import expanded
 from cvl_pipeline.readout.build import build_readout
 from cvl_pipeline.readout.parameters import READOUTS, REWARDS, ReadoutParameters, RewardParameters
@@ -327,12 +328,18 @@ def train_method(
         values: critic and readout, if the method needs them.
         checkpoints: folder that keeps unfinished training, which the same call resumes.
         logs: folder of metrics.csv and other logs.
-        settings: of the method.
+        settings: of the method. As in the pipeline, a method that learns its values itself takes the gradient steps of
+            CVL's critic, regression and policy together unless ``training={"steps": ...}`` says otherwise.
 
     Raises:
         InputError: an unknown method or setting, or data that lack what the method needs.
     """
     check_seed(seed)
+    if isinstance(method, str):
+        baseline = with_inherited({"baselines": {"it": {METHODS.field: method, **settings}}})["baselines"][
+            "it"
+        ]
+        settings = {name: value for name, value in baseline.items() if name != METHODS.field}
     parameters = _choose(METHODS, "method", method, settings)
     chosen = METHODS.of(parameters)
     if not chosen.needs_rewards:

@@ -82,7 +82,8 @@ class StageParameters(Strict):
     baselines: Annotated[dict[str, Any], Choice(METHODS, mapping=True)] = Field(
         {"bc": BC.Parameters()},
         description="Methods that are trained and evaluated beside CVL, by a name of yours. A name that is a method's "
-        "chooses it. Network and training follow policy_extraction unless they are set.",
+        "chooses it. Network and training follow policy_extraction unless they are set; a method that learns values "
+        "takes the gradient steps of critic, regression and policy together, 7500 by default.",
     )
     evaluation: EvaluationParameters = Field(
         EvaluationParameters(), description="How policies are judged in the real environment."
