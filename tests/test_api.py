@@ -435,7 +435,12 @@ def test_methods_take_the_gradient_steps_of_the_pipeline(
     continuous: Run, monkeypatch: pytest.MonkeyPatch, method: str, steps: int
 ) -> None:
     jobs: list[Any] = []
-    monkeypatch.setattr(launch, "train", lambda job, *_: (jobs.append(job), None))
+
+    def noted(job: Any, *_: Any) -> tuple[None, None]:
+        jobs.append(job)
+        return None, None
+
+    monkeypatch.setattr(launch, "train", noted)
     cvl.train_method(continuous.data, method, hidden=(8,))
     cvl.train_method(continuous.data, method, training={"batch_size": 8, "steps": 3})
     assert [job.parameters.training.steps for job in jobs] == [steps, 3]
