@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.methods.base import METHODS
 from cvl_pipeline.methods.sarsa import SarsaLearning
+from cvl_pipeline.testing.builders import make_rewards, make_transitions
 from tests.methods.toys import make_episodes, method_parameters
 
 
@@ -41,3 +47,18 @@ def test_loss_equals_the_formula() -> None:
     assert without_next
     assert terminal
     assert float(loss.detach()) == pytest.approx(float(squares) / len(train), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "ends"), [([1] * 6, False), ([1] * 6, True), ([1, 1, 1, 1, 1, 2], False)]
+)
+def test_a_log_in_which_nothing_follows_is_refused(lengths: list[int], ends: bool) -> None:
+    log = make_transitions(lengths, [ends] * 6)
+    data = EpisodeData.prepare(log, make_rewards(log))
+    train = [lengths[episode] for episode in data.split.train.tolist()]
+    method: Any = METHODS.create(method_parameters("sarsa"))
+    if ends or max(train) > 1:
+        method.check(data)
+    else:
+        with pytest.raises(InputError, match="'sarsa' needs steps that another one follows"):
+            method.check(data)

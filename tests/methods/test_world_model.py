@@ -11,6 +11,7 @@ from torch import Generator
 
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.methods.world_model import ModelLearning, WorldModel
+from cvl_pipeline.testing.builders import make_rewards, make_transitions
 from cvl_pipeline.testing.finite_mdp import grid_world
 from cvl_pipeline.testing.linear_gaussian import linear_gaussian
 from cvl_pipeline.training.fit import fit
@@ -90,3 +91,11 @@ def test_predicted_states_stay_within_the_log() -> None:
     step = module.model.predict(log.states(), log.actions, 1e3 * torch.ones_like(log.states()), 0)
     assert (step.next_states <= module.model.high).all()
     assert torch.isfinite(step.next_states).all()
+
+
+def test_a_single_training_step_is_learned_from() -> None:
+    log = make_transitions([1, 1], [False, False])
+    module = learning(EpisodeData.prepare(log, make_rewards(log)), 2, members=2, elites=1)
+    fit(module, description="test")
+    still = module.trained().predict(log.states(), log.actions, torch.zeros_like(log.states()), 0)
+    assert torch.isfinite(still.next_states).all()

@@ -249,7 +249,10 @@ def test_the_readout_error_is_in_standard_deviations_of_the_exact_values() -> No
     assert readout_error(-exact, exact)[1] == pytest.approx(-1.0)
 
 
-@pytest.mark.parametrize(("values", "exact"), [([1.0, 1.0], [1.0, 2.0]), ([1.0, 2.0], [3.0, 3.0])])
+@pytest.mark.parametrize(
+    ("values", "exact"),
+    [([1.0, 1.0], [1.0, 2.0]), ([1.0, 2.0], [3.0, 3.0]), ([7.0, 7.000001], [7.000001, 7.0])],
+)
 def test_a_constant_readout_has_no_error(values: list[float], exact: list[float]) -> None:
     assert readout_error(np.array(values), np.array(exact)) == (None, None)
     report = value_report(_values(values, [1.0, 2.0], exact), LABELS, readout_parameters())

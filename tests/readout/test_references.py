@@ -23,6 +23,7 @@ from cvl_pipeline.readout.references import (
     all_references,
     compress,
     draw_references,
+    future_states,
     labels,
     return_weight,
 )
@@ -212,6 +213,28 @@ def test_values_of_a_short_critic_and_a_long_log_are_q() -> None:
     values = QFunction(critic, readout)(*all_pairs(mdp)).detach().reshape(mdp.states, mdp.actions).numpy()
     exact = mdp.q()[~mdp.terminal]
     assert np.sqrt(((values[~mdp.terminal] - exact) ** 2).mean()) < 0.05 * exact.std()
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_a_constant_reward_has_the_same_value_everywhere_in_a_truncated_log(normalised: bool) -> None:
+    """Time is the state, so states near the end of the log are seen from their own anchors alone."""
+    steps, short, long = 20, 0.8, 0.95
+    data = make_transitions([steps] * 3, [False] * 3, observation_size=steps + 1)
+    data = replace(data, observations=torch.eye(steps + 1).repeat(3, 1))
+    rewards = make_rewards(data)
+    ones = replace(rewards, rewards=torch.ones(len(data)))
+    states = future_states(data, ones, short, None, long, by_share=normalised)
+    marginal = torch.zeros(steps + 1, dtype=torch.float64)
+    plain = future_states(data, ones, short)
+    marginal.index_add_(0, (plain.arrivals % steps) + 1, plain.log_weights.exp().double())
+    for time in (0, steps // 2, steps - 1):
+        reached = torch.arange(time + 1, steps + 1)
+        law = torch.zeros(steps + 1, dtype=torch.float64)
+        law[reached] = short ** (reached - time - 1).double()
+        ratio = (law / law.sum() / marginal.clamp(min=1e-12))[(states.arrivals % steps) + 1]
+        weights = states.log_weights.exp().double() * ratio
+        total = weights.sum() if normalised else 1.0
+        assert float((weights * states.rewards).sum() / total) == pytest.approx(1.0, rel=1e-4)
 
 
 # Sampled references.

@@ -92,7 +92,8 @@ def test_a_killed_worker_and_a_killed_suite_lose_no_finished_unit(
 ) -> None:
     for task in TASKS[1:]:
         (folder / task).write_text("hold")
-    suite = start()
+    # So that every replacement of a worker would be too late for Dask.
+    suite = start(DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT="10ms")
     wait_for(lambda: len(records(project)) == 1 and len(fakes.calls(folder)) == 4, suite)
     first, second = (call for call in fakes.calls(folder) if "reach" not in call.cell)
     os.kill(first.parent, signal.SIGKILL)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 
 from cvl_pipeline.dynamics.module import ContrastiveDynamics, train_dynamics
 from cvl_pipeline.episodes.container import Transitions
@@ -248,6 +250,21 @@ def test_fingerprint_depends_on_parameters_seed_and_inputs(transitions: Transiti
     ]
     assert len({base, *others}) == len(others) + 1
     assert base.isalnum()  # it names a folder
+
+
+def test_fingerprint_ignores_what_a_look_at_the_inputs_caches() -> None:
+    @dataclass(frozen=True)
+    class Input:
+        numbers: Tensor
+
+        @cached_property
+        def empty(self) -> bool:
+            return not len(self.numbers)
+
+    given = Input(torch.arange(3.0))
+    before = run_fingerprint(dynamics_parameters(), 0, given)
+    assert not given.empty
+    assert run_fingerprint(dynamics_parameters(), 0, given) == before
 
 
 def test_fingerprint_ignores_settings_that_change_no_result(transitions: Transitions) -> None:

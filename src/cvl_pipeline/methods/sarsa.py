@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cvl_pipeline.episodes.data import EpisodeData
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.off_policy import follow
 from cvl_pipeline.methods.one_step import OneStep, OneStepParameters, Phases, Unit, ValueLearning
 from cvl_pipeline.readout.action_values import ActionValues
@@ -18,7 +19,8 @@ from cvl_pipeline.readout.action_values import ActionValues
 class SarsaLearning(ValueLearning):
     """Temporal differences with the logged next action.
 
-    The last step of a truncated episode has no next action, so it does not train.
+    The last step of a truncated episode has no next action, so it does not train. In a log of short windows,
+    terminations therefore count more than they should.
     """
 
     def __init__(self, data: EpisodeData, parameters: Any, seed: int) -> None:
@@ -64,6 +66,16 @@ class SARSA(OneStep):
         )
 
     title = "SARSA + AWR"
+
+    def check(self, data: EpisodeData) -> None:
+        """Raise InputError also if no training step has a next action or a termination."""
+        super().check(data)
+        lengths = data.transitions.episode_starts.diff()[data.split.train]
+        if not ((lengths > 1) | data.transitions.terminated[data.split.train]).any():
+            raise InputError(
+                "method 'sarsa' needs steps that another one follows: every training episode is a single step, cut off "
+                "by the log; take mc_awr"
+            )
 
     def learn(self, data: EpisodeData, seed: int, phases: Phases) -> ActionValues:
         """Learn Q by temporal differences."""

@@ -71,7 +71,7 @@ class WorldModel(nn.Module):
         """Set the units of changes and rewards, the range of states, and whether episodes can terminate."""
         outputs = torch.cat([next_states - states, rewards.unsqueeze(-1)], -1)
         # A dimension that never changes, such as a goal, has an error of zero in any unit.
-        self.standardise_output.fit(outputs.mean(0), outputs.std(0).clamp(min=1e-6))
+        self.standardise_output.fit(outputs.mean(0), outputs.std(0, correction=0).clamp(min=1e-6))
         self.low.copy_(torch.minimum(states.amin(0), next_states.amin(0)))
         self.high.copy_(torch.maximum(states.amax(0), next_states.amax(0)))
         self.can_end = terminates

@@ -181,7 +181,9 @@ def build_readout(
         )  # fmt: skip
 
     generator = Generator().manual_seed(stream_seed(seed, "references", 0))
-    states = future_states(transitions, labels, own, split.train, None if conditioned else discount)
+    states = future_states(
+        transitions, labels, own, split.train, None if conditioned else discount, parameters.self_normalised
+    )
     if parameters.references is not None:
         by_reward = parameters.reference_distribution == "reward"
         states = draw_references(states, parameters.references, by_reward, generator)

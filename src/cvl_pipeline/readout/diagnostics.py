@@ -117,7 +117,7 @@ def value_report(
         returns are all equal.
     """
     q, returns = values["q"].to_numpy(np.float64), values["return"].to_numpy(np.float64)
-    constant = any(np.ptp(part) <= ROUNDING * np.abs(part).max() for part in (q, returns))
+    constant = _constant(q) or _constant(returns)
     line = None if constant else _line(q, returns)
     sizes = values["effective_sample_size"]
     if "q_alone" not in values:  # a table of an older version, without regression
@@ -179,7 +179,7 @@ def returns_correlation(
         )
     values = q.of_transitions(transitions, index)[0].numpy()
     returns = observed_returns(labels.rewards, transitions, discount)[index].numpy()
-    if np.ptp(values) == 0.0 or np.ptp(returns) == 0.0:
+    if _constant(values) or _constant(returns):
         raise InputError(
             "returns_correlation: held-out values or returns are all equal, so they have no ranks"
         )
@@ -193,10 +193,15 @@ def readout_error(
 
     None if either is constant.
     """
-    if np.ptp(values) == 0.0 or np.ptp(exact) == 0.0:
+    if _constant(values) or _constant(exact):
         return None, None
     error = np.sqrt(np.mean((values - exact) ** 2)) / exact.std()
     return float(error), _rank_correlation(values, exact)
+
+
+def _constant(values: NDArray[Any]) -> bool:
+    """Whether all values are equal, but for rounding."""
+    return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
 
 
 def _rank_correlation(values: NDArray[Any], others: NDArray[Any]) -> float:

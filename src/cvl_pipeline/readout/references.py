@@ -99,12 +99,14 @@ def future_states(
     discount: float,
     episodes: Tensor | None = None,
     value_discount: float | None = None,
+    by_share: bool = True,
 ) -> FutureStates:
     """All logged future states with their exact probabilities under the training sampler.
 
     With a longer discount of the values, the reward becomes a label that holds the logged return too (see
     ``labels``). Where the log ends soon after a state, its return says little, so its probability is multiplied by
-    the logged share of its future, as far as the label depends on the return.
+    the logged share of its future, as far as the label depends on the return. This is for weighted means: a sum that
+    is not divided by its weights would fall towards the end of every truncated episode.
 
     Args:
         transitions: the log; the absorbing state is added if any of the episodes terminated.
@@ -112,13 +114,15 @@ def future_states(
         discount: discount c of the training sampler.
         episodes: (M,) int64 ids of the training episodes; None: all.
         value_discount: discount gamma of the values, at least c; None: c.
+        by_share: whether probabilities are multiplied by the logged shares.
     """
     probabilities, absorbed = SegmentSampler(transitions, discount, episodes).marginal()
     episode_ids = torch.arange(transitions.episodes) if episodes is None else episodes
     arrivals = transitions.transition_index(episode_ids)
     wanted = discount if value_discount is None else value_discount
     values = labels(transitions, rewards.rewards.to(arrivals.device), discount, wanted)[arrivals]
-    if weight := return_weight(discount, wanted):
+    weight = return_weight(discount, wanted)
+    if weight and by_share:
         shares = logged_shares(transitions, wanted)[arrivals]
         probabilities = probabilities * (1.0 - weight + weight * shares)
         total = probabilities.sum() + absorbed

@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from types import TracebackType
@@ -18,6 +19,14 @@ POLL = 0.2
 """Seconds between looks at the units that run."""
 PATIENCE = 120.0
 """Seconds in which units that are stopped must have saved their training."""
+SETTINGS = {
+    # A unit is a process of its own, so a worker's profile says nothing.
+    "distributed.worker.profile.enabled": False,
+    # A worker that died is replaced. Dask takes a replacement for lost that needs more than 15 s to start, as on a busy
+    # machine, and closes it: the suite would go on with one worker less.
+    "distributed.deploy.lost-worker-timeout": "1 hour",
+}
+"""Dask's, for a cluster of this machine."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +96,13 @@ class DaskEngine:
         self._cluster: Any = None
         self._futures: dict[str, tuple[Unit, Any]] = {}
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # workers that die are no news
+        self._settings = ExitStack()
         if scheduler is None:
-            # A unit is a process of its own, so a worker's memory and profile say nothing.
-            with import_module("dask").config.set({"distributed.worker.profile.enabled": False}):
-                self._cluster = dask.LocalCluster(
-                    n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0",
-                    silence_logs=logging.CRITICAL,
-                )  # fmt: skip
+            self._settings.enter_context(import_module("dask").config.set(SETTINGS))
+            self._cluster = dask.LocalCluster(
+                n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+            )  # fmt: skip
             self._client = dask.Client(self._cluster)
         else:
             try:
@@ -117,6 +126,7 @@ class DaskEngine:
         self._client.close(timeout=10)
         if self._cluster is not None:
             self._cluster.close(timeout=20)
+        self._settings.close()
 
     @property
     def dashboard(self) -> str:

@@ -10,7 +10,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -205,7 +205,12 @@ def tensors_of(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     for prefix, value in inputs.items():
         if value is None:
             continue
-        parts = value.state_dict() if isinstance(value, torch.nn.Module) else vars(value)
+        # Not vars(value), which has what a cached property holds, too.
+        parts = (
+            value.state_dict()
+            if isinstance(value, torch.nn.Module)
+            else {field.name: getattr(value, field.name) for field in fields(value)}
+        )
         for name, part in parts.items():
             if part is None:
                 continue
