@@ -321,10 +321,24 @@ def test_the_remedy_for_rewards_that_would_be_lost_works(tmp_path: Path, timeout
 @pytest.mark.parametrize("name", ["observations", "actions", "rewards", "next_observations"])
 def test_numbers_that_are_not_finite_are_refused_by_their_row_of_the_file(tmp_path: Path, name: str) -> None:
     """Row 6 is in the second episode, whose rows have other numbers in the container."""
-    log = a_log(next_observations=rows(8, 3))
+    log = a_log(next_observations=rows(8, 3, start=1.0))
     log[name][6] = np.nan
     with pytest.raises(
         InputError, match=rf"own.hdf5: {name} have nan in row 6; remove or repair that episode"
+    ):
+        load_d4rl(write(tmp_path / "own.hdf5", log))
+
+
+@pytest.mark.parametrize("order", [[0, 2, 1, 3, 4, 5, 6, 7], [0, 1, 2, 3, 5, 4, 6, 7]])
+def test_a_shuffled_log_is_refused(tmp_path: Path, order: list[int]) -> None:
+    log = a_log(next_observations=rows(8, 3, start=1.0))
+    for name in ("observations", "actions", "rewards", "next_observations"):
+        log[name] = log[name][order]
+    row = next(row for row in range(8) if order[row + 1] != order[row] + 1)
+    with pytest.raises(
+        InputError,
+        match=rf"own.hdf5: next_observations are {order[row] + 1} in row {row}, dimension 0, but row {row + 1} starts "
+        f"from {order[row + 1]}; sort",
     ):
         load_d4rl(write(tmp_path / "own.hdf5", log))
 

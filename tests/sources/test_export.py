@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -155,6 +156,31 @@ def test_held_out_episodes_stay_held_out(tmp_path: Path, form: str) -> None:
     held_out = replace(data, held_out=torch.tensor(1))
     _, parameters = export_dataset(held_out, rewards, form, tmp_path / OUT[form], name=NAME)
     _assert_equal(_read(parameters), (held_out, rewards))
+
+
+@pytest.mark.parametrize(("added", "warning"), [(["demo_4"], None), ([], "all groups have one")])
+def test_the_mark_of_a_group_of_hdf5_holds_wherever_the_group_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, added: list[str], warning: str | None
+) -> None:
+    data, rewards = _vectors()
+    _, parameters = export_dataset(
+        replace(data, held_out=torch.tensor(1)), rewards, "hdf5", tmp_path / "x.h5"
+    )
+    with h5py.File(tmp_path / "x.h5", "a") as file:
+        groups = file["data"]
+        marked = next(name for name in groups if "cvl_held_out" in groups[name].attrs)
+        for name in added:
+            first = next(other for other in groups if other != marked)
+            groups.copy(first, name)
+        if not added:
+            for name in groups:
+                groups[name].attrs["cvl_held_out"] = groups[marked].attrs["cvl_held_out"]
+        last = groups[marked]["actions"][:]
+    read_again, _ = _read(parameters)
+    assert (warning is None) == (int(read_again.held_out) == 1)
+    assert any(warning in message for message in caplog.messages) if warning else not caplog.messages
+    if warning is None:
+        np.testing.assert_allclose(read_again.actions[-len(last) :], last, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

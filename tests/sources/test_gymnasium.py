@@ -48,7 +48,7 @@ def test_an_environment_is_made_by_its_id_with_the_length_of_the_collection() ->
 
 
 def test_without_a_policy_every_step_is_random() -> None:
-    source = _source(noise_max=0.2, random_max=0.5, random_hold=3)
+    source = _source(random_hold=3)
     assert source.disturbances() == Disturbances(0.0, 1.0, 3, random_min=1.0)
 
 
@@ -101,3 +101,12 @@ def test_a_preset_that_disturbs_a_policy_needs_one(preset: str) -> None:
     with pytest.raises(ValidationError, match=rf"preset {preset} disturbs a policy: set dataset\.policy"):
         _source(preset=preset)
     assert _source(preset=preset, policy=f"{HERE}:always_right").parameters.preset == preset
+
+
+@pytest.mark.parametrize("name", ["noise_max", "random_max"])
+def test_what_disturbs_a_policy_needs_one(name: str) -> None:
+    with pytest.raises(
+        ValidationError, match=rf"dataset\.{name} disturbs a policy: set dataset\.policy, or leave"
+    ):
+        _source(**{name: 0.1})
+    assert getattr(_source(**{name: 0.1}, policy=f"{HERE}:always_right").parameters, name) == 0.1

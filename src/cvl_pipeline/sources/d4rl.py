@@ -45,7 +45,7 @@ from cvl_pipeline.sources.download import download
 from cvl_pipeline.sources.hdf5 import HDF5, check_log, log_files, open_hdf5
 from cvl_pipeline.sources.precision import check_finite, single_precision
 from cvl_pipeline.sources.progress import progress
-from cvl_pipeline.sources.steps import Steps, episodes_from_steps
+from cvl_pipeline.sources.steps import Steps, episodes_from_steps, first_gap
 
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
@@ -178,7 +178,8 @@ def load_d4rl(
 
     Raises:
         InputError: a missing, damaged or foreign file, a missing array or one of the wrong shape, flags that do
-            not define where episodes end, or an id of an unknown family.
+            not define where episodes end, next observations that are not those of the following row, or an id of an
+            unknown family.
     """
     path = expanded(path)
     source, dataset_id = shown(path), dataset_id or ""
@@ -218,6 +219,16 @@ def load_d4rl(
         successes=successes,
         ignored=ignored,
     )
+    following = log.next_observations
+    comparable = (
+        following is not None and following.shape == log.observations.shape
+    )  # other shapes are refused below
+    if comparable and (gap := first_gap(steps)):
+        raise InputError(
+            f"{source}: next_observations are {gap.found:g} in row {gap.row}, dimension {gap.dimension}, but row "
+            f"{gap.row + 1} starts from {gap.expected:g}; sort the steps of an episode by time, and set timeouts or "
+            "terminals in its last row"
+        )
     # All of D4RL's tasks take actions from -1 to 1, even if a log does not reach these bounds.
     high = np.ones(log.actions.shape[1], dtype=np.float32)
     unneeded = (

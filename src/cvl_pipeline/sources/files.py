@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ from cvl_pipeline.sources.precision import numbers_or_images, single_precision
 from cvl_pipeline.sources.progress import progress
 from cvl_pipeline.sources.steps import Steps, bounds_of, episodes_from_steps, first_gap, one_hot, packed
 from cvl_pipeline.sources.tables import Table, brief, place_of_row
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
@@ -67,6 +70,7 @@ def load_file(
     with open_contents(path, ids) as contents:
         table = Table(shown(path), contents)
         tables = [table] if columns.groups is None else table.groups(columns.groups)
+        tables.sort(key=lambda part: part.held_out)  # the last episodes of a log are those that are held out
         _check_same_arrays(tables, columns)
         rows = sum(part.rows(columns) for part in tables)
         with progress(f"reading {shown(path)}", rows, path.stat().st_size) as advance:
@@ -83,8 +87,14 @@ def load_file(
         _check_bounds(log, *bounds)
     transitions, rewards = episodes_from_steps(steps, table.file, bounds, prefix="dataset.columns.")
     held_out = sum(part.held_out for part in tables)
-    if held_out and transitions.episodes == len(tables) and all(part.held_out for part in tables[-held_out:]):
+    if held_out and transitions.episodes == len(tables) > held_out:
         transitions = replace(transitions, held_out=torch.tensor(held_out))
+    elif held_out:
+        logger.warning(
+            "%s: the marks of %d held-out groups are not used, because %s; held-out episodes are drawn at random",
+            table.file, held_out,
+            "all groups have one" if held_out == len(tables) else "not every group is one episode of the log",
+        )  # fmt: skip
     return bound_actions(transitions, actions_out_of_bounds, table.file), rewards
 
 

@@ -40,6 +40,12 @@ class Gymnasium(SimulatedSource):
                 raise ValueError(
                     f"dataset.preset {self.preset} disturbs a policy: set dataset.policy, or choose another preset"
                 )
+            for name in ("noise_max", "random_max"):
+                if self.policy is None and getattr(self, name) is not None:
+                    raise ValueError(
+                        f"dataset.{name} disturbs a policy: set dataset.policy, or leave {name} out; without a policy, "
+                        "every action is random"
+                    )
             return self
 
     parameters: Parameters
