@@ -131,6 +131,19 @@ def test_the_parameter_says_what_ends_an_episode(rule: str, terminated: list[boo
     assert int(rewards.dropped_steps) == terminated.count(False)
 
 
+def test_without_successes_no_episode_ended_unless_the_parameter_says_so(tmp_path: Path) -> None:
+    root = copied(tmp_path)
+    with_info(root, lambda info: info["features"].pop("next.success"))
+    for path, settings in ((root, {}), (FIXTURE / "v30", {"successes": None})):
+        transitions, _ = read(path, observations=STATE, **settings)
+        assert not transitions.terminated.any()
+        with pytest.raises(
+            InputError, match=r"terminated is success, but no feature .* name one in"
+        ) as caught:
+            read(path, observations=STATE, terminated="success", **settings)
+        assert "\n" not in str(caught.value)
+
+
 def test_a_log_that_would_lose_all_its_successes_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"all 3 successes \(dataset.successes\) .* set dataset.terminated to done or"
@@ -173,6 +186,28 @@ def test_whole_numbers_are_discrete_actions(tmp_path: Path) -> None:
     assert read(root, observations=STATE, action_count=5)[0].actions.shape == (65, 5)
     with pytest.raises(InputError, match=r"frame 2 .* 2 is not an action, 0 to 1"):
         read(root, observations=STATE, action_count=2)
+    for side in ("action_low", "action_high"):
+        with pytest.raises(
+            InputError, match=r"'action' is int64 of shape \[1\] .* have no bounds; set both to null"
+        ):
+            read(root, observations=STATE, **{side: "0"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown"), [(np.float64, "0.0 is stored as float64"), (np.bool_, "False is stored as bool")]
+)
+def test_discrete_actions_that_are_not_stored_as_integers_are_refused(
+    tmp_path: Path, kind: type, shown: str
+) -> None:
+    root = copied(tmp_path)
+    with_info(
+        root, lambda info: info["features"].update(action={"dtype": "int64", "shape": [1], "names": None})
+    )
+    with_column(root, "action", (np.arange(66) % 4 / 2).astype(kind))  # fractions were cut off
+    with pytest.raises(
+        InputError, match=rf"'action' in episode 0, frame 0 .* {shown}, .* as integers from 0"
+    ):
+        read(root, observations=STATE)
 
 
 def test_numbers_of_several_axes_are_flattened(tmp_path: Path) -> None:
@@ -241,6 +276,10 @@ def test_without_pyav_cameras_are_refused_and_numbers_read(monkeypatch: pytest.M
         ({"instruction": "9" * 5000}, "which is no task"),
         ({"action_low": "0 0 0"}, "dataset.action_low: 3 numbers, but the actions of .* have 2 dimensions"),
         ({"action_low": "0 0"}, "is outside .* dataset.actions_out_of_bounds"),
+        (
+            {"action_count": 4},
+            "action_count is for discrete actions, but 'action' is float32 of shape .2. .* set it to null",
+        ),
         ({"path": "/nowhere/at/all"}, "does not exist; name the folder of a LeRobot dataset"),
         ({"path": str(FIXTURE / "make.py")}, "is a file; name the folder"),
         ({"path": str(FIXTURE)}, "meta/info.json does not exist; name a folder with a whole LeRobot dataset"),

@@ -180,6 +180,25 @@ class Log:
         return self.p.actions
 
     @cached_property
+    def discrete(self) -> bool:
+        """Whether an action is one whole number, which is a choice; checks the parameters that depend on it."""
+        feature, p = self.folder.features[self.actions], self.p
+        dtype, shape = feature["dtype"], feature["shape"]
+        discrete = bool(dtype.startswith(("int", "uint")) and shape == [1])
+        kind = f"'{self.actions}' is {dtype} of shape {shape} in info.json"
+        if discrete and (p.action_low is not None or p.action_high is not None):
+            raise InputError(
+                f"{self.place}: dataset.action_low and action_high: {kind}, and discrete actions have no bounds; set "
+                "both to null (None in Python)"
+            )
+        if p.action_count is not None and not discrete:
+            raise InputError(
+                f"{self.place}: dataset.action_count is for discrete actions, but {kind}; set it to null (None in "
+                "Python)"
+            )
+        return discrete
+
+    @cached_property
     def final_frames(self) -> bool:
         """Whether episodes have a frame for the observation after their last action."""
         return self.has_flag("is_last")
@@ -198,7 +217,12 @@ class Log:
                 "or never"
             )
         if ends == "success" and self.successes is None:
-            return "never"
+            if self.p.terminated is None:
+                return "never"
+            raise InputError(
+                f"{self.place}: dataset.terminated is success, but no feature of success is read; name one in "
+                "dataset.successes, or set dataset.terminated to done or never"
+            )
         return ends
 
     @cached_property
@@ -243,10 +267,10 @@ class Log:
         return episodes.select(chosen)
 
     def check(self) -> None:
-        """Raise InputError if the dataset lacks a feature that the parameters name, or PyAV is missing."""
+        """Raise InputError if the dataset does not fit the parameters, or PyAV is missing."""
         if any(feature.kind != "numbers" for feature in self.observed):
             import_av()
-        for field in ("actions", "rewards", "successes", "ends", "task"):
+        for field in ("discrete", "rewards", "successes", "ends", "task"):
             getattr(self, field)
 
     def read(self) -> tuple[Transitions, Rewards]:
@@ -359,7 +383,7 @@ class LeRobot(Source):
             None,
             description="Episodes that ended for good, and keep their last step: those whose last frame is a "
             "`success`, or has `next.done` without `next.truncated` (`done`), or none (`never`). null: `done` if the "
-            "dataset has `next.truncated`, else `success`.",
+            "dataset has `next.truncated`, else `success`, or `never` if no feature of success is read.",
         )
         instruction: str | None = Field(
             None,

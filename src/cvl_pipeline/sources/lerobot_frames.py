@@ -156,8 +156,7 @@ class Filler:
             "terminated",
         )
         self._columns = {name: Column() for name in names}
-        feature = log.folder.features[log.actions]
-        self._discrete = feature["dtype"].startswith(("int", "uint")) and feature["shape"] == [1]
+        self._discrete = log.discrete
 
     def add(self, rows: Rows) -> None:
         """Add the next frames."""
@@ -260,6 +259,11 @@ class Filler:
         values = rows.numbers(name)
         if not self._discrete:
             return self._single(values, f"{self._log.place}: {name}")
+        if values.dtype.kind not in "iu":
+            raise InputError(
+                f"{rows.where(name, 0)}: {values[0, 0]} is stored as {values.dtype}, but info.json says whole numbers; "
+                "save the codes of discrete actions as integers from 0, or correct info.json if actions are vectors"
+            )
         limit = self._choices or MOST_ACTIONS
         wrong = np.flatnonzero((values[:, 0] < 0) | (values[:, 0] >= limit))
         if len(wrong):
