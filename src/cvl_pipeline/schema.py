@@ -120,11 +120,11 @@ Integers = Annotated[
     Field(max_length=MOST_ENTRIES),
 ]
 Hidden = Annotated[
-    tuple[Annotated[int, Field(ge=1, le=MOST_UNITS)], ...],
+    tuple[Annotated[int, Field(ge=2, le=MOST_UNITS)], ...],
     BeforeValidator(integers),
     Field(max_length=64),
 ]
-"""Sizes of hidden layers, first to last."""
+"""Sizes of hidden layers, first to last. A LayerNorm of one number is always the same."""
 Floats = Annotated[tuple[float, ...], BeforeValidator(_floats), Field(max_length=MOST_ENTRIES)]
 Words = Annotated[tuple[str, ...], BeforeValidator(listed)]
 

@@ -264,17 +264,20 @@ def test_with_equal_limits_all_episodes_are_equally_bad() -> None:
 
 @pytest.mark.parametrize(("share", "episodes", "tasks", "count"), [
     (0.025, 400, 1, 10), (0.025, 12, 1, 1), (0.025, 400, 10, 10), (0.025, 100, 10, 10), (0.025, 7, 10, 7),
-    (0.0, 400, 1, 0),
+    (0.025, 25, 10, 10), (0.0, 400, 1, 0),
 ])  # fmt: skip
 def test_a_few_episodes_have_no_disturbances(share: float, episodes: int, tasks: int, count: int) -> None:
-    seeds = episode_seeds(0, "collection", episodes, tasks)
-    experts = _experts(seeds, share, 0, tasks)
-    assert len(experts) == count
-    assert experts <= set(seeds)
-    if count >= tasks > 1:
-        assert {task_of_seed(seed, tasks) for seed in experts} == set(range(tasks))
+    drawn = []
+    for run in range(5):
+        seeds = episode_seeds(run, "collection", episodes, tasks)
+        experts = _experts(seeds, share, run, tasks)
+        assert len(experts) == count
+        assert experts <= set(seeds)
+        if count >= tasks > 1:
+            assert {task_of_seed(seed, tasks) for seed in experts} == set(range(tasks))
+        drawn.append(frozenset(seeds.index(seed) for seed in experts))
     if count == 10 and tasks == 1:
-        assert experts != _experts(seeds, share, 1, tasks)
+        assert len(set(drawn)) == 5
 
 
 def test_experts_are_held_out_no_more_often_than_other_episodes() -> None:

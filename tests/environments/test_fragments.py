@@ -100,3 +100,10 @@ def test_the_default_window_is_a_third_of_the_median_solution() -> None:
 def test_a_task_that_the_controller_never_solves_needs_a_window() -> None:
     with pytest.raises(InputError, match=r"none of 2 undisturbed episodes of reach .*; set dataset\.window"):
         third_of_a_solution([_episode(60)] * 2, "reach")
+
+
+def test_episodes_of_one_step_that_solves_the_task_have_no_window() -> None:
+    with pytest.raises(
+        InputError, match="preset fragments: every episode of press is solved in its only step"
+    ):
+        cut([_episode(1, solved_after=1)] * 3, range(3), 8, "press")

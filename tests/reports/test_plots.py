@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from cvl_pipeline.reports import figures, plots
+from cvl_pipeline.reports.series import edges
 
 METRICS: dict[str, Any] = {
     "dataset": "reach-v3",
@@ -55,6 +56,15 @@ def test_histograms_show_solved_and_unsolved_episodes() -> None:
     counts = figure.axes[2].collections[0].get_array()
     assert counts is not None
     assert counts.sum() == len(PLACES)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0, 1e6])
+def test_a_histogram_of_returns_that_differ_in_their_last_bits_has_one_bar(spread: float) -> None:
+    values = 1000.0 + np.spacing(1000.0) * np.array([0.0, spread, 0.0])
+    bounds = edges(pd.DataFrame({"return": values}), "return")
+    counts, _ = np.histogram(values, bounds)
+    assert counts.sum() == 3
+    assert (counts.max() == 3) == (spread < 1e6)
 
 
 def test_histograms_show_all_episodes_together_where_nothing_reports_success() -> None:

@@ -28,6 +28,13 @@ def test_the_interval_is_that_of_the_normal_approximation_for_many_values() -> N
     assert high == pytest.approx(values.mean() + half, abs=0.03)
 
 
+def test_resamples_of_a_large_log_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).random(300)
+    whole = bootstrap_interval(values, 0.95, 0)
+    monkeypatch.setattr(summary, "DRAWN", 1000)
+    assert bootstrap_interval(values, 0.95, 0) == whole
+
+
 @pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95])
 def test_intervals_contain_the_true_mean_as_often_as_stated(
     monkeypatch: pytest.MonkeyPatch, confidence: float

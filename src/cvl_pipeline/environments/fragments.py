@@ -50,6 +50,9 @@ def cut(
 
     Returns:
         The windows, and the fields of ``Rewards`` that count steps in none of them.
+
+    Raises:
+        InputError: no episode has a window.
     """
     windows: list[Episode] = []
     gone = {"steps": 0.0, "episodes": 0.0, "reward": 0.0, "successes": 0.0}
@@ -60,6 +63,11 @@ def cut(
         gone["episodes"] += not parts
         gone["reward"] += sum(episode.rewards) - sum(sum(part.rewards) for part in parts)
         gone["successes"] += sum(episode.successes) - sum(sum(part.successes) for part in parts)
+    if not windows:
+        raise InputError(
+            f"dataset.preset fragments: every episode of {name} is solved in its only step, so no window is left; "
+            "choose another preset"
+        )
     steps = sum(len(episode.actions) for episode in episodes)
     logger.info(
         f"{name}: {len(episodes)} episodes are cut into {len(windows)} windows of {window} steps. "

@@ -35,7 +35,7 @@ class ConvolutionalEncoderParameters(EncoderParameters):
 
     name: Literal["convolutional"] = Field("convolutional", description="Convolutions, for images.")
     channels: int = Field(32, ge=1, le=MOST_UNITS, description="Channels of every convolution.")
-    features: int = Field(128, ge=1, le=MOST_UNITS, description="Size of the output.")
+    features: int = Field(128, ge=2, le=MOST_UNITS, description="Size of the output.")
 
 
 class ResNetEncoderParameters(EncoderParameters):
@@ -50,7 +50,7 @@ class ResNetEncoderParameters(EncoderParameters):
         le=MOST_UNITS // 4,
         description="Channels of the first blocks; later ones have twice and four times as many.",
     )
-    features: int = Field(128, ge=1, le=MOST_UNITS, description="Size of the output.")
+    features: int = Field(128, ge=2, le=MOST_UNITS, description="Size of the output.")
 
 
 class MLPEncoderParameters(EncoderParameters):
@@ -58,7 +58,7 @@ class MLPEncoderParameters(EncoderParameters):
 
     name: Literal["mlp"] = Field("mlp", description="Layers of its own for a vector, such as beside images.")
     hidden: Hidden = Field((64,), description="Sizes of the hidden layers.")
-    features: int = Field(64, ge=1, le=MOST_UNITS, description="Size of the output.")
+    features: int = Field(64, ge=2, le=MOST_UNITS, description="Size of the output.")
 
 
 ENCODERS: Registry[Encoder] = Registry(

@@ -16,6 +16,8 @@ PALETTE = (
 )  # fmt: skip
 """Colours of lines; CVL has the first. See ``figures.colour`` for those of methods."""
 GOOD, MIDDLE, BAD = "#2f9e5b", "#e08214", "#d9534f"
+BINS = 20
+"""Bars of a histogram."""
 
 CRITIC = {
     "Contrastive loss": ({"train/loss": "training", "validation/loss": "held out"}, "nats"),
@@ -40,8 +42,15 @@ def groups(episodes: pd.DataFrame, column: str) -> list[tuple[str, str, pd.Serie
 
 def edges(episodes: pd.DataFrame, column: str) -> NDArray[np.float64]:
     """Edges of the bins of a histogram of episodes; those from 0 to 1 if no value is known."""
-    known = episodes[column].dropna()
-    return np.histogram_bin_edges(known.to_numpy(np.float64), bins=20) if len(known) else np.array([0.0, 1.0])
+    known = episodes[column].dropna().to_numpy(np.float64)
+    if not len(known):
+        return np.array([0.0, 1.0])
+    low, high = known.min(), known.max()
+    if high - low < 2 * BINS * np.spacing(
+        max(abs(low), abs(high))
+    ):  # the same number but for rounding: one bar
+        high = low
+    return np.histogram_bin_edges(known, bins=BINS, range=(low, high))
 
 
 def extremes(values: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:

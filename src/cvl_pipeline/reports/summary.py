@@ -9,6 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
+DRAWN = 10_000_000
+"""Numbers that are drawn at a time: the resamples of a large log, all at once, would not fit the memory."""
 
 
 def bootstrap_interval(values: NDArray[np.float64], confidence: float, seed: int) -> tuple[float, float]:
@@ -21,6 +23,7 @@ def bootstrap_interval(values: NDArray[np.float64], confidence: float, seed: int
         (values,),
         np.mean,
         n_resamples=RESAMPLES,
+        batch=max(1, DRAWN // len(values)),
         confidence_level=confidence,
         method="percentile",
         rng=np.random.default_rng(seed),
