@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from cvl_pipeline.errors import InputError, causes
 from cvl_pipeline.kedro.configuration import CheckedConfigLoader, ProjectContext, below_folder
 from cvl_pipeline.kedro.pipeline_registry import plan_for, register_pipelines
+from cvl_pipeline.kedro.provenance.records import Recipe, Record, write_record
 from cvl_pipeline.readout.parameters import REWARDS
 from cvl_pipeline.schema import Strict, nested
 from cvl_pipeline.sources.base import SOURCES, LocalPath
@@ -116,6 +118,13 @@ def test_tuned_applies_the_result_of_a_study_and_params_override_it(best_path: P
         (None, "does not exist: search first"),
         ("{", "best_parameters.json is damaged"),
         ("[]", "best_parameters.json is damaged"),
+        ('{"parameters": null}', "best_parameters.json is damaged"),
+        ('{"parameters": ["a"]}', "best_parameters.json is damaged"),
+        (
+            '{"parameters": {"data.root": "elsewhere"}}',
+            "best_parameters.json has changed since it was written",
+        ),
+        ('{"parameters": {"seed": 7}}', "best_parameters.json has changed since it was written"),
         ('{"parameters": {"contrastive_dynamics.temperature": -1}}', "temperature' is -1"),
     ],
 )
@@ -125,6 +134,22 @@ def test_an_unusable_result_of_a_study_is_refused(
     if content is not None:
         best_path.write_text(content)
     with pytest.raises(InputError, match=words):
+        make_loader(conf, tuned=True)["parameters"]
+
+
+def test_a_result_of_a_study_that_is_not_the_one_of_its_record_is_refused(
+    best_path: Path, conf: Path
+) -> None:
+    text = json.dumps({"parameters": {"contrastive_dynamics.temperature": 0.3}})
+    best_path.write_text(text)
+    recipe = Recipe("tuning.choose", {}, {}, {}, {}, {})
+    made = hashlib.sha256(text.encode()).hexdigest()
+    write_record(best_path, Record(recipe, {}, {"best_parameters": made}, []))
+    assert make_loader(conf, tuned=True)["parameters"]["contrastive_dynamics"]["temperature"] == 0.3
+    best_path.write_text(text.replace("0.3", "0.9"))
+    with pytest.raises(
+        InputError, match=r"best_parameters\.json has changed since it was written; delete it"
+    ):
         make_loader(conf, tuned=True)["parameters"]
 
 
@@ -528,6 +553,7 @@ def test_a_run_from_another_folder_logs_as_the_project_says(
         (b"dataset:\n  source: files\n path: x.csv\n", ", line 3", "expected"),
         (b"dataset: {source: files\n", ", line 2", "expected"),
         (b"dataset:\n  path: \xff\xfe.csv\n", "", "codec can't decode"),
+        (b"- seed: 1\n", "", "not names with values"),
     ],
 )
 @pytest.mark.parametrize("file", ["parameters.yml", "catalog_mine.yml"])
@@ -536,6 +562,6 @@ def test_a_file_that_is_no_yaml_is_named_with_its_line(
 ) -> None:
     (conf / "robot").mkdir()
     (conf / "robot" / file).write_bytes(content)
-    with pytest.raises(InputError, match=rf"robot/{re.escape(file)}{line}: .*{re.escape(reason)}") as caught:
+    with pytest.raises(InputError, match=rf"robot/{re.escape(file)}{line}:? .*{re.escape(reason)}") as caught:
         make_loader(conf, "robot")[file.partition(".")[0].partition("_")[0]]
     assert "\n" not in str(caught.value)

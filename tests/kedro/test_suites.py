@@ -76,6 +76,29 @@ def test_a_faulty_option_is_one_line_before_anything_runs(
     assert not list(project.glob("data/suites/*/*_x1"))
 
 
+def test_a_dataset_with_the_name_of_a_preset_is_checked_too(project: Path) -> None:
+    (project / "conf/suites/mine.yml").write_text(
+        "datasets: {a: {dataset.source: pointmaze}, logged: {dataset.source: pointmaze, dataset.epsiodes: 5}}\n"
+    )
+    with pytest.raises(
+        InputError, match=r"mine\.yml, logged: .*'dataset\.epsiodes': did you mean 'episodes'"
+    ):
+        suites.check_plan(suites.make_plan("mine"))
+
+
+def test_two_suites_on_the_same_data_have_a_state_and_a_lock_each(project: Path) -> None:
+    (project / "conf/suites/other.yml").write_text(SUITE)
+    plans = [suites.make_plan(name, data_root=str(project / "data/both")) for name in ("mine", "other")]
+    assert len({suites.state_path(plan) for plan in plans}) == 2
+    with (
+        suites.hold(suites.own_lock(plans[0]), "suite mine"),
+        suites.hold(suites.own_lock(plans[1]), "other"),
+        pytest.raises(InputError, match="suite mine is in use"),
+        suites.hold(suites.own_lock(plans[0]), "suite mine"),
+    ):
+        pass
+
+
 def test_the_data_is_below_the_data_root_unless_the_file_says_otherwise(project: Path) -> None:
     assert suites.make_plan("mine").root == str(project / "data/suites/mine")
     elsewhere = suites.make_plan("mine", params={"data": {"root": "s3://lab/me", "credentials": "lab"}})

@@ -121,6 +121,9 @@ def test_options_replace_the_fields_of_the_file_and_are_checked(tmp_path: Path) 
     )
     with pytest.raises(InputError, match=r"options: .*unknown preset 'bad'"):
         suite.chosen(None, presets="bad")
+    for field in ("seeds", "presets", "tasks", "data_root"):  # such as "$SEEDS" of a shell
+        with pytest.raises(InputError, match=rf"^--{field.replace('_', '-')}: no value; give one"):
+            suite.chosen(None, **{field: ""})
 
 
 def test_some_of_the_datasets_can_be_chosen_by_their_labels(tmp_path: Path) -> None:

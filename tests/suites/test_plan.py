@@ -74,6 +74,15 @@ def test_every_method_takes_the_steps_of_critic_regression_and_policy(budget: fl
     assert parameters.evaluation.episodes == 4
 
 
+def test_the_budget_counts_for_steps_that_the_suite_overrides() -> None:
+    given = {"contrastive_dynamics.training.steps": 1000}
+    for fields in ({"overrides": given}, {"given": given}):
+        plan = make_plan(**fields, budget=0.1)
+        parameters = make_loader(**nested(plan.parameters(CELL, plan.methods))).run_parameters()
+        assert parameters.contrastive_dynamics.training.steps == 100
+        assert parameters.baselines["iql"].training.steps == 0.1 * (1000 + 2500 + 2000)
+
+
 def test_in_windows_cvl_takes_about_half_as_many_steps_again_as_its_rivals() -> None:
     plan = make_plan(presets=["fragments"])
     parameters = make_loader(**nested(plan.parameters(plan.cells()[0], plan.methods))).run_parameters()

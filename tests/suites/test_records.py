@@ -67,10 +67,16 @@ def test_a_record_of_other_settings_is_refused_and_so_is_a_damaged_one(location:
         read_record(make_plan(evaluation_episodes=50), CELL, location)
     with pytest.raises(InputError, match=r"other settings \(dataset\.episodes\)"):
         read_record(replace(plan, given={"dataset.episodes": 9}), CELL, location)
-    for text in ("{", '{"settings": {}, "methods": []}'):
+    whole = location.path.read_text()
+    record = json.loads(whole)
+    short = {**record["methods"], "bc": {**record["methods"]["bc"], "returns": [1.0]}}
+    faults = ({"methods": []}, {"runs": []}, {"methods": short}, {"runs": None})
+    for text in ("{", *(json.dumps({**record, **fault}) for fault in faults)):
         location.path.write_text(text)
         with pytest.raises(InputError, match="is damaged; delete it"):
             read_record(plan, CELL, location)
+    location.path.write_text(whole)
+    assert read_record(plan, CELL, location) == record
 
 
 def test_null_differs_from_the_default(location: Location) -> None:

@@ -101,6 +101,9 @@ def test_cvl_costs_its_critic_and_a_method_of_its_own_does_not() -> None:
     assert cost("cvl", seconds) == 33.0
     assert cost("iql", seconds) == 30.0
     assert np.isnan(cost("bc", seconds))
+    own = {"policy_extraction.train_mine": 2.0}
+    assert cost("mine", own, {"mine": "cvl_pipeline.methods.bc:BC"}) == 2.0
+    assert np.isnan(cost("mine", own))  # the suite does not name it any more
 
 
 def test_times_are_medians_of_runs_that_were_not_interrupted() -> None:

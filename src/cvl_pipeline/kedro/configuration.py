@@ -23,8 +23,10 @@ from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.io.location import Location, is_url
 from cvl_pipeline.io.storage import check_file, shown
 from cvl_pipeline.kedro.parameters import DataParameters, RunParameters, check_parameters
+from cvl_pipeline.kedro.provenance.records import Checksums, read_record
 from cvl_pipeline.schema import flattened, merged, nested
 from cvl_pipeline.sources.base import LocalPath
+from cvl_pipeline.tuning.parameters import STAGES
 from cvl_pipeline.tuning.storage import StudyLocation
 
 RESOLVERS = ("artifact_folder", "reward_folder", "tuning_folder", "data_root")
@@ -48,13 +50,13 @@ def _check_is_plain(values: Any, name: str = "") -> None:
 
 
 class _ReadableLoader(OmegaConfigLoader):
-    """Says which file is no YAML, and where."""
+    """Says which file is no YAML of names with values, and where."""
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         """Load one kind of configuration; raises InputError if a file is no YAML."""
         try:
             config: dict[str, Any] = super().__getitem__(key)
-        except (yaml.YAMLError, UnicodeDecodeError):
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
             for env in dict.fromkeys((self.base_env, self.env or self.default_run_env)):
                 for path in sorted(Path(self.conf_source, env).rglob("*")):
                     if path.suffix in (".yml", ".yaml", ".json") and path.is_file():
@@ -66,7 +68,8 @@ class _ReadableLoader(OmegaConfigLoader):
 def _check_is_yaml(path: Path) -> None:
     """Raise InputError if a file of the configuration cannot be read."""
     try:
-        OmegaConf.load(path)
+        if not OmegaConf.is_dict(OmegaConf.load(path)):
+            raise InputError(f"{shown(path)} holds a list, not names with values; write name: value")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
@@ -248,17 +251,25 @@ class CheckedConfigLoader(_ReadableLoader):
         location.fetch()
         check_file(location.path, "delete it and rerun tuning.choose")
         try:
-            best: dict[str, Any] = json.loads(location.path.read_text())["parameters"]
+            best: dict[str, Any] = nested(json.loads(location.path.read_text())["parameters"])
         except FileNotFoundError:
             raise InputError(
                 f"tuned=true, but {location} does not exist: search first, kedro run --pipelines "
                 "data_ingestion,tuning, with the same dataset, reward and tuning.study"
             ) from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{location} is damaged ({type(error).__name__}); delete it and rerun tuning.choose"
             ) from None
-        return nested(best)
+        record = read_record(location.path)
+        changed = record is not None and record.outputs.get("best_parameters") != Checksums().of(
+            location.path
+        )
+        if changed or not set(best) <= set(STAGES):
+            raise InputError(
+                f"{location} has changed since it was written; delete it and rerun tuning.choose"
+            )
+        return best
 
 
 def project_folder() -> Path:

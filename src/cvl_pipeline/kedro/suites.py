@@ -109,11 +109,12 @@ def check_plan(plan: Plan) -> None:
 
     Seeds and presets do not depend on tasks, so not all combinations are checked.
     """
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     for cell in plan.cells():
-        if cell.task in seen and cell.preset in seen:
+        parts = {("task", cell.task), ("preset", cell.preset)}  # a dataset may have the name of a preset
+        if parts <= seen:
             continue
-        seen |= {cell.task, cell.preset}
+        seen |= parts
         place = f"{Path(settings.CONF_SOURCE) / FOLDER / plan.name}.yml, {cell.task}"
         try:
             parameters = {**plan.parameters(cell, plan.methods), **plan.place(cell)}
@@ -144,7 +145,7 @@ def read_records(plan: Plan) -> list[Record]:
 
 def state_path(plan: Plan) -> Path:
     """Path of the file with the state of the suite, on this machine."""
-    return locate(plan, f"{plan.root}/state.json").path
+    return locate(plan, f"{plan.root}/{plan.name}.state.json").path
 
 
 @contextmanager
@@ -168,6 +169,11 @@ def hold(location: Location, what: str) -> Iterator[None]:
 def lock_location(plan: Plan, name: str) -> Location:
     """Return the place of one of the suite's locks."""
     return locate(plan, f"{plan.root}/.locks/{FOLDER}/{name}.lock")
+
+
+def own_lock(plan: Plan) -> Location:
+    """Return the lock of the whole suite on this machine: another one may help."""
+    return Location(str(lock_location(plan, f"suite-{plan.name}").path))
 
 
 def work(plan: Plan, unit: Unit, session: str, variables: Mapping[str, str]) -> Outcome:
@@ -312,8 +318,7 @@ def run_command(
     workers, share = shares(jobs, wanted, len(devices), available_cores())
     plan = replace(plan, threads=share if scheduler is None else wanted or 1)
     check_plan(plan)
-    lock = lock_location(plan, "suite").path  # of this machine: another one may help
-    with hold(Location(str(lock)), f"suite {name}"), sigterm_raised():
+    with hold(own_lock(plan), f"suite {name}"), sigterm_raised():
         units = plan.units()
         done = _done(plan, units)
         state = State(len(units), len(done), owner=owner())

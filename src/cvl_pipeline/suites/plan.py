@@ -91,9 +91,14 @@ class Plan:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Parameters that win over those that the plan makes, except the place of the data."""
+        """Parameters that win over those that the plan makes, except the place of the data.
+
+        Those of ``steps`` are in the plan's own already, with the budget.
+        """
         given = {**self.suite.overrides, **self.given}
-        return {name: value for name, value in given.items() if not _is_place(name)}
+        return {
+            name: value for name, value in given.items() if not _is_place(name) and name not in self.steps
+        }
 
     @property
     def data(self) -> dict[str, Any]:

@@ -44,13 +44,18 @@ def read_record(plan: Plan, cell: Cell, location: Location) -> Record | None:
         return None
     try:
         record: Record = json.loads(location.path.read_text())
-        before, methods = record["settings"], record["methods"]
+        before, methods, runs = record["settings"], record["methods"], record["runs"]
+        record["behaviour"]
+        for values in methods.values():
+            runs[values["run"]]
+            if len(values["success"]) != len(values["returns"]):
+                raise ValueError
         known = {
             name: values["settings"]
             for name, values in methods.items()
             if name in plan.methods and "settings" in values  # earlier versions did not write them
         }
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise InputError(f"{location} is damaged; delete it, and run the same command again") from None
     changed = _differences(before, {"env": plan.suite.env, **plan.settings(cell)})
     for name, values in known.items():

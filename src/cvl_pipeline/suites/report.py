@@ -31,7 +31,9 @@ CRITIC = ("contrastive_dynamics.train", "value_readout.label", "value_readout.re
 
 
 def cost(method: str, seconds: Mapping[str, float], own: Mapping[str, str] | None = None) -> float:
-    """Seconds that a method takes to train, with the critic if it needs one; NaN if a node was not measured.
+    """Seconds that a method takes to train, with the critic if it needs one.
+
+    NaN if a node was not measured, or for a method of the user's own that the suite does not name any more.
 
     Args:
         method: name of a method or a variant.
@@ -39,7 +41,10 @@ def cost(method: str, seconds: Mapping[str, float], own: Mapping[str, str] | Non
         own: ``module:Class`` of methods of the user's own.
     """
     name = method.partition(VARIANT)[0]
-    needs_critic = METHODS[(own or {}).get(name, name)].needs_critic
+    chosen = (own or {}).get(name, name)
+    if chosen == name and name not in METHODS.names:
+        return np.nan
+    needs_critic = METHODS[chosen].needs_critic
     nodes = [*(CRITIC if needs_critic else ()), f"policy_extraction.train_{method}"]
     return sum(seconds.get(node, np.nan) for node in nodes)
 

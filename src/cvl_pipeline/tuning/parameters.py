@@ -12,6 +12,9 @@ from cvl_pipeline.tuning.objectives import OBJECTIVES
 
 Number = TypeVar("Number", int, float)
 
+STAGES = ("dataset", "data_ingestion", "contrastive_dynamics", "value_readout", "policy_extraction")
+"""Stages whose parameters can be searched. The others define the evaluation, or do not affect trials."""
+
 
 class DimensionParameters(Strict):
     """The settings that every dimension of a space has."""

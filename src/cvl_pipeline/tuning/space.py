@@ -19,12 +19,10 @@ from cvl_pipeline.errors import InputError, unknown_name
 from cvl_pipeline.parameters import RENAMED, StageParameters
 from cvl_pipeline.schema import below, fields_at, integers, merged, nested, operational_at, validated
 from cvl_pipeline.tuning.objectives import OBJECTIVES
-from cvl_pipeline.tuning.parameters import Categorical, Dimension, Int, TuningParameters
+from cvl_pipeline.tuning.parameters import STAGES, Categorical, Dimension, Int, TuningParameters
 
 PROBLEM = ("dataset.name", "dataset.task", "dataset.source", "dataset.path")
 """Parameters that define the problem. They cannot be searched."""
-STAGES = ("dataset", "data_ingestion", "contrastive_dynamics", "value_readout", "policy_extraction")
-"""Stages whose parameters can be searched. The others define the evaluation, or do not affect trials."""
 LAST = {"contrastive_dynamics": 2, "value_readout": 3, "evaluation": 4}
 """For the stage of an objective: index in STAGES of the last stage that affects it."""
 
