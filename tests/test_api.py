@@ -707,6 +707,29 @@ def test_a_policy_is_exported_into_the_home_folder(
     assert [cvl.export_policy(policy, continuous.data, "~/exports")] == written == [tmp_path / "exports"]
 
 
+def test_an_export_replaces_a_former_one_and_no_files_of_the_users_own(
+    continuous: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported: list[bytes] = []
+
+    def export(*_: Any, **__: Any) -> dict[str, bytes]:
+        exported.append(b"card %d" % len(exported))
+        return {"README.md": exported[-1], "policy.json": b'{"files": {"README.md": ""}, "checksum": ""}'}
+
+    monkeypatch.setattr(api, "exported_files", export)
+    policy: Any = continuous.trained.policy
+    notes = tmp_path / "lab" / "README.md"
+    notes.parent.mkdir()
+    notes.write_text("my notes")
+    with pytest.raises(InputError, match=r"lab has files of its own, such as README\.md; give a new folder"):
+        cvl.export_policy(policy, continuous.data, notes.parent)
+    assert (notes.read_text(), exported) == ("my notes", [])
+    for _ in range(2):
+        folder = cvl.export_policy(policy, continuous.data, tmp_path / "exported")
+        assert (folder / "README.md").read_bytes() == exported[-1]
+    assert len(exported) == 2
+
+
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(
     continuous: Run, discrete: Run, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from torch import nn
 
-from cvl_pipeline.deploy.folder import write_folder
+from cvl_pipeline.deploy.folder import check_no_other_files, write_folder
 from cvl_pipeline.deploy.parameters import ExportParameters
 from cvl_pipeline.deploy.runner import CONTRACT
 from cvl_pipeline.dynamics.job import CriticJob
@@ -444,7 +444,7 @@ def export_policy(
     Args:
         policy: such as ``extract_policy`` returns; of a policy for goals, also ``policy.toward(goals)``.
         data: the episodes it learned from.
-        folder: a folder on this machine. A former export in it is replaced.
+        folder: a folder on this machine: a new or empty one, or that of a former export, which is replaced.
         values: critic and readout, whose Q is exported beside the policy; None: no value is exported.
         rollouts: of ``evaluate``, for the card; None: the card says that nobody has judged the policy.
         environment: name of the environment of the rollouts, for the card.
@@ -459,7 +459,7 @@ def export_policy(
 
     Raises:
         InputError: a policy that cannot be exported, or one whose exported actions differ; episodes that are not those
-            of the policy; an unknown setting; the extra ``export`` is not installed.
+            of the policy; an unknown setting; a folder with other files; the extra ``export`` is not installed.
     """
     if is_url(str(folder)):
         raise InputError(
@@ -470,6 +470,7 @@ def export_policy(
             raise InputError(f"export_policy: {name} is a parameter of the pipeline; give {instead}")
     folder = expanded(folder)
     parameters = validated(ExportParameters, settings)
+    check_no_other_files(folder / CONTRACT)
     about = {
         "task": task, "dataset": task, "seed": seed, "reward": reward, "provenance": {},
         "method": METHODS[method].title if method in METHODS.names else method,

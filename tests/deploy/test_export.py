@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +153,8 @@ def test_the_contract_says_what_goes_in_and_what_comes_out(gaussian: Any) -> Non
     assert {"policy.pt2", "runner.py", "README.md", "video.mp4", POLICY_FILE, VALUE_FILE} <= set(files)
     assert contract["parity"]["observations"] == 20  # of the held-out episode
     assert 0.0 <= contract["parity"]["largest_error"] < 1e-5
-    # The metadata of PyPI's build do not name its CUDA, as torch.__version__ does.
-    assert contract["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert set(contract["versions"]) == set(export.PACKAGES)
+    assert contract["versions"]["torch"] == torch.__version__
     for model, sizes in (("policy", ["[ 3 ]", "[ 2 ]"]), ("value", ["[ 3 ]", "[ 2 ]", "[ 1 ]"])):
         text = files[f"{model}/config.pbtxt"].decode()
         assert f'default_model_filename: "{model}.onnx"' in text
@@ -222,6 +223,31 @@ def test_a_model_that_acts_differently_is_not_published(
     monkeypatch.setattr(export, "_exported", lambda *_: (b"no model", b""))
     with pytest.raises(InputError, match=r"does not run: exported/policy/1/policy\.onnx"):
         export_policy(policy, data, split, ExportParameters())
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
+def test_the_extra_is_missed_before_any_work(
+    gaussian: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, data, *_ = gaussian
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=rf"^export needs {name}: pip install 'cvl-pipeline\[export\]'"):
+        export_policy(nn.Linear(3, 2), data, split_first(data, 1), ExportParameters())
+
+
+def test_another_distribution_of_onnx_runtime_exports(gaussian: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, data, _, files = gaussian
+    version = metadata.version
+
+    def of_others(name: str) -> str:  # the distribution is onnxruntime-gpu, and the module onnxruntime
+        if name == "onnxruntime":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", of_others)
+    monkeypatch.setattr(export, "_exported", lambda *_: (files[POLICY_FILE], b""))
+    contract = json.loads(export_policy(policy, data, split_first(data, 1), ExportParameters())[CONTRACT])
+    assert contract["versions"]["onnxruntime"] == version("onnxruntime")
 
 
 class _Branching(Policy):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cvl_pipeline.deploy.folder import write_folder
+from cvl_pipeline.deploy.folder import check_no_other_files, write_folder
 from cvl_pipeline.deploy.runner import CONTRACT, PolicyError, load_policy
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.location import Location
@@ -60,3 +60,40 @@ def test_a_folder_at_a_url_is_whole_or_refused(
     copy = download()
     assert load_policy(copy).select_action(STATE)[0] == 0.5
     assert _files(copy) == second
+
+
+def test_a_folder_with_other_files_is_no_place_for_an_export(tmp_path: Path) -> None:
+    folder = tmp_path / "lab"
+    contract = folder / CONTRACT
+    check_no_other_files(contract)  # there is no folder
+    folder.mkdir()
+    (folder / ".git").mkdir()
+    check_no_other_files(contract)
+    (folder / "README.md").write_text("my notes")
+    words = (
+        r"lab has files of its own, such as README\.md; give a new folder, .* killed has left may be deleted$"
+    )
+    with pytest.raises(InputError, match=words):
+        check_no_other_files(contract)
+    for content in ("", "[]", '{"policy": "mine"}', '{"files": ["mine"]}'):
+        contract.write_text(content)
+        with pytest.raises(InputError, match=words):
+            check_no_other_files(contract)
+    with pytest.raises(InputError, match=r"README\.md is a file, not a folder; give another one"):
+        check_no_other_files(folder / "README.md" / CONTRACT)
+    (folder / "A\nB").write_text("")
+    with pytest.raises(InputError, match="such as A B; "):
+        check_no_other_files(contract)
+
+
+def test_the_first_export_of_a_pipeline_that_was_killed_is_repeated(tmp_path: Path) -> None:
+    files = _files(models.write_folder(tmp_path / "1", models.linear()))
+    folder = tmp_path / "cvl_exported"
+    (folder / "policy/1").mkdir(parents=True)
+    (folder / "policy/1/policy.onnx").write_bytes(b"half")
+    contract = folder / CONTRACT
+    with pytest.raises(InputError, match="such as policy; give a new folder"):
+        check_no_other_files(contract)  # which the pipeline does not ask
+    write_folder(Location(str(contract)), files)
+    assert _files(folder) == files
+    check_no_other_files(contract)

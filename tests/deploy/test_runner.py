@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,7 +85,9 @@ def test_the_test_of_itself_finds_another_policy(tmp_path: Path, capsys: pytest.
     )
 
 
-@pytest.mark.parametrize("kind", [list, np.asarray, np.float64, lambda x: {"state": x}])
+@pytest.mark.parametrize(
+    "kind", [list, np.asarray, np.float64, np.ma.array, torch.tensor, lambda x: {"state": x}]
+)
 def test_a_single_observation_gives_a_single_action(policy: ExportedPolicy, kind: Any) -> None:
     policy.reset()
     action = policy.select_action(kind(STATE))
@@ -111,6 +114,14 @@ def test_many_observations_give_many_actions_within_the_bounds(policy: ExportedP
         (0.5, ["shape ()"]),
         (["a", "b", "c"], ["give numbers"]),
         (None, ["type object"]),
+        (
+            [[0.1, 0.2, 0.3], [0.4]],
+            ["observation 'state' is not an array of numbers", "lists of equal length"],
+        ),
+        (torch.ones(3, requires_grad=True), ["'state' is not an array of numbers", "detach"]),
+        (torch.ones(3, device="meta"), ["'state' is not an array of numbers", "meta"]),
+        (np.ma.array(STATE, mask=[False, True, False]), ["'state' has masked entries", "fill them in"]),
+        ([np.ma.array(STATE), np.ma.array(STATE, mask=True)], ["'state' has masked entries"]),
         ({"other": STATE}, ["has the parts other", "takes state"]),
         ({"state": STATE, "image": STATE}, ["has the parts state, image"]),
         ({}, ["has the parts none"]),
@@ -216,7 +227,10 @@ def test_the_watchdog_warns_or_raises(folder: Path) -> None:
         ({"late": "stop"}, "late is 'stop'; give one of warn, raise"),
         ({"outside": "no"}, "outside is 'no'"),
         ({"latency_ms": 0.0}, "latency_ms is 0.0"),
+        ({"latency_ms": "5"}, "latency_ms is '5'; give a number above 0, or None"),
         ({"margin": -1.0}, "margin is -1.0"),
+        ({"margin": "x"}, "margin is 'x'; give a number from 0 on"),
+        ({"margin": None}, "margin is None; give a number"),
         ({"threads": 0}, "threads is 0; give a whole number from 1 on"),
         (
             {"providers": ["CUDAExecutionProvider"]},
@@ -235,6 +249,18 @@ def test_values_of_actions(policy: ExportedPolicy, tmp_path: Path) -> None:
     for action in ([0.25], [[0.25, 0.5]], ["a", "b"]):
         with pytest.raises(PolicyError, match="action has type"):
             policy.value(STATE, action)
+    unread: list[Any] = [
+        [[0.25], [0.25, 0.5]],
+        torch.zeros(2, requires_grad=True),
+        torch.zeros(2, device="meta"),
+    ]
+    for action in unread:
+        with pytest.raises(
+            PolicyError, match=r"^action is not an array of numbers \(.*\); give a NumPy array"
+        ):
+            policy.value(STATE, action)
+    with pytest.raises(PolicyError, match="action has masked entries"):
+        policy.value(STATE, np.ma.array([0.25, 0.5], mask=[True, False]))
     with pytest.raises(PolicyError, match="finite"):
         policy.value(STATE, [np.nan, 0.0])
     without = load_policy(models.write_folder(tmp_path / "without", models.linear()))
@@ -252,9 +278,12 @@ def test_discrete_actions_are_whole_numbers(tmp_path: Path) -> None:
     assert type(action) is int
     np.testing.assert_array_equal(policy.select_action([[0.1, 0.5, 0.0], [0.5, 0.1, 0.0]]), [1, 0])
     assert policy.value(STATE, 1) == 1.0
-    for wrong in (2, -1, 0.0, [0.0, 1.0]):
+    for wrong in (2, -1, 0.0, [0.0, 1.0], np.ma.masked):
         with pytest.raises(PolicyError, match="action"):
             policy.value(STATE, wrong)
+    many = np.arange(100)
+    with pytest.raises(PolicyError, match=r"^action is 2; give whole numbers from 0 to 1$"):
+        policy.value(np.tile(STATE, (len(many), 1)), many)
 
 
 def test_observations_of_several_parts_come_by_name(tmp_path: Path) -> None:

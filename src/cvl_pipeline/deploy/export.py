@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -139,11 +139,13 @@ def export_policy(
         InputError: a policy that cannot be exported, or one whose exported actions differ; names that do not fit; the
             extra ``export`` is not installed.
     """
+    versions = _versions()
     _check(policy, transitions)
     policy = policy.eval()
     inputs = _Inputs(policy)
     parts = inputs.parts
     contract = _contract(policy, parts, transitions, parameters, values is not None, about or {})
+    contract["versions"] = versions
     episodes = split.validation if len(split.validation) else split.train
     index = transitions.transition_index(episodes)
     count = min(len(index), HELD_OUT_WIDE if transitions.wide else HELD_OUT)
@@ -178,6 +180,19 @@ def export_policy(
     files[EXAMPLES] = _arrays({name: array[rows] for name, array in arrays.items()} | {ACTION: wanted[rows]})
     files |= card(contract) if card else {}
     return {**files, CONTRACT: _sealed(contract, files)}
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of PACKAGES, as their modules say: ONNX Runtime is installed under several names.
+
+    Raises:
+        InputError: the extra ``export`` is not installed; torch would say so only after the work.
+    """
+    try:
+        modules = {name: import_module(name.replace("-", "_")) for name in PACKAGES}
+    except ImportError as error:
+        raise missing_extra("export", error) from None
+    return {name: str(getattr(module, "__version__", "unknown")) for name, module in modules.items()}
 
 
 def _check(policy: Any, transitions: Transitions) -> None:
@@ -247,10 +262,6 @@ def _exported(
 
     Neither holds paths of this machine, and both have the same bytes every time.
     """
-    try:
-        import onnxscript  # noqa: F401  # torch needs it, and says so only after the work
-    except ImportError as error:
-        raise missing_extra("export", error) from None
     rows = tuple(
         part[:2].repeat(2, *[1] * (part.ndim - 1)) for part in inputs
     )  # a size that is no special one
@@ -393,7 +404,6 @@ def _contract(
         "policy": type(policy).__name__,
         "control_hz": parameters.control_hz,
         "about": dict(about),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
     }
 
 

@@ -10,9 +10,11 @@ import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from cvl_pipeline.errors import InputError, printable
 from cvl_pipeline.io.location import Location
-from cvl_pipeline.io.storage import write_atomically
+from cvl_pipeline.io.storage import kind_at, shown, unreadable, write_atomically
 
 
 def write_folder(contract: Location, files: Mapping[str, bytes]) -> None:
@@ -41,9 +43,41 @@ def write_folder(contract: Location, files: Mapping[str, bytes]) -> None:
 def file_names(contract: Location) -> set[str]:
     """Names of the files that the contract in place has; none if there is no contract."""
     contract.fetch()
-    try:
-        names = json.loads(contract.path.read_bytes())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
+    files = _content(contract.path).get("files")
     # It may have been edited: nothing outside of the folder is ours.
+    names = files if isinstance(files, dict) else {}
     return {name for name in names if ".." not in name.split("/") and not name.startswith("/")}
+
+
+def check_no_other_files(contract: Path) -> None:
+    """Raise InputError if the folder of a contract has files, but none of them is the contract of a former export.
+
+    Hidden files do not count, because no export has any.
+
+    Args:
+        contract: place of ``policy.json`` on this machine.
+    """
+    folder = contract.parent
+    kind = kind_at(folder)
+    if kind not in ("folder", None):
+        raise InputError(f"{shown(folder)} is a {kind}, not a folder; give another one")
+    if kind is None or {"checksum", "files"} <= _content(contract).keys():
+        return
+    try:
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    if names:
+        raise InputError(
+            f"{shown(folder)} has files of its own, such as {printable(names[0])}; give a new folder, or that of a "
+            "former export. What an export that was killed has left may be deleted"
+        )
+
+
+def _content(contract: Path) -> dict[str, Any]:
+    """Return the content of a contract; none if there is no file, or another one."""
+    try:
+        content = json.loads(contract.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -20,6 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -141,9 +142,9 @@ def load_policy(
     ):
         if value not in known:
             raise PolicyError(f"{name} is {value!r}; give one of {', '.join(known)}")
-    if latency_ms is not None and not latency_ms > 0:
+    if latency_ms is not None and not (isinstance(latency_ms, Real) and latency_ms > 0):
         raise PolicyError(f"latency_ms is {latency_ms!r}; give a number above 0, or None")
-    if not margin >= 0:
+    if not (isinstance(margin, Real) and margin >= 0):
         raise PolicyError(f"margin is {margin!r}; give a number from 0 on")
     if not (isinstance(threads, int) and threads > 0):
         raise PolicyError(f"threads is {threads!r}; give a whole number from 1 on")
@@ -239,7 +240,7 @@ class ExportedPolicy:
         if self._value is None:
             self._value = self._open(VALUE_FILE)
         inputs, single = self._inputs(observation)
-        actions, rows = np.asarray(action), len(next(iter(inputs.values())))
+        actions, rows = _array("action", action), len(next(iter(inputs.values())))
         shape = (
             (() if single else (rows,))
             if self._discrete
@@ -250,8 +251,9 @@ class ExportedPolicy:
                 f"action has type {actions.dtype} and shape {actions.shape}; this one takes {shape}"
             )
         if self._discrete:
-            if not ((actions >= 0) & (actions < self._size)).all():
-                raise PolicyError(f"action is {action!r}; give whole numbers from 0 to {self._size - 1}")
+            wrong = actions[(actions < 0) | (actions >= self._size)]
+            if len(wrong):
+                raise PolicyError(f"action is {wrong[0]}; give whole numbers from 0 to {self._size - 1}")
             actions = np.eye(self._size, dtype=np.float32)[actions]
         actions = np.ascontiguousarray(actions.reshape(rows, self._size), np.float32)
         if not np.isfinite(actions).all():
@@ -358,7 +360,7 @@ class _Part:
 
     def rows(self, value: Any) -> tuple[NDArray[Any], bool]:
         """Return (B, *shape) of the part's type, and whether the value is a single row."""
-        rows = np.asarray(value)
+        rows = _array(f"observation '{self.name}'", value)
         if rows.dtype.kind not in "biuf":
             raise PolicyError(f"observation '{self.name}' has type {rows.dtype}; give numbers")
         single = rows.shape == self.shape
@@ -436,6 +438,27 @@ def _verified(folder: Path, name: str, wanted: str) -> bytes:
             f"{folder / name} was changed: its SHA-256 is not that of {CONTRACT}; export the policy again"
         )
     return content
+
+
+def _array(name: str, value: Any) -> NDArray[Any]:
+    """Return a value as an array; raise PolicyError if NumPy makes none of it, or if entries are masked."""
+    try:
+        array: NDArray[Any] = np.asarray(value)
+    except Exception as error:  # ragged lists, tensors on a GPU: of a class per library
+        raise PolicyError(
+            f"{name} is not an array of numbers ({_line(error)}); give a NumPy array, or lists of equal length"
+        ) from None
+    if array is not value and _has_masked(value):  # the array itself, of NumPy's own class, has no mask
+        raise PolicyError(f"{name} has masked entries, which have no number; fill them in")
+    return array
+
+
+def _has_masked(value: Any) -> bool:
+    """Return whether entries are masked, of an array of another class than NumPy's own or of one in a list."""
+    if isinstance(value, np.ndarray):
+        return bool(np.ma.is_masked(value))  # not asked for others: numpy.ma takes time to import
+    several = isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], np.ndarray)
+    return several and set(map(type, value)) != {np.ndarray} and any(map(np.ma.is_masked, value))
 
 
 def _line(error: BaseException) -> str:
