@@ -76,8 +76,7 @@ def test_every_method_takes_the_steps_of_critic_regression_and_policy(budget: fl
 
 def test_the_budget_counts_for_steps_that_the_suite_overrides() -> None:
     given = {"contrastive_dynamics.training.steps": 1000}
-    for fields in ({"overrides": given}, {"given": given}):
-        plan = make_plan(**fields, budget=0.1)
+    for plan in (make_plan(overrides=given, budget=0.1), make_plan(given, budget=0.1)):
         parameters = make_loader(**nested(plan.parameters(CELL, plan.methods))).run_parameters()
         assert parameters.contrastive_dynamics.training.steps == 100
         assert parameters.baselines["iql"].training.steps == 0.1 * (1000 + 2500 + 2000)

@@ -70,7 +70,7 @@ def test_a_record_of_other_settings_is_refused_and_so_is_a_damaged_one(location:
     whole = location.path.read_text()
     record = json.loads(whole)
     short = {**record["methods"], "bc": {**record["methods"]["bc"], "returns": [1.0]}}
-    faults = ({"methods": []}, {"runs": []}, {"methods": short}, {"runs": None})
+    faults: tuple[dict[str, Any], ...] = ({"methods": []}, {"runs": []}, {"methods": short}, {"runs": None})
     for text in ("{", *(json.dumps({**record, **fault}) for fault in faults)):
         location.path.write_text(text)
         with pytest.raises(InputError, match="is damaged; delete it"):
