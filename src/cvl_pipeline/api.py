@@ -303,10 +303,8 @@ def extract_policy(
         InputError: an unknown objective or setting.
     """
     extraction = _choose(OBJECTIVES, "policy_extraction", objective, settings)
-    return train_method(
-        data, CVL.Parameters(extraction=extraction), seed, values=QFunction(critic, readout),
-        checkpoints=checkpoints, logs=logs,
-    )  # fmt: skip
+    values = QFunction(critic, readout)
+    return train_parameters(data, CVL.Parameters(extraction=extraction), seed, values, checkpoints, logs)
 
 
 def train_method(
@@ -334,13 +332,23 @@ def train_method(
     Raises:
         InputError: an unknown method or setting, or data that lack what the method needs.
     """
-    check_seed(seed)
     if isinstance(method, str):
-        baseline = with_inherited({"baselines": {"it": {METHODS.field: method, **settings}}})["baselines"][
-            "it"
-        ]
-        settings = {name: value for name, value in baseline.items() if name != METHODS.field}
+        chosen = with_inherited({"baselines": {"it": {METHODS.field: method, **settings}}})["baselines"]["it"]
+        settings = {name: value for name, value in chosen.items() if name != METHODS.field}
     parameters = _choose(METHODS, "method", method, settings)
+    return train_parameters(data, parameters, seed, values, checkpoints, logs)
+
+
+def train_parameters(
+    data: EpisodeData,
+    parameters: Strict,
+    seed: int,
+    values: QFunction | None = None,
+    checkpoints: Path | None = None,
+    logs: Path | None = None,
+) -> TrainedPolicy:
+    """Train a policy by the parameters of a method, as they are; see ``train_method``."""
+    check_seed(seed)
     chosen = METHODS.of(parameters)
     if not chosen.needs_rewards:
         data = data.without_rewards()

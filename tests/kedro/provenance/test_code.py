@@ -137,7 +137,7 @@ def test_a_node_depends_on_the_functions_of_the_python_interface_that_it_names()
         "value_readout.label": {"label_rewards"},
         "value_readout.read_out": {"read_out"},
         "policy_extraction.train_cvl": {"extract_policy"},
-        "policy_extraction.train_bc": {"train_method"},
+        "policy_extraction.train_bc": {"train_parameters"},
         "evaluation.roll_out_cvl": {"roll_out"},
         "evaluation.roll_out_bc": {"roll_out"},
     }

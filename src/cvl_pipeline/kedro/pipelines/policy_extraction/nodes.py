@@ -52,16 +52,15 @@ def train_baseline(
     values: Any = None,
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Train the policy of a baseline; with labels, and with the values of actions, if it needs them."""
-    from cvl_pipeline.api import train_method
+    from cvl_pipeline.api import train_parameters
     from cvl_pipeline.episodes.data import EpisodeData
 
     data = EpisodeData(transitions, split, normalisation, labels)
     place = workspace.get()
     with kept_checkpoints():
-        return train_method(
-            data, METHODS.validate(parameters), seed,
-            values=values, checkpoints=place.checkpoints, logs=place.logs,
-        )  # fmt: skip
+        return train_parameters(
+            data, METHODS.validate(parameters), seed, values, place.checkpoints, place.logs
+        )
 
 
 def train_baseline_with_critic(
