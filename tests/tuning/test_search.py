@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,11 @@ from unittest.mock import Mock, patch
 import pytest
 import torch
 
+from cvl_pipeline.errors import InputError
+from cvl_pipeline.io.children import start_child
+from cvl_pipeline.training.launch import TrainingError
 from cvl_pipeline.tuning import search, worker
+from cvl_pipeline.tuning.storage import StudyLocation
 from cvl_pipeline.tuning.trial import Bench
 from cvl_pipeline.tuning.worker import Specification, work
 from tests.tuning.studies import make_log, make_specification, make_stages, make_tuning
@@ -74,3 +80,31 @@ def test_there_is_one_worker_per_gpu_or_core(
     location = make_specification(tmp_path / "other", tuning).location
     search.search(make_log(stages), stages, tuning, replace(location, journal=tmp_path / "j"), tmp_path)
     assert run.call_args.args[1].workers == workers
+
+
+def run_search(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str, **changes: Any) -> None:
+    """Search with workers that run a script instead."""
+    stages, tuning = make_stages(), make_tuning(**changes)
+
+    def start_other(command: list[str], *arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        return start_child([sys.executable, "-c", script], *arguments, **options)
+
+    monkeypatch.setattr(search, "start_child", start_other)
+    monkeypatch.setattr(search, "POLL", 0.05)
+    search.search(make_log(stages), stages, tuning, StudyLocation(folder / "journal.log"), folder)
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_worker_that_ends_python_early_has_not_finished_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    script = f"import os, sys; sys.stdin.read(); os._exit({status})"
+    ended = rf"workers ended early 2 times \(exit status {status}; see .*0\.log\)"
+    with pytest.raises(TrainingError, match=ended):
+        run_search(tmp_path, monkeypatch, script, max_failures=1)
+
+
+def test_error_of_a_worker_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import sys; sys.stdin.read(); print('Error: no such field'); sys.exit(2)"
+    with pytest.raises(InputError, match=r"^no such field$"):
+        run_search(tmp_path, monkeypatch, script)

@@ -12,7 +12,7 @@ from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
 from cvl_pipeline.objectives.ddpg_bc import DDPGPlusBC
 from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.schema import validated
-from cvl_pipeline.testing.builders import dynamics_parameters
+from cvl_pipeline.testing.builders import dynamics_parameters, policy_parameters
 from cvl_pipeline.tuning.parameters import SPACE, Categorical, Dimension, Float, Int, TuningParameters
 from cvl_pipeline.tuning.space import (
     check_space,
@@ -116,10 +116,23 @@ def test_defaults_are_a_point_if_the_space_holds_them() -> None:
 
 @pytest.mark.parametrize(
     "dimension",
-    [Float(low=5.0, high=9.0), Float(low=0.0, high=9.0, step=2.0), Categorical(choices=(1.0, 2.0))],
-)
+    [
+        Float(low=5.0, high=9.0), Float(low=0.0, high=9.0, step=2.0), Categorical(choices=(1.0, 2.0)),
+        Int(low=5, high=9), Int(low=0, high=9, step=2),
+    ],
+)  # fmt: skip
 def test_defaults_outside_of_the_space_are_no_trial(dimension: Dimension) -> None:
     assert encoded_defaults({"policy_extraction.beta": dimension}, make_stages()) is None
+
+
+@pytest.mark.parametrize("dimension", [Int(low=1, high=10), Int(low=1, high=10, log=True)])
+@pytest.mark.parametrize(("beta", "holds"), [(3.0, True), (2.5, False)])
+def test_whole_numbers_hold_no_default_that_is_a_fraction(
+    dimension: Dimension, beta: float, holds: bool
+) -> None:
+    stages = make_stages(policy_extraction=policy_parameters(beta=beta))
+    name = "policy_extraction.beta"
+    assert encoded_defaults({name: dimension}, stages) == ({name: beta} if holds else None)
 
 
 @pytest.mark.parametrize(

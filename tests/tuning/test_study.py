@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import optuna
 import psutil
@@ -24,10 +26,9 @@ from cvl_pipeline.tuning.study import (
     open_study,
     prepare,
     release_dead,
-    restore,
     signature,
 )
-from cvl_pipeline.tuning.worker import work
+from cvl_pipeline.tuning.worker import Specification, work
 from tests.tuning.studies import make_specification, make_stages, make_tuning
 
 
@@ -174,14 +175,53 @@ def test_status_of_a_study_with_other_columns_is_refused(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "3"])
-def test_damaged_record_is_named(tmp_path: Path, content: str) -> None:
-    (tmp_path / "x.json").write_text(content)
-    tuning = make_tuning()
-    specification = make_specification(tmp_path, tuning)
+def make_lost(folder: Path) -> tuple[Specification, list[float | None]]:
+    """Run a study and delete its storage; return the values of its trials too, whose records are left."""
+    specification = make_specification(folder, make_tuning(trials=3))
+    work(specification)
+    values = [
+        trial.value for trial in open_study(specification.location, "name", specification.tuning, 0).trials
+    ]
+    specification.location.journal.unlink()
+    return specification, values
+
+
+def prepared(specification: Specification) -> optuna.Study:
+    """Open and prepare a study as a new run does."""
+    stages, tuning = specification.stages, specification.tuning
     study = open_study(specification.location, "name", tuning, 0)
-    with pytest.raises(InputError, match=r"x\.json is damaged; delete it"):
-        restore(study, tmp_path, {}, tuning)
+    prepare(study, signature(stages, tuning, "data"), tuning, stages, specification.records)
+    return study
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "3", '{"made_for": {}, "number": 0}'])
+def test_damaged_record_is_named_before_others_are_restored(tmp_path: Path, content: str) -> None:
+    specification, values = make_lost(tmp_path)
+    (specification.records / "x.json").write_text(content)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"x\.json is damaged; delete it"):
+            prepared(specification)
+    (specification.records / "x.json").unlink()  # as the message says
+    assert [trial.value for trial in prepared(specification).trials] == values
+
+
+def test_restoring_that_was_interrupted_is_completed(tmp_path: Path) -> None:
+    specification, values = make_lost(tmp_path)
+    add = optuna.Study.add_trial
+    added: list[optuna.trial.FrozenTrial] = []
+
+    def once(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if added:
+            raise KeyboardInterrupt
+        added.append(trial)
+        add(study, trial)
+
+    with patch.object(optuna.Study, "add_trial", once), pytest.raises(KeyboardInterrupt):
+        prepared(specification)
+    with pytest.raises(InputError, match=r"started with other parameters \(seed was 0, is 3\)"):
+        prepared(replace(specification, stages=make_stages(seed=3)))
+    for _ in range(2):  # each trial once
+        assert [trial.value for trial in prepared(specification).trials] == values
 
 
 def test_study_with_other_parameters_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from cvl_pipeline.errors import InputError
+from cvl_pipeline.errors import TERMINATED, InputError
 from cvl_pipeline.io.owner import owner
 from cvl_pipeline.tuning import worker
 from cvl_pipeline.tuning.study import SUCCESS_UNKNOWN, open_study
@@ -128,6 +129,29 @@ def test_too_many_failures_end_the_study(tmp_path: Path) -> None:
         pytest.raises(InputError, match=r"3 trials failed, more than tuning.max_failures \(2\)"),
     ):
         work(specification)
+
+
+@pytest.mark.parametrize("code", [0, 2, "done"])
+def test_own_code_that_ends_python_ends_the_study_with_its_place(tmp_path: Path, code: int | str) -> None:
+    specification = make_specification(tmp_path, make_tuning(trials=2))
+    place = rf"leave ended Python at .*test_worker\.py:\d+ \(SystemExit: {code}\); raise an error instead$"
+
+    def leave(*_: Any) -> dict[str, float]:
+        sys.exit(code)
+
+    with patch.object(Bench, "measure", leave), pytest.raises(InputError, match=place):
+        work(specification)
+    assert not any(trial.state.is_finished() for trial in trials_of(specification))
+
+
+def test_worker_that_sigterm_ends_has_no_error(tmp_path: Path) -> None:
+    specification = make_specification(tmp_path, make_tuning(trials=2))
+    with (
+        patch.object(Bench, "measure", side_effect=SystemExit(TERMINATED)),
+        pytest.raises(SystemExit) as ended,
+    ):
+        work(specification)
+    assert ended.value.code == TERMINATED
 
 
 def test_one_of_two_workers_gives_up_the_last_trial(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def search(
     Raises:
         InputError: a space that cannot be searched; a storage that is damaged, cannot be reached, or contains
             the study with other parameters; more than ``tuning.max_failures`` failures.
-        TrainingError: workers were killed more than ``tuning.max_failures`` times.
+        TrainingError: workers were killed, or ended too early, more than ``tuning.max_failures`` times.
         SystemExit: SIGTERM; the next run resumes unfinished trials.
     """
     check_space(tuning, stages)
@@ -130,7 +130,7 @@ def _short(value: Any) -> str:
 
 
 def _run(study: Study, specification: Specification) -> None:
-    """Run workers until all trials are done; replace workers that were killed."""
+    """Run workers until all trials are done; replace workers that ended earlier."""
     reporter = _Reporter(study, specification.tuning)
     running: dict[int, subprocess.Popen[bytes]] = {}
     killed = 0
@@ -145,9 +145,10 @@ def _run(study: Study, specification: Specification) -> None:
                 if status is None:
                     continue
                 del running[index]
-                if status == 2:
-                    raise InputError(_last_error(specification, index))
-                if status != 0:
+                if status == 2 and (message := _last_error(specification, index)) is not None:
+                    raise InputError(message)
+                # Code of the user's own, or a library, may end Python with any status.
+                if status != 0 or counts(study)[0] < specification.tuning.trials:
                     killed += 1
                     if killed > specification.tuning.max_failures:
                         raise TrainingError(
@@ -199,6 +200,7 @@ def _log_path(specification: Specification, index: int) -> Path:
     return specification.folder / "workers" / f"{index}.log"
 
 
-def _last_error(specification: Specification, index: int) -> str:
+def _last_error(specification: Specification, index: int) -> str | None:
     lines = _log_path(specification, index).read_text().splitlines()
-    return next(line for line in reversed(lines) if line.startswith("Error: ")).removeprefix("Error: ")
+    errors = [line.removeprefix("Error: ") for line in lines if line.startswith("Error: ")]
+    return errors[-1] if errors else None

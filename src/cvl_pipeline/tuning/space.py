@@ -208,9 +208,12 @@ def _inside(dimension: Dimension, value: Any) -> bool:
         return _encoded(value) in [_encoded(choice) for choice in dimension.choices]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
+    if not dimension.low <= value <= dimension.high:
+        return False
+    if isinstance(dimension, Int):  # the parameter may be a fraction, which Optuna would leave out
+        return (value - dimension.low) % (dimension.step or 1) == 0
     steps = (value - dimension.low) / (dimension.step or 1.0)
-    aligned = dimension.step is None or abs(steps - round(steps)) < 1e-9
-    return dimension.low <= value <= dimension.high and aligned
+    return dimension.step is None or abs(steps - round(steps)) < 1e-9
 
 
 def _encoded(choice: Any) -> Any:

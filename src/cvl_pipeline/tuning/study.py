@@ -33,6 +33,8 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 RETRIES = 3
 """Retries of an interrupted trial: a point may kill its process every time."""
 MADE_FOR = "made_for"
+RESTORED = "restored"
+"""Attribute of a study to which all records of finished trials have been added."""
 SPACE = "tuning.space."
 SUCCESS_UNKNOWN = "success_unknown"
 """Attribute of a trial to which the environment never mentioned success, which therefore counts as 0."""
@@ -147,51 +149,58 @@ def prepare(
     """Check the study's parameters; start a new study with its recorded trials, or with the defaults.
 
     Raises:
-        InputError: the study was started with other parameters.
+        InputError: the study was started with other parameters, or a record is damaged; nothing is changed then.
     """
     # As in JSON, so that lists are compared with lists.
     wanted = json.loads(json.dumps(wanted))
-    made_for = study.user_attrs.get(MADE_FOR)
-    if made_for is None:
+    attributes = study.user_attrs
+    if MADE_FOR in attributes:
+        _check_same(study, attributes[MADE_FOR], wanted)
+    if not attributes.get(RESTORED):  # also if an earlier run was killed before all of them were
+        lost = _lost(study, records, wanted, tuning)
+        # First, so that no process with other parameters starts the study while this one restores it.
         study.set_user_attr(MADE_FOR, wanted)
-        restore(study, records, wanted, tuning)
+        for trial in lost:
+            study.add_trial(trial)
+        if lost:
+            logger.info("Restored %d finished trials of '%s' from their records", len(lost), study.study_name)
         defaults = encoded_defaults(tuning.space, stages)
         if defaults is not None and not study.get_trials(deepcopy=False):
             study.enqueue_trial(defaults, user_attrs={"defaults": True})
-    else:
-        _check_same(study, made_for, wanted)
+        study.set_user_attr(RESTORED, True)
     release_dead(study, tuning, records)
 
 
 def _read(record: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(record.read_text())
-        values[MADE_FOR], values["number"]
+        for key in (MADE_FOR, "number", "state", "values", "params", "user_attrs", "intermediate_values"):
+            values[key]
+        values["user_attrs"]["id"]
     except (ValueError, TypeError, KeyError):
         raise InputError(f"{shown(record)} is damaged; delete it to run its trial again") from None
     return values
 
 
-def restore(study: Study, records: Path, wanted: dict[str, Any], tuning: TuningParameters) -> None:
-    """Add the recorded finished trials of a study with the same parameters whose storage is gone."""
+def _lost(study: Study, records: Path, wanted: dict[str, Any], tuning: TuningParameters) -> list[FrozenTrial]:
+    """Return the recorded finished trials with the same parameters that the study does not have."""
     # Hidden names are temporary folders of killed workers.
     every = [_read(path) for path in records.glob("[!.]*.json")]
     # Older versions recorded a trial whose objective was not a number, before Optuna refused it.
     valid = [r for r in every if r[MADE_FOR] == wanted and not any(map(math.isnan, r["values"] or ()))]
-    lost = sorted(valid, key=lambda record: record["number"])
-    for record in lost:
-        study.add_trial(
-            optuna.create_trial(
-                state=TrialState[record["state"]],
-                values=record["values"],
-                params=record["params"],
-                distributions={name: distribution(tuning.space[name]) for name in record["params"]},
-                user_attrs=record["user_attrs"],
-                intermediate_values={int(step): v for step, v in record["intermediate_values"].items()},
-            )
+    known = {trial.user_attrs.get("id") for trial in study.get_trials(deepcopy=False)}
+    lost = [record for record in valid if record["user_attrs"]["id"] not in known]
+    return [
+        optuna.create_trial(
+            state=TrialState[record["state"]],
+            values=record["values"],
+            params=record["params"],
+            distributions={name: distribution(tuning.space[name]) for name in record["params"]},
+            user_attrs=record["user_attrs"],
+            intermediate_values={int(step): v for step, v in record["intermediate_values"].items()},
         )
-    if lost:
-        logger.info("Restored %d finished trials of '%s' from their records", len(lost), study.study_name)
+        for record in sorted(lost, key=lambda record: record["number"])
+    ]
 
 
 def record_path(records: Path, attributes: Mapping[str, Any]) -> Path:

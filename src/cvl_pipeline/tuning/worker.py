@@ -26,6 +26,7 @@ from pydantic import TypeAdapter
 
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError, one_line
+from cvl_pipeline.imports import fault_of_user_code
 from cvl_pipeline.io.artifacts import load_artifact
 from cvl_pipeline.io.children import end_with_parent
 from cvl_pipeline.io.owner import owner
@@ -107,7 +108,9 @@ def work(specification: Specification) -> None:
     """Run trials until the study has enough finished ones.
 
     Raises:
-        InputError: the storage is damaged or cannot be reached, or too many trials failed.
+        InputError: the storage is damaged or cannot be reached, too many trials failed, or code of the user's own
+            ended Python.
+        SystemExit: SIGTERM.
     """
     tuning = specification.tuning
     study = open_study(specification.location, specification.name, tuning, _sampler_seed(specification))
@@ -118,10 +121,16 @@ def work(specification: Specification) -> None:
         data, specification.stages, tuple(tuning.space), tuning.returns_discount,
         specification.folder / "shared", max(1, available_cores() // specification.workers),
     )  # fmt: skip
-    with reachable(specification.location):
-        objective = _Objective(specification, study, bench)
-        while _may_begin(study, specification):
-            _try_one(study, objective, specification.location)
+    try:
+        with reachable(specification.location):
+            objective = _Objective(specification, study, bench)
+            while _may_begin(study, specification):
+                _try_one(study, objective, specification.location)
+    except SystemExit as error:
+        fault = fault_of_user_code(error)
+        if fault is None:  # SIGTERM
+            raise
+        raise InputError(fault) from error
 
 
 def _try_one(study: Study, objective: _Objective, location: StudyLocation) -> None:
