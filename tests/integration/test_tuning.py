@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from cvl_pipeline.kedro.provenance.records import record_path
 from tests.integration.conftest import Forks, Project
 from tests.integration.test_faults import assert_refused
 from tests.training.processes import linux, wait_for
@@ -97,6 +98,9 @@ def test_tuned_trains_with_the_best_parameters_and_logs_them(
     best["parameters"]["contrastive_dynamics.temperature"] = 0.2
     path.write_text(json.dumps(best))
     given = "tuned=true,contrastive_dynamics.temperature=0.3"
+    refused = kedro.kedro(project, "run", "--pipelines", "contrastive_dynamics", "--params", given, status=1)
+    assert "best_parameters.json has changed since it was written; delete it" in refused
+    record_path(path).unlink()  # now it is a file of one's own
     output = kedro.kedro(project, "run", "--pipelines", "contrastive_dynamics", "--params", given)
     assert output.count("tuned: contrastive_dynamics.representation_size is 8, not 16") == 1
     assert "temperature is" not in output  # --params has the last word

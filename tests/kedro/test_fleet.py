@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cvl_pipeline.errors import InputError
+from cvl_pipeline.kedro import fleet
 from cvl_pipeline.kedro.fleet import _train, seeds_of
 from cvl_pipeline.testing.builders import dynamics_parameters, make_data, make_transitions
 
@@ -35,3 +37,36 @@ def test_parameters_that_differ_between_seeds_are_one_line(tmp_path: Path) -> No
     }
     with pytest.raises(InputError, match="of seed 2 differs from that of seed 1, so their critics cannot"):
         _train(inputs)
+
+
+def test_a_seed_whose_own_run_diverges_leaves_the_others_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[int] = []
+
+    class Session:
+        """Stands for Kedro's: the run of seed 0 diverges after the fleet."""
+
+        def __init__(self, seed: int) -> None:
+            self.seed = seed
+
+        def __enter__(self) -> Session:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        @classmethod
+        def create(cls, runtime_params: dict[str, int], **_: object) -> Session:
+            return cls(runtime_params["seed"])
+
+        def run(self, to_nodes: tuple[str, ...], **_: object) -> None:
+            if self.seed == 0 and not to_nodes:
+                raise FloatingPointError("the loss became nan at step 480")
+            done.append(self.seed)
+
+    monkeypatch.setattr(fleet, "settings", SimpleNamespace(SESSION_CLASS=Session))
+    with pytest.raises(
+        FloatingPointError,
+        match=r"1 of 3 seeds failed, the others are done: seed 0: the loss became nan at step 480",
+    ):
+        fleet.run_fleet([0, 1, 2], None, {}, None)
+    assert done == [0, 1, 2, 1, 2]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +22,7 @@ from pydantic import ValidationError
 from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.sources.base import SOURCES
+from cvl_pipeline.sources.lerobot_frames import Filler
 from tests.sources.lerobot_sets import (
     DATA,
     FIXTURE,
@@ -529,3 +532,45 @@ def test_a_damaged_file_is_one_line_or_changes_no_shape(tmp_path: Path, version:
         path.write_bytes(content)
     assert len(lines) > 60
     assert all("\n" not in line and str(root) in line for line in lines)
+
+
+def test_is_last_of_other_datasets_marks_the_last_action(tmp_path: Path) -> None:
+    root = copied(tmp_path)
+    plain = read(root, observations=STATE)
+    episodes = pa.parquet.read_table(root / DATA)["episode_index"].to_numpy()
+    with_feature(root, "is_last", np.append(np.diff(episodes) != 0, True))
+    before: Any
+    for before, after in zip(plain, read(root, observations=STATE), strict=True):
+        for field in fields(before):
+            first, second = getattr(before, field.name), getattr(after, field.name)
+            assert first == second if field.name == "parts" else torch.equal(first, second), field.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"low": [10**400, 0]},
+            "features.action.low in meta/info.json is .* not numbers of single precision",
+        ),
+        ({"low": [math.nan, 0.0]}, "features.action.low in meta/info.json is .nan, 0.0., not numbers"),
+        ({"high": [1.0, "x"]}, "features.action.high in meta/info.json"),
+        ({"low": [5.0, 0.0], "high": [1.0, 1.0]}, "low in meta/info.json is .5.0, 0.0., in part above high"),
+    ],
+)
+def test_bounds_of_the_dataset_are_checked_before_anything_is_read(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    root = copied(tmp_path)
+    with_info(root, lambda info: info["features"]["action"].update(changes))
+    with pytest.raises(InputError, match=words):
+        read(root, observations=STATE)
+
+
+def test_whole_numbers_that_merge_are_refused_in_every_block() -> None:
+    filler = Filler.__new__(Filler)
+    filler._converted = set()
+    filler._single(np.arange(100.0), "state")
+    np.testing.assert_array_equal(filler._single(np.arange(3.0) + 0.5, "state"), np.arange(3.0) + 0.5)
+    with pytest.raises(InputError, match=r"state: .* become"):
+        filler._single(1e9 + np.arange(100.0), "state")

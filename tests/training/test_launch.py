@@ -191,11 +191,11 @@ def test_processes_train_nothing_but_the_known_jobs(tmp_path: Path, name: str) -
     assert names_in(tmp_path) == [DONE, "specification.json"]
 
 
-def _write_specification(folder: Path, job: str, **artifacts: str) -> str:
+def _write_specification(folder: Path, job: str, checkpoints: str = "c", **artifacts: str) -> str:
     """Write a specification and return its SHA-256."""
     specification: dict[str, Any] = {
         "job": job, "settings": {"command": "false"}, "artifacts": artifacts,
-        "checkpoints": str(folder / "c"), "logs": None, "kept": False,
+        "checkpoints": str(folder / checkpoints), "logs": None, "kept": False,
     }  # fmt: skip
     text = json.dumps(specification)
     (folder / SPECIFICATION).write_text(text)
@@ -226,6 +226,48 @@ class Unsafe:
     @classmethod
     def from_parts(cls, *_: Any) -> Any:
         raise AssertionError("code outside of JOBS has run")
+
+
+class Faulty:
+    """A job in which code of the user's own ends Python, or raises an error."""
+
+    @classmethod
+    def from_parts(cls, *_: Any) -> Faulty:
+        return cls()
+
+    def run(self, checkpoints: Path, *_: Any) -> Any:
+        raise {"c": SystemExit(0), "t": SystemExit(TERMINATED), "v": ValueError("my mistake")}[
+            checkpoints.name
+        ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "words"),
+    [
+        (
+            "c",
+            InputError,
+            r"Faulty\.run ended Python at .*test_launch\.py:\d+ \(SystemExit: 0\); raise an error",
+        ),
+        ("v", InputError, r"Faulty\.run failed at .*test_launch\.py:\d+ \(ValueError: my mistake\)"),
+        ("t", SystemExit, f"^{TERMINATED}$"),
+    ],
+)
+def test_faults_of_the_users_code_in_one_of_several_processes_are_reported_with_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, error: type[BaseException], words: str
+) -> None:
+    monkeypatch.setitem(JOBS, "critic", "tests.training.test_launch:Faulty")
+    digest = _write_specification(tmp_path, "critic", checkpoints=kind)
+    with pytest.raises((SystemExit, ValueError)):
+        launch.work(tmp_path, digest)
+    monkeypatch.setattr(launch, "_run", lambda *_: 1)
+    (tmp_path / launch.ERRORS).write_bytes(b"SignalException: Process 3 got signal: 15\n")
+    with pytest.raises(error, match=words):
+        launch._torchrun(["torchrun"], tmp_path, _parameters(devices=2).training)
+    if kind == "t":  # torchrun ended this process, because another one had died
+        (tmp_path / launch.ERRORS).write_bytes(b"exitcode  : -9 (pid: 3)\n")
+        with pytest.raises(TrainingError, match="a training process ended early"):
+            launch._torchrun(["torchrun"], tmp_path, _parameters(devices=2).training)
 
 
 def test_every_job_has_its_name() -> None:

@@ -54,7 +54,7 @@ def run_fleet(
 
     Raises:
         InputError: the parameters cannot be used in a fleet, or differ between seeds.
-        FloatingPointError: critics of some seeds diverged; all other seeds are done.
+        FloatingPointError: trainings of some seeds diverged; all other seeds are done.
     """
 
     def run(seed: int, runner: SequentialRunner, *to_nodes: str) -> None:
@@ -73,7 +73,10 @@ def run_fleet(
     for seed in seeds:
         if seed not in failures:
             logger.info("Seed %d: all that follows", seed)
-            run(seed, BesideRunner())
+            try:
+                run(seed, BesideRunner())
+            except FloatingPointError as error:  # of the critic's last steps, or of a policy
+                failures[seed] = f"seed {seed}: {error}"
     if failures:
         raise FloatingPointError(
             f"{len(failures)} of {len(seeds)} seeds failed, the others are done: {'; '.join(failures.values())}"

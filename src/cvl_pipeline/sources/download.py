@@ -13,7 +13,7 @@ from requests import exceptions
 from tqdm import tqdm
 
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.io.storage import refusal, shown, write_atomically
+from cvl_pipeline.io.storage import refusal, shown, unreadable, write_atomically
 
 ATTEMPTS = 3  # per file, if the connection is interrupted
 CHUNK_BYTES = 1 << 18
@@ -58,12 +58,16 @@ def download_as_seen_first(url: str, folder: Path) -> Path:
         InputError: as of ``download``; or the file is no longer the one that was downloaded first.
     """
     target = download(url, folder)
-    with target.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     record = target.with_name(f"{target.name}.sha256")
-    if not record.exists():
+    try:
+        with target.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        known = record.read_bytes().split()[:1] if record.exists() else None
+    except OSError as error:
+        raise unreadable(Path(error.filename or target), error) from error
+    if known is None:
         write_atomically(record, lambda path: path.write_text(f"{digest}  {target.name}\n"))
-    elif record.read_text().split()[:1] != [digest]:
+    elif known != [digest.encode()]:
         raise InputError(
             f"{shown(target)}: its SHA-256 is {digest}, not that of its first download, in {shown(record)}; it is "
             "damaged, or was replaced: delete it to download it again, and the record if you trust the new one"

@@ -2,13 +2,14 @@
 
 LeRobot's package is not needed. A frame has an observation and the action that was chosen from it. ``next.reward``,
 ``next.success``, ``next.done`` and ``next.truncated`` belong to what the action led to. The observation after the last
-action of an episode is not logged, unless the dataset has a flag ``is_last``, as ours (see ``lerobot_writer``): then
-the last frame of an episode is that observation, and its action has no meaning.
+action of an episode is not logged, except in exports of this package (see ``lerobot_writer``): there, the last frame of
+an episode is that observation, and its action has no meaning.
 """
 
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from cvl_pipeline.io.storage import files_below, shown
 from cvl_pipeline.schema import Floats, Words, integers, operational
 from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 from cvl_pipeline.sources.columns import MOST_ACTIONS
-from cvl_pipeline.sources.lerobot_format import NUMBERS, PICTURES, Episodes, Folder
+from cvl_pipeline.sources.lerobot_format import AFTER_LAST_ACTION, NUMBERS, PICTURES, Episodes, Folder
 from cvl_pipeline.sources.lerobot_frames import Filler, Rows
 from cvl_pipeline.sources.pictures import Videos, import_av
 from cvl_pipeline.sources.progress import progress
@@ -57,12 +58,15 @@ Pixels = Annotated[int, Field(ge=1, le=4096)]
 ImageSize = Annotated[tuple[Pixels, Pixels], BeforeValidator(_size)]
 
 
+LARGEST = float(np.finfo(np.float32).max)
+
+
 def load_lerobot(parameters: LeRobot.Parameters) -> tuple[Transitions, Rewards]:
     """Read a LeRobot dataset.
 
     One feature of numbers, or one camera, gives plain observations. Several give packed rows, whose parts are called
-    like the features without ``observation.``. Without ``is_last``, an episode that was not terminated loses its last
-    step, because nothing says where it led, and a terminated one ends in its last observation once more.
+    like the features without ``observation.``. But in exports of this package, an episode that was not terminated loses
+    its last step, because nothing says where it led, and a terminated one ends in its last observation once more.
 
     Args:
         parameters: see ``LeRobot.Parameters``.
@@ -200,8 +204,12 @@ class Log:
 
     @cached_property
     def final_frames(self) -> bool:
-        """Whether episodes have a frame for the observation after their last action."""
-        return self.has_flag("is_last")
+        """Whether episodes have a frame for the observation after their last action.
+
+        Other datasets have a flag ``is_last``, too, in the frame of the last action.
+        """
+        marked = self.folder.features.get("is_last", {}).get(AFTER_LAST_ACTION) is True
+        return marked and self.has_flag("is_last")
 
     def has_flag(self, name: str) -> bool:
         """Whether there is a feature of flags of that name."""
@@ -272,6 +280,26 @@ class Log:
             import_av()
         for field in ("discrete", "rewards", "successes", "ends", "task"):
             getattr(self, field)
+        self._check_stored_bounds()
+
+    def _check_stored_bounds(self) -> None:
+        """Refuse bounds of the actions in info.json that are none."""
+        feature = self.folder.features[self.actions]
+        bounds = [feature.get(side) for side in ("low", "high")]
+        for side, bound in zip(("low", "high"), bounds, strict=True):
+            if isinstance(bound, list) and not all(
+                isinstance(value, int | float) and abs(value) <= LARGEST for value in bound
+            ):
+                raise InputError(
+                    f"{self.place}: features.{self.actions}.{side} in meta/info.json is {str(bound)[:80]}, not numbers "
+                    "of single precision; correct it, or remove it for the smallest and largest logged actions"
+                )
+        low, high = bounds
+        if isinstance(low, list) and isinstance(high, list) and any(map(operator.gt, low, high)):
+            raise InputError(
+                f"{self.place}: features.{self.actions}.low in meta/info.json is {low}, in part above high, {high}; "
+                "correct them, or remove both"
+            )
 
     def read(self) -> tuple[Transitions, Rewards]:
         """Read the episodes, block by block."""

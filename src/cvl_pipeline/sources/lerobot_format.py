@@ -30,6 +30,8 @@ AGAIN = "download or record the dataset again"
 INFO = "meta/info.json"
 VALIDATION = "val"
 """Name of the split of held-out episodes."""
+AFTER_LAST_ACTION = "after_last_action"
+"""In info.json, says that the flag ``is_last`` marks a frame after the last action, as in exports of this package."""
 NUMBERS = (
     "float16",
     "float32",

@@ -18,7 +18,7 @@ from cvl_pipeline.io.pieces import Column
 from cvl_pipeline.sources.columns import MOST_ACTIONS
 from cvl_pipeline.sources.lerobot_format import AGAIN, Episodes
 from cvl_pipeline.sources.pictures import decode_images, resized
-from cvl_pipeline.sources.precision import single_precision
+from cvl_pipeline.sources.precision import EXACT, single_precision
 from cvl_pipeline.sources.steps import bounds_of, one_hot, refuse_loss, report_dropped
 
 if TYPE_CHECKING:
@@ -249,7 +249,10 @@ class Filler:
         if known and values.dtype.kind == "f":
             with np.errstate(over="ignore"):
                 singles: Array = values.astype(np.float32)
-            if np.isfinite(singles).all():
+            whole = (np.abs(values) > EXACT) & (
+                values == np.rint(values)
+            )  # different ones may become the same
+            if np.isfinite(singles).all() and not whole.any():
                 return singles
         return single_precision(values, place)
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.parts import Layout, named_parts
 from cvl_pipeline.errors import InputError, one_line
-from cvl_pipeline.sources.lerobot_format import VALIDATION
+from cvl_pipeline.sources.lerobot_format import AFTER_LAST_ACTION, VALIDATION
 from cvl_pipeline.sources.pictures import encode_image, import_av
 
 Array = NDArray[Any]
@@ -208,9 +208,9 @@ class LeRobotWriter:
         if self.rewards.reports_success:
             single["next.success"] = "bool"
         single |= {"timestamp": "float32", **dict.fromkeys(INDICES, "int64")}
-        return features | {
-            name: {"dtype": kind, "shape": [1], "names": None} for name, kind in single.items()
-        }
+        features |= {name: {"dtype": kind, "shape": [1], "names": None} for name, kind in single.items()}
+        features["is_last"][AFTER_LAST_ACTION] = True
+        return features
 
     def write(self) -> None:
         """Write the folder.

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import pandas as pd
 
 from cvl_pipeline.errors import TERMINATED, InputError, look_up, one_line
-from cvl_pipeline.imports import named
+from cvl_pipeline.imports import fault_of_user_code, named
 from cvl_pipeline.io.artifacts import load_artifact, save_artifact
 from cvl_pipeline.io.checked import read_table, write_table
 from cvl_pipeline.io.children import end_with_parent, sigterm_raised, start_child
@@ -50,6 +50,8 @@ DONE = "done.json"
 """The outcome and the number of processes, written last, by the first process."""
 ERRORS = "processes.log"
 """Standard error of this machine's processes: tracebacks and torchrun's reports."""
+SIGNALLED = b"SignalException"
+"""What torchrun writes there if it has been told to end itself."""
 PATIENCE = 30.0
 """Seconds that a failed process waits for the first one's report: torchrun ends all processes if one ends."""
 
@@ -186,13 +188,14 @@ def _torchrun(line: list[str], folder: Path, training: TrainingParameters) -> di
         ) from error
     report = folder / DONE
     result: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
-    if "terminated" in result:
+    # If a process dies, torchrun ends the others by SIGTERM, too.
+    if "terminated" in result and SIGNALLED in (folder / ERRORS).read_bytes():
         raise SystemExit(TERMINATED)
     if "message" in result:
         raise {"InputError": InputError, "FloatingPointError": FloatingPointError}[result["error"]](
             result["message"]
         )
-    if status != 0 or not result:
+    if status != 0 or "world_size" not in result:
         raise TrainingError(
             f"a training process ended early (exit status {status}; see {shown(folder / ERRORS)}); run the "
             "same command again to resume from the last checkpoint"
@@ -257,11 +260,14 @@ def work(folder: Path, digest: str) -> None:
         )
         with kept_checkpoints(specification["kept"]):
             trained, history = job.run(Path(specification["checkpoints"]), Path(logs) if logs else None, None)
-    except SystemExit:
-        _report(folder, {"terminated": True})
-        raise
     except (InputError, FloatingPointError) as error:
         _report(folder, {"error": type(error).__name__, "message": str(error)})
+        raise
+    except (Exception, SystemExit) as error:
+        if (fault := fault_of_user_code(error)) is not None:
+            _report(folder, {"error": "InputError", "message": fault})
+        elif isinstance(error, SystemExit):  # SIGTERM
+            _report(folder, {"terminated": True})
         raise
     if rank() == 0:
         save_artifact(folder / f"{job.makes}.trained.safetensors", job.makes, trained)
