@@ -40,6 +40,9 @@ SECTIONS = {
         "metaworld-50", "docs/metaworld.md",
         ("--presets", "mixed", "--methods", "cvl,bc,filtered_bc,iql,mc_awr"), picture=True,
     ),
+    "rivals-tuning": Section(
+        "rivals", "docs/benchmarks.md", ("--set", "tuning", "--seeds", "0", "--presets", "noisy", "--methods", FOUR),
+    ),
     "rivals-seeds": Section(
         "rivals", "docs/benchmarks.md",
         ("--set", "test", "--presets", PRESETS, "--methods", FOUR),
