@@ -46,6 +46,8 @@ def test_the_log_has_no_warning_no_duplicate_and_one_line_per_node(finished: Fin
     assert "ERROR" not in finished.output
     messages = [line.split("INFO")[1].strip() for line in finished.output.splitlines() if "INFO" in line]
     assert max(Counter(messages).values()) == 1
+    # A busy machine takes long to start, and says so.
+    messages = [message for message in messages if not message.startswith("loading libraries")]
     (rounds,) = (message for message in messages if not message[0].isdigit())
     assert rounds.startswith("value_readout: the log holds ")  # the episodes of this run are short
     nodes = [message for message in messages if message != rounds]
