@@ -263,9 +263,8 @@ def _experts(seeds: Sequence[int], share: float, seed: int, tasks: int) -> froze
         return frozenset()
     # Not [seed, 2]: split_episodes permutes the episodes with that stream, and would hold out all of them.
     rounds = np.random.default_rng([seed, 4]).permutation(-(-len(seeds) // tasks)).tolist()
-    rounds.sort(
-        key=lambda turn: (turn + 1) * tasks > len(seeds)
-    )  # in the last round, some tasks have no turn
+    # In the last round, some tasks may have no turn.
+    rounds.sort(key=lambda turn: (turn + 1) * tasks > len(seeds))
     indices = [
         turn * tasks + task for turn in rounds for task in range(tasks) if turn * tasks + task < len(seeds)
     ]

@@ -220,9 +220,8 @@ def load_d4rl(
         ignored=ignored,
     )
     following = log.next_observations
-    comparable = (
-        following is not None and following.shape == log.observations.shape
-    )  # other shapes are refused below
+    # Other shapes are refused below.
+    comparable = following is not None and following.shape == log.observations.shape
     if comparable and (gap := first_gap(steps)):
         raise InputError(
             f"{source}: next_observations are {gap.found:g} in row {gap.row}, dimension {gap.dimension}, but row "

@@ -65,8 +65,8 @@ def load_lerobot(parameters: LeRobot.Parameters) -> tuple[Transitions, Rewards]:
     """Read a LeRobot dataset.
 
     One feature of numbers, or one camera, gives plain observations. Several give packed rows, whose parts are called
-    like the features without ``observation.``. But in exports of this package, an episode that was not terminated loses
-    its last step, because nothing says where it led, and a terminated one ends in its last observation once more.
+    like the features without ``observation.``. Except in exports of this package, an episode that was not terminated
+    loses its last step, because nothing says where it led, and a terminated one ends in its last observation once more.
 
     Args:
         parameters: see ``LeRobot.Parameters``.

@@ -186,9 +186,8 @@ class Suite(Axes):
             InputError: there is no such set or dataset, a value is faulty, or no task is left.
         """
         for field, value in {"set": axes, "datasets": datasets, **changes}.items():
-            if (
-                isinstance(value, str | Sequence) and not value
-            ):  # such as a variable of a shell that is not set
+            # Such as a variable of a shell that is not set.
+            if isinstance(value, str | Sequence) and not value:
                 raise InputError(f"--{field.replace('_', '-')}: no value; give one, or leave the option out")
         if axes is not None and axes not in self.sets:
             raise InputError(f"--set: {unknown_name('set', axes, list(self.sets) or ['none'])}")
