@@ -24,7 +24,7 @@ from cvl_pipeline.training.module import DRAWN
 
 CPU = torch.device("cpu")
 SEEDS = (3, 8, 11)
-STEPS = {"steps": 130, "validation_interval": 55, "batch_size": 16}
+STEPS = {"steps": 130, "validation_interval": 55, "batch_size": 16, "weight_decay": 0.5}
 """Chunks of 25, 25, 5, 25, 25, 5 and 20 steps; more steps than one block of batches."""
 PARAMETERS = dynamics_parameters(STEPS, hidden=(16, 8), segments_per_episode=2)
 

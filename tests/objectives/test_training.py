@@ -96,6 +96,32 @@ def test_extraction_beats_cloning_with_a_critic_that_knows_better(discrete: bool
             assert history["validation/q_gain"].iloc[-1] > 0.02, objective
 
 
+@pytest.mark.parametrize(
+    ("objective", "given", "expected"),
+    [("awr", None, 1.0), ("awr", 0.0, 0.0), ("bc", None, 0.0), ("bc", 4.0, 4.0)],
+)
+@pytest.mark.parametrize("discrete", [False, True])
+def test_all_but_the_noise_decays(
+    monkeypatch: pytest.MonkeyPatch, objective: str, given: float | None, expected: float, discrete: bool
+) -> None:
+    transitions = episodes(discrete)
+    monkeypatch.setattr(PolicyExtraction, "gradient_step", _loss_that_asks_for_nothing)
+    q = network_q(transitions) if objective == "awr" else None
+    module = make_module(transitions, q, objective=objective, training={"steps": 50, "weight_decay": given})
+    before = copy.deepcopy(module.actor.state_dict())
+    fit(module, description="test")
+    rates = [module.learning_rate(step) for step in range(50)]
+    left = math.prod(1.0 - rate * expected for rate in rates)
+    for name, value in module.actor.named_parameters():
+        kept = 1.0 if name == "log_std" else left
+        torch.testing.assert_close(value.detach(), kept * before[name], msg=name)
+
+
+def _loss_that_asks_for_nothing(module: PolicyExtraction, batch: object) -> tuple[Tensor, dict[str, Tensor]]:
+    module._vector.values.grad = torch.zeros_like(module._vector.values)
+    return torch.zeros(()), {}
+
+
 def test_noise_of_a_clone_is_its_held_out_error() -> None:
     transitions = episodes()
     data = make_data(transitions, TRAIN)

@@ -20,12 +20,12 @@ def _batches(steps: int, seed: int = 0) -> Iterator[Batch]:
         yield inputs, inputs[:, 0] - 0.5 * inputs[:, 1], torch.rand(32, generator=generator)
 
 
-@pytest.mark.parametrize("cosine_steps", [None, 20])
-def test_steps_are_those_of_torchs_adam_and_schedule(cosine_steps: int | None) -> None:
+@pytest.mark.parametrize(("cosine_steps", "decay"), [(None, 0.0), (20, 0.0), (20, 3.0)])
+def test_steps_are_those_of_torchs_adam_and_schedule(cosine_steps: int | None, decay: float) -> None:
     torch.manual_seed(0)
     network = MLP(3, (8, 8), 1)
     expected = copy.deepcopy(network)
-    optimizer = torch.optim.Adam(expected.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(expected.parameters(), lr=1e-2, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
     for inputs, targets, weights in _batches(20):
         errors = (expected(inputs).squeeze(-1) - targets).square()
@@ -35,7 +35,14 @@ def test_steps_are_those_of_torchs_adam_and_schedule(cosine_steps: int | None) -
         if cosine_steps:
             schedule.step()
     with torch.no_grad():  # as its callers may be
-        fit_least_squares(network, _batches(20), batch_size=32, learning_rate=1e-2, cosine_steps=cosine_steps)
+        fit_least_squares(
+            network,
+            _batches(20),
+            batch_size=32,
+            learning_rate=1e-2,
+            cosine_steps=cosine_steps,
+            weight_decay=decay,
+        )
     for (name, one), other in zip(network.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
 

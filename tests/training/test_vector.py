@@ -165,6 +165,26 @@ def test_parts_are_updated_at_their_own_rates_and_intervals() -> None:
     assert optimizer.moments[2].tolist() == [7.0, 3.0]
 
 
+@pytest.mark.parametrize("parts", [(), (Part(size=2, decay=0.0), Part(rate=0.5, size=3))])
+def test_decay_is_that_of_torchs_adamw(parts: tuple[Part, ...]) -> None:
+    torch.manual_seed(0)
+    values = nn.Parameter(torch.randn(5))
+    optimizer = Adam(values, 0.1, parts, decay=0.7)
+    pieces = torch.split(values.detach().clone(), [2, 3])
+    whole = [nn.Parameter(piece) for piece in pieces]
+    reference = [
+        torch.optim.AdamW([whole[0]], lr=0.1, weight_decay=0.0 if parts else 0.7),
+        torch.optim.AdamW([whole[1]], lr=0.05 if parts else 0.1, weight_decay=0.7),
+    ]
+    for _ in range(5):
+        values.grad = torch.randn(5)
+        for part, gradient, alone in zip(whole, torch.split(values.grad, [2, 3]), reference, strict=True):
+            part.grad = gradient.clone()
+            alone.step()
+        optimizer.step()
+        torch.testing.assert_close(values.detach(), torch.cat([part.detach() for part in whole]))
+
+
 @pytest.mark.parametrize("turn", [0, 2**24 - 2, 2**24])
 def test_delayed_parts_keep_their_intervals_after_millions_of_steps(turn: int) -> None:
     """Checkpoints of older versions have the number of all steps."""

@@ -8,7 +8,7 @@ same Adam and learning-rate schedule, the same actor and evaluation.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,7 +34,6 @@ from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.prefetch import SHARE, fits
 from cvl_pipeline.training.processes import own_share
 from cvl_pipeline.training.seeds import stream_seed
-from cvl_pipeline.training.vector import Adam, Part
 
 if TYPE_CHECKING:
     from cvl_pipeline.readout.q_function import QFunction
@@ -224,25 +223,12 @@ class OffPolicy(OfflineModule):
     def finish(self) -> None:
         """Build what follows from all networks, such as targets."""
 
-    def parts(self) -> Sequence[tuple[Iterable[nn.Parameter], Part]]:
-        """Trained parameters that differ in how the optimiser treats them; none: all are alike."""
-        return ()
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """Parameters that the optimiser changes, part after part."""
-        parts = [parameter for parameters, _ in self.parts() for parameter in parameters]
-        return parts or super().trained_parameters()
-
     def make_optimizer(self, values: nn.Parameter) -> torch.optim.Optimizer:
-        """Create Adam, and let fixed networks share the vector."""
+        """Let fixed networks share the vector, and create Adam."""
         for fixed in vars(self).values():
             if isinstance(fixed, Fixed):
                 fixed.link()
-        parts = [
-            part.sized(sum(parameter.numel() for parameter in parameters))
-            for parameters, part in self.parts()
-        ]
-        return Adam(values, self.training_parameters.learning_rate, parts)
+        return super().make_optimizer(values)
 
     def on_fit_start(self) -> None:
         """Put the data where the networks are; raise InputError if a GPU lacks the memory."""

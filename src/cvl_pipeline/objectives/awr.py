@@ -34,6 +34,9 @@ class AdvantageWeightedRegression(Objective):
 
         objective: Literal["awr"] = Field("awr", description="Advantage-weighted regression.")
 
+    # Few transitions have most of the weight, so a network learns the noise of their actions by heart (docs/tuning.md).
+    weight_decay = 1.0
+
     def prepare(self, setting: Setting) -> None:
         """Compute the weights of all training transitions."""
         from cvl_pipeline.objectives.advantages import advantages, whole_episodes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from cvl_pipeline.objectives.base import OBJECTIVES, Objective, ObjectiveParamet
 from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.seeds import stream_seed
+from cvl_pipeline.training.vector import Part
 
 if TYPE_CHECKING:
     from cvl_pipeline.readout.action_values import ActionValues
@@ -55,6 +56,7 @@ class PolicyExtraction(OfflineModule):
         ):
             if need and given is None:
                 raise InputError(f"policy_extraction.objective '{parameters.objective}' needs {name}")
+        self.weight_decay = self.objective.weight_decay
         self.own_code = ":" in parameters.objective or parameters.own_encoder
         self.graphable = not self.own_code
         self.own_read = ":" in parameters.objective
@@ -68,6 +70,14 @@ class PolicyExtraction(OfflineModule):
                 parameters.hidden,
                 parameters.encoding,
             )
+
+    def parts(self) -> Sequence[tuple[Iterable[nn.Parameter], Part]]:
+        """The noise, which does not decay, and all else."""
+        if not isinstance(self.actor, GaussianActor):
+            return ()
+        noise = self.actor.log_std
+        others = [each for each in self.parameters() if each.requires_grad and each is not noise]
+        return ([noise], Part(decay=0.0)), (others, Part())
 
     def on_fit_start(self) -> None:
         """Put the data where the network is, if they fit, and let the objective prepare."""

@@ -179,6 +179,7 @@ class _Networks:
             batch_size=self._parameters.batch_size,
             learning_rate=self._parameters.learning_rate,
             cosine_steps=steps,
+            weight_decay=self._parameters.weight_decay,
         )
 
     def _batches(

@@ -135,6 +135,9 @@ class RegressionParameters(Strict):
     learning_rate: float = Field(
         1e-3, gt=0.0, description="Learning rate of Adam. It falls to zero along half a cosine."
     )
+    weight_decay: float = Field(
+        1.0, ge=0.0, description="Decoupled weight decay: what a network remembers of single returns fades."
+    )
 
     @property
     def all_steps(self) -> int:

@@ -23,6 +23,7 @@ def fit_least_squares(
     batch_size: int,
     learning_rate: float,
     cosine_steps: int | None = None,
+    weight_decay: float = 0.0,
 ) -> None:
     """Fit a network to targets in place, with one step of Adam per batch on the weighted mean of squared errors.
 
@@ -33,9 +34,10 @@ def fit_least_squares(
         batch_size: B, by which threads are chosen.
         learning_rate: of Adam.
         cosine_steps: number of steps over which the learning rate falls to zero along half a cosine; None: constant.
+        weight_decay: decoupled, see ``Adam``.
     """
     vector = ParameterVector(network, [p for p in network.parameters() if p.requires_grad])
-    optimizer = Adam(vector.values, learning_rate)
+    optimizer = Adam(vector.values, learning_rate, decay=weight_decay)
     try:
         with threads_for(dense_operations(network, batch_size)):
             for step, (inputs, targets, weights) in enumerate(batches):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import lightning
 import torch
 from pydantic import BaseModel
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from cvl_pipeline.errors import InputError, one_line
 from cvl_pipeline.training.batches import mapped, stacked
@@ -21,7 +21,7 @@ from cvl_pipeline.training.parameters import TrainingParameters
 from cvl_pipeline.training.prefetch import Prefetch, batches_in_block, fits
 from cvl_pipeline.training.processes import average, gather, own_share, rank, world_size
 from cvl_pipeline.training.seeds import stream_seed
-from cvl_pipeline.training.vector import Adam, ParameterVector
+from cvl_pipeline.training.vector import Adam, ParameterVector, Part
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,8 @@ class OfflineModule(lightning.LightningModule):
     counted by taking it once more."""
     own_code = False
     """Whether code of the user's own takes part in a step. It may differentiate twice, so networks stay modules."""
+    weight_decay = 0.0
+    """Weight decay if the parameters set none."""
     own_read = False
     """Whether ``read`` is code of the user's own, which gets batches one by one, not a block of them as one."""
 
@@ -140,9 +142,14 @@ class OfflineModule(lightning.LightningModule):
         """Metrics on held-out data; ``generator`` is the same in every call."""
         raise NotImplementedError
 
-    def trained_parameters(self) -> list[torch.nn.Parameter]:
-        """Parameters that the optimiser changes."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+    def parts(self) -> Sequence[tuple[Iterable[nn.Parameter], Part]]:
+        """Trained parameters that differ in how the optimiser treats them; none: all are alike."""
+        return ()
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the optimiser changes, part after part."""
+        parts = [parameter for parameters, _ in self.parts() for parameter in parameters]
+        return parts or [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Create the optimiser; the trained parameters become parts of one vector."""
@@ -151,9 +158,15 @@ class OfflineModule(lightning.LightningModule):
         self._vector = ParameterVector(self, self.trained_parameters(), join)
         return self.make_optimizer(self._vector.values)
 
-    def make_optimizer(self, values: torch.nn.Parameter) -> torch.optim.Optimizer:
+    def make_optimizer(self, values: nn.Parameter) -> torch.optim.Optimizer:
         """Create Adam."""
-        return Adam(values, self.training_parameters.learning_rate)
+        parts = [
+            part.sized(sum(parameter.numel() for parameter in parameters))
+            for parameters, part in self.parts()
+        ]
+        own = self.training_parameters
+        decay = self.weight_decay if own.weight_decay is None else own.weight_decay
+        return Adam(values, own.learning_rate, parts, decay)
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step: half a cosine from the parameter's value down to zero."""

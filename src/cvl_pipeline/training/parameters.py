@@ -31,6 +31,12 @@ class TrainingParameters(Strict):
         gt=0.0,
         description="Learning rate of Adam at the first step. It falls to zero along half a cosine.",
     )
+    weight_decay: float | None = Field(
+        None,
+        ge=0.0,
+        description="Decoupled weight decay: a step multiplies parameters by 1 - learning rate * this, as in AdamW. "
+        "The noise of CVL's policies does not decay. null: 1 for policies that `awr` extracts, 0 for all else.",
+    )
     validation_interval: int = Field(
         500, ge=1, le=MOST_STEPS, description="Gradient steps between held-out measurements."
     )
