@@ -66,6 +66,20 @@ def test_q_is_that_of_the_behaviour_and_the_policy_improves_on_cloning(name: str
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_values_and_policy_have_the_weight_decay_of_cvl_unless_it_is_set(name: str) -> None:
+    data = make_episodes()
+
+    def weights(decay: float | None) -> tuple[Tensor, Tensor]:
+        rival = method(name, training={"weight_decay": decay})
+        learned = rival.learn(data, 0, Phases(None, None)).ensemble.state_dict()["networks.0.0.weight"]
+        return learned, rival.train(data, 0)[0].state_dict()["network.0.weight"]
+
+    default, one, none = weights(None), weights(1.0), weights(0.0)
+    assert all(map(torch.equal, default, one))
+    assert not any(map(torch.equal, default, none))
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("discrete", [False, True])
 def test_history_joins_the_phases(name: str, discrete: bool) -> None:
     data = make_episodes(discrete)

@@ -22,6 +22,7 @@ from cvl_pipeline.testing.builders import (
     make_transitions,
     readout_parameters,
 )
+from cvl_pipeline.training.least_squares import fit_least_squares
 from tests.readout.critics import small_critic
 
 
@@ -42,6 +43,27 @@ def test_a_critic_that_looks_further_ahead_than_the_values_gives_returns(
     critic = small_critic(discount=0.97, horizon_conditioning=True)
     build_readout(critic, transitions, rewards, split_episodes(transitions, 0.3, 0), parameters, seed=0)
     assert set(shorts) == {0.8}
+
+
+def test_weight_decay_takes_weights_from_v_and_q(
+    monkeypatch: pytest.MonkeyPatch, transitions: Transitions, rewards: Rewards
+) -> None:
+    sizes: list[float] = []
+    original = fit_least_squares
+
+    def watched(network: torch.nn.Module, *arguments: Any, **settings: Any) -> None:
+        original(network, *arguments, **settings)
+        sizes.append(float(sum(weights.square().sum() for weights in network.parameters())))
+
+    monkeypatch.setattr(fitting, "fit_least_squares", watched)
+    for decay in (0.0, 20.0):
+        regression = {"steps": 30, "value_steps": 30, "hidden": (4,), "weight_decay": decay}
+        parameters = readout_parameters(references=None, regression=regression)
+        split = split_episodes(transitions, 0.3, 0)
+        build_readout(small_critic(), transitions, rewards, split, parameters, seed=0)
+    v, q, decayed_v, decayed_q = sizes
+    assert decayed_v < 0.7 * v
+    assert decayed_q < 0.7 * q
 
 
 def test_after_a_termination_nothing_follows_whatever_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
