@@ -237,9 +237,7 @@ class Fleet:
         vectors = [[value.detach().flatten() for value in module.trained_parameters()] for module in modules]
         parameter = nn.Parameter(torch.stack([torch.cat(vector) for vector in vectors]).flatten().to(device))
         parameter.grad = torch.zeros_like(parameter)
-        self.optimizer = Adam(
-            parameter, self._learning_rate(0), decay=first.training_parameters.weight_decay or 0.0
-        )
+        self.optimizer = Adam(parameter, self._learning_rate(0), decay=first.weight_decay)
         self.values = parameter.detach().view(len(modules), -1)
         gradient = parameter.grad.view(len(modules), -1)
         critics = [module.critic for module in modules]

@@ -118,7 +118,7 @@ class ValueLearning(OffPolicy):
     """Trains Q of the behaviour, without an actor. A subclass defines ``unit`` and the loss."""
 
     has_actor = False
-    weight_decay = 1.0  # as in CVL's regression
+    default_decay = 1.0  # as in CVL's regression
     unit: Unit
 
     def __init__(self, data: EpisodeData, parameters: Any, seed: int) -> None:

@@ -35,7 +35,7 @@ class AdvantageWeightedRegression(Objective):
         objective: Literal["awr"] = Field("awr", description="Advantage-weighted regression.")
 
     # Few transitions have most of the weight, so a network learns the noise of their actions by heart (docs/tuning.md).
-    weight_decay = 1.0
+    default_decay = 1.0
 
     def prepare(self, setting: Setting) -> None:
         """Compute the weights of all training transitions."""

@@ -111,7 +111,7 @@ class Objective(ABC):
     """Whether it needs the reward of every transition."""
     acts_with_noise: ClassVar[bool] = False
     """Whether the policy needs the actor's noise, which is then set to its errors on held-out episodes."""
-    weight_decay: ClassVar[float] = 0.0
+    default_decay: ClassVar[float] = 0.0
     """Weight decay of the actor, if ``training.weight_decay`` is null."""
     setting: Setting
     """Data, actor and values, which are known from ``prepare`` on."""

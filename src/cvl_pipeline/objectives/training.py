@@ -56,7 +56,7 @@ class PolicyExtraction(OfflineModule):
         ):
             if need and given is None:
                 raise InputError(f"policy_extraction.objective '{parameters.objective}' needs {name}")
-        self.weight_decay = self.objective.weight_decay
+        self.default_decay = self.objective.default_decay
         self.own_code = ":" in parameters.objective or parameters.own_encoder
         self.graphable = not self.own_code
         self.own_read = ":" in parameters.objective

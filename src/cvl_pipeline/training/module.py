@@ -73,7 +73,7 @@ class OfflineModule(lightning.LightningModule):
     counted by taking it once more."""
     own_code = False
     """Whether code of the user's own takes part in a step. It may differentiate twice, so networks stay modules."""
-    weight_decay = 0.0
+    default_decay = 0.0
     """Weight decay if the parameters set none."""
     own_read = False
     """Whether ``read`` is code of the user's own, which gets batches one by one, not a block of them as one."""
@@ -164,9 +164,13 @@ class OfflineModule(lightning.LightningModule):
             part.sized(sum(parameter.numel() for parameter in parameters))
             for parameters, part in self.parts()
         ]
-        own = self.training_parameters
-        decay = self.weight_decay if own.weight_decay is None else own.weight_decay
-        return Adam(values, own.learning_rate, parts, decay)
+        return Adam(values, self.training_parameters.learning_rate, parts, self.weight_decay)
+
+    @property
+    def weight_decay(self) -> float:
+        """Decoupled weight decay."""
+        own = self.training_parameters.weight_decay
+        return self.default_decay if own is None else own
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step: half a cosine from the parameter's value down to zero."""
