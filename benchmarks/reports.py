@@ -23,12 +23,14 @@ class Section:
         part: options of ``kedro suite report`` that choose the part.
         picture: whether the section shows the picture beside the records, as one section of a suite does. Its report is
             the one that stays there.
+        records: folder of the records in ``benchmarks/results``; empty: the suite's name.
     """
 
     suite: str
     page: str
     part: tuple[str, ...]
     picture: bool = False
+    records: str = ""
 
 
 FOUR = "cvl,filtered_bc,mc_awr,sarsa"
@@ -50,6 +52,11 @@ SECTIONS = {
     "rivals": Section(
         "rivals", "docs/benchmarks.md",
         ("--set", "test", "--seeds", "10", "--presets", PRESETS, "--methods", f"{FOUR},{IQL}"), picture=True,
+    ),
+    "rivals-decay": Section(
+        "rivals", "docs/benchmarks.md",
+        ("--set", "test", "--seeds", "10", "--presets", "noisy,fragments", "--methods", "cvl,mc_awr,sarsa"),
+        records="rivals_decay",
     ),
     "rivals-all": Section(
         "rivals", "docs/benchmarks.md",
@@ -78,7 +85,9 @@ def text(section: Section, records: Path) -> str:
 def main() -> None:
     """Write every section; those with pictures last, because the last report of a suite stays beside its records."""
     for name, section in sorted(SECTIONS.items(), key=lambda item: item[1].picture):
-        write_section(PROJECT / section.page, name, text(section, RESULTS / section.suite))
+        write_section(
+            PROJECT / section.page, name, text(section, RESULTS / (section.records or section.suite))
+        )
 
 
 if __name__ == "__main__":

@@ -136,7 +136,10 @@ class RegressionParameters(Strict):
         1e-3, gt=0.0, description="Learning rate of Adam. It falls to zero along half a cosine."
     )
     weight_decay: float = Field(
-        1.0, ge=0.0, description="Decoupled weight decay: what a network remembers of single returns fades."
+        1.0,
+        ge=0.0,
+        le=100.0,
+        description="Decoupled weight decay: what a network remembers of single returns fades.",
     )
 
     @property

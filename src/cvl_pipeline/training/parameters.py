@@ -34,6 +34,7 @@ class TrainingParameters(Strict):
     weight_decay: float | None = Field(
         None,
         ge=0.0,
+        le=100.0,
         description="Decoupled weight decay: a step multiplies parameters by 1 - learning rate * this, as in AdamW. "
         "The noise of CVL's policies does not decay. null: 1 for policies of `awr` and for values of one-step methods, "
         "else 0.",
