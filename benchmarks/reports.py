@@ -32,6 +32,11 @@ class Section:
     picture: bool = False
     records: str = ""
 
+    @property
+    def folder(self) -> Path:
+        """Where the records are."""
+        return RESULTS / (self.records or self.suite)
+
 
 FOUR = "cvl,filtered_bc,mc_awr,sarsa"
 """The methods with three seeds in rivals."""
@@ -85,9 +90,7 @@ def text(section: Section, records: Path) -> str:
 def main() -> None:
     """Write every section; those with pictures last, because the last report of a suite stays beside its records."""
     for name, section in sorted(SECTIONS.items(), key=lambda item: item[1].picture):
-        write_section(
-            PROJECT / section.page, name, text(section, RESULTS / (section.records or section.suite))
-        )
+        write_section(PROJECT / section.page, name, text(section, section.folder))
 
 
 if __name__ == "__main__":

@@ -319,7 +319,7 @@ def test_sections_are_what_their_scripts_write_from_the_records(
     module = importlib.import_module(f"benchmarks.{script}")
     if script == "reports":
         part = module.SECTIONS[name]
-        records = shutil.copytree(PROJECT / "benchmarks/results" / part.suite, tmp_path / name)
+        records = shutil.copytree(part.folder, tmp_path / name)
         written = {name: module.text(part, records)}
     else:
         written = {}
