@@ -60,14 +60,13 @@ SECTIONS = {
     ),
     "rivals-decay": Section(
         "rivals", "docs/benchmarks.md",
-        ("--set", "test", "--seeds", "10", "--presets", "noisy", "--methods", "cvl,mc_awr,sarsa"),
+        ("--set", "test", "--seeds", "10", "--presets", "noisy,fragments", "--methods", "cvl,mc_awr,sarsa"),
         records="rivals_decay",
     ),
     "rivals-all": Section(
         "rivals", "docs/benchmarks.md",
         (
-            "--set", "test", "--seeds", "10", "--presets", "mixed", "--tasks",
-            "window-open-v3,sweep-into-v3,hammer-v3", "--methods",
+            "--set", "test", "--seeds", "10", "--presets", "mixed", "--methods",
             f"{FOUR},{IQL},bc,td3_bc,rebrac,one_step_model,mopo,crl",
         ),
     ),
