@@ -59,6 +59,7 @@ ImageSize = Annotated[tuple[Pixels, Pixels], BeforeValidator(_size)]
 
 
 LARGEST = float(np.finfo(np.float32).max)
+"""Largest number of single precision, as a float of Python: bounds in info.json may be larger than a float can be."""
 
 
 def load_lerobot(parameters: LeRobot.Parameters) -> tuple[Transitions, Rewards]:

@@ -249,9 +249,8 @@ class Filler:
         if known and values.dtype.kind == "f":
             with np.errstate(over="ignore"):
                 singles: Array = values.astype(np.float32)
-            whole = (np.abs(values) > EXACT) & (
-                values == np.rint(values)
-            )  # different ones may become the same
+            # Different whole numbers may become the same.
+            whole = (np.abs(values) > EXACT) & (values == np.rint(values))
             if np.isfinite(singles).all() and not whole.any():
                 return singles
         return single_precision(values, place)
