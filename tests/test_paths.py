@@ -12,7 +12,8 @@ from cvl_pipeline.kedro.parameters import DataParameters
 from cvl_pipeline.paths import expanded
 from cvl_pipeline.sources.d4rl import D4RL
 from cvl_pipeline.sources.files import Files
-from cvl_pipeline.sources.minari import Minari, load_minari, save_minari
+from cvl_pipeline.sources.minari import Minari, load_minari
+from cvl_pipeline.sources.minari_writer import save_minari
 from cvl_pipeline.testing.builders import make_rewards, make_transitions
 
 

@@ -27,7 +27,8 @@ from cvl_pipeline.readout.parameters import ValueReportParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.readout.regression import RegressedReadout
 from cvl_pipeline.readout.rewards import label
-from cvl_pipeline.sources.minari import load_minari, save_minari
+from cvl_pipeline.sources.minari import load_minari
+from cvl_pipeline.sources.minari_writer import save_minari
 from cvl_pipeline.testing.builders import (
     dynamics_parameters,
     policy_parameters,

@@ -27,7 +27,8 @@ def test_loss_equals_the_formula() -> None:
     loss, _ = module.training_loss(torch.arange(len(train)))
     rewards = data.rewards.rewards[train]
     mean, std = rewards.mean(), rewards.std(correction=0)
-    squares, without_next, terminal = torch.zeros(()), 0, 0
+    squares, ended = torch.zeros(()), torch.zeros(())
+    without_next, with_next, terminal = 0, 0, 0
     with torch.no_grad():
         for index, reward in zip(train.tolist(), rewards, strict=True):
             episode = int(log.episode_of(torch.tensor(index)))
@@ -39,14 +40,24 @@ def test_loss_equals_the_formula() -> None:
                 terminal += 1
                 following = -mean / std  # zero, in the unit of the network
             else:
+                with_next += 1
                 place = torch.tensor([index + 1])
                 following = module.target_q(log.states(place), log.actions[place]).mean()
             wanted = (1.0 - gamma) * (reward - mean) / std + gamma * following
             place = torch.tensor([index])
-            squares += (module.q(log.states(place), log.actions[place]) - wanted).square().sum()
+            square = (module.q(log.states(place), log.actions[place]) - wanted).square().sum()
+            squares, ended = (squares, ended + square) if last else (squares + square, ended)
     assert without_next
     assert terminal
-    assert float(loss.detach()) == pytest.approx(float(squares) / len(train), rel=1e-4)
+    share = with_next / (with_next + without_next)  # so terminations weigh as often as they happen
+    assert float(loss.detach()) == pytest.approx(float(squares + share * ended) / len(train), rel=1e-4)
+
+
+def test_where_no_step_is_followed_terminations_still_train() -> None:
+    log = make_transitions([1] * 6, [True] * 6)
+    module = SarsaLearning(EpisodeData.prepare(log, make_rewards(log)), method_parameters("sarsa"), seed=0)
+    loss, _ = module.training_loss(torch.arange(3))
+    assert float(loss.detach()) > 0.0
 
 
 @pytest.mark.parametrize(

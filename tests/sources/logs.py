@@ -15,7 +15,7 @@ from cvl_pipeline.environments.collection import Disturbances, collect
 from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.sources.gymnasium import UserController
-from cvl_pipeline.sources.minari import save_minari
+from cvl_pipeline.sources.minari_writer import save_minari
 from tests.sources.rows import GROUPS, groups_of, write_groups
 
 ENVIRONMENT = "Hopper-v5"

@@ -19,7 +19,7 @@ from cvl_pipeline.parameters import StageParameters
 from cvl_pipeline.schema import validated
 from cvl_pipeline.sources.arrays import load_arrays
 from cvl_pipeline.sources.base import SOURCES, Source, SourceParameters
-from cvl_pipeline.sources.minari import save_minari
+from cvl_pipeline.sources.minari_writer import save_minari
 from cvl_pipeline.sources.steps import Steps, episodes_from_steps
 from cvl_pipeline.testing.builders import DATASET, make_rewards, make_transitions
 from tests.sources import logs

@@ -19,7 +19,7 @@ from cvl_pipeline.sources.environment import (
     environment_named,
     has_environment,
 )
-from cvl_pipeline.sources.minari import save_minari
+from cvl_pipeline.sources.minari_writer import save_minari
 from cvl_pipeline.testing.builders import DATASET
 
 LOG = {"source": "files", "path": "log.csv"}

@@ -33,7 +33,8 @@ from minari.storage.remotes.cloud_storage import CloudStorage
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.sources.minari import Minari, environment_spec, load_minari, save_minari
+from cvl_pipeline.sources.minari import Minari, environment_spec, load_minari
+from cvl_pipeline.sources.minari_writer import save_minari
 from cvl_pipeline.testing.builders import make_discrete_transitions, make_rewards, make_transitions, names_in
 from tests.sources.rows import assert_equal
 

@@ -26,7 +26,8 @@ from cvl_pipeline.sources import formats, precision
 from cvl_pipeline.sources.columns import Columns
 from cvl_pipeline.sources.d4rl import load_d4rl
 from cvl_pipeline.sources.files import load_file
-from cvl_pipeline.sources.minari import load_minari, save_minari
+from cvl_pipeline.sources.minari import load_minari
+from cvl_pipeline.sources.minari_writer import save_minari
 from tests.sources.rows import (
     Log,
     assert_equal,

@@ -19,8 +19,8 @@ from cvl_pipeline.readout.action_values import ActionValues
 class SarsaLearning(ValueLearning):
     """Temporal differences with the logged next action.
 
-    The last step of a truncated episode has no next action, so it does not train. In a log of short windows,
-    terminations therefore count more than they should.
+    The last step of a truncated episode has no next action, so it does not train. Terminations count by the share of
+    the other steps that do have one, so they do not weigh more where the log is cut into short windows.
     """
 
     def __init__(self, data: EpisodeData, parameters: Any, seed: int) -> None:
@@ -29,6 +29,8 @@ class SarsaLearning(ValueLearning):
         self.unit = Unit.of(self._rewards, torch.ones_like(self._rewards), parameters.discount)
         self._rewards = self.unit.standard(self._rewards)
         self._nothing = float(self.unit.standard(0.0))  # the value after a termination, in this unit
+        followed = float(self._has_next.sum())
+        self._of_termination = followed / float(self._goes_on.sum()) if followed else 1.0
 
     def finish(self) -> None:
         """Build the target of Q."""
@@ -43,8 +45,8 @@ class SarsaLearning(ValueLearning):
             following = self.target_q(step.next_states, step.next_actions).mean(0)
             following = torch.where(step.goes_on > 0.0, following, self._nothing)
             target = (1.0 - own.discount) * step.rewards + own.discount * following
-            known = torch.maximum(step.has_next, 1.0 - step.goes_on)
-        errors = known * (self.q(step.states, step.actions) - target).square()
+            weights = step.has_next + self._of_termination * (1.0 - step.goes_on)
+        errors = weights * (self.q(step.states, step.actions) - target).square()
         return errors.mean(1).sum(), {"q": target.mean()}
 
 

@@ -20,7 +20,7 @@ from cvl_pipeline.paths import expanded
 from cvl_pipeline.sources import FORMATS
 from cvl_pipeline.sources.lerobot_frames import TASK_PART
 from cvl_pipeline.sources.lerobot_writer import LeRobotWriter
-from cvl_pipeline.sources.minari import save_minari
+from cvl_pipeline.sources.minari_writer import save_minari
 from cvl_pipeline.sources.tables import HELD_OUT, PART
 
 

@@ -1,23 +1,17 @@
-"""Read and write datasets of Minari, the Farama Foundation's format for offline datasets."""
+"""Read datasets of Minari, the Farama Foundation's format for offline datasets."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Literal
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -28,28 +22,30 @@ from pydantic import Field
 from cvl_pipeline.environments.base import SUCCESSES, Environment
 from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment, is_image_space
 from cvl_pipeline.episodes.container import Rewards, Transitions
-from cvl_pipeline.episodes.validation import validate_rewards, validate_transitions
-from cvl_pipeline.errors import InputError, unknown_name
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.pieces import Column, by_block
-from cvl_pipeline.io.storage import files_below, kind_at, shown, unreadable, write_atomically
-from cvl_pipeline.paths import expanded
+from cvl_pipeline.io.storage import shown
 from cvl_pipeline.schema import operational
 from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
-from cvl_pipeline.sources.hdf5 import COPY, HDF5, open_hdf5
+from cvl_pipeline.sources.minari_format import (
+    HELD_OUT,
+    PARTS,
+    check_stored_values,
+    line,
+    open_dataset,
+    reading,
+)
 from cvl_pipeline.sources.precision import numbers_or_images, single_precision
 from cvl_pipeline.sources.progress import progress
 from cvl_pipeline.sources.steps import packed
 
 if TYPE_CHECKING:
     from minari import EpisodeData, MinariDataset
-    from minari.data_collector import EpisodeBuffer
 
 logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
-PARTS, HELD_OUT = "cvl_parts", "cvl_held_out"
-"""Metadata of ours: entries of a Dict are parts without an image too; number of the last episodes that are held out."""
 TOGETHER = 32
 """Episodes that Minari is asked for together."""
 
@@ -78,7 +74,7 @@ def load_minari(
         InputError: Minari is not installed, the id is malformed or unknown, the download failed, the dataset
             is damaged or empty, its spaces are not supported, or a number is not finite.
     """
-    dataset, folder, metadata = _open(dataset_id, root, download)
+    dataset, folder, metadata = open_dataset(dataset_id, root, download)
     source = shown(folder)
     observation_space = _in_recorded_order(
         dataset.observation_space, json.loads(metadata["observation_space"])
@@ -88,10 +84,10 @@ def load_minari(
     labels = _labels(observation_space, metadata.get(PARTS) is True)
     action_space = dataset.action_space
     if not isinstance(action_space, spaces.Box | spaces.Discrete):
-        raise InputError(f"{source}: action space {_line(action_space)}; only Box and Discrete are supported")
+        raise InputError(f"{source}: action space {line(action_space)}; only Box and Discrete are supported")
     if dataset.total_episodes == 0:
         raise InputError(f"{source}: no episode; delete the folder and record or download it again")
-    _check_data(folder)
+    check_stored_values(folder)
     episodes = _Episodes()
     unrewarded: list[str] = []
     size = dataset.total_steps * (_bytes(dataset.observation_space) + _bytes(dataset.action_space))
@@ -137,71 +133,10 @@ def environment_spec(dataset_id: str, root: Path | None = None) -> EnvSpec | Non
     Raises:
         InputError: see ``load_minari`` without a download.
     """
-    dataset, _, _ = _open(dataset_id, root, download=False)
+    dataset, _, _ = open_dataset(dataset_id, root, download=False)
     # Minari 0.5.4 reads both and repairs specifications of older Gymnasium versions, but publishes only one.
     spec: EnvSpec | None = dataset._eval_env_spec or dataset.env_spec
     return spec
-
-
-def save_minari(
-    transitions: Transitions,
-    rewards: Rewards,
-    dataset_id: str,
-    root: Path | None = None,
-    environment: str | None = None,
-    description: str = "",
-) -> Path:
-    """Write episodes as a Minari dataset, completely or not at all.
-
-    ``load_minari`` returns the same episodes. Observations of several parts become a Dict. Metadata of ours,
-    ``cvl_parts`` and ``cvl_held_out``, say that they are parts, and how many of the last episodes are held out.
-    Successes, if reported, become ``infos["success"]``. As usual in Minari, it has one more entry than the episode has
-    steps; the first entry, for the reset, is False.
-
-    Args:
-        transitions: the episodes.
-        rewards: their rewards and successes.
-        dataset_id: such as ``mine/door-open-v0``.
-        root: see ``load_minari``.
-        environment: Gymnasium id of the dataset's environment, such as ``CartPole-v1``, or ``package:id`` if a
-            package must be imported to register it. It is looked up, not made.
-        description: text for readers of the dataset.
-
-    Returns:
-        The folder of the dataset.
-
-    Raises:
-        InputError: Minari is not installed, the id is malformed, the dataset exists already, the episodes are
-            invalid, the environment is unknown, or the folder cannot be written.
-    """
-    root, folder = _place(dataset_id, root)
-    validate_transitions(transitions)
-    validate_rewards(rewards, transitions)
-    odd = [
-        name for name in (transitions.parts.names if transitions.parts else ()) if "/" in name or name == "."
-    ]
-    if odd:
-        raise InputError(
-            f"{dataset_id}: Minari cannot store the part '{odd[0]}' of the observations, because its name is a path; "
-            "export to hdf5 or lerobot"
-        )
-    spec = None if environment is None else _registered(environment)
-    try:
-        if folder.exists():
-            raise InputError(
-                f"{shown(folder)} exists already; delete it first, or save another version of '{dataset_id}'"
-            )
-        _create_namespace(dataset_id, root)
-
-        def write(partial: Path) -> None:
-            partial.mkdir()
-            _write(partial / "data", transitions, rewards, dataset_id, spec, description)
-
-        # The temporary folder's name begins with a dot, so Minari, whose ids have none, ignores it.
-        write_atomically(folder, write)
-    except (ImportError, OSError, RuntimeError) as error:  # h5py also raises RuntimeError for a full disk
-        raise InputError(f"{shown(folder)} cannot be written: {_line(error)}") from error
-    return folder
 
 
 @dataclass(frozen=True)
@@ -247,144 +182,13 @@ class _Episodes:
         self.truncated.append(episode.truncated)
 
 
-def _place(dataset_id: str, root: Path | None) -> tuple[Path, Path]:
-    """Return the folder of all datasets and the folder of this dataset."""
-    try:
-        from minari.dataset.minari_dataset import parse_dataset_id
-        from minari.storage.datasets_root_dir import get_dataset_path
-    except ImportError as error:
-        raise InputError(
-            f"Minari dataset '{dataset_id}' needs Minari: pip install \"cvl-pipeline[minari]\""
-        ) from error
-    try:
-        parse_dataset_id(dataset_id)
-    except (TypeError, ValueError) as error:  # TypeError: an id without a version
-        raise InputError(
-            f"Minari dataset '{dataset_id}': an id has the form name-v0 or namespace/name-v0, of letters, "
-            "digits, '_' and '-', such as D4RL/pointmaze/umaze-v2"
-        ) from error
-    root = expanded(get_dataset_path() if root is None else root).absolute()  # Minari needs it to write
-    kind = kind_at(root)
-    if kind not in ("folder", None):
-        raise InputError(
-            f"{shown(root)} is a {kind}, not a folder of Minari datasets; name such a folder (dataset.path)"
-        )
-    return root, root / dataset_id
-
-
-def _open(dataset_id: str, root: Path | None, download: bool) -> tuple[MinariDataset, Path, dict[str, Any]]:
-    """Return the dataset, its folder and its stored metadata."""
-    root, folder = _place(dataset_id, root)
-    from minari import MinariDataset
-    from minari.dataset.minari_storage import MinariStorage
-
-    data = folder / "data"
-    with _reading(folder):
-        local = data.exists()
-    if not local:
-        if not download:
-            raise _unknown(dataset_id, root)
-        _download(dataset_id, root)
-    with _reading(folder):
-        files_below(folder)  # a pipe in the folder would never end
-        metadata = MinariStorage.read_raw_metadata(data)
-        for field in ("observation_space", "action_space"):
-            # Without it, Minari would make the environment, and so run any code that the file names.
-            if field not in metadata:
-                raise InputError(f"{shown(folder)}: its metadata has no {field}; record it again with Minari")
-        return MinariDataset(data), folder, metadata
-
-
-def _check_data(folder: Path) -> None:
-    """Refuse HDF5 in which values are missing or from other files."""
-    with _reading(folder):
-        path = folder / "data" / "main_data.hdf5"
-        if path.exists():
-            with open_hdf5(path) as file:
-                _check_values(file, path)
-
-
 def _bytes(space: spaces.Space[Any]) -> int:
     """Bytes of an element in memory."""
     return math.prod(space.shape or ()) if is_image_space(space) else 4 * spaces.flatdim(space)
 
 
-def _check_values(file: HDF5, path: Path) -> None:
-    linked = list(file.files)[1:]
-    if linked:
-        raise InputError(
-            f"{shown(path)}: takes values from {shown(linked[0])} (an external link), which Minari would read "
-            f"unchecked; {COPY}"
-        )
-    for name in (*file.arrays, *file.groups):
-        fault = file.fault(name)
-        if fault is not None:
-            raise InputError(f"{shown(path)}: array '{name}': {fault}")
-
-
-def _unknown(dataset_id: str, root: Path) -> InputError:
-    folders = [path.parents[1].relative_to(root) for path in root.glob("**/data/metadata.json")]
-    local = sorted(path.as_posix() for path in folders if not any(part[0] == "." for part in path.parts))
-    fix = f"{_by_hand(dataset_id)} to {shown(root / dataset_id)}"
-    if not local:
-        return InputError(f"Minari dataset '{dataset_id}': {shown(root)} contains no dataset; {fix}")
-    return InputError(f"{unknown_name('Minari dataset', dataset_id, local)} (in {shown(root)}); {fix}")
-
-
-def _by_hand(dataset_id: str) -> str:
-    return f"run `minari download {dataset_id}` on a machine with a network and copy the downloaded folder"
-
-
-def _download(dataset_id: str, root: Path) -> None:
-    from minari import download_dataset
-
-    try:
-        with _minari_root(root):
-            download_dataset(dataset_id)
-    except Exception as error:  # any error of a network, a remote storage or its client
-        raise InputError(
-            f"Minari dataset '{dataset_id}' is not in {shown(root)} and could not be downloaded "
-            f"({type(error).__name__}: {_line(error)}); {_by_hand(dataset_id)} to {shown(root / dataset_id)}"
-        ) from error
-
-
-@contextmanager
-def _minari_root(root: Path) -> Iterator[None]:
-    """Set the folder of datasets, which Minari reads from an environment variable at every call."""
-    name = "MINARI_DATASETS_PATH"
-    before = os.environ.get(name)
-    os.environ[name] = str(root)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-@contextmanager
-def _reading(folder: Path) -> Iterator[None]:
-    """Convert the errors of a damaged dataset, of any type, to an InputError of one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except PermissionError as error:
-        raise unreadable(Path(error.filename or folder), error) from error
-    except Exception as error:
-        raise InputError(
-            f"{shown(folder)}: Minari cannot read it ({type(error).__name__}: {_line(error)}); delete the "
-            "folder and download or record it again"
-        ) from error
-
-
-def _line(text: object) -> str:
-    return shorten(str(text), width=300, placeholder=" ...")
-
-
 def _episodes_of(dataset: MinariDataset, folder: Path) -> Iterator[EpisodeData]:
-    with _reading(folder):
+    with reading(folder):
         indices = np.asarray(dataset.episode_indices)
         for first in range(0, len(indices), TOGETHER):  # Minari reads ahead without limit
             yield from dataset.iterate_episodes(indices[first : first + TOGETHER])
@@ -440,14 +244,14 @@ def _check_observation_space(space: spaces.Space[Any], place: str, within_tuple:
             pass
         case spaces.Box(dtype=np.uint8, shape=(_, _, *_)):
             raise InputError(
-                f"{place} contains images, {_line(space)}; images are read only if they are the whole observation, or "
+                f"{place} contains images, {line(space)}; images are read only if they are the whole observation, or "
                 "a part of a Dict, and (height, width, channels)"
             )
         case spaces.Box() | spaces.Discrete() | spaces.MultiDiscrete() | spaces.MultiBinary():
             pass
         case _:
             raise InputError(
-                f"{place} is {_line(space)}; only Box, Discrete, MultiDiscrete, MultiBinary, and Dict and "
+                f"{place} is {line(space)}; only Box, Discrete, MultiDiscrete, MultiBinary, and Dict and "
                 "Tuple of these, can be flattened to a vector of fixed size"
             )
 
@@ -500,7 +304,7 @@ def _parts(space: spaces.Space[Any], values: Any, rows: int, place: str) -> dict
     """
     if isinstance(space, spaces.Dict | spaces.Tuple):
         if len(values) != len(space.spaces):
-            raise InputError(f"{place}: {len(values)} parts, but {_line(space)} has {len(space.spaces)}")
+            raise InputError(f"{place}: {len(values)} parts, but {line(space)} has {len(space.spaces)}")
         named = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
         return {
             f"[{name!r}]{inner}": array
@@ -510,7 +314,7 @@ def _parts(space: spaces.Space[Any], values: Any, rows: int, place: str) -> dict
     array = np.asarray(values)
     shape = (rows, *(space.shape or ()))
     if array.shape != shape or array.dtype.kind not in "biuf":
-        raise InputError(f"{place}: {array.dtype} of shape {array.shape}, but {_line(space)} needs {shape}")
+        raise InputError(f"{place}: {array.dtype} of shape {array.shape}, but {line(space)} needs {shape}")
     if is_image_space(space):
         return {"": array}
     if isinstance(space, spaces.Box):
@@ -518,7 +322,7 @@ def _parts(space: spaces.Space[Any], values: Any, rows: int, place: str) -> dict
         return {"": array.reshape(rows, -1)}
     for row, value in enumerate(array):
         if not space.contains(value):
-            raise InputError(f"{place}: {value} at row {row} is outside {_line(space)}")
+            raise InputError(f"{place}: {value} at row {row} is outside {line(space)}")
     return {"": np.array([spaces.flatten(space, value) for value in array], dtype=np.float32)}
 
 
@@ -602,97 +406,6 @@ def _joined(
 def _beside(arrays: list[Array]) -> Array:
     """Arrays of the same number of rows, side by side."""
     return arrays[0] if len(arrays) == 1 else by_block(lambda *part: np.concatenate(part, axis=1), *arrays)
-
-
-def _registered(environment: str) -> EnvSpec:
-    package, _, name = environment.rpartition(":")
-    try:
-        if package:
-            import_module(package)
-        spec = gymnasium.spec(name)
-        spec.to_json()  # raises for an environment that was registered by its class
-    except (ImportError, TypeError, ValueError, gymnasium.error.Error) as error:
-        raise InputError(
-            f"environment '{environment}' cannot be stored with the dataset ({_line(error)}); give a "
-            "registered Gymnasium id, or package:id if a package must be imported to register it"
-        ) from error
-    return spec
-
-
-def _create_namespace(dataset_id: str, root: Path) -> None:
-    """Create the namespace that Minari needs to publish the dataset."""
-    from minari.dataset.minari_dataset import parse_dataset_id
-    from minari.namespace import create_namespace, list_local_namespaces
-
-    namespace = parse_dataset_id(dataset_id)[0]
-    with _minari_root(root):
-        if namespace is not None and namespace not in list_local_namespaces():
-            create_namespace(namespace)
-
-
-def _write(
-    data: Path,
-    transitions: Transitions,
-    rewards: Rewards,
-    dataset_id: str,
-    spec: EnvSpec | None,
-    description: str,
-) -> None:
-    # Not minari.create_dataset_from_buffers: it makes the environment and does not write atomically.
-    import minari
-    from minari.dataset.minari_storage import MinariStorage
-
-    transitions = transitions.to("cpu")
-    actions = transitions.actions.shape[1]
-    storage = MinariStorage.new(
-        data,
-        observation_space=_observation_space(transitions),
-        action_space=spaces.Discrete(actions)
-        if transitions.discrete
-        else spaces.Box(transitions.action_low.numpy(), transitions.action_high.numpy(), dtype=np.float32),
-        env_spec=spec,
-    )
-    storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__})
-    if description:
-        storage.update_metadata({"description": description})
-    if transitions.parts is not None:
-        storage.update_metadata({PARTS: True})
-    if transitions.held_out:
-        storage.update_metadata({HELD_OUT: int(transitions.held_out)})
-    storage.update_episodes(_buffers(transitions, rewards))
-
-
-def _observation_space(transitions: Transitions) -> spaces.Space[Any]:
-    def box(shape: tuple[int, ...], images: bool) -> spaces.Box:
-        return (
-            spaces.Box(0, 255, shape, np.uint8) if images else spaces.Box(-np.inf, np.inf, shape, np.float32)
-        )
-
-    if transitions.parts is None:
-        return box(tuple(transitions.observations.shape[1:]), transitions.images)
-    return spaces.Dict([(part.name, box(part.shape, part.image)) for part in transitions.parts.parts])
-
-
-def _buffers(transitions: Transitions, rewards: Rewards) -> Iterator[EpisodeBuffer]:
-    from minari.data_collector import EpisodeBuffer
-
-    actions = transitions.actions.argmax(1) if transitions.discrete else transitions.actions
-    for episode, (start, end) in enumerate(pairwise(transitions.episode_starts.tolist())):
-        last = np.arange(start, end) == end - 1
-        observations = transitions.observations[start + episode : end + episode + 1]
-        # Arrays instead of the annotated lists give the same files faster.
-        columns: dict[str, Any] = {
-            "observations": observations.numpy()
-            if transitions.parts is None
-            else {name: part.numpy() for name, part in transitions.parts.unpack(observations).items()},
-            "actions": actions[start:end].numpy(),
-            "rewards": rewards.rewards[start:end].cpu().numpy(),
-            "terminations": last & bool(transitions.terminated[episode]),
-            "truncations": last & bool(transitions.truncated[episode]),
-        }
-        if rewards.reports_success:
-            columns["infos"] = {"success": np.append(False, rewards.successes[start:end].cpu().numpy())}
-        yield EpisodeBuffer(**columns)
 
 
 class Minari(Source):

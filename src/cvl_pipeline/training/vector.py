@@ -152,7 +152,7 @@ class Part:
 
 
 class Adam(torch.optim.Adam):
-    """AdamW of one tensor (Loshchilov and Hutter 2019); Adam if the weight decay is zero.
+    """AdamW of one tensor (Loshchilov and Hutter 2019), which is Adam if the weight decay is zero.
 
     A step multiplies the parameters by ``1 - learning rate * decay`` before Adam's own change. It calls the kernel and
     nothing else, which takes a third of the time.
@@ -210,8 +210,7 @@ class Adam(torch.optim.Adam):
             pieces = [torch.split(part, size) for part in column]
         else:
             pieces = [(part,) for part in column]
-        kernel = torch._fused_adamw_ if decay else torch._fused_adam_
-        kernel(
+        torch._fused_adamw_(
             pieces[0], pieces[1], pieces[2], pieces[3], [], [step] * len(pieces[0]),
             lr=learning_rate, beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
             weight_decay=decay, amsgrad=False, maximize=False, found_inf=skipped,
