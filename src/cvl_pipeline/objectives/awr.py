@@ -19,14 +19,14 @@ class AdvantageWeightedRegression(Objective):
     The weight is that of Peng et al. (2019) and Nair et al. (2020). The advantages are divided by their standard
     deviation, so ``beta`` means the same for any reward.
 
-    An episode that is steadily better than the others, where few are, counts as a whole by a share c, see
+    An episode that is steadily better than the others, where few are, counts as a whole by a share e, see
     ``whole_episodes``. With ``mean A`` of the transition's episode, in the same unit, its transitions have
-    ``w = exp(beta ((1 - c) A + c mean A)) exp(beta c mean A)``. By the performance difference lemma (Kakade and
+    ``w = exp(beta ((1 - e) A + e mean A)) exp(beta e mean A)``. By the performance difference lemma (Kakade and
     Langford 2002), ``mean A`` is what the episode's operator reaches beyond the average of the log, so the policy
     improves in the choice of the operator, too. In the first exponent it replaces A: the operator's first steps lead to
     states that few others reach, but where they are taken, Q hardly tells them from the steps of others. Each factor is
     clamped, so good actions of good episodes outweigh many others, and single actions, whose advantages are full of
-    chance, no more than without c.
+    chance, no more than without e.
     """
 
     class Parameters(AdvantageWeights, ObjectiveParameters):
