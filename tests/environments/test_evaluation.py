@@ -3,12 +3,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from typing import Any, SupportsFloat
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
-from cvl_pipeline.environments.base import Environment
+from cvl_pipeline.environments.base import Array, Environment
 from cvl_pipeline.environments.collection import episode_seeds
 from cvl_pipeline.environments.d4rl_tasks import Kitchen, Maze2D
 from cvl_pipeline.environments.evaluation import ActorPolicy, check_fit, evaluate, rollout_table
@@ -70,6 +72,28 @@ def test_acting_is_deterministic_and_needs_no_gradient() -> None:
     assert np.array_equal(first, policy.act(observations, [0, 1, 2]))
     assert len(first) == 3
     assert np.abs(first).max() <= 1.0
+
+
+class Bytes(Walk):
+    """Observes a vector of bytes, as the memory of a console."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gymnasium.spaces.Box(0, 255, (2,), np.uint8)  # type: ignore[arg-type]
+
+    def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
+        _, info = super().reset(seed=seed)
+        return np.array([1, 2], np.uint8), info
+
+    def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
+        _, *others = super().step(action)
+        return np.array([3, 4], np.uint8), *others  # type: ignore[return-value]
+
+
+def test_vectors_of_bytes_are_numbers_for_the_policy_as_in_training() -> None:
+    transitions, _ = evaluate(torch.nn.Linear(2, 1), Bytes, episodes=1, seed=0, workers=1, name="test")
+    assert transitions.observations.dtype == torch.float32
+    assert transitions.observations[:2].tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])

@@ -84,6 +84,71 @@ def test_environments_are_built_once_and_used_again() -> None:
     assert len(built) == module.BATCH
 
 
+class Reusing(Walk):
+    """Returns the same array at every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._buffer = np.zeros(2)
+
+    def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
+        observation, info = super().reset(seed=seed)
+        self._buffer[:] = observation
+        return self._buffer, info
+
+    def step(self, action: Array) -> tuple[Array, SupportsFloat, bool, bool, dict[str, Any]]:
+        observation, *others = super().step(action)
+        self._buffer[:] = observation
+        return self._buffer, *others  # type: ignore[return-value]
+
+
+def test_an_environment_may_use_one_array_for_all_observations() -> None:
+    recorded = run_episodes(RolloutTask(Reusing, Push), [9, 3], workers=1, description="test")
+    for one, other in zip(recorded, _run([9, 3]), strict=True):
+        assert np.array_equal(np.stack(one.observations), np.stack(other.observations))
+
+
+class Counting(Walk):
+    """Leaves a file for every start of an episode, and for every environment that was made or closed."""
+
+    def __init__(self, folder: Path, fails: bool = False) -> None:
+        super().__init__()
+        self._folder, self._fails = folder, fails
+        self._note("made")
+
+    def _note(self, what: str) -> None:
+        (self._folder / f"{what}_{os.getpid()}_{time.monotonic_ns()}").touch()
+
+    def reset(self, *, seed: int) -> tuple[Array, dict[str, Any]]:
+        self._note("start")
+        if self._fails and seed == 0:
+            raise OSError("no simulator")
+        time.sleep(0.005 if self._fails else 0.0)
+        return super().reset(seed=seed)
+
+    def close(self) -> None:
+        self._note("closed")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_environments_are_closed(tmp_path: Path, workers: int) -> None:
+    task = RolloutTask(partial(Counting, tmp_path), Push)
+    run_episodes(task, range(24), workers=workers, description="test")
+
+    def count(what: str) -> int:
+        return len(list(tmp_path.glob(f"{what}_*")))
+
+    wait_for(lambda: count("made") == count("closed"))
+    assert count("made") >= module.BATCH
+
+
+def test_after_an_error_no_further_episodes_begin(tmp_path: Path) -> None:
+    task = RolloutTask(partial(Counting, tmp_path, True), Push)
+    with pytest.raises(InputError, match="no simulator"):
+        run_episodes(task, range(300), workers=2, description="test")
+    assert len(list(tmp_path.glob("start_*"))) < 150
+
+
 def test_an_episode_depends_on_its_own_seed_alone() -> None:
     alone = [_run([seed])[0] for seed in range(13)]
     together = _run(list(range(13)))

@@ -8,12 +8,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from cvl_pipeline.environments.base import Array, Environment
+from cvl_pipeline.environments.cameras import MetaWorldCameras
 from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.environments.metaworld import MetaWorldEnvironment
 from cvl_pipeline.environments.parameters import VideoParameters
@@ -34,6 +36,14 @@ class Drawn(Walk):
         picture = np.zeros((32, 48, 3), np.uint8)
         picture[:, : 8 * self.taken] = 255
         return picture
+
+
+class Own(Drawn, gymnasium.Env[Any, Any]):  # type: ignore[misc]
+    """One's own class below Gymnasium's, whose list of render modes is empty."""
+
+
+class Blind(Walk, gymnasium.Env[Any, Any]):  # type: ignore[misc]
+    """The same without a method of its own that renders."""
 
 
 class Undrawn(Walk):
@@ -76,9 +86,12 @@ def test_best_median_and_worst_are_by_return() -> None:
     assert ranked_episodes(pd.DataFrame({"return": [3.0]})) == {"median": 0}
 
 
-def test_videos_show_the_start_every_second_step_and_the_end(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("environment", [Drawn, Own])
+def test_videos_show_the_start_every_second_step_and_the_end(
+    environment: type[Drawn], caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("av")
-    make = partial(Drawn, 5)
+    make = partial(environment, 5)
     transitions, table = _episodes(make)
     videos = record(make, transitions, table, SETTINGS, "CVL")
     assert not caplog.records
@@ -105,6 +118,7 @@ def test_an_episode_that_is_not_repeated_is_noticed() -> None:
     ("environment", "message"),
     [
         (Undrawn, "OSError: no paint left"),
+        (Blind, "the environment has no render mode 'rgb_array'"),
         (Crashing, "the process that renders died (Segmentation fault)"),
     ],
 )
@@ -161,8 +175,12 @@ def _mujoco(make: Callable[[], Any]) -> tuple[Transitions, pd.DataFrame]:
 
 
 @pytest.mark.parametrize(
-    "make", [partial(MetaWorldEnvironment, "reach-v3", 4), partial(GymnasiumEnvironment, "HalfCheetah-v5", 4)],
-    ids=["metaworld", "gymnasium"],
+    "make",
+    [
+        partial(MetaWorldEnvironment, "reach-v3", 4), partial(GymnasiumEnvironment, "HalfCheetah-v5", 4),
+        partial(MetaWorldCameras, "reach-v3", 4, ["corner2"], 16),  # which videos are taken with, too
+    ],
+    ids=["metaworld", "gymnasium", "cameras"],
 )  # fmt: skip
 def test_mujoco_is_rendered_without_a_gpu(
     make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

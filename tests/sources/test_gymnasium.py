@@ -10,7 +10,7 @@ from cvl_pipeline.api import ingest
 from cvl_pipeline.environments.collection import Controller, Disturbances
 from cvl_pipeline.environments.gymnasium import GymnasiumEnvironment
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.sources.gymnasium import Gymnasium
+from cvl_pipeline.sources.gymnasium import Gymnasium, UserController
 
 HERE = "tests.sources.test_gymnasium"
 
@@ -66,6 +66,21 @@ def test_a_policy_of_your_own_acts_in_the_terms_of_its_environment() -> None:
     np.testing.assert_array_equal(discrete(np.zeros(4)), [0.0, 1.0])
     vector = _controller("Pendulum-v1", f"{HERE}:swings")
     np.testing.assert_array_equal(vector(np.array([1.0, 0.0, -0.5])), [-2.0])
+
+
+class FromOne(GymnasiumEnvironment):
+    """An environment whose choices are 1 and 2."""
+
+    def __init__(self) -> None:
+        super().__init__("CartPole-v1", 5)
+        self.first_action = 1
+
+
+def test_choices_of_a_policy_of_your_own_count_from_the_first_one_of_the_environment() -> None:
+    controller = UserController(f"{HERE}:always_right", FromOne)
+    np.testing.assert_array_equal(controller(np.zeros(4)), [1.0, 0.0])
+    with pytest.raises(InputError, match=r"returned array\(7\), not one of 1\.\.2"):
+        UserController(f"{HERE}:wrong_action", FromOne)(np.zeros(4))
 
 
 def test_a_policy_of_your_own_collects_episodes() -> None:

@@ -24,15 +24,16 @@ from cvl_pipeline.networks.actor import ActorShape
 class ActorPolicy:
     """A trained policy, for all running episodes in one forward pass."""
 
-    def __init__(self, policy: nn.Module, layout: Layout | None = None) -> None:
+    def __init__(self, policy: nn.Module, layout: Layout | None = None, packed: bool = False) -> None:
         """Act with ``policy``, observations (B, O) to actions (B, A), on the CPU.
 
         Args:
             policy: the policy.
             layout: of packed observations that the policy gets as a dictionary of tensors; None: it gets them as they
                 are.
+            packed: whether observations are packed, see ``Environment``.
         """
-        self._policy, self._layout = policy.cpu().eval(), layout
+        self._policy, self._layout, self._packed = policy.cpu().eval(), layout, packed
 
     def start(self, seeds: Sequence[int]) -> None:
         """Do nothing: the mode is deterministic."""
@@ -41,7 +42,7 @@ class ActorPolicy:
     def act(self, observations: list[Array], running: list[int]) -> list[Array]:
         """Actions within the bounds, one per observation."""
         rows = np.stack(observations)
-        batch = torch.from_numpy(rows if rows.dtype == np.uint8 else rows.astype(np.float32))
+        batch = torch.from_numpy(rows if self._packed or rows.ndim == 4 else rows.astype(np.float32))
         return list(self._policy(unpacked(batch, self._layout)).numpy())
 
 
@@ -79,8 +80,9 @@ def evaluate(
             discrete = bool(getattr(policy, "discrete", environment.discrete))
             check_fit(environment, tuple(shape.observation_shape), shape.action_size, discrete, shape.parts)
             layout = None  # our own networks take packed rows
+        act = partial(ActorPolicy, policy, layout, parts_of(environment) is not None)
         recorded = run_episodes(
-            RolloutTask(make_environment=make_environment, make_policy=partial(ActorPolicy, policy, layout)),
+            RolloutTask(make_environment=make_environment, make_policy=act),
             episode_seeds(seed, "evaluation", episodes, tasks),
             workers=workers,
             description=f"Evaluating {name}",

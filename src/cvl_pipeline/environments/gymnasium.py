@@ -76,9 +76,9 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
                 f"Gymnasium environment '{environment_id}': observations are {spaces[0]}, neither numbers "
                 "that make one vector nor an image, (height, width, channels) uint8"
             )
-        self._first_action = 0
+        self.first_action = 0  # what the first choice is called in the environment
         if isinstance(spaces[1], gymnasium.spaces.Discrete):
-            self._first_action = int(spaces[1].start)
+            self.first_action = int(spaces[1].start)
             one_hot = gymnasium.spaces.Box(0.0, 1.0, (int(spaces[1].n),), np.float32)
             self.action_space: gymnasium.spaces.Box = one_hot
         elif isinstance(spaces[1], gymnasium.spaces.Box) and len(spaces[1].shape) == 1:
@@ -120,7 +120,7 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
         """
         space = self.action_space
         executed = (
-            int(np.argmax(action)) + self._first_action
+            int(np.argmax(action)) + self.first_action
             if self.discrete
             else np.clip(np.asarray(action, space.dtype), space.low, space.high)
         )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
+from multiprocessing.util import Finalize
 from threading import Thread
 from typing import Any, Protocol
 
@@ -110,13 +111,14 @@ def run_episodes(
         if processes == 1:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)  # as in a worker process: a policy's rounding may depend on it
+            worker = _Worker(task)
             try:
-                worker = _Worker(task)
                 for index, batch in enumerate(batches):
                     results[index] = worker.run(batch)
                     progress.advance(bar, len(batch))
             finally:
                 torch.set_num_threads(threads)
+                worker.close()
         else:
             with ProcessPoolExecutor(
                 processes,
@@ -140,7 +142,8 @@ def run_episodes(
                         "evaluation.workers (in Python: workers=1)"
                     ) from error
                 except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
+                    for future in pending:  # leaving the pool waits for all that is not cancelled
+                        future.cancel()
                     raise
     return [episode for index in range(len(batches)) for episode in results[index]]
 
@@ -163,7 +166,7 @@ class _Worker:
         episodes = [Episode() for _ in seeds]
         for episode, environment, seed in zip(episodes, self._environments, seeds, strict=False):
             observation, info = environment.reset(seed=seed)
-            episode.observations.append(observation)
+            episode.observations.append(np.array(observation))  # the environment may write into its own
             episode.success_reported = success_in(info) is not None
         self._policy.start(seeds)
         running = list(range(len(seeds)))
@@ -173,7 +176,7 @@ class _Worker:
                 episode, environment = episodes[i], self._environments[i]
                 executed = _executed(action, environment)
                 observation, reward, terminated, truncated, info = environment.step(executed)
-                episode.observations.append(observation)
+                episode.observations.append(np.array(observation))
                 episode.actions.append(executed)
                 episode.rewards.append(float(reward))
                 success = success_in(info)
@@ -188,6 +191,12 @@ class _Worker:
                     "truncate episodes in the environment's own step"
                 )
         return episodes
+
+    @user_code()
+    def close(self) -> None:
+        """Free the environments."""
+        while self._environments:
+            self._environments.pop().close()
 
 
 def _executed(action: Array, environment: Environment) -> Array:
@@ -236,7 +245,9 @@ def _end_with_parent() -> None:
 
 @cache
 def _this_worker() -> _Worker:
-    return _Worker(pickle.loads(_task))  # noqa: S301 (the parent's own bytes)
+    worker = _Worker(pickle.loads(_task))  # noqa: S301 (the parent's own bytes)
+    Finalize(worker, worker.close, exitpriority=0)  # when the process ends
+    return worker
 
 
 def _run_in_worker(seeds: Sequence[int]) -> list[Episode]:

@@ -15,12 +15,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+import gymnasium
 import numpy as np
 
 from cvl_pipeline.environments.base import Array, Environment
@@ -209,9 +210,11 @@ class Camera:
         if "mujoco" in sys.modules and isinstance(model, sys.modules["mujoco"].MjModel):
             self._renderer = self._mujoco(model, size)
         elif isinstance(getattr(self._inner, "metadata", None), Mapping):
-            if "rgb_array" not in self._inner.metadata.get("render_modes", ()):
+            modes = self._inner.metadata.get("render_modes")
+            if "rgb_array" in (modes or ()):
+                self._inner.render_mode = "rgb_array"  # it was made without one
+            elif modes or getattr(type(self._inner), "render", None) is gymnasium.Env.render:
                 raise RenderingError("the environment has no render mode 'rgb_array'")
-            self._inner.render_mode = "rgb_array"  # it was made without one
 
     def _mujoco(self, model: Any, size: int) -> Any:
         import mujoco
@@ -229,9 +232,6 @@ class Camera:
         if name is not None:
             self._view.type, self._view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, cameras.index(name)
             self._upside_down = name == METAWORLD_CAMERA[0]
-            if self._upside_down:
-                model.cam_pos[cameras.index(name)] = METAWORLD_CAMERA[1]
-                mujoco.mj_camlight(model, self._inner.data)  # moves the camera, and nothing else
         else:
             for field, value in (getattr(own, "default_cam_config", None) or {}).items():
                 if isinstance(value, np.ndarray):
@@ -243,7 +243,8 @@ class Camera:
     def picture(self) -> Array:
         """Return a picture, (H, W, 3) uint8; raises RenderingError."""
         if self._renderer is not None:
-            self._renderer.update_scene(self._inner.data, self._view)
+            with self._moved():
+                self._renderer.update_scene(self._inner.data, self._view)
             render_plainly(self._renderer.scene)
             picture: Any = self._renderer.render()
         else:
@@ -254,6 +255,25 @@ class Camera:
                 f"the environment's render returns {type(picture).__name__}, not (H, W, 3) uint8"
             )
         return pixels[::-1, ::-1] if self._upside_down else pixels
+
+    @contextmanager
+    def _moved(self) -> Iterator[None]:
+        """Move Meta-World's camera to where all of the scene is seen; observations may show what it sees itself."""
+        if not self._upside_down:
+            yield
+            return
+        before = self._inner.model.cam_pos[self._view.fixedcamid].copy()
+        self._set_camera(METAWORLD_CAMERA[1])
+        try:
+            yield
+        finally:
+            self._set_camera(before)
+
+    def _set_camera(self, position: Any) -> None:
+        import mujoco
+
+        self._inner.model.cam_pos[self._view.fixedcamid] = position
+        mujoco.mj_camlight(self._inner.model, self._inner.data)  # moves the camera, and nothing else
 
     def close(self) -> None:
         """Free MuJoCo's renderer."""

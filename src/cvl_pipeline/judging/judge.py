@@ -165,9 +165,12 @@ class Judge:
         first, episodes = self._first, self.held_out.episodes[self._first]
         actions = actions_of(policy, self.transitions, self.held_out.index[first])
         values = networks(pair_inputs(self.critic, self.held_out.encoded.states(first), actions))
+        returns, shares = self._first_returns
+        # Both means of the gain have the same weights: how long the log is may depend on where an episode starts.
+        gain = self._estimate(values, episodes, weights=shares, less=(returns, shares))
         return {
             **self._estimate(values, episodes).named("fqe_value"),
-            **self._estimate(values, episodes, less=self._first_returns).named("fqe_gain"),
+            **gain.named("fqe_gain"),
             "fqe_clipped": clipped,
         }
 

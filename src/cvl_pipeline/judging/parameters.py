@@ -8,6 +8,9 @@ from pydantic import Field
 
 from cvl_pipeline.schema import LONGEST_EPISODE, MOST_ROWS, MOST_STEPS, MOST_UNITS, Hidden, Strict
 
+MOST_DRAWN = 2**24
+"""Rows that torch can draw from with weights."""
+
 
 class JudgingParameters(Strict):
     """How policies are judged from the log alone (docs/deploy.md)."""
@@ -55,7 +58,7 @@ class JudgingParameters(Strict):
     transitions: int = Field(
         50_000,
         ge=1,
-        le=MOST_ROWS,
+        le=MOST_DRAWN,
         description="Most transitions of each part, training and held out, that are used, in whole episodes.",
     )
     neighbours: int = Field(

@@ -77,6 +77,7 @@ class UserController:
         """Import ``policy``, a function of an observation (O,) that returns what Gymnasium's step takes."""
         environment = make()
         self._space, self._discrete = environment.action_space, environment.discrete
+        self._first: int = getattr(environment, "first_action", 0)
         environment.close()
         self._policy = None if policy is None else user_function("dataset.policy", policy)
         self._name = policy
@@ -88,13 +89,15 @@ class UserController:
         action: Array = np.asarray(self._policy(observation))
         size = self._space.shape[0]
         if self._discrete:
-            known = action.shape == () and action.dtype.kind in "iu" and 0 <= int(action) < size
+            choice = action.shape == () and action.dtype.kind in "iu"
+            known = choice and 0 <= int(action) - self._first < size
         else:
             known = (
                 action.shape == (size,) and action.dtype.kind in "biuf" and bool(np.isfinite(action).all())
             )
         if not known:
-            wanted = f"one of 0..{size - 1}" if self._discrete else f"{size} finite numbers"
+            choices = f"one of {self._first}..{self._first + size - 1}"
+            wanted = choices if self._discrete else f"{size} finite numbers"
             raise InputError(f"dataset.policy '{self._name}' returned {action!r}, not {wanted}")
         one_hot: Array = np.eye(size)
-        return one_hot[int(action)] if self._discrete else action
+        return one_hot[int(action) - self._first] if self._discrete else action

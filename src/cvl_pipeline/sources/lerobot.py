@@ -428,12 +428,14 @@ class LeRobot(Source):
             "are averaged. null: as recorded.",
         )
         action_low: Floats | None = Field(
-            None, description="Smallest action of each dimension. null: `low` of the feature in info.json, else the "
-            "smallest in the log."
+            None,
+            description="Smallest action of each dimension. null: `low` of the feature in info.json, else the "
+            "smallest in the log.",
         )
         action_high: Floats | None = Field(
-            None, description="Largest action of each dimension. null: `high` of the feature in info.json, else the "
-            "largest in the log."
+            None,
+            description="Largest action of each dimension. null: `high` of the feature in info.json, else the "
+            "largest in the log.",
         )
         action_count: int | None = Field(
             None,

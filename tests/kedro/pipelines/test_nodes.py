@@ -117,6 +117,11 @@ def test_a_policy_that_never_succeeds_is_0_where_the_log_or_another_policy_shows
         bc_rollouts=known.assign(success=unknown["success"]),
     )
     assert (metrics["cvl.success_rate"], metrics["bc.success_rate"]) == (0.5, 0.0)
+    # With success as the reward, the return is known then, too.
+    metrics = _summarise(
+        make_rewards(behaviour), behaviour, reward=SUCCESS, cvl_rollouts=known, bc_rollouts=unknown
+    )
+    assert (metrics["bc.success_rate"], metrics["bc.return_mean"]) == (0.0, 0.0)
 
 
 TITLES = {"cvl": "CVL", "bc": "BC (control)"}

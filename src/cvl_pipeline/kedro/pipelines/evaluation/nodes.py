@@ -85,7 +85,7 @@ def summarise(
     from cvl_pipeline.episodes.preparation import episode_table, with_tasks
     from cvl_pipeline.reports.summary import summarise_rollouts
 
-    rollouts = _with_known_success({name: tables[f"{name}_rollouts"] for name in titles})
+    rollouts = _with_known_success({name: tables[f"{name}_rollouts"] for name in titles}, reward)
     parameters = SOURCES.validate(dataset)
     source = SOURCES.create(parameters)
     behaviour = with_tasks(episode_table(transitions, labels, split), transitions, source.tasks)
@@ -114,11 +114,16 @@ def summarise(
     }
 
 
-def _with_known_success(tables: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+def _with_known_success(
+    tables: Mapping[str, pd.DataFrame], reward: Mapping[str, Any]
+) -> dict[str, pd.DataFrame]:
     """If the environment reported success to one policy, the others, to whom it did not, never reached it."""
     if all(table["success"].isna().all() for table in tables.values()):
         return dict(tables)
-    return {name: table.assign(success=table["success"].fillna(False)) for name, table in tables.items()}
+    known: dict[str, Any] = {"success": False}
+    if reward["source"] == "success":  # the return is the number of solved steps
+        known["return"] = 0.0
+    return {name: table.fillna(known) for name, table in tables.items()}
 
 
 def plot(metrics: dict[str, Any]) -> Any:
