@@ -15,7 +15,7 @@ from cvl_pipeline.episodes.container import Rewards
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.methods.base import METHODS
-from cvl_pipeline.methods.off_policy import OffPolicy, OffPolicyMethod
+from cvl_pipeline.methods.off_policy import OffPolicy, OffPolicyMethod, reward_unit
 from cvl_pipeline.methods.sarsa import SarsaLearning
 from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
 from cvl_pipeline.networks.encoder import ConvolutionalEncoder
@@ -135,6 +135,21 @@ def test_scale_of_the_rewards_does_not_matter(name: str, discrete: bool) -> None
     np.testing.assert_allclose(one.history.to_numpy(), two.history.to_numpy(), rtol=1e-3)
     unscaled = _method(name, scale_rewards=False).train(larger, 0)
     assert not np.allclose(unscaled.history["train/q"], two.history["train/q"], rtol=0.1)
+
+
+@pytest.mark.parametrize("rare", [0.0, 1.0, 100.0])
+def test_q_has_a_bounded_size_where_nearly_all_rewards_are_equal(rare: float) -> None:
+    """-1 per step, and 0 in a few: the standard deviation alone would make thousands of it."""
+    rewards = torch.full((10_000,), -1.0)
+    rewards[: int(rare)] = 0.0
+    scaled = rewards / reward_unit(rewards)
+    assert float(scaled.mean()) == pytest.approx(-3.0, rel=0.01)
+
+
+def test_rewards_of_a_small_mean_are_in_their_standard_deviations() -> None:
+    rewards = torch.tensor([0.0, 0.0, 0.0, 5.0])
+    assert reward_unit(rewards) == pytest.approx(float(rewards.std(correction=0)))
+    assert reward_unit(torch.zeros(3)) == 1.0
 
 
 @every_method

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from cvl_pipeline.methods.one_step import (
 from cvl_pipeline.methods.sarsa import SarsaLearning
 from cvl_pipeline.networks.actor import CategoricalActor, GaussianActor
 from cvl_pipeline.objectives.training import PolicyExtraction, train_policy
-from cvl_pipeline.testing.builders import names_in, policy_parameters
+from cvl_pipeline.testing.builders import make_rewards, make_transitions, names_in, policy_parameters
 from cvl_pipeline.testing.finite_mdp import grid_world
 from cvl_pipeline.training.keeping import kept_checkpoints
 from cvl_pipeline.training.module import OfflineModule
@@ -133,6 +134,18 @@ def test_neither_scale_nor_offset_of_the_rewards_matters_and_held_out_ones_are_n
     one, two = (method(name, 40).train(part, 0).policy.state_dict() for part in (data, other))
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("reward", [0.0, -5.0])
+def test_equal_rewards_without_an_end_give_equal_values_and_plain_cloning(name: str, reward: float) -> None:
+    log = make_transitions([8] * 10, [False] * 10)
+    labels = make_rewards(log)
+    data = EpisodeData.prepare(log, replace(labels, rewards=torch.full_like(labels.rewards, reward)))
+    history = method(name, 40).train(data, 0).history
+    assert float(history["train/weight_mean"].iloc[-1]) == pytest.approx(1.0, abs=1e-4)
+    assert float(history["train/weight_max"].iloc[-1]) == pytest.approx(1.0, abs=1e-4)
+    assert float(history["validation/q_gain"].iloc[-1]) == 0.0
 
 
 def test_learned_values_are_action_values() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +27,8 @@ def test_loss_equals_the_formula() -> None:
     train = log.transition_index(data.split.train)
     loss, _ = module.training_loss(torch.arange(len(train)))
     rewards = data.rewards.rewards[train]
-    mean, std = rewards.mean(), rewards.std(correction=0)
+    mean = rewards.mean()
+    std = torch.maximum(rewards.std(correction=0), mean.abs())  # some episodes end
     squares, ended = torch.zeros(()), torch.zeros(())
     without_next, with_next, terminal = 0, 0, 0
     with torch.no_grad():
@@ -51,6 +53,16 @@ def test_loss_equals_the_formula() -> None:
     assert terminal
     share = with_next / (with_next + without_next)  # so terminations weigh as often as they happen
     assert float(loss.detach()) == pytest.approx(float(squares + share * ended) / len(train), rel=1e-4)
+
+
+def test_the_value_of_an_end_has_the_size_of_other_values_if_rewards_hardly_differ() -> None:
+    log = make_transitions([5] * 12, [True] * 12)
+    labels = make_rewards(log)
+    nearly = 1.0 + 1e-3 * labels.rewards
+    data = EpisodeData.prepare(log, replace(labels, rewards=nearly))
+    module = SarsaLearning(data, method_parameters("sarsa"), seed=0)
+    assert module._nothing == pytest.approx(-1.0, abs=1e-6)
+    assert float(module._rewards.abs().max()) < 0.1
 
 
 def test_where_no_step_is_followed_terminations_still_train() -> None:

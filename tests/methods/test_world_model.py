@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,21 @@ def test_errors_are_near_the_noise_and_so_is_the_predicted_spread() -> None:
     # Away from the data, the largest spread is no smaller.
     far = model.predict(10.0 * states, 10.0 * actions, noise, 0, spread=True)
     assert far.spread.mean() > still.spread.mean()
+
+
+def test_outputs_that_never_vary_neither_disturb_the_others_nor_choose_the_elites() -> None:
+    log = make_transitions([6] * 10, [False] * 10)
+    labels = make_rewards(log)
+    data = EpisodeData.prepare(log, replace(labels, rewards=torch.full_like(labels.rewards, 1000.1)))
+    held_out = log.transition_index(data.split.validation)
+    rewards = torch.full_like(labels.rewards, 1000.1)
+    rewards[held_out[0]] = 5.0  # in no training episode
+    surprised = learning(data.with_rewards(replace(labels, rewards=rewards)), 4)
+    unsurprised = learning(data, 4)
+    unit = unsurprised.model.standardise_output
+    assert float(unit(torch.full((4,), 1000.1))[-1]) == 0.0
+    assert float(unsurprised._held_out_errors().max()) < 100.0
+    assert torch.equal(surprised._held_out_errors(), unsurprised._held_out_errors())
 
 
 def test_members_of_a_batch_of_rollouts_are_those_of_single_ones() -> None:

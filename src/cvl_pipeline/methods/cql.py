@@ -137,7 +137,10 @@ class CQL(OffPolicyMethod):
     """Conservative Q-Learning."""
 
     class Parameters(ValueParameters):
-        """The settings of ``cql``; the defaults are published, but for scaled rewards."""
+        """The settings of ``cql``; the defaults are published, but for scaled rewards.
+
+        The published code begins with a phase of cloning, which is left out.
+        """
 
         method: Literal["cql"] = Field(
             "cql",

@@ -15,7 +15,7 @@ from cvl_pipeline.training.processes import gather
 
 
 class ImplicitQLearning(OffPolicy):
-    """Updates V, both Q and the policy in one gradient step, as the published code does."""
+    """Updates V, both Q and the policy in one gradient step; the published code updates V first."""
 
     def networks(self) -> None:
         """Build Q and V."""

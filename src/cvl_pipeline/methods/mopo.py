@@ -12,7 +12,6 @@ from torch import Generator, Tensor, nn
 
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.methods.off_policy import (
-    Ensemble,
     Fixed,
     OffPolicy,
     OffPolicyMethod,
@@ -81,7 +80,7 @@ class MOPOLearning(OffPolicy):
 
     def networks(self) -> None:
         """Build Q and the logarithm of the entropy's weight."""
-        self.q = Ensemble(self.normalisation, self.settings.hidden)
+        self.q = self.ensemble()
         self.log_alpha = nn.Parameter(torch.zeros(()))
 
     def finish(self) -> None:

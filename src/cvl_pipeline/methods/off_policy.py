@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 HELD_OUT_STATES = 2048
 """Held-out images of one measurement, evenly spaced."""
 
+LARGEST_MEAN = 3.0
+"""Largest mean of rewards in their own unit."""
+
 
 class ValueParameters(MethodParameters):
     """The settings of every method that learns Q by itself."""
@@ -52,8 +55,8 @@ class ValueParameters(MethodParameters):
     )
     scale_rewards: bool = Field(
         True,
-        description="Divide rewards by their standard deviation in the log, or by their size if all are equal, so that "
-        "Q has the same size for any reward. The publications do not.",
+        description="Divide rewards by their standard deviation in the log, or by a third of their mean if that is "
+        "larger, so that Q has about the same size for any reward. The publications do not.",
     )
 
 
@@ -127,9 +130,12 @@ class Fixed:
 
 
 def reward_unit(rewards: Tensor) -> float:
-    """Return the standard deviation of rewards, (N,); if all are equal, their size; if all are zero, 1."""
-    largest, spread = float(rewards.abs().max()), float(rewards.std(correction=0))
-    return spread if spread > 1e-6 * largest else largest or 1.0
+    """Return the standard deviation of rewards, (N,), or a third of their mean's size if that is larger.
+
+    The sum of rewards of nearly equal size would be huge in their standard deviations. If all are zero, 1.
+    """
+    spread, mean = float(rewards.std(correction=0)), float(rewards.mean())
+    return max(spread, abs(mean) / LARGEST_MEAN) or 1.0
 
 
 @torch.no_grad()

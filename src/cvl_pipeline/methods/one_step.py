@@ -21,7 +21,7 @@ from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.episodes.preparation import logged_shares, observed_returns
 from cvl_pipeline.io.checked import read_checkpoint, write_checkpoint
 from cvl_pipeline.methods.base import MethodParameters
-from cvl_pipeline.methods.off_policy import Ensemble, OffPolicy, OffPolicyMethod, reward_unit
+from cvl_pipeline.methods.off_policy import Ensemble, OffPolicy, OffPolicyMethod
 from cvl_pipeline.objectives.awr import AdvantageWeightedRegression
 from cvl_pipeline.objectives.base import PolicyTraining, TrainedPolicy
 from cvl_pipeline.objectives.parameters import AdvantageWeights
@@ -46,7 +46,8 @@ class OneStepParameters(AdvantageWeights, MethodParameters):
         0.75,
         gt=0.0,
         lt=1.0,
-        description="Share of `training.steps` before the policy's own, as of a default CVL: critic and regression.",
+        description="Share of `training.steps` before the policy's own; about that of a default CVL's critic and "
+        "regression.",
     )
 
 
@@ -54,7 +55,8 @@ class OneStepParameters(AdvantageWeights, MethodParameters):
 class Unit:
     """The unit of a network of values: ``Q = (mean + std network) / (1 - gamma)``.
 
-    Values are mean rewards, standardised, so that the network has the same task for any reward and discount.
+    Values are mean rewards, standardised, so that the network has the same task for any reward and discount. If all are
+    equal, ``std`` is 0 and so Q is constant: what a network makes of nothing is chance.
     """
 
     mean: float
@@ -65,11 +67,12 @@ class Unit:
     def of(rewards: Tensor, weights: Tensor, discount: float) -> Unit:
         """Unit of mean rewards, (N,), with weights, (N,)."""
         mean = float((weights * rewards).sum() / weights.sum())
-        return Unit(mean, reward_unit(rewards), discount)
+        spread = float(rewards.std(correction=0))
+        return Unit(mean, spread if spread > 1e-6 * float(rewards.abs().max()) else 0.0, discount)
 
     def standard(self, rewards: Tensor | float) -> Any:
         """Mean rewards in this unit."""
-        return (rewards - self.mean) / self.std
+        return (rewards - self.mean) / (self.std or 1.0)
 
 
 @dataclass(frozen=True)
@@ -275,7 +278,7 @@ class Phases:
 class OneStep(OffPolicyMethod):
     """Learns Q of the behaviour, and extracts a policy by CVL's advantage-weighted regression.
 
-    ``training.steps`` are those of all phases together.
+    ``training.steps`` are those of all phases together, of which each takes at least one.
     """
 
     Parameters: ClassVar[type[Strict]] = OneStepParameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -26,7 +27,10 @@ class SarsaLearning(ValueLearning):
     def __init__(self, data: EpisodeData, parameters: Any, seed: int) -> None:
         """Build Q and its target, in the unit of the rewards."""
         super().__init__(data, parameters, seed)
-        self.unit = Unit.of(self._rewards, torch.ones_like(self._rewards), parameters.discount)
+        unit = Unit.of(self._rewards, torch.ones_like(self._rewards), parameters.discount)
+        if (self._goes_on == 0.0).any():  # then the mean is no offset of all values: it ends with the episode
+            unit = replace(unit, std=max(unit.std, abs(unit.mean)))
+        self.unit = unit
         self._rewards = self.unit.standard(self._rewards)
         self._nothing = float(self.unit.standard(0.0))  # the value after a termination, in this unit
         followed = float(self._has_next.sum())

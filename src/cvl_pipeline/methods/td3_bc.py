@@ -37,7 +37,7 @@ class TD3BC(OffPolicyMethod):
     """TD3+BC."""
 
     class Parameters(TD3Parameters):
-        """The settings of ``td3_bc``; the published ones are the defaults."""
+        """The settings of ``td3_bc``; the defaults are published, but for scaled rewards."""
 
         method: Literal["td3_bc"] = Field("td3_bc", description="TD3+BC. For continuous actions.")
         alpha: float = Field(

@@ -17,6 +17,8 @@ from cvl_pipeline.training.vector import Part
 
 BOUND_WEIGHT = 0.01
 """Weight of the distance between the learned bounds of the log-variances, as published."""
+UNMOVED = 1e-6
+"""Unit of an output that never varies."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,17 @@ class WorldModel(nn.Module):
         self.register_buffer("low", torch.full((observation,), -torch.inf))
         self.register_buffer("high", torch.full((observation,), torch.inf))
         self.can_end = False
+        self.varies = torch.ones(observation + 1, dtype=torch.bool)
+        """Outputs that differ in the training episodes, (O + 1,)."""
 
     def fit_outputs(self, states: Tensor, next_states: Tensor, rewards: Tensor, terminates: bool) -> None:
         """Set the units of changes and rewards, the range of states, and whether episodes can terminate."""
-        outputs = torch.cat([next_states - states, rewards.unsqueeze(-1)], -1)
-        # A dimension that never changes, such as a goal, has an error of zero in any unit.
-        self.standardise_output.fit(outputs.mean(0), outputs.std(0, correction=0).clamp(min=1e-6))
+        outputs = torch.cat([next_states - states, rewards.unsqueeze(-1)], -1).double()
+        spread = outputs.std(0, correction=0).float()
+        # A dimension that never changes, such as a goal, has an error of zero in any unit, if its mean is exact.
+        self.varies = (outputs.amax(0) > outputs.amin(0)) & (spread > 0.0)
+        mean = torch.where(self.varies, outputs.mean(0), outputs[0]).float()
+        self.standardise_output.fit(mean, torch.where(self.varies, spread, UNMOVED))
         self.low.copy_(torch.minimum(states.amin(0), next_states.amin(0)))
         self.high.copy_(torch.maximum(states.amax(0), next_states.amax(0)))
         self.can_end = terminates
@@ -202,8 +209,9 @@ class ModelLearning(OffPolicy):
         target = model.standardise_output(self._held_out_outputs.to(device))
         states, actions = (part.to(device) for part in (self._held_out.states(), self._held_out.actions))
         parts = zip(*(torch.split(part, 4096) for part in (states, actions, target)), strict=True)
-        sums = [(model(s, a)[0] - t).square().mean(-1).sum(-1) for s, a, t in parts]
-        return torch.stack(sums).sum(0) / len(target)
+        varies = model.varies.to(device)  # what an output does that never varied tells no member from another
+        sums = [(model(s, a)[0] - t)[..., varies].square().sum((-1, -2)) for s, a, t in parts]
+        return torch.stack(sums).sum(0) / (len(target) * max(1, int(varies.sum())))
 
     def trained(self) -> WorldModel:
         """The model on the CPU, with the members of the smallest held-out error as elites."""

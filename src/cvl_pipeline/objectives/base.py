@@ -39,7 +39,10 @@ class PolicyTraining(TrainingParameters):
 class ActorParameters(EncodingParameters):
     """The actor's network and its training, which every policy has."""
 
-    hidden: Hidden = Field((256, 256), description="Sizes of the hidden layers of the actor.")
+    hidden: Hidden = Field(
+        (256, 256),
+        description="Sizes of the hidden layers of the actor, and of the other networks of a baseline.",
+    )
     training: PolicyTraining = Field(PolicyTraining(), description="How the policy is trained.")
 
     @property

@@ -36,8 +36,8 @@ class TrainingParameters(Strict):
         ge=0.0,
         le=100.0,
         description="Decoupled weight decay: a step multiplies parameters by 1 - learning rate * this, as in AdamW. "
-        "The noise of CVL's policies does not decay. null: 1 for policies of `awr` and for values of one-step methods, "
-        "else 0.",
+        "The noise of CVL's policies does not decay. null: 1 for policies of the objective `awr` (not in `crl`) and of "
+        "one-step methods, and for values of the latter, else 0.",
     )
     validation_interval: int = Field(
         500, ge=1, le=MOST_STEPS, description="Gradient steps between held-out measurements."
