@@ -143,7 +143,7 @@ def test_q_has_a_bounded_size_where_nearly_all_rewards_are_equal(rare: float) ->
     rewards = torch.full((10_000,), -1.0)
     rewards[: int(rare)] = 0.0
     scaled = rewards / reward_unit(rewards)
-    assert float(scaled.mean()) == pytest.approx(-3.0, rel=0.01)
+    assert 1.0 <= -float(scaled.mean()) < 2.0
 
 
 def test_rewards_of_a_small_mean_are_in_their_standard_deviations() -> None:

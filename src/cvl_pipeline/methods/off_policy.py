@@ -8,6 +8,7 @@ same Adam and learning-rate schedule, the same actor and evaluation.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 HELD_OUT_STATES = 2048
 """Held-out images of one measurement, evenly spaced."""
 
-LARGEST_MEAN = 3.0
-"""Largest mean of rewards in their own unit."""
+TOLERATED_MEAN = 3.0
+"""Mean of rewards, in standard deviations, from which on they hardly differ."""
 
 
 class ValueParameters(MethodParameters):
@@ -55,8 +56,8 @@ class ValueParameters(MethodParameters):
     )
     scale_rewards: bool = Field(
         True,
-        description="Divide rewards by their standard deviation in the log, or by a third of their mean if that is "
-        "larger, so that Q has about the same size for any reward. The publications do not.",
+        description="Divide rewards by their standard deviation in the log, or nearly by their size if they hardly "
+        "differ, so that Q has about the same size for any reward. The publications do not.",
     )
 
 
@@ -130,12 +131,13 @@ class Fixed:
 
 
 def reward_unit(rewards: Tensor) -> float:
-    """Return the standard deviation of rewards, (N,), or a third of their mean's size if that is larger.
+    """Return the standard deviation of rewards, (N,), plus, at right angles, what their mean has beyond three of them.
 
-    The sum of rewards of nearly equal size would be huge in their standard deviations. If all are zero, 1.
+    Sums of rewards that hardly differ would be huge in their standard deviations: the unit of equal rewards is their
+    size. If all are zero, 1.
     """
     spread, mean = float(rewards.std(correction=0)), float(rewards.mean())
-    return max(spread, abs(mean) / LARGEST_MEAN) or 1.0
+    return math.hypot(spread, max(0.0, abs(mean) - TOLERATED_MEAN * spread)) or 1.0
 
 
 @torch.no_grad()
