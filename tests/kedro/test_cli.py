@@ -202,6 +202,23 @@ def test_an_evaluation_without_an_environment_is_refused_in_one_line(arguments: 
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--params", "seed=1", "--params", "dataset.task=reach-v3"], "--params is given twice"),
+        (["--params=seed=1", "--params", "tuned=true"], "--params is given twice"),
+        (["--tags", "training", "--tags", "report"], "--tags is given twice"),
+        (["--env", "smoke", "-e", "robot"], "-e is given twice"),
+        (["--params", "seed=1,tuned=true,seed=2"], "--params sets seed twice"),
+        (["--params", "dataset.task=a,dataset=2"], "--params sets dataset.task and dataset twice"),
+    ],
+)
+def test_what_is_given_twice_is_refused_because_the_first_would_be_lost(
+    options: list[str], message: str
+) -> None:
+    assert message in _refusal("run", *options)
+
+
+@pytest.mark.parametrize(
     "params", ["evaluation.environment=...", f"{LOG},evaluation.environment=...", "seed=[1"]
 )
 def test_params_that_cannot_be_read_are_reported_in_one_line(params: str) -> None:

@@ -42,6 +42,8 @@ def _parsed(command: str) -> tuple[str | None, dict[str, Any]]:
             "reward": {"source": "my_rewards:low", "indices": "0 1 2"},
             "contrastive_dynamics": {"training": {"steps": 10}},
         }),
+        (None, {"dataset": {"name": "2024", "path": "/a/b # c, d.hdf5"}, "reward": {"name": "null"}}),
+        (None, {"dataset": {"name": "{task}-v2", "columns": {"episode": "true"}}}),
     ],
 )  # fmt: skip
 def test_an_advised_command_has_the_options_of_the_run(env: str | None, params: dict[str, Any]) -> None:

@@ -565,3 +565,23 @@ def test_a_file_that_is_no_yaml_is_named_with_its_line(
     with pytest.raises(InputError, match=rf"robot/{re.escape(file)}{line}:? .*{re.escape(reason)}") as caught:
         make_loader(conf, "robot")[file.partition(".")[0].partition("_")[0]]
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "seed: ${sed}",
+        "seed: ${oc.env:SEED}",
+        "null: 1",
+        "5",
+        "seed: ${",
+        "a: &a {b: *a}",
+        "seed: " + 5000 * "1",
+    ],
+)
+def test_a_file_whose_values_cannot_be_worked_out_is_named(content: str, conf: Path) -> None:
+    (conf / "robot").mkdir()
+    (conf / "robot" / "parameters.yml").write_text(content)
+    with pytest.raises(InputError, match=r"robot/parameters\.yml") as caught:
+        make_loader(conf, "robot")["parameters"]
+    assert "\n" not in str(caught.value)

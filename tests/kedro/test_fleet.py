@@ -19,7 +19,9 @@ def test_seeds(text: str, seeds: list[int]) -> None:
     assert seeds_of(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "3-1", "-2", "1-", "0-999999999", "1,,2", "1.5"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "3-1", "-2", "1-", "0-999999999", "1,,2", "1.5", "0-3,99999999999"]
+)
 def test_what_is_no_seed_is_one_line(text: str) -> None:
     with pytest.raises(InputError, match=f"^--seeds {re.escape(text)}: '.*' is not a seed or a range; write"):
         seeds_of(text)

@@ -43,6 +43,8 @@ def test_a_label_of_ones_own_is_in_the_title() -> None:
     assert (row.name, row.title, row.parameters) == ("soft", "soft (IQL)", "params:baselines.soft")
     (_, row) = _plan(baselines={"own": {"method": f"{__name__}:Mine"}}).rows
     assert (row.method, row.title) == (Mine, "own (mine)")
+    titles = [row.title for row in _plan(baselines={"bc": {"method": "iql"}, "iql": {}}).rows]
+    assert titles == ["CVL", "bc (IQL)", "IQL"]
 
 
 def test_only_methods_that_need_rewards_have_datasets_under_the_reward() -> None:

@@ -213,3 +213,10 @@ def test_comparison_shows_all_methods_in_their_order() -> None:
 def test_the_name_of_a_dataset_is_no_formula() -> None:
     # As a formula, it could not be drawn.
     _draw(plots.comparison(METRICS | {"dataset": r"a$\notmath$"}, COLOURS))
+
+
+def test_the_name_of_a_method_is_no_formula() -> None:
+    titles = dict.fromkeys(METRICS["methods"], r"my $\frac{$")
+    _draw(plots.comparison(METRICS | {"methods": titles}, COLOURS))
+    history = pd.DataFrame({"step": [5, 10], "train/loss": [2.0, 1.0], "validation/action_error": [0.4, 0.3]})
+    _draw(plots.policy_histories({"cvl": history}, titles, COLOURS))

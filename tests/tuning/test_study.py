@@ -246,6 +246,7 @@ def test_parameters_that_change_no_trial_may_change_while_a_study_runs() -> None
     others = make_stages(
         baselines={"iql": {}},
         value_report={"compared_transitions": 7},
+        judging={"confidence": 0.9},
         evaluation={"episodes": 2, "workers": 3, "confidence": 0.9},
         contrastive_dynamics=dynamics_parameters(training={"devices": 2, "checkpoint_seconds": 5.0}),
     )

@@ -7,6 +7,7 @@ files of another one sees that they do not fit.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,19 @@ def file_names(contract: Location) -> set[str]:
     # It may have been edited: nothing outside of the folder is ours.
     names = files if isinstance(files, dict) else {}
     return {name for name in names if ".." not in name.split("/") and not name.startswith("/")}
+
+
+def fault_in(contract: Location) -> str | None:
+    """What a folder lacks of what its contract names: a file, or on this machine its bytes; None if nothing."""
+    for name in sorted(file_names(contract)):
+        place = contract.sibling(name)
+        if not place.exists():
+            return f"{name} is missing"
+        if not place.is_remote:
+            found = hashlib.sha256(place.path.read_bytes()).hexdigest()
+            if found != _content(contract.path)["files"][name]:
+                return f"{name} differs from its checksum"
+    return None
 
 
 def check_no_other_files(contract: Path) -> None:

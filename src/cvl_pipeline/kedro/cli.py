@@ -7,6 +7,7 @@ import gc
 import os
 import shlex
 import traceback
+from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
@@ -47,6 +48,7 @@ class _Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the options; Kedro reads the values of ``--params`` as YAML, which may fail in any way."""
         given = list(args)  # parsing takes them away
+        _check_once(self, given)
         try:
             return super().parse_args(ctx, args)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -178,22 +180,62 @@ def _raised_by_kedro(error: BaseException) -> bool:
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("kedro.")
 
 
-def _with_own_runners(option: click.Parameter) -> click.Parameter:
-    """Return the option; the one for the runner names those that this project accepts, and has its own default."""
-    if option.name == "runner" and isinstance(option, click.Option):
+def _check_once(command: click.Command, args: Sequence[str]) -> None:
+    """Raise UsageError for an option, or a key of --params, that is given twice: the last one would count alone."""
+    options = [each for each in command.params if isinstance(each, click.Option) and not each.multiple]
+    names = {name: option.opts[-1] for option in options for name in option.opts}
+    found: set[str] = set()
+    for place, argument in enumerate(args):
+        if argument == "--":
+            break
+        given, _, value = argument.partition("=")
+        name = names.get(given)
+        if name is None:
+            continue
+        if name in found:
+            raise click.UsageError(
+                printable(
+                    f"{given} is given twice, and only the last would count; join them with commas in one"
+                )
+            )
+        found.add(name)
+        if name == "--params":
+            _check_keys_once(value if "=" in argument else "".join(args[place + 1 : place + 2]))
+
+
+def _check_keys_once(params: str) -> None:
+    """Raise UsageError for a key that ``--params`` has twice, as itself or as a part of another one."""
+    keys = [key.strip() for key, sign, _ in (part.partition("=") for part in params.split(",")) if sign]
+    for place, key in enumerate(keys):
+        for other in keys[:place]:
+            if key == other or key.startswith(f"{other}.") or other.startswith(f"{key}."):
+                both = key if key == other else f"{other} and {key}"
+                raise click.UsageError(printable(f"--params sets {both} twice; write it once"))
+
+
+HELP = {
+    "params": "Parameters for this run: field=value, with commas between, such as seed=1,dataset.task=reach-v3.",
+    "tags": "Tags of the nodes that run, with commas between.",
+    "runner": "SequentialRunner, which runs one node after another, or ThreadRunner, which runs independent nodes "
+    "side by side. By default, baselines run in a second process beside the other nodes if there are two cores.",
+}
+"""Help of options that differs from Kedro's, whose words do not hold here."""
+
+
+def _with_own_help(option: click.Parameter) -> click.Parameter:
+    """Return the option, with help and a default of this project's own."""
+    if option.name in HELP and isinstance(option, click.Option):
         option = copy(option)
+        option.help = HELP[option.name]
+    if option.name == "runner" and isinstance(option, click.Option):
         option.default = "cvl_pipeline.kedro.runner.BesideRunner"
-        option.help = (
-            "SequentialRunner, which runs one node after another, or ThreadRunner, which runs independent nodes side "
-            "by side. By default, baselines run in a second process beside the other nodes if there are two cores."
-        )
     return option
 
 
 # Also a name of this module: Kedro's find_run_command looks for it here.
 run = _AboutPipelines(
     "run",
-    params=[_with_own_runners(option) for option in kedro_run.params],
+    params=[_with_own_help(option) for option in kedro_run.params],
     callback=kedro_run.callback,
     help=kedro_run.help,
 )
@@ -325,7 +367,7 @@ def _status(env: str, params: dict[str, Any], pipelines: list[str], conf_source:
             check_reward_of(check_parameters(catalog.load("parameters")))
         except InputError as error:  # the states are listed all the same
             refusal = error
-        print_status(provenance, chosen.all_outputs(), explain, refusal)
+        print_status(provenance, chosen.all_outputs(), explain, refusal, pipelines)
 
 
 @cli.group()

@@ -8,6 +8,7 @@ from typing import Any
 
 from cvl_pipeline.errors import masked
 from cvl_pipeline.schema import flattened
+from cvl_pipeline.suites.plan import parameter_text
 
 _options: list[str] = []
 
@@ -17,8 +18,7 @@ def keep_options(
 ) -> None:
     """Keep the options of the run that begins; no source: the project's own configuration."""
     params = ",".join(
-        f"{name}={'null' if value is None else value}"
-        for name, value in flattened(dict(runtime_params or {})).items()
+        f"{name}={parameter_text(value)}" for name, value in flattened(dict(runtime_params or {})).items()
     )
     options = {"--conf-source": conf_source, "--env": env, "--params": params}
     _options[:] = [part for name, value in options.items() if value for part in (name, value)]

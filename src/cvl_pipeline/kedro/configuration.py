@@ -16,6 +16,7 @@ from kedro.framework.context import KedroContext
 from kedro.framework.project import LOGGING, settings
 from kedro.utils import find_kedro_project
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -49,6 +50,12 @@ def _check_is_plain(values: Any, name: str = "") -> None:
         _check_is_plain(part, f"{name}.{key}" if name else str(key))
 
 
+UNREADABLE = (
+    yaml.YAMLError, OmegaConfBaseException, AttributeError, OSError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
+"""Errors of files that hold no YAML of names with values, or ``${...}`` that cannot be replaced."""
+
+
 class _ReadableLoader(OmegaConfigLoader):
     """Says which file is no YAML of names with values, and where."""
 
@@ -56,7 +63,7 @@ class _ReadableLoader(OmegaConfigLoader):
         """Load one kind of configuration; raises InputError if a file is no YAML."""
         try:
             config: dict[str, Any] = super().__getitem__(key)
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
+        except UNREADABLE:
             for env in dict.fromkeys((self.base_env, self.env or self.default_run_env)):
                 for path in sorted(Path(self.conf_source, env).rglob("*")):
                     if path.suffix in (".yml", ".yaml", ".json") and path.is_file():
@@ -68,9 +75,18 @@ class _ReadableLoader(OmegaConfigLoader):
 def _check_is_yaml(path: Path) -> None:
     """Raise InputError if a file of the configuration cannot be read."""
     try:
-        if not OmegaConf.is_dict(OmegaConf.load(path)):
+        content: Any = OmegaConf.load(path)
+        if not OmegaConf.is_dict(content):
             raise InputError(f"{shown(path)} holds a list, not names with values; write name: value")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        if path.stem.startswith("parameters"):  # the catalog names folders by resolvers of ours
+            OmegaConf.to_container(content, resolve=True)
+    except InputError:
+        raise
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise InputError(
+            f"{shown(path)}: {one_line(error)[:200]}; ${{name}} stands for a value of the same file"
+        ) from None
+    except (yaml.YAMLError, OSError, AttributeError, TypeError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or one_line(error)

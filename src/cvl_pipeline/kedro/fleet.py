@@ -22,6 +22,7 @@ from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.kedro.runner import BesideRunner
 from cvl_pipeline.kedro.workspace import Workspace, workspace
+from cvl_pipeline.schema import LARGEST_SEED
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,11 @@ def seeds_of(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,18})(?:-(\d{1,18}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not first <= last < first + 10_000:
-            raise InputError(f"--seeds {text}: '{part}' is not a seed or a range; write seeds such as 0-3,8")
+        if not first <= last < first + 10_000 or last > LARGEST_SEED:
+            raise InputError(
+                f"--seeds {text}: '{part}' is not a seed or a range; write seeds up to "
+                f"{LARGEST_SEED}, such as 0-3,8"
+            )
         seeds |= set(range(first, last + 1))
     return sorted(seeds)
 

@@ -106,7 +106,9 @@ def parameter_page() -> str:
         "Set a parameter in `conf/<environment>/parameters.yml`, or for one run with",
         "`kedro run --params group.field=value`. A *choice* decides which other fields its group has: for example,",
         "`beta` exists only with `policy_extraction.objective=awr`. `module:Class` chooses a class of your own.",
-        "Fields marked † change no result; a run with other values of them reuses all artifacts.",
+        "Fields marked † change no result; a run with other values of them reuses all artifacts. Except `tuned`, which "
+        "trains with other parameters, `data`, whose folder is another one, and the path of a log, if its content "
+        "differs.",
         "",
         *_section(RunParameters, "", {}),
     ]

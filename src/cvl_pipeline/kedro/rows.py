@@ -37,9 +37,8 @@ class Row:
     @property
     def title(self) -> str:
         """Its name in tables and pictures."""
-        return (
-            self.method.title if self.name in (OWN, *METHODS.names) else f"{self.name} ({self.method.title})"
-        )
+        own = self.name == OWN or (self.name in METHODS.names and METHODS[self.name] is self.method)
+        return self.method.title if own else f"{self.name} ({self.method.title})"
 
     @property
     def tags(self) -> list[str]:

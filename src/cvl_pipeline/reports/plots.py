@@ -98,11 +98,13 @@ def policy_histories(
             "color": colours[name], "label": titles[name], "marker": "o", "markersize": 3
         }  # fmt: skip
         loss.plot(history["step"], history["train/loss"], **style)
-        loss.set(title=f"{titles[name]}: training loss", xlabel="gradient step")
+        loss.set(xlabel="gradient step")
+        loss.set_title(f"{titles[name]}: training loss", parse_math=False)  # a name is no formula
         if "validation/action_error" in history:  # a method of the user's own may not measure it
             error.plot(history["step"], history["validation/action_error"], **style)
     error.set(title="Held-out squared distance to logged actions", xlabel="gradient step", ylim=(0, None))
-    error.legend(frameon=False)
+    for text in error.legend(frameon=False).get_texts():
+        text.set_parse_math(False)
     return figure
 
 
@@ -125,7 +127,7 @@ def comparison(metrics: Mapping[str, Any], colours: Mapping[str, str]) -> Figure
                 continue
             axis.bar(position, mean, color=colours.get(key, BEHAVIOUR), width=0.65)
             axis.errorbar(position, mean, [[mean - low], [high - mean]], color="black", capsize=4, lw=1.2)
-        axis.set_xticks(range(len(rows)), list(rows.values()))
+        axis.set_xticks(range(len(rows)), list(rows.values()), parse_math=False)
         axis.set(ylabel=label)
         axis.grid(axis="x", visible=False)
     axes[0].set_ylim(0, 1.05)

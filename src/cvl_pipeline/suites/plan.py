@@ -195,7 +195,7 @@ class Plan:
             "kedro", "run", "--only-missing-outputs",
             *(["--env", self.suite.env] if self.suite.env else []),
             *(["--runner", "SequentialRunner"] if self.threads == 1 else []),
-            "--params", ",".join(f"{name}={_text(value)}" for name, value in parameters.items()),
+            "--params", ",".join(f"{name}={parameter_text(value)}" for name, value in parameters.items()),
         ]  # fmt: skip
 
 
@@ -235,14 +235,14 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = None if re.fullmatch(r"[A-Za-z/][\w./:-]*", text, re.ASCII) else '"'
+    style = None if re.fullmatch(r"[A-Za-z/][\w./:@-]*", text, re.ASCII) else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
 _Dumper.add_representer(str, _represent_text)
 
 
-def _text(value: Any) -> str:
+def parameter_text(value: Any) -> str:
     """Write a value for ``--params``, which is split at commas before its values are read as YAML.
 
     A list has a line for each entry, because YAML's other form has commas. Those in texts are escaped.

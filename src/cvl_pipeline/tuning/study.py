@@ -38,7 +38,7 @@ RESTORED = "restored"
 SPACE = "tuning.space."
 SUCCESS_UNKNOWN = "success_unknown"
 """Attribute of a trial to which the environment never mentioned success, which therefore counts as 0."""
-UNUSED = ("baselines", "value_report", "evaluation.confidence")
+UNUSED = ("baselines", "value_report", "judging", "evaluation.confidence")
 """Parameters that no trial reads, so that they may change while a study runs."""
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -169,7 +170,8 @@ def test_an_exported_folder_is_written_with_its_contract_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def files(*names: str) -> dict[str, bytes]:
-        contract = json.dumps({"files": dict.fromkeys(names, "sum")}).encode()
+        sums = {name: hashlib.sha256(name.encode()).hexdigest() for name in names}
+        contract = json.dumps({"files": sums}).encode()
         return {**{name: name.encode() for name in names}, "policy.json": contract}
 
     folder = tmp_path / "cvl_exported"
@@ -184,12 +186,18 @@ def test_an_exported_folder_is_written_with_its_contract_last(
     assert names_in(folder) == ["a", "b", "d", "mine.txt", "policy.json"]
     assert names_in(folder / "b/1") == []  # what a former export left
     written: list[str] = []
+    (folder / "a").write_text("damaged")
+    assert export.fault() == "a differs from its checksum"
+    assert not export.exists()
+    (folder / "a").write_text("a")
+    assert export.exists()
     monkeypatch.setattr(
         "cvl_pipeline.deploy.folder.write_atomically", lambda path, _: written.append(path.name)
     )
     export.save({**files("a", "d"), "e": b""})
     assert written == ["a", "d", "e", "policy.json"]
     (folder / "d").unlink()
+    assert export.fault() == "d is missing"
     assert not export.exists()
 
 
@@ -209,6 +217,9 @@ def test_pages_share_one_script_and_find_it(tmp_path: Path) -> None:
     script.write_text("of another version")
     page.save(PAGE)
     assert script.read_bytes() == plotly_script()
+    script.unlink()
+    assert page.fault() == f"{SCRIPT} is missing"
+    assert not page.exists(), "so a run makes it again"
 
 
 def test_the_preview_of_a_page_is_what_needs_no_script(tmp_path: Path) -> None:

@@ -473,3 +473,13 @@ def test_a_log_that_changes_while_it_is_read_makes_no_fresh_episodes(tmp_path: P
     log.write_text("x")
     state = Provenance(pipeline, catalog).states()["transitions"]
     assert state.why == "source dataset.path was edited while it was made"
+
+
+def test_an_artifact_whose_further_files_are_gone_is_damaged() -> None:
+    pipeline = Pipeline([node(one, ["params:seed"], "a", name="n")])
+    with project(pipeline) as (catalog, _):
+        run(pipeline, catalog)
+        assert Provenance(pipeline, catalog).states()["a"].fresh
+        artifact: Any = catalog.get("a")
+        artifact.fault = lambda: "policy.onnx is missing"
+        assert Provenance(pipeline, catalog).states()["a"] == State("damaged", ("policy.onnx is missing",))

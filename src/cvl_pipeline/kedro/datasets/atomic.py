@@ -18,7 +18,7 @@ from kedro_datasets._typing import HTMLPreview, JSONPreview
 from kedro_datasets.json import json_dataset
 from kedro_datasets.pandas import parquet_dataset
 
-from cvl_pipeline.deploy.folder import file_names, write_folder
+from cvl_pipeline.deploy.folder import fault_in, write_folder
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.checked import read_table, write_table
 from cvl_pipeline.io.location import CACHE
@@ -215,9 +215,11 @@ class ExportDataset(FileDataset):
         path.write_bytes(data)
 
     def _exists(self) -> bool:
-        return super()._exists() and all(
-            self.location.sibling(name).exists() for name in file_names(self.location)
-        )
+        return super()._exists() and self.fault() is None
+
+    def fault(self) -> str | None:
+        """What the folder lacks of what the contract names."""
+        return fault_in(self.location)
 
     def preview(self) -> JSONPreview:
         """Description and contract, for kedro-viz."""
@@ -250,6 +252,13 @@ class PageDataset(FileDataset):
             write_atomically(self._script.path, lambda partial: partial.write_bytes(content))
             self._script.publish()
         super().save(data)
+
+    def _exists(self) -> bool:
+        return super()._exists() and self.fault() is None
+
+    def fault(self) -> str | None:
+        """Whether the script is gone, without which the page has no charts."""
+        return None if self._script.exists() else f"{self._script.path.name} is missing"
 
     def _write(self, data: Any, path: Path) -> None:
         folder = Path(self._get_save_path()).parent

@@ -265,6 +265,8 @@ class Provenance:
             return State("stale", ("its record names no such dataset",))
         if record.outputs[name] != self._content(path):
             return State("damaged", ("its content differs from the record",))
+        if fault := getattr(self._catalog.get(name), "fault", lambda: None)():
+            return State("damaged", (fault,))
         reasons = changes(record.recipe, recipe)
         # Compare the bytes: an input that was recreated with the same content counts as unchanged.
         reasons += upstream + [

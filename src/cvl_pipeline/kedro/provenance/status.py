@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +17,11 @@ COLOURS = {"fresh": "green", "stale": "yellow", "missing": "cyan", "damaged": "r
 
 
 def print_status(
-    provenance: Provenance, names: Container[str], explain: bool, refusal: InputError | None = None
+    provenance: Provenance,
+    names: Container[str],
+    explain: bool,
+    refusal: InputError | None = None,
+    pipelines: Sequence[str] = (),
 ) -> None:
     """Print the states of artifacts, in the order of a run, and how to recreate those that are not fresh.
 
@@ -26,6 +30,7 @@ def print_status(
         names: of the artifacts to list.
         explain: print every reason, with old and new values; otherwise, the main reason in a few words.
         refusal: with which a run would stop; None: it would recreate the artifacts.
+        pipelines: that were chosen, for the command that is advised.
     """
     table = Table("artifact", "state", "why")
     counts: Counter[str] = Counter()
@@ -41,7 +46,8 @@ def print_status(
     summary = ", ".join(f"{counts[name]} {name}" for name in COLOURS if counts[name])
     console.print(f"{counts.total()} artifacts: {summary}", highlight=False)
     if counts.total() > counts["fresh"]:
-        advice = f"To recreate the others: {kedro_run('--only-missing-outputs')}"
+        chosen = ("--pipelines", ",".join(pipelines)) if pipelines else ()
+        advice = f"To recreate the others: {kedro_run('--only-missing-outputs', *chosen)}"
         if refusal is not None:
             advice = f"A run would stop: {printable(str(refusal))}"
         console.print(advice, highlight=False, soft_wrap=True, markup=False)
