@@ -82,11 +82,13 @@ def _refuse(constant: str) -> None:
 def check_numbers(page: Page, metrics: dict[str, Any]) -> None:
     """Compare the table of results with ``metrics.json``."""
     table = page.table("Policy")
+    largest = max(abs(metrics[f"{key}.return_mean"] or 0.0) for key in (*metrics["methods"], "behaviour"))
+    decimals = 0 if largest >= 100.0 else 1 if largest >= 10.0 else 2
     for key, title in {**metrics["methods"], "behaviour": "behaviour data"}.items():
         episodes, success, returns = table[title][:3]
         wanted = metrics["behaviour_episodes" if key == "behaviour" else "episodes"]
         assert episodes == (str(wanted), str(wanted))
-        for (text, value), name, digits in ((success, "success_rate", 2), (returns, "return_mean", 0)):
+        for (text, value), name, digits in ((success, "success_rate", 2), (returns, "return_mean", decimals)):
             mean, low, high = (metrics[f"{key}.{name}{end}"] for end in ("", "_ci_low", "_ci_high"))
             assert value == (None if mean is None else str(mean)), "what the column is sorted by"
             shown = [f"{number:.{digits}f}" for number in (mean, low, high)] if mean is not None else []

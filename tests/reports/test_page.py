@@ -99,10 +99,10 @@ def test_without_an_environment_the_page_has_the_judgement_and_what_it_says() ->
 def test_videos_have_captions_and_need_no_file() -> None:
     page = Page(run_page(RESULTS))
     assert "data:video/mp4;base64,ZmlsbQ==" in page.addresses
-    assert "Best, return 3, solved, 7 steps" in page.text
+    assert "Best, return 3.00, solved, 7 steps" in page.text
     assert "videos" in page.ids
     middle = replace(RESULTS, videos={"bc": {"median": (1, b"film")}})
-    assert "Median, return 1, 8 steps" in Page(run_page(middle)).text, "nobody says whether it was solved"
+    assert "Median, return 1.00, 8 steps" in Page(run_page(middle)).text, "nobody says whether it was solved"
     assert "videos" not in Page(run_page(replace(RESULTS, videos={"cvl": {}}))).ids
 
 

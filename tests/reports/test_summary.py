@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from cvl_pipeline.reports import summary
-from cvl_pipeline.reports.summary import bootstrap_interval, summarise_rollouts
+from cvl_pipeline.reports.summary import bootstrap_interval, return_digits, summarise_rollouts
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 37.5])
@@ -110,3 +110,11 @@ def test_the_summary_has_the_success_of_every_task() -> None:
     assert result["cvl.success_rate.a"] == 1.0
     assert result["cvl.success_rate.b"] == pytest.approx(2 / 3)
     assert all(type(value) is float for value in result.values())
+
+
+@pytest.mark.parametrize(
+    ("returns", "digits"),
+    [([0.46, 0.12], 2), ([None, 12.0], 1), ([-500.0, 3.0], 0), ([99.9, 100.0], 0), ([None], 2), ([], 2)],
+)
+def test_returns_have_three_digits(returns: list[float | None], digits: int) -> None:
+    assert return_digits(returns) == digits

@@ -333,6 +333,8 @@ def _print_judgement(judgement: Mapping[str, Any]) -> None:
 
 
 def _print_comparison(metrics: Mapping[str, Any], place: str, page: object) -> None:
+    from cvl_pipeline.reports.summary import return_digits  # takes pandas
+
     level = f"{100 * metrics['confidence']:g} %"
     title = f"{metrics['dataset']}, seed {metrics['seed']}"
     if metrics["reward"] != REWARDS.names[0]:
@@ -343,11 +345,12 @@ def _print_comparison(metrics: Mapping[str, Any], place: str, page: object) -> N
     columns = ["policy", "episodes", f"success rate [{level} interval]", f"return [{level} interval]"]
     for heading in [*columns, *(["D4RL score"] if scored else [])]:
         table.add_column(heading)
+    decimals = return_digits(metrics[f"{key}.return_mean"] for key in rows)
     for key, label in rows.items():
         episodes = metrics["behaviour_episodes" if key == "behaviour" else "episodes"]
         cells = [
             _interval(metrics, f"{key}.{name}", digits)
-            for name, digits in (("success_rate", 2), ("return_mean", 0))
+            for name, digits in (("success_rate", 2), ("return_mean", decimals))
         ]
         if scored:
             score = metrics.get(f"{key}.normalised_score")

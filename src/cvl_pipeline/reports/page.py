@@ -21,6 +21,7 @@ from cvl_pipeline.reports.comparison import BEHAVIOUR, OURS, THRESHOLDS, Compari
 from cvl_pipeline.reports.figures import Figure
 from cvl_pipeline.reports.html import PREVIEW, SCRIPT, video_address
 from cvl_pipeline.reports.statistics import Estimate
+from cvl_pipeline.reports.summary import return_digits
 
 PACKAGES = ("cvl-pipeline", "torch", "numpy", "gymnasium", "mujoco", "metaworld")
 DATA = "behaviour"
@@ -324,11 +325,12 @@ def _results_table(metrics: Mapping[str, Any], names: Mapping[str, str]) -> Tabl
     level = f"{100 * metrics['confidence']:g} %"
     scored = any(f"{key}.normalised_score" in metrics for key in names)
     headings = ["Policy", "Episodes", f"Success rate [{level} interval]", f"Return [{level} interval]"]
+    decimals = return_digits(metrics[f"{key}.return_mean"] for key in names)
     rows = []
     for key, title in names.items():
         episodes = metrics["behaviour_episodes" if key == DATA else "episodes"]
         row = [_method(key, title), Cell(str(episodes), episodes)]
-        for metric, digits in (("success_rate", 2), ("return_mean", 0)):
+        for metric, digits in (("success_rate", 2), ("return_mean", decimals)):
             mean, low, high = (metrics[f"{key}.{metric}{end}"] for end in ("", "_ci_low", "_ci_high"))
             text = "n/a" if mean is None else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
             row.append(Cell(text, mean))
@@ -401,7 +403,7 @@ def _interval_rows(
 def _caption(rank: str, episode: pd.Series[Any]) -> str:
     parts = [rank.capitalize()]
     if not pd.isna(episode["return"]):
-        parts.append(f"return {episode['return']:.0f}")
+        parts.append(f"return {episode['return']:.{return_digits([episode['return']])}f}")
     if not pd.isna(episode["success"]):
         parts.append("solved" if episode["success"] else "not solved")
     return ", ".join([*parts, f"{episode['length']} steps"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -58,3 +58,9 @@ def summarise_rollouts(
             for task, rate in table.groupby("task")["success"].mean().items():
                 summary[f"{name}.success_rate.{task}"] = float(rate)
     return summary
+
+
+def return_digits(returns: Iterable[float | None]) -> int:
+    """Decimals of returns beside each other (None: unknown): three digits of the largest, but at most two decimals."""
+    largest = max((abs(value) for value in returns if value is not None), default=0.0)
+    return 0 if largest >= 100.0 else 1 if largest >= 10.0 else 2

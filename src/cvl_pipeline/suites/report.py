@@ -19,6 +19,7 @@ from cvl_pipeline.reports.html import SCRIPT, plotly_script
 from cvl_pipeline.reports.markdown import markdown
 from cvl_pipeline.reports.page import suite_page
 from cvl_pipeline.reports.statistics import Estimate
+from cvl_pipeline.reports.summary import return_digits
 from cvl_pipeline.suites.parameters import OWN, VARIANT
 from cvl_pipeline.suites.plan import Plan
 from cvl_pipeline.suites.records import video_file, videos_of
@@ -294,7 +295,8 @@ def read_videos(
 
 def _caption(values: Mapping[str, Any], episode: int) -> str:
     solved = {1: "solved, ", 0: "not solved, ", None: ""}[values["success"][episode]]
-    return f"{solved}return {values['returns'][episode]:.0f}"
+    earned = values["returns"][episode]
+    return f"{solved}return {earned:.{return_digits([earned])}f}"
 
 
 def _completeness(rows: pd.DataFrame, plan: Plan) -> str:
