@@ -364,7 +364,7 @@ def test_results_that_nothing_reports_are_not_available(tmp_path: Path, table: T
     """The success rate, of an environment that reports no success."""
     ends = ("", "_ci_low", "_ci_high")
     unknown = {f"{name}.success_rate{end}": None for name in ("cvl", "bc", "behaviour") for end in ends}
-    assert re.search(r"CVL +│ 50 +│ n/a +│ 1\.00 \[1\.00, 1\.00\]", table(tmp_path, unknown))
+    assert re.search(r"CVL +│ 50 +│ n/a +│ 0\.80 \[0\.70, 0\.85\]", table(tmp_path, unknown))
 
 
 def test_the_judgement_of_many_policies_fits_into_80_columns(
