@@ -23,7 +23,7 @@ GROUPS = {
     "LayerNorm": ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
     "ReLU": ("aten::clamp_min", "aten::threshold_backward"),
     "exponentials": ("aten::exp_",),
-    "Adam": ("aten::_fused_adam_", "Optimizer.step#Adam.step"),
+    "Adam": ("aten::_fused_adamw_", "Optimizer.step#Adam.step"),
     "gathering the batch": ("aten::index_select",),
 }
 """Operators by purpose; the others are elementwise operations, sums, copies and call overhead."""

@@ -198,5 +198,6 @@ def test_cameras_and_a_state_of_lerobot_become_a_policy_and_a_dataset_again(
             "not ingested yet",
         ),
     ):
-        command = ("export-dataset", *parameters, "--out", "other.hdf5", *options)
+        given = () if "--params" in options else parameters
+        command = ("export-dataset", *given, "--out", "other.hdf5", *options)
         assert words in kedro.kedro(project, *command, status=1)

@@ -38,8 +38,8 @@ def seeds_of(text: str) -> list[int]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not first <= last < first + 10_000 or last > LARGEST_SEED:
             raise InputError(
-                f"--seeds {text}: '{part}' is not a seed or a range; write seeds up to "
-                f"{LARGEST_SEED}, such as 0-3,8"
+                f"--seeds {text}: '{part}' is not a seed or a range; write seeds such as 0-3,8, at most "
+                f"{LARGEST_SEED}"
             )
         seeds |= set(range(first, last + 1))
     return sorted(seeds)

@@ -165,7 +165,7 @@ FILE_READERS = {
     "files": {"columns", "formats", "hdf5", "progress", "precision", "steps", "tables"},
     "d4rl": {"download", "hdf5", "progress", "precision", "steps"},
     "ogbench": {"download", "formats", "hdf5", "progress", "precision"},
-    "minari": {"hdf5", "progress", "precision", "steps"},
+    "minari": {"hdf5", "minari_format", "progress", "precision", "steps"},
     "lerobot": {"columns", "lerobot_format", "lerobot_frames", "progress", "pictures", "precision", "steps"},
 }
 
