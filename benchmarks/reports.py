@@ -60,7 +60,7 @@ SECTIONS = {
     ),
     "rivals-decay": Section(
         "rivals", "docs/benchmarks.md",
-        ("--set", "test", "--seeds", "10", "--presets", "noisy,fragments", "--methods", "cvl,mc_awr,sarsa"),
+        ("--set", "test", "--seeds", "10,11", "--presets", "expert_few", "--methods", "cvl,mc_awr,sarsa"),
         records="rivals_decay",
     ),
     "rivals-all": Section(
