@@ -195,7 +195,7 @@ def _check_once(command: click.Command, args: Sequence[str]) -> None:
         if name in found:
             raise click.UsageError(
                 printable(
-                    f"{given} is given twice, and only the last would count; join them with commas in one"
+                    f"{given} is given twice, and only the last would count; give it once"
                 )
             )
         found.add(name)
