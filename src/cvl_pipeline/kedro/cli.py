@@ -194,9 +194,7 @@ def _check_once(command: click.Command, args: Sequence[str]) -> None:
             continue
         if name in found:
             raise click.UsageError(
-                printable(
-                    f"{given} is given twice, and only the last would count; give it once"
-                )
+                printable(f"{given} is given twice, and only the last would count; give it once")
             )
         found.add(name)
         if name == "--params":
