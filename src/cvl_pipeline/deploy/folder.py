@@ -7,12 +7,12 @@ files of another one sees that they do not fit.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cvl_pipeline.deploy.runner import digest
 from cvl_pipeline.errors import InputError, printable
 from cvl_pipeline.io.location import Location
 from cvl_pipeline.io.storage import kind_at, shown, unreadable, write_atomically
@@ -43,23 +43,30 @@ def write_folder(contract: Location, files: Mapping[str, bytes]) -> None:
 
 def file_names(contract: Location) -> set[str]:
     """Names of the files that the contract in place has; none if there is no contract."""
+    return set(_checksums(contract))
+
+
+def _checksums(contract: Location) -> dict[str, Any]:
+    """Checksums of the files that the contract in place has, by name; none if there is no contract."""
     contract.fetch()
     files = _content(contract.path).get("files")
     # It may have been edited: nothing outside of the folder is ours.
-    names = files if isinstance(files, dict) else {}
-    return {name for name in names if ".." not in name.split("/") and not name.startswith("/")}
+    named = files if isinstance(files, dict) else {}
+    return {
+        name: checksum
+        for name, checksum in named.items()
+        if ".." not in name.split("/") and not name.startswith("/")
+    }
 
 
 def fault_in(contract: Location) -> str | None:
     """What a folder lacks of what its contract names: a file, or on this machine its bytes; None if nothing."""
-    for name in sorted(file_names(contract)):
+    for name, checksum in sorted(_checksums(contract).items()):
         place = contract.sibling(name)
         if not place.exists():
             return f"{name} is missing"
-        if not place.is_remote:
-            found = hashlib.sha256(place.path.read_bytes()).hexdigest()
-            if found != _content(contract.path)["files"][name]:
-                return f"{name} differs from its checksum"
+        if not place.is_remote and digest(place.path.read_bytes()) != checksum:
+            return f"{name} differs from its checksum"
     return None
 
 

@@ -225,8 +225,8 @@ def _with_own_help(option: click.Parameter) -> click.Parameter:
     if option.name in HELP and isinstance(option, click.Option):
         option = copy(option)
         option.help = HELP[option.name]
-    if option.name == "runner" and isinstance(option, click.Option):
-        option.default = "cvl_pipeline.kedro.runner.BesideRunner"
+        if option.name == "runner":
+            option.default = "cvl_pipeline.kedro.runner.BesideRunner"
     return option
 
 
@@ -396,10 +396,11 @@ def _export(
 ) -> None:
     """Write the ingested episodes in another format, and print the parameters that read them again."""
     from cvl_pipeline.kedro.export import export_command
+    from cvl_pipeline.suites.plan import params_option
 
     place, parameters = export_command(env, params, conf_source, form, out, **options)
     click.echo(f"wrote {shown(place)}; to read it:")
-    values = ",".join(f"{name}={value}" for name, value in parameters.items())
+    values = params_option(parameters)
     click.echo(shlex.join(["kedro", "run", "--params", values]))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cvl_pipeline.errors import masked
 from cvl_pipeline.schema import flattened
-from cvl_pipeline.suites.plan import parameter_text
+from cvl_pipeline.suites.plan import params_option
 
 _options: list[str] = []
 
@@ -17,9 +17,7 @@ def keep_options(
     env: str | None, runtime_params: Mapping[str, Any] | None, conf_source: str | None = None
 ) -> None:
     """Keep the options of the run that begins; no source: the project's own configuration."""
-    params = ",".join(
-        f"{name}={parameter_text(value)}" for name, value in flattened(dict(runtime_params or {})).items()
-    )
+    params = params_option(flattened(dict(runtime_params or {})))
     options = {"--conf-source": conf_source, "--env": env, "--params": params}
     _options[:] = [part for name, value in options.items() if value for part in (name, value)]
 

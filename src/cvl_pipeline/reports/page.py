@@ -253,7 +253,7 @@ def suite_page(
         OURS if OURS in table.methods else (table.by_success()[0] if table.places and table.methods else "")
     )
     improvement = None
-    if table.places and ours and len(table.methods) > 1:
+    if table.places and len(table.methods) > 1:
         improvement = _estimates(f"{ours} beats", table.improvement(ours))
     return render(
         "suite.html",

@@ -195,7 +195,7 @@ class Plan:
             "kedro", "run", "--only-missing-outputs",
             *(["--env", self.suite.env] if self.suite.env else []),
             *(["--runner", "SequentialRunner"] if self.threads == 1 else []),
-            "--params", ",".join(f"{name}={parameter_text(value)}" for name, value in parameters.items()),
+            "--params", params_option(parameters),
         ]  # fmt: skip
 
 
@@ -242,7 +242,12 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def parameter_text(value: Any) -> str:
+def params_option(values: Mapping[str, Any]) -> str:
+    """Write parameters as the value of ``--params``."""
+    return ",".join(f"{name}={_text(value)}" for name, value in values.items())
+
+
+def _text(value: Any) -> str:
     """Write a value for ``--params``, which is split at commas before its values are read as YAML.
 
     A list has a line for each entry, because YAML's other form has commas. Those in texts are escaped.
