@@ -1,7 +1,7 @@
 """Kedro connectors: every artifact is written atomically and checked on load."""
 
 from cvl_pipeline.kedro.datasets.artifacts import ArtifactDataset
-from cvl_pipeline.kedro.datasets.atomic import (
+from cvl_pipeline.kedro.datasets.files import (
     ExportDataset,
     FigureDataset,
     JSONDataset,

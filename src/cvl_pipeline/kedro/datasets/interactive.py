@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import plotly.io
 from kedro_datasets._typing import PlotlyPreview
-from kedro_datasets.plotly import json_dataset
 from plotly.utils import PlotlyJSONEncoder
 
-from cvl_pipeline.kedro.datasets.atomic import Atomic
+from cvl_pipeline.kedro.datasets.base import FileDataset
 
 
-class PlotlyDataset(Atomic, json_dataset.JSONDataset):
+class PlotlyDataset(FileDataset):
     """An interactive figure as JSON."""
 
-    def load(self) -> Any:
-        """Read a figure."""
-        return self._read(super().load)
+    def _read(self, path: Path) -> Any:
+        return plotly.io.from_json(path.read_text("utf-8"))
+
+    def _content(self, data: Any) -> bytes:
+        return str(data.to_json()).encode()
 
     def preview(self) -> PlotlyPreview:
         """The figure with the description as its subtitle, for kedro-viz."""

@@ -97,9 +97,11 @@ def test_an_artifact_that_is_about_to_be_recreated_counts_as_missing(bucket: Buc
         assert not dataset.exists()
 
 
-def test_versions_at_urls_and_credentials_without_one_are_refused(bucket: Bucket, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"x\.json: a file at a URL cannot be versioned"):
-        _dataset(JSONDataset, bucket, "x.json", tmp_path, version=Version(None, None))
+def test_versions_and_credentials_without_a_url_are_refused(bucket: Bucket) -> None:
+    with pytest.raises(
+        InputError, match=r"^data/x\.json: files of this type have no versions; remove 'versioned'"
+    ):
+        JSONDataset(filepath="data/x.json", version=Version(None, None))
     with pytest.raises(InputError, match=r"x\.json is on this machine and needs no credentials") as caught:
         JSONDataset(filepath="data/x.json", credentials=bucket.options)
     assert bucket.options["secret"] not in str(caught.value)
