@@ -17,6 +17,7 @@ from cvl_pipeline.io.children import start_child
 from cvl_pipeline.training.launch import TrainingError
 from cvl_pipeline.tuning import search, worker
 from cvl_pipeline.tuning.storage import StudyLocation
+from cvl_pipeline.tuning.study import open_study
 from cvl_pipeline.tuning.trial import Bench
 from cvl_pipeline.tuning.worker import Specification, work
 from tests.tuning.studies import make_log, make_specification, make_stages, make_tuning
@@ -102,6 +103,25 @@ def test_worker_that_ends_python_early_has_not_finished_the_study(
     ended = rf"workers ended early 2 times \(exit status {status}; see .*0\.log\)"
     with pytest.raises(TrainingError, match=ended):
         run_search(tmp_path, monkeypatch, script, max_failures=1)
+
+
+def test_worker_that_replaces_another_one_does_not_repeat_its_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+
+    def start(specification: Specification) -> subprocess.Popen[bytes]:
+        seeds.append(worker._sampler_seed(specification))
+        study = open_study(specification.location, specification.name, specification.tuning, 0)
+        study.ask()
+        return subprocess.Popen([sys.executable, "-c", "import os; os._exit(1)"])
+
+    stages, tuning = make_stages(), make_tuning(workers=2, max_failures=3)
+    monkeypatch.setattr(search, "start_worker", start)
+    monkeypatch.setattr(search, "POLL", 0.05)
+    with pytest.raises(TrainingError, match="workers ended early 4 times"):
+        search.search(make_log(stages), stages, tuning, StudyLocation(tmp_path / "journal.log"), tmp_path)
+    assert len(set(seeds)) == len(seeds) == 5
 
 
 def test_error_of_a_worker_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -321,6 +321,10 @@ def test_default_space_can_be_searched_by_the_default_objective() -> None:
         ({"objectives": ("sucess_rate",)}, "did you mean success_rate"),
         ({"measures": ("returns_correlation",)}, "twice"),
         ({"objectives": ("success_rate", "return_mean"), "pruner": "median"}, "cannot be pruned"),
+        (
+            {"pruner": "median"},
+            "returns_correlation is known only when a trial ends.*or use contrastive_loss or",
+        ),
         ({"sampler": "nsgaii"}, "for several objectives"),
         ({"study": "../elsewhere"}, "names a folder"),
         ({"trials": 0}, "greater than or equal to 1"),

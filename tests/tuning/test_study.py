@@ -224,6 +224,19 @@ def test_restoring_that_was_interrupted_is_completed(tmp_path: Path) -> None:
         assert [trial.value for trial in prepared(specification).trials] == values
 
 
+def test_every_machine_restores_its_own_trials(tmp_path: Path) -> None:
+    here = make_specification(tmp_path / "here", make_tuning(trials=2))
+    work(here)
+    there = make_specification(tmp_path / "there", make_tuning(trials=3))
+    there = replace(there, location=here.location)
+    work(there)
+    values = [trial.value for trial in prepared(there).trials]
+    here.location.journal.unlink()
+    assert [trial.value for trial in prepared(here).trials] == values[:2]
+    for _ in range(2):
+        assert [trial.value for trial in prepared(there).trials] == values
+
+
 def test_study_with_other_parameters_is_refused(tmp_path: Path) -> None:
     tuning = make_tuning()
     specification = make_specification(tmp_path, tuning)

@@ -67,6 +67,14 @@ def test_failed_trial_is_recorded_and_skipped(tmp_path: Path, error: Exception) 
     assert trials[1].user_attrs["error"].startswith(type(error).__name__)
 
 
+def test_trial_that_an_unforeseen_error_ends_keeps_its_reason(tmp_path: Path) -> None:
+    specification = make_specification(tmp_path, make_tuning())
+    full = OSError(28, "No space left on device")
+    with patch.object(Bench, "measure", side_effect=full), pytest.raises(OSError, match="No space"):
+        work(specification)
+    assert "No space left on device" in trials_of(specification)[0].user_attrs["error"]
+
+
 def test_trial_whose_objective_is_not_a_number_fails_and_says_so(tmp_path: Path) -> None:
     numbers = iter([0.5, float("nan"), 0.25])
     specification = make_specification(tmp_path, make_tuning(trials=2, measures=("contrastive_loss",)))
@@ -126,7 +134,10 @@ def test_too_many_failures_end_the_study(tmp_path: Path) -> None:
     specification = make_specification(tmp_path, make_tuning(max_failures=2))
     with (
         patch.object(Bench, "measure", side_effect=FloatingPointError("nan")),
-        pytest.raises(InputError, match=r"3 trials failed, more than tuning.max_failures \(2\)"),
+        pytest.raises(
+            InputError,
+            match=r"3 trials failed, more than tuning.max_failures \(2\); the last one: Floating.*nan",
+        ),
     ):
         work(specification)
 

@@ -9,7 +9,7 @@ def markdown(table: pd.DataFrame, digits: int = 3) -> str:
     """Format a table as Markdown; if ``x_ci`` exists, column ``x`` is formatted as ``x +- ci``."""
     texts = pd.DataFrame()
     for column in table.columns:
-        if str(column).endswith("_ci"):
+        if str(column).endswith("_ci") and str(column).removesuffix("_ci") in table:
             continue
         cells = table[column]
         if pd.api.types.is_numeric_dtype(cells):

@@ -6,6 +6,7 @@ of a method are an array of shape (runs, tasks); any axes before these two are b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -89,25 +90,25 @@ def estimate(
             raise ValueError(f"scores must be finite numbers of shape (runs, tasks); got shape {array.shape}")
         if array.shape[1] != arrays[0].shape[1]:
             raise ValueError(f"scores must have the same tasks: {array.shape[1]} and {arrays[0].shape[1]}")
-    generator = np.random.default_rng(seed)
     if tasks is not None:
         samples = np.concatenate(
             [
                 statistic(*(np.moveaxis(array[:, columns], 1, 0) for array in arrays))
-                for columns in _resampled_columns(tasks, resamples, generator)
+                for columns in _resampled_columns(tuple(tasks), resamples, seed)
             ]
         )
     else:
+        generator = np.random.default_rng(seed)
         samples = statistic(*(_resampled(array, resamples, generator) for array in arrays))
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(samples, [tail, 1.0 - tail], axis=0)
     return Estimate(statistic(*arrays), low, high)
 
 
-def _resampled_columns(
-    tasks: Sequence[str], count: int, generator: np.random.Generator
-) -> list[NDArray[np.int64]]:
+@functools.lru_cache(maxsize=8)  # a report has a hundred estimates over the same tasks
+def _resampled_columns(tasks: tuple[str, ...], count: int, seed: int) -> list[NDArray[np.int64]]:
     """Columns of bootstrap samples of tasks, one array (samples, columns) for each number of columns."""
+    generator = np.random.default_rng(seed)
     columns_of = [np.flatnonzero(np.asarray(tasks) == task) for task in dict.fromkeys(tasks)]
     chosen = generator.integers(len(columns_of), size=(count, len(columns_of)))
     by_width: dict[int, list[NDArray[np.int64]]] = {}

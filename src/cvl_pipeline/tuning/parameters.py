@@ -196,6 +196,12 @@ class TuningParameters(Strict):
             raise ValueError("tuning.objectives and tuning.measures name something twice")
         if len(self.objectives) > 1 and self.pruner != "none":
             raise ValueError("several tuning.objectives cannot be pruned: set tuning.pruner=none")
+        if self.pruner != "none" and OBJECTIVES[self.objectives[0]].column is None:
+            watched = " or ".join(name for name, objective in OBJECTIVES.items() if objective.column)
+            raise ValueError(
+                f"tuning.objectives {self.objectives[0]} is known only when a trial ends, so nothing can be "
+                f"pruned: set tuning.pruner=none, or use {watched}"
+            )
         if self.sampler == "nsgaii" and len(self.objectives) == 1:
             raise ValueError("tuning.sampler nsgaii is for several objectives; for one use tpe")
         return self

@@ -158,7 +158,9 @@ def _run(study: Study, specification: Specification) -> None:
                     logger.warning(
                         "Worker %d ended early (exit status %d); another worker replaces it", index, status
                     )
-                    running[index] = start_worker(replace(specification, index=index))
+                    # Its random points follow from this number: the same one would repeat those of the last worker.
+                    begun_with = len(study.get_trials(deepcopy=False))
+                    running[index] = start_worker(replace(specification, index=index, begun_with=begun_with))
     except SystemExit:
         logger.warning("Stopped by SIGTERM; run the same command again to continue the study")
         raise

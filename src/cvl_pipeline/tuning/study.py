@@ -33,8 +33,6 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 RETRIES = 3
 """Retries of an interrupted trial: a point may kill its process every time."""
 MADE_FOR = "made_for"
-RESTORED = "restored"
-"""Attribute of a study to which all records of finished trials have been added."""
 SPACE = "tuning.space."
 SUCCESS_UNKNOWN = "success_unknown"
 """Attribute of a trial to which the environment never mentioned success, which therefore counts as 0."""
@@ -146,7 +144,9 @@ def _check_same(study: Study, made_for: Mapping[str, Any], wanted: Mapping[str, 
 def prepare(
     study: Study, wanted: dict[str, Any], tuning: TuningParameters, stages: StageParameters, records: Path
 ) -> None:
-    """Check the study's parameters; start a new study with its recorded trials, or with the defaults.
+    """Check the study's parameters, add recorded trials that it lacks, and start a new study with the defaults.
+
+    Every machine has the records of its own trials, so each of them completes a study whose storage was lost.
 
     Raises:
         InputError: the study was started with other parameters, or a record is damaged; nothing is changed then.
@@ -156,18 +156,16 @@ def prepare(
     attributes = study.user_attrs
     if MADE_FOR in attributes:
         _check_same(study, attributes[MADE_FOR], wanted)
-    if not attributes.get(RESTORED):  # also if an earlier run was killed before all of them were
-        lost = _lost(study, records, wanted, tuning)
-        # First, so that no process with other parameters starts the study while this one restores it.
-        study.set_user_attr(MADE_FOR, wanted)
-        for trial in lost:
-            study.add_trial(trial)
-        if lost:
-            logger.info("Restored %d finished trials of '%s' from their records", len(lost), study.study_name)
-        defaults = encoded_defaults(tuning.space, stages)
-        if defaults is not None and not study.get_trials(deepcopy=False):
-            study.enqueue_trial(defaults, user_attrs={"defaults": True})
-        study.set_user_attr(RESTORED, True)
+    lost = _lost(study, records, wanted, tuning)
+    # First, so that no process with other parameters starts the study while this one restores it.
+    study.set_user_attr(MADE_FOR, wanted)
+    for trial in lost:
+        study.add_trial(trial)
+    if lost:
+        logger.info("Restored %d finished trials of '%s' from their records", len(lost), study.study_name)
+    defaults = encoded_defaults(tuning.space, stages)
+    if defaults is not None and not study.get_trials(deepcopy=False):
+        study.enqueue_trial(defaults, user_attrs={"defaults": True})
     release_dead(study, tuning, records)
 
 

@@ -77,7 +77,7 @@ class Specification:
         tuning: the study's parameters.
         index: number of this worker on this machine.
         workers: number of workers on this machine.
-        begun_with: number of trials in the study when the workers started.
+        begun_with: number of trials in the study when the worker started, or those it started with.
     """
 
     folder: Path
@@ -144,7 +144,7 @@ def _try_one(study: Study, objective: _Objective, location: StudyLocation) -> No
 
 
 def _sampler_seed(specification: Specification) -> int:
-    """Seed that differs between workers and resumptions, so that they sample different points."""
+    """Seed that differs between workers, their replacements and resumptions, so that they sample different points."""
     location, stages = specification.location, specification.stages
     number = 64 * specification.begun_with + specification.index
     if location.url is not None:  # other machines have workers with the same index
@@ -163,12 +163,21 @@ def _may_begin(study: Study, specification: Specification) -> bool:
             return False
         if failed > tuning.max_failures:
             raise InputError(
-                f"tuning: {failed} trials failed, more than tuning.max_failures ({tuning.max_failures}); see "
-                "the column error of the trials table"
+                f"tuning: {failed} trials failed, more than tuning.max_failures ({tuning.max_failures}); the "
+                f"last one: {_last_failure(study)}"
             )
         if finished + running < tuning.trials:
             return True
         time.sleep(POLL)
+
+
+def _last_failure(study: Study) -> str:
+    """Why the last trial that failed did so."""
+    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    return next(
+        (trial.user_attrs["error"] for trial in reversed(failed) if "error" in trial.user_attrs),
+        "interrupted",
+    )
 
 
 class _Objective:
@@ -197,7 +206,7 @@ class _Objective:
             except optuna.TrialPruned:
                 self._record(trial, attributes, "PRUNED", None, reported)
                 raise
-            except RECOVERABLE as error:
+            except Exception as error:
                 trial.set_user_attr("error", one_line(error)[:500])
                 raise
         attributes |= {
@@ -242,7 +251,7 @@ class _Objective:
         """Return a function that reports validation metrics to the pruner; None if nothing can be pruned."""
         tuning = self._specification.tuning
         column = OBJECTIVES[tuning.objectives[0]].column
-        if tuning.pruner == "none" or column is None:
+        if tuning.pruner == "none" or column is None:  # the parameters refuse a pruner without a column
             return None
 
         def watch(row: Mapping[str, float]) -> None:
