@@ -680,7 +680,8 @@ def test_a_policy_is_exported_with_its_values_and_a_card(continuous: Run, tmp_pa
     rollouts = cvl.evaluate(policy, environment_named("Pendulum-v1", STEPS), episodes=2)
     folder = cvl.export_policy(
         policy, data, tmp_path / "exported", values=cvl.QFunction(continuous.critic, continuous.readout),
-        rollouts=rollouts, environment="Pendulum-v1", task="swing up", control_hz=20.0, action_names=("torque",),
+        rollouts=rollouts, environment="Pendulum-v1", task="swing up", seed=np.int64(3),  # type: ignore[arg-type]
+        control_hz=20.0, action_names=("torque",),
     )  # fmt: skip
     loaded = load_policy(folder, outside="ignore")
     states = _pendulum()["observations"]

@@ -480,8 +480,8 @@ def export_policy(
     parameters = validated(ExportParameters, settings)
     check_no_other_files(folder / CONTRACT)
     about = {
-        "task": task, "dataset": task, "seed": seed, "reward": reward, "provenance": {},
-        "method": METHODS[method].title if method in METHODS.names else method,
+        "task": str(task), "dataset": str(task), "seed": int(seed), "reward": str(reward), "provenance": {},
+        "method": METHODS[method].title if method in METHODS.names else str(method),
         "judged": None if rollouts is None else judged_by(rollouts, data, environment, seed),
     }  # fmt: skip
     files = exported_files(policy, data.transitions, data.split, parameters, values=values, about=about)

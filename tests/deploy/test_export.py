@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from cvl_pipeline.deploy import export
 from cvl_pipeline.deploy.export import export_policy
 from cvl_pipeline.deploy.parameters import ExportParameters
-from cvl_pipeline.deploy.runner import CONTRACT, POLICY_FILE, VALUE_FILE, differences, load_policy, self_test
+from cvl_pipeline.deploy.runner import (
+    CONTRACT,
+    POLICY_FILE,
+    VALUE_FILE,
+    ExportedPolicy,
+    differences,
+    load_policy,
+    self_test,
+)
 from cvl_pipeline.episodes.container import Normalisation, Transitions
 from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.errors import InputError
@@ -278,6 +286,14 @@ def test_what_cannot_be_exported_is_one_line(gaussian: Any) -> None:
             export_policy(policy, data, split, ExportParameters(**names))
 
 
+def test_values_are_those_of_a_function_of_pairs(gaussian: Any) -> None:
+    policy, data, *_ = gaussian
+    with pytest.raises(
+        InputError, match=r"values of class ContrastiveCritic .* give QFunction\(critic, readout\)"
+    ):
+        export_policy(policy, data, split_first(data, 1), ExportParameters(), values=_critic(data))  # type: ignore[arg-type]
+
+
 class _Own(Policy):
     """A policy of the user's own, whose action is that of another one, changed by some numbers."""
 
@@ -291,6 +307,8 @@ class _Own(Policy):
     def forward(self, observations: Tensor) -> Tensor:
         actions: Tensor = self.inner(observations)
         self.calls += 1
+        if self.how == "beyond":
+            return 1000.0 * actions
         if self.how == "chunk":
             return torch.stack([actions, actions], dim=1)
         if self.how == "count":
@@ -314,6 +332,36 @@ def test_a_policy_with_memory_or_chunks_is_refused(gaussian: Any, how: str, word
     policy, data, *_ = gaussian
     with pytest.raises(InputError, match=words):
         export_policy(_Own(policy, how), data, split_first(data, 1), ExportParameters())
+
+
+def test_a_policy_that_leaves_the_bounds_is_exported_as_it_acts(gaussian: Any, tmp_path: Path) -> None:
+    inner, data, *_ = gaussian
+    policy = _Own(inner, "beyond").eval()
+    policy.discrete = False
+    folder = _write(tmp_path, export_policy(policy, data, split_first(data, 1), ExportParameters()))
+    assert self_test(folder).startswith("4 actions as exported")
+    state = data.observations[0].numpy()
+    wanted = policy(data.observations[:1])[0].detach().clamp(data.action_low, data.action_high)
+    np.testing.assert_allclose(load_policy(folder, outside="ignore").select_action(state), wanted, atol=1e-4)
+
+
+def test_a_policy_for_goals_is_compared_in_as_many_rows_as_it_computes_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    data = _data("goal")
+    policy = _policy("goal", data).eval()
+    sizes: list[int] = []
+    act = ExportedPolicy.select_action
+
+    def counted(self: ExportedPolicy, observation: Any) -> Any:
+        sizes.append(len(observation["state"]))
+        return act(self, observation)
+
+    monkeypatch.setattr(ExportedPolicy, "select_action", counted)
+    monkeypatch.setattr(export, "PAIRS", 32)
+    export_policy(policy, data, split_first(data, 1), ExportParameters())
+    assert sizes[1:] == [8, 8, 4]
 
 
 def test_each_number_of_an_action_is_compared_in_its_own_range() -> None:
@@ -400,6 +448,19 @@ def test_each_part_of_an_observation_is_an_input(kind: str, tmp_path: Path) -> N
     )
     assert not np.allclose(alone, other)
     assert self_test(tmp_path).startswith("4 actions as exported")
+
+
+def test_a_part_may_have_the_name_of_a_value_in_the_graph(tmp_path: Path) -> None:
+    data = make_packed_transitions(LENGTHS, ENDS)
+    assert data.parts is not None
+    renamed = {"state": "linear", "images.wrist": "view", "images.top": "tanh"}
+    layout = Layout(tuple(replace(part, name=renamed[part.name]) for part in data.parts.parts))
+    data = replace(data, parts=layout)
+    policy, values = make_actor(data, _normalisation(data), (8,)).eval(), _values(data, regressed=False)
+    files = export_policy(policy, data, split_first(data, 1), ExportParameters(), values=values)
+    loaded = load_policy(_write(tmp_path, files), outside="ignore")
+    logged = {name: part[:2].numpy() for name, part in layout.unpack(data.observations).items()}
+    np.testing.assert_allclose(loaded.select_action(logged), policy.act(logged), atol=1e-5)
 
 
 def test_a_part_whose_name_is_taken_is_one_line() -> None:

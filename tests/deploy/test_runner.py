@@ -236,11 +236,26 @@ def test_the_watchdog_warns_or_raises(folder: Path) -> None:
             {"providers": ["CUDAExecutionProvider"]},
             "does not have CUDAExecutionProvider; .*CPUExecutionProvider",
         ),
+        ({"providers": [("CUDAExecutionProvider", {"device_id": 0})]}, "does not have CUDAExecutionProvider"),
+        ({"providers": "CPUExecutionProvider"}, "providers is 'CPUExecutionProvider'; give a list"),
+        ({"providers": [1]}, r"providers is \[1\]"),
     ],
 )
 def test_options_that_do_not_exist_are_refused(folder: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(PolicyError, match=words):
         load_policy(folder, **options)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_is_there_but_does_not_work_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: names)
+    with pytest.raises(
+        PolicyError, match=r"^CUDAExecutionProvider does not work .* took CPUExecutionProvider;"
+    ):
+        load_policy(folder, providers=names)
 
 
 def test_values_of_actions(policy: ExportedPolicy, tmp_path: Path) -> None:
@@ -314,4 +329,23 @@ def test_the_robot_resizes_pictures_as_the_source_did(
     size: tuple[int, int], wanted: tuple[int, int], channels: int, seed: int
 ) -> None:
     picture = np.random.default_rng(seed).integers(0, 256, (*size, channels), dtype=np.uint8)
-    np.testing.assert_array_equal(resized(picture, *wanted), pictures.resized(picture[None], wanted)[0])
+    small = pictures.resized(picture[None], wanted)[0]
+    np.testing.assert_array_equal(resized(picture, *wanted), small)
+    np.testing.assert_array_equal(resized(picture.astype(np.float64), *wanted), small)
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        (np.full((4, 4, 3), 0.5), "picture is an image: give whole numbers from 0 to 255"),
+        (np.full((4, 4, 3), 256), "whole numbers from 0 to 255"),
+        (np.full((4, 4, 3), np.nan), "whole numbers from 0 to 255"),
+        (np.zeros((4, 4), np.uint8), r"picture has type uint8 and shape \(4, 4\); give \(H, W, C\)"),
+        ([["a"]], "picture has type"),
+        ([[0], [0, 1]], "picture is not an array of numbers"),
+    ],
+)
+def test_a_picture_that_is_none_is_not_resized(picture: Any, words: str) -> None:
+    for size in ((2, 2), (4, 4)):
+        with pytest.raises(PolicyError, match=words):
+            resized(picture, *size)

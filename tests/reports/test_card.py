@@ -82,6 +82,9 @@ def test_a_policy_that_nobody_judged_says_so() -> None:
 def test_a_policy_for_goals_is_not_the_one_that_was_judged_on_them() -> None:
     assert "goals" not in card(_contract())[MARKDOWN].decode()
     contract = _contract(metrics={**METRICS, "environment": "goals of door"})
+    assert "does not see it" not in card(contract)[MARKDOWN].decode(), (
+        "a policy without goals was judged without"
+    )
     contract["about"]["goals"] = 16
     text = card(contract)[MARKDOWN].decode()
     assert "It moves to 16 goals, observations of the log's kind" in text

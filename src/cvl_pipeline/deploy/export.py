@@ -30,7 +30,7 @@ from cvl_pipeline.episodes.container import BLOCK, Split, Transitions
 from cvl_pipeline.episodes.parts import Part, named_parts
 from cvl_pipeline.errors import InputError, missing_extra, one_line
 from cvl_pipeline.networks.actor import Actor, Policy
-from cvl_pipeline.networks.goal_policy import GoalPolicy
+from cvl_pipeline.networks.goal_policy import PAIRS, GoalPolicy
 from cvl_pipeline.readout.action_values import ActionValues
 
 PROGRAM_FILE, RUNNER_FILE, SERVER_FILE = "policy.pt2", "runner.py", "mlserver_policy.py"
@@ -43,6 +43,8 @@ KINDS = {"float32": "FP32", "uint8": "UINT8", "int64": "INT64"}
 """Types as the KServe protocol names them."""
 
 
+INPUT = "input/"
+"""Before the names of inputs, until those inside are known; no value inside has it."""
 RESERVED = (ACTION, VALUE, "file")
 """Names that no part can have: of other inputs and outputs, and one that NumPy's files do not take."""
 
@@ -141,6 +143,10 @@ def export_policy(
     """
     versions = _versions()
     _check(policy, transitions)
+    if not (values is None or isinstance(values, ActionValues)):
+        raise InputError(
+            f"values of class {type(values).__name__} cannot be exported; give QFunction(critic, readout)"
+        )
     policy = policy.eval()
     inputs = _Inputs(policy)
     parts = inputs.parts
@@ -152,7 +158,11 @@ def export_policy(
     index = index[torch.linspace(0, len(index) - 1, count, dtype=torch.float64).long()]
     observations = transitions.states(index)
     actions = transitions.actions[index]
-    acted = _acted(policy, observations)
+    wanted = _acted(policy, observations)
+    if policy.discrete:
+        wanted = wanted.argmax(-1)
+    else:  # as environments and the runner clip them
+        wanted = wanted.clip(transitions.action_low.numpy(), transitions.action_high.numpy())
     given = inputs.separated(observations)
     files = dict(extra or {})
     names = list(given)
@@ -169,7 +179,6 @@ def export_policy(
     files[SERVER_FILE] = Path(mlserver_policy.__file__).read_bytes()
     files["model-settings.json"] = _mlserver(parts, (ACTION, *_action_type(policy)))
     with torch.no_grad():
-        wanted = acted.argmax(-1) if policy.discrete else acted
         known = None if values is None else values(observations, actions).numpy()
     arrays = {name: part.numpy() for name, part in given.items()}
     taken = (actions.argmax(-1) if policy.discrete else actions).numpy()
@@ -278,8 +287,9 @@ def _exported(
             stored = io.BytesIO()
             torch.export.save(program, stored)
             exported: Any = torch.onnx.export(
-                program, (), input_names=names, output_names=[output], external_data=False, verbose=False
-            )
+                program, (), input_names=[INPUT + name for name in names], output_names=[output],
+                external_data=False, verbose=False,
+            )  # fmt: skip
             model = exported.model_proto
     except Exception as error:  # of a class per fault, from any code of the policy
         raise InputError(
@@ -293,10 +303,26 @@ def _exported(
             *getattr(graph, "initializer", ()),
         ):
             del part.metadata_props[:]
+    # A part may be called as a value inside, such as view.
+    _rename(
+        model.graph, {**{name: f"{name}.inner" for name in names}, **{INPUT + name: name for name in names}}
+    )
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     del model.graph.value_info[:]  # of shapes inside, with other names of the number of rows
     return model.SerializeToString(deterministic=True), stored.getvalue()
+
+
+def _rename(graph: Any, names: Mapping[str, str]) -> None:
+    """Rename values of an ONNX graph, and of the graphs of its branches."""
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        for places in (node.input, node.output):
+            places[:] = [names.get(name, name) for name in places]
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                _rename(inner, names)
 
 
 @contextmanager
@@ -441,8 +467,10 @@ def _parity(
             (place / file).write_bytes(content)
         try:
             loaded = runner.load_policy(place, outside="ignore")
-            acted = loaded.select_action(observations)
             alone = loaded.select_action({name: part[0] for name, part in observations.items()})
+            # An exported policy takes all its rows at once; goals need memory for pairs with each row.
+            size = max(1, PAIRS // len(policy.goals)) if isinstance(policy, GoalPolicy) else len(wanted)
+            acted = np.concatenate([loaded.select_action(block) for block in _blocks(observations, size)])
             judged = None if known is None else loaded.value(observations, actions)
         except runner.PolicyError as error:
             raise InputError(
@@ -476,6 +504,12 @@ def _parity(
             )
         parity |= {"value_error": gap, "largest_value": scale}
     return parity, agreed
+
+
+def _blocks(arrays: Mapping[str, NDArray[Any]], size: int) -> Iterator[dict[str, NDArray[Any]]]:
+    """Rows of arrays, at most ``size`` at a time."""
+    for first in range(0, len(next(iter(arrays.values()))), size):
+        yield {name: array[first : first + size] for name, array in arrays.items()}
 
 
 def _sealed(contract: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:

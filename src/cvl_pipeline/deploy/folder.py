@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ def write_folder(contract: Location, files: Mapping[str, bytes]) -> None:
     for name in former - files.keys():
         old = contract.sibling(name)
         old.path.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that is not empty, or no folder
+            os.removedirs(old.path.parent)  # to Triton, an empty folder is a model without a file
         if old.is_remote:
             old.remove()
 

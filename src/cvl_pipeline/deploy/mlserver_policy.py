@@ -1,12 +1,15 @@
 """Serves an exported folder with MLServer: ``mlserver start FOLDER`` finds it by the folder's ``model-settings.json``.
 
-This file is copied into exported folders. It needs MLServer and the runner beside it, nothing else of this package.
+This file is copied into exported folders. It needs MLServer, NumPy and the runner beside it, nothing else of this
+package.
 """
 
 from __future__ import annotations
 
 import sys
 from typing import Any
+
+import numpy as np
 
 try:
     from mlserver import MLModel
@@ -40,11 +43,15 @@ class ServedPolicy(MLModel):  # type: ignore[misc]
         try:
             if "action" in inputs:
                 action = inputs.pop("action")
+                if self.policy.contract["action"]["discrete"]:
+                    action = action.reshape(-1)  # the codec writes (B,) as (B, 1)
                 name, answer = "value", self.policy.value(inputs, action)
             else:
                 name, answer = "action", self.policy.select_action(inputs)
         except self.refusal as error:
             raise InferenceError(str(error)) from None
         return InferenceResponse(
-            model_name=self.name, id=payload.id, outputs=[NumpyCodec.encode_output(name, answer)]
+            model_name=self.name,
+            id=payload.id,
+            outputs=[NumpyCodec.encode_output(name, np.asarray(answer))],
         )

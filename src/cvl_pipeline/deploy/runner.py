@@ -90,10 +90,17 @@ def resized(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
     Each new pixel is the mean of those that it covers. Other ways to resize give other pixels than the policy has seen.
 
     Args:
-        picture: (H, W, C) uint8, with the order of channels of the log.
+        picture: (H, W, C), whole numbers from 0 to 255, with the order of channels of the log.
         height: of the result.
         width: of the result.
+
+    Raises:
+        PolicyError: another shape, or other numbers.
     """
+    given = _array("picture", picture)
+    if given.ndim != 3 or given.dtype.kind not in "biuf":
+        raise PolicyError(f"picture has type {given.dtype} and shape {given.shape}; give (H, W, C)")
+    picture = _whole("picture", given)
     if picture.shape[:2] == (height, width):
         return picture
 
@@ -115,7 +122,7 @@ def load_policy(
     path: str | Path,
     *,
     threads: int = 1,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    providers: Sequence[str | tuple[str, Mapping[str, Any]]] = ("CPUExecutionProvider",),
     latency_ms: float | None = None,
     late: Literal["warn", "raise"] = "warn",
     outside: Literal["ignore", "warn", "raise"] = "warn",
@@ -126,15 +133,15 @@ def load_policy(
     Args:
         path: the exported folder, or its ``policy.json``.
         threads: of ONNX Runtime. More than one is slower for small networks.
-        providers: of ONNX Runtime, the preferred one first.
+        providers: of ONNX Runtime, the preferred one first; a pair has options of the provider.
         latency_ms: most milliseconds that a call of ``select_action`` may take; None: any time.
         late: what to do if it took longer.
         outside: what to do if a number of an observation is outside of the range of the training data.
         margin: how far outside counts, as a share of the width of that range.
 
     Raises:
-        PolicyError: a missing, changed or unreadable file, an option that does not exist, or a provider that this
-            installation of ONNX Runtime does not have.
+        PolicyError: a missing, changed or unreadable file, an option that does not exist, or a provider that does not
+            work here.
     """
     for name, value, known in (
         ("late", late, ("warn", "raise")),
@@ -148,6 +155,10 @@ def load_policy(
         raise PolicyError(f"margin is {margin!r}; give a number from 0 on")
     if not (isinstance(threads, int) and threads > 0):
         raise PolicyError(f"threads is {threads!r}; give a whole number from 1 on")
+    if isinstance(providers, str) or not all(
+        isinstance(entry, str) or (isinstance(entry, tuple) and len(entry) == 2) for entry in providers
+    ):
+        raise PolicyError(f"providers is {providers!r}; give a list of names, or of pairs (name, options)")
     if "://" in str(path):
         raise PolicyError(f"{path} is a URL; download the folder, and name the copy")
     folder = Path(path)
@@ -174,7 +185,7 @@ class ExportedPolicy:
         contract: Mapping[str, Any],
         contents: Mapping[str, bytes],
         threads: int,
-        providers: tuple[str, ...],
+        providers: tuple[Any, ...],
         latency_ms: float | None,
         raises: bool,
         outside: str,
@@ -269,7 +280,8 @@ class ExportedPolicy:
             import onnxruntime
         except ImportError as error:
             raise PolicyError(f"onnxruntime is missing ({error}): pip install onnxruntime") from None
-        missing = [name for name in self._providers if name not in onnxruntime.get_available_providers()]
+        names = [entry if isinstance(entry, str) else entry[0] for entry in self._providers]
+        missing = [name for name in names if name not in onnxruntime.get_available_providers()]
         if missing:  # it would take another one, and hardly say so
             raise PolicyError(
                 f"this installation of ONNX Runtime does not have {', '.join(missing)}; give providers of "
@@ -279,13 +291,20 @@ class ExportedPolicy:
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
         options.log_severity_level = 3
         try:
-            return onnxruntime.InferenceSession(
+            session = onnxruntime.InferenceSession(
                 self._contents[name], options, providers=list(self._providers)
             )
         except Exception as error:  # of a class per fault
             raise PolicyError(
                 f"{self._folder / name}: ONNX Runtime cannot load it ({_line(error)})"
             ) from None
+        unusable = [name for name in names if name not in session.get_providers()]
+        if unusable:  # compiled in, but without its driver or libraries
+            raise PolicyError(
+                f"{', '.join(unusable)} does not work on this machine, and ONNX Runtime took "
+                f"{', '.join(session.get_providers())}; install its driver and libraries, or give other providers"
+            )
+        return session
 
     @staticmethod
     def _run(
@@ -371,11 +390,11 @@ class _Part:
             )
         rows = rows[None] if single else rows
         if rows.dtype != self.dtype:
-            given = rows
-            with np.errstate(over="ignore", invalid="ignore"):
-                rows = given.astype(self.dtype)
-            if not self._numbers and not np.array_equal(rows, given):
-                raise PolicyError(f"observation '{self.name}' is an image: give whole numbers from 0 to 255")
+            if self._numbers:
+                with np.errstate(over="ignore"):
+                    rows = rows.astype(self.dtype)
+            else:
+                rows = _whole(f"observation '{self.name}'", rows)
         if self._numbers:
             inside = (rows >= self._low) & (rows <= self._high)  # no comparison with NaN is true
             if not inside.all():
@@ -451,6 +470,15 @@ def _array(name: str, value: Any) -> NDArray[Any]:
     if array is not value and _has_masked(value):  # the array itself, of NumPy's own class, has no mask
         raise PolicyError(f"{name} has masked entries, which have no number; fill them in")
     return array
+
+
+def _whole(name: str, image: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return an image as uint8; raise PolicyError if it has other numbers."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        whole = image.astype(np.uint8, copy=False)
+    if not np.array_equal(whole, image):
+        raise PolicyError(f"{name} is an image: give whole numbers from 0 to 255")
+    return whole
 
 
 def _has_masked(value: Any) -> bool:

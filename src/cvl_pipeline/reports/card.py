@@ -196,7 +196,11 @@ def _limits(contract: Mapping[str, Any]) -> list[str]:
             f"It moves to {about['goals']} goals, observations of the log's kind that are stored in it. For others, "
             "export it again (`policy.toward(goals)`)."
         )
-    if about["judged"] is not None and about["judged"]["environment"].startswith(GOALS_OF):
+    if (
+        about["judged"] is not None
+        and about["goals"] is not None  # others are judged without
+        and about["judged"]["environment"].startswith(GOALS_OF)
+    ):
         limits.append(
             "It was judged as a policy that sees the goal of each episode. The exported one does not see it: nobody "
             "has judged that."
