@@ -578,6 +578,19 @@ def test_the_source_reads_a_local_file(tmp_path: Path) -> None:
     assert_equal(source.load(0, None), load_d4rl(path, "hopper-medium-v2", success_reward=0.5))
 
 
+def test_a_log_of_ones_own_has_no_task_and_no_environment(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.hdf5", a_log(timeouts=None))
+    source = _source(task=None, path=str(path))
+    assert (source.parameters.label, source.parameters.folder) == ("mine.hdf5", "mine.hdf5")
+    assert source.make_environment() is None
+    assert source.score(1.0) is None
+    assert_equal(source.load(0, None), load_d4rl(path))
+    with pytest.raises(
+        ValueError, match=r"dataset\.task is null: name a dataset of D4RL's, or your own file"
+    ):
+        _source(task=None)
+
+
 def test_the_source_downloads_a_published_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "log.hdf5", a_log())
     asked: list[str] = []

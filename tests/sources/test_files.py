@@ -300,6 +300,35 @@ def test_groups_have_natural_order_and_a_star_matches_one_part_of_a_path(tmp_pat
     assert found.observations[:, 0].tolist() == [7, 7]
 
 
+def test_groups_that_robomimic_lists_as_valid_are_held_out(tmp_path: Path) -> None:
+    data = labelled_transitions([1] * 12, [False] * 12)
+    lists = {
+        "train": np.array([b"demo_0"]),
+        "valid": np.array([b"demo_10", b"demo_2"]),
+        "other": np.array([b"demo_1"]),
+    }
+    path = write_groups(tmp_path / "log.h5", groups_of(data) | {"mask": lists})
+    found, _ = load_file(path, mapping(**GROUPS))
+    assert int(found.held_out) == 2
+    assert found.observations[::2, 0].tolist() == [0, 1, 3, 4, 5, 6, 7, 8, 9, 11, 2, 10]
+    with h5py.File(path, "a") as file:
+        del file["mask/valid"]
+        file["mask/valid"] = np.array(["demo_3"], dtype=h5py.string_dtype())
+    found, _ = load_file(path, mapping(**GROUPS))
+    assert found.observations[-2:, 0].tolist() == [3, 3]
+
+
+def test_compressed_pictures_are_no_numbers_of_a_state(tmp_path: Path) -> None:
+    data = labelled_transitions([3, 2], [False, False])
+    groups = groups_of(data)
+    for log in groups.values():
+        pictures = np.zeros((len(log["obs/rest"]), 50), np.uint8)
+        pictures[:, :3] = 0xFF, 0xD8, 0xFF
+        log["obs/rest"] = pictures
+    text = refusal(write_groups(tmp_path / "log.h5", groups), mapping(**GROUPS))
+    assert "holds compressed images, whose bytes are no numbers of a state; decode them" in text
+
+
 def test_without_the_last_observation_a_truncated_group_loses_its_last_step(tmp_path: Path) -> None:
     data = labelled_transitions([3, 3, 1], [True, False, False])
     groups = groups_of(data)

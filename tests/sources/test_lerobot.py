@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -104,7 +105,7 @@ def test_pictures_are_averaged_to_the_size_asked_for() -> None:
 
 
 def test_one_task_is_chosen_by_its_text_or_its_number() -> None:
-    for chosen in (TASKS[1], "1"):
+    for chosen in (TASKS[1], "1", 1):
         log = source(FIXTURE / "v30", observations=TOP, instruction=chosen, image_size=8)
         transitions, _ = log.load(0, 1)
         assert transitions.episodes == 2
@@ -112,6 +113,27 @@ def test_one_task_is_chosen_by_its_text_or_its_number() -> None:
     everything, _ = read(FIXTURE / "v30", observations=TOP, tasks="ignore", image_size=8)
     assert torch.equal(everything.select(torch.tensor([1, 3])).observations, transitions.observations)
     assert source(FIXTURE / "v30").tasks == TASKS
+
+
+def test_texts_are_utf8_and_end_at_line_feeds_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = copied(tmp_path, "v21")
+    text = "ramasse le d\u00e9\u2028\u0085"
+    lines = [json.loads(line) for line in (root / "meta/tasks.jsonl").read_bytes().split(b"\n") if line]
+    lines[0]["task"] = text
+    content = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (root / "meta/tasks.jsonl").write_bytes(content.encode())
+    monkeypatch.setattr(Path, "read_text", None)  # whose encoding is the machine's
+    assert source(root).tasks[0] == text
+
+
+def test_a_feature_that_is_not_read_may_be_odd(tmp_path: Path) -> None:
+    root = copied(tmp_path)
+    with_info(
+        root, lambda info: info["features"].update(odd={"dtype": "float32", "shape": None}, is_last=[1])
+    )
+    assert torch.equal(read(root)[0].actions, read(FIXTURE / "v30")[0].actions)
+    with pytest.raises(InputError, match=r"feature 'odd' is not described .* others in dataset\.rewards"):
+        read(root, rewards="odd")
 
 
 def test_blocks_of_any_size_give_the_same_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +263,13 @@ def test_a_repository_is_downloaded_without_videos_that_are_not_read(monkeypatch
     SOURCES.create(chosen).load(0, 1)
     assert asked[0] == ("me/point", "v3.0", ["meta/*"])
     assert asked[-1][2] == ["meta/*", "data/*", f"videos/*{WRIST}/*"]
+    of_task = chosen.model_copy(update={"instruction": "1"})
+    SOURCES.create(of_task).load(0, 1)
+    data, videos = "data/chunk-000/file-000.parquet", f"videos/{WRIST}/chunk-000/file-000.mp4"
+    assert asked[-1][2] == ["meta/*", data, videos]
+    monkeypatch.setattr("cvl_pipeline.sources.lerobot.MOST_PATTERNS", 1)
+    SOURCES.create(of_task).load(0, 1)
+    assert asked[-1][2] == ["meta/*", "data/*", f"videos/*{WRIST}/*"]
     with pytest.raises(
         InputError, match=r"'no/body' could not be downloaded .*404.* give its folder as dataset.path"
     ):
@@ -350,10 +379,10 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no version": (lambda root: with_info(root, lambda info: info.pop("codebase_version")), "codebase_version is None"),
     "no rate": (_info(fps=0), "fps is 0; it must be a positive number"),
     "features": (_info(features=[1]), "features are not described"),
-    "a shape": (_feature(STATE, shape="4"), "features are not described"),
-    "a huge shape": (_feature(STATE, shape=[2**62, 4]), "features are not described"),
-    "info": (_feature(STATE, info="x"), "features are not described"),
-    "info of pictures": (_feature(STATE, video_info=[1]), "features are not described"),
+    "a shape": (_feature(STATE, shape="4"), "feature 'observation.state' is not described"),
+    "a huge shape": (_feature(STATE, shape=[2**62, 4]), "feature 'observation.state' is not described"),
+    "info": (_feature(STATE, info="x"), "feature 'observation.state' is not described"),
+    "info of pictures": (_feature(STATE, video_info=[1]), "feature 'observation.state' is not described"),
     "chunks": (_info(chunks_size="many"), "chunks_size is 'many'; it must be a positive number"),
     "a list of chunks": (_info(chunks_size=[1000]), "chunks_size is .1000.; it must be a positive number"),
     "numbers of tasks": (

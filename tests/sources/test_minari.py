@@ -625,6 +625,29 @@ def test_a_failed_download_is_reported_with_a_workaround(tmp_path: Path) -> None
     assert os.environ["MINARI_DATASETS_PATH"] == str(tmp_path)
 
 
+def test_an_interrupted_download_is_repeated(
+    tmp_path: Path, remote: Path, transitions: Transitions, rewards: Rewards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_minari(transitions, rewards, "far-v0", remote)
+
+    def half(self: _Elsewhere, dataset_id: str, path: Path) -> None:
+        (path / dataset_id / "data").mkdir(parents=True)
+        raise ConnectionError("cut off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Elsewhere, "download_dataset", half)
+        with pytest.raises(InputError, match=r"could not be downloaded .*cut off"):
+            load_minari("far-v0", tmp_path / "here")
+    monkeypatch.setattr(
+        _Elsewhere,
+        "download_dataset",
+        lambda self, name, path: shutil.copytree(self._folder / name, path / name, dirs_exist_ok=True),
+    )
+    assert_equal(load_minari("far-v0", tmp_path / "here"), (transitions, rewards))
+    remote.rename(tmp_path / "gone")
+    assert_equal(load_minari("far-v0", tmp_path / "here"), (transitions, rewards))
+
+
 def test_an_id_that_the_remote_lacks_is_reported(
     tmp_path: Path, remote: Path, transitions: Transitions, rewards: Rewards
 ) -> None:

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 import pooch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cvl_pipeline.environments.base import Environment
 from cvl_pipeline.environments.d4rl_tasks import D4RL_TASKS, MAZE2D_STEPS
@@ -461,27 +461,38 @@ class D4RL(Source):
         """The settings of ``d4rl``."""
 
         source: Literal["d4rl"] = Field("d4rl", description="A dataset in D4RL's HDF5 format.")
-        task: Task = Field("hopper-medium-v2", description="Id of the dataset.")
+        task: Task | None = Field(
+            "hopper-medium-v2",
+            description="Id of the dataset. null: `path` is a log of your own in this format.",
+        )
         path: LocalPath | None = operational(None, description="The file. null: it is downloaded and cached.")
         success_reward: float | None = Field(
             None, description="Smallest reward that counts as success. null: the task family's own, if any."
         )
 
+        @model_validator(mode="after")
+        def _is_somewhere(self) -> D4RL.Parameters:
+            if self.path is None and self.task is None:
+                raise ValueError(
+                    "dataset.task is null: name a dataset of D4RL's, or your own file as dataset.path"
+                )
+            return self
+
         @property
         def label(self) -> str:
             """The file's name, or the task."""
-            return Path(self.path).name if self.path else self.task
+            return Path(self.path).name if self.path else str(self.task)
 
     parameters: Parameters
 
     @property
     def _family(self) -> str:
-        return self.parameters.task.split("-")[0]
+        return (self.parameters.task or "").split("-")[0]
 
     def load(self, seed: int, workers: int | None) -> tuple[Transitions, Rewards]:
         """Read the file; download it first if it is missing."""
         p = self.parameters
-        path = Path(p.path) if p.path else fetch_d4rl(p.task, Path(pooch.os_cache("d4rl")))
+        path = Path(p.path) if p.path else fetch_d4rl(str(p.task), Path(pooch.os_cache("d4rl")))
         return load_d4rl(path, p.task, p.success_reward)
 
     def make_environment(self, episode_steps: int | None = None) -> Callable[[], Environment] | None:
@@ -489,18 +500,18 @@ class D4RL(Source):
         if self._family in SUCCESSORS:
             return partial(GymnasiumEnvironment, SUCCESSORS[self._family], episode_steps)
         if self._family in D4RL_TASKS:
-            return partial(D4RL_TASKS[self._family], self.parameters.task, episode_steps)
+            return partial(D4RL_TASKS[self._family], str(self.parameters.task), episode_steps)
         return None
 
     @property
     def environment_name(self) -> str:
         """The successor's id, or D4RL's."""
-        return SUCCESSORS.get(self._family, self.parameters.task)
+        return SUCCESSORS.get(self._family, self.parameters.label)
 
     def score(self, mean_return: float) -> float | None:
         """Return D4RL's normalised score."""
         with suppress(InputError):  # a local file with another name, or no tables
-            return normalised_score(self.parameters.task, mean_return)
+            return normalised_score(self.parameters.task or "", mean_return)
         return None
 
     def files(self) -> list[Path]:

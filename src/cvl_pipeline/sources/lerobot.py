@@ -27,7 +27,14 @@ from cvl_pipeline.io.storage import files_below, shown
 from cvl_pipeline.schema import Floats, Words, integers, operational
 from cvl_pipeline.sources.base import LocalPath, Source, SourceParameters, Task
 from cvl_pipeline.sources.columns import MOST_ACTIONS
-from cvl_pipeline.sources.lerobot_format import AFTER_LAST_ACTION, NUMBERS, PICTURES, Episodes, Folder
+from cvl_pipeline.sources.lerobot_format import (
+    AFTER_LAST_ACTION,
+    NUMBERS,
+    PICTURES,
+    Episodes,
+    Folder,
+    is_feature,
+)
 from cvl_pipeline.sources.lerobot_frames import Filler, Rows
 from cvl_pipeline.sources.pictures import Videos, import_av
 from cvl_pipeline.sources.progress import progress
@@ -56,6 +63,10 @@ def _size(value: Any) -> Any:
 
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 ImageSize = Annotated[tuple[Pixels, Pixels], BeforeValidator(_size)]
+# The command line reads 1 as a number.
+Instruction = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+MOST_PATTERNS = 1000
+"""Files of single episodes that are asked for by name, at most."""
 
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -155,6 +166,11 @@ class Log:
             raise InputError(
                 f"{self.place}: dataset.{field}: {unknown_name('feature', name, list(self.folder.features))}"
             )
+        if not is_feature(self.folder.features[name]):
+            raise InputError(
+                f"{self.place}: feature '{name}' is not described in meta/info.json: its dtype, shape or info; correct "
+                f"it, or name others in dataset.{field}"
+            )
         return self.folder.features[name]
 
     def _optional(self, field: str, default: str) -> str | None:
@@ -209,12 +225,12 @@ class Log:
 
         Other datasets have a flag ``is_last``, too, in the frame of the last action.
         """
-        marked = self.folder.features.get("is_last", {}).get(AFTER_LAST_ACTION) is True
-        return marked and self.has_flag("is_last")
+        return self.has_flag("is_last") and self.folder.features["is_last"].get(AFTER_LAST_ACTION) is True
 
     def has_flag(self, name: str) -> bool:
         """Whether there is a feature of flags of that name."""
-        return self.folder.features.get(name, {}).get("dtype") == "bool"
+        feature: Any = self.folder.features.get(name)
+        return is_feature(feature) and feature["dtype"] == "bool"
 
     @cached_property
     def ends(self) -> str:
@@ -275,6 +291,14 @@ class Log:
             raise InputError(f"{self.place}: no episode has the task '{text}' (dataset.instruction) alone")
         return episodes.select(chosen)
 
+    def _needed(self, episodes: Episodes) -> list[str]:
+        """Patterns of the files of the episodes in a repository."""
+        paths = {*episodes.data, *(path for paths in episodes.videos.values() for path in paths)}
+        # The hub's client compares each file with each pattern.
+        if self.task is None or len(paths) > MOST_PATTERNS:
+            return ["data/*", *(f"videos/*{name}/*" for name in self.cameras)]
+        return sorted(path.relative_to(self.folder.path).as_posix() for path in paths)
+
     def check(self) -> None:
         """Raise InputError if the dataset does not fit the parameters, or PyAV is missing."""
         if any(feature.kind != "numbers" for feature in self.observed):
@@ -305,12 +329,11 @@ class Log:
     def read(self) -> tuple[Transitions, Rewards]:
         """Read the episodes, block by block."""
         self.check()
+        episodes = self.episodes()
         if self.p.path is None:
             assert self.p.task is not None
-            videos = [f"videos/*{name}/*" for name in self.cameras]
-            _download(self.p.task, self.p.revision, ["meta/*", "data/*", *videos])
+            _download(self.p.task, self.p.revision, ["meta/*", *self._needed(episodes)])
         files_below(self.folder.path)  # a pipe would never end
-        episodes = self.episodes()
         filler = Filler(self, episodes)
         for rows in self._blocks(episodes):
             filler.add(rows)
@@ -414,7 +437,7 @@ class LeRobot(Source):
             "`success`, or has `next.done` without `next.truncated` (`done`), or none (`never`). null: `done` if the "
             "dataset has `next.truncated`, else `success`, or `never` if no feature of success is read.",
         )
-        instruction: str | None = Field(
+        instruction: Instruction | None = Field(
             None,
             description="Text or number of the one task whose episodes are read. null: those of all tasks.",
         )

@@ -119,7 +119,7 @@ class Folder:
         self._per_chunk = max(1, int(self._number(chunks, "chunks_size")))
         self._info_paths = info
         features = info.get("features")
-        if not isinstance(features, dict) or not all(map(_is_feature, features.values())):
+        if not isinstance(features, dict):
             raise InputError(f"{self._place(INFO)}: features are not described; {AGAIN}")
         self.features: dict[str, dict[str, Any]] = features
         self.tasks = self._tasks()
@@ -129,9 +129,9 @@ class Folder:
         return shown(self.path / name)
 
     def _info(self) -> dict[str, Any]:
-        text = self._read(INFO, lambda path: path.read_text())
+        content = self._read(INFO, Path.read_bytes)
         try:
-            info = json.loads(text)
+            info = json.loads(content)
         except ValueError as error:
             raise InputError(f"{self._place(INFO)}: is not JSON ({one_line(error)}); {AGAIN}") from error
         if not isinstance(info, dict):
@@ -163,8 +163,8 @@ class Folder:
             raise InputError(f"{shown(path)}: cannot be read ({one_line(error)[:200]}); {AGAIN}") from error
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
-        rows = self._read(
-            name, lambda path: [json.loads(line) for line in path.read_text().splitlines() if line]
+        rows = self._read(  # a text may hold other characters that end a line
+            name, lambda path: [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
         )
         if not all(isinstance(row, dict) for row in rows):
             raise InputError(f"{self._place(name)}: has a line that is not a JSON object; {AGAIN}")
@@ -197,10 +197,6 @@ class Folder:
         first = str(train).removeprefix("0:")
         known = splits == {"train": f"0:{first}", VALIDATION: f"{first}:{self._count}"}
         return int(first) if known and re.fullmatch("[0-9]{1,9}", first) else None
-
-    def cameras(self) -> list[str]:
-        """Names of the features that are stored as videos."""
-        return [name for name, feature in self.features.items() if feature["dtype"] == "video"]
 
     def episodes(self, cameras: list[str]) -> Episodes:
         """Read where episodes are.
@@ -387,7 +383,8 @@ class Folder:
                 yield pa.Table.from_batches([batch])
 
 
-def _is_feature(feature: Any) -> bool:
+def is_feature(feature: Any) -> bool:
+    """Whether the description of a feature in info.json has all that is needed to read it."""
     return (
         isinstance(feature, dict)
         and isinstance(feature.get("dtype"), str)

@@ -250,7 +250,7 @@ class Filler:
             with np.errstate(over="ignore"):
                 singles: Array = values.astype(np.float32)
             # Different whole numbers may become the same.
-            whole = (np.abs(values) > EXACT) & (values == np.rint(values))
+            whole = (np.abs(singles) > EXACT) & (values == np.rint(values))
             if np.isfinite(singles).all() and not whole.any():
                 return singles
         return single_precision(values, place)

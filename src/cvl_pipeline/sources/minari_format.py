@@ -69,11 +69,11 @@ def open_dataset(
 
     data = folder / "data"
     with reading(folder):
-        local = data.exists()
+        local = data.exists() and not _mark(folder).exists()
     if not local:
         if not download:
             raise _unknown(dataset_id, root)
-        _download(dataset_id, root)
+        _download(dataset_id, root, folder)
     with reading(folder):
         files_below(folder)  # a pipe in the folder would never end
         metadata = MinariStorage.read_raw_metadata(data)
@@ -116,12 +116,20 @@ def _by_hand(dataset_id: str) -> str:
     return f"run `minari download {dataset_id}` on a machine with a network and copy the downloaded folder"
 
 
-def _download(dataset_id: str, root: Path) -> None:
+def _mark(folder: Path) -> Path:
+    """The file that is beside a dataset while it is downloaded: Minari leaves what it has of an interrupted one."""
+    return folder.with_name(f"{folder.name}.unfinished")
+
+
+def _download(dataset_id: str, root: Path, folder: Path) -> None:
     from minari import download_dataset
 
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _mark(folder).touch()
         with datasets_root(root):
-            download_dataset(dataset_id)
+            download_dataset(dataset_id, force_download=folder.exists())
+        _mark(folder).unlink()
     except Exception as error:  # any error of a network, a remote storage or its client
         raise InputError(
             f"Minari dataset '{dataset_id}' is not in {shown(root)} and could not be downloaded "

@@ -18,12 +18,15 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.pieces import Column, by_block
 from cvl_pipeline.sources.columns import Columns
 from cvl_pipeline.sources.formats import Contents, reading
+from cvl_pipeline.sources.pictures import CODECS
 from cvl_pipeline.sources.precision import DOUBLE, single_precision
 
 Array = NDArray[Any]
 
 FLAGS = {"false": False, "0": False, "0.0": False, "true": True, "1": True, "1.0": True}
 PART, HELD_OUT = "cvl_part", "cvl_held_out"
+VALID = "mask/valid"
+"""Array of the names of held-out groups, as robomimic writes it."""
 """Notes of a file that was exported: the name of the part that an array is, and that a group is held out."""
 LISTED = 30
 """Maximum number of columns that an error lists."""
@@ -82,9 +85,21 @@ class Table:
             group = "/".join(parts[:depth])
             if group in names:
                 names[group].append("/".join(parts[depth:]))
-        return [self._within(group, inner) for group, inner in names.items()]
+        valid = self._valid()
+        return [self._within(group, inner, group.split("/")[-1] in valid) for group, inner in names.items()]
 
-    def _within(self, group: str, names: list[str]) -> Table:
+    def _valid(self) -> set[str]:
+        """Names of held-out groups, if the file lists them."""
+        if VALID not in self._names:
+            return set()
+        with reading(f"{self.file}, '{VALID}'"):
+            fault = self._contents.fault(VALID)
+            cells = [] if fault else [cell for block in self._contents.blocks(VALID) for cell in block.flat]
+        if fault:
+            raise InputError(f"{self.file}: array '{VALID}': {fault}")
+        return {cell.decode(errors="replace") if isinstance(cell, bytes) else str(cell) for cell in cells}
+
+    def _within(self, group: str, names: list[str], held_out: bool) -> Table:
         def inside(function: Callable[..., Any]) -> Callable[..., Any]:
             return lambda name, *more: function(f"{group}/{name}", *more)
 
@@ -99,7 +114,7 @@ class Table:
         )
         file = f"{self.file}, group '{group}'"
         with reading(file):
-            held_out = whole.note(group, HELD_OUT) is not None
+            held_out = held_out or whole.note(group, HELD_OUT) is not None
         return Table(file, contents, "observations", self.advance, held_out)
 
     def place(self, field: str, name: str) -> str:
@@ -254,6 +269,11 @@ class Table:
                     "vector (flatten it), or, in observations, one image, (height, width, channels) uint8"
                 )
             values = values.reshape(len(values), -1)
+            if values.dtype == np.uint8 and any(values[0].tobytes().startswith(start) for start in CODECS):
+                raise InputError(
+                    f"{place}: holds compressed images, whose bytes are no numbers of a state; decode them, and save "
+                    "pixels, (rows, height, width, channels) uint8"
+                )
             self._refuse(
                 ~np.isfinite(values), values, first, field, name, "is not a finite number; repair that row"
             )
