@@ -377,6 +377,15 @@ def test_conditioned_critic_learns_where_each_offset_leads() -> None:
     assert float((likeliest - anchors - offsets).abs().double().mean()) < 0.5
 
 
+def test_a_learned_temperature_does_not_decay(transitions: Transitions) -> None:
+    module = _module(transitions, learned_temperature=True, training={"weight_decay": 1.0})
+    (temperature, part), (others, rest) = module.parts()
+    assert list(temperature) == [module.critic.log_temperature]
+    assert (part.decay, rest.decay) == (0.0, 1.0)
+    assert len(list(others)) == sum(each.requires_grad for each in module.parameters()) - 1
+    assert _module(transitions).parts() == ()
+
+
 def test_learned_temperature_changes_and_is_reported() -> None:
     data = make_transitions([30] * 6, [False] * 6)
     critic, history = train_dynamics(

@@ -54,6 +54,18 @@ def test_images_of_any_size_become_bounded_features(shape: tuple[int, int, int])
     assert features.std() > 0.1
 
 
+def test_without_gradients_few_images_are_encoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = ObservationEncoder((16, 12, 3), _statistics([100.0] * 3, [50.0] * 3))
+    counts: list[int] = []
+    encoder.encoder.register_forward_hook(lambda _module, inputs, _output: counts.append(len(inputs[0])))
+    images = _images(3, 5)
+    whole = encoder(images)
+    monkeypatch.setattr("cvl_pipeline.networks.encoder.PIECE", 4 * 16 * 12 * 3)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images), whole)
+    assert counts == [15, 4, 4, 4, 3]
+
+
 def test_images_are_standardised_by_channel() -> None:
     plain = ObservationEncoder((16, 12, 3), _statistics([0.0] * 3, [1.0] * 3))
     scaled = ObservationEncoder((16, 12, 3), _statistics([1.0, 2.0, 3.0], [2.0, 4.0, 8.0]))

@@ -126,6 +126,12 @@ def test_advantages_have_unit_standard_deviation_and_rank_actions(
     assert correlation > 0.8 > np.corrcoef(_values(q, data), data.actions[:, 0])[0, 1]
 
 
+def test_values_that_are_no_numbers_are_named(data: Transitions) -> None:
+    broken = replace(READOUT, rewards=torch.full_like(READOUT.rewards, torch.nan))
+    with pytest.raises(InputError, match="Q of 200 of 200 logged actions is not a finite number"):
+        _advantages(QFunction(LinearCritic(1.0, 2.0), broken), data)
+
+
 def test_rounding_of_equal_values_is_no_advantage(data: Transitions) -> None:
     """As with a reward of -1 for every step, and no termination."""
     constant = replace(READOUT, rewards=torch.full_like(READOUT.rewards, -1.0))

@@ -289,6 +289,13 @@ def test_too_few_features_for_the_temperature_give_a_warning(caplog: pytest.LogC
     assert message.endswith("use more of them, method exact, or a higher temperature")
 
 
+def test_values_that_are_no_numbers_give_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    table = _values([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    with caplog.at_level(logging.WARNING, logger=LOGGER):
+        value_report(table.assign(q_alone=np.nan), LABELS, readout_parameters())
+    assert "differs from the exact values by nan" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("temperature", "changes"),
     [(0.1, {}), (0.1, {"references": 5000}), (1.0, {"method": "random_fourier", "features": 65536})],

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cvl_pipeline.episodes.container import Rewards, Split, Transitions
+from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Transitions
 from cvl_pipeline.episodes.preparation import last_steps, split_episodes
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.readout import fitting, logged_returns
@@ -64,6 +64,41 @@ def test_weight_decay_takes_weights_from_v_and_q(
     v, q, decayed_v, decayed_q = sizes
     assert decayed_v < 0.7 * v
     assert decayed_q < 0.7 * q
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_images_are_encoded_once_and_networks_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
+    torch.manual_seed(0)
+    vectors = make_transitions([6, 5, 4], [False, True, False])
+    pictures = torch.randint(0, 256, (len(vectors.observations), 8, 8, 3), dtype=torch.uint8)
+    data = dataclasses.replace(vectors, observations=pictures)
+    statistics = Normalisation(torch.full((3,), 100.0), torch.full((3,), 50.0), torch.zeros(2), torch.ones(2))
+    shape = CriticShape((8, 8, 3), 2, (8,), 4, "unit_norm", 0.25, False, 0.9, False)
+    critic = ContrastiveCritic(shape, statistics).requires_grad_(False).eval()
+    encoded: list[int] = []
+    critic.encode_observation.register_forward_hook(
+        lambda _module, inputs, _output: encoded.append(len(inputs[0]))
+    )
+    parameters = RegressionParameters.model_validate(
+        {"steps": 20, "value_steps": 20, "hidden": (4,), "batch_size": 16, "rounds": rounds}
+    )
+    index = torch.arange(11)  # of the first two episodes
+
+    def fitted() -> list[Tensor]:
+        log = logged_returns.LoggedReturns.of(data, torch.rand(len(data)), 0.9, 0.5, index)
+        fit = fitting.ValueFit(critic, log, index, parameters, seed=0)
+        with torch.no_grad():
+            fit.fit()
+        return [fit._value.vectors(), fit.action_value.vectors()]
+
+    torch.manual_seed(1)
+    networks = fitted()
+    assert sum(encoded) == 1 + 13  # one for its size
+    monkeypatch.setattr(fitting._States, "encode", lambda *_: None)
+    torch.manual_seed(1)
+    torch.testing.assert_close(fitted(), networks, rtol=1e-3, atol=1e-5)
 
 
 def test_after_a_termination_nothing_follows_whatever_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:

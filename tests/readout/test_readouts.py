@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.readout import readouts as module
 from cvl_pipeline.readout.readouts import (
     ExactReadout,
@@ -313,6 +314,12 @@ def test_each_direction_alone_is_normally_distributed(size: int, orthogonal: boo
 def _references(count: int = 200, size: int = 6) -> References:
     exact = _exact(count, size)
     return References(normalize(exact.psi, dim=-1), exact.rewards, exact.log_weights)
+
+
+def test_features_that_overflow_are_refused() -> None:
+    long = replace(_references(), psi=30.0 * _references().psi)
+    with pytest.raises(InputError, match=r"features of the references overflow .* use method exact"):
+        _features("random_fourier", 64, long)
 
 
 def _features(

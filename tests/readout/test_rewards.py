@@ -194,6 +194,19 @@ def test_a_function_gets_states_actions_and_next_states(data: Transitions, logge
     assert not labels.reports_success
 
 
+def changes_its_input(states: Tensor, actions: Tensor, arrivals: Tensor) -> Tensor:
+    for given in (states, actions, arrivals):
+        given.zero_()
+    return torch.zeros(len(states))
+
+
+def test_a_function_cannot_change_the_log(data: Transitions, logged: Rewards) -> None:
+    before = data.observations.clone(), data.actions.clone()
+    _by("changes_its_input", data, logged)
+    assert torch.equal(data.observations, before[0])
+    assert torch.equal(data.actions, before[1])
+
+
 def test_a_function_may_define_success(data: Transitions, logged: Rewards) -> None:
     labels = _by("at_the_second_step", data, logged)
     assert labels.rewards.tolist() == [0.0, 1.0, 0.0, 0.0, 1.0]

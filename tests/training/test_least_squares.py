@@ -20,6 +20,11 @@ def _batches(steps: int, seed: int = 0) -> Iterator[Batch]:
         yield inputs, inputs[:, 0] - 0.5 * inputs[:, 1], torch.rand(32, generator=generator)
 
 
+def test_networks_that_diverge_are_not_returned() -> None:
+    with pytest.raises(FloatingPointError, match=r"least squares became nan: lower the learning rate \(1\)"):
+        fit_least_squares(MLP(3, (8,), 1), _batches(200), batch_size=32, learning_rate=1.0, weight_decay=1e3)
+
+
 @pytest.mark.parametrize(("cosine_steps", "decay"), [(None, 0.0), (20, 0.0), (20, 3.0)])
 def test_steps_are_those_of_torchs_adam_and_schedule(cosine_steps: int | None, decay: float) -> None:
     torch.manual_seed(0)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from cvl_pipeline.dynamics.losses import SymmetricInfoNCE, contrastive_metrics, symmetric_infonce_gradients
 from cvl_pipeline.dynamics.parameters import LOSSES, DynamicsParameters
@@ -21,6 +21,7 @@ from cvl_pipeline.training.fit import fit, run_fingerprint
 from cvl_pipeline.training.module import OfflineModule
 from cvl_pipeline.training.processes import gather, own_share, world_size
 from cvl_pipeline.training.seeds import stream_seed
+from cvl_pipeline.training.vector import Part
 
 Observer = Callable[[Segments, Tensor], None]
 """Receives every training batch and the psi of its futures, without gradient; see ``readout.moving_average``."""
@@ -75,6 +76,14 @@ class ContrastiveDynamics(OfflineModule):
                 ),
                 data.normalisation,
             )
+
+    def parts(self) -> Sequence[tuple[Iterable[nn.Parameter], Part]]:
+        """The temperature, which does not decay towards 1, and all else."""
+        temperature = self.critic.log_temperature
+        if not temperature.requires_grad:
+            return ()
+        others = [each for each in self.parameters() if each.requires_grad and each is not temperature]
+        return ([temperature], Part(decay=0.0)), (others, Part())
 
     def on_fit_start(self) -> None:
         """Move the episodes to the network's device, if they fit."""

@@ -113,13 +113,14 @@ class Transitions:
 
     def states(self, index: Tensor | None = None) -> Tensor:
         """Observations s_t at which the given transitions, (M,), start, (M, O); None: all transitions."""
-        return self.observations.index_select(0, self._rows(index))
+        return self.observations.index_select(0, self.rows(index))
 
     def arrivals(self, index: Tensor | None = None) -> Tensor:
         """Observations s_{t+1} to which the given transitions, (M,), lead, (M, O); None: all transitions."""
-        return self.observations.index_select(0, self._rows(index) + 1)
+        return self.observations.index_select(0, self.rows(index) + 1)
 
-    def _rows(self, index: Tensor | None) -> Tensor:
+    def rows(self, index: Tensor | None) -> Tensor:
+        """Rows of the observations at which the given transitions, (M,), start, (M,) int64; None: all transitions."""
         if index is None:
             index = torch.arange(len(self), device=self.actions.device)
         return index + self.episode_of(index)

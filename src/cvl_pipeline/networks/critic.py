@@ -145,7 +145,11 @@ class ContrastiveCritic(nn.Module):
 
         (..., O) and (..., A) -> (..., features + A); the leading axes are broadcast.
         """
-        return _joined(self.encode_observation(observations), self.standardise_action(actions))
+        return self.inputs_of(self.encode_observation(observations), actions)
+
+    def inputs_of(self, features: Tensor, actions: Tensor) -> Tensor:
+        """The same, of states that are encoded, (..., features)."""
+        return _joined(features, self.standardise_action(actions))
 
     def psi(self, futures: Tensor, absorbed: Tensor) -> Tensor:
         """Representation of future states, (..., O) and (...) bool -> (..., D).

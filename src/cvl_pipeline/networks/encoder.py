@@ -16,6 +16,7 @@ from cvl_pipeline.episodes.container import Normalisation
 from cvl_pipeline.episodes.parts import Layout
 from cvl_pipeline.errors import InputError, unknown_name
 from cvl_pipeline.imports import check_return
+from cvl_pipeline.networks.arrays import pieces
 from cvl_pipeline.networks.mlp import Standardise
 from cvl_pipeline.networks.parameters import (
     ENCODERS,
@@ -27,6 +28,8 @@ from cvl_pipeline.networks.parameters import (
     ResNetEncoderParameters,
 )
 
+PIECE = 1 << 22
+"""Numbers in the images that are encoded at once, where no gradient keeps them all: faster than many at once, too."""
 SMALLEST = 6
 """Side length, in pixels, at or below which convolutions do not halve an image."""
 
@@ -276,10 +279,13 @@ class ObservationEncoder(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Return features, (..., O) or (..., H, W, C) -> (..., features)."""
-        standard: Tensor = self.standardise(observations)
-        rows = standard.shape[: -len(self.shape)]
-        features: Tensor = self._encoded(self.encoder, standard.reshape(-1, *self.shape))
-        return features.reshape(*rows, self.features)
+        rows = observations.shape[: -len(self.shape)]
+        flat = observations.reshape(-1, *self.shape)
+        # Layers of images need many times their memory. With gradients, all of it is needed anyway.
+        images = len(self.shape) == 3 and not torch.is_grad_enabled()
+        parts = pieces(flat, max(1, PIECE // math.prod(self.shape))) if images else (flat,)
+        features = [self._encoded(self.encoder, self.standardise(part)) for part in parts]
+        return (features[0] if len(features) == 1 else torch.cat(features)).reshape(*rows, self.features)
 
     def _encoded(self, encoder: Encoder, observations: Tensor) -> Tensor:
         """Return an encoder's features, (B, O) or (B, H, W, C) -> (B, features)."""

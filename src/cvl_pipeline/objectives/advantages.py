@@ -170,6 +170,11 @@ def advantages(
         seed: of the draws that V makes.
     """
     values, _ = q.of_transitions(transitions, index)
+    if not values.isfinite().all():
+        raise InputError(
+            f"value_readout: Q of {int((~values.isfinite()).sum())} of {len(values)} logged actions is not a finite "
+            "number, so no policy can follow from it; read the values out with method exact"
+        )
     state_values = STATE_VALUES.create(parameters).values(q, transitions, index, values, seed)
     advantage = values - state_values
     # Where Q is the same for all actions, what is left is rounding, which must not weigh the data.

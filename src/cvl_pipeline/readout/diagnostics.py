@@ -124,7 +124,7 @@ def value_report(
         values = values.assign(q_alone=values["q"])
     compared = values.dropna(subset=["q_exact"])
     error, rank = readout_error(compared["q_alone"].to_numpy(), compared["q_exact"].to_numpy())
-    if rank is not None and rank < RANK_CORRELATION_NEEDED:
+    if rank is not None and not rank >= RANK_CORRELATION_NEEDED:  # of values that are no numbers, it is none
         logger.warning(
             "value_readout: %s with %s differs from the exact values by %.2g of their standard deviation (rank "
             "correlation %.2f): that is too few for the critic's temperature; use %smore of them, method exact, "

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from cvl_pipeline.episodes.container import Transitions
+from cvl_pipeline.episodes.container import Transitions, block_rows
 from cvl_pipeline.networks.critic import ContrastiveCritic
 from cvl_pipeline.networks.mlp import MLP
 from cvl_pipeline.readout.logged_returns import LoggedReturns, of_next_pairs
@@ -73,6 +73,10 @@ class ValueFit:
     def fit(self) -> None:
         """Fit V to returns, then Q to what follows from it."""
         log, rounds, steps = self._log, self._rounds, self._parameters.steps
+        drawn = (self._value_steps + steps) * self._parameters.batch_size
+        self._states = _States(self._critic, log.transitions)
+        if log.transitions.wide and len(self._index) <= drawn:
+            self._states.encode(self._index)
         with progress_bar() as progress:
             task = progress.add_task("Regressing returns", total=self._value_steps + steps)
             advance = partial(progress.advance, task)
@@ -85,7 +89,7 @@ class ValueFit:
     def _network(self, of_actions: bool, targets: Tensor, weights: Tensor) -> _Networks:
         stream = stream_seed(self._seed, "regression", 1 + of_actions)
         return _Networks(
-            self._critic, self._log.transitions, self._index, self._parameters, of_actions, targets, weights, stream
+            self._states, self._index, self._parameters, of_actions, targets, weights, stream
         )  # fmt: skip
 
     def _arrivals(self) -> Tensor:
@@ -118,13 +122,53 @@ class _Members(nn.Module):
         return torch.cat([network(inputs) for network in self.networks], -1)
 
 
+class _States:
+    """The states and pairs of a log as the critic's frozen encoder gives them."""
+
+    def __init__(self, critic: ContrastiveCritic, transitions: Transitions) -> None:
+        self._critic, self.transitions = critic, transitions
+        self._features: Tensor | None = None
+
+    @torch.no_grad()
+    def encode(self, index: Tensor) -> None:
+        """Keep the features of all states of the given transitions: images take longer to encode than to fit."""
+        log = self.transitions
+        rows = log.rows(index)
+        rows = torch.unique(torch.cat([rows, rows + 1]))
+        size = self._of(rows[:1]).shape[1]
+        features = torch.zeros(len(log.observations), size)
+        with progress_bar() as progress:
+            task = progress.add_task("Encoding the log", total=len(rows))
+            for part in torch.split(rows, block_rows(log.observations)):
+                features[part] = self._of(part)
+                progress.advance(task, len(part))
+        self._features = features
+
+    def of(self, index: Tensor) -> Tensor:
+        """Features of the states at which transitions start, (M,) -> (M, F)."""
+        return self._of(self.transitions.rows(index))
+
+    def arrivals(self, index: Tensor) -> Tensor:
+        """Features of the states to which transitions lead, (M,) -> (M, F)."""
+        return self._of(self.transitions.rows(index) + 1)
+
+    def pairs(self, index: Tensor) -> Tensor:
+        """What networks of states and actions receive, (M,) -> (M, I)."""
+        return self._critic.inputs_of(self.of(index), self.transitions.actions.index_select(0, index)).float()
+
+    def _of(self, rows: Tensor) -> Tensor:
+        if self._features is not None:
+            return self._features[rows]
+        encoded: Tensor = self._critic.encode_observation(self.transitions.observations.index_select(0, rows))
+        return encoded.float()
+
+
 class _Networks:
     """A network of states, or several of states and actions, and the transitions that they learn from."""
 
     def __init__(
         self,
-        critic: ContrastiveCritic,
-        transitions: Transitions,
+        states: _States,
         index: Tensor,
         parameters: RegressionParameters,
         of_actions: bool,
@@ -132,7 +176,7 @@ class _Networks:
         weights: Tensor,
         seed: int,
     ) -> None:
-        self._critic, self._transitions, self._index = critic, transitions, index
+        self._states, self._index = states, index
         self._targets, self._weights, self._parameters = targets, weights, parameters
         self._of_actions = of_actions
         self.sizes = (self._inputs(index[:1]).shape[-1], *parameters.hidden, 1)
@@ -151,11 +195,7 @@ class _Networks:
 
     @torch.no_grad()
     def _inputs(self, rows: Tensor) -> Tensor:
-        states = self._transitions.states(rows)
-        if not self._of_actions:
-            encoded: Tensor = self._critic.encode_observation(states)
-            return encoded.float()
-        return self._critic.inputs(states, self._transitions.actions.index_select(0, rows)).float()
+        return self._states.pairs(rows) if self._of_actions else self._states.of(rows)
 
     def train(
         self,
@@ -212,8 +252,7 @@ class _Networks:
 
     def of_arrivals(self, index: Tensor) -> Tensor:
         """Outputs of a network of states for the state that transitions lead to, (N,); zero outside ``index``."""
-        result = torch.zeros(len(self._transitions))
+        result = torch.zeros(len(self._states.transitions))
         for part in torch.split(index, CHUNK):
-            states = self._critic.encode_observation(self._transitions.arrivals(part)).float()
-            result[part] = self.network(states).mean(-1)
+            result[part] = self.network(self._states.arrivals(part)).mean(-1)
         return result

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Generator, Tensor
 
+from cvl_pipeline.errors import InputError
 from cvl_pipeline.networks.arrays import pieces
 from cvl_pipeline.readout.references import CHUNK, References
 
@@ -244,6 +245,9 @@ def feature_readout(
         horizons: see Readout.
         discount: see Readout.
         self_normalised: see Readout.
+
+    Raises:
+        InputError: the features of the references are too large for single precision.
     """
     device = references.psi.device
     size = references.psi.shape[1]
@@ -256,6 +260,12 @@ def feature_readout(
         mapped = random_features(references.psi[part], directions, phases, temperature)  # (chunk, M)
         xi += (weights[part] * references.rewards[part]) @ mapped
         normaliser += weights[part] @ mapped
+    if not (xi.isfinite().all() and normaliser.isfinite().all()):
+        raise InputError(
+            "value_readout: the features of the references overflow, because representations are long for the "
+            "critic's temperature; use method exact, or train the critic with representation=unit_norm or a higher "
+            "temperature"
+        )
     return FeatureReadout(
         temperature=temperature, horizons=horizons, discount=discount, self_normalised=self_normalised,
         directions=directions, phases=phases, xi=xi, normaliser=normaliser,

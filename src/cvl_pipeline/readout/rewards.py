@@ -224,7 +224,8 @@ class UserReward(Reward):
         states = transitions.states()
         try:
             arrivals = transitions.unpacked(transitions.arrivals())
-            result = function(transitions.unpacked(states), transitions.actions, arrivals)
+            # Copies, which the function may change.
+            result = function(transitions.unpacked(states), transitions.actions.clone(), arrivals)
         except (Exception, SystemExit) as error:
             place = place_in_user_code(error)
             at = f" at {place[1]}" if place else ""

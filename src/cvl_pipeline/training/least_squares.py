@@ -35,6 +35,9 @@ def fit_least_squares(
         learning_rate: of Adam.
         cosine_steps: number of steps over which the learning rate falls to zero along half a cosine; None: constant.
         weight_decay: decoupled, see ``Adam``.
+
+    Raises:
+        FloatingPointError: the network diverged.
     """
     vector = ParameterVector(network, [p for p in network.parameters() if p.requires_grad])
     optimizer = Adam(vector.values, learning_rate, decay=weight_decay)
@@ -49,3 +52,8 @@ def fit_least_squares(
                 optimizer.step()
     finally:
         vector.release()
+    if not all(parameter.isfinite().all() for parameter in network.parameters()):
+        raise FloatingPointError(
+            f"least squares became nan: lower the learning rate ({learning_rate:g}) or the weight decay "
+            f"({weight_decay:g}) of the regression"
+        )
