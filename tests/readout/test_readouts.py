@@ -318,7 +318,7 @@ def _references(count: int = 200, size: int = 6) -> References:
 
 def test_features_that_overflow_are_refused() -> None:
     long = replace(_references(), psi=30.0 * _references().psi)
-    with pytest.raises(InputError, match=r"features of the references overflow .* use method exact"):
+    with pytest.raises(InputError, match=r"features of the references overflow, .*use method exact"):
         _features("random_fourier", 64, long)
 
 
