@@ -403,6 +403,10 @@ def test_choice_and_model_of_a_field() -> None:
     [
         ({"titel": "x"}, "unknown field 'titel': did you mean 'title'? known here: title, paper, frame"),
         (
+            {"glazed": True},
+            "unknown field 'glazed': did you mean 'frame.glazed'? known here: title, paper, frame",
+        ),
+        (
             {"paper": {"widht": 3}},
             "unknown field 'paper.widht': did you mean 'width'? known here: width, height",
         ),

@@ -25,7 +25,7 @@ from cvl_pipeline.episodes.bounds import bound_actions
 from cvl_pipeline.episodes.container import Rewards, Transitions
 from cvl_pipeline.episodes.data import EpisodeData
 from cvl_pipeline.episodes.parameters import IngestionParameters, OutOfBounds
-from cvl_pipeline.episodes.validation import checked_rewards, validate_transitions
+from cvl_pipeline.episodes.validation import check_splittable, checked_rewards, validate_transitions
 from cvl_pipeline.errors import InputError, naming_what_to_lower
 from cvl_pipeline.imports import check_return
 from cvl_pipeline.io.artifacts import kind_of, load_artifact, save_artifact
@@ -180,6 +180,7 @@ def ingest(
     transitions, rewards = loaded
     transitions = bound_actions(transitions, parameters.actions_out_of_bounds, parameters.label)
     validate_transitions(transitions)
+    check_splittable(transitions)
     return transitions, checked_rewards(rewards, transitions)
 
 
@@ -410,7 +411,7 @@ def evaluate(
     Args:
         policy: observations (B, O) to actions (B, A). A module of your own gets observations of several parts as a
             dictionary of tensors.
-        environment: a Gymnasium id, or of ``environment_for``.
+        environment: a Gymnasium id, ``module:Class`` of an environment of your own, or of ``environment_for``.
         episodes: how many.
         episode_steps: steps after which an episode of that id is truncated; None: its own limit.
         seed: determines the episodes.
@@ -425,6 +426,11 @@ def evaluate(
     """
     if isinstance(environment, str):
         environment = environment_named(environment, episode_steps)
+    elif not isinstance(environment, EvaluationEnvironment):
+        raise InputError(
+            f"evaluate: environment is {environment!r:.100}; give an id of Gymnasium, 'module:Class' of one of your "
+            "own, or what environment_for returns"
+        )
     elif episode_steps is not None:
         raise InputError("evaluate: episode_steps is for an environment that is given by its id")
     recorded = roll_out(policy, environment, episodes=episodes, seed=seed, workers=workers)

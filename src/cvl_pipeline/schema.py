@@ -512,6 +512,16 @@ def operational_at(model: type[BaseModel], path: Iterable[str]) -> bool:
     return any(is_operational(current, last) for current in models)
 
 
+def _below(model: type[BaseModel] | None, field: str) -> list[str]:
+    """Name of a field in one of a model's own models, such as training.steps; none if no model has it."""
+    if model is None:
+        return []
+    return [
+        f"{name}.{field}" for name in model.model_fields
+        if any(field in below.model_fields for below in _models_at(model, [name]))
+    ][:1]  # fmt: skip
+
+
 def _describe(
     model: type[BaseModel], values: Mapping[str, Any], detail: ErrorDetails, renamed: Mapping[str, str]
 ) -> str:
@@ -522,7 +532,7 @@ def _describe(
             return f"'{name}' is now '{renamed[name]}'"
         reached, choice = _model_at(model, values, parents)
         known = list(reached.model_fields) if reached else []
-        close = get_close_matches(str(last), known, n=1)
+        close = get_close_matches(str(last), known, n=1) or _below(reached, str(last))
         hint = f"did you mean '{close[0]}'? " if close else ""
         place = f"known with {choice[0].field} {choice[1]}" if choice else "known here"
         owners = _owners(choice[0], str(last)) if choice and not close else []

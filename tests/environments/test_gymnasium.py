@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -202,6 +203,27 @@ def test_unsupported_spaces_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=rf"'tests/Spaces-v0': {message}"):
         GymnasiumEnvironment(register(observations, actions))
+
+
+def test_an_environment_may_be_a_class_of_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = [
+        "from gymnasium.envs.classic_control import CartPoleEnv",
+        "class Short(CartPoleEnv):",
+        "    pass",
+        "other = 1",
+    ]
+    (tmp_path / "my_cart.py").write_text("\n".join(lines))
+    environment = GymnasiumEnvironment("my_cart:Short", 3)
+    environment.reset(seed=0)
+    ends = [environment.step(environment.action_space.sample())[3] for _ in range(3)]
+    assert ends == [False, False, True]
+    with pytest.raises(InputError, match="'my_cart:Short' has no time limit"):
+        GymnasiumEnvironment("my_cart:Short")
+    with pytest.raises(InputError, match=r"^Gymnasium environment 'my_cart:other': "):
+        GymnasiumEnvironment("my_cart:other")
 
 
 @pytest.mark.parametrize("name", ["NoSuch-v0", "CartPole-v99", "not an id", "no_such_module:CartPole-v1"])

@@ -36,8 +36,16 @@ def test_faulty_episodes_and_rewards_are_refused(transitions: Transitions, rewar
         EpisodeData.prepare(replace(transitions, actions=transitions.actions * torch.nan), rewards)
     with pytest.raises(InputError, match=r"rewards\.rewards: shape \(28,\)"):
         EpisodeData.prepare(transitions, replace(rewards, rewards=rewards.rewards[1:]))
-    with pytest.raises(InputError, match="1 episode cannot be split"):
+    with pytest.raises(
+        InputError, match=r"1 episode cannot be split, and all 4 steps are in one; .* flag the last row"
+    ):
         EpisodeData.prepare(make_transitions([4], [False]))
+
+
+def test_a_split_of_another_log_is_named(transitions: Transitions) -> None:
+    data = EpisodeData.prepare(transitions)
+    with pytest.raises(InputError, match=r"the split names episode \d+, but the transitions have 2"):
+        replace(data, transitions=transitions.select(torch.tensor([0, 1])))
 
 
 def test_other_rewards_must_be_those_of_the_transitions(transitions: Transitions, rewards: Rewards) -> None:

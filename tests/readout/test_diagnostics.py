@@ -16,7 +16,7 @@ from cvl_pipeline.episodes.container import Rewards, Split, Transitions
 from cvl_pipeline.episodes.preparation import observed_returns
 from cvl_pipeline.networks.critic import ContrastiveCritic, CriticShape
 from cvl_pipeline.readout.build import build_readout
-from cvl_pipeline.readout.diagnostics import readout_error, value_report, value_table
+from cvl_pipeline.readout.diagnostics import check_ranked_steps, readout_error, value_report, value_table
 from cvl_pipeline.readout.parameters import ValueReportParameters
 from cvl_pipeline.readout.q_function import QFunction
 from cvl_pipeline.testing.builders import (
@@ -287,6 +287,20 @@ def test_too_few_features_for_the_temperature_give_a_warning(caplog: pytest.LogC
     )
     assert f"(rank correlation {report['readout_rank_correlation']:.2f})" in message
     assert message.endswith("use more of them, method exact, or a higher temperature")
+
+
+@pytest.mark.parametrize(
+    ("length", "terminal", "discount", "few"),
+    [(30, False, 0.99, True), (30, False, 0.9, False), (30, True, 0.99, False), (300, False, 0.99, False)],
+)
+def test_few_ranked_steps_give_a_warning(
+    caplog: pytest.LogCaptureFixture, length: int, terminal: bool, discount: float, few: bool
+) -> None:
+    data = make_transitions([length] * 10, [terminal] * 10)
+    with caplog.at_level(logging.WARNING, logger=LOGGER):
+        check_ranked_steps(data, split_first(data, 5), discount)
+    assert ("ranks only 10 of 150 held-out steps" in caplog.text) == few
+    assert bool(caplog.messages) == few
 
 
 def test_values_that_are_no_numbers_give_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -318,6 +318,30 @@ def test_groups_that_robomimic_lists_as_valid_are_held_out(tmp_path: Path) -> No
     assert found.observations[-2:, 0].tolist() == [3, 3]
 
 
+def test_episodes_that_are_an_axis_of_their_own_are_explained(tmp_path: Path) -> None:
+    path = tmp_path / "log.npz"
+    np.savez(path, observation=np.zeros((40, 30, 3)), action=np.zeros((40, 30, 2)), reward=np.zeros((40, 30)))
+    text = refusal(path, mapping())
+    assert (
+        "If these are 40 episodes of 30 steps, reshape every array to 1200 rows, and flag the last row"
+        in text
+    )
+
+
+def test_a_short_form_of_a_name_is_suggested_first(tmp_path: Path) -> None:
+    path = tmp_path / "log.npz"
+    np.savez(path, obs=np.zeros((4, 3)), actions=np.zeros((4, 2)))
+    assert "did you mean 'obs'?" in refusal(path, mapping(observations="observations", actions="actions"))
+
+
+def test_images_with_channels_first_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.npz"
+    np.savez(path, camera=np.zeros((4, 3, 8, 8), np.uint8), action=np.zeros((4, 2)))
+    text = refusal(path, mapping(observations="camera"))
+    assert "'camera'" in text
+    assert "images of shape (3, 8, 8) have more channels than rows or columns; transpose them" in text
+
+
 def test_compressed_pictures_are_no_numbers_of_a_state(tmp_path: Path) -> None:
     data = labelled_transitions([3, 2], [False, False])
     groups = groups_of(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import warnings
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 from cvl_pipeline.environments.base import Array
 from cvl_pipeline.episodes.parts import Layout, Part
@@ -38,7 +40,8 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
         """Make the environment.
 
         Args:
-            environment_id: such as ``CartPole-v1``.
+            environment_id: such as ``CartPole-v1``; ``module:id`` of a module that registers it, or ``module:Class`` of
+                an environment of the user's own.
             episode_steps: number of steps after which an episode is truncated; None: the registered one.
             settings: arguments of the environment itself; None: the registered ones.
             limit_field: the parameter that gives ``episode_steps``, for the error.
@@ -103,6 +106,12 @@ class GymnasiumEnvironment(gymnasium.Env[Array, Array]):
         self.observation_space: gymnasium.spaces.Box = flat
 
     def _build(self, environment_id: str, **settings: Any) -> gymnasium.Env[Any, Any]:
+        module, colon, name = environment_id.partition(":")
+        if colon:  # module:Class, or Gymnasium's own module:id
+            kind = getattr(importlib.import_module(module), name, None)
+            if isinstance(kind, type) and issubclass(kind, gymnasium.Env):
+                maker: Any = kind
+                return gymnasium.make(EnvSpec(id=name, entry_point=maker), **settings)
         return gymnasium.make(environment_id, **settings)
 
     def reset(

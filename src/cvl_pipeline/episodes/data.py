@@ -9,6 +9,7 @@ from cvl_pipeline.episodes.container import Normalisation, Rewards, Split, Trans
 from cvl_pipeline.episodes.parameters import IngestionParameters
 from cvl_pipeline.episodes.preparation import fit_normalisation, split_episodes
 from cvl_pipeline.episodes.validation import checked_rewards, validate_transitions
+from cvl_pipeline.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,18 @@ class EpisodeData:
         return EpisodeData(
             transitions, split, fit_normalisation(transitions, split, parameters.std_floor), rewards
         )
+
+    def __post_init__(self) -> None:
+        """Raise InputError if the parts are of different logs."""
+        episodes = self.transitions.episodes
+        named = max(
+            (int(part.max()) for part in (self.split.train, self.split.validation) if len(part)), default=0
+        )
+        if named >= episodes:
+            raise InputError(
+                f"the split names episode {named}, but the transitions have {episodes}: they are of different logs; "
+                "make both again, kedro run --pipelines data_ingestion"
+            )
 
     def parts(self) -> dict[str, Any]:
         """Return the parts, by kind of artifact."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cvl_pipeline.episodes.container import BLOCK, Normalisation, Rewards, Split, Transitions
+from cvl_pipeline.episodes.validation import check_splittable
 from cvl_pipeline.errors import InputError
 
 BLOCK_NUMBERS = 1 << 22
@@ -32,9 +33,8 @@ def split_episodes(transitions: Transitions, validation_fraction: float, seed: i
     Raises:
         InputError: fewer than two episodes, so one part would be empty.
     """
+    check_splittable(transitions)
     episodes = transitions.episodes
-    if episodes < 2:
-        raise InputError(f"data_ingestion: {episodes} episode cannot be split; provide at least 2 episodes")
     if transitions.held_out:
         first = episodes - int(transitions.held_out)
         if not 1 <= first < episodes:

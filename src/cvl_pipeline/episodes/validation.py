@@ -162,6 +162,15 @@ def _check_kind(data: Transitions) -> None:
             )
 
 
+def check_splittable(transitions: Transitions) -> None:
+    """Raise InputError if there are fewer than two episodes: one is held out."""
+    if transitions.episodes < 2:
+        raise InputError(
+            f"data_ingestion: 1 episode cannot be split, and all {len(transitions)} steps are in one; if the log has "
+            "more, flag the last row of each (terminated or truncated), or name a column of ids (episode)"
+        )
+
+
 def _check_observations(data: Transitions) -> None:
     """Raise InputError unless every number of the observations is finite."""
     layout = data.parts

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Generator
+from torch import Generator, Tensor
 
 from cvl_pipeline.episodes.container import Rewards, Split, Transitions
 from cvl_pipeline.episodes.preparation import logged_shares, observed_returns
@@ -28,6 +28,8 @@ RANK_CORRELATION_NEEDED = 0.9
 
 OBSERVED_SHARE = 0.25
 """Share of a step's discounted future that must be logged for its return to be ranked."""
+FEW_RANKED, FEW_SHARE = 100, 0.1
+"""Ranked steps, and their share of all held-out ones, below which a warning says that they are few."""
 
 
 def value_table(
@@ -167,11 +169,7 @@ def returns_correlation(
     Raises:
         InputError: no held-out step has enough logged future, or values or returns are all equal.
     """
-    index = transitions.transition_index(split.validation)
-    episodes = transitions.episode_of(index)
-    left = transitions.episode_starts[episodes + 1] - index
-    ranked = transitions.terminated[episodes] | (1.0 - discount ** left.double() >= OBSERVED_SHARE)
-    index = index[ranked]
+    index = _ranked_steps(transitions, split, discount)
     if len(index) < 2:
         raise InputError(
             f"returns_correlation: no held-out step has {100 * OBSERVED_SHARE:g} % of its future logged "
@@ -184,6 +182,27 @@ def returns_correlation(
             "returns_correlation: held-out values or returns are all equal, so they have no ranks"
         )
     return _rank_correlation(values, returns)
+
+
+def _ranked_steps(transitions: Transitions, split: Split, discount: float) -> Tensor:
+    """Held-out transitions of whose future the log has enough, (M,) int64."""
+    index = transitions.transition_index(split.validation)
+    episodes = transitions.episode_of(index)
+    left = transitions.episode_starts[episodes + 1] - index
+    ranked = transitions.terminated[episodes] | (1.0 - discount ** left.double() >= OBSERVED_SHARE)
+    return index[ranked]
+
+
+def check_ranked_steps(transitions: Transitions, split: Split, discount: float) -> None:
+    """Warn if ``returns_correlation`` ranks few held-out steps: trials would differ by chance."""
+    ranked = len(_ranked_steps(transitions, split, discount))
+    steps = int(transitions.lengths[split.validation].sum())
+    if 2 <= ranked < max(FEW_RANKED, FEW_SHARE * steps):
+        logger.warning(
+            "returns_correlation ranks only %d of %d held-out steps, those with %g %% of their future logged at "
+            "discount %g; lower tuning.returns_discount, or raise data_ingestion.validation_fraction",
+            ranked, steps, 100 * OBSERVED_SHARE, discount,
+        )  # fmt: skip
 
 
 def readout_error(

@@ -18,13 +18,14 @@ from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.pieces import Column, by_block
 from cvl_pipeline.sources.columns import Columns
 from cvl_pipeline.sources.formats import Contents, reading
-from cvl_pipeline.sources.pictures import CODECS
 from cvl_pipeline.sources.precision import DOUBLE, single_precision
 
 Array = NDArray[Any]
 
 FLAGS = {"false": False, "0": False, "0.0": False, "true": True, "1": True, "1.0": True}
 PART, HELD_OUT = "cvl_part", "cvl_held_out"
+COMPRESSED = (b"\x89PNG", b"\xff\xd8")
+"""First bytes of PNG and JPEG."""
 VALID = "mask/valid"
 """Array of the names of held-out groups, as robomimic writes it."""
 """Notes of a file that was exported: the name of the part that an array is, and that a group is held out."""
@@ -159,7 +160,9 @@ class Table:
                 f"{self.file}: {what} '{name}' (dataset.columns.{field}); if each group '{pattern}' is an episode, set "
                 f"dataset.columns.groups to '{pattern}', and name what a group contains: {listed}"
             )
-        close = get_close_matches(name, known, n=3)
+        # A short form, such as obs of observations, says more than letters in common.
+        short = [one for one in known if len(one) > 2 and name.startswith(one.rpartition("/")[2])]
+        close = short[:3] or get_close_matches(name, known, n=3)
         near = f"did you mean {' or '.join(repr(one) for one in close)}? " if close else ""
         names = ", ".join(sorted(known, key=_natural)[:LISTED]) or "nothing"
         more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
@@ -221,6 +224,11 @@ class Table:
         for _, block in self._cells(field, name):
             if block.dtype != np.uint8:
                 return None
+            if block.shape[3] > min(block.shape[1:3]):
+                raise InputError(
+                    f"{self.place(field, name)}: images of shape {block.shape[1:]} have more channels than rows or "
+                    "columns; transpose them to (height, width, channels)"
+                )
             images.append(block)
         return images.array()
 
@@ -264,12 +272,18 @@ class Table:
                 raise InputError(f"{place}: holds {values.dtype}, not numbers; convert the column or omit it")
             if values.ndim > 2 or 0 in values.shape:
                 shape = (self._contents.shape(name)[0], *values.shape[1:])
+                episodes = ""
+                if len(shape) == 3:
+                    episodes = (
+                        f". If these are {shape[0]} episodes of {shape[1]} steps, reshape every array to "
+                        f"{shape[0] * shape[1]} rows, and flag the last row of each episode as truncated"
+                    )
                 raise InputError(
                     f"{place}: has shape {shape} and type {values.dtype}; a row must be one number, one "
-                    "vector (flatten it), or, in observations, one image, (height, width, channels) uint8"
+                    f"vector (flatten it), or, in observations, one image, (height, width, channels) uint8{episodes}"
                 )
             values = values.reshape(len(values), -1)
-            if values.dtype == np.uint8 and any(values[0].tobytes().startswith(start) for start in CODECS):
+            if values.dtype == np.uint8 and values[0].tobytes().startswith(COMPRESSED):
                 raise InputError(
                     f"{place}: holds compressed images, whose bytes are no numbers of a state; decode them, and save "
                     "pixels, (rows, height, width, channels) uint8"

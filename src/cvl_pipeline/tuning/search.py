@@ -22,6 +22,7 @@ from cvl_pipeline.io.artifacts import save_artifact
 from cvl_pipeline.io.children import sigterm_raised, start_child
 from cvl_pipeline.io.storage import fingerprint, shown
 from cvl_pipeline.parameters import StageParameters
+from cvl_pipeline.readout.diagnostics import check_ranked_steps
 from cvl_pipeline.training.devices import available_cores, visible_devices
 from cvl_pipeline.training.fit import tensors_of
 from cvl_pipeline.training.launch import TrainingError
@@ -80,6 +81,9 @@ def search(
         specification.records,
     )
     check_success(study, tuning)
+    if "returns_correlation" in tuning.measured:
+        check_ranked_steps(data.transitions, data.split, tuning.returns_discount)
+    logger.info("Searched: %s (tuning.space; null leaves one out)", ", ".join(tuning.space))
     for kind, part in parts.items():
         save_artifact(folder / "inputs" / f"{kind}.safetensors", kind, part)
     finished, _, _ = counts(study)

@@ -385,6 +385,16 @@ def test_every_module_of_the_users_own_that_is_imported_counts(
     assert desk(**{f"{changed}__dot__py": "value = limit = 2\n"}) != before
 
 
+def test_the_module_of_an_environment_that_the_users_module_registers_counts(
+    desk: Callable[..., str | None],
+) -> None:
+    mine = (
+        'import gymnasium\ngymnasium.register("Robot-v0", entry_point="robot:Robot", max_episode_steps=9)\n'
+    )
+    before = desk(mine__dot__py=mine, robot__dot__py="value = 1\n")
+    assert desk(mine__dot__py=mine, robot__dot__py="value = 2\n") != before
+
+
 @pytest.mark.parametrize(
     ("changed", "again"),
     [

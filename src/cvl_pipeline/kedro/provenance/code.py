@@ -233,7 +233,21 @@ def _hash(module: str) -> str:
 
 @cache
 def _imported(module: str) -> list[str]:
-    return [target for _, target in _imports(_tree(module), module)]
+    tree = _tree(module)
+    return [*(target for _, target in _imports(tree, module)), *_entry_points(tree)]
+
+
+def _entry_points(tree: ast.AST) -> Iterator[str]:
+    """Modules of the environments that a tree registers with Gymnasium, ``entry_point="module:Class"``."""
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.keyword)
+            and node.arg == "entry_point"
+            and isinstance(node.value, ast.Constant)
+        ):
+            module, colon, _ = str(node.value.value).partition(":")
+            if colon:
+                yield module
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:
