@@ -210,6 +210,7 @@ def test_an_evaluation_without_an_environment_is_refused_in_one_line(arguments: 
         (["--env", "smoke", "-e", "robot"], "-e is given twice"),
         (["--params", "seed=1,tuned=true,seed=2"], "--params sets seed twice"),
         (["--params", "dataset.task=a,dataset=2"], "--params sets dataset.task and dataset twice"),
+        (["--params", "dataset.action_low=-1,-1"], "-1' is no field=value; a comma ends a field"),
     ],
 )
 def test_what_is_given_twice_is_refused_because_the_first_would_be_lost(

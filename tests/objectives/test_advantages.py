@@ -274,8 +274,8 @@ def test_spreads_of_discrete_actions_are_exact() -> None:
     data = make_discrete_transitions([15] * 6, [False] * 6)
     q = network_q(data)
     moments = moments_of_actions(q, data, _all(data), torch.device("cpu"), 0, 0)
-    values, weights = q.of_all_actions(data.states()).double(), data.actions.double().mean(0)
-    for row, found in zip(values, moments, strict=True):
+    values, weights = q.of_all_actions(data.states()).detach().double(), data.actions.double().mean(0)
+    for row, found in zip(values, moments.detach(), strict=True):
         mean = np.average(row, weights=weights)
         deviation = np.average((row - mean) ** 2, weights=weights) ** 0.5
         np.testing.assert_allclose(found, [mean, deviation], rtol=1e-3, atol=1e-5)

@@ -202,7 +202,15 @@ def _check_once(command: click.Command, args: Sequence[str]) -> None:
 
 
 def _check_keys_once(params: str) -> None:
-    """Raise UsageError for a key that ``--params`` has twice, as itself or as a part of another one."""
+    """Raise UsageError for a key that ``--params`` has twice, as itself or as a part of another one, or for no key."""
+    for part in params.split(",") if params.strip() else ():
+        if part.strip() and "=" not in part:
+            raise click.UsageError(
+                printable(
+                    f"--params: '{part.strip()}' is no field=value; a comma ends a field, so write several values with "
+                    "blanks between: --params \"dataset.action_low=-1 -1\""
+                )
+            )
     keys = [key.strip() for key, sign, _ in (part.partition("=") for part in params.split(",")) if sign]
     for place, key in enumerate(keys):
         for other in keys[:place]:
