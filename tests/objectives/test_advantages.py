@@ -10,13 +10,7 @@ from torch import Tensor
 
 from cvl_pipeline.episodes.container import Transitions
 from cvl_pipeline.errors import InputError
-from cvl_pipeline.objectives.advantages import (
-    FittedValue,
-    MarginalActions,
-    StateValue,
-    advantages,
-    moments_of_actions,
-)
+from cvl_pipeline.objectives.advantages import FittedValue, MarginalActions, StateValue, advantages
 from cvl_pipeline.objectives.parameters import (
     STATE_VALUES,
     FittedValueParameters,
@@ -234,48 +228,3 @@ def test_a_fitted_value_needs_the_log_beside_the_critic() -> None:
         InputError, match=r"'fitted_value' needs the whole log on the GPU.*'marginal_actions'"
     ):
         method.values(network_q(transitions), transitions, torch.arange(10), elsewhere, 0)
-
-
-class _Scaled(QFunction):
-    """Q(s, a) = k(s) a_0."""
-
-    def __init__(self, unit: Tensor) -> None:
-        self.unit = unit  # (O,): k(s) is exp(s . unit)
-
-    def of_actions(self, observations: Tensor, actions: Tensor) -> Tensor:
-        return (observations @ self.unit).exp().unsqueeze(1) * actions[..., 0]
-
-    def of_transitions(  # type: ignore[override]
-        self, transitions: Transitions, index: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        values = self.of_actions(transitions.states(index), transitions.actions[index].unsqueeze(1))[:, 0]
-        return values, values
-
-    def rows_in_chunk(self, columns: int) -> int:
-        return 64 // columns
-
-
-def test_with_the_scale_of_the_state_a_unit_of_its_own_cancels(data: Transitions) -> None:
-    parameters = STATE_VALUES.validate({"name": "marginal_actions", "actions": 64})
-    plain, scaled = _Scaled(torch.zeros(3)), _Scaled(torch.tensor([2.0, -1.0, 0.5]))
-
-    def found(q: QFunction, scale: float) -> Tensor:
-        return advantages(q, data, _all(data), parameters, 0, scale)  # type: ignore[arg-type]
-
-    whole, half, own = (
-        float(np.corrcoef(found(scaled, scale), found(plain, 0.0))[0, 1]) for scale in (0.0, 0.5, 1.0)
-    )
-    assert whole < half - 0.2 < half < own
-    assert own > 0.9
-    assert float(found(scaled, 0.5).std(unbiased=False)) == pytest.approx(1.0, rel=1e-5)
-
-
-def test_spreads_of_discrete_actions_are_exact() -> None:
-    data = make_discrete_transitions([15] * 6, [False] * 6)
-    q = network_q(data)
-    moments = moments_of_actions(q, data, _all(data), torch.device("cpu"), 0, 0)
-    values, weights = q.of_all_actions(data.states()).detach().double(), data.actions.double().mean(0)
-    for row, found in zip(values, moments.detach(), strict=True):
-        mean = np.average(row, weights=weights)
-        deviation = np.average((row - mean) ** 2, weights=weights) ** 0.5
-        np.testing.assert_allclose(found, [mean, deviation], rtol=1e-3, atol=1e-5)

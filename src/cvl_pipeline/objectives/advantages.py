@@ -27,8 +27,6 @@ from cvl_pipeline.training.threads import mapped
 # Midway between the largest share in a log in which weights of episodes did harm (0.48), and the smallest in one where
 # they helped (0.93), see docs/tuning.md.
 COMMON = 0.7
-SPREAD_ACTIONS = 16
-"""Actions that tell how far Q differs in a state."""
 QUARTERS = 4
 # In the best episodes of logs that hold luck alone, the smallest share of a quarter was at most 0.8; in those of
 # experts, it was at least 0.9, see docs/tuning.md.
@@ -73,55 +71,42 @@ class MarginalActions(StateValue):
         self, q: ActionValues, transitions: Transitions, index: Tensor, logged: Tensor, seed: int
     ) -> Tensor:
         """Return V, (M,); ``logged`` is not used."""
-        return moments_of_actions(
-            q, transitions, index, logged.device, self.parameters.actions, stream_seed(seed, "baseline", 0)
-        )[:, 0]
+        device = logged.device
+        if transitions.discrete:
+            frequency = transitions.actions[index].mean(0).to(device)
+            parts = torch.split(index, q.rows_in_chunk(len(frequency)))
+            return torch.cat(
+                mapped(
+                    lambda part: q.of_all_actions(transitions.states(part).to(device)) @ frequency,
+                    parts,
+                    device=device,
+                    wide=transitions.wide,
+                )
+            )
+        generator = Generator(device=index.device).manual_seed(stream_seed(seed, "baseline", 0))
+        count = self.parameters.actions
+        others = torch.stack(
+            [
+                index[torch.randint(len(index), (len(index),), generator=generator, device=index.device)]
+                for _ in range(count)
+            ],
+            dim=1,
+        )  # (M, actions)
+        rows = q.rows_in_chunk(count)
 
+        def mean(states: Tensor, taken: Tensor) -> Tensor:
+            pairs = transitions.states(states).to(device), transitions.actions[taken].to(device)
+            return q.of_actions(*pairs).mean(1)
 
-def moments_of_actions(
-    q: ActionValues, transitions: Transitions, index: Tensor, device: torch.device, count: int, seed: int
-) -> Tensor:
-    """Mean and standard deviation of Q(s, a_m) over actions a_m logged anywhere in the data, (M, 2).
-
-    With discrete actions, they are those over all actions, by their frequency in the data.
-
-    Args:
-        q: frozen.
-        transitions: all episodes.
-        index: (M,) int64, the transitions whose states are s.
-        device: of ``q``.
-        count: number of actions.
-        seed: of their draws.
-    """
-    if transitions.discrete:
-        frequency = transitions.actions[index].mean(0).to(device)
-
-        def of_all(states: Tensor) -> Tensor:
-            values = q.of_all_actions(transitions.states(states).to(device))
-            mean = values @ frequency
-            return torch.stack([mean, ((values - mean.unsqueeze(1)).square() @ frequency).sqrt()], dim=1)
-
-        parts = torch.split(index, q.rows_in_chunk(len(frequency)))
-        return torch.cat(mapped(of_all, parts, device=device, wide=transitions.wide))
-    generator = Generator(device=index.device).manual_seed(seed)
-    others = torch.stack(
-        [
-            index[torch.randint(len(index), (len(index),), generator=generator, device=index.device)]
-            for _ in range(count)
-        ],
-        dim=1,
-    )  # (M, actions)
-    rows = q.rows_in_chunk(count)
-
-    def of_some(states: Tensor, taken: Tensor) -> Tensor:
-        values = q.of_actions(transitions.states(states).to(device), transitions.actions[taken].to(device))
-        return torch.stack([values.mean(1), values.std(1, unbiased=False)], dim=1)
-
-    return torch.cat(
-        mapped(
-            of_some, torch.split(index, rows), torch.split(others, rows), device=device, wide=transitions.wide
+        return torch.cat(
+            mapped(
+                mean,
+                torch.split(index, rows),
+                torch.split(others, rows),
+                device=device,
+                wide=transitions.wide,
+            )
         )
-    )
 
 
 class FittedValue(StateValue):
@@ -173,19 +158,9 @@ class FittedValue(StateValue):
 
 @torch.no_grad()
 def advantages(
-    q: ActionValues,
-    transitions: Transitions,
-    index: Tensor,
-    parameters: StateValueParameters,
-    seed: int,
-    state_scale: float = 0.0,
+    q: ActionValues, transitions: Transitions, index: Tensor, parameters: StateValueParameters, seed: int
 ) -> Tensor:
     """``A(s, a) = Q(s, a) - V(s)`` of logged actions, in units of its own standard deviation, (M,).
-
-    With ``state_scale`` p, it is first divided by ``std_m Q(s, a_m) ** p``, with actions a_m logged anywhere. With one
-    unit for all states, weights are 1 wherever actions differ little in value, and the policy clones: far from a goal,
-    differences are discounted away, though they tell the way. With p = 1, the policy departs equally far from the data
-    in every state, also where Q is noise.
 
     Args:
         q: frozen.
@@ -193,10 +168,6 @@ def advantages(
         index: (M,) int64, the transitions that train.
         parameters: of V.
         seed: of the draws that V makes.
-        state_scale: p, from 0 to 1.
-
-    Raises:
-        InputError: a value is no finite number.
     """
     values, _ = q.of_transitions(transitions, index)
     if not values.isfinite().all():
@@ -208,11 +179,6 @@ def advantages(
     advantage = values - state_values
     # Where Q is the same for all actions, what is left is rounding, which must not weigh the data.
     smallest = ROUNDING * float(values.abs().max()) + 1e-8
-    if state_scale:
-        drawn = stream_seed(seed, "baseline", 3)
-        spread = moments_of_actions(q, transitions, index, values.device, SPREAD_ACTIONS, drawn)[:, 1]
-        unit = (spread.clamp(min=smallest) / spread.mean().clamp(min=smallest)) ** state_scale
-        advantage = advantage / unit
     return advantage / advantage.std(unbiased=False).clamp(min=smallest)
 
 

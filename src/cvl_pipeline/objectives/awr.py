@@ -17,7 +17,7 @@ class AdvantageWeightedRegression(Objective):
     """``-w log pi(a | s)``, with ``w = exp(beta A / std A)``, clamped.
 
     The weight is that of Peng et al. (2019) and Nair et al. (2020). The advantages are divided by their standard
-    deviation, so ``beta`` means the same for any reward, and with ``state_scale`` also, in part, in any state.
+    deviation, so ``beta`` means the same for any reward.
 
     An episode that is steadily better than the others, where few are, counts as a whole by a share e, see
     ``whole_episodes``. With ``mean A`` of the transition's episode, in the same unit, its transitions have
@@ -43,12 +43,7 @@ class AdvantageWeightedRegression(Objective):
 
         own = self.parameters
         values = advantages(
-            setting.q,
-            setting.transitions,
-            setting.train_index,
-            own.state_value,
-            setting.seed,
-            own.state_scale,
+            setting.q, setting.transitions, setting.train_index, own.state_value, setting.seed
         )
         shares, means = whole_episodes(values, setting.transitions.episode_of(setting.train_index))
         shares = own.episode_weight * shares

@@ -57,13 +57,6 @@ class AdvantageWeights(Strict):
         3.0, ge=0.0, description="Transitions are weighted by exp(beta * advantage / its standard deviation)."
     )
     max_weight: float = Field(100.0, gt=0.0, description="Largest weight of a transition, and of an episode.")
-    state_scale: float = Field(
-        0.0,
-        ge=0.0,
-        le=1.0,
-        description="Share of the spread of Q in the state, instead of that of the whole log, in the unit of "
-        "advantages. 0: one unit for all states; 0.5 helps where rewards are far away (docs/tuning.md).",
-    )
     episode_weight: float = Field(
         1.0,
         ge=0.0,
