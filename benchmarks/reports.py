@@ -1,4 +1,4 @@
-"""Put the tables of suites into the docs, from the records in benchmarks/results: metaworld-50 and rivals.
+"""Put the tables of suites into the docs, from the records in benchmarks/results: metaworld-50, ogbench and rivals.
 
 Run ``python -m benchmarks.reports``. It takes seconds: nothing is trained.
 """
@@ -46,6 +46,16 @@ SECTIONS = {
     "metaworld-50": Section(
         "metaworld-50", "docs/metaworld.md",
         ("--presets", "mixed", "--methods", "cvl,bc,filtered_bc,iql,mc_awr"), picture=True,
+    ),
+    "ogbench-single": Section(
+        "ogbench", "docs/ogbench.md", ("--datasets", "pointmaze-medium", "--seeds", "0,1,2"),
+    ),
+    "ogbench-goals": Section(
+        "ogbench", "docs/ogbench.md",
+        (
+            "--set", "goals", "--datasets", "pointmaze-medium-goals", "--seeds", "0,1,2", "--methods", "crl,cvl,bc",
+        ),
+        records="ogbench_goals",
     ),
     "rivals-tuning": Section(
         "rivals", "docs/benchmarks.md", ("--set", "tuning", "--seeds", "0", "--presets", "noisy", "--methods", FOUR),
