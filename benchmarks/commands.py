@@ -97,6 +97,27 @@ LONG = (
 """How commands begin that are interrupted after ``--patience`` seconds: they take hours, or serve until then."""
 
 
+ROBOT = """
+import gymnasium
+import numpy as np
+
+
+class ReachEnv(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = np.zeros(4, np.float32)
+        return self.state.copy(), {}
+
+    def step(self, action):
+        self.state[:2] += 0.2 * action
+        return self.state.copy(), -float(np.abs(self.state[:2]).sum()), False, False, {}
+"""
+"""The environment of the robot's log."""
+
+
 def text_of(page: Path) -> str:
     """The Markdown of a page or a notebook."""
     if page.suffix == ".md":
@@ -173,6 +194,7 @@ def bring_files(clone: Path) -> None:
         block for block in blocks(clone / "docs/own-data.md", "python") if "def fast" in block
     )
     (clone / "my_rewards.py").write_text(reward_of_ones_own)
+    (clone / "my_robot.py").write_text(ROBOT)
 
 
 def run(line: str, clone: Path, patience: float, limit: float) -> dict[str, Any]:
