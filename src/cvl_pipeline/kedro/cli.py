@@ -208,7 +208,7 @@ def _check_keys_once(params: str) -> None:
             raise click.UsageError(
                 printable(
                     f"--params: '{part.strip()}' is no field=value; a comma ends a field, so write several values with "
-                    "blanks between: --params \"dataset.action_low=-1 -1\""
+                    'blanks between: --params "dataset.action_low=-1 -1"'
                 )
             )
     keys = [key.strip() for key, sign, _ in (part.partition("=") for part in params.split(",")) if sign]
