@@ -172,9 +172,8 @@ def _check_places(pipeline: Pipeline, catalog: DataCatalog) -> None:
     """Raise InputError if anything but a file is at the place of an input or an output."""
     for name in sorted(pipeline.datasets()):
         dataset = vars(catalog.get(name)) if not is_parameter(name) and name in catalog else {}
-        if (
-            "_filepath" in dataset and dataset.get("_version") is None
-        ):  # a user's own versions are files in a folder
+        # The versions of a dataset of the user's own are files in a folder.
+        if "_filepath" in dataset and dataset.get("_version") is None:
             check_file(Path(dataset["_filepath"]), "delete or move it")
 
 

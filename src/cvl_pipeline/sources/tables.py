@@ -161,7 +161,8 @@ class Table:
                 f"dataset.columns.groups to '{pattern}', and name what a group contains: {listed}"
             )
         # A short form, such as obs of observations, says more than letters in common.
-        short = [one for one in known if len(one) > 2 and name.startswith(one.rpartition("/")[2])]
+        tails = {one: one.rpartition("/")[2] for one in known}
+        short = [one for one, tail in tails.items() if len(tail) > 2 and name.startswith(tail)]
         close = short[:3] or get_close_matches(name, known, n=3)
         near = f"did you mean {' or '.join(repr(one) for one in close)}? " if close else ""
         names = ", ".join(sorted(known, key=_natural)[:LISTED]) or "nothing"
