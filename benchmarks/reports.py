@@ -68,11 +68,6 @@ SECTIONS = {
         "rivals", "docs/benchmarks.md",
         ("--set", "test", "--seeds", "10", "--presets", PRESETS, "--methods", f"{FOUR},{IQL}"), picture=True,
     ),
-    "rivals-decay": Section(
-        "rivals", "docs/benchmarks.md",
-        ("--set", "test", "--seeds", "10,11", "--presets", "expert_few", "--methods", "cvl,mc_awr,sarsa"),
-        records="rivals_decay",
-    ),
     "rivals-all": Section(
         "rivals", "docs/benchmarks.md",
         (
