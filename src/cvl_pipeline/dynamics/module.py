@@ -80,10 +80,7 @@ class ContrastiveDynamics(OfflineModule):
     def parts(self) -> Sequence[tuple[Iterable[nn.Parameter], Part]]:
         """The temperature, which does not decay towards 1, and all else."""
         temperature = self.critic.log_temperature
-        if not temperature.requires_grad:
-            return ()
-        others = [each for each in self.parameters() if each.requires_grad and each is not temperature]
-        return ([temperature], Part(decay=0.0)), (others, Part())
+        return self.without_decay(temperature) if temperature.requires_grad else ()
 
     def on_fit_start(self) -> None:
         """Move the episodes to the network's device, if they fit."""

@@ -155,11 +155,16 @@ def _check_kind(data: Transitions) -> None:
             )
         images = {"": tuple(data.observations.shape[1:])} if data.images else {}
     for name, shape in images.items():
-        if shape[2] > min(shape[:2]):
-            raise InputError(
-                f"transitions.observations: images{name} of shape {shape} have more channels than rows or columns; "
-                "transpose them to (height, width, channels)"
-            )
+        check_channels_last(f"transitions.observations: images{name}", shape)
+
+
+def check_channels_last(images: str, shape: tuple[int, ...]) -> None:
+    """Raise InputError, which begins with ``images``, if images of a shape (H, W, C) seem to be (C, H, W)."""
+    if shape[2] > min(shape[:2]):
+        raise InputError(
+            f"{images} of shape {shape} have more channels than rows or columns; "
+            "transpose them to (height, width, channels)"
+        )
 
 
 def check_splittable(transitions: Transitions) -> None:

@@ -75,9 +75,7 @@ class PolicyExtraction(OfflineModule):
         """The noise, which does not decay, and all else."""
         if not isinstance(self.actor, GaussianActor):
             return ()
-        noise = self.actor.log_std
-        others = [each for each in self.parameters() if each.requires_grad and each is not noise]
-        return ([noise], Part(decay=0.0)), (others, Part())
+        return self.without_decay(self.actor.log_std)
 
     def on_fit_start(self) -> None:
         """Put the data where the network is, if they fit, and let the objective prepare."""

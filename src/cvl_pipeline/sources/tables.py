@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cvl_pipeline.episodes.validation import check_channels_last
 from cvl_pipeline.errors import InputError
 from cvl_pipeline.io.pieces import Column, by_block
 from cvl_pipeline.sources.columns import Columns
@@ -225,11 +226,7 @@ class Table:
         for _, block in self._cells(field, name):
             if block.dtype != np.uint8:
                 return None
-            if block.shape[3] > min(block.shape[1:3]):
-                raise InputError(
-                    f"{self.place(field, name)}: images of shape {block.shape[1:]} have more channels than rows or "
-                    "columns; transpose them to (height, width, channels)"
-                )
+            check_channels_last(f"{self.place(field, name)}: images", block.shape[1:])
             images.append(block)
         return images.array()
 

@@ -146,6 +146,11 @@ class OfflineModule(lightning.LightningModule):
         """Trained parameters that differ in how the optimiser treats them; none: all are alike."""
         return ()
 
+    def without_decay(self, parameter: nn.Parameter) -> Sequence[tuple[Iterable[nn.Parameter], Part]]:
+        """Parts in which one trained parameter does not decay, and all else does."""
+        others = [each for each in self.parameters() if each.requires_grad and each is not parameter]
+        return ([parameter], Part(decay=0.0)), (others, Part())
+
     def trained_parameters(self) -> list[nn.Parameter]:
         """Parameters that the optimiser changes, part after part."""
         parts = [parameter for parameters, _ in self.parts() for parameter in parameters]
